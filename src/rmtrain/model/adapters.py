@@ -7,7 +7,8 @@ from torch import nn
 
 from rmtrain.data.render import first_line
 from rmtrain.errors import InputError
-from rmtrain.model.reward_model import HEAD, RewardModel
+from rmtrain.model.forward import HEAD
+from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import LoraSection
 
 

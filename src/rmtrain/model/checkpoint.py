@@ -13,7 +13,8 @@ from rmtrain.data.render import Renderer, first_line, load_tokenizer
 from rmtrain.errors import CheckpointError
 from rmtrain.files import sha256_file, write_json
 from rmtrain.model.adapters import prepare_adapters
-from rmtrain.model.reward_model import HEAD, BackboneOptions, RewardModel, load_backbone, load_config
+from rmtrain.model.forward import HEAD
+from rmtrain.model.reward_model import NO_HEAD, BackboneOptions, RewardModel, load_backbone, load_config
 
 SIDECAR = "rmtrain.json"
 ADAPTER = "adapter_config.json"
@@ -78,7 +79,7 @@ def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:
         stored = {n: t if n in kept_as_is else t.to(getattr(torch, dtype)) for n, t in tensors.items()}
         save_file(stored, staging / path.name, metadata={"format": "pt"})
     if not adapter:
-        config = _read_json(staging / "config.json")
+        config = read_json(staging / "config.json")
         write_json(staging / "config.json", {**config, "dtype": dtype})
     check_weights(staging)
     shutil.rmtree(folder, ignore_errors=True)
@@ -97,9 +98,7 @@ def check_weights(folder: Path) -> None:
         if tensor.numel() == 0 or (tensor.is_floating_point() and not tensor.isfinite().all()):
             raise CheckpointError(f"{file}: {name} is empty or not finite", "use another checkpoint")
     if not any(name == f"{HEAD}.weight" or name.endswith(f".{HEAD}.weight") for name in names):
-        raise CheckpointError(
-            f"{folder}: no score head ({HEAD}.weight) in its safetensors files", "it is not a reward model"
-        )
+        raise CheckpointError(f"{folder}: no score head ({HEAD}.weight) in its safetensors files", NO_HEAD)
     if (folder / ADAPTER).exists() and not any("lora_B" in name for name in names):
         raise CheckpointError(f"{folder}: the adapter file holds no LoRA weights", "use another checkpoint")
 
@@ -139,17 +138,17 @@ def load_checkpoint(
     """
     folder = Path(where)
     if not folder.is_dir():
-        folder = _download(where, revision)
-    sidecar = _read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
+        folder = download(where, revision)
+    sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
     trained: dict[str, Any] = sidecar.get("recipe", {})
     renderer = Renderer.for_tokenizer(load_tokenizer(str(folder)))
     if sidecar:
         if not isinstance(sidecar.get("contract"), dict):
             raise CheckpointError(f"{folder / SIDECAR}: no rendering contract in it", "use another checkpoint")
         renderer.check_contract(sidecar["contract"], where)
-    adapter = _read_json(folder / ADAPTER) if (folder / ADAPTER).exists() else None
+    adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).exists() else None
     if options is None:
-        options = _options_in_training(folder, adapter, trained.get("model", {}))
+        options = options_in_training(folder, adapter, trained.get("model", {}))
     if adapter is not None:
         model = _load_adapter(folder, adapter, options, renderer.pad_id)
     else:
@@ -157,12 +156,12 @@ def load_checkpoint(
     model.module.eval()
     if device is not None and options.quantization == "none":
         model.module.to(device)
-    _check_finite(model.module, where)
+    check_finite(model.module, where)
     length = trained.get("data", {}).get("max_length") or min(_positions(model), 4096)
-    return Checkpoint(model, renderer, int(length), sidecar, where, _fingerprint(folder))
+    return Checkpoint(model, renderer, int(length), sidecar, where, fingerprint_of(folder))
 
 
-def _fingerprint(folder: Path) -> str:
+def fingerprint_of(folder: Path) -> str:
     """Digest of the weights and of what decides how they are used; of files of 1 GiB and more by size and time."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
@@ -172,7 +171,7 @@ def _fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _options_in_training(folder: Path, adapter: dict[str, Any] | None, section: dict[str, Any]) -> BackboneOptions:
+def options_in_training(folder: Path, adapter: dict[str, Any] | None, section: dict[str, Any]) -> BackboneOptions:
     """How a checkpoint ran when it was trained; for other people's, in the dtype of its config, or of its base's."""
     if not section:
         name, revision = str(folder), None
@@ -185,17 +184,26 @@ def _options_in_training(folder: Path, adapter: dict[str, Any] | None, section: 
 
 
 def _load_adapter(folder: Path, config: dict[str, Any], options: BackboneOptions, pad_id: int) -> RewardModel:
-    from peft import PeftModel, get_peft_model_state_dict
-
     check_weights(folder)
     base = config.get("base_model_name_or_path")
     if not base:
         raise CheckpointError(f"{folder / ADAPTER} names no base model")
     model = load_backbone(base, config.get("revision"), options, pad_id, seed=0)  # the adapter brings its own head
+    return RewardModel(attach_adapter(model.module, folder, base), model.packing, model.notes, model.commit)
+
+
+def attach_adapter(module: Any, folder: Path, base: str) -> Any:
+    """The PEFT model of a base and the adapter that lies in a folder.
+
+    Raises:
+        CheckpointError: names what does not fit.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
-            module = PeftModel.from_pretrained(model.module, folder)
+            module = PeftModel.from_pretrained(module, folder)
     except (RuntimeError, ValueError, TypeError) as error:  # misshapen, misnamed, misconfigured
         raise CheckpointError(f"{folder}: the adapter does not fit its base {base}: {error}", _OTHER) from error
     expected = set(get_peft_model_state_dict(module, save_embedding_layers=False))
@@ -205,10 +213,11 @@ def _load_adapter(folder: Path, config: dict[str, Any], options: BackboneOptions
     if surplus := sorted(name for name in found - expected if "lora_" in name):
         raise CheckpointError(f"{folder}: its base {base} has no place for {', '.join(surplus[:5])}", _OTHER)
     prepare_adapters(module)
-    return RewardModel(module, model.packing, model.notes, model.commit)
+    return module
 
 
-def _check_finite(module: Any, where: str) -> None:
+def check_finite(module: Any, where: str) -> None:
+    """Refuse weights that are not finite, by name."""
     for name, parameter in module.named_parameters():
         if parameter.is_floating_point() and not parameter.isfinite().all():
             raise CheckpointError(f"{where}: {name} is not finite", "the weights are damaged; use another checkpoint")
@@ -218,7 +227,8 @@ def _positions(model: RewardModel) -> int:
     return int(getattr(model.module.config.get_text_config(), "max_position_embeddings", 4096) or 4096)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint; raises CheckpointError if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -228,7 +238,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _download(where: str, revision: str | None) -> Path:
+def download(where: str, revision: str | None) -> Path:
     """Fetch a hub repository's weights, config and tokenizer; never pickles."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -6,7 +6,8 @@ import torch
 from transformers import PretrainedConfig
 
 from rmtrain.model.adapters import adapter_config
-from rmtrain.model.reward_model import HEAD, reward_model_class
+from rmtrain.model.forward import HEAD
+from rmtrain.model.reward_model import reward_model_class
 from rmtrain.recipe.schema import LoraSection
 
 

@@ -1,84 +1,28 @@
 """Backbone + score head: any decoder with a sequence-classification head in transformers.
 
-The score head is float32 on any base, its initialisation is seeded, and rewards are read by position.
+The score head is float32 on any base, and its initialisation is seeded.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from rmtrain.data.render import first_line
+from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model import attention
-from rmtrain.model.batch import Packing
+from rmtrain.model.batch import Batch, Packing, pack
+from rmtrain.model.forward import HEAD, RewardForward
 
-HEAD = "score"
-
-
-class RewardForward:
-    """Mixin that reads rewards by position and applies the head in float32 to those positions alone.
-
-    transformers' own forward runs the head on every token and finds the end by pad id.
-    """
-
-    _keep_in_fp32_modules_strict = (HEAD,)
-    compute_dtype: torch.dtype = torch.float32  # the backbone's autocast, entered here so that no caller can differ
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        ends: Tensor | None = None,
-        layout: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Rewards of a batch made by `rmtrain.model.batch.pack`.
-
-        Args:
-            input_ids: [1, T] packed, or [N, L] padded.
-            attention_mask: [N, L] padded only.
-            position_ids: as `input_ids`.
-            ends: [N] flat positions of the last tokens; without it transformers' own forward answers.
-            layout: of attention; None for padded rows.
-            kwargs: passed on where `ends` is None.
-
-        Returns:
-            An output whose `logits` are [N] float32 rewards.
-
-        Raises:
-            InputError: a packed batch that not every layer attended to as its config says.
-        """
-        if ends is None:
-            return super().forward(  # type: ignore[misc]
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
-            )
-        inputs: dict[str, Any] = {"attention_mask": attention_mask}
-        if layout is not None:
-            layout = {**layout, "calls": []}
-            inputs = {"attention_mask": None, "layout": layout}
-        backbone = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
-        device = cast(Tensor, input_ids).device.type
-        with torch.autocast(device, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32):
-            hidden = backbone(
-                input_ids=input_ids, position_ids=position_ids, use_cache=False, **inputs
-            ).last_hidden_state
-        if layout is not None:
-            attention.check_calls(layout["calls"], self.config)  # type: ignore[attr-defined]
-        pooled = hidden.flatten(0, 1).index_select(0, ends)
-        head = getattr(self, HEAD)
-        with torch.autocast(device, enabled=False):  # autocast would run even a float32 head in half precision
-            rewards = head(pooled.to(next(head.parameters()).dtype)).float().squeeze(-1)
-        return SequenceClassifierOutput(logits=rewards)
+NO_HEAD = "it is no reward model: train one from it, or score it by --reference REF or --reference-free avg"
 
 
 def reward_model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
@@ -128,6 +72,10 @@ class RewardModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return cast(torch.device, next(self.module.parameters()).device)
+
+    def batch(self, groups: Sequence[TokenizedGroup], pad_id: int) -> Batch:
+        """Groups laid out as the module's forward takes them."""
+        return pack(groups, self.packing, pad_id)
 
 
 def load_config(name: str, revision: str | None) -> PretrainedConfig:
@@ -184,23 +132,7 @@ def load_backbone(
         _set_pad(config, pad_id, name)
     model_class = reward_model_class(config)
     packing, notes = choose_packing(model_class, config, options.packing)
-    dtype = getattr(torch, options.dtype)
-    kwargs: dict[str, Any] = {"dtype": torch.float32 if trainable else dtype}
-    if packing == "none" and options.attention != "auto":
-        kwargs["attn_implementation"] = options.attention
-    if options.quantization != "none":
-        kwargs["quantization_config"] = _quantization(options.quantization, dtype)
-    if torch.cuda.is_available() and options.quantization != "none":
-        kwargs["device_map"] = {"": torch.cuda.current_device()}
-    with _quiet():
-        try:
-            module, info = model_class.from_pretrained(
-                name, config=config, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{name}: no weights could be loaded: {first_line(error)}", "the checkpoint is incomplete or damaged"
-            ) from error
+    module, info = load_module(model_class, name, revision, config, options, packing, trainable)
     for key, found, expected in sorted(info["mismatched_keys"]):
         labels = f": its score head has {found[0]} labels, a reward model has one" if key == f"{HEAD}.weight" else ""
         raise CheckpointError(
@@ -217,17 +149,48 @@ def load_backbone(
             f"{name}: the weights lack {', '.join(missing[:5])}", "the checkpoint is damaged or of another model"
         )
     if missing and seed is None:
-        raise CheckpointError(
-            f"{name}: the weights have no score head ({HEAD}.weight)", "it is no reward model; train one from it"
-        )
+        raise CheckpointError(f"{name}: the weights have no score head ({HEAD}.weight)", NO_HEAD)
     getattr(module, HEAD).float()  # transformers makes a missing one in the dtype of the rest
     if missing:
         _init_head(module, cast(int, seed))
-    module.compute_dtype = dtype
+    module.compute_dtype = getattr(torch, options.dtype)
     module.config.architectures = [type(module).__name__]  # an adapter's config.json is this one
     if packing != "none":
         module.set_attn_implementation(attention.NAME)
     return RewardModel(module, packing, tuple(notes), commit)
+
+
+def load_module(
+    model_class: type[PreTrainedModel],
+    name: str,
+    revision: str | None,
+    config: PretrainedConfig,
+    options: BackboneOptions,
+    packing: Packing,
+    trainable: bool = False,
+) -> tuple[Any, dict[str, Any]]:
+    """A model's weights in the dtype and quantisation of the options, and what transformers says of their loading.
+
+    Raises:
+        CheckpointError: no weights can be loaded.
+    """
+    dtype = getattr(torch, options.dtype)
+    kwargs: dict[str, Any] = {"dtype": torch.float32 if trainable else dtype}
+    if packing == "none" and options.attention != "auto":
+        kwargs["attn_implementation"] = options.attention
+    if options.quantization != "none":
+        kwargs["quantization_config"] = _quantization(options.quantization, dtype)
+    if torch.cuda.is_available() and options.quantization != "none":
+        kwargs["device_map"] = {"": torch.cuda.current_device()}
+    with _quiet():
+        try:
+            return model_class.from_pretrained(  # type: ignore[no-any-return]
+                name, config=config, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{name}: no weights could be loaded: {first_line(error)}", "the checkpoint is incomplete or damaged"
+            ) from error
 
 
 def _set_pad(config: PretrainedConfig, pad_id: int, name: str) -> None:

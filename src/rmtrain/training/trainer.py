@@ -20,7 +20,8 @@ from rmtrain.errors import NonFiniteError, RunFailedError
 from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
 from rmtrain.model.batch import Batch
 from rmtrain.model.checkpoint import check_weights, write_companions
-from rmtrain.model.reward_model import HEAD, RewardModel, check_head
+from rmtrain.model.forward import HEAD
+from rmtrain.model.reward_model import RewardModel, check_head
 from rmtrain.scoring.score import score_groups
 from rmtrain.training.checkpoints import STAGING, commit, rotate
 from rmtrain.training.loss import bradley_terry_loss

@@ -1,0 +1,85 @@
+"""Forward passes over packed batches: the backbone, and rewards read by position."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from rmtrain.model import attention
+
+HEAD = "score"
+
+
+class PackedForward:
+    """Mixin that runs a model's backbone on a batch made by `rmtrain.model.batch.pack`."""
+
+    compute_dtype: torch.dtype = torch.float32  # the backbone's autocast, entered here so that no caller can differ
+
+    def packed_states(
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, layout: dict[str, Any] | None
+    ) -> Tensor:
+        """[1, T or N, L, H] last hidden states, the batch dimensions flattened to one: [T or N * L, H].
+
+        Raises:
+            InputError: a packed batch that not every layer attended to as its config says.
+        """
+        inputs: dict[str, Any] = {"attention_mask": attention_mask}
+        if layout is not None:
+            layout = {**layout, "calls": []}
+            inputs = {"attention_mask": None, "layout": layout}
+        backbone = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
+        with torch.autocast(
+            input_ids.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32
+        ):
+            hidden = backbone(
+                input_ids=input_ids, position_ids=position_ids, use_cache=False, **inputs
+            ).last_hidden_state
+        if layout is not None:
+            attention.check_calls(layout["calls"], self.config)  # type: ignore[attr-defined]
+        return cast(Tensor, hidden.flatten(0, 1))
+
+
+class RewardForward(PackedForward):
+    """Mixin that reads rewards by position and applies the head in float32 to those positions alone.
+
+    transformers' own forward runs the head on every token and finds the end by pad id.
+    """
+
+    _keep_in_fp32_modules_strict = (HEAD,)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        ends: Tensor | None = None,
+        layout: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Rewards of a batch made by `rmtrain.model.batch.pack`.
+
+        Args:
+            input_ids: [1, T] packed, or [N, L] padded.
+            attention_mask: [N, L] padded only.
+            position_ids: as `input_ids`.
+            ends: [N] flat positions of the last tokens; without it transformers' own forward answers.
+            layout: of attention; None for padded rows.
+            kwargs: passed on where `ends` is None.
+
+        Returns:
+            An output whose `logits` are [N] float32 rewards.
+
+        Raises:
+            InputError: a packed batch that not every layer attended to as its config says.
+        """
+        if ends is None:
+            return super().forward(  # type: ignore[misc]
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+            )
+        input_ids, position_ids = cast(Tensor, input_ids), cast(Tensor, position_ids)
+        pooled = self.packed_states(input_ids, attention_mask, position_ids, layout).index_select(0, ends)
+        head = getattr(self, HEAD)
+        with torch.autocast(pooled.device.type, enabled=False):  # it would run even a float32 head in half precision
+            rewards = head(pooled.to(next(head.parameters()).dtype)).float().squeeze(-1)
+        return SequenceClassifierOutput(logits=rewards)
