@@ -64,6 +64,7 @@ def make_config(family: str = "mistral", **changes: Any) -> Any:
         "gemma2": "Gemma2Config",
         "gpt2": "GPT2Config",
         "falcon": "FalconConfig",
+        "granite": "GraniteConfig",
     }
     values = {
         "vocab_size": len(SPECIAL) + len(WORDS),

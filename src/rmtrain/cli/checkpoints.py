@@ -11,6 +11,7 @@ from rmtrain.runs import MANIFEST, newest_finished
 
 if TYPE_CHECKING:
     from rmtrain.model.checkpoint import Checkpoint
+    from rmtrain.model.policy import Policy
     from rmtrain.recipe.schema import Recipe
 
 
@@ -64,7 +65,7 @@ def load(chosen: Chosen) -> "Checkpoint":
     return load_checkpoint(where, revision=revision or None, device=process_state().device)
 
 
-def trained_recipe(checkpoint: "Checkpoint") -> "Recipe | None":
+def trained_recipe(checkpoint: "Checkpoint | Policy") -> "Recipe | None":
     """The recipe in a checkpoint's rmtrain.json, if it has one."""
     from rmtrain.recipe.schema import Recipe
 
@@ -72,7 +73,7 @@ def trained_recipe(checkpoint: "Checkpoint") -> "Recipe | None":
     return Recipe.model_validate_json(json.dumps(values)) if values else None
 
 
-def tokens_at_once(checkpoint: "Checkpoint") -> int:
+def tokens_at_once(checkpoint: "Checkpoint | Policy") -> int:
     """Most tokens through the backbone at once when scoring: its recipe's, or the schema's default."""
     from rmtrain.recipe.schema import EvaluationSection
 

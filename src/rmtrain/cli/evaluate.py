@@ -12,15 +12,19 @@ from rmtrain.cli import processes
 from rmtrain.cli.checkpoints import Chosen, choose, load, tokens_at_once, trained_recipe
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.options import CkptOption, JsonOption, ProcessesOption, RunsOption, TokensOption
+from rmtrain.cli.policies import ReferenceFreeOption, ReferenceOption, as_policy, load_policy_of
 from rmtrain.errors import InputError
 
 if TYPE_CHECKING:
     from rmtrain.data.load import SplitData
     from rmtrain.model.checkpoint import Checkpoint
+    from rmtrain.model.policy import Policy
 
 
 def evaluate(
     ckpt: CkptOption = None,
+    reference: ReferenceOption = None,
+    reference_free: ReferenceFreeOption = None,
     split: Annotated[
         list[str] | None, typer.Option(help="Split of the checkpoint's recipe, or of --data; may be repeated.")
     ] = None,
@@ -41,10 +45,10 @@ def evaluate(
     [dim]rmtrain eval --ckpt runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl --min-accuracy 0.7[/]
     """
     display = TerminalDisplay()
-    chosen = choose(ckpt, runs, display)
+    chosen = as_policy(choose(ckpt, runs, display), reference, reference_free)
     processes.spread(num_processes)
     try:
-        checkpoint = load(chosen)
+        checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen)
         splits = _read(checkpoint, split or [], data)
         budget = tokens_per_batch or tokens_at_once(checkpoint)
         results = score_loaded(checkpoint, chosen, splits, budget, display)
@@ -68,7 +72,7 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _read(checkpoint: "Checkpoint", names: list[str], source: str | None) -> dict[str, "SplitData"]:
+def _read(checkpoint: "Checkpoint | Policy", names: list[str], source: str | None) -> dict[str, "SplitData"]:
     """The splits asked for: of --data, or of the checkpoint's own recipe."""
     from rmtrain.data.load import load_data, read_source
 
@@ -90,7 +94,7 @@ def _stem(source: str) -> str:
 
 
 def score_loaded(
-    checkpoint: "Checkpoint",
+    checkpoint: "Checkpoint | Policy",
     chosen: Chosen,
     splits: Mapping[str, "SplitData"],
     tokens_per_batch: int,
@@ -99,7 +103,7 @@ def score_loaded(
     """Evaluate splits and write their files under `eval/`."""
     from rmtrain.evaluation.splits import evaluate_split
 
-    for note in checkpoint.model.notes:
+    for note in checkpoint.notes:
         display.note(note)
     return [
         evaluate_split(checkpoint, name, split, tokens_per_batch, chosen.results / "eval", display)

@@ -10,6 +10,7 @@ from rmtrain.cli import processes
 from rmtrain.cli.checkpoints import choose, load, tokens_at_once
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.options import CkptOption, ProcessesOption, RunsOption, TokensOption
+from rmtrain.cli.policies import ReferenceFreeOption, ReferenceOption, as_policy, load_policy_of
 from rmtrain.errors import InputError
 
 
@@ -19,6 +20,8 @@ def score(
     ],
     output: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="The input rows with their rewards added.")],
     ckpt: CkptOption = None,
+    reference: ReferenceOption = None,
+    reference_free: ReferenceFreeOption = None,
     tokens_per_batch: TokensOption = None,
     num_processes: ProcessesOption = None,
     runs: RunsOption = Path("runs"),
@@ -33,7 +36,7 @@ def score(
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder", "make it, or choose another --output")
     display = TerminalDisplay()
-    chosen = choose(ckpt, runs, display)
+    chosen = as_policy(choose(ckpt, runs, display), reference, reference_free)
     from rmtrain.data.load import read_source
 
     split = read_source(str(input_file), None, evaluation=False)
@@ -43,7 +46,7 @@ def score(
     from rmtrain.files import write_atomic
 
     try:
-        checkpoint = load(chosen)
+        checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen)
         budget = tokens_per_batch or tokens_at_once(checkpoint)
         rows_file = output.with_name(f".{output.name}.rows")
         scored = score_rows(checkpoint, input_file.name, split.groups, budget, rows_file, display)

@@ -127,20 +127,29 @@ class Renderer:
         """
         if not conversations:
             return []
-        texts = [self._render(conversation) for conversation in conversations]
-        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        if self.prepend_bos or self.append_eos:
-            head = [self.tokenizer.bos_token_id] if self.prepend_bos else []
-            tail = [self.tokenizer.eos_token_id] if self.append_eos else []
-            encoded = [head + ids + tail for ids in encoded]
-        return encoded  # type: ignore[no-any-return]
+        encoded = self._encode([self._render(conversation) for conversation in conversations])
+        tail = [self.tokenizer.eos_token_id] if self.append_eos else []
+        return [ids + tail for ids in encoded] if tail else encoded
 
-    def _render(self, conversation: Conversation) -> str:
+    def tokenize_prompt(self, prompt: Conversation) -> list[int]:
+        """A prompt as it is before a language model answers: with the generation prompt, and with no end.
+
+        Raises:
+            DataError: the template refuses the prompt.
+        """
+        return self._encode([self._render(prompt, generation=True)])[0]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        encoded: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        head = [self.tokenizer.bos_token_id] if self.prepend_bos else []
+        return [head + ids for ids in encoded] if head else encoded
+
+    def _render(self, conversation: Conversation, generation: bool = False) -> str:
         try:
-            return _apply(self.tokenizer, conversation)
+            return _apply(self.tokenizer, conversation, generation)
         except TemplateError as error:
             try:
-                return _apply(self.tokenizer, alternating(conversation))
+                return _apply(self.tokenizer, alternating(conversation), generation)
             except TemplateError:
                 roles = ", ".join(message.role for message in conversation)
                 raise DataError(
@@ -198,9 +207,9 @@ def alternating(conversation: Conversation) -> Conversation:
     return tuple(turns)
 
 
-def _apply(tokenizer: Any, conversation: Conversation) -> str:
+def _apply(tokenizer: Any, conversation: Conversation, generation: bool = False) -> str:
     messages = [message._asdict() for message in conversation]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)  # type: ignore[no-any-return]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)  # type: ignore[no-any-return]
 
 
 def _special_tokens(tokenizer: Any) -> list[str]:

@@ -34,6 +34,7 @@ class TokenizedGroup(NamedTuple):
     suffixes: tuple[Tokens, ...]  # K arrays of at least one token
     preferences: tuple[Preference, ...]
     truncated: bool
+    starts: tuple[int, ...] = ()  # K places at which the responses start; only where log-probabilities are asked for
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -87,14 +88,26 @@ def tokenize_groups(
                         f"group {group.id}: {longest} tokens, more than data.max_length {max_length}",
                         "raise data.max_length or choose another data.over_length",
                     )
-                sequences = _truncate(group, sequences, renderer, max_length, over_length == "truncate_prompt")
+                sequences = truncate_group(group, sequences, renderer, max_length, over_length == "truncate_prompt")[1]
             prefix, suffixes = split_prefix(sequences)
             yield TokenizedGroup(group.id, group.source, prefix, suffixes, group.preferences, truncated)
 
 
-def _truncate(
+def truncate_group(
     group: PreferenceGroup, sequences: list[list[int]], renderer: Renderer, max_length: int, prompt_first: bool
-) -> list[list[int]]:
+) -> tuple[Conversation, list[list[int]]]:
+    """A group's prompt cut to the length rule, and its sequences with the completions cut too.
+
+    Args:
+        group: one that is too long.
+        sequences: its rendering.
+        renderer: the rendering contract.
+        max_length: tokens of prompt and one completion.
+        prompt_first: completions are cut only where the prompt is not enough; else the other way round.
+
+    Raises:
+        DataError: the template alone exceeds max_length.
+    """
     prompt, completions = group.prompt, list(group.completions)
     for cut_prompt in (prompt_first, not prompt_first):
         # each pass takes off the excess measured; tokens that merge anew at the cut can leave one or two for the next
@@ -113,7 +126,7 @@ def _truncate(
             f"group {group.id}: the chat template alone takes more than data.max_length {max_length} tokens",
             "raise data.max_length",
         )
-    return sequences
+    return prompt, sequences
 
 
 def _cut(renderer: Renderer, messages: Conversation, tokens: int, from_start: bool) -> Conversation:

@@ -6,17 +6,20 @@ from typing import Any
 
 from rmtrain.data.load import SplitData
 from rmtrain.data.prepare import evaluation_rule, tokenize_named
+from rmtrain.data.responses import mark_responses
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.evaluation.results import ScoredRow, scored_row, summarise, write_rows
 from rmtrain.files import write_json
 from rmtrain.model.checkpoint import Checkpoint
 from rmtrain.model.devices import process_state
+from rmtrain.model.policy import Policy
+from rmtrain.scoring.policy import score_policy
 from rmtrain.scoring.score import score_groups
 
 
 def score_rows(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Policy,
     name: str,
     groups: Sequence[PreferenceGroup],
     tokens_per_batch: int,
@@ -26,7 +29,7 @@ def score_rows(
     """Score groups and write their rows file, whole; an interrupted scoring goes on where it stopped.
 
     Args:
-        checkpoint: the reward model.
+        checkpoint: the reward model, or the policy.
         name: of the groups, for the display.
         groups: what to score; none is dropped, longer ones are truncated.
         tokens_per_batch: most tokens through the backbone at once.
@@ -42,33 +45,44 @@ def score_rows(
     # the name says what is being scored with what, so that nothing else is taken up again
     partial = path.with_name(f".{path.name}-{tokens.fingerprint[:16]}-{checkpoint.fingerprint[:16]}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    rewards = score_groups(
-        checkpoint.model,
-        tokenized,
-        checkpoint.renderer.pad_id,
-        tokens_per_batch,
-        partial,
-        lambda done, total: display.progress(f"score {name}", done, total),
-        display.note,
-    )
+
+    def progress(done: int, total: int) -> None:
+        display.progress(f"score {name}", done, total)
+
+    if isinstance(checkpoint, Policy):
+        marked = mark_responses(groups, tokenized, checkpoint.renderer, checkpoint.max_length, rule)
+        rewards = score_policy(checkpoint, marked, tokens_per_batch, partial, progress, display.note)
+    else:
+        pad_id = checkpoint.renderer.pad_id
+        rewards = score_groups(checkpoint.model, tokenized, pad_id, tokens_per_batch, partial, progress, display.note)
     rows = [
         scored_row(group, values, [len(suffix) for suffix in split.suffixes], split.truncated)
         for group, values, split in zip(groups, rewards, tokenized, strict=True)
     ]
     if process_state().is_main_process:
         write_rows(path, rows)
-        partial.unlink(missing_ok=True)
+        for left in path.parent.iterdir():
+            if left.name.startswith(partial.name):
+                left.unlink()
     return rows
 
 
+def formula_of(checkpoint: Checkpoint | Policy) -> dict[str, Any]:
+    """What a result says of how a policy was read; nothing of a reward model."""
+    if not isinstance(checkpoint, Policy):
+        return {}
+    return {"policy": {"reference": checkpoint.reference, "log_probabilities": checkpoint.reading}}
+
+
 def evaluate_split(
-    checkpoint: Checkpoint, name: str, split: SplitData, tokens_per_batch: int, folder: Path, display: Display
+    checkpoint: Checkpoint | Policy, name: str, split: SplitData, tokens_per_batch: int, folder: Path, display: Display
 ) -> dict[str, Any]:
     """Ranking accuracy on a split, as `eval --json` gives it; writes `<name>.json` and `<name>.rows.jsonl`."""
     path = folder / f"{name}.rows.jsonl"
     rows = score_rows(checkpoint, name, split.groups, tokens_per_batch, path, display)
     result = {
         **summarise(rows, checkpoint.where, name, str(path)),
+        **formula_of(checkpoint),
         "data": {"source": split.source, "revision": split.revision, "fingerprint": split.fingerprint},
     }
     if process_state().is_main_process:

@@ -41,6 +41,11 @@ class Checkpoint:
     where: str
     fingerprint: str
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how it is run."""
+        return self.model.notes
+
 
 def write_companions(config: Any, renderer: Renderer, folder: Path, sidecar: dict[str, Any]) -> None:
     """Write what makes weights loadable by anyone: config, tokenizer and the rendering contract."""

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object, send_to_devic
 
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import RunFailedError
-from rmtrain.model.batch import GroupSize, pack, plan_batches
+from rmtrain.model.batch import GroupSize, plan_batches
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import RewardModel
 
@@ -119,7 +119,7 @@ def _score_batch(
 
 @torch.no_grad()
 def _forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
-    batch: dict[str, Any] = send_to_device(pack(groups, model.packing, pad_id), model.device)
+    batch: dict[str, Any] = send_to_device(model.batch(groups, pad_id), model.device)
     return model.module(**batch).logits.tolist()  # type: ignore[no-any-return]
 
 
