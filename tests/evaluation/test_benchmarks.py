@@ -243,7 +243,8 @@ def test_published_intervals_are_those_of_the_rows(tmp_path):
     scored = benchmark_result("rewardbench-1", core_rows(), ckpt="c", path=None)
     for section in SECTIONS:
         for key in ("score", "low", "high"):
-            assert published["sections"][section][key] == pytest.approx(scored["sections"][section][key])
+            # of rows there is a bootstrap, of published accuracies Wilson's, which takes strata for less known
+            assert published["sections"][section][key] == pytest.approx(scored["sections"][section][key], abs=0.008)
 
 
 def test_a_published_file_of_several_models(tmp_path):
@@ -304,6 +305,6 @@ def test_a_published_file_that_can_not_be_scored(tmp_path, content, message):
     assert caught.value.message.startswith(f"{path}: {message}")
 
 
-def test_benchmarks_without_published_subsets(tmp_path):
-    with pytest.raises(DataError, match="rm-bench: published accuracies can't be re-scored"):
-        results_from_published(flat_file(tmp_path, {}), "rm-bench")
+def test_benchmarks_without_published_sizes(tmp_path):
+    with pytest.raises(DataError, match="rm-bench publishes no number of rows by subset, and the file has none"):
+        results_from_published(flat_file(tmp_path, {"model": "m", "chat": 0.5}), "rm-bench")

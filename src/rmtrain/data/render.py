@@ -127,7 +127,7 @@ class Renderer:
         """
         if not conversations:
             return []
-        encoded = self._encode([self._render(conversation) for conversation in conversations])
+        encoded = self._encode([self.render(conversation) for conversation in conversations])
         tail = [self.tokenizer.eos_token_id] if self.append_eos else []
         return [ids + tail for ids in encoded] if tail else encoded
 
@@ -137,14 +137,15 @@ class Renderer:
         Raises:
             DataError: the template refuses the prompt.
         """
-        return self._encode([self._render(prompt, generation=True)])[0]
+        return self._encode([self.render(prompt, generation=True)])[0]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         encoded: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         head = [self.tokenizer.bos_token_id] if self.prepend_bos else []
         return [head + ids for ids in encoded] if head else encoded
 
-    def _render(self, conversation: Conversation, generation: bool = False) -> str:
+    def render(self, conversation: Conversation, generation: bool = False) -> str:
+        """The template's text of a conversation; raises DataError where it refuses it."""
         try:
             return _apply(self.tokenizer, conversation, generation)
         except TemplateError as error:

@@ -1,14 +1,23 @@
 """Figures of a benchmark's subsets and sections, from scored rows or from published accuracies."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of, length_gaps_of
-from rmtrain.metrics.intervals import Interval, effective_size, stratified_interval, wilson_interval
+from rmtrain.metrics.intervals import (
+    Interval,
+    effective_size,
+    percentile_interval,
+    resampled_sums,
+    stratified_interval,
+    wilson_interval,
+)
 from rmtrain.metrics.rankings import Floats, credits_of
+
+_ENOUGH = 10  # preferences right, and wrong, for percentiles of resamples to be an interval
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,9 @@ class Subset:
     accuracy_half: float | None = None  # a tie counts 1/2
     ties: int | None = None
     length_baseline: float | None = None  # accuracy of "the longer wins", equal lengths counting 1/2
+    credit: Floats | None = field(default=None, repr=False)  # what each preference counts
+    prompts: Sequence[str] = field(default=(), repr=False)  # of each preference
+    draws: Floats | None = field(default=None, repr=False)  # [R] accuracies when prompts are drawn anew
 
     def to_json(self) -> dict[str, Any]:
         """The subset's entry in a result."""
@@ -52,6 +64,7 @@ def strict_subset(rows: Sequence[ScoredRow]) -> Subset:
         rows,
         credit,
         clusters_of(rows)[gaps.groups],
+        [rows[group].cluster or rows[group].id for group in gaps.groups],
         accuracy_half=float(credits_of(gaps.gaps).mean()),
         ties=int((gaps.gaps == 0).sum()),
         length_baseline=float(credits_of(of_length.gaps).mean()) if of_length else None,
@@ -66,6 +79,7 @@ def credit_subset(rows: Sequence[ScoredRow], credit_of: Callable[[Sequence[float
         rows,
         credit,
         clusters_of(rows),
+        [row.cluster or row.id for row in rows],
         accuracy_half=None,
         ties=int(((credit > 0) & (credit < 1)).sum()),
         length_baseline=float(np.mean([credit_of(row.lengths) for row in rows])) if known else None,
@@ -76,13 +90,36 @@ def _subset(
     rows: Sequence[ScoredRow],
     credit: Floats,
     clusters: Any,
+    prompts: Sequence[str],
     accuracy_half: float | None,
     ties: int,
     length_baseline: float | None,
 ) -> Subset:
     accuracy, size = float(credit.mean()), effective_size(credit, clusters)
     interval = wilson_interval(accuracy, size)
-    return Subset(len(rows), accuracy, size, interval, accuracy_half, ties, length_baseline)
+    return Subset(len(rows), accuracy, size, interval, accuracy_half, ties, length_baseline, credit, prompts)
+
+
+def resampled(subsets: Mapping[str, Subset]) -> dict[str, Subset]:
+    """The subsets with `draws`: prompts drawn with replacement, all their rows together, in whatever subsets they are.
+
+    The prompts of AlpacaEval and MT-Bench, for one, are in several subsets of RewardBench 1.
+    """
+    place: dict[str, int] = {}
+    for subset in subsets.values():
+        for prompt in subset.prompts:
+            place.setdefault(prompt, len(place))
+    sums = np.zeros((len(place), 2 * len(subsets)))
+    for column, subset in enumerate(subsets.values()):
+        rows = [place[prompt] for prompt in subset.prompts]
+        np.add.at(sums[:, 2 * column], rows, np.asarray(subset.credit))
+        np.add.at(sums[:, 2 * column + 1], rows, 1)
+    if not len(sums):
+        return dict(subsets)
+    drawn = resampled_sums(sums)
+    with np.errstate(invalid="ignore"):  # a resample may leave a subset out
+        accuracies = drawn[:, ::2] / drawn[:, 1::2]
+    return {name: replace(subset, draws=accuracies[:, i]) for i, (name, subset) in enumerate(subsets.items())}
 
 
 def published_subset(accuracy: float, n: int) -> Subset:
@@ -91,19 +128,34 @@ def published_subset(accuracy: float, n: int) -> Subset:
 
 
 def weighted_figures(subsets: Mapping[str, Subset], weights: Mapping[str, float]) -> dict[str, float | None] | None:
-    """Score, interval and length baseline of a weighted mean of subsets; None if one is missing."""
+    """Score, interval, score with ties half, ties, and length baseline of a weighted mean of subsets.
+
+    None if a subset is missing.
+    The interval is a bootstrap over prompts where these are known and at least ten preferences are right and ten wrong;
+    else, and near 0 and 1 where resampling sees too little, Wilson's of independent strata.
+    """
     if any(name not in subsets for name in weights):
         return None
     parts, shares = [subsets[name] for name in weights], list(weights.values())
     score = float(np.average([part.accuracy for part in parts], weights=shares))
-    # the Ties subset of RewardBench 2 may score up to 1.01
-    interval = stratified_interval([min(1.0, part.accuracy) for part in parts], [part.size for part in parts], shares)
-    baselines = [part.length_baseline for part in parts if part.length_baseline is not None]
+    sizes = [part.size for part in parts]
+    draws = [part.draws for part in parts if part.draws is not None]
+    if len(draws) == len(parts) and min(score, 1 - score) * sum(sizes) >= _ENOUGH:
+        interval = percentile_interval(np.average(draws, axis=0, weights=shares))
+    else:  # the Ties subset of RewardBench 2 may score up to 1.01
+        interval = stratified_interval([min(1.0, part.accuracy) for part in parts], sizes, shares)
+
+    def mean(values: list[float | None]) -> float | None:
+        return None if None in values else float(np.average(np.array(values, dtype=np.float64), weights=shares))
+
+    ties = [part.ties for part in parts if part.ties is not None]
     return {
         "score": score,
         "low": interval.low,
         "high": max(score, interval.high),
-        "length_baseline": float(np.average(baselines, weights=shares)) if len(baselines) == len(parts) else None,
+        "score_half": mean([part.accuracy_half for part in parts]),
+        "ties": sum(ties) if len(ties) == len(parts) else None,
+        "length_baseline": mean([part.length_baseline for part in parts]),
     }
 
 

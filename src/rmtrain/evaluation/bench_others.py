@@ -11,6 +11,7 @@ from rmtrain.evaluation.bench_figures import (
     by_source,
     credit_subset,
     incomplete,
+    resampled,
     strict_subset,
     totals,
     weighted_figures,
@@ -21,6 +22,8 @@ from rmtrain.metrics import rewardbench2, rm_bench
 from rmtrain.metrics.rewardbench2 import TiesPrompt, TiesScore, ties_score
 from rmtrain.metrics.rm_bench import style_accuracy, style_matrix
 
+_STYLES: dict[str, float | None] = dict.fromkeys(("hard", "normal", "easy"))
+
 
 def rewardbench2_figures(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     """Six subsets, each a section; the score is their plain mean.
@@ -29,9 +32,13 @@ def rewardbench2_figures(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     0.1.4; `main_branch` gives them the limit of the formula.
     """
     groups = by_source(rows)
-    subsets = {
-        name: credit_subset(members, rewardbench2.best_of_credit) for name, members in groups.items() if name != "Ties"
-    }
+    subsets = resampled(
+        {
+            name: credit_subset(members, rewardbench2.best_of_credit)
+            for name, members in groups.items()
+            if name != "Ties"
+        }
+    )
     if "Ties" not in groups:
         return rewardbench2_of_subsets(subsets)
     prompts = [_ties_prompt(row) for row in groups["Ties"]]
@@ -40,7 +47,17 @@ def rewardbench2_figures(rows: Sequence[ScoredRow]) -> dict[str, Any]:
         return {**rewardbench2_of_subsets(subsets), "ties": _ties_json(ties)}
     # a mean over prompts of what lies within 0 and about 1 varies at most as an accuracy over as many prompts
     size = len({prompt.number for prompt in prompts})
-    subset = Subset(len(prompts), ties.score, size, ties.interval)
+    known = all(row.lengths for row in groups["Ties"])
+    longer = ties_score([_ties_prompt(row._replace(rewards=row.lengths)) for row in groups["Ties"]]) if known else None
+    subset = Subset(
+        len(prompts),
+        ties.score,
+        size,
+        ties.interval,
+        ties=sum(min(p.rewards[: p.right]) == max(p.rewards[p.right :]) for p in prompts),
+        length_baseline=longer.score if longer else None,
+        draws=ties.draws,
+    )
     limit = ties_score(prompts, "limit")
     assert limit.score is not None
     figures = rewardbench2_of_subsets({**subsets, "Ties": subset}, ties_limit=limit.score)
@@ -84,32 +101,39 @@ def rm_bench_figures(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     Hard, normal and easy accuracy are means over the four sections.
     """
     groups = by_source(rows)
-    pooled = {
-        section: [row for domain in domains for row in groups[domain]]
+    figures = rm_bench_of_subsets(resampled({name: strict_subset(members) for name, members in groups.items()}))
+    score, levels = figures["scores"]["current"], ("hard", "normal", "easy")
+    for section, domains in rm_bench.DOMAINS.items():
+        if figures["sections"][section]:
+            pooled = np.array([row.rewards for domain in domains for row in groups[domain]], dtype=np.float64)
+            figures["sections"][section] |= asdict(style_accuracy(style_matrix(pooled)))
+    for level in levels if score["mean_of_sections"] is not None else ():
+        score[level] = float(np.mean([section[level] for section in figures["sections"].values()]))
+    return figures
+
+
+def rm_bench_of_subsets(subsets: Mapping[str, Subset]) -> dict[str, Any]:
+    """The figures of known domains; accuracies by style need the rows."""
+    weights = {
+        section: {domain: subsets[domain].n if domain in subsets else 1 for domain in domains}
         for section, domains in rm_bench.DOMAINS.items()
-        if all(domain in groups for domain in domains)
     }
-    whole = {section: strict_subset(members) for section, members in pooled.items()}
-    styles = {
-        section: asdict(style_accuracy(style_matrix(np.array([row.rewards for row in members], dtype=np.float64))))
-        for section, members in pooled.items()
-    }
+    overall = {domain: n / sum(by_domain.values()) for by_domain in weights.values() for domain, n in by_domain.items()}
     sections = {
-        section: {**figures, **styles[section]} if (figures := weighted_figures(whole, {section: 1})) else None
-        for section in rm_bench.DOMAINS
+        section: {**figures, **_STYLES} if (figures := weighted_figures(subsets, by_domain)) else None
+        for section, by_domain in weights.items()
     }
-    score = _score(weighted_figures(whole, dict.fromkeys(rm_bench.DOMAINS, 1)))
-    for level in ("hard", "normal", "easy"):
-        complete = len(styles) == len(rm_bench.DOMAINS)
-        score[level] = float(np.mean([figures[level] for figures in styles.values()])) if complete else None
-    domains = [domain for names in rm_bench.DOMAINS.values() for domain in names]
-    subsets = {name: strict_subset(members) for name, members in groups.items()}
-    return _figures(subsets, sections, {"current": score}, domains)
+    score = {**_score(weighted_figures(subsets, overall)), **_STYLES}
+    return _figures(subsets, sections, {"current": score}, list(overall))
 
 
 def judgebench_figures(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     """Four sections; the score, `current`, is the accuracy over all rows, and `section_mean` the sections' mean."""
-    subsets = {name: strict_subset(members) for name, members in by_source(rows).items()}
+    return judgebench_of_subsets(resampled({name: strict_subset(members) for name, members in by_source(rows).items()}))
+
+
+def judgebench_of_subsets(subsets: Mapping[str, Subset]) -> dict[str, Any]:
+    """The figures of known sections."""
     sections = {name: weighted_figures(subsets, {name: 1}) for name in JUDGEBENCH_SECTIONS}
     by_rows = {name: subsets[name].n if name in subsets else 0 for name in JUDGEBENCH_SECTIONS}
     scores = {
@@ -125,6 +149,8 @@ def _score(figures: Mapping[str, float | None] | None) -> dict[str, float | None
         "mean_of_sections": figures.get("score"),
         "low": figures.get("low"),
         "high": figures.get("high"),
+        "mean_half": figures.get("score_half"),
+        "length_baseline": figures.get("length_baseline"),
         "with_prior_sets": None,
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rmtrain.errors import DataError
 from rmtrain.evaluation.bench_figures import Subset, published_subset
-from rmtrain.evaluation.bench_others import rewardbench2_of_subsets
+from rmtrain.evaluation.bench_others import judgebench_of_subsets, rewardbench2_of_subsets, rm_bench_of_subsets
 from rmtrain.evaluation.bench_rewardbench1 import figures_of_subsets
 from rmtrain.metrics import rewardbench, rewardbench2
 
@@ -21,14 +21,13 @@ def results_from_published(path: Path, benchmark: str = "rewardbench-1") -> list
 
     The file holds the flat form of the leaderboards, `{"subset": accuracy, …}` with further keys such as `model` beside
     it, or `{"subsets": {…}, "prior_sets": {…}}`, or several of either by model. Prior sets may stand among the subsets.
-    The number of rows, and from it the intervals, are the benchmark's.
+    The number of rows, and from it the intervals, are those of the file's own `rows`, `{"subset": number, …}`, as
+    `to_flat` writes it, else the benchmark's; RM-Bench and JudgeBench publish none.
 
     Raises:
         DataError: the file can't be read, holds no known subset, or an accuracy is not within 0..1.
     """
-    counts = {"rewardbench-1": rewardbench.COUNTS, "rewardbench-2": rewardbench2.COUNTS}.get(benchmark)
-    if counts is None:
-        raise DataError(f"{benchmark}: published accuracies can't be re-scored", "rewardbench-1 and rewardbench-2 can")
+    counts = {"rewardbench-1": rewardbench.COUNTS, "rewardbench-2": rewardbench2.COUNTS}.get(benchmark, {})
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -48,12 +47,13 @@ def results_from_published(path: Path, benchmark: str = "rewardbench-1") -> list
 
 def to_flat(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result in the leaderboard's flat form; prior sets stand beside the subsets."""
-    prior = (result.get("prior_sets") or {}).get("subsets", {})
+    subsets = {**result["subsets"], **(result.get("prior_sets") or {}).get("subsets", {})}
     return {
         "model": result["ckpt"],
-        "model_type": "Seq. Classifier",
+        "model_type": "DPO" if "policy" in result else "Seq. Classifier",
         "chat_template": "tokenizer",
-        **{name: figures["accuracy"] for name, figures in {**result["subsets"], **prior}.items()},
+        **{name: figures["accuracy"] for name, figures in subsets.items()},
+        "rows": {name: figures["n"] for name, figures in subsets.items()},
     }
 
 
@@ -61,6 +61,7 @@ def _flat(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     parts = [entry[key] for key in ("subsets", "prior_sets") if key in entry] or [entry]
     if not all(isinstance(part, dict) for part in parts):
         raise DataError(f"{where}: subsets or prior_sets is not an object", _FORMS)
+    parts += [{"rows": entry["rows"]}] if "rows" in entry else []
     return {name: value for part in parts for name, value in part.items()}
 
 
@@ -68,11 +69,20 @@ def _result(
     benchmark: str, model: str | None, flat: Mapping[str, Any], counts: Mapping[str, int], where: str
 ) -> dict[str, Any]:
     figures = {name: value for name, value in flat.items() if _is_number(value)}
+    rows = flat.get("rows")
+    own = {name: n for name, n in rows.items() if type(n) is int and n > 0} if isinstance(rows, dict) else {}
     prior_counts = rewardbench.PRIOR_COUNTS if benchmark == "rewardbench-1" else {}
+    prior_counts = {name: own.get(name, n) for name, n in prior_counts.items()}
+    counts = {**counts, **{name: n for name, n in own.items() if name not in prior_counts}}
     known = {name: value for name, value in figures.items() if name in counts or name in prior_counts}
     for name, value in flat.items():
         if (name in counts or name in prior_counts) and name not in known:
             raise DataError(f"{where}: {name} is {value!r}, not a number")
+    if not counts:
+        raise DataError(
+            f"{where}: {benchmark} publishes no number of rows by subset, and the file has none",
+            'give them as "rows": {"subset": number, …}, or score a checkpoint',
+        )
     if not any(name in counts for name in known):
         raise DataError(f"{where}: no subset of {benchmark} among: {_shown(flat, counts)}", _FORMS)
     limit = {name: 1.01 if name == "Ties" else 1.0 for name in known}
@@ -81,7 +91,15 @@ def _result(
             raise DataError(f"{where}: {name} is {value:g}", "accuracies are fractions, 0 to 1")
     subsets = {name: _subset(name, value, counts[name]) for name, value in known.items() if name in counts}
     prior = {name: _subset(name, value, prior_counts[name]) for name, value in known.items() if name in prior_counts}
-    result = figures_of_subsets(subsets, prior) if benchmark == "rewardbench-1" else rewardbench2_of_subsets(subsets)
+    result = (
+        figures_of_subsets(subsets, prior)
+        if benchmark == "rewardbench-1"
+        else {
+            "rewardbench-2": rewardbench2_of_subsets,
+            "rm-bench": rm_bench_of_subsets,
+            "judgebench": judgebench_of_subsets,
+        }[benchmark](subsets)
+    )
     unknown = [name for name in figures if name not in known]
     return {
         "benchmark": benchmark,
@@ -95,8 +113,8 @@ def _result(
 
 def _subset(name: str, accuracy: float, n: int) -> Subset:
     if name == "Ties":
-        subset = published_subset(min(1.0, accuracy), _TIES_PROMPTS)
-        return Subset(n, accuracy, _TIES_PROMPTS, subset.interval)
+        prompts = min(n, _TIES_PROMPTS)
+        return Subset(n, accuracy, prompts, published_subset(min(1.0, accuracy), prompts).interval)
     return published_subset(accuracy, n)
 
 

@@ -7,11 +7,13 @@ from rmtrain.evaluation.bench_figures import (
     Subset,
     by_source,
     incomplete,
+    resampled,
     strict_subset,
     totals,
     weighted_figures,
 )
 from rmtrain.evaluation.results import ScoredRow
+from rmtrain.metrics.intervals import percentile_interval
 from rmtrain.metrics.rewardbench import (
     COUNTS,
     PRIOR_COUNTS,
@@ -26,8 +28,8 @@ from rmtrain.metrics.rewardbench import (
 def rewardbench1_figures(rows: Sequence[ScoredRow], prior_rows: Sequence[ScoredRow]) -> dict[str, Any]:
     """The figures of scored rows; `prior_rows` is empty where the prior sets were not run."""
     return figures_of_subsets(
-        {name: strict_subset(members) for name, members in by_source(rows).items()},
-        {name: strict_subset(members) for name, members in by_source(prior_rows).items()},
+        resampled({name: strict_subset(members) for name, members in by_source(rows).items()}),
+        resampled({name: strict_subset(members) for name, members in by_source(prior_rows).items()}),
     )
 
 
@@ -36,10 +38,17 @@ def figures_of_subsets(subsets: Mapping[str, Subset], prior: Mapping[str, Subset
     core = {name: subsets[name] for name in [*SUBSETS, *sorted(set(subsets) - set(SUBSETS))] if name in subsets}
     scored = {name: core[name] for name in SUBSETS if name in core}
     known_prior = {name: subset for name, subset in prior.items() if name in PRIOR_COUNTS}
+    counts = {name: subset.n for name, subset in scored.items()}
     scores = rewardbench_scores(
         {name: subset.accuracy for name, subset in scored.items()},
         {name: subset.accuracy for name, subset in known_prior.items()},
-        {name: subset.n for name, subset in scored.items()},
+        counts,
+    )
+    draws: Any = {name: subset.draws for name, subset in [*scored.items(), *known_prior.items()]}
+    drawn = (  # the formulas take resampled accuracies as they take one
+        rewardbench_scores({n: draws[n] for n in scored}, {n: draws[n] for n in known_prior}, counts)
+        if all(values is not None for values in draws.values())
+        else {}
     )
     prior_figures = weighted_figures(known_prior, dict.fromkeys(PRIOR_SETS, 1))
     return {
@@ -50,7 +59,10 @@ def figures_of_subsets(subsets: Mapping[str, Subset], prior: Mapping[str, Subset
         "prior_sets": {**(prior_figures or {"score": None, "low": None, "high": None}), **totals(prior)}
         if prior
         else None,
-        "scores": {era: _era_json(score, scored, _overall_weights(era, scored)) for era, score in scores.items()},
+        "scores": {
+            era: _era_json(score, drawn.get(era), scored, _overall_weights(era, scored))
+            for era, score in scores.items()
+        },
         "missing_subsets": [name for name in SUBSETS if name not in scored]
         + [name for name in PRIOR_SETS if prior and name not in prior],
         "incomplete_subsets": incomplete({**core, **prior}, {**COUNTS, **PRIOR_COUNTS}),
@@ -70,13 +82,21 @@ def _overall_weights(era: str, subsets: Mapping[str, Subset]) -> dict[str, float
     }
 
 
-def _era_json(score: EraScore, subsets: Mapping[str, Subset], weights: Mapping[str, float]) -> dict[str, Any]:
-    mean = weighted_figures(subsets, weights) or {"low": None, "high": None}
+def _era_json(
+    score: EraScore, drawn: EraScore | None, subsets: Mapping[str, Subset], weights: Mapping[str, float]
+) -> dict[str, Any]:
+    mean = weighted_figures(subsets, weights) or dict.fromkeys(("low", "high", "score_half", "length_baseline"))
+    draws: Any = drawn.with_prior_sets if drawn else None
+    with_prior = percentile_interval(draws) if draws is not None else None
     return {
         "mean_of_sections": score.mean_of_sections,
         "low": mean["low"],
         "high": mean["high"],
+        "mean_half": mean["score_half"],
+        "length_baseline": mean["length_baseline"],
         "with_prior_sets": score.with_prior_sets,
+        "with_prior_low": with_prior.low if with_prior else None,
+        "with_prior_high": with_prior.high if with_prior else None,
         "sections": score.sections,
         "prior_sets": score.prior_sets,
     }

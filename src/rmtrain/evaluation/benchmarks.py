@@ -23,6 +23,7 @@ class Benchmark:
     split: str
     to_group: Callable[[Row], PreferenceGroup]
     figures: Callable[[Sequence[ScoredRow], Sequence[ScoredRow]], dict[str, Any]]
+    rows: tuple[int, ...] = ()  # of its splits, where the rows of subsets are not published
     prior_splits: tuple[str, ...] = ()  # the split's name is the prior set's, whatever the rows' own subset
 
 
@@ -50,6 +51,7 @@ BENCHMARKS = {
             split="train",
             to_group=rm_bench_group,
             figures=lambda rows, prior: rm_bench_figures(rows),
+            rows=(1327,),
         ),
         Benchmark(
             name="judgebench",
@@ -57,6 +59,7 @@ BENCHMARKS = {
             split="gpt",
             to_group=judgebench_group,
             figures=lambda rows, prior: judgebench_figures(rows),
+            rows=(350, 270),  # of the splits gpt and claude
         ),
     )
 }
@@ -115,6 +118,8 @@ def benchmark_result(
         ckpt: what scored them.
         path: of the rows file.
     """
-    figures = BENCHMARKS[name].figures(rows, prior_rows)
+    figures, sizes = BENCHMARKS[name].figures(rows, prior_rows), BENCHMARKS[name].rows
+    if sizes and figures["n"] not in sizes:
+        figures["incomplete_subsets"] = {"all rows": {"n": figures["n"], "expected": sizes[0]}}
     truncated = sum(row.truncated for row in [*rows, *prior_rows])
     return {"benchmark": name, "ckpt": ckpt, **figures, "truncated": truncated, "rows": path}

@@ -7,6 +7,7 @@ from typing import Any
 from rmtrain.data.load import SplitData
 from rmtrain.data.prepare import evaluation_rule, tokenize_named
 from rmtrain.data.responses import mark_responses
+from rmtrain.data.tokenize import OverLength, TokenizedSplit
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.evaluation.results import ScoredRow, scored_row, summarise, write_rows
@@ -39,8 +40,7 @@ def score_rows(
     Returns:
         The rows, on every process.
     """
-    rule = evaluation_rule(checkpoint.sidecar.get("recipe", {}).get("data", {}).get("over_length", "truncate_prompt"))
-    tokens = tokenize_named(name, groups, checkpoint.renderer, checkpoint.max_length, rule, display)
+    tokens, rule = tokenize_for(checkpoint, name, groups, display)
     tokenized = tokens.groups()
     # the name says what is being scored with what, so that nothing else is taken up again
     partial = path.with_name(f".{path.name}-{tokens.fingerprint[:16]}-{checkpoint.fingerprint[:16]}.partial")
@@ -72,6 +72,14 @@ def formula_of(checkpoint: Checkpoint | Policy) -> dict[str, Any]:
     if not isinstance(checkpoint, Policy):
         return {}
     return {"policy": {"reference": checkpoint.reference, "log_probabilities": checkpoint.reading}}
+
+
+def tokenize_for(
+    checkpoint: Checkpoint | Policy, name: str, groups: Sequence[PreferenceGroup], display: Display
+) -> tuple[TokenizedSplit, OverLength]:
+    """Groups by the checkpoint's rendering, length and rule for longer ones, and that rule."""
+    rule = evaluation_rule(checkpoint.sidecar.get("recipe", {}).get("data", {}).get("over_length", "truncate_prompt"))
+    return tokenize_named(name, groups, checkpoint.renderer, checkpoint.max_length, rule, display), rule
 
 
 def evaluate_split(

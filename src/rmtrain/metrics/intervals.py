@@ -88,13 +88,25 @@ def cluster_bootstrap(
 ) -> Interval:
     """Percentile bootstrap over clusters, for statistics that are functions of sums (Efron & Tibshirani 1993, ch. 13).
 
-    Clusters with the same sums are drawn together, by a multinomial: the same distribution as drawing them one by one.
-
     Args:
         sums: [G, C] what each cluster adds to each of C sums.
         statistic: [R, C] resampled sums to [R] values; NaN where a resample leaves it undefined.
         resamples: R.
         seed: of the resampling.
+    """
+    return percentile_interval(statistic(resampled_sums(sums, resamples, seed)))
+
+
+def percentile_interval(draws: Floats) -> Interval:
+    """The middle 95 % of [R] resampled figures; NaN stands for one that its resample leaves undefined."""
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+def resampled_sums(sums: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """[R, C] sums over clusters drawn with replacement, of [G, C] what each adds.
+
+    Clusters with the same sums are drawn together, by a multinomial: the same distribution as drawing them one by one.
     """
     kinds, counts = np.unique(sums, axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
@@ -103,8 +115,7 @@ def cluster_bootstrap(
         rng.multinomial(len(sums), counts / len(sums), size=min(step, resamples - start)) @ kinds
         for start in range(0, resamples, step)
     ]
-    low, high = np.nanpercentile(statistic(np.concatenate(drawn)), [2.5, 97.5])
-    return Interval(float(low), float(high))
+    return np.concatenate(drawn)
 
 
 def paired_difference_interval(

@@ -1,12 +1,12 @@
 """RewardBench 2 (arXiv 2506.01937): one right completion of four, and the Ties subset with a formula of its own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rmtrain.metrics.intervals import Interval, cluster_bootstrap, wilson_interval
+from rmtrain.metrics.intervals import Interval, percentile_interval, resampled_sums, wilson_interval
 from rmtrain.metrics.rankings import Floats
 
 COUNTS: dict[str, int] = {
@@ -48,6 +48,7 @@ class TiesScore:
     preferred_hard: float | None  # share of prompts with min(M_ref, M_tied) > D
     margin: float | None  # mean tanh(min(M_ref, M_tied) / D - 1)
     interval: Interval | None
+    draws: Floats | None = field(default=None, compare=False, repr=False)  # [R] scores of resampled prompts
 
 
 def ties_score(prompts: Sequence[TiesPrompt], zero_spread: ZeroSpread = "leave_out") -> TiesScore:
@@ -78,7 +79,7 @@ def ties_score(prompts: Sequence[TiesPrompt], zero_spread: ZeroSpread = "leave_o
     total = sums.sum(axis=0)[None, :]
     tied, ref, preferred, preferred_hard, margin = (None if np.isnan(x) else float(x) for x in _terms(total)[0])
     score = float(_score(total)[0])
-    known = not np.isnan(score)
+    known, draws = not np.isnan(score), _score(resampled_sums(sums))
     return TiesScore(
         score=score if known else None,
         tied_accuracy=tied,
@@ -86,7 +87,8 @@ def ties_score(prompts: Sequence[TiesPrompt], zero_spread: ZeroSpread = "leave_o
         preferred=preferred,
         preferred_hard=preferred_hard,
         margin=margin,
-        interval=_interval(sums, score) if known else None,
+        interval=_interval(draws, score, len(sums)) if known else None,
+        draws=draws,
     )
 
 
@@ -127,9 +129,9 @@ def _score(sums: Floats) -> Floats:
     return np.asarray(terms[:, :4] @ [0.30, 0.30, 0.20, 0.20] + 0.01 * margin)
 
 
-def _interval(sums: Floats, score: float) -> Interval:
-    interval = cluster_bootstrap(sums, _score)
+def _interval(draws: Floats, score: float, prompts: int) -> Interval:
+    interval = percentile_interval(draws)
     if interval.low < interval.high:
         return interval
-    wilson = wilson_interval(min(1.0, max(0.0, score)), len(sums))  # all prompts alike: nothing to resample
+    wilson = wilson_interval(min(1.0, max(0.0, score)), prompts)  # all prompts alike: nothing to resample
     return Interval(min(wilson.low, score), max(wilson.high, score))

@@ -17,7 +17,11 @@ class PackedForward:
     compute_dtype: torch.dtype = torch.float32  # the backbone's autocast, entered here so that no caller can differ
 
     def packed_states(
-        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, layout: dict[str, Any] | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        layout: dict[str, Any] | None,
     ) -> Tensor:
         """[1, T or N, L, H] last hidden states, the batch dimensions flattened to one: [T or N * L, H].
 
@@ -77,8 +81,7 @@ class RewardForward(PackedForward):
             return super().forward(  # type: ignore[misc]
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
             )
-        input_ids, position_ids = cast(Tensor, input_ids), cast(Tensor, position_ids)
-        pooled = self.packed_states(input_ids, attention_mask, position_ids, layout).index_select(0, ends)
+        pooled = self.packed_states(cast(Tensor, input_ids), attention_mask, position_ids, layout).index_select(0, ends)
         head = getattr(self, HEAD)
         with torch.autocast(pooled.device.type, enabled=False):  # it would run even a float32 head in half precision
             rewards = head(pooled.to(next(head.parameters()).dtype)).float().squeeze(-1)

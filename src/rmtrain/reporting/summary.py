@@ -30,6 +30,7 @@ class Share(NamedTuple):
     low: Any
     high: Any
     n: Any
+    baseline: Any = None  # what "the longer wins" gets
 
 
 def split_lines(result: Mapping[str, Any]) -> list[Line]:
@@ -64,7 +65,14 @@ def sources(result: Mapping[str, Any]) -> list[Share]:
 def sections(result: Mapping[str, Any]) -> list[Share]:
     """A benchmark's sections, with the rows of their subsets as n."""
     return [
-        Share(name, part.get("score"), part.get("low"), part.get("high"), _section_size(result, name))
+        Share(
+            name,
+            part.get("score"),
+            part.get("low"),
+            part.get("high"),
+            _section_size(result, name),
+            part.get("length_baseline"),
+        )
         for name, found in mapping(result.get("sections")).items()
         for part in [mapping(found)]
     ]
@@ -73,11 +81,8 @@ def sections(result: Mapping[str, Any]) -> list[Share]:
 def subsets(result: Mapping[str, Any]) -> list[Share]:
     """A benchmark's subsets, the prior sets behind them."""
     found = {**mapping(result.get("subsets")), **mapping(mapping(result.get("prior_sets")).get("subsets"))}
-    return [
-        Share(name, part.get("accuracy"), part.get("low"), part.get("high"), part.get("n"))
-        for name, part in found.items()
-        if isinstance(part, Mapping)
-    ]
+    keys = ("accuracy", "low", "high", "n", "length_baseline")
+    return [Share(name, *map(part.get, keys)) for name, part in found.items() if isinstance(part, Mapping)]
 
 
 def eras(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -86,7 +91,7 @@ def eras(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def gaps_in(result: Mapping[str, Any]) -> list[str]:
-    """A sentence for each way in which a benchmark's rows are not those that its published scores were made of."""
+    """A sentence for each way in which a benchmark's rows differ from the published ones, were cut, or are tied."""
     sentences = []
     missing = _names(result.get("missing_subsets"))
     if missing:
@@ -102,6 +107,13 @@ def gaps_in(result: Mapping[str, Any]) -> list[str]:
     unknown = _names(result.get("unknown_subsets"))
     if unknown:
         sentences.append(f"Subsets that the benchmark does not have, in no score: {', '.join(unknown)}.")
+    if result.get("truncated"):
+        sentences.append(f"Rows cut to the model's length: {count(result['truncated'])}.")
+    ties: list[Any] = [mapping(part).get("ties") for part in mapping(result.get("subsets")).values()]
+    if tied := sum(n for n in ties if is_figure(n)):
+        half = mapping(mapping(result.get("scores")).get("current")).get("mean_half")
+        credit = f"; counting 1/2, the current mean is {percent(half, 2)}" if half is not None else ""
+        sentences.append(f"Ties, which the accuracies above count as the benchmark does: {count(tied)}{credit}.")
     return sentences
 
 

@@ -40,13 +40,16 @@ def split_table(results: Sequence[Mapping[str, Any]]) -> Group:
 
 def share_table(title: str, figure: str, shares: Iterable[Share], digits: int = 1) -> Table:
     """Accuracies or scores with their intervals and sizes, a row each."""
-    table = figure_table(title, figure, "95 % interval", "n")
+    shares = list(shares)
+    with_baseline = any(share.baseline is not None for share in shares)
+    table = figure_table(title, figure, "95 % interval", "n", *(["longer wins"] if with_baseline else []))
     for share in shares:
         table.add_row(
             safe_text(share.name),
             safe_text(percent(share.score, digits)),
             safe_text(interval(share.low, share.high, digits)),
             safe_text(count(share.n)),
+            *([safe_text(percent(share.baseline, digits))] if with_baseline else []),
         )
     return table
 
@@ -58,8 +61,22 @@ def rewardbench_table(result: Mapping[str, Any]) -> Group:
     parts: list[RenderableType] = [share_table(title, "score", sections(result), 2), "", _era_table(result)]
     if by_subset := [share for share in subsets(result) if share.name not in mapping(result.get("sections"))]:
         parts += ["", share_table("subsets", "accuracy", by_subset, 2)]
+    if ladder := mapping(result.get("parity")).get("ladder"):
+        parts += ["", _ladder_table(ladder)]
     sentences = gaps_in(result)
     return Group(*parts, *([""] if sentences else []), *map(safe_text, sentences))
+
+
+def _ladder_table(ladder: Sequence[Mapping[str, Any]]) -> Table:
+    """From the leaderboard's way of scoring to rmtrain's, a row a change."""
+    headings = ("over rows", "mean of sections", "to right", "to wrong", "ties")
+    table = figure_table("one change after another, in %", *headings, stacked=True)
+    for rung in ladder:
+        counts = (count(rung.get(key)) for key in ("to_right", "to_wrong", "ties"))
+        table.add_row(
+            safe_text(rung.get("rung")), points(rung.get("accuracy")), points(rung.get("mean_of_sections")), *counts
+        )
+    return table
 
 
 def _era_table(result: Mapping[str, Any]) -> Table:
