@@ -308,3 +308,160 @@ def test_a_published_file_that_can_not_be_scored(tmp_path, content, message):
 def test_benchmarks_without_published_sizes(tmp_path):
     with pytest.raises(DataError, match="rm-bench publishes no number of rows by subset, and the file has none"):
         results_from_published(flat_file(tmp_path, {"model": "m", "chat": 0.5}), "rm-bench")
+
+
+# Every benchmark: round trips, intervals and baselines against other ways of computing them
+
+
+def random_rows(name, seed=0):
+    """Rows of every subset with random rewards and lengths, ties among them; some prompts are in several subsets."""
+    rng = np.random.default_rng(seed)
+    four = ((0, 1), (0, 2), (0, 3))
+    nine = tuple((i, j) for i in range(3) for j in range(3, 6))
+    shapes = {
+        "rewardbench-1": [(subset, 2, ((0, 1),)) for subset in SUBSETS],
+        "rewardbench-2": [(subset, 4, four) for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")],
+        "rm-bench": [(d, 6, nine) for d in ("chat", "math", "code", "safety-refuse", "safety-response")],
+        "judgebench": [(section, 2, ((0, 1),)) for section in ("Knowledge", "Reasoning", "Math", "Coding")],
+    }[name]
+    rows = []
+    for subset, k, preferences in shapes:
+        for i in range(int(rng.integers(30, 60))):
+            rewards = tuple(float(value) for value in rng.integers(0, 6, k) + 2.0 * (np.arange(k) == 0))
+            lengths = tuple(int(value) for value in rng.integers(1, 9, k))
+            rows.append(ScoredRow(f"{subset}/{i}", subset, rewards, preferences, False, lengths, f"p{i % 40}"))
+    if name == "rewardbench-2":
+        for i in range(20):
+            rewards = [float(value) for value in rng.integers(0, 6, 4)]
+            rows.append(ScoredRow(f"ref:{i}", "Ties", (rewards[0] + 2, 1.0), ((0, 1),), False, (3, 2)))
+            rows.append(
+                ScoredRow(f"tied:{i}", "Ties", (*rewards[:3], 0.5), ((0, 3), (1, 3), (2, 3)), False, (3, 2, 1, 1))
+            )
+    return rows
+
+
+@pytest.mark.parametrize("name", list(BENCHMARKS))
+def test_the_flat_form_of_every_benchmark_gives_its_scores_back(tmp_path, name):
+    prior = [row._replace(source="shp") for row in random_rows(name)[:40]] if name == "rewardbench-1" else []
+    result = benchmark_result(name, random_rows(name), prior, ckpt="org/m", path=None)
+    flat = json.loads(json.dumps(to_flat(result)))
+    (again,) = results_from_published(flat_file(tmp_path, flat), name)
+    assert again["n"] == result["n"]
+    for subset, figures in result["subsets"].items():
+        assert again["subsets"][subset]["n"] == figures["n"]
+        assert again["subsets"][subset]["accuracy"] == figures["accuracy"]
+    for section, figures in result["sections"].items():
+        assert again["sections"][section]["score"] == pytest.approx(figures["score"])
+    assert again["scores"]["current"]["mean_of_sections"] == pytest.approx(
+        result["scores"]["current"]["mean_of_sections"]
+    )
+    assert to_flat({**again, "ckpt": "org/m"}) == flat
+
+
+def sections_of(name):
+    """Which subsets a section holds, and how they weigh, told anew; None for RM-Bench's pooled rows."""
+    if name == "rewardbench-1":
+        return {s: {n: 984 if n == "math-prm" else COUNTS[n] for n in names} for s, names in SECTIONS.items()}
+    if name == "rm-bench":
+        return {"Chat": {"chat": 1}, "Math": {"math": 1}, "Code": {"code": 1}, "Safety": None}
+    return {section: {section: 1} for section in ("Knowledge", "Reasoning", "Math", "Coding")}
+
+
+@pytest.mark.parametrize("name", ["rewardbench-1", "rm-bench", "judgebench"])
+def test_sections_are_bootstrapped_over_prompts(name):
+    """Prompts drawn with replacement one by one, and every formula computed again from their rows."""
+    rows = random_rows(name)
+    result = benchmark_result(name, rows, ckpt="c", path=None)
+    weights = sections_of(name)
+    prompts = sorted({row.cluster for row in rows})
+    table = {}  # prompt → subset → right, of
+    for row in rows:
+        cell = table.setdefault(row.cluster, {}).setdefault(row.source, [0, 0])
+        cell[0] += sum(row.rewards[a] > row.rewards[b] for a, b in row.preferences)
+        cell[1] += len(row.preferences)
+    rng = np.random.default_rng(1)
+    drawn = {section: [] for section in weights}
+    for _ in range(1500):
+        totals = {}
+        for index in rng.integers(0, len(prompts), len(prompts)):
+            for subset, (right, of) in table[prompts[index]].items():
+                before = totals.get(subset, (0, 0))
+                totals[subset] = (before[0] + right, before[1] + of)
+        accuracy = {subset: right / of for subset, (right, of) in totals.items()}
+        for section, shares in weights.items():
+            if shares is None:  # safety: rows pooled as in the data
+                shares = {s: sum(r.source == s for r in rows) for s in ("safety-refuse", "safety-response")}
+            drawn[section].append(np.average([accuracy[s] for s in shares], weights=list(shares.values())))
+    for section, values in drawn.items():
+        low, high = np.percentile(values, [2.5, 97.5])
+        figures = result["sections"][section]
+        assert figures["low"] == pytest.approx(low, abs=0.012)
+        assert figures["high"] == pytest.approx(high, abs=0.012)
+
+
+def test_every_interval_of_every_era_holds_its_score():
+    prior = [row for i, name in enumerate(PRIOR) for row in pair_rows(name, 30 + i, 50)]
+    result = benchmark_result("rewardbench-1", random_rows("rewardbench-1"), prior, ckpt="c", path=None)
+    for era, score in result["scores"].items():
+        assert score["low"] < score["mean_of_sections"] < score["high"], era
+        if era == "micro_accuracy":
+            assert score["with_prior_low"] is None
+        else:
+            assert score["with_prior_low"] < score["with_prior_sets"] < score["with_prior_high"], era
+            assert score["with_prior_high"] - score["with_prior_low"] < score["high"] - score["low"] + 0.02
+
+
+def test_near_one_the_interval_is_not_the_resamples():
+    rows = [row for name in SECTIONS["Chat"] for row in pair_rows(name, 39, 40)]
+    chat = benchmark_result("rewardbench-1", rows, ckpt="c", path=None)["sections"]["Chat"]
+    assert 0.93 < chat["low"] < chat["score"] < chat["high"] < 1  # 5 of 200 are wrong: fewer than ten
+
+
+@pytest.mark.parametrize("name", list(BENCHMARKS))
+def test_length_baselines_and_half_credit_stand_beside_every_figure(name):
+    rows = random_rows(name)
+    result = benchmark_result(name, rows, ckpt="c", path=None)
+    as_lengths = [row._replace(rewards=tuple(map(float, row.lengths))) for row in rows]
+    by_length = benchmark_result(name, as_lengths, ckpt="c", path=None)
+    for kind in ("subsets", "sections"):
+        for part, figures in result[kind].items():
+            other = by_length[kind][part]
+            half = other.get("accuracy_half", other.get("score_half"))
+            expected = other.get("accuracy", other.get("score")) if half is None else half
+            assert figures["length_baseline"] == pytest.approx(expected), part
+            assert figures["ties"] is not None
+    current = result["scores"]["current"]
+    assert current["length_baseline"] is not None
+    if name in ("rm-bench", "judgebench"):
+        credits = {
+            row.id: [(np.sign(row.rewards[a] - row.rewards[b]) + 1) / 2 for a, b in row.preferences] for row in rows
+        }
+        by_section = {}
+        for row in rows:
+            section = {"safety-refuse": "Safety", "safety-response": "Safety"}.get(row.source, row.source.capitalize())
+            by_section.setdefault(section, []).extend(credits[row.id])
+        for section, values in by_section.items():
+            assert result["sections"][section]["score_half"] == pytest.approx(np.mean(values))
+
+
+def test_rows_that_are_not_all_there_are_told():
+    rows = random_rows("judgebench")
+    result = benchmark_result("judgebench", rows, ckpt="c", path=None)
+    assert result["incomplete_subsets"] == {"all rows": {"n": len(rows), "expected": 350}}
+    claude = [rows[0]._replace(id=str(i)) for i in range(270)]
+    assert benchmark_result("judgebench", claude, ckpt="c", path=None)["incomplete_subsets"] == {}
+
+
+def test_ties_among_ties_rows_are_counted():
+    rows = [TIES[0], TIES[1]._replace(rewards=(2.0, 0.0, 0.0)), TIES[2], TIES[3]]
+    assert benchmark_result("rewardbench-2", rows, ckpt="c", path=None)["subsets"]["Ties"]["ties"] == 1
+
+
+def test_ties_below_zero_can_be_published_and_have_an_interval(tmp_path):
+    worst = [TIES[0]._replace(rewards=(0.0, 9.0)), TIES[3]._replace(id="tied:0", rewards=(2.0, 1.0, 9.0))]
+    result = benchmark_result("rewardbench-2", worst, ckpt="c", path=None)
+    ties = result["sections"]["Ties"]
+    assert -0.01 <= ties["score"] < 0
+    assert ties["low"] <= ties["score"] < ties["high"] <= 1
+    (again,) = results_from_published(flat_file(tmp_path, to_flat(result)), "rewardbench-2")
+    assert again["sections"]["Ties"]["low"] <= ties["score"] < again["sections"]["Ties"]["high"]

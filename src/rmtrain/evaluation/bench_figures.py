@@ -142,8 +142,8 @@ def weighted_figures(subsets: Mapping[str, Subset], weights: Mapping[str, float]
     draws = [part.draws for part in parts if part.draws is not None]
     if len(draws) == len(parts) and min(score, 1 - score) * sum(sizes) >= _ENOUGH:
         interval = percentile_interval(np.average(draws, axis=0, weights=shares))
-    else:  # the Ties subset of RewardBench 2 may score up to 1.01
-        interval = stratified_interval([min(1.0, part.accuracy) for part in parts], sizes, shares)
+    else:  # the Ties subset of RewardBench 2 scores -0.01 to 1.01
+        interval = stratified_interval([min(1.0, max(0.0, part.accuracy)) for part in parts], sizes, shares)
 
     def mean(values: list[float | None]) -> float | None:
         return None if None in values else float(np.average(np.array(values, dtype=np.float64), weights=shares))
@@ -151,7 +151,7 @@ def weighted_figures(subsets: Mapping[str, Subset], weights: Mapping[str, float]
     ties = [part.ties for part in parts if part.ties is not None]
     return {
         "score": score,
-        "low": interval.low,
+        "low": min(score, interval.low),
         "high": max(score, interval.high),
         "score_half": mean([part.accuracy_half for part in parts]),
         "ties": sum(ties) if len(ties) == len(parts) else None,

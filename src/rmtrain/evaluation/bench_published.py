@@ -85,9 +85,9 @@ def _result(
         )
     if not any(name in counts for name in known):
         raise DataError(f"{where}: no subset of {benchmark} among: {_shown(flat, counts)}", _FORMS)
-    limit = {name: 1.01 if name == "Ties" else 1.0 for name in known}
     for name, value in known.items():
-        if not 0 <= value <= limit[name]:
+        slack = 0.01 if name == "Ties" else 0.0  # its margin term
+        if not -slack <= value <= 1 + slack:
             raise DataError(f"{where}: {name} is {value:g}", "accuracies are fractions, 0 to 1")
     subsets = {name: _subset(name, value, counts[name]) for name, value in known.items() if name in counts}
     prior = {name: _subset(name, value, prior_counts[name]) for name, value in known.items() if name in prior_counts}
@@ -114,7 +114,7 @@ def _result(
 def _subset(name: str, accuracy: float, n: int) -> Subset:
     if name == "Ties":
         prompts = min(n, _TIES_PROMPTS)
-        return Subset(n, accuracy, prompts, published_subset(min(1.0, accuracy), prompts).interval)
+        return Subset(n, accuracy, prompts, published_subset(min(1.0, max(0.0, accuracy)), prompts).interval)
     return published_subset(accuracy, n)
 
 

@@ -1,0 +1,146 @@
+"""`rmtrain rewardbench` in this process: every benchmark in its published layout, policies, parity, results files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_config, make_tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rmtrain.cli.rewardbench import _core_groups, rewardbench
+from rmtrain.errors import DataError, InputError
+from rmtrain.evaluation.benchmarks import BENCHMARKS
+
+JUDGE = {"source": "mmlu-pro-law", "question": "w1", "response_A": "w2 w3", "response_B": "w4", "label": "B>A"}
+ONE = {"prompt": "w1", "chosen": ["w2"], "rejected": ["w3"], "subset": "Ties", "num_correct": 1}
+STYLES = {"prompt": "w1", "chosen": ["w2", "w2 w3", "w2 w3 w4"], "rejected": ["w5", "w5 w6", "w6"]}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "rewardbench-1": [
+        {"prompt": "w1 w2", "chosen": f"w{i} w3", "rejected": f"w4 w{i}", "subset": "hep-go", "id": i} for i in range(3)
+    ],
+    "rewardbench-2": [
+        {**ONE, "id": "1", "rejected": ["w3", "w4", "w5"], "subset": "Focus"},
+        {**ONE, "id": "ref:1"},
+        {**ONE, "id": "tied:1", "chosen": ["w2", "w5"], "num_correct": 2},
+    ],
+    "rm-bench": [
+        {**STYLES, "id": i, "domain": domain}
+        for i, domain in enumerate(["chat", "code", "math", "safety-refuse", "safety-response"])
+    ],
+    "judgebench": [{**JUDGE, "pair_id": "a"}, {**JUDGE, "pair_id": "b", "label": "A>B", "source": "livebench-math"}],
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model, and a policy with its reference."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, (name, auto) in enumerate(
+        [("rm", AutoModelForSequenceClassification), ("policy", AutoModelForCausalLM), ("sft", AutoModelForCausalLM)]
+    ):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            auto.from_config(make_config(num_labels=1, initializer_range=0.3)).save_pretrained(folder / name)
+        make_tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(benchmark: str, path: Path) -> str:
+    """RM-Bench as the one JSON list that its authors give, the others by line."""
+    rows = ROWS[benchmark]
+    text = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text)
+    return str(path)
+
+
+def answer(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
+    rewardbench(json=True, **options)
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+@pytest.mark.parametrize("benchmark", list(ROWS))
+def test_every_benchmark_with_a_policy_and_its_reference(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], benchmark: str
+) -> None:
+    source = write(benchmark, tmp_path / ("rows.json" if benchmark == "rm-bench" else "rows.jsonl"))
+    policy, reference = str(models / "policy"), str(models / "sft")
+    common: dict[str, Any] = {"ckpt": policy, "benchmark": benchmark, "data": source}
+    against = answer(capsys, **common, reference=reference)
+    alone = answer(capsys, **common, reference_free="avg")
+    assert against["policy"] == {"reference": reference, "log_probabilities": "sum"}
+    assert alone["policy"] == {"reference": None, "log_probabilities": "avg"}
+    assert against["n"] == alone["n"] == len(ROWS[benchmark])
+    assert against["rows"] != alone["rows"]
+    rewards = [
+        [json.loads(line)["rewards"] for line in Path(r["rows"]).read_text().splitlines()] for r in (against, alone)
+    ]
+    assert rewards[0] != rewards[1]
+    assert against["incomplete_subsets"]
+    flat = Path(against["rows"]).with_name(f"{benchmark}.flat.json")
+    again = answer(capsys, results=flat, benchmark=benchmark)
+    assert again["n"] == against["n"]
+    assert json.loads(flat.read_text())["model_type"] == "DPO"
+
+
+def test_a_policy_with_itself_as_reference_has_only_ties(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write("rewardbench-1", tmp_path / "rows.jsonl")
+    same = str(models / "policy")
+    result = answer(capsys, ckpt=same, reference=same, data=source)
+    assert result["subsets"]["hep-go"]["accuracy"] == 0
+    assert (result["subsets"]["hep-go"]["ties"], result["subsets"]["hep-go"]["accuracy_half"]) == (3, 0.5)
+
+
+def test_parity_ends_where_scoring_is(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write("rewardbench-1", tmp_path / "rows.jsonl")
+    plain = answer(capsys, ckpt=str(models / "rm"), data=source)
+    result = answer(capsys, ckpt=str(models / "rm"), data=source, parity="float16")
+    parity = result.pop("parity")
+    assert result == plain
+    assert (parity["precision"], parity["batch"], parity["pad_id"]) == ("float16", 64, 2)  # the tokenizer names no pad
+    ladder = parity["ladder"]
+    assert len(ladder) == 8
+    assert ladder[-2]["accuracy"] == plain["subsets"]["hep-go"]["accuracy"]
+    assert ladder[-1]["accuracy"] == plain["subsets"]["hep-go"]["accuracy_half"]
+    table = Path(result["rows"]).with_name("rewardbench-1.parity.md").read_text()
+    assert table.count("\n") == 2 + len(ladder)
+    rewardbench(ckpt=str(models / "rm"), data=source, parity="float32")
+    assert "one change after another" in capsys.readouterr().out
+
+
+def test_both_ways_of_reading_a_policy_are_refused(models: Path) -> None:
+    with pytest.raises(InputError, match="--reference and --reference-free exclude each other"):
+        rewardbench(ckpt=str(models / "policy"), reference="x", reference_free="avg")
+
+
+# Which split is read
+
+
+def test_the_scored_split_is_read_unless_another_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "judge.json"
+    file.write_text(json.dumps({"claude": [{**JUDGE, "pair_id": "c"}], "gpt": [{**JUDGE, "pair_id": "g"}]}))
+    judge = BENCHMARKS["judgebench"]
+    assert [group.id for group in _core_groups(judge, str(file), None)[0]] == ["g"]
+    groups, source = _core_groups(judge, str(file), "claude")
+    assert [group.id for group in groups] == ["c"]
+    assert "claude" in source["source"]
+    with pytest.raises(DataError, match="no split 'gemini'"):
+        _core_groups(judge, str(file), "gemini")
+
+
+def test_the_only_split_there_is_will_do(tmp_path: Path) -> None:
+    file = tmp_path / "rm.json"
+    file.write_text(json.dumps({"test": ROWS["rm-bench"]}))
+    assert len(_core_groups(BENCHMARKS["rm-bench"], str(file), None)[0]) == 5
+    file.write_text(json.dumps({"a": ROWS["rm-bench"], "b": ROWS["rm-bench"]}))
+    with pytest.raises(DataError, match="several splits, and none named"):
+        _core_groups(BENCHMARKS["rm-bench"], str(file), None)
