@@ -1,6 +1,8 @@
 """`rmtrain rewardbench` in this process: every benchmark in its published layout, policies, parity, results files."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,20 @@ def test_parity_ends_where_scoring_is(models: Path, tmp_path: Path, capsys: pyte
     assert table.count("\n") == 2 + len(ladder)
     rewardbench(ckpt=str(models / "rm"), data=source, parity="float32")
     assert "one change after another" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_parity_on_two_processes_is_the_same(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "rows.jsonl"
+    rows = [{**ROWS["rewardbench-1"][0], "id": i, "chosen": f"w{i % 50} w{i % 7}"} for i in range(150)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options: dict[str, Any] = {"ckpt": str(models / "rm"), "data": str(source), "parity": "float32"}
+    alone = answer(capsys, **options)["parity"]
+    command = [sys.executable, "-m", "rmtrain", "rewardbench", "--num-processes", "2", "--json"]
+    command += [word for name, value in options.items() for word in (f"--{name}", value)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parity"] == alone
 
 
 def test_both_ways_of_reading_a_policy_are_refused(models: Path) -> None:

@@ -99,7 +99,7 @@ def rewardbench(
         from rmtrain.evaluation.bench_parity import ladder_json, ladder_markdown
 
         settings, rungs = runner
-        rungs = [*rungs, ("as rmtrain scores, packed", rows), ("a tie counts 1/2", rows)]
+        rungs = [*rungs, ("own dtype, each prompt once", rows), ("a tie counts 1/2", rows)]
         result["parity"] = {**settings, "ladder": ladder_json(rungs)}
         write_atomic(folder / f"{benchmark}.parity.md", ladder_markdown(result["parity"]["ladder"]))
     write_json(folder / f"{benchmark}.json", result)
