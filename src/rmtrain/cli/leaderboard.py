@@ -1,0 +1,55 @@
+"""`rmtrain leaderboard`: the published reward models and one's own results in one table."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.options import JsonOption, RunsOption
+
+
+def leaderboard(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RESULT]...", help="Further results: of rmtrain rewardbench, or published accuracies."),
+    ] = None,
+    era: Annotated[
+        Literal["current", "2024-04", "2024-03", "subset_mean"], typer.Option(help="By which formulas to score.")
+    ] = "current",
+    sort: Annotated[
+        Literal["mean", "with-prior", "published", "chat", "chat-hard", "safety", "reasoning"],
+        typer.Option(help="Figure to rank by: the mean of four sections, the score with prior sets, …"),
+    ] = "mean",
+    form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="How to print it.")] = "text",
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it too, as .png, .svg or .pdf by the file's name.")
+    ] = None,
+    runs: RunsOption = Path("runs"),
+    json: JsonOption = False,
+) -> None:
+    """Show RewardBench 1 scores of published reward models, then and by today's formulas, with your own in place.
+
+    [dim]rmtrain leaderboard[/]
+    [dim]rmtrain leaderboard --era 2024-03 --sort with-prior --plot leaderboard.png my/rewardbench-1.json[/]
+    """
+    from rmtrain.evaluation.leaderboard import leaderboard as make_board
+    from rmtrain.evaluation.leaderboard import own_entries
+    from rmtrain.reporting.leaderboard import leaderboard_markdown, leaderboard_table, save_plot
+
+    own, faults = own_entries(runs, results or [], era)
+    display = TerminalDisplay()
+    for fault in faults:
+        display.note(f"left out: {fault}")
+    board = make_board(era, sort, own)
+    if plot is not None:
+        save_plot(board, plot)
+        display.note(f"plot: {plot}")
+    if json or form == "json":
+        print(jsonlib.dumps(board, indent=2, ensure_ascii=False))
+    elif form == "markdown":
+        print(leaderboard_markdown(board))
+    else:
+        Console(highlight=False).print(leaderboard_table(board))

@@ -1,0 +1,136 @@
+"""The leaderboard, for people: a table for the terminal, one in Markdown, and a plot."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from rmtrain.errors import InputError
+from rmtrain.evaluation.leaderboard import sort_figure
+from rmtrain.metrics.rewardbench import SECTIONS
+from rmtrain.reporting.tables import figure_table, safe_text
+from rmtrain.reporting.text import MISSING, is_figure, markdown, percent, plain
+
+_HEADINGS = ("#", "model", *SECTIONS, "prior sets", "mean of 4", "with prior", "95 % interval")
+_COLOURS = {"published": "#4c72b0", "own": "#c44e52"}
+
+
+def leaderboard_table(board: Mapping[str, Any]) -> Group:
+    """The table in 80 columns; below each model what was published of it, and below the table its notes."""
+    table = figure_table(*_HEADINGS, texts=2, gap=1, stacked=True)
+    table.columns[1].no_wrap = False
+    for column, heading in ((5, "Rea-\nsoning"), (7, "mean\nof 4")):
+        table.columns[column].header = Text(heading)
+    for then, cells in _lines(board, lambda value: percent(value).removesuffix(" %")):
+        table.add_row(*map(safe_text, cells), style="dim" if then else None)
+    notes = (Text(f"{mark} {plain(note)}".strip()) for mark, note in _notes(board))
+    return Group(Text(_title(board), style="bold"), "", table, "", *notes)
+
+
+def leaderboard_markdown(board: Mapping[str, Any]) -> str:
+    """The same in Markdown, figures with up to four digits."""
+    lines = [f"**{_title(board)}**", "", "| " + " | ".join(_HEADINGS) + " |", "| ---: | --- |" + " ---: |" * 8]
+    for _, cells in _lines(board, lambda value: f"{100 * value:.4g}" if is_figure(value) else MISSING):
+        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
+    return "\n".join([*lines, "", *(f"{mark} {markdown(note)}".strip() + "  " for mark, note in _notes(board))])
+
+
+def _title(board: Mapping[str, Any]) -> str:
+    return f"RewardBench 1, scored by the era {board['era']}, sorted by {board['sort']}; in per cent"
+
+
+def _lines(board: Mapping[str, Any], shown: Callable[[Any], str]) -> Iterator[tuple[bool, list[str]]]:
+    """Cells of each row, and of what was published of its model, which is told by True."""
+    marks = _marks(board)
+    for row in board["rows"]:
+        mark = "".join(marks[note] for note in row["notes"])
+        rank = "-" if row["rank"] is None else str(row["rank"])
+        name = f"{row['model']} {mark}".strip() + (" (partial)" if row["partial"] else "")
+        yield False, [rank, name, *_figures(row["scored"], board["sort"], shown)]
+        if row["published"]:
+            yield True, ["", "  as published", *_figures(row["published"], board["sort"], shown)[:-1], ""]
+
+
+def _figures(figures: Mapping[str, Any], sort: str, shown: Callable[[Any], str]) -> list[str]:
+    values = [*figures["sections"].values(), *(figures[key] for key in ("prior_sets", "mean_of_sections"))]
+    low, high = (figures[f"with_prior_{end}" if sort == "with-prior" else end] for end in ("low", "high"))
+    interval = f"{100 * low:.1f}-{100 * high:.1f}" if is_figure(low) and is_figure(high) else MISSING
+    return [*map(shown, [*values, figures["with_prior_sets"]]), interval]
+
+
+def _marks(board: Mapping[str, Any]) -> dict[str, str]:
+    """A superscript number for each note that a row has, in the order in which they are met."""
+    used = dict.fromkeys(note for row in board["rows"] for note in row["notes"])
+    return dict(zip(used, "¹²³⁴⁵⁶⁷⁸⁹", strict=False))
+
+
+def _notes(board: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for note, mark in _marks(board).items():
+        yield mark, board["notes"][note]
+    for row in board["rows"]:
+        parts = [f"it lacks {', '.join(row['missing_subsets'])}"] if row["missing_subsets"] else []
+        parts += [f"{name} has {n['n']} of {n['expected']} rows" for name, n in row["incomplete_subsets"].items()]
+        if parts:
+            yield "", f"{row['model']} is partial and has no rank: {'; '.join(parts)}."
+    kinds = {row["scored"]["interval"] for row in board["rows"]}
+    if kinds - {None}:
+        what = "score with prior sets" if board["sort"] == "with-prior" else "mean of four sections"
+        ways = {
+            "clustered": "of results with scored rows, clustered by prompt",
+            "binomial": "of results known by subset only, binomial from the subsets' accuracies and sizes",
+        }
+        found = "; ".join(way for kind, way in ways.items() if kind in kinds)
+        yield "", f"Intervals are of the {what}: {found}. {MISSING}: not to be had from what was published."
+    yield (
+        "",
+        "Published means of 4 are of the published sections. Rows of math-prm and mt-bench seem to be others since.",
+    )
+
+
+def save_plot(board: Mapping[str, Any], path: Path) -> None:
+    """A dot a model for today's figure with its interval, and a ring for what was published of it, on one scale.
+
+    Raises:
+        InputError: the file's suffix names no format that can be drawn, or it can't be written.
+    """
+    from matplotlib.figure import Figure
+
+    sort = board["sort"]
+    rows = [row for row in board["rows"] if row["rank"] is not None][::-1]
+    figure = Figure(figsize=(8, 1.6 + 0.38 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for y, row in enumerate(rows):
+        colour = _COLOURS["published" if row["published"] else "own"]
+        now, then = sort_figure(row, sort), sort_figure(row, sort, "published")
+        low, high = (row["scored"][f"with_prior_{end}" if sort == "with-prior" else end] for end in ("low", "high"))
+        if then is not None and now is not None:
+            axes.plot([100 * then, 100 * now], [y, y], color="0.8", linewidth=1, zorder=1)
+            axes.plot(100 * then, y, "o", markersize=10, markerfacecolor="white", color=colour, zorder=2)
+        if sort in ("mean", "with-prior") and low is not None:
+            axes.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=2.5, alpha=0.5, zorder=3)
+        if now is not None:
+            axes.plot(100 * now, y, "o", color=colour, zorder=4)
+    axes.set_yticks(range(len(rows)), [fill(plain(row["model"]), 30) for row in rows], parse_math=False)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    what = {"mean": "mean of four sections", "with-prior": "score with prior sets", "published": "published average"}
+    axes.set_xlabel(f"RewardBench 1, {what.get(sort, sort)}, era {board['era']}, %", loc="right")
+    axes.plot(
+        [], [], "o", markersize=10, markerfacecolor="white", color=_COLOURS["published"], label="as published then"
+    )
+    axes.plot([], [], "o", color=_COLOURS["published"], label="scored by this era")
+    if any(row["published"] is None for row in rows):
+        axes.plot([], [], "o", color=_COLOURS["own"], label="your own")
+    figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize="small")
+    try:
+        figure.savefig(path, dpi=150)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"--plot {path}: {error}", "name a .png, .svg or .pdf file in a folder that is there"
+        ) from error
