@@ -11,7 +11,7 @@ import torch
 from conftest import make_config, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rmtrain.cli.rewardbench import _core_groups, rewardbench
+from rmtrain.cli.rewardbench import core_groups, rewardbench
 from rmtrain.errors import DataError, InputError
 from rmtrain.evaluation.benchmarks import BENCHMARKS
 
@@ -145,18 +145,18 @@ def test_the_scored_split_is_read_unless_another_is_named(tmp_path: Path) -> Non
     file = tmp_path / "judge.json"
     file.write_text(json.dumps({"claude": [{**JUDGE, "pair_id": "c"}], "gpt": [{**JUDGE, "pair_id": "g"}]}))
     judge = BENCHMARKS["judgebench"]
-    assert [group.id for group in _core_groups(judge, str(file), None)[0]] == ["g"]
-    groups, source = _core_groups(judge, str(file), "claude")
+    assert [group.id for group in core_groups(judge, str(file), None)[0]] == ["g"]
+    groups, source = core_groups(judge, str(file), "claude")
     assert [group.id for group in groups] == ["c"]
     assert "claude" in source["source"]
     with pytest.raises(DataError, match="no split 'gemini'"):
-        _core_groups(judge, str(file), "gemini")
+        core_groups(judge, str(file), "gemini")
 
 
 def test_the_only_split_there_is_will_do(tmp_path: Path) -> None:
     file = tmp_path / "rm.json"
     file.write_text(json.dumps({"test": ROWS["rm-bench"]}))
-    assert len(_core_groups(BENCHMARKS["rm-bench"], str(file), None)[0]) == 5
+    assert len(core_groups(BENCHMARKS["rm-bench"], str(file), None)[0]) == 5
     file.write_text(json.dumps({"a": ROWS["rm-bench"], "b": ROWS["rm-bench"]}))
     with pytest.raises(DataError, match="several splits, and none named"):
-        _core_groups(BENCHMARKS["rm-bench"], str(file), None)
+        core_groups(BENCHMARKS["rm-bench"], str(file), None)

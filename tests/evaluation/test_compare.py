@@ -3,13 +3,12 @@ import json
 import numpy as np
 import pytest
 import scipy.stats
-import typer
-from typer.testing import CliRunner
 
-from rmtrain.cli.compare import compare as command
 from rmtrain.errors import DataError
-from rmtrain.evaluation.compare import compare, find_rows
+from rmtrain.evaluation.compare import compare, result_beside, rows_of_result, scored_rows
 from rmtrain.evaluation.results import ScoredRow, write_rows
+from rmtrain.metrics.intervals import detectable_difference, paired_difference_interval
+from rmtrain.metrics.rewardbench import COUNTS, SECTIONS
 
 
 def rows_of(right, source="s", k=1):
@@ -36,6 +35,7 @@ def test_figures_of_a_clear_difference():
     assert (result["low"], result["high"]) == pytest.approx((0.15 - half, 0.15 + half), abs=0.01)
     assert result["detectable"] == pytest.approx(half * 2.8016 / 1.96, rel=0.02)
     assert result["verdict"].startswith("A is better, by 15.00 points (p = ")
+    assert result["within_noise"] is False
 
 
 def test_swapping_the_models_turns_the_signs():
@@ -50,8 +50,11 @@ def test_swapping_the_models_turns_the_signs():
 def test_a_small_difference_is_called_noise():
     result = compare(*outcomes(60, 6, 5, 29))
     assert result["low"] < 0 < result["high"]
-    assert result["verdict"].startswith("Within noise: A is ahead by 1.00 points (p = 1); ")
-    assert "points would likely show" in result["verdict"]
+    assert result["within_noise"] is True
+    least = f"{100 * result['detectable']:.2f}"
+    assert result["verdict"] == (
+        f"Within noise: A is ahead by 1.00 points (p = 1); here {least} would show four times in five."
+    )
 
 
 def test_models_that_agree_everywhere():
@@ -98,102 +101,167 @@ def test_sources_are_compared_one_by_one():
     }
 
 
-def test_other_rows_are_refused_with_counts():
-    a = rows_of([1, 1, 0, 1])
+def test_rows_of_one_alone_are_counted_and_left_out():
+    a = rows_of([1, 1, 0, 1, 0])
     b = [row._replace(preferences=((1, 0),)) if row.id == "1" else row for row in a[1:]]
-    b.append(a[0]._replace(id="9"))
-    b.append(a[0]._replace(id="10"))
+    b = [row._replace(cluster="another prompt") if row.id == "2" else row for row in b]
+    b += [a[0]._replace(id="9"), a[0]._replace(id="10")]
+    result = compare(a, b)
+    assert [result[key] for key in ("only_a", "only_b", "not_alike", "groups")] == [1, 2, 2, 2]
+    assert (result["n"], result["difference"]) == (2, 0)
+
+
+def test_rows_with_nothing_in_common_are_refused_with_counts():
+    a = rows_of([1, 1, 0])
+    b = [a[0]._replace(preferences=((1, 0),)), a[1]._replace(id="8")]
     with pytest.raises(DataError) as caught:
         compare(a, b)
     assert caught.value.message == (
-        "A and B are not of the same rows: 2 match, 1 are in A alone, 2 in B alone, and 1 have other preferences"
+        "A and B have no row in common: 2 are in A alone, 1 in B alone, and 1 have the same id but other prompts or "
+        "preferences"
     )
 
 
 def test_nothing_to_compare():
     result = compare([], [])
     assert (result["n"], result["a"], result["difference"], result["mcnemar_p"]) == (0, None, None, None)
+    assert result["within_noise"] is None
     assert result["verdict"] == "There are no preferences to compare on."
 
 
-@pytest.fixture
-def run(tmp_path):
-    folder = tmp_path / "run-1"
-    (folder / "eval").mkdir(parents=True)
-    for split in ("test", "validation"):
-        write_rows(folder / "eval" / f"{split}.rows.jsonl", rows_of([1, 0, 1]))
-    return folder
+def benchmark_rows(seed, chance):
+    rng = np.random.default_rng(seed)
+    return [
+        ScoredRow(f"{name}/{i}", name, (float(rng.random() < chance), 0.0), ((0, 1),), False, (), f"{name}{i}")
+        for name, n in COUNTS.items()
+        for i in range(n)
+    ]
 
 
-def test_rows_are_found_from_what_the_user_names(run, monkeypatch):
-    test = run / "eval" / "test.rows.jsonl"
-    result = run / "eval" / "test.json"
-    assert find_rows(str(test)) == test
-    assert find_rows(str(run)) == test
-    assert find_rows(f"{run}:validation").name == "validation.rows.jsonl"
-    for recorded in (str(test), "test.rows.jsonl", "/moved/away/test.rows.jsonl"):
+def test_sections_weigh_their_subsets_as_the_benchmark_does():
+    a, b = benchmark_rows(0, 0.8), benchmark_rows(1, 0.75)
+    result = compare(a, b)
+    assert result["benchmark"] == "rewardbench-1"
+    right = {"a": {}, "b": {}}
+    for side, rows in (("a", a), ("b", b)):
+        for name in COUNTS:
+            # a tie, here a reward of 0, is wrong
+            right[side][name] = np.mean([row.rewards[0] > 0 for row in rows if row.source == name])
+    means = {}
+    for section, names in SECTIONS.items():
+        weights = [984 if name == "math-prm" else COUNTS[name] for name in names]
+        figures = result["sections"][section]
+        for side in "ab":
+            means[section, side] = np.average([right[side][name] for name in names], weights=weights)
+            assert figures[side] == pytest.approx(means[section, side])
+        assert figures["difference"] == pytest.approx(means[section, "a"] - means[section, "b"])
+        variance = sum(
+            (w / sum(weights)) ** 2 * np.var(differences(a, b, name)) / COUNTS[name]
+            for name, w in zip(names, weights, strict=True)
+        )
+        assert (figures["high"] - figures["low"]) / 2 == pytest.approx(1.96 * np.sqrt(variance), rel=0.05)
+        assert figures["detectable"] == pytest.approx(2.8016 * np.sqrt(variance), rel=0.01)
+        wins = [(differences(a, b, name) > 0).sum() for name in names]
+        losses = [(differences(a, b, name) < 0).sum() for name in names]
+        assert figures["mcnemar_p"] == pytest.approx(
+            scipy.stats.binomtest(sum(wins), sum(wins) + sum(losses)).pvalue, rel=1e-6
+        )
+    assert result["score"]["difference"] == pytest.approx(
+        np.mean([means[section, "a"] - means[section, "b"] for section in SECTIONS])
+    )
+    assert result["by_source"]["hep-go"]["difference"] == pytest.approx(differences(a, b, "hep-go").mean())
+
+
+def differences(a, b, name):
+    pairs = zip(a, b, strict=True)
+    return np.array([float(x.rewards[0] > 0) - float(y.rewards[0] > 0) for x, y in pairs if x.source == name])
+
+
+def test_a_section_that_lacks_a_subset_is_none():
+    a, b = ([row for row in benchmark_rows(seed, 0.7) if row.source != "hep-go"] for seed in (0, 1))
+    result = compare(a, b)
+    assert (result["sections"]["Reasoning"], result["score"]) == (None, None)
+    assert result["sections"]["Chat"]["n"] == 358
+    assert result["n"] == 2985 - 164
+
+
+def test_the_rules_of_the_other_benchmarks():
+    best = [ScoredRow("1", "Focus", (2.0, 3.0, 1.0, 0.0), ((0, 1), (0, 2), (0, 3)), False)]
+    first = [best[0]._replace(rewards=(4.0, 3.0, 1.0, 0.0))]
+    ties = [ScoredRow("tied:1", "Ties", (2.0, 1.0, 0.5), ((0, 2), (1, 2)), False)]
+    worse = [ties[0]._replace(rewards=(2.0, 0.5, 0.5))]
+    result = compare(first + ties, best + worse)
+    assert (result["benchmark"], result["n"], result["a"], result["b"]) == ("rewardbench-2", 2, 1, 0)
+    assert (result["sections"], result["score"]) == ({}, None)
+    pair = ScoredRow("", "chat", (1.0, 0.0), ((0, 1),), False)
+    domains = ("chat", "math", "code", "safety-refuse", "safety-response", "safety-response", "safety-response")
+    rows = [pair._replace(id=str(i), source=domain) for i, domain in enumerate(domains)]
+    wrong = [*rows[:-1], rows[-1]._replace(rewards=(0.0, 1.0))]
+    result = compare(rows, wrong)
+    assert result["benchmark"] == "rm-bench"
+    assert result["sections"]["Safety"]["difference"] == pytest.approx(1 / 4)  # domains pooled by rows
+    assert result["score"]["difference"] == pytest.approx(1 / 16)
+    assert (
+        compare([pair._replace(source="Knowledge")], [pair._replace(source="Knowledge")])["benchmark"] == "judgebench"
+    )
+    assert compare([pair._replace(source="helpful")], [pair])["benchmark"] is None
+
+
+def simulate(rng, prompts, gain):
+    """Two models on prompts of three dependent preferences each; A is right more often by `gain`."""
+    ease = rng.beta(4, 2, prompts)[:, None]
+    a = rng.random((prompts, 3)) < np.clip(ease + gain, 0, 1)
+    b = rng.random((prompts, 3)) < ease
+    return (a.astype(float) - b).ravel(), np.repeat(np.arange(prompts), 3)
+
+
+def test_intervals_cover_the_truth_and_the_detectable_difference_is_detected():
+    rng = np.random.default_rng(0)
+    truth = np.mean([simulate(rng, 4000, 0.08)[0].mean() for _ in range(50)])
+    covered = found = 0
+    least = []
+    for _ in range(400):
+        differences, clusters = simulate(rng, 150, 0.08)
+        interval = paired_difference_interval(differences, clusters, resamples=400)
+        covered += interval.low <= truth <= interval.high
+        found += interval.low > 0
+        least.append(detectable_difference(differences, clusters))
+    assert 0.92 < covered / 400 < 0.98
+    # the same noise with a difference of exactly what is said to be detectable
+    gain = 0.08 * np.mean(least) / truth
+    found = sum(paired_difference_interval(*simulate(rng, 150, gain), resamples=400).low > 0 for _ in range(400))
+    assert 0.74 < found / 400 < 0.86
+
+
+def test_rows_are_found_by_split_and_benchmark(tmp_path):
+    for name in ("eval/validation", "eval/test", "rewardbench/rm-bench"):
+        path = tmp_path / f"{name}.rows.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        write_rows(path, rows_of([1]))
+    assert list(scored_rows(tmp_path)) == ["test", "validation", "rm-bench"]
+    assert scored_rows(tmp_path / "nowhere") == {}
+    rows = tmp_path / "eval" / "test.rows.jsonl"
+    assert result_beside(rows) == {}
+    result = tmp_path / "eval" / "test.json"
+    for recorded in (str(rows), "test.rows.jsonl", "/moved/away/test.rows.jsonl"):
         result.write_text(json.dumps({"rows": recorded}))
-        assert find_rows(str(result)) == test
+        assert rows_of_result(result) == rows
+        assert result_beside(rows) == {"rows": recorded}
 
 
 @pytest.mark.parametrize(
-    ("named", "content", "message", "hint"),
+    ("content", "message", "hint"),
     [
-        ("nowhere", None, "nowhere: no such file or folder", "RUN[:split]"),
-        (
-            "run-1:train",
-            None,
-            "run-1: no rows of the split 'train'",
-            "it has: test, validation; name one as run-1:test",
-        ),
-        ("empty", None, "empty: no rows of the split 'test'", "score it with rmtrain eval"),
-        ("r.json", "{", "r.json: can't be read as JSON", ""),
-        ("r.json", "[{}, {}]", "r.json: holds 2 results", ".rows.jsonl"),
-        ("r.json", "{}", "r.json: names no rows file", "under `rows`"),
-        ("r.json", '{"rows": "gone.rows.jsonl"}', "r.json: its rows file gone.rows.jsonl is gone", ""),
+        ("{", "r.json: can't be read as JSON", ""),
+        ("[{}, {}]", "r.json: holds 2 results", ".rows.jsonl"),
+        ("{}", "r.json: names no rows file", "under `rows`"),
+        ('{"rows": "gone.rows.jsonl"}', "r.json: its rows file gone.rows.jsonl is gone", ""),
     ],
 )
-def test_what_can_not_be_found_says_why(run, monkeypatch, named, content, message, hint):
-    monkeypatch.chdir(run.parent)
-    (run.parent / "empty").mkdir()
-    if content is not None:
-        (run.parent / named).write_text(content)
+def test_a_result_without_rows_says_why(tmp_path, monkeypatch, content, message, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.json").write_text(content)
     with pytest.raises(DataError) as caught:
-        find_rows(named)
+        rows_of_result((tmp_path / "r.json").relative_to(tmp_path))
     assert caught.value.message.startswith(message)
     assert hint in caught.value.hint
-
-
-@pytest.fixture
-def invoke():
-    app = typer.Typer()
-    app.command()(command)
-    return lambda *arguments: CliRunner().invoke(app, list(arguments))
-
-
-def test_the_command_prints_one_json_document(run, tmp_path, invoke):
-    other = tmp_path / "b.rows.jsonl"
-    write_rows(other, rows_of([1, 1, 1]))
-    done = invoke(str(run), str(other), "--json")
-    assert done.exit_code == 0
-    result = json.loads(done.stdout)
-    assert list(result)[:7] == ["n", "a", "b", "difference", "low", "high", "mcnemar_p"]
-    assert result["difference"] == pytest.approx(-1 / 3)
-    assert result["rows"] == [str(run / "eval" / "test.rows.jsonl"), str(other)]
-
-
-def test_the_command_shows_a_table_and_a_verdict(run, tmp_path, invoke):
-    other = tmp_path / "b.rows.jsonl"
-    write_rows(other, rows_of([1, 1, 1]))
-    done = invoke(str(run), str(other))
-    assert done.exit_code == 0
-    assert "-33.33" in done.stdout
-    assert "Within noise: B is ahead by 33.33 points" in done.stdout
-
-
-def test_the_command_compares_rows_without_preferences(tmp_path, invoke):
-    path = tmp_path / "a.rows.jsonl"
-    write_rows(path, [ScoredRow("1", "", (1.0,), (), False)])
-    done = invoke(str(path), str(path))
-    assert done.exit_code == 0
-    assert "no preferences" in done.stdout

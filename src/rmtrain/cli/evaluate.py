@@ -81,7 +81,7 @@ def _read(checkpoint: "Checkpoint | Policy", names: list[str], source: str | Non
         other = {"source": source, "columns": {}, "row_schema": "auto"}
         section = recipe.data.model_copy(update=other) if recipe else None
         if not names:
-            return {_stem(source): read_source(source, None, section, evaluation=True)}
+            return {stem(source): read_source(source, None, section, evaluation=True)}
         return {name: read_source(source, name, section, evaluation=True) for name in names}
     if recipe is None:
         raise InputError(f"{checkpoint.where}: no recipe lies beside the weights", "name the data with --data SOURCE")
@@ -89,7 +89,8 @@ def _read(checkpoint: "Checkpoint | Policy", names: list[str], source: str | Non
     return dict(load_data(recipe.data, recipe.run.seed, wanted).splits)
 
 
-def _stem(source: str) -> str:
+def stem(source: str) -> str:
+    """A name for the rows of a SOURCE."""
     return Path(source.partition("@")[0]).name.split(".")[0].replace(":", "-") or "data"
 
 

@@ -75,7 +75,7 @@ def rewardbench(
 
     definition = BENCHMARKS[benchmark]
     try:
-        groups, source = _core_groups(definition, data, split)
+        groups, source = core_groups(definition, data, split)
         prior = _prior_groups(definition, prior_data) if prior_data else []
         runner = _score_as_runner(chosen, parity, groups, display) if parity else None
         checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen)
@@ -125,7 +125,7 @@ def _score_as_runner(
     return {"precision": precision, **settings}, rungs
 
 
-def _core_groups(
+def core_groups(
     definition: "Benchmark", data: str | None, split: str | None
 ) -> "tuple[list[PreferenceGroup], dict[str, Any]]":
     """The rows of the split named, else of the one that is scored, else of the only one there is."""

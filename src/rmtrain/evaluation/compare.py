@@ -1,136 +1,182 @@
 """Two models on the same rows: whether they differ, and by how much they would have to."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rmtrain.errors import DataError
+from rmtrain.evaluation.bench_rows import JUDGEBENCH_SECTIONS
 from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of, gaps_of
-from rmtrain.metrics.intervals import detectable_difference, mcnemar_exact, paired_difference_interval
+from rmtrain.metrics import rewardbench, rewardbench2, rm_bench
+from rmtrain.metrics.intervals import Strata, detectable_difference, mcnemar_exact, paired_difference_interval
 from rmtrain.metrics.rankings import Floats, Ints, credits_of
 
 _SUFFIX = ".rows.jsonl"
+_SUBSETS: dict[str, set[str]] = {  # of each benchmark, as the source of its rows names them
+    "rewardbench-1": set(rewardbench.SUBSETS),
+    "rewardbench-2": set(rewardbench2.SUBSETS),
+    "judgebench": set(JUDGEBENCH_SECTIONS),
+    "rm-bench": {domain for domains in rm_bench.DOMAINS.values() for domain in domains},
+}
 
 
 def compare(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow]) -> dict[str, Any]:
-    """The accuracy of A less that of B on the same preferences, as `compare --json` gives it.
+    """The accuracy of A less that of B on the rows that both have, as `compare --json` gives it.
 
     The interval is a paired bootstrap over prompts. The exact McNemar test counts prompts on which one model is right
     more often than the other, since the preferences of one prompt are not independent; with one preference a prompt and
     no ties it is the usual test. `detectable` is the least true difference that a comparison of this size and
-    disagreement shows four times in five. Figures of no preferences are None.
+    disagreement shows four times in five. A difference is `within_noise` unless interval and test agree that it is not.
+    Figures of no preferences are None.
+
+    A tie counts 1/2; on the rows of a benchmark, which are told by their subsets, its own rule decides (a tie is wrong;
+    a row of RewardBench 2 is right if the right completion is the best one, and one of its Ties if all right ones beat
+    all wrong ones, since the formula of that subset has no figure for a row). Where subsets make up sections,
+    `sections` and `score`, the sections' mean, have the same figures; None where a subset is missing.
 
     Args:
         a_rows: rows scored by A.
-        b_rows: the same rows scored by B, in any order.
+        b_rows: rows scored by B, in any order.
 
     Raises:
-        DataError: the rows are not the same.
+        DataError: no row is in both.
     """
-    b_rows = _matched(a_rows, b_rows)
-    gaps = gaps_of(a_rows)
-    a, b = credits_of(gaps.gaps), credits_of(gaps_of(b_rows).gaps)
-    clusters = clusters_of(a_rows)[gaps.groups]
-    sources = np.array([row.source or NO_SOURCE for row in a_rows], dtype=object)[gaps.groups]
-    figures = _figures(a, b, clusters)
+    a_rows, b_rows, unmatched = _matched(a_rows, b_rows)
+    sources = {row.source for row in a_rows}
+    benchmark = next((name for name, subsets in _SUBSETS.items() if sources and sources <= subsets), None)
+    (a, groups), (b, _) = _credits(a_rows, benchmark), _credits(b_rows, benchmark)
+    clusters = clusters_of(a_rows)[groups]
+    labels = np.array([row.source or NO_SOURCE for row in a_rows], dtype=object)[groups]
+
+    def figures_of(weights: Mapping[str, float]) -> dict[str, Any] | None:
+        """Of a weighted mean of subsets; None if one of them is missing."""
+        names = list(weights)
+        if not names or not set(names) <= set(labels):
+            return None
+        here, shares = np.isin(labels, names), np.array(list(weights.values()), dtype=np.float64)
+        strata = Strata(np.array([names.index(name) for name in labels[here]]), shares / shares.sum())
+        return _figures(a[here], b[here], clusters[here], strata)
+
+    overall = _figures(a, b, clusters, None)
+    sections = _sections(benchmark, labels)
+    shares = {n: w / sum(part.values()) for part in sections.values() for n, w in part.items()}
+    score = figures_of(shares)
     return {
-        **figures,
+        **overall,
         "groups": len(a_rows),
-        "verdict": _verdict(figures),
-        "by_source": {
-            source: _figures(a[sources == source], b[sources == source], clusters[sources == source])
-            for source in sorted(set(sources))
-        },
+        "verdict": _verdict(overall),
+        **unmatched,
+        "benchmark": benchmark,
+        "score": {**score, "verdict": _verdict(score)} if score else None,
+        "sections": {name: figures_of(weights) for name, weights in sections.items()},
+        "by_source": {source: figures_of({source: 1}) for source in sorted(set(labels))},
     }
 
 
-def _matched(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow]) -> list[ScoredRow]:
-    """B's rows in the order of A's."""
+def _sections(benchmark: str | None, labels: Iterable[str]) -> Mapping[str, Mapping[str, float]]:
+    """Section → subset → weight, of the benchmarks whose sections pool subsets."""
+    if benchmark == "rewardbench-1":
+        return rewardbench.SECTION_WEIGHTS["current"]
+    if benchmark == "rm-bench":  # by their rows
+        sizes = Counter(labels)
+        return {section: {name: sizes[name] or 1 for name in names} for section, names in rm_bench.DOMAINS.items()}
+    return {}
+
+
+def _credits(rows: Sequence[ScoredRow], benchmark: str | None) -> tuple[Floats, Ints]:
+    """What each preference counts, or each row in RewardBench 2, and the row that it is of."""
+    if benchmark == "rewardbench-2":
+        credit = [
+            float(all(row.rewards[better] > row.rewards[worse] for better, worse in row.preferences))
+            if row.source == "Ties"
+            else rewardbench2.best_of_credit(row.rewards)
+            for row in rows
+        ]
+        return np.array(credit), np.arange(len(rows))
+    gaps = gaps_of(rows)
+    return (gaps.gaps > 0).astype(np.float64) if benchmark else credits_of(gaps.gaps), gaps.groups
+
+
+def _matched(
+    a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow]
+) -> tuple[list[ScoredRow], list[ScoredRow], dict[str, int]]:
+    """The rows that both have, in A's order, and how many others there are: in one alone, or not alike in both."""
     by_id = {row.id: row for row in b_rows}
     shared = [(row, by_id[row.id]) for row in a_rows if row.id in by_id]
-    same = sum(set(a.preferences) == set(b.preferences) for a, b in shared)
-    only_a, only_b = len(a_rows) - len(shared), len(b_rows) - len(shared)
-    if only_a or only_b or same < len(shared):
+    alike = [(a, b._replace(preferences=a.preferences)) for a, b in shared if _alike(a, b)]
+    unmatched = {
+        "only_a": len(a_rows) - len(shared),
+        "only_b": len(b_rows) - len(shared),
+        "not_alike": len(shared) - len(alike),
+    }
+    if not alike and (a_rows or b_rows):
         raise DataError(
-            f"A and B are not of the same rows: {same} match, {only_a} are in A alone, {only_b} in B alone, and "
-            f"{len(shared) - same} have other preferences",
-            "score both checkpoints on the same split of the same data",
+            f"A and B have no row in common: {unmatched['only_a']} are in A alone, {unmatched['only_b']} in B alone, "
+            f"and {len(shared)} have the same id but other prompts or preferences",
+            "score both on the same data: rmtrain compare A B --data SOURCE",
         )
-    return [b._replace(preferences=a.preferences) for a, b in shared]
+    return [a for a, _ in alike], [b for _, b in alike], unmatched
 
 
-def _figures(a: Floats, b: Floats, clusters: Ints) -> dict[str, Any]:
-    interval = paired_difference_interval(a - b, clusters)
+def _alike(a: ScoredRow, b: ScoredRow) -> bool:
+    return set(a.preferences) == set(b.preferences) and (a.cluster == b.cluster or not (a.cluster and b.cluster))
+
+
+def _figures(a: Floats, b: Floats, clusters: Ints, strata: Strata | None) -> dict[str, Any]:
+    """Of [n] credits; `strata` are of a weighted mean, None is the plain one."""
+    n, mean = len(a), strata.mean if strata else (lambda values: float(values.mean()))
+    interval = paired_difference_interval(a - b, clusters, strata)
     _, labels = np.unique(clusters, return_inverse=True)
-    net = np.bincount(labels, weights=a - b) if len(labels) else np.array([])
+    net = np.bincount(labels, weights=a - b) if n else np.array([])
     a_better, b_better = int((net > 0).sum()), int((net < 0).sum())
+    p = mcnemar_exact(a_better, b_better) if n else None
     return {
-        "n": len(a),
-        "a": float(a.mean()) if len(a) else None,
-        "b": float(b.mean()) if len(b) else None,
-        "difference": float((a - b).mean()) if len(a) else None,
+        "n": n,
+        "a": mean(a) if n else None,
+        "b": mean(b) if n else None,
+        "difference": mean(a - b) if n else None,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
-        "mcnemar_p": mcnemar_exact(a_better, b_better) if len(a) else None,
+        "mcnemar_p": p,
+        "within_noise": p >= 0.05 or interval.low <= 0 <= interval.high if interval and p is not None else None,
         "prompts": len(net),
         "a_better": a_better,
         "b_better": b_better,
-        "detectable": detectable_difference(a - b, clusters),
+        "detectable": detectable_difference(a - b, clusters, strata),
     }
 
 
-def _verdict(figures: dict[str, Any]) -> str:
+def _verdict(figures: Mapping[str, Any]) -> str:
     """One sentence: a difference is claimed only where the interval and the test agree."""
     if figures["n"] == 0:
         return "There are no preferences to compare on."
     if figures["a_better"] == figures["b_better"] == 0:
         return f"A and B do equally well on each of {figures['prompts']} prompts."
     better, points = ("A" if figures["difference"] > 0 else "B"), 100 * abs(figures["difference"])
-    if figures["mcnemar_p"] < 0.05 and not figures["low"] <= 0 <= figures["high"]:
+    if not figures["within_noise"]:
         return f"{better} is better, by {points:.2f} points (p = {figures['mcnemar_p']:.2g})."
-    least = f"; {100 * figures['detectable']:.2f} points would likely show" if figures["detectable"] else ""
-    return (
-        f"Within noise: {better} is ahead by {points:.2f} points (p = {figures['mcnemar_p']:.2g}){least}."
-        if points
-        else f"Within noise: the accuracies are equal{least}."
-    )
+    found = f"{better} is ahead by {points:.2f} points" if points else "the accuracies are equal"
+    least = f"; here {100 * figures['detectable']:.2f} would show four times in five" if figures["detectable"] else ""
+    return f"Within noise: {found} (p = {figures['mcnemar_p']:.2g}){least}."
 
 
-def find_rows(text: str) -> Path:
-    """The rows file that the user means.
+def scored_rows(folder: Path) -> dict[str, Path]:
+    """Rows files that lie in a run folder or a folder of results, by split, then by benchmark; `test` comes first."""
+    files = [*sorted((folder / "eval").glob(f"*{_SUFFIX}")), *sorted((folder / "rewardbench").glob(f"*{_SUFFIX}"))]
+    found = {path.name.removesuffix(_SUFFIX): path for path in files}
+    return {name: found[name] for name in sorted(found, key=lambda name: name != "test")}
 
-    Args:
-        text: a rows file, a result file that names one, or a run folder, whose test split is meant unless `:split`
-            follows.
+
+def rows_of_result(path: Path) -> Path:
+    """The rows file that a result file names.
 
     Raises:
-        DataError: there is no such file or folder, or it has no rows.
+        DataError: the result can't be read or names none, or its rows are gone.
     """
-    path = Path(text)
-    if path.is_file():
-        return path if path.name.endswith(".jsonl") else _rows_of_result(path)
-    folder, split = (path, "test") if path.is_dir() else _split_mark(text)
-    rows = folder / "eval" / f"{split}{_SUFFIX}"
-    if not rows.is_file():
-        have = sorted(found.name.removesuffix(_SUFFIX) for found in (folder / "eval").glob(f"*{_SUFFIX}"))
-        hint = f"it has: {', '.join(have)}; name one as {folder}:{have[0]}" if have else "score it with rmtrain eval"
-        raise DataError(f"{folder}: no rows of the split {split!r}", hint)
-    return rows
-
-
-def _split_mark(text: str) -> tuple[Path, str]:
-    folder, mark, split = text.rpartition(":")
-    if not mark or not split or not Path(folder).is_dir():
-        raise DataError(
-            f"{text}: no such file or folder", "name a .rows.jsonl file, a result .json file, or RUN[:split]"
-        )
-    return Path(folder), split
-
-
-def _rows_of_result(path: Path) -> Path:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -145,3 +191,13 @@ def _rows_of_result(path: Path) -> Path:
         if candidate.is_file():
             return candidate
     raise DataError(f"{path}: its rows file {rows} is gone", "score the checkpoint again")
+
+
+def result_beside(rows: Path) -> dict[str, Any]:
+    """The result that a rows file is of; empty where none lies beside it."""
+    path = rows.with_name(rows.name.removesuffix(_SUFFIX) + ".json")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}

@@ -118,8 +118,29 @@ def resampled_sums(sums: Floats, resamples: int = RESAMPLES, seed: int = 0) -> F
     return np.concatenate(drawn)
 
 
+@dataclass(frozen=True)
+class Strata:
+    """The parts of a weighted mean, such as the subsets of a benchmark's section."""
+
+    labels: Ints  # [n] stratum of each preference, 0 to S - 1; none is empty
+    shares: Floats  # [S] of the strata, summing to 1
+
+    def means(self, values: Floats) -> Floats:
+        """[S] plain mean of [n] values in each stratum."""
+        return np.asarray(np.bincount(self.labels, weights=values) / np.bincount(self.labels))
+
+    def mean(self, values: Floats) -> float:
+        """Weighted mean of [n] values."""
+        return float(self.means(values) @ self.shares)
+
+
+def one_stratum(n: int) -> Strata:
+    """All n preferences in one: the weighted mean is the plain one."""
+    return Strata(np.zeros(n, dtype=np.int64), np.ones(1))
+
+
 def paired_difference_interval(
-    differences: Floats, clusters: Ints, resamples: int = RESAMPLES, seed: int = 0
+    differences: Floats, clusters: Ints, strata: Strata | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
     """Interval of the mean difference of two models' credit on the same preferences; None without data.
 
@@ -129,28 +150,42 @@ def paired_difference_interval(
     Args:
         differences: [n] credit of A minus credit of B.
         clusters: [n] integer label of each preference's cluster.
+        strata: of a weighted mean; None is the plain one.
+        resamples: how many.
+        seed: of the resampling.
     """
     if len(differences) == 0:
         return None
-    sums = _cluster_sums(differences, clusters)
+    strata = strata or one_stratum(len(differences))
+    names, labels = np.unique(clusters, return_inverse=True)
     if not differences.any():
-        bound = wilson_interval(0.0, len(sums)).high
+        bound = wilson_interval(0.0, len(names)).high
         return Interval(-bound, bound)
-    return cluster_bootstrap(sums, lambda drawn: np.asarray(drawn[:, 0] / drawn[:, 1]), resamples, seed)
+    sums = np.zeros((len(names), 2 * len(strata.shares)))
+    np.add.at(sums, (labels, 2 * strata.labels), differences)
+    np.add.at(sums, (labels, 2 * strata.labels + 1), 1)
+
+    def statistic(drawn: Floats) -> Floats:
+        with np.errstate(invalid="ignore"):  # a resample may leave a stratum out
+            return np.asarray((drawn[:, ::2] / drawn[:, 1::2]) @ strata.shares)
+
+    return cluster_bootstrap(sums, statistic, resamples, seed)
 
 
-def detectable_difference(differences: Floats, clusters: Ints) -> float | None:
+def detectable_difference(differences: Floats, clusters: Ints, strata: Strata | None = None) -> float | None:
     """Least true difference that a paired comparison of this size shows at the 5 % level four times in five.
 
-    (z_0.975 + z_0.8) times the clustered standard error of the mean difference (arXiv 2411.00640);
-    None where no cluster differs or there is but one.
+    (z_0.975 + z_0.8) times the clustered standard error of the mean difference (arXiv 2411.00640). With one preference
+    a prompt the error is sqrt((r - d^2) / n), for a share r of discordant preferences and a mean difference d. None
+    where no cluster differs or there is but one.
     """
-    sums = _cluster_sums(differences, clusters)
-    if len(sums) < 2 or not differences.any():
+    strata = strata or one_stratum(len(differences))
+    names, labels = np.unique(clusters, return_inverse=True)
+    if len(names) < 2 or not differences.any():
         return None
-    residuals = sums[:, 0] - sums[:, 1] * differences.mean()
-    error = np.sqrt((residuals**2).sum() * len(sums) / (len(sums) - 1)) / len(differences)
-    return float((Z + Z_POWER) * error)
+    share = (strata.shares / np.bincount(strata.labels))[strata.labels]  # of each preference
+    residuals = np.bincount(labels, weights=share * (differences - strata.means(differences)[strata.labels]))
+    return float((Z + Z_POWER) * np.sqrt((residuals**2).sum() * len(names) / (len(names) - 1)))
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
@@ -166,9 +201,3 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     k = np.arange(1, least + 1)
     log_choose = np.concatenate([[0.0], np.cumsum(np.log(n - k + 1) - np.log(k))])  # log C(n, 0..least)
     return float(min(1.0, np.exp(np.logaddexp.reduce(log_choose) - (n - 1) * np.log(2))))
-
-
-def _cluster_sums(values: Floats, clusters: Ints) -> Floats:
-    """[G, 2]: sum and count of each cluster's values."""
-    _, labels = np.unique(clusters, return_inverse=True)
-    return np.column_stack([np.bincount(labels, weights=values), np.bincount(labels)])

@@ -1,0 +1,48 @@
+"""Two models on the same rows, for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+
+from rmtrain.reporting.summary import mapping
+from rmtrain.reporting.tables import figure_table, safe_text
+from rmtrain.reporting.text import MISSING, count, is_figure
+
+
+def comparison(result: Mapping[str, Any]) -> Group:
+    """A table in 80 columns, a row for all rows, the benchmark's score and sections, and each source; then the verdict.
+
+    Args:
+        result: of `compare`, with the paths of both rows files under `rows`.
+    """
+    named = [f"{name}: {path}" for name, path in zip("AB", result["rows"], strict=True)]
+    headings = ("n", "A", "B", "A−B", "95 % interval", "McNemar p", "would show")
+    table = figure_table("accuracy, in %", *headings, gap=1, stacked=True)
+    score = {"score (mean of sections)": result["score"]} if result["score"] else {}
+    for name, figures in {"all rows": result, **score, **result["sections"], **result["by_source"]}.items():
+        table.add_row(safe_text(name), *_cells(mapping(figures)))
+    sentences = [result["verdict"], *([f"By the score: {result['score']['verdict']}"] if score else [])]
+    unmatched = {"in A alone": "only_a", "in B alone": "only_b", "of one id but not alike": "not_alike"}
+    if left_out := [f"{count(result[key])} {what}" for what, key in unmatched.items() if result[key]]:
+        sentences.append(f"Rows left out: {', '.join(left_out)}.")
+    if result["by_source"]:
+        sentences.append(
+            "The p of each line stands for itself: of twenty lines without a difference, one has p < 0.05."
+        )
+    return Group(*map(safe_text, named), "", table, "", *map(safe_text, sentences))
+
+
+def _cells(figures: Mapping[str, Any]) -> list[str]:
+    def points(key: str, signed: bool = False) -> str:
+        value = figures.get(key)
+        return f"{100 * value:{'+' if signed else ''}.1f}" if is_figure(value) and value is not None else MISSING
+
+    low, high, p = points("low", signed=True), points("high", signed=True), figures.get("mcnemar_p")
+    return [
+        count(figures.get("n")),
+        *(points(key, signed=key == "difference") for key in ("a", "b", "difference")),
+        f"{low} to {high}" if MISSING not in (low, high) else MISSING,
+        f"{p:.2g}" if p is not None else MISSING,
+        points("detectable"),
+    ]
