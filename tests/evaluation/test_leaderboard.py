@@ -206,6 +206,19 @@ def test_a_file_of_published_accuracies_may_be_given(tmp_path: Path) -> None:
     assert board["same"]["scored"] == {**board[RAY]["scored"], "source": str(path)}
 
 
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        ({"reference": "sft", "log_probabilities": "sum"}, "dpo against sft"),
+        ({"reference": None, "log_probabilities": "avg"}, "dpo, avg"),
+    ],
+)
+def test_a_policy_says_how_it_was_read(tmp_path: Path, policy: dict[str, Any], name: str) -> None:
+    path = result_of(tmp_path / "p.json", 0.7, "dpo")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "policy": policy}))
+    assert [row["model"] for row in own_entries(tmp_path, [path], "current")[0]] == [name]
+
+
 def test_damaged_results_of_runs_are_named_and_those_given_refused(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "x" / "rewardbench" / "rewardbench-1.json"
     path.parent.mkdir(parents=True)

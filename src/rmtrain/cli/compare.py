@@ -19,7 +19,6 @@ from rmtrain.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from rmtrain.data.types import PreferenceGroup
-    from rmtrain.recipe.schema import Recipe
 
 
 class _Side(NamedTuple):
@@ -140,7 +139,7 @@ def _name(sides: list[_Side], data: str | None, split: str | None, benchmark: st
     return next((name for name in sides[0].scored if name in sides[1].scored), have[0])
 
 
-def _wanted(sides: list[_Side], name: str, data: str | None, split: str | None, benchmark: str | None) -> "_Wanted":
+def _wanted(sides: list[_Side], name: str, data: str | None, split: str | None, benchmark: str | None) -> _Wanted:
     """The rows of --data, else those that one of the two was scored on, else the benchmark's own.
 
     Raises:
@@ -149,6 +148,7 @@ def _wanted(sides: list[_Side], name: str, data: str | None, split: str | None, 
     from rmtrain.data.load import load_data, read_source, recipe_splits
     from rmtrain.evaluation.benchmarks import BENCHMARKS
     from rmtrain.evaluation.compare import result_beside
+    from rmtrain.recipe.load import load_recipe
 
     section = None
     scored = next((rows for side in sides if (rows := side.rows or side.scored.get(name))), None)
@@ -159,7 +159,8 @@ def _wanted(sides: list[_Side], name: str, data: str | None, split: str | None, 
         where = re.fullmatch(r"(.+?)(?: \((\S+)\))?", result["data"]["source"])
         assert where is not None
         (data, split), benchmark = where.groups(), result.get("benchmark")
-        if (recipe := _recipe_beside(scored)) is not None:
+        if (path := scored.parent.parent / "recipe.yaml").exists():  # the rows are of a run, read as its recipe says
+            recipe = load_recipe(path).recipe
             section = recipe.data.model_copy(update={"source": data, "columns": {}, "row_schema": "auto"})
             if name in recipe_splits(recipe.data):
                 own = load_data(recipe.data, recipe.run.seed, [name]).splits[name]
@@ -174,17 +175,7 @@ def _wanted(sides: list[_Side], name: str, data: str | None, split: str | None, 
     return _Wanted(name, found.groups, found.fingerprint)
 
 
-def _recipe_beside(rows: Path) -> "Recipe | None":
-    """The recipe of the run that a rows file lies in."""
-    from rmtrain.model.checkpoint import SIDECAR, read_json
-    from rmtrain.recipe.schema import Recipe
-
-    path = rows.parent.parent / "final" / SIDECAR
-    values = read_json(path).get("recipe") if path.exists() else None
-    return Recipe.model_validate_json(jsonlib.dumps(values)) if values else None
-
-
-def _rows_path(side: _Side, name: str, wanted: "_Wanted | None") -> Path:
+def _rows_path(side: _Side, name: str, wanted: _Wanted | None) -> Path:
     """Rows that are there, of the wanted data; else where they will be, named after weights and rows."""
     from rmtrain.evaluation.compare import result_beside
 
@@ -203,7 +194,7 @@ def _rows_path(side: _Side, name: str, wanted: "_Wanted | None") -> Path:
     return side.chosen.results / "compare" / f"{name}-{digest[:12]}.rows.jsonl"
 
 
-def _score(chosen: Chosen, wanted: "_Wanted", path: Path, budget: int | None, display: TerminalDisplay) -> None:
+def _score(chosen: Chosen, wanted: _Wanted, path: Path, budget: int | None, display: TerminalDisplay) -> None:
     from rmtrain.evaluation.splits import score_rows
 
     checkpoint = load(chosen)

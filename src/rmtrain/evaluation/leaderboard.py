@@ -14,6 +14,7 @@ from rmtrain.evaluation.bench_rewardbench1 import figures_of_subsets
 from rmtrain.metrics.rewardbench import COUNTS, PRIOR_COUNTS, PRIOR_SETS, SECTION_WEIGHTS, SECTIONS
 
 BENCHMARK = "rewardbench-1"
+_FIGURES = ("prior_sets", "mean_of_sections", "low", "high", "with_prior_sets", "with_prior_low", "with_prior_high")
 SORTS = ("mean", "with-prior", "published", *(section.lower().replace(" ", "-") for section in SECTIONS))
 
 Entry = dict[str, Any]  # a row of the table, as `leaderboard --format json` gives it
@@ -96,13 +97,7 @@ def _stated(figures: Mapping[str, Any], sources: Mapping[str, str]) -> Entry:
     mean = figures.get("mean_of_sections", sum(sections) / len(sections) if sections else None)
     return {
         "sections": dict(zip(SECTIONS, map(fraction, sections or [None] * len(SECTIONS)), strict=True)),
-        "prior_sets": fraction(figures.get("prior_sets")),
-        "mean_of_sections": fraction(mean),
-        "low": None,
-        "high": None,
-        "with_prior_sets": fraction(figures.get("with_prior_sets")),
-        "with_prior_low": None,
-        "with_prior_high": None,
+        **{key: fraction({**figures, "mean_of_sections": mean}.get(key)) for key in _FIGURES},
         "interval": None,
         "source": sources[figures["source"]] if figures else None,
     }
@@ -112,10 +107,9 @@ def _scored(result: Mapping[str, Any], era: str, interval: str, source: str) -> 
     score = dict(result["scores"][era])
     if score["with_prior_sets"] is not None and interval == "binomial":
         score |= _prior_interval(result, era)
-    keys = ("prior_sets", "mean_of_sections", "low", "high", "with_prior_sets", "with_prior_low", "with_prior_high")
     return {
         "sections": {name: score.get("sections", {}).get(name) for name in SECTIONS},
-        **{key: score.get(key) for key in keys},
+        **{key: score.get(key) for key in _FIGURES},
         "interval": interval if score.get("low") is not None else None,
         "source": source,
     }

@@ -84,10 +84,7 @@ def _notes(board: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         }
         found = "; ".join(way for kind, way in ways.items() if kind in kinds)
         yield "", f"Intervals are of the {what}: {found}. {MISSING}: not to be had from what was published."
-    yield (
-        "",
-        "Published means of 4 are of the published sections. Rows of math-prm and mt-bench seem to be others since.",
-    )
+    yield "", "Published means of 4 are of the published sections. Rows of math-prm and mt-bench seem to differ since."
 
 
 def save_plot(board: Mapping[str, Any], path: Path) -> None:
@@ -121,16 +118,13 @@ def save_plot(board: Mapping[str, Any], path: Path) -> None:
     axes.tick_params(axis="y", length=0)
     what = {"mean": "mean of four sections", "with-prior": "score with prior sets", "published": "published average"}
     axes.set_xlabel(f"RewardBench 1, {what.get(sort, sort)}, era {board['era']}, %", loc="right")
-    axes.plot(
-        [], [], "o", markersize=10, markerfacecolor="white", color=_COLOURS["published"], label="as published then"
-    )
-    axes.plot([], [], "o", color=_COLOURS["published"], label="scored by this era")
+    blue = _COLOURS["published"]
+    axes.plot([], [], "o", markersize=10, markerfacecolor="white", color=blue, label="as published then")
+    axes.plot([], [], "o", color=blue, label="scored by this era")
     if any(row["published"] is None for row in rows):
         axes.plot([], [], "o", color=_COLOURS["own"], label="your own")
     figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize="small")
     try:
         figure.savefig(path, dpi=150)
     except (ValueError, OSError) as error:
-        raise InputError(
-            f"--plot {path}: {error}", "name a .png, .svg or .pdf file in a folder that is there"
-        ) from error
+        raise InputError(f"--plot {path}: {error}", "name a .png, .svg or .pdf file in an existing folder") from error
