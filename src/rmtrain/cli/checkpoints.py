@@ -1,6 +1,8 @@
 """Which checkpoint a command works on, and the recipe it was trained from."""
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +23,8 @@ class Chosen(NamedTuple):
     where: str  # folder with the weights, or hub id
     run: Path | None  # the run folder it lies in
     name: str  # for folder names
+    prompt: str | None = None  # --prompt
+    label: str | None = None  # --label
 
     @property
     def results(self) -> Path:
@@ -28,12 +32,27 @@ class Chosen(NamedTuple):
         return self.run if self.run is not None else Path("results") / self.name
 
 
-def choose(ckpt: str | None, runs: Path, display: TerminalDisplay) -> Chosen:
+def choose(
+    ckpt: str | None, runs: Path, display: TerminalDisplay, prompt: str | None = None, label: str | None = None
+) -> Chosen:
     """Find what --ckpt names; left out, the newest finished run, which is said.
+
+    --prompt and --label are part of the name, so that no two readings of a model share a folder of results.
 
     Raises:
         InputError: a run that is not finished, or no run at all.
     """
+    found = _find(ckpt, runs, display)
+    parts = [found.name]
+    if prompt is not None:
+        digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+        parts += ["prompt", prompt if re.fullmatch(r"[\w-]+", prompt) else digest]
+    if label is not None:
+        parts += ["label", re.sub(r"[^\w-]", "_", label)]
+    return found._replace(name="-".join(parts), prompt=prompt, label=label)
+
+
+def _find(ckpt: str | None, runs: Path, display: TerminalDisplay) -> Chosen:
     if ckpt is None:
         folder = newest_finished(runs)
         if not is_child():  # the command that started this process has said it
@@ -62,7 +81,8 @@ def load(chosen: Chosen) -> "Checkpoint":
     from rmtrain.model.devices import process_state
 
     where, _, revision = chosen.where.partition("@")
-    return load_checkpoint(where, revision=revision or None, device=process_state().device)
+    device = process_state().device
+    return load_checkpoint(where, revision=revision or None, device=device, prompt=chosen.prompt, label=chosen.label)
 
 
 def trained_recipe(checkpoint: "Checkpoint | Policy") -> "Recipe | None":

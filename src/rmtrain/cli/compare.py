@@ -184,7 +184,7 @@ def _rows_path(side: _Side, name: str, wanted: _Wanted | None) -> Path:
     lying = side.scored.get(name)
     if lying and (wanted is None or result_beside(lying).get("data", {}).get("fingerprint") == wanted.fingerprint):
         return lying
-    from rmtrain.model.checkpoint import download, fingerprint_of
+    from rmtrain.model.weights import download, fingerprint_of
 
     assert side.chosen is not None
     assert wanted is not None

@@ -11,7 +11,15 @@ from rich.console import Console
 from rmtrain.cli import processes
 from rmtrain.cli.checkpoints import Chosen, choose, load, tokens_at_once, trained_recipe
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.options import CkptOption, JsonOption, ProcessesOption, RunsOption, TokensOption
+from rmtrain.cli.options import (
+    CkptOption,
+    JsonOption,
+    LabelOption,
+    ProcessesOption,
+    PromptOption,
+    RunsOption,
+    TokensOption,
+)
 from rmtrain.cli.policies import ReferenceFreeOption, ReferenceOption, as_policy, load_policy_of
 from rmtrain.errors import InputError
 
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
 
 def evaluate(
     ckpt: CkptOption = None,
+    prompt: PromptOption = None,
+    label: LabelOption = None,
     reference: ReferenceOption = None,
     reference_free: ReferenceFreeOption = None,
     split: Annotated[
@@ -45,7 +55,7 @@ def evaluate(
     [dim]rmtrain eval --ckpt runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl --min-accuracy 0.7[/]
     """
     display = TerminalDisplay()
-    chosen = as_policy(choose(ckpt, runs, display), reference, reference_free)
+    chosen = as_policy(choose(ckpt, runs, display, prompt, label), reference, reference_free)
     processes.spread(num_processes)
     try:
         checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen)

@@ -9,6 +9,18 @@ CkptOption = Annotated[
     str | None,
     typer.Option("--ckpt", help="Run folder, checkpoint folder or hub id; default: the newest finished run."),
 ]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        metavar="NAME",
+        help="Of a published model: the prompt's name, or a .jinja chat template; default: the model's own.",
+    ),
+]
+LabelOption = Annotated[
+    str | None,
+    typer.Option("--label", metavar="NAME", help="Of a model with several labels: name or number of the reward's."),
+]
 TokensOption = Annotated[
     int | None,
     typer.Option("--tokens-per-batch", min=1, help="Most tokens through the backbone at once; default: the recipe's."),

@@ -30,8 +30,12 @@ def as_policy(chosen: Chosen, reference: str | None, reference_free: str | None)
     """The checkpoint with a name, for the folder of its results, that says what it is compared with.
 
     Raises:
-        InputError: both options are given.
+        InputError: both options are given, or one that is for reward models.
     """
+    if (reference is not None or reference_free is not None) and (
+        chosen.prompt is not None or chosen.label is not None
+    ):
+        raise InputError("--prompt and --label are for reward models, not for policies", "leave them out")
     if reference is not None and reference_free is not None:
         raise InputError("--reference and --reference-free exclude each other", "leave one of them out")
     if reference is not None:

@@ -11,7 +11,15 @@ from rich.text import Text
 from rmtrain.cli import processes
 from rmtrain.cli.checkpoints import Chosen, choose, load, tokens_at_once
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.options import CkptOption, JsonOption, ProcessesOption, RunsOption, TokensOption
+from rmtrain.cli.options import (
+    CkptOption,
+    JsonOption,
+    LabelOption,
+    ProcessesOption,
+    PromptOption,
+    RunsOption,
+    TokensOption,
+)
 from rmtrain.cli.policies import ReferenceFreeOption, ReferenceOption, as_policy, load_policy_of
 from rmtrain.errors import InputError
 
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
 
 def rewardbench(
     ckpt: CkptOption = None,
+    prompt: PromptOption = None,
+    label: LabelOption = None,
     reference: ReferenceOption = None,
     reference_free: ReferenceFreeOption = None,
     benchmark: Annotated[
@@ -64,7 +74,7 @@ def rewardbench(
         _render(found[0] if len(found) == 1 else found, json)
         return
     display = TerminalDisplay()
-    chosen = as_policy(choose(ckpt, runs, display), reference, reference_free)
+    chosen = as_policy(choose(ckpt, runs, display, prompt, label), reference, reference_free)
     if parity and (benchmark != "rewardbench-1" or reference is not None or reference_free is not None):
         raise InputError("--parity is for reward models on rewardbench-1", "leave it out, or choose that benchmark")
     processes.spread(num_processes)
@@ -119,8 +129,17 @@ def _score_as_runner(
     where, _, revision = chosen.where.partition("@")
     dtype, quantization = ("float16", "int8") if precision == "int8" else (precision, "none")
     options = BackboneOptions(dtype, quantization, packing="none")
-    official = load_checkpoint(where, revision=revision or None, options=options, device=process_state().device)
-    config_pad = load_config(where, revision or None).get_text_config().pad_token_id
+    official = load_checkpoint(
+        where,
+        revision=revision or None,
+        options=options,
+        device=process_state().device,
+        prompt=chosen.prompt,
+        label=chosen.label,
+    )
+    config_pad = official.config_pad
+    if not official.published:
+        config_pad = load_config(where, revision or None).get_text_config().pad_token_id
     settings, rungs = score_official(official, config_pad, groups, display)
     return {"precision": precision, **settings}, rungs
 

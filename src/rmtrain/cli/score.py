@@ -9,7 +9,7 @@ import typer
 from rmtrain.cli import processes
 from rmtrain.cli.checkpoints import choose, load, tokens_at_once
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.options import CkptOption, ProcessesOption, RunsOption, TokensOption
+from rmtrain.cli.options import CkptOption, LabelOption, ProcessesOption, PromptOption, RunsOption, TokensOption
 from rmtrain.cli.policies import ReferenceFreeOption, ReferenceOption, as_policy, load_policy_of
 from rmtrain.errors import InputError
 
@@ -20,6 +20,8 @@ def score(
     ],
     output: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="The input rows with their rewards added.")],
     ckpt: CkptOption = None,
+    prompt: PromptOption = None,
+    label: LabelOption = None,
     reference: ReferenceOption = None,
     reference_free: ReferenceFreeOption = None,
     tokens_per_batch: TokensOption = None,
@@ -36,7 +38,7 @@ def score(
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder", "make it, or choose another --output")
     display = TerminalDisplay()
-    chosen = as_policy(choose(ckpt, runs, display), reference, reference_free)
+    chosen = as_policy(choose(ckpt, runs, display, prompt, label), reference, reference_free)
     from rmtrain.data.load import read_source
 
     split = read_source(str(input_file), None, evaluation=False)

@@ -50,7 +50,7 @@ def load_tokenizer(name: str, revision: str | None = None, chat_template: str | 
     if not isinstance(tokenizer.chat_template, str):
         raise InputError(
             f"{name}: the tokenizer has no chat template",
-            "give one as model.chat_template: Jinja text, or the path of a .jinja file",
+            "give one as model.chat_template, or as --prompt: Jinja text, or the path of a .jinja file",
         )
     return tokenizer
 
@@ -89,8 +89,12 @@ class Renderer:
     pad_id: int
 
     @classmethod
-    def for_tokenizer(cls, tokenizer: Any) -> "Renderer":
+    def for_tokenizer(cls, tokenizer: Any, append_eos: bool | None = None) -> "Renderer":
         """Find out, on a probe conversation, what the template leaves to be done.
+
+        Args:
+            tokenizer: fast tokenizer with a chat template.
+            append_eos: put one EOS behind, or none; None asks the template.
 
         Raises:
             InputError: the template can't render a prompt and an answer, or there is no end token to append.
@@ -104,7 +108,8 @@ class Renderer:
         head, found, tail = text.rpartition(_PROBE)
         if not found:
             raise InputError("the chat template leaves out the answer", "check model.chat_template")
-        append_eos = not any(token in tail for token in _special_tokens(tokenizer))
+        if append_eos is None:
+            append_eos = not any(token in tail for token in _special_tokens(tokenizer))
         if append_eos and tokenizer.eos_token_id is None:
             raise InputError(
                 "neither the chat template nor the tokenizer has an end token",

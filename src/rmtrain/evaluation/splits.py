@@ -68,9 +68,9 @@ def score_rows(
 
 
 def formula_of(checkpoint: Checkpoint | Policy) -> dict[str, Any]:
-    """What a result says of how a policy was read; nothing of a reward model."""
+    """What a result says of how a policy or another's reward model was read; nothing of one trained here."""
     if not isinstance(checkpoint, Policy):
-        return {}
+        return {"published": checkpoint.published} if checkpoint.published else {}
     return {"policy": {"reference": checkpoint.reference, "log_probabilities": checkpoint.reading}}
 
 

@@ -1,20 +1,21 @@
 """Reward models on disk: a plain sequence-classification folder or its LoRA adapter, and `rmtrain.json` beside it."""
 
 import hashlib
-import json
 import shutil
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rmtrain.data.render import Renderer, first_line, load_tokenizer
-from rmtrain.errors import CheckpointError
-from rmtrain.files import sha256_file, write_json
+from rmtrain.data.render import Renderer
+from rmtrain.errors import CheckpointError, InputError
+from rmtrain.files import write_json
 from rmtrain.model.adapters import prepare_adapters
 from rmtrain.model.forward import HEAD
+from rmtrain.model.published.load import Published, find_published
+from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import NO_HEAD, BackboneOptions, RewardModel, load_backbone, load_config
+from rmtrain.model.weights import download, fingerprint_of, read_json, read_tensors
 
 SIDECAR = "rmtrain.json"
 ADAPTER = "adapter_config.json"
@@ -31,7 +32,9 @@ class Checkpoint:
         max_length: tokens of prompt and one completion.
         sidecar: the content of rmtrain.json; empty for other people's checkpoints.
         where: the folder or hub id.
-        fingerprint: digest of its weights' files.
+        fingerprint: digest of its weights' files, and of how they are read.
+        published: how other people's were read: layout, prompt and label.
+        config_pad: the pad id in their config, before it was replaced by the renderer's.
     """
 
     model: RewardModel
@@ -40,6 +43,8 @@ class Checkpoint:
     sidecar: dict[str, Any]
     where: str
     fingerprint: str
+    published: dict[str, Any] = field(default_factory=dict)
+    config_pad: int | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -98,7 +103,7 @@ def check_weights(folder: Path) -> None:
         CheckpointError: names the tensor or file.
     """
     names = []
-    for file, name, tensor in _tensors(folder):
+    for file, name, tensor in read_tensors(folder):
         names.append(name)
         if tensor.numel() == 0 or (tensor.is_floating_point() and not tensor.isfinite().all()):
             raise CheckpointError(f"{file}: {name} is empty or not finite", "use another checkpoint")
@@ -108,27 +113,14 @@ def check_weights(folder: Path) -> None:
         raise CheckpointError(f"{folder}: the adapter file holds no LoRA weights", "use another checkpoint")
 
 
-def _tensors(folder: Path) -> Iterator[tuple[Path, str, Any]]:
-    """File, name and tensor of everything in a folder's safetensors files."""
-    from safetensors import SafetensorError, safe_open
-
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    yield file, name, tensors.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file}: {first_line(error)}", "the file is damaged; use another checkpoint"
-            ) from error
-
-
 def load_checkpoint(
     where: str,
     *,
     revision: str | None = None,
     options: BackboneOptions | None = None,
     device: Any = None,
+    prompt: str | None = None,
+    label: str | None = None,
 ) -> Checkpoint:
     """Load a reward model for scoring: an adapter folder, a model folder, or a hub id.
 
@@ -137,16 +129,24 @@ def load_checkpoint(
         revision: of the hub id.
         options: how to run it; None is as it was trained, or in the dtype of its config.
         device: where to put it; None leaves it on the CPU.
+        prompt: of other people's models, see `make_renderer`.
+        label: of other people's models with several, the one that is the reward.
 
     Raises:
         CheckpointError: it is no reward model, is damaged, or renders differently from its contract.
+        InputError: a prompt or a label that is not there, or of a model that brings its own.
     """
     folder = Path(where)
     if not folder.is_dir():
         folder = download(where, revision)
     sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
+    if not sidecar and not (folder / ADAPTER).exists():
+        return _load_published(find_published(where, folder, prompt, label), options, device)
+    if label is not None or (sidecar and prompt is not None):
+        named = "--prompt" if label is None else "--label"
+        raise InputError(f"{where}: {named} is for models that were not trained here", "leave it out")
     trained: dict[str, Any] = sidecar.get("recipe", {})
-    renderer = Renderer.for_tokenizer(load_tokenizer(str(folder)))
+    renderer = make_renderer(str(folder), prompt)
     if sidecar:
         if not isinstance(sidecar.get("contract"), dict):
             raise CheckpointError(f"{folder / SIDECAR}: no rendering contract in it", "use another checkpoint")
@@ -158,22 +158,26 @@ def load_checkpoint(
         model = _load_adapter(folder, adapter, options, renderer.pad_id)
     else:
         model = load_backbone(str(folder), None, options, renderer.pad_id, seed=None)
-    model.module.eval()
-    if device is not None and options.quantization == "none":
-        model.module.to(device)
-    check_finite(model.module, where)
+    _place(model, where, options, device)
     length = trained.get("data", {}).get("max_length") or min(_positions(model), 4096)
     return Checkpoint(model, renderer, int(length), sidecar, where, fingerprint_of(folder))
 
 
-def fingerprint_of(folder: Path) -> str:
-    """Digest of the weights and of what decides how they are used; of files of 1 GiB and more by size and time."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
-        state = path.stat()
-        content = sha256_file(path) if state.st_size < 2**30 else f"{state.st_size} {state.st_mtime_ns}"
-        digest.update(f"{path.name} {content}\n".encode())
-    return digest.hexdigest()
+def _load_published(found: Published, options: BackboneOptions | None, device: Any) -> Checkpoint:
+    options = options or found.options
+    renderer, config_pad = found.renderer(), found.config.get_text_config().pad_token_id
+    model = found.load(options, renderer.pad_id)
+    _place(model, found.where, options, device)
+    length = min(_positions(model), found.layout.max_length or 4096)
+    fingerprint = hashlib.sha256(f"{fingerprint_of(found.folder)} {found.reading}".encode()).hexdigest()
+    return Checkpoint(model, renderer, length, {}, found.where, fingerprint, found.reading, config_pad)
+
+
+def _place(model: RewardModel, where: str, options: BackboneOptions, device: Any) -> None:
+    model.module.eval()
+    if device is not None and options.quantization == "none":
+        model.module.to(device)
+    check_finite(model.module, where)
 
 
 def options_in_training(folder: Path, adapter: dict[str, Any] | None, section: dict[str, Any]) -> BackboneOptions:
@@ -212,7 +216,7 @@ def attach_adapter(module: Any, folder: Path, base: str) -> Any:
     except (RuntimeError, ValueError, TypeError) as error:  # misshapen, misnamed, misconfigured
         raise CheckpointError(f"{folder}: the adapter does not fit its base {base}: {error}", _OTHER) from error
     expected = set(get_peft_model_state_dict(module, save_embedding_layers=False))
-    found = {name for _, name, _ in _tensors(folder)}
+    found = {name for _, name, _ in read_tensors(folder)}
     if missing := sorted(expected - found):
         raise CheckpointError(f"{folder}: the adapter's file lacks {', '.join(missing[:5])}", _OTHER)
     if surplus := sorted(name for name in found - expected if "lora_" in name):
@@ -230,30 +234,3 @@ def check_finite(module: Any, where: str) -> None:
 
 def _positions(model: RewardModel) -> int:
     return int(getattr(model.module.config.get_text_config(), "max_position_embeddings", 4096) or 4096)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint; raises CheckpointError if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: can't be read: {first_line(error)}", "use another checkpoint") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object", "use another checkpoint")
-    return value
-
-
-def download(where: str, revision: str | None) -> Path:
-    """Fetch a hub repository's weights, config and tokenizer; never pickles."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
-    others = ["*/*", "consolidated*"]  # the same weights in other formats
-    try:
-        return Path(snapshot_download(where, revision=revision, allow_patterns=wanted, ignore_patterns=others))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{where}: neither a folder nor a hub id that can be fetched: {first_line(error)}",
-            "give a run folder, a checkpoint folder or a hub id",
-        ) from error

@@ -26,13 +26,11 @@ from rmtrain.model.checkpoint import (
     ADAPTER,
     attach_adapter,
     check_finite,
-    download,
-    fingerprint_of,
     options_in_training,
-    read_json,
 )
 from rmtrain.model.forward import PackedForward
 from rmtrain.model.reward_model import RewardModel, choose_packing, load_config, load_module
+from rmtrain.model.weights import download, fingerprint_of, read_json
 
 Reading = Literal["sum", "avg", "norm"]
 

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -129,7 +130,7 @@ def load_backbone(
     commit = hub_commit(name, revision)
     revision = commit or revision  # the weights are of the same commit as the config, whatever happens meanwhile
     if pad_id is not None:
-        _set_pad(config, pad_id, name)
+        set_pad(config, pad_id, name)
     model_class = reward_model_class(config)
     packing, notes = choose_packing(model_class, config, options.packing)
     module, info = load_module(model_class, name, revision, config, options, packing, trainable)
@@ -150,14 +151,19 @@ def load_backbone(
         )
     if missing and seed is None:
         raise CheckpointError(f"{name}: the weights have no score head ({HEAD}.weight)", NO_HEAD)
-    getattr(module, HEAD).float()  # transformers makes a missing one in the dtype of the rest
     if missing:
         _init_head(module, cast(int, seed))
+    return RewardModel(make_ready(module, options, packing), packing, tuple(notes), commit)
+
+
+def make_ready(module: Any, options: BackboneOptions, packing: Packing) -> Any:
+    """A model just loaded, with a float32 head, its autocast, and the attention that its packing needs."""
+    getattr(module, HEAD).float()  # transformers makes a missing one in the dtype of the rest
     module.compute_dtype = getattr(torch, options.dtype)
     module.config.architectures = [type(module).__name__]  # an adapter's config.json is this one
     if packing != "none":
         module.set_attn_implementation(attention.NAME)
-    return RewardModel(module, packing, tuple(notes), commit)
+    return module
 
 
 def load_module(
@@ -168,8 +174,11 @@ def load_module(
     options: BackboneOptions,
     packing: Packing,
     trainable: bool = False,
+    tensors: dict[str, Any] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """A model's weights in the dtype and quantisation of the options, and what transformers says of their loading.
+
+    They are those of `tensors`, by transformers' names, or else of the files of the folder or hub id `name`.
 
     Raises:
         CheckpointError: no weights can be loaded.
@@ -182,18 +191,21 @@ def load_module(
         kwargs["quantization_config"] = _quantization(options.quantization, dtype)
     if torch.cuda.is_available() and options.quantization != "none":
         kwargs["device_map"] = {"": torch.cuda.current_device()}
+    place: dict[str, Any] = {"pretrained_model_name_or_path": name, "revision": revision}
+    if tensors is not None:
+        place = {"pretrained_model_name_or_path": None, "state_dict": tensors}
     with _quiet():
         try:
             return model_class.from_pretrained(  # type: ignore[no-any-return]
-                name, config=config, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+                **place, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, UnpicklingError) as error:
             raise CheckpointError(
                 f"{name}: no weights could be loaded: {first_line(error)}", "the checkpoint is incomplete or damaged"
             ) from error
 
 
-def _set_pad(config: PretrainedConfig, pad_id: int, name: str) -> None:
+def set_pad(config: PretrainedConfig, pad_id: int, name: str) -> None:
     """Write the pad id into a config before the embedding is made from it, so that reloading changes nothing."""
     text = config.get_text_config()
     if pad_id >= text.vocab_size:

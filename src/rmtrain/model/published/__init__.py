@@ -1,0 +1,1 @@
+"""Other people's reward models, read from the files that they published."""

@@ -1,0 +1,152 @@
+"""How reward models were published: what their tensors are called, where the head is, and what text it was made for."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rmtrain.errors import CheckpointError
+from rmtrain.model.forward import HEAD
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a reward model lies in its files.
+
+    Attributes:
+        name: of the model.
+        ids: on the hub.
+        head: linear module that makes the last token's state a reward.
+        bias: the head has one.
+        backbone: transformers' name of the architecture; None for that of the config.
+        prefixes: of the backbone's tensors, each with what transformers calls it.
+        ignored: pattern of tensors on which no reward depends.
+        prompt: name of its prompt; None is the tokenizer's own template.
+        tokenizer: hub id of the tokenizer where none lies with the weights.
+        max_length: tokens of prompt and one completion; None is what the backbone takes.
+        model_type: in its config, where that is a name of its own.
+    """
+
+    name: str
+    ids: tuple[str, ...] = ()
+    head: str = HEAD
+    bias: bool = False
+    backbone: str | None = None
+    prefixes: Mapping[str, str] | None = None
+    ignored: str | None = None
+    prompt: str | None = None
+    tokenizer: str | None = None
+    max_length: int | None = None
+    model_type: str | None = None
+
+    def theirs(self, name: str) -> str:
+        """The published name of a tensor, for messages."""
+        if name.startswith(f"{HEAD}."):
+            return self.head + name.removeprefix(HEAD)
+        for published, own in (self.prefixes or {}).items():
+            if name.startswith(own):
+                return published + name.removeprefix(own)
+        return name
+
+    def ours(self, name: str) -> str | None:
+        """transformers' name of a published tensor; "" if it bears on no reward, None if it has no place."""
+        if name in (f"{self.head}.weight", f"{self.head}.bias"):
+            return HEAD + name.removeprefix(self.head)
+        if self.ignored and re.search(self.ignored, name):
+            return ""
+        if self.prefixes is None:
+            return name
+        for published, own in self.prefixes.items():
+            if name.startswith(published):
+                return own + name.removeprefix(published)
+        return None
+
+
+_LM_HEAD = r"^(model\.)?(lm_head|embed_out)\."
+
+PLAIN = Layout("a sequence-classification model", ignored=_LM_HEAD)
+PAIR_RM = Layout("PairRM", ("llm-blender/PairRM-hf", "llm-blender/PairRM"), head="head_layer.4", bias=True)
+LAYOUTS = (
+    Layout(
+        "Starling-RM-7B-alpha",
+        ("berkeley-nest/Starling-RM-7B-alpha",),
+        head="v_head",
+        backbone="llama",
+        prefixes={"transformer.": "model.", "model.model.": "model."},  # one backbone under two names
+        ignored=_LM_HEAD,
+        prompt="starling-7b",
+        tokenizer="meta-llama/Llama-2-7b-chat-hf",
+        max_length=2048,
+    ),
+    Layout(
+        "Starling-RM-34B",
+        ("Nexusflow/Starling-RM-34B",),
+        head="v_head",
+        backbone="llama",
+        prefixes={"transformer.": "model."},
+        prompt="starling-34b",
+        tokenizer="01-ai/Yi-34B-Chat",
+    ),
+    Layout(
+        "UltraRM-13b",
+        ("openbmb/UltraRM-13b",),
+        head="regression_head",
+        backbone="llama",
+        prefixes={"model.": "model."},
+        prompt="ultrarm",
+    ),
+    Layout(
+        "Ziya-LLaMA-7B-Reward",
+        ("IDEA-CCNL/Ziya-LLaMA-7B-Reward",),
+        head="value_head",
+        bias=True,
+        backbone="llama",
+        prefixes={"model.": "model."},
+        prompt="ziya",
+    ),
+    Layout(
+        "oasst-rm-pythia",
+        ("OpenAssistant/oasst-rm-2.1-pythia-1.4b-epoch-2.5", "OpenAssistant/oasst-rm-2-pythia-6.9b-epoch-1"),
+        head="out_proj",
+        bias=True,
+        backbone="gpt_neox",
+        prefixes={"gpt_neox.": "gpt_neox."},
+        prompt="oasst",
+        model_type="gpt_neox_reward_model",
+    ),
+    PAIR_RM,
+)
+
+
+def recognise(where: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Layout:
+    """The layout of a checkpoint, by its head's name, by its hub id or its folder's name, or by its config.
+
+    Args:
+        where: folder or hub id, as named by the user.
+        folder: where the files are.
+        config: the content of its config.json.
+        tensors: by name.
+
+    Raises:
+        CheckpointError: several fit, which differ in the prompt.
+    """
+    if f"{HEAD}.weight" in tensors:
+        return PLAIN
+    called = {where.lower(), *(part.lower() for part in folder.resolve().parts[-3:])}  # models--org--name/snapshots/…
+    for layout in LAYOUTS:
+        known = {name.lower() for hub_id in layout.ids for name in _folder_names(hub_id)}
+        if called & known or (layout.model_type and config.get("model_type") == layout.model_type):
+            return layout
+    fitting = [layout for layout in LAYOUTS if f"{layout.head}.weight" in tensors]
+    if len(fitting) > 1:
+        names = " and ".join(layout.name for layout in fitting)
+        raise CheckpointError(
+            f"{where}: {names} have a head called {fitting[0].head}, and read different prompts",
+            "let the folder have the name of the model's repository",
+        )
+    return fitting[0] if fitting else PLAIN
+
+
+def _folder_names(hub_id: str) -> tuple[str, str, str]:
+    return hub_id, hub_id.partition("/")[2], f"models--{hub_id.replace('/', '--')}"

@@ -1,0 +1,198 @@
+"""A published reward model's files → a backbone of transformers with the score head that they hold."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from rmtrain.data.render import Renderer, first_line
+from rmtrain.errors import CheckpointError, InputError
+from rmtrain.model.forward import HEAD
+from rmtrain.model.published.layouts import PAIR_RM, PLAIN, Layout, recognise
+from rmtrain.model.published.prompts import make_renderer
+from rmtrain.model.reward_model import (
+    NO_HEAD,
+    BackboneOptions,
+    RewardModel,
+    choose_packing,
+    load_config,
+    load_module,
+    make_ready,
+    reward_model_class,
+    set_pad,
+)
+from rmtrain.model.weights import download, read_json, read_tensors
+
+_OTHER = "the checkpoint is damaged, or of another model"
+_OWN_KEYS = ("model_type", "architectures", "auto_map", "num_labels", "id2label", "label2id")
+
+
+class _BiasedHead:
+    """Mixin that gives a sequence-classification model a score head with a bias."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self.score = nn.Linear(config.get_text_config().hidden_size, 1)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published reward model, its weights not yet loaded.
+
+    Attributes:
+        where: folder or hub id, as named by the user.
+        folder: where its files are.
+        layout: how it was published.
+        config: for the backbone.
+        tensors: of its files, by the names there.
+        prompt: name of the prompt, or Jinja; None is the tokenizer's own.
+        label: the label whose logit is the reward, counted from 0; None where the head has one.
+    """
+
+    where: str
+    folder: Path
+    layout: Layout
+    config: PretrainedConfig
+    tensors: dict[str, Tensor]
+    prompt: str | None
+    label: int | None
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What results say of how it was read."""
+        return {"layout": self.layout.name, "prompt": self.prompt, "label": self.label}
+
+    @property
+    def options(self) -> BackboneOptions:
+        """In the dtype of its config."""
+        dtype = str(self.config.dtype).removeprefix("torch.")
+        return BackboneOptions(dtype if dtype in ("bfloat16", "float16") else "float32")
+
+    def renderer(self) -> Renderer:
+        """How conversations become its tokens.
+
+        Raises:
+            InputError: there is no such prompt, or neither a prompt nor a chat template.
+            CheckpointError: the tokenizer does not lie with the weights, and can't be fetched.
+        """
+        stand_in = self.layout.tokenizer
+        if stand_in is None or any(self.folder.glob("tokenizer.*")):
+            return make_renderer(str(self.folder), self.prompt)
+        try:
+            return make_renderer(str(download(stand_in, None, weights=False)), self.prompt)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{self.where} comes without a tokenizer, and that of {stand_in} can't be fetched: {error.message}",
+                f"ask for access to {stand_in}, or put its tokenizer files beside the weights",
+            ) from error
+
+    def load(self, options: BackboneOptions, pad_id: int) -> RewardModel:
+        """Its backbone and head.
+
+        Raises:
+            CheckpointError: names the tensors that are missing, misshapen or without a place.
+        """
+        set_pad(self.config, pad_id, self.where)
+        model_class = reward_model_class(self.config)
+        if self.layout.bias:
+            model_class = type(model_class.__name__, (_BiasedHead, model_class), {"__module__": model_class.__module__})
+        packing, notes = choose_packing(model_class, self.config, options.packing)
+        tensors = self._renamed()
+        module, info = load_module(model_class, self.where, None, self.config, options, packing, tensors=tensors)
+        theirs = self.layout.theirs
+        if not isinstance(getattr(module, HEAD, None), nn.Linear):
+            raise InputError(
+                f"{self.where}: {type(module).__name__} has no linear score head called {HEAD}",
+                "it is no decoder with one: choose another model",
+            )
+        if missing := sorted(map(theirs, info["missing_keys"])):
+            raise CheckpointError(f"{self.where}: the weights lack {', '.join(missing[:5])}", _OTHER)
+        for name, found, expected in sorted(info["mismatched_keys"]):
+            shapes = f"{tuple(found)}, not {tuple(expected)}"
+            raise CheckpointError(f"{self.where}: {theirs(name)} has the shape {shapes}", _OTHER)
+        if surplus := sorted(map(theirs, info["unexpected_keys"])):
+            raise CheckpointError(f"{self.where}: {self.layout.name} has no place for {', '.join(surplus[:5])}", _OTHER)
+        if self.layout is not PLAIN:
+            notes = [*notes, f"read as {self.layout.name}, with the prompt {self.prompt}"]
+        return RewardModel(make_ready(module, options, packing), packing, tuple(notes))
+
+    def _renamed(self) -> dict[str, Tensor]:
+        """The tensors by transformers' names, with the head cut to the label."""
+        renamed: dict[str, Tensor] = {}
+        for name, tensor in self.tensors.items():
+            own = self.layout.ours(name)
+            if own is None:
+                raise CheckpointError(f"{self.where}: {self.layout.name} has no place for {name}", _OTHER)
+            if own in renamed and not torch.equal(renamed[own], tensor):
+                raise CheckpointError(f"{self.where}: {name} differs from {self.layout.theirs(own)}", _OTHER)
+            if own:
+                renamed[own] = tensor
+        for name in (f"{HEAD}.weight", f"{HEAD}.bias"):
+            if name in renamed and self.label is not None:
+                renamed[name] = renamed[name][self.label : self.label + 1].clone()
+        return renamed
+
+
+def find_published(where: str, folder: Path, prompt: str | None = None, label: str | None = None) -> Published:
+    """Recognise a published reward model by its files.
+
+    Args:
+        where: folder or hub id, as named by the user.
+        folder: where the files are.
+        prompt: see `make_renderer`; None is that of the model.
+        label: name or index of the label whose logit is the reward; needed where there are several.
+
+    Raises:
+        CheckpointError: it can't be read, gives no rewards, or has several labels of which none is named.
+        InputError: an architecture that transformers does not know, or a label that is not there.
+    """
+    values = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    tensors: dict[str, Tensor] = {}
+    for file, name, tensor in read_tensors(folder):
+        if name in tensors:
+            raise CheckpointError(f"{file}: {name} is in two files", _OTHER)
+        tensors[name] = tensor
+    layout = recognise(where, folder, values, tensors)
+    if layout is PAIR_RM:
+        raise CheckpointError(
+            f"{where} is PairRM, which compares two completions and gives none a reward", "choose another model"
+        )
+    config = load_config(str(folder), None) if layout.backbone is None else _config(where, layout, values)
+    if not tensors:
+        raise CheckpointError(f"{where}: no weights could be loaded: no file of them", "the checkpoint is incomplete")
+    head = tensors.get(f"{layout.head}.weight")
+    if head is None:
+        raise CheckpointError(f"{where}: the weights have no score head ({layout.head}.weight)", NO_HEAD)
+    index = _label_index(where, len(head), values.get("id2label") or {}, label)
+    return Published(where, folder, layout, config, tensors, prompt or layout.prompt, index)
+
+
+def _config(where: str, layout: Layout, values: dict[str, Any]) -> PretrainedConfig:
+    """The backbone's config; the class that the published one names is not transformers' own."""
+    if values.get("pooling", "last") != "last":
+        raise CheckpointError(f"{where}: its config pools by {values['pooling']!r}, not by the last token", _OTHER)
+    kept = {key: value for key, value in values.items() if key not in _OWN_KEYS}
+    try:
+        return CONFIG_MAPPING[str(layout.backbone)].from_dict({**kept, "num_labels": 1})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: its config.json can't be read: {first_line(error)}", _OTHER) from error
+
+
+def _label_index(where: str, labels: int, names: dict[str, str], label: str | None) -> int | None:
+    """The index of the label named; None for a head with one label."""
+    known = [str(names.get(str(index), f"LABEL_{index}")) for index in range(labels)]
+    if label is None:
+        if labels == 1:
+            return None
+        raise CheckpointError(
+            f"{where}: its score head has {labels} labels, a reward has one",
+            f"name the label that is the reward, or its number from 0, as --label: {', '.join(known[:20])}",
+        )
+    if label in known:
+        return known.index(label)
+    if label.isdecimal() and int(label) < labels:
+        return int(label)
+    raise InputError(f"{where}: there is no label {label!r}", f"it has {', '.join(known[:20])}")

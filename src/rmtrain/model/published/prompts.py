@@ -1,0 +1,76 @@
+"""Prompts by name: the texts that published reward models read, as chat templates; `--prompt` takes any of them."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from rmtrain.data.render import Renderer, load_tokenizer
+from rmtrain.errors import InputError
+
+
+class Prompt(NamedTuple):
+    """What stands around the text of a question and of an answer.
+
+    Attributes:
+        question: before a question.
+        answer: between a question and its answer.
+        end: after an answer.
+        between: between an answer and the next question, after its end.
+        append_eos: one EOS follows the last answer; None appends one where `end` is no end token.
+    """
+
+    question: str
+    answer: str
+    end: str = ""
+    between: str = ""
+    append_eos: bool | None = None
+
+    @property
+    def chat_template(self) -> str:
+        """The same in Jinja, for conversations that alternate."""
+        question, answer, end, between = (json.dumps(text) for text in self[:4])
+        return (
+            "{% for m in messages %}{% if m['role'] == 'user' %}"
+            f"{{% if not loop.first %}}{{{{ {between} }}}}{{% endif %}}{{{{ {question} + m['content'] + {answer} }}}}"
+            f"{{% elif m['role'] == 'assistant' %}}{{{{ m['content'] + {end} }}}}"
+            "{% else %}{{ raise_exception('only user and assistant roles') }}{% endif %}{% endfor %}"
+        )
+
+
+# Of the models' cards; `-fastchat` is what RewardBench's runner made of it, whose Llama tokenizers also append an EOS.
+PROMPTS = {
+    "starling-7b": Prompt("<s>[INST] ", " </s> [/INST] ", "</s>"),
+    "starling-7b-fastchat": Prompt("[INST] ", " [/INST] ", " </s><s>"),  # llama-2
+    "starling-34b": Prompt("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", "\n"),
+    "starling-34b-fastchat": Prompt("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"),
+    "ultrarm": Prompt("Human: ", "\n\nAssistant: ", "", "\n\n", append_eos=False),
+    "ultrarm-fastchat": Prompt("User: ", "\n\nAssistant: ", "\n\n", append_eos=True),  # openbmb
+    "ultrarm-billa": Prompt("\nHuman: ", "\nAssistant: ", "\n", append_eos=True),  # the runner's earlier one
+    "ziya": Prompt("Human:", "\n\nAssistant:", "", "\n\n", append_eos=True),
+    "ziya-fastchat": Prompt("\n\nHuman: ", "\n\nAssistant: ", "\n\n", append_eos=True),
+    "oasst": Prompt("<|prompter|>", "<|endoftext|><|assistant|>", "<|endoftext|>"),
+    "tulu": Prompt("<|user|>\n", "\n<|assistant|>\n", "\n", append_eos=True),
+    "raw": Prompt("", "", append_eos=True),
+}
+
+
+def make_renderer(tokenizer: str, prompt: str | None) -> Renderer:
+    """The renderer of a folder's or hub id's tokenizer.
+
+    Args:
+        tokenizer: folder or hub id.
+        prompt: a name, the path of a .jinja file, or Jinja text; None takes the tokenizer's own template.
+
+    Raises:
+        InputError: there is no such prompt, or no template at all.
+    """
+    if prompt is None:
+        return Renderer.for_tokenizer(load_tokenizer(tokenizer))
+    if prompt in PROMPTS:
+        known = PROMPTS[prompt]
+        return Renderer.for_tokenizer(load_tokenizer(tokenizer, chat_template=known.chat_template), known.append_eos)
+    if "{" not in prompt and not Path(prompt).is_file():
+        raise InputError(
+            f"--prompt: there is no prompt {prompt!r}", f"take a .jinja file, or one of {', '.join(PROMPTS)}"
+        )
+    return Renderer.for_tokenizer(load_tokenizer(tokenizer, chat_template=prompt))

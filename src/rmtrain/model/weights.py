@@ -1,0 +1,100 @@
+"""Files of a checkpoint: its tensors by name, its fingerprint, and what of it is fetched from the hub."""
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rmtrain.data.render import first_line
+from rmtrain.errors import CheckpointError
+from rmtrain.files import sha256_file
+
+_COMPANIONS = ["*.json", "*.model", "*.jinja", "*.txt"]
+_PICKLES = ["*.bin", "*.pt"]
+_OTHERS = ["*/*", "consolidated*"]  # the same weights in other formats
+_NO_WEIGHTS = ("training_args.bin", "optimizer", "scheduler", "scaler")  # that trainers leave beside them
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's tensors: pickles only where there is no safetensors file."""
+    safe = sorted(folder.glob("*.safetensors"))
+    pickles = [path for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+    return safe or [path for path in pickles if not path.name.startswith(_NO_WEIGHTS)]
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Any]]:
+    """File, name and tensor of everything in a folder's weight files, mapped into memory; pickles run no code.
+
+    Raises:
+        CheckpointError: names a file that is damaged, or that holds more than tensors.
+    """
+    import torch
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as tensors:
+                    for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                        yield file, name, tensors.get_tensor(name)
+                continue
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{file}: the pickle is damaged or holds more than tensors: {first_line(error)}",
+                "nothing of it was run; take weights in safetensors files",
+            ) from error
+        except Exception as error:  # an unpickler can trip over damaged bytes in any way
+            raise CheckpointError(
+                f"{file}: {first_line(error)}", "the file is damaged; use another checkpoint"
+            ) from error
+        if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+            raise CheckpointError(f"{file}: holds no tensors by name", "use a file of weights alone")
+        for name, tensor in content.items():
+            yield file, str(name), tensor
+
+
+def fingerprint_of(folder: Path) -> str:
+    """Digest of the weights and of what decides how they are used; of files of 1 GiB and more by size and time."""
+    digest = hashlib.sha256()
+    for path in sorted([*weight_files(folder), *folder.glob("*config.json")]):
+        state = path.stat()
+        content = sha256_file(path) if state.st_size < 2**30 else f"{state.st_size} {state.st_mtime_ns}"
+        digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint; raises CheckpointError if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read: {first_line(error)}", "use another checkpoint") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object", "use another checkpoint")
+    return value
+
+
+def download(where: str, revision: str | None, weights: bool = True) -> Path:
+    """Fetch a hub repository's config, tokenizer and weights; pickles only where it has no safetensors file."""
+    wanted = [*_COMPANIONS, *(["*.safetensors"] if weights else [])]
+    folder = _snapshot(where, revision, wanted)
+    if weights and not weight_files(folder):
+        folder = _snapshot(where, revision, [*wanted, *_PICKLES])
+    return folder
+
+
+def _snapshot(where: str, revision: str | None, wanted: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(where, revision=revision, allow_patterns=wanted, ignore_patterns=_OTHERS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{where}: neither a folder nor a hub id that can be fetched: {first_line(error)}",
+            "give a run folder, a checkpoint folder or a hub id",
+        ) from error

@@ -1,0 +1,286 @@
+"""Other people's reward models, tiny and in the layout of their files, against plain torch on the same tensors."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_config, make_tokenizer
+from published_cases import CASES, GROUPS, Case, Tensors, save_pickles
+from transformers import AutoTokenizer
+
+from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.errors import CheckpointError, InputError
+from rmtrain.model.batch import pack
+from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
+from rmtrain.model.weights import fingerprint_of
+from rmtrain.scoring.score import score_groups
+
+
+def rewards_of(checkpoint: Checkpoint, tokens_per_batch: int = 4096) -> torch.Tensor:
+    renderer = checkpoint.renderer
+    tokenized = [g for g in tokenize_groups(GROUPS, renderer, checkpoint.max_length, "error") if g is not None]
+    return torch.tensor(score_groups(checkpoint.model, tokenized, renderer.pad_id, tokens_per_batch))
+
+
+def expected(case: Case, folder: Path, rendered: str, eos: bool) -> torch.Tensor:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = []
+    for group in GROUPS:
+        texts = [rendered.format(p=group.prompt[0].content, r=c[0].content) for c in group.completions]
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        rows.append([case.reward([1] * case.bos + row + [2] * eos) for row in ids])
+    return torch.tensor(rows)
+
+
+# Rewards
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_rewards_are_those_of_the_published_computation_in_any_batch(case: Case, tmp_path: Path) -> None:
+    folder = case.write(tmp_path)
+    checkpoint = load_checkpoint(str(folder))
+    truth = expected(case, folder, case.rendered, case.eos)
+    assert truth.std() > 0.05
+    assert checkpoint.model.packing == "shared_prompt"
+    torch.testing.assert_close(rewards_of(checkpoint), truth, atol=2e-5, rtol=0)
+    torch.testing.assert_close(rewards_of(checkpoint, 1), truth, atol=2e-5, rtol=0)
+    padded = [g for g in tokenize_groups(GROUPS, checkpoint.renderer, 512, "error") if g is not None]
+    checkpoint.model.module.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        rewards = checkpoint.model.module(**pack(padded, "none", checkpoint.renderer.pad_id)).logits
+    torch.testing.assert_close(rewards.view_as(truth), truth, atol=2e-5, rtol=0)
+
+
+def test_a_prompt_can_be_chosen_by_name_or_by_template(tmp_path: Path) -> None:
+    case = CASES["ultrarm"]
+    folder = case.write(tmp_path)
+    named = load_checkpoint(str(folder), prompt="ultrarm-fastchat")
+    truth = expected(case, folder, "User: {p}\n\nAssistant: {r}\n\n", eos=True)
+    torch.testing.assert_close(rewards_of(named), truth, atol=2e-5, rtol=0)
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}.{% endfor %}")
+    own = load_checkpoint(str(folder), prompt=str(template))
+    torch.testing.assert_close(rewards_of(own), expected(case, folder, "{p}.{r}.", eos=True), atol=2e-5, rtol=0)
+    assert len({named.fingerprint, own.fingerprint, load_checkpoint(str(folder)).fingerprint}) == 3
+    assert named.published == {"layout": "UltraRM-13b", "prompt": "ultrarm-fastchat", "label": None}
+    with pytest.raises(InputError, match=r"there is no prompt 'ultrarn'.*\n.*ultrarm-fastchat"):
+        load_checkpoint(str(folder), prompt="ultrarn")
+
+
+def test_a_turn_after_an_answer_is_kept_apart_from_it() -> None:
+    from rmtrain.data.types import Message
+    from rmtrain.model.published.prompts import PROMPTS
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = PROMPTS["ultrarm"].chat_template
+    chat = [Message(role, text)._asdict() for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == "Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("fault", ["no head", "no layer", "no norm", "unknown", "shape", "bias", "labels"])
+def test_wrong_or_missing_tensors_are_refused_by_name(case: Case, fault: str, tmp_path: Path) -> None:
+    biased = f"{case.head}.bias" in case.all_tensors()
+    norm = "final_layer_norm.weight" if case.prefix == "gpt_neox." else "norm.weight"
+    projection = next(name for name in case.all_tensors() if name.startswith(case.prefix) and "layers.1.mlp" in name)
+    named = {
+        "no head": f"{case.head}.weight",
+        "no layer": f"{case.prefix}layers.1.",
+        "no norm": case.prefix + norm,
+        "unknown": f"{case.prefix}layers.0.surprise.weight",
+        "shape": projection,
+        "bias": f"{case.head}.bias",
+        "labels": "its score head has 3 labels",
+    }[fault]
+
+    def damage(tensors: Tensors) -> None:
+        for prefix in (case.prefix, *case.extra.values()):
+            if fault in ("no layer", "no norm"):
+                gone = prefix + named.removeprefix(case.prefix)
+                for name in [name for name in tensors if name.startswith(gone)]:
+                    del tensors[name]
+            if fault == "shape":
+                name = prefix + named.removeprefix(case.prefix)
+                tensors[name] = tensors[name][:-1]
+        if fault == "no head":
+            del tensors[named]
+        elif fault == "unknown":
+            tensors[named] = torch.ones(2)
+        elif fault == "bias" and biased:
+            del tensors[named]
+        elif fault == "bias":
+            tensors[named] = torch.ones(1)
+        elif fault == "labels":
+            tensors[f"{case.head}.weight"] = tensors[f"{case.head}.weight"].repeat(3, 1)
+
+    folder = case.write(tmp_path, damage)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(str(folder))
+    assert named in caught.value.message
+
+
+def test_two_names_of_one_backbone_must_agree(tmp_path: Path) -> None:
+    def damage(tensors: Tensors) -> None:
+        tensors["model.model.norm.weight"] = tensors["model.model.norm.weight"] + 1
+
+    folder = CASES["starling-7b"].write(tmp_path, damage)
+    with pytest.raises(CheckpointError, match=r"transformer\.norm\.weight|model\.model\.norm\.weight"):
+        load_checkpoint(str(folder))
+
+
+def test_layouts_that_differ_in_their_prompt_alone_are_not_guessed_at(tmp_path: Path) -> None:
+    folder = CASES["starling-34b"].write(tmp_path).rename(tmp_path / "downloaded")
+    with pytest.raises(CheckpointError, match="Starling-RM-7B-alpha and Starling-RM-34B"):
+        load_checkpoint(str(folder))
+
+
+def test_a_tokenizer_elsewhere_that_cannot_be_fetched_is_named(tmp_path: Path) -> None:
+    folder = CASES["starling-7b"].write(tmp_path)
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="meta-llama/Llama-2-7b-chat-hf") as caught:
+        load_checkpoint(str(folder))
+    assert "put its tokenizer files beside the weights" in caught.value.hint
+
+
+def test_a_model_that_pools_otherwise_is_refused(tmp_path: Path) -> None:
+    folder = CASES["oasst"].write(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pooling": "mean"}))
+    with pytest.raises(CheckpointError, match="pools by 'mean'"):
+        load_checkpoint(str(folder))
+
+
+# Pickles
+
+
+class _Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["torch", "plain"])
+def test_a_pickle_that_would_run_code_is_refused_and_runs_none(kind: str, tmp_path: Path) -> None:
+    folder = CASES["ultrarm"].write(tmp_path)
+    file, ran = folder / "pytorch_model-00002-of-00003.bin", tmp_path / "ran"
+    payload = {"model.evil": _Touch(ran)}
+    if kind == "torch":
+        torch.save(payload, file)
+    else:
+        file.write_bytes(pickle.dumps(payload, protocol=2))
+    with pytest.raises(CheckpointError, match=r"pytorch_model-00002-of-00003\.bin"):
+        load_checkpoint(str(folder))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle at all", torch.ones(2)], ids=["empty", "text", "tensor"])
+def test_a_damaged_pickle_is_named(content: Any, tmp_path: Path) -> None:
+    folder = CASES["starling-7b"].write(tmp_path)
+    file = folder / "starling_rm.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    with pytest.raises(CheckpointError, match=r"starling_rm\.pt"):
+        load_checkpoint(str(folder))
+
+
+def test_the_fingerprint_covers_pickles(tmp_path: Path) -> None:
+    case = CASES["ziya"]
+    folder = case.write(tmp_path)
+    before = fingerprint_of(folder)
+    tensors = case.all_tensors()
+    tensors["value_head.bias"] += 1
+    save_pickles(tensors, folder, 7)
+    assert fingerprint_of(folder) != before
+
+
+# Plain ones
+
+
+def write_plain(folder: Path, labels: int, names: list[str] | None = None) -> torch.nn.Module:
+    """A MistralForSequenceClassification in three safetensors files, as transformers saves it, pad [PAD]."""
+    from transformers import AutoModelForSequenceClassification
+
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    changes = {"num_labels": labels, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    config = make_config("mistral", **changes)
+    if names:
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.score.weight.data *= 20
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) >= 3
+    tokenizer.save_pretrained(folder)
+    return model  # type: ignore[no-any-return]
+
+
+def plain_rewards(model: torch.nn.Module, folder: Path, label: int) -> torch.Tensor:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def reward(messages: list[dict[str, str]]) -> float:
+        ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)["input_ids"]
+        with torch.no_grad():
+            return float(model(input_ids=ids).logits[0, label])
+
+    return torch.tensor([[reward([m._asdict() for m in g.prompt + c]) for c in g.completions] for g in GROUPS])
+
+
+def test_the_mistral_baseline_is_a_plain_sequence_classification_model(tmp_path: Path) -> None:
+    model = write_plain(tmp_path, 1)
+    checkpoint = load_checkpoint(str(tmp_path))
+    assert checkpoint.model.packing == "shared_prompt"
+    torch.testing.assert_close(rewards_of(checkpoint), plain_rewards(model, tmp_path, 0), atol=2e-5, rtol=0)
+
+
+def test_plain_weights_in_a_pickle_score_alike(tmp_path: Path) -> None:
+    model = write_plain(tmp_path, 1)
+    for path in tmp_path.glob("*.safetensors*"):
+        path.unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    torch.testing.assert_close(
+        rewards_of(load_checkpoint(str(tmp_path))), plain_rewards(model, tmp_path, 0), atol=2e-5, rtol=0
+    )
+
+
+def test_one_of_several_labels_must_be_named(tmp_path: Path) -> None:
+    names = ["helpful", "honest", "terse"]
+    model = write_plain(tmp_path, 3, names)
+    with pytest.raises(CheckpointError, match=r"3 labels.*\n.*--label: helpful, honest, terse"):
+        load_checkpoint(str(tmp_path))
+    with pytest.raises(InputError, match="no label 'kind'"):
+        load_checkpoint(str(tmp_path), label="kind")
+    found = []
+    for label, index in (("honest", 1), ("2", 2)):
+        checkpoint = load_checkpoint(str(tmp_path), label=label)
+        found.append(checkpoint.fingerprint)
+        assert checkpoint.published["label"] == index
+        truth = plain_rewards(model, tmp_path, index)
+        torch.testing.assert_close(rewards_of(checkpoint), truth, atol=2e-5, rtol=0)
+    assert found[0] != found[1]
+
+
+def test_two_labels_are_several_even_where_the_config_says_nothing_of_them(tmp_path: Path) -> None:
+    write_plain(tmp_path, 2)
+    with pytest.raises(CheckpointError, match=r"2 labels.*\n.*LABEL_0, LABEL_1"):
+        load_checkpoint(str(tmp_path))
+
+
+def test_a_tensor_without_a_place_is_refused_in_plain_models_too(tmp_path: Path) -> None:
+    model = write_plain(tmp_path, 1)
+    for path in tmp_path.glob("*.safetensors*"):
+        path.unlink()
+    torch.save({**model.state_dict(), "gate.0.weight": torch.ones(2, 2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"gate\.0\.weight"):
+        load_checkpoint(str(tmp_path))
