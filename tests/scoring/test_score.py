@@ -263,6 +263,7 @@ groups = [row_to_group(row) for row in json.loads((Path(out) / "rows.json").read
 for tokens in budgets:
     rewards = score_groups(model, groups, 0, int(tokens), Path(out) / f"partial-{tokens}")
     (Path(out) / f"{tokens}-{state.process_index}.json").write_text(json.dumps([state.num_processes, rewards]))
+state.destroy_process_group()
 """
 
 

@@ -311,6 +311,7 @@ from test_score_policy import groups_to_score  # takes the launcher's variables 
 loaded = load_policy(sys.argv[1], sys.argv[2])
 rows = score_rows(loaded, "made", groups_to_score(), 100, Path(sys.argv[3]) / "two.jsonl", Silent())
 (Path(sys.argv[3]) / f"{state.process_index}.json").write_text(json.dumps([row.rewards for row in rows]))
+state.destroy_process_group()
 """
 
 

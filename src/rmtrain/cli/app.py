@@ -12,7 +12,7 @@ from typer.rich_utils import rich_format_error
 
 from rmtrain import __version__
 from rmtrain.cli import compare, data, doctor, evaluate, leaderboard, recipes, rewardbench, runs, score, train
-from rmtrain.cli.processes import is_child, is_main_process, report_exit, tie_to_parent
+from rmtrain.cli.processes import is_child, is_main_process, leave_group, report_exit, tie_to_parent
 from rmtrain.errors import InputError, RmtrainError
 
 app = typer.Typer(
@@ -79,6 +79,8 @@ def run(arguments: list[str]) -> int:
         code = 1
         _trace(debug)
     report_exit(code)
+    if code == 0:  # after a fault the others may wait in a collective, and leaving could wait for them
+        leave_group()
     return code
 
 

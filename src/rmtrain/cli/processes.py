@@ -80,6 +80,13 @@ def launch(number: int) -> int:
         return min(int(code) for code in status.read_text().split())
 
 
+def leave_group() -> None:
+    """Leave the process group: its threads must end before the interpreter does, which would abort otherwise."""
+    distributed = sys.modules.get("torch.distributed")  # not imported here: most commands need no torch
+    if joined() and distributed is not None and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def report_exit(code: int) -> None:
     """Leave the exit code for the process that launched this one."""
     if is_child():
