@@ -10,14 +10,13 @@ import pytest
 from conftest import make_config, make_tokenizer, write_pairs
 from hub_server import HubServer
 from published_cases import CASES, save_safe
-from safetensors.torch import save_file
 from torch import ones
 
 from rmtrain.cli.compare import compare
 from rmtrain.cli.evaluate import evaluate
 from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.cli.score import score
-from rmtrain.errors import CheckpointError, InputError
+from rmtrain.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -28,17 +27,6 @@ def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def answer(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
     return result
-
-
-def write_pair_rm(folder: Path) -> Path:
-    """Names and config of a DebertaV2PairRM; enough to know it by."""
-    folder.mkdir()
-    config = {"architectures": ["DebertaV2PairRM"], "model_type": "deberta-v2", "n_tasks": 1}
-    (folder / "config.json").write_text(json.dumps(config))
-    names = ["pretrained_model.embeddings.word_embeddings.weight", "head_layer.1.weight", "head_layer.4.weight"]
-    save_file({name: ones(1, 4) for name in names}, folder / "model.safetensors")
-    make_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def test_each_prompt_has_results_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,12 +73,6 @@ def test_parity_takes_a_config_that_transformers_does_not_know(
     result = answer(capsys)
     assert result["published"] == {"layout": "oasst-rm-pythia", "prompt": "oasst", "label": None}
     assert result["parity"]["ladder"]
-
-
-def test_pair_rm_is_known_and_refused(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path / "pairs.jsonl", 3)
-    with pytest.raises(CheckpointError, match="is PairRM, which compares two completions"):
-        evaluate(ckpt=str(write_pair_rm(tmp_path / "PairRM-hf")), data=str(pairs))
 
 
 def test_prompts_and_labels_are_for_other_peoples_reward_models(tmp_path: Path) -> None:

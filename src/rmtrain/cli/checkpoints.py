@@ -75,14 +75,17 @@ def _find(ckpt: str | None, runs: Path, display: TerminalDisplay) -> Chosen:
     return Chosen(ckpt, None, ckpt.replace("/", "--"))
 
 
-def load(chosen: Chosen) -> "Checkpoint":
-    """Load the checkpoint onto this process's device."""
+def load(chosen: Chosen, needs_rewards: str = "") -> "Checkpoint":
+    """Load the checkpoint onto this process's device; `needs_rewards` names what a model that compares can't do."""
     from rmtrain.model.checkpoint import load_checkpoint
     from rmtrain.model.devices import process_state
 
     where, _, revision = chosen.where.partition("@")
     device = process_state().device
-    return load_checkpoint(where, revision=revision or None, device=device, prompt=chosen.prompt, label=chosen.label)
+    found = load_checkpoint(where, revision=revision or None, device=device, prompt=chosen.prompt, label=chosen.label)
+    if needs_rewards:
+        found.need_rewards(needs_rewards)
+    return found
 
 
 def trained_recipe(checkpoint: "Checkpoint | Policy") -> "Recipe | None":

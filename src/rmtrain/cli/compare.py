@@ -197,7 +197,7 @@ def _rows_path(side: _Side, name: str, wanted: _Wanted | None) -> Path:
 def _score(chosen: Chosen, wanted: _Wanted, path: Path, budget: int | None, display: TerminalDisplay) -> None:
     from rmtrain.evaluation.splits import score_rows
 
-    checkpoint = load(chosen)
+    checkpoint = load(chosen, wanted.name if wanted.name == "rewardbench-2" else "")
     for note in (f"scoring {chosen.where} on {wanted.name}", *checkpoint.notes):
         display.note(note)
     score_rows(checkpoint, wanted.name, wanted.groups, budget or tokens_at_once(checkpoint), path, display)

@@ -88,7 +88,8 @@ def rewardbench(
         groups, source = core_groups(definition, data, split)
         prior = _prior_groups(definition, prior_data) if prior_data else []
         runner = _score_as_runner(chosen, parity, groups, display) if parity else None
-        checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen)
+        by_rewards = benchmark if benchmark in ("rewardbench-2", "rm-bench") else ""
+        checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen, by_rewards)
         budget = tokens_per_batch or tokens_at_once(checkpoint)
         folder = chosen.results / "rewardbench"
         path = folder / f"{benchmark}.rows.jsonl"
@@ -137,6 +138,7 @@ def _score_as_runner(
         prompt=chosen.prompt,
         label=chosen.label,
     )
+    official.need_rewards("--parity")
     config_pad = official.config_pad
     if not official.published:
         config_pad = load_config(where, revision or None).get_text_config().pad_token_id

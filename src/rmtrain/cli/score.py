@@ -48,7 +48,7 @@ def score(
     from rmtrain.files import write_atomic
 
     try:
-        checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen)
+        checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen, needs_rewards="score")
         budget = tokens_per_batch or tokens_at_once(checkpoint)
         rows_file = output.with_name(f".{output.name}.rows")
         scored = score_rows(checkpoint, input_file.name, split.groups, budget, rows_file, display)

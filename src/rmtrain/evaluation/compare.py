@@ -107,7 +107,7 @@ def _matched(
     """The rows that both have, in A's order, and how many others there are: in one alone, or not alike in both."""
     by_id = {row.id: row for row in b_rows}
     shared = [(row, by_id[row.id]) for row in a_rows if row.id in by_id]
-    alike = [(a, b._replace(preferences=a.preferences)) for a, b in shared if _alike(a, b)]
+    alike = [(a, _in_order_of(a, b)) for a, b in shared if _alike(a, b)]
     unmatched = {
         "only_a": len(a_rows) - len(shared),
         "only_b": len(b_rows) - len(shared),
@@ -120,6 +120,12 @@ def _matched(
             "score both on the same data: rmtrain compare A B --data SOURCE",
         )
     return [a for a, _ in alike], [b for _, b in alike], unmatched
+
+
+def _in_order_of(a: ScoredRow, b: ScoredRow) -> ScoredRow:
+    """B with its preferences, and their margins if it has them, in A's order."""
+    margins = dict(zip(b.preferences, b.margins, strict=bool(b.margins)))
+    return b._replace(preferences=a.preferences, margins=tuple(margins[p] for p in a.preferences if margins))
 
 
 def _alike(a: ScoredRow, b: ScoredRow) -> bool:

@@ -24,11 +24,12 @@ class ScoredRow(NamedTuple):
 
     id: str
     source: str
-    rewards: tuple[float, ...]  # K, float32 values
+    rewards: tuple[float, ...]  # K, float32 values; empty of a model that compares
     preferences: tuple[tuple[int, int], ...]  # (better, worse)
     truncated: bool
     lengths: tuple[int, ...] = ()  # K, tokens of each completion; empty if unknown
     cluster: str = ""  # rows of one prompt share it; empty: the row is a cluster by itself
+    margins: tuple[float, ...] = ()  # of a model that compares: for each preference, the better one's over the worse
 
 
 def prompt_key(prompt: Conversation) -> str:
@@ -55,7 +56,9 @@ def gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps:
     Raises:
         ValueError: a reward is not finite, or a preference does not fit its row.
     """
-    return reward_gaps([row.rewards for row in rows], [row.preferences for row in rows], [row.id for row in rows])
+    values = [(*row.margins, 0.0) if row.margins else row.rewards for row in rows]
+    pairs = [[(i, len(row.margins)) for i in range(len(row.margins))] or row.preferences for row in rows]
+    return reward_gaps(values, pairs, [row.id for row in rows])
 
 
 def length_gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps | None:
@@ -93,7 +96,7 @@ def summarise(rows: Sequence[ScoredRow], ckpt: str, split: str, path: str | None
     of_length = length_gaps_of(rows)
     clusters = clusters_of(rows)[gaps.groups]
     interval = clustered_interval(credits_of(gaps.gaps), clusters)
-    measured = [row for row in rows if row.lengths]
+    measured = [row for row in rows if row.lengths and row.rewards]
     return {
         "ckpt": ckpt,
         "split": split,
@@ -148,6 +151,8 @@ def write_rows(path: Path, rows: Iterable[ScoredRow]) -> None:
 
 def _row_line(row: ScoredRow) -> str:
     values = {**row._asdict(), "rewards": [float(reward) for reward in row.rewards]}
+    if not row.margins:
+        del values["margins"]
     try:
         return json.dumps(values, allow_nan=False) + "\n"
     except ValueError:
@@ -193,13 +198,18 @@ def _parse_row(value: Any) -> ScoredRow:
     for key in ("id", "source"):
         if not isinstance(value[key], str):
             raise ValueError(f"{key} is not text")
-    if not isinstance(rewards, list) or not rewards or not all(_is_finite(reward) for reward in rewards):
+    margins = value.get("margins", [])
+    compared = bool(margins) and not rewards and isinstance(lengths, list)
+    if not isinstance(rewards, list) or not (rewards or compared) or not all(map(_is_finite, rewards)):
         raise ValueError("rewards is not a list of finite numbers")
-    if not isinstance(preferences, list) or not all(_is_pair(pair, len(rewards)) for pair in preferences):
-        raise ValueError(f"preferences is not a list of pairs of different completions, 0 to {len(rewards) - 1}")
+    k = len(lengths) if compared else len(rewards)
+    if not isinstance(preferences, list) or not all(_is_pair(pair, k) for pair in preferences):
+        raise ValueError(f"preferences is not a list of pairs of different completions, 0 to {k - 1}")
+    if not isinstance(margins, list) or len(margins) not in (0, len(preferences)) or not all(map(_is_finite, margins)):
+        raise ValueError("margins is not a list of one finite number a preference")
     if not isinstance(value["truncated"], bool):
         raise ValueError("truncated is not true or false")
-    if not isinstance(lengths, list) or len(lengths) not in (0, len(rewards)) or not all(map(_is_count, lengths)):
+    if not isinstance(lengths, list) or len(lengths) not in (0, k) or not all(map(_is_count, lengths)):
         raise ValueError("lengths is not a list of one token count a completion")
     if not isinstance(value.get("cluster", ""), str):
         raise ValueError("cluster is not text")
@@ -211,6 +221,7 @@ def _parse_row(value: Any) -> ScoredRow:
         truncated=value["truncated"],
         lengths=tuple(lengths),
         cluster=value.get("cluster", ""),
+        margins=tuple(float(margin) for margin in margins),
     )
 
 

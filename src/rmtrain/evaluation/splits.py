@@ -1,8 +1,9 @@
 """A checkpoint on a split: rows, figures, and the files that keep them."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rmtrain.data.load import SplitData
 from rmtrain.data.prepare import evaluation_rule, tokenize_named
@@ -15,8 +16,9 @@ from rmtrain.files import write_json
 from rmtrain.model.checkpoint import Checkpoint
 from rmtrain.model.devices import process_state
 from rmtrain.model.policy import Policy
+from rmtrain.model.published.pair_rm import PairRenderer
 from rmtrain.scoring.policy import score_policy
-from rmtrain.scoring.score import score_groups
+from rmtrain.scoring.score import Progress, score_groups
 
 
 def score_rows(
@@ -40,15 +42,21 @@ def score_rows(
     Returns:
         The rows, on every process.
     """
-    tokens, rule = tokenize_for(checkpoint, name, groups, display)
-    tokenized = tokens.groups()
-    # the name says what is being scored with what, so that nothing else is taken up again
-    partial = path.with_name(f".{path.name}-{tokens.fingerprint[:16]}-{checkpoint.fingerprint[:16]}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def progress(done: int, total: int) -> None:
         display.progress(f"score {name}", done, total)
 
+    def partial_of(tokens: str) -> Path:
+        # the name says what is being scored with what, so that nothing else is taken up again
+        return path.with_name(f".{path.name}-{tokens[:16]}-{checkpoint.fingerprint[:16]}.partial")
+
+    if isinstance(checkpoint.renderer, PairRenderer):
+        partial = partial_of(hashlib.sha256(repr(groups).encode("utf-8", "surrogatepass")).hexdigest())
+        rows = _compared_rows(cast(Checkpoint, checkpoint), groups, tokens_per_batch, partial, progress, display)
+        return _written(path, rows, partial)
+    tokens, rule = tokenize_for(checkpoint, name, groups, display)
+    tokenized, partial = tokens.groups(), partial_of(tokens.fingerprint)
     if isinstance(checkpoint, Policy):
         marked = mark_responses(groups, tokenized, checkpoint.renderer, checkpoint.max_length, rule)
         rewards = score_policy(checkpoint, marked, tokens_per_batch, partial, progress, display.note)
@@ -59,6 +67,34 @@ def score_rows(
         scored_row(group, values, [len(suffix) for suffix in split.suffixes], split.truncated)
         for group, values, split in zip(groups, rewards, tokenized, strict=True)
     ]
+    return _written(path, rows, partial)
+
+
+def _compared_rows(
+    checkpoint: Checkpoint,
+    groups: Sequence[PreferenceGroup],
+    tokens_per_batch: int,
+    partial: Path,
+    progress: Progress,
+    display: Display,
+) -> list[ScoredRow]:
+    """Rows of PairRM: each preference asked in both orders; the margin is half the difference of the two logits."""
+    renderer = cast(PairRenderer, checkpoint.renderer)
+    made = [renderer.tokenize_pairs(group) for group in groups]
+    asked = [tokenized for tokenized, _ in made if tokenized.suffixes]
+    logits = iter(
+        score_groups(checkpoint.model, asked, renderer.pad_id, tokens_per_batch, partial, progress, display.note)
+    )
+    rows = []
+    for group, (tokenized, lengths) in zip(groups, made, strict=True):
+        found = next(logits) if tokenized.suffixes else ()
+        margins = tuple((one - other) / 2 for one, other in zip(found[::2], found[1::2], strict=True))
+        rows.append(scored_row(group, (), lengths, tokenized.truncated)._replace(margins=margins))
+    return rows
+
+
+def _written(path: Path, rows: list[ScoredRow], partial: Path) -> list[ScoredRow]:
+    """The rows, in their file; what scoring left on its way is taken away."""
     if process_state().is_main_process:
         write_rows(path, rows)
         for left in path.parent.iterdir():

@@ -12,7 +12,9 @@ from rmtrain.errors import CheckpointError, InputError
 from rmtrain.files import write_json
 from rmtrain.model.adapters import prepare_adapters
 from rmtrain.model.forward import HEAD
+from rmtrain.model.published.layouts import PAIR_RM
 from rmtrain.model.published.load import Published, find_published
+from rmtrain.model.published.pair_rm import MAX_LENGTH, PairRenderer
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import NO_HEAD, BackboneOptions, RewardModel, load_backbone, load_config
 from rmtrain.model.weights import download, fingerprint_of, read_json, read_tensors
@@ -50,6 +52,14 @@ class Checkpoint:
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how it is run."""
         return self.model.notes
+
+    def need_rewards(self, what: str) -> None:
+        """Raises InputError for a model that compares completions and gives them no rewards."""
+        if isinstance(self.renderer, PairRenderer):
+            raise InputError(
+                f"{self.where} is PairRM, which compares two completions and gives none a reward: {what} needs rewards",
+                "use eval, or rewardbench on rewardbench-1 or judgebench",
+            )
 
 
 def write_companions(config: Any, renderer: Renderer, folder: Path, sidecar: dict[str, Any]) -> None:
@@ -165,10 +175,15 @@ def load_checkpoint(
 
 def _load_published(found: Published, options: BackboneOptions | None, device: Any) -> Checkpoint:
     options = options or found.options
-    renderer, config_pad = found.renderer(), found.config.get_text_config().pad_token_id
-    model = found.load(options, renderer.pad_id)
+    config_pad = found.config.get_text_config().pad_token_id
+    renderer: Renderer
+    if found.layout is PAIR_RM:
+        (model, renderer), length = found.load_pairs(options), MAX_LENGTH
+    else:
+        renderer = found.renderer()
+        model = found.load(options, renderer.pad_id)
+        length = min(_positions(model), found.layout.max_length or 4096)
     _place(model, found.where, options, device)
-    length = min(_positions(model), found.layout.max_length or 4096)
     fingerprint = hashlib.sha256(f"{fingerprint_of(found.folder)} {found.reading}".encode()).hexdigest()
     return Checkpoint(model, renderer, length, {}, found.where, fingerprint, found.reading, config_pad)
 

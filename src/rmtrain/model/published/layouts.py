@@ -66,7 +66,7 @@ class Layout:
 _LM_HEAD = r"^(model\.)?(lm_head|embed_out)\."
 
 PLAIN = Layout("a sequence-classification model", ignored=_LM_HEAD)
-PAIR_RM = Layout("PairRM", ("llm-blender/PairRM-hf", "llm-blender/PairRM"), head="head_layer.4", bias=True)
+PAIR_RM = Layout("PairRM", ("llm-blender/PairRM-hf",), head="head_layer.4", bias=True, backbone="deberta-v2")
 LAYOUTS = (
     Layout(
         "Starling-RM-7B-alpha",

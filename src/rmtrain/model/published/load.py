@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from rmtrain.data.render import Renderer, first_line
+from rmtrain.data.render import Renderer, first_line, load_tokenizer
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.layouts import PAIR_RM, PLAIN, Layout, recognise
+from rmtrain.model.published.pair_rm import PairModel, PairRenderer
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import (
     NO_HEAD,
@@ -102,12 +103,31 @@ class Published:
         packing, notes = choose_packing(model_class, self.config, options.packing)
         tensors = self._renamed()
         module, info = load_module(model_class, self.where, None, self.config, options, packing, tensors=tensors)
-        theirs = self.layout.theirs
         if not isinstance(getattr(module, HEAD, None), nn.Linear):
             raise InputError(
                 f"{self.where}: {type(module).__name__} has no linear score head called {HEAD}",
                 "it is no decoder with one: choose another model",
             )
+        self._check_names(info)
+        if self.layout is not PLAIN:
+            notes = [*notes, f"read as {self.layout.name}, with the prompt {self.prompt}"]
+        return RewardModel(make_ready(module, options, packing), packing, tuple(notes))
+
+    def load_pairs(self, options: BackboneOptions) -> tuple[RewardModel, PairRenderer]:
+        """PairRM, whose logits are those of pairs, and what makes sequences of these.
+
+        Raises:
+            CheckpointError: as `load`, or the tokenizer is of another model.
+        """
+        tokenizer = load_tokenizer(str(self.folder), chat_template="{{ messages }}")  # of which it makes no use
+        renderer = PairRenderer.of_pairs(tokenizer, self.config)
+        module, info = load_module(PairModel, self.where, None, self.config, options, "none", tensors=self.tensors)
+        self._check_names(info)
+        module.compute_dtype = getattr(torch, options.dtype)
+        return RewardModel(module, "none", ("read as PairRM: it compares, and gives no rewards",)), renderer
+
+    def _check_names(self, info: dict[str, Any]) -> None:
+        theirs = self.layout.theirs
         if missing := sorted(map(theirs, info["missing_keys"])):
             raise CheckpointError(f"{self.where}: the weights lack {', '.join(missing[:5])}", _OTHER)
         for name, found, expected in sorted(info["mismatched_keys"]):
@@ -115,9 +135,6 @@ class Published:
             raise CheckpointError(f"{self.where}: {theirs(name)} has the shape {shapes}", _OTHER)
         if surplus := sorted(map(theirs, info["unexpected_keys"])):
             raise CheckpointError(f"{self.where}: {self.layout.name} has no place for {', '.join(surplus[:5])}", _OTHER)
-        if self.layout is not PLAIN:
-            notes = [*notes, f"read as {self.layout.name}, with the prompt {self.prompt}"]
-        return RewardModel(make_ready(module, options, packing), packing, tuple(notes))
 
     def _renamed(self) -> dict[str, Tensor]:
         """The tensors by transformers' names, with the head cut to the label."""
@@ -156,16 +173,16 @@ def find_published(where: str, folder: Path, prompt: str | None = None, label: s
             raise CheckpointError(f"{file}: {name} is in two files", _OTHER)
         tensors[name] = tensor
     layout = recognise(where, folder, values, tensors)
-    if layout is PAIR_RM:
-        raise CheckpointError(
-            f"{where} is PairRM, which compares two completions and gives none a reward", "choose another model"
-        )
     config = load_config(str(folder), None) if layout.backbone is None else _config(where, layout, values)
     if not tensors:
         raise CheckpointError(f"{where}: no weights could be loaded: no file of them", "the checkpoint is incomplete")
     head = tensors.get(f"{layout.head}.weight")
     if head is None:
         raise CheckpointError(f"{where}: the weights have no score head ({layout.head}.weight)", NO_HEAD)
+    if layout is PAIR_RM:
+        if prompt is not None or label is not None:
+            raise InputError(f"{where} is PairRM, which has one prompt and no labels", "leave out --prompt and --label")
+        return Published(where, folder, layout, config, tensors, None, None)
     index = _label_index(where, len(head), values.get("id2label") or {}, label)
     return Published(where, folder, layout, config, tensors, prompt or layout.prompt, index)
 
