@@ -11,6 +11,7 @@ from rich.text import Text
 from rmtrain.cli.processes import is_main_process
 
 _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
+_WAITING = 0.02  # share of a step spent on waiting for data, from which on it is shown
 
 
 def error_console() -> Console:
@@ -72,6 +73,10 @@ class TerminalDisplay:
             f"loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.3f}"
             f"  {figures['tokens_per_second']:,.0f} tokens/s"
         )
+        if "matrix_rate_used" in figures:
+            status += f"  {figures['matrix_rate_used']:.0%} of the matrix rate"
+        if figures["waiting_for_data"] >= _WAITING:
+            status += f"  {figures['waiting_for_data']:.0%} waiting for data"
         if self.console.is_terminal:
             self.progress("train", step, steps, status)
         else:

@@ -3,7 +3,6 @@
 import math
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from rmtrain.training.checkpoints import STAGING, commit, rotate
 from rmtrain.training.loss import bradley_terry_loss
 from rmtrain.training.microbatches import MicrobatchDataset, microbatch_loader
 from rmtrain.training.plan import TrainingPlan
+from rmtrain.training.telemetry import COUNTS, Meter, measure_matrix_rate, operations_per_token
 
 
 class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
@@ -74,10 +74,9 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         self._keep, self._fingerprint, self._notify = keep_checkpoints, fingerprint, notify
         self._staging: str | None = None
         self._step_losses: list[tuple[list[str], torch.Tensor]] = []
-        self._sums: dict[str, Any] = defaultdict(float)
-        self._window = {"tokens": 0, "distinct_tokens": 0, "pairs": 0, "groups": 0}
-        self._window_start: float | None = None  # until the first step begins
-        self.totals: dict[str, float] = dict.fromkeys([*self._window, "seconds", "loss_sum", "steps"], 0.0)
+        self.totals: dict[str, float] = dict.fromkeys([*COUNTS, "seconds", "loss_sum", "steps"], 0.0)
+        rate = measure_matrix_rate(args.device, model.module.compute_dtype)
+        self._meter = Meter(operations_per_token(model.module), rate)
         trained = {name: p.data for name, p in model.module.named_parameters() if p.requires_grad}
         super().__init__(
             model=model.module,
@@ -103,6 +102,11 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         dataset = MicrobatchDataset(self._split, self._plan, args.process_index, self._packing, self._renderer.pad_id)
         return microbatch_loader(dataset, args.dataloader_num_workers, args.dataloader_pin_memory)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, timed."""
+        with self._meter.waiting():
+            return super().get_batch_samples(*args, **kwargs)
+
     def create_optimizer(self, model: Any = None) -> Any:
         """The Trainer's optimiser, with the score head in groups of its own where it has its own learning rate."""
         optimizer = super().create_optimizer(model)
@@ -122,22 +126,15 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Bradley-Terry over the micro-batch's preferences; figures stay on the device until they are logged."""
-        if self._window_start is None:
-            self._window_start = time.perf_counter()
+        self._meter.begin()
         counts, ids = inputs.pop("counts"), inputs.pop("ids")
         better, worse, weights, gaps = (inputs.pop(key) for key in ("better", "worse", "weights", "gaps"))
         outputs = model(**inputs)
         loss = bradley_terry_loss(outputs.logits, better, worse, weights, gaps, self._margin, self._centering)
         self._step_losses.append((ids, loss.per_preference))
+        self._meter.count(counts)
         if counts["pairs"]:
-            rewards = outputs.logits.detach()
-            self._sums["right"] += (loss.gaps > 0).sum() + 0.5 * (loss.gaps == 0).sum()
-            self._sums["gap"] += loss.gaps.sum()
-            self._sums["reward"] += rewards.sum()
-            self._sums["reward_squared"] += (rewards**2).sum()
-            self._sums["rewards"] += len(rewards)
-        for name, value in counts.items():
-            self._window[name] += value
+            self._meter.learn(loss, outputs.logits)
         if self.is_deepspeed_enabled and self.accelerator.sync_gradients:  # it steps within the last backward pass
             self._require_finite(None)
         return (loss.loss, outputs) if return_outputs else loss.loss
@@ -181,38 +178,11 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def _drain(self, loss: float) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds, self._window_start = now - (self._window_start or now), now
-        names = ["right", "gap", "reward", "reward_squared", "rewards"]
-        values = [torch.as_tensor(self._sums[name], dtype=torch.float64).cpu() for name in names]
-        values += [torch.tensor(float(count), dtype=torch.float64) for count in self._window.values()]
-        total = torch.stack(values).to(self.args.device, torch.float64 if self.args.device.type == "cpu" else None)
-        right, gap, reward, squared, rewards, *counts = reduce(total, "sum").tolist()
-        window = dict(zip(self._window, counts, strict=True))
+        figures, added = self._meter.drain(self.args.device)
         steps = self.state.global_step - self.totals["steps"]
-        for name, count in window.items():
-            self.totals[name] += count
-        self.totals["seconds"] += seconds
-        self.totals["loss_sum"] += loss * steps
-        self.totals["steps"] += steps
-        self._sums.clear()
-        self._window = dict.fromkeys(self._window, 0)
-        mean = reward / rewards
-        return {
-            "accuracy": right / window["pairs"],
-            "reward_gap": gap / window["pairs"],
-            "reward_mean": mean,
-            "reward_std": max(squared / rewards - mean**2, 0.0) ** 0.5,
-            "tokens_per_second": window["tokens"] / seconds,
-            "pairs_per_second": window["pairs"] / seconds,
-            "tokens": self.totals["tokens"],
-            "seconds": self.totals["seconds"],
-        }
-
-    def _pause(self, started: float) -> None:
-        """Leave the time since `started` out of the training time."""
-        if self._window_start is not None:
-            self._window_start += time.perf_counter() - started
+        for name, value in {**added, "loss_sum": loss * steps, "steps": steps}.items():
+            self.totals[name] += value
+        return {**figures, "tokens": self.totals["tokens"], "seconds": self.totals["seconds"]}
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -230,7 +200,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         metrics = {name: value for name, value in figures.items() if value is not None}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._pause(started)
+        self._meter.pause(started)
         return metrics
 
     # Checkpoints
@@ -276,7 +246,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._pause(started)
+        self._meter.pause(started)
 
     def _commit(self, staged: Path, target: Path) -> None:
         best = self.state.best_global_step
