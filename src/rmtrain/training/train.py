@@ -27,6 +27,7 @@ from rmtrain.training.checkpoints import verify
 from rmtrain.training.plan import TrainingPlan, plan_training
 from rmtrain.training.record import now, open_run, record_failure, record_start
 from rmtrain.training.resume import ResumePoint, choose_checkpoint, run_fingerprint
+from rmtrain.training.telemetry import peak_memory
 from rmtrain.training.tracking import WandbLog, check_login
 from rmtrain.training.trainer import GroupRewardTrainer
 
@@ -271,7 +272,6 @@ def _selected_checkpoint(folder: Path, trainer: GroupRewardTrainer, recipe: Reci
 def _result(folder: Path, trainer: GroupRewardTrainer) -> TrainingResult:
     totals = trainer.totals
     seconds = totals["seconds"]
-    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident_peak()
     return TrainingResult(
         folder,
         trainer.state.global_step,
@@ -279,11 +279,5 @@ def _result(folder: Path, trainer: GroupRewardTrainer) -> TrainingResult:
         int(totals["tokens"]),
         totals["tokens"] / seconds if seconds else None,
         totals["pairs"] / seconds if seconds else None,
-        memory,
+        peak_memory(),
     )
-
-
-def _resident_peak() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
