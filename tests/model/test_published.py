@@ -244,6 +244,23 @@ def test_the_mistral_baseline_is_a_plain_sequence_classification_model(tmp_path:
     torch.testing.assert_close(rewards_of(checkpoint), plain_rewards(model, tmp_path, 0), atol=2e-5, rtol=0)
 
 
+def test_a_backbone_that_cannot_be_packed_takes_padded_rows(tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    tokenizer = make_tokenizer()
+    config = make_config("falcon", num_labels=1, initializer_range=0.3, vocab_size=len(tokenizer))
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    checkpoint = load_checkpoint(str(tmp_path))
+    assert checkpoint.model.packing == "none"
+    assert "it takes padded rows" in checkpoint.notes[0]
+    truth = plain_rewards(model, tmp_path, 0)
+    for tokens_per_batch in (4096, 1):
+        torch.testing.assert_close(rewards_of(checkpoint, tokens_per_batch), truth, atol=2e-5, rtol=0)
+
+
 def test_plain_weights_in_a_pickle_score_alike(tmp_path: Path) -> None:
     model = write_plain(tmp_path, 1)
     for path in tmp_path.glob("*.safetensors*"):

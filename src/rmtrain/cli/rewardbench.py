@@ -90,6 +90,8 @@ def rewardbench(
         runner = _score_as_runner(chosen, parity, groups, display) if parity else None
         by_rewards = benchmark if benchmark in ("rewardbench-2", "rm-bench") else ""
         checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen, by_rewards)
+        for note in checkpoint.notes:
+            display.note(note)
         budget = tokens_per_batch or tokens_at_once(checkpoint)
         folder = chosen.results / "rewardbench"
         path = folder / f"{benchmark}.rows.jsonl"

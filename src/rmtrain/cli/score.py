@@ -49,6 +49,8 @@ def score(
 
     try:
         checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen, needs_rewards="score")
+        for note in checkpoint.notes:
+            display.note(note)
         budget = tokens_per_batch or tokens_at_once(checkpoint)
         rows_file = output.with_name(f".{output.name}.rows")
         scored = score_rows(checkpoint, input_file.name, split.groups, budget, rows_file, display)

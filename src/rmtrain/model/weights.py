@@ -14,8 +14,8 @@ from rmtrain.files import sha256_file
 
 _COMPANIONS = ["*.json", "*.model", "*.jinja", "*.txt"]
 _PICKLES = ["*.bin", "*.pt"]
-_OTHERS = ["*/*", "consolidated*"]  # the same weights in other formats
-_NO_WEIGHTS = ("training_args.bin", "optimizer", "scheduler", "scaler")  # that trainers leave beside them
+_NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler")  # that trainers leave beside them
+_OTHERS = ["*/*", "consolidated*", *(f"{name}*" for name in _NO_WEIGHTS)]  # and the same weights in other formats
 
 
 def weight_files(folder: Path) -> list[Path]:
