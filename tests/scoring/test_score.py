@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_groups, make_tokenizer
+from conftest import make_groups, make_tokenizer, write_base
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import TokenizedGroup, group_to_row, tokenize_groups
 from rmtrain.errors import RunFailedError
+from rmtrain.model.batch import GroupSize
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
-from rmtrain.scoring import score
+from rmtrain.scoring import room, score
 from rmtrain.scoring.score import Rewards, score_groups
 
 BUDGET = 150  # tokens a batch: several batches of several groups
@@ -192,14 +193,100 @@ def too_large(limit: int) -> Any:
     return forward
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_told_of_once(
-    model: RewardModel, groups: list[TokenizedGroup], expected: list[Rewards], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def fresh(base: Path) -> RewardModel:
+    """A model of which nothing is known yet."""
+    return load_backbone(str(base), None, BackboneOptions("float32"), pad_id=0, seed=0)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_what_did_not_fit_is_told_of_once_and_not_tried_again(
+    fresh: RewardModel,
+    groups: list[TokenizedGroup],
+    expected: list[Rewards],
+    monkeypatch: pytest.MonkeyPatch,
+    error: RuntimeError,
 ) -> None:
-    monkeypatch.setattr(score, "_forward", too_large(2))
+    original, passes, most = score._forward, list[int](), 300
+
+    def forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
+        passes.append(sum(GroupSize.of(group).distinct_tokens for group in groups))
+        if passes[-1] > most:
+            raise error
+        return original(model, groups, pad_id)
+
+    monkeypatch.setattr(score, "_forward", forward)
     told: list[str] = []
-    near(score_groups(model, groups, 0, 500, notify=told.append), expected)
+    near(score_groups(fresh, groups, 0, 900, notify=told.append), expected)
+    failed = [tokens for tokens in passes if tokens > most]
+    assert passes[: len(failed)] == failed  # all at the start: a batch of 900, perhaps its half
+    assert 1 <= len(failed) <= 2
+    assert told == [
+        f"out of memory at {failed[0]} tokens at once: {failed[0] // 2} from now on; "
+        "lower evaluation.tokens_per_batch to avoid this"
+    ]
+    passes.clear()
+    near(score_groups(fresh, groups, 0, 900), expected)  # another split, or the next validation
+    assert max(passes) <= most
+
+
+def test_another_error_is_not_taken_for_full_memory(
+    model: RewardModel, groups: list[TokenizedGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(score, "_forward", forward)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        score_groups(model, groups, 0, BUDGET)
+
+
+def test_little_free_memory_makes_small_batches_from_the_start(
+    fresh: RewardModel,
+    groups: list[TokenizedGroup],
+    expected: list[Rewards],
+    monkeypatch: pytest.MonkeyPatch,
+    forwards: list[list[str]],
+    tmp_path: Path,
+) -> None:
+    width = room.bytes_per_token(fresh.module)
+    assert width is not None
+    monkeypatch.setattr(room, "free_memory", lambda device: 2 * 300 * width)
+    told: list[str] = []
+    near(score_groups(fresh, groups, 0, 100_000, tmp_path / "partial", notify=told.append), expected)
+    sizes = {group.id: GroupSize.of(group).distinct_tokens for group in groups}
+    assert len(forwards) > 1
+    assert all(sum(sizes[name] for name in names) <= 300 for names in forwards)
     assert len(told) == 1
-    assert "halved; lower evaluation.tokens_per_batch" in told[0]
+    assert "room for about 300 tokens at once, not 100,000" in told[0]
+    assert len((tmp_path / "partial").read_text().splitlines()) == 1  # the plan itself does not hang on the memory
+    forwards.clear()
+    monkeypatch.setattr(room, "free_memory", lambda device: 0)
+    score_groups(fresh, groups, 0, 100_000, tmp_path / "partial")
+    assert forwards == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_forward_pass_takes_about_the_memory_predicted(dtype: str, tmp_path: Path) -> None:
+    """Of a wide model: the largest sum of tensors alive at once, by torch's own record of allocations."""
+    config = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4, "num_key_value_heads": 2}
+    folder = write_base(tmp_path, "llama", max_position_embeddings=512, **config)
+    wide = load_backbone(str(folder), None, BackboneOptions(dtype), pad_id=0, seed=0)
+    tokens = np.arange(5, 15, dtype=np.int32)
+    made = [TokenizedGroup(f"g{i}", "", np.tile(tokens, 10), (np.tile(tokens, 10),) * 2, (), False) for i in range(8)]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        score._forward(wide, made, 0)
+    alive = peak = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    predicted = room.bytes_per_token(wide.module)
+    assert predicted is not None
+    total = sum(GroupSize.of(group).distinct_tokens for group in made)
+    assert 0.5 < peak / total / predicted < 1 / room._SHARE
 
 
 def test_a_group_that_does_not_fit_alone_is_named(

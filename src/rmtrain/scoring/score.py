@@ -13,9 +13,10 @@ from accelerate.utils import broadcast_object_list, gather_object, send_to_devic
 
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import RunFailedError
-from rmtrain.model.batch import GroupSize, plan_batches
+from rmtrain.model.batch import GroupSize, batch_tokens, plan_batches
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.scoring.room import is_out_of_memory, room_of, shrink_room
 
 Rewards = tuple[float, ...]  # K float32 values
 Progress = Callable[[int, int], None]  # groups done, groups in all
@@ -39,8 +40,8 @@ def score_groups(
         model: a reward model; its module may be wrapped for data-parallel or sharded execution.
         groups: what to score.
         pad_id: fills padded rows.
-        tokens_per_batch: most tokens that go through the backbone at once; a batch that does not fit the memory is
-            halved, and `notify` told once, unless the weights are sharded.
+        tokens_per_batch: most tokens that go through the backbone at once; fewer where the free memory has no room
+            for them, or where so many did not fit, of which `notify` is told once, unless the weights are sharded.
         partial: file to which finished batches are written; batches found there are not run again.
         progress: called after every round, on every process.
         notify: takes one line for the user.
@@ -56,13 +57,7 @@ def score_groups(
     done: dict[int, list[Rewards]] = found[0]
     todo = [index for index in range(len(batches)) if index not in done]
     scored = sum(len(batches[index]) for index in done)
-    told: list[str] = []
-
-    def say(line: str) -> None:
-        if not told:
-            notify(line)
-        told.append(line)
-
+    limit = _Limit(model, tokens_per_batch, notify)
     was_training = model.module.training
     model.module.eval()
     with contextlib.ExitStack() as stack:
@@ -72,7 +67,7 @@ def score_groups(
         for start in range(0, len(todo), state.num_processes):
             # a process without a batch of its own repeats the last one: sharded weights are gathered by all together
             index = todo[min(start + state.process_index, len(todo) - 1)]
-            mine = _score_batch(model, [groups[i] for i in batches[index]], pad_id, say)
+            mine = _score_batch(model, [groups[i] for i in batches[index]], pad_id, limit)
             for place, rewards in sorted(dict(gather_object([(index, mine)])).items()):
                 done[place] = rewards
                 scored += len(rewards)
@@ -84,12 +79,50 @@ def score_groups(
     return [by_group[i] for i in range(len(groups))]
 
 
-def _score_batch(
-    model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, say: Callable[[str], None]
-) -> list[Rewards]:
+class _Limit:
+    """Most tokens at once: what was asked for, or what the memory has room for where that is less."""
+
+    def __init__(self, model: RewardModel, asked: int, notify: Callable[[str], None]) -> None:
+        self.model, self.notify, self.told = model, notify, False
+        # the processes that share sharded weights must run the same passes, whatever is free on each
+        room = None if model.sharded else room_of(model)
+        self.tokens = asked if room is None else min(asked, room)
+        if self.tokens < asked:
+            self._tell(f"the free memory has room for about {self.tokens:,} tokens at once, not {asked:,}")
+
+    def lower(self, tokens: int) -> None:
+        """Remember that so many did not fit."""
+        self.tokens = shrink_room(self.model, tokens)
+        self._tell(f"out of memory at {tokens:,} tokens at once: {self.tokens:,} from now on")
+
+    def _tell(self, line: str) -> None:
+        if not self.told:
+            self.notify(f"{line}; lower evaluation.tokens_per_batch to avoid this")
+        self.told = True
+
+
+def _score_batch(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: _Limit) -> list[Rewards]:
+    """Rewards of a planned batch, which goes through the model in the parts that the memory has room for."""
+    sizes = [GroupSize.of(group) for group in groups]
+    found: dict[int, Rewards] = {}
+    while left := [i for i in range(len(groups)) if i not in found]:
+        part = [left[i] for i in plan_batches([sizes[i] for i in left], model.packing, limit.tokens)[0]]
+        rewards = _score_part(model, [groups[i] for i in part], pad_id)
+        if rewards is None:  # outside the handler, so that the failed pass's tensors are free
+            torch.cuda.empty_cache()
+            limit.lower(batch_tokens([sizes[i] for i in part], model.packing))
+        else:
+            found.update(zip(part, rewards, strict=True))
+    return [found[i] for i in range(len(groups))]
+
+
+def _score_part(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[Rewards] | None:
+    """Rewards of one pass; None where it did not fit and can be made smaller."""
     try:
         flat = _forward(model, groups, pad_id)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         if len(groups) == 1:
             tokens = GroupSize.of(groups[0]).distinct_tokens
             raise RunFailedError(
@@ -100,12 +133,7 @@ def _score_batch(
             raise RunFailedError(
                 f"out of memory while scoring {len(groups)} groups at once", "lower evaluation.tokens_per_batch"
             ) from error
-        flat = None
-    if flat is None:  # outside the handler, so that the failed pass's tensors are free
-        torch.cuda.empty_cache()
-        say(f"out of memory at {len(groups)} groups a batch: halved; lower evaluation.tokens_per_batch to avoid this")
-        half = len(groups) // 2
-        return _score_batch(model, groups[:half], pad_id, say) + _score_batch(model, groups[half:], pad_id, say)
+        return None
     rewards, position = [], 0
     for group in groups:
         rewards.append(tuple(flat[position : position + len(group.suffixes)]))
