@@ -30,7 +30,8 @@ from rmtrain.display import Silent
 from rmtrain.model.adapters import adapter_config
 from rmtrain.model.batch import pack
 from rmtrain.recipe.load import LoadedRecipe, parse_recipe_text
-from rmtrain.training.train import build_model, make_plan, train
+from rmtrain.training.prospect import make_plan
+from rmtrain.training.train import build_model, train
 
 RECIPE = """
 model: {{name: {model}, dtype: {dtype}, packing: shared_prompt}}

@@ -47,7 +47,7 @@ optim:
   learning_rate: 2e-5x
   betas: [0.9, 1.5]
   epochs: .nan
-  gradient_checkpointing: yes
+  gradient_checkpointing: yes please
 evaluation: [1]
 run: {seed: -1, save_every: 1.5}
 """
@@ -122,7 +122,12 @@ def test_a_fault_of_the_command_line_shows_the_argument() -> None:
         ("optim: {max_steps: 1_000}", "found the text '1_000'", "write 1000"),
         ("optim: {max_steps: 1e3}", "expected a whole number of at least 1 or null, found 1000.0", "write 1000"),
         ("optim: {max_steps: true}", "expected a whole number of at least 1 or null, found true", "Stop after"),
-        ("optim: {gradient_checkpointing: on}", "expected true or false, found the text 'on'", "write true"),
+        ("optim: {activation_offloading: on}", "expected true or false, found the text 'on'", "write true"),
+        (
+            "optim: {gradient_checkpointing: on}",
+            "expected one of none, selective, full, found the text 'on'",
+            "What the backward pass",
+        ),
         ("optim: {warmup_ratio: 1.5}", "expected a number of at least 0 and at most 1, found 1.5", "Share of"),
         ("optim: {betas: [1, 2, 3]}", "expected a list of 2, each a number of at least 0 and below 1", "AdamW"),
         ("lora: {targets: [q, 5]}", "lora.targets[1]: expected a non-empty text, found 5", "Module names"),

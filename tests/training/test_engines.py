@@ -7,7 +7,7 @@ import pytest
 from training_cases import make_recipe
 
 from rmtrain.errors import InputError
-from rmtrain.training.engines import choose_strategy, deepspeed_config, engine_arguments, fsdp_config
+from rmtrain.training.engines import deepspeed_config, engine_arguments, engine_of, fsdp_config
 
 
 def recipe(tmp_path: Path, **changes: Any) -> Any:
@@ -27,7 +27,7 @@ def recipe(tmp_path: Path, **changes: Any) -> Any:
     ],
 )
 def test_the_strategy_of_a_recipe(tmp_path: Path, strategy: str, processes: int, expected: str) -> None:
-    assert choose_strategy(recipe(tmp_path, strategy=strategy), processes) == expected
+    assert engine_of(recipe(tmp_path, strategy=strategy), processes) == expected
 
 
 def test_offloading_is_what_was_asked_for() -> None:
@@ -62,10 +62,10 @@ def test_a_deepspeed_file_that_is_none_is_refused(
     if content is not None:
         path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=message) as caught:
-        engine_arguments(recipe(tmp_path, deepspeed_config=str(path)), 1)
+        engine_of(recipe(tmp_path, deepspeed_config=str(path)), 1)
     assert str(path) in caught.value.message
 
 
 def test_fsdp_offloading_on_one_process_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fsdp on a single process moves nothing"):
-        engine_arguments(recipe(tmp_path, strategy="fsdp", offload="all"), 1)
+        engine_arguments(recipe(tmp_path, strategy="fsdp", offload="all"), "none", 1)

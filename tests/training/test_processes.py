@@ -36,7 +36,7 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {  # processes, changes; the first
     "lora one": (1, LORA),
     "lora ddp": (2, LORA),
     "lora ddp padded": (2, LORA | {"model__packing": "none"}),
-    "lora fsdp": (2, LORA | {"distributed__strategy": "fsdp", "optim__gradient_checkpointing": True}),
+    "lora fsdp": (2, LORA | {"distributed__strategy": "fsdp", "optim__gradient_checkpointing": "full"}),
     "lora zero2": (2, LORA | {"distributed__strategy": "zero2"}),
     "lora zero3": (2, LORA | {"distributed__strategy": "zero3"}),
     "full one": (1, FULL),

@@ -32,7 +32,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+    machine = ("second", "waiting", "memory", "matrix")  # what a line says of the machine, not of the model
+    return [{k: v for k, v in line.items() if not any(word in k for word in machine)} for line in lines]
 
 
 def assert_equal_runs(folder: Path, whole: Path) -> None:
@@ -238,7 +239,7 @@ def test_a_best_checkpoint_that_is_damaged_is_no_final_model(base: Path, tmp_pat
         ({"lora": None}, "lora.rank: 4 there, None now"),
         ({"loss__centering": 0.1}, "loss.centering: 0.0 there, 0.1 now"),
         ({"model__packing": "none"}, "model.packing: 'shared_prompt' there, 'none' now"),
-        ({"distributed__strategy": "ddp"}, "distributed.strategy: 'auto' there, 'ddp' now"),
+        ({"distributed__strategy": "zero2"}, "distributed.strategy: 'ddp' there, 'zero2' now"),
         ({"groups": make_groups(40, seed=9)}, "rows of train: "),
         ({"validation": make_groups(11, seed=2)}, "rows of validation: "),
     ],

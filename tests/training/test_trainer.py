@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
 from rmtrain.errors import NonFiniteError, RunFailedError
-from rmtrain.training.train import build_model, make_plan, validation_groups
+from rmtrain.training.prospect import make_plan
+from rmtrain.training.train import build_model, validation_groups
 from rmtrain.training.trainer import GroupRewardTrainer
 
 EVEN = {"lora__dropout": 0.0, "evaluation__every": 0.0}
@@ -122,7 +123,7 @@ def packed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[f
         {"optim__tokens_per_microbatch": 90},
         {"optim__tokens_per_microbatch": None, "optim__microbatch_size": 3},
         {"optim__tokens_per_microbatch": 100_000},
-        {"optim__gradient_checkpointing": True},
+        {"optim__gradient_checkpointing": "full"},
         {"evaluation__every": 1.0, "evaluation__select": "last", "run__save_every": 2.0},
     ],
     ids=lambda changes: ",".join(f"{name}={value}" for name, value in changes.items()),
@@ -291,7 +292,10 @@ def test_out_of_memory_says_what_to_lower(base: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(GroupRewardTrainer, "compute_loss", compute_loss)
     with pytest.raises(RunFailedError, match="CUDA out of memory") as caught:
         run(base, tmp_path)
-    assert "lower optim.tokens_per_microbatch" in caught.value.hint
+    hint = caught.value.hint
+    assert "optim.tokens_per_microbatch=" in hint
+    assert "optim.gradient_checkpointing=" in hint
+    assert f"rmtrain train --resume {only_run(tmp_path)}" in hint
 
 
 def test_a_checkpoint_that_cannot_be_written_says_so_and_leaves_the_others(

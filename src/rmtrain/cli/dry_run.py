@@ -4,15 +4,18 @@ import json as jsonlib
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.processes import processes_wanted
+from rmtrain.errors import InputError
 
 if TYPE_CHECKING:
     from rmtrain.data.prepare import ReadySplit
     from rmtrain.data.render import Renderer
     from rmtrain.recipe.load import LoadedRecipe
+    from rmtrain.training.prospect import Prospect
 
 
 def dry_run(loaded: "LoadedRecipe", num_processes: int | None, as_json: bool) -> None:
@@ -21,10 +24,9 @@ def dry_run(loaded: "LoadedRecipe", num_processes: int | None, as_json: bool) ->
     from rmtrain.data.prepare import tokenize_splits
     from rmtrain.data.render import Renderer, load_tokenizer
     from rmtrain.model.footprint import count_parameters
-    from rmtrain.model.reward_model import choose_packing, load_config, reward_model_class
+    from rmtrain.model.reward_model import load_config
     from rmtrain.reporting.books import describe_splits, ledger_table
-    from rmtrain.training.engines import choose_strategy
-    from rmtrain.training.train import make_plan
+    from rmtrain.training.prospect import look_ahead
 
     recipe, display = loaded.recipe, TerminalDisplay()
     try:
@@ -34,10 +36,9 @@ def dry_run(loaded: "LoadedRecipe", num_processes: int | None, as_json: bool) ->
         splits = tokenize_splits(data, renderer, recipe.data.max_length, recipe.data.over_length, display)
     finally:
         display.close()
-    config = load_config(model.name, model.revision)
-    packing, notes = choose_packing(reward_model_class(config), config, model.packing)
     processes = processes_wanted(num_processes)
-    plan = make_plan(recipe, splits["train"], packing, processes)
+    prospect = look_ahead(recipe, splits, processes)
+    plan, packing, notes = prospect.plan, prospect.packing, prospect.notes
     sizes = splits["train"].tokens.lengths()
     distinct = sum(prefix + sum(suffixes) for prefix, suffixes in sizes)
     twice = sum(prefix + suffix for prefix, suffixes in sizes for suffix in suffixes)
@@ -47,27 +48,70 @@ def dry_run(loaded: "LoadedRecipe", num_processes: int | None, as_json: bool) ->
         "groups_per_step": min(recipe.optim.global_batch_size, len(sizes)),
         "processes": processes,
         "microbatches_per_step": plan.accumulation,
-        "strategy": choose_strategy(recipe, processes),
+        "strategy": str(prospect.layout),
         "packing": packing,
         "tokens_per_epoch": distinct if packing == "shared_prompt" else twice,
         "tokens_saved_by_sharing": twice - distinct if packing == "shared_prompt" else 0,
-        **count_parameters(config, recipe.lora),
+        **count_parameters(load_config(model.name, model.revision), recipe.lora),
     }
     first = _first_group(splits["train"], renderer)
     books = describe_splits(data, splits)
+    memory = _memory(prospect)
     if as_json:
-        print(jsonlib.dumps({"derived": derived, "data": books, "first_group": first, "notes": notes}, indent=2))
+        answer = {"derived": derived, "memory": memory, "data": books, "first_group": first, "notes": notes}
+        print(jsonlib.dumps(answer, indent=2))
         return
     console = Console(highlight=False)
     width = max(map(len, derived))
     for key, value in derived.items():
         console.print(f"{key.replace('_', ' '):<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
+    console.print(_memory_table(memory))
+    if memory["too_large"] is not None:
+        console.print(Text(memory["too_large"]))
     console.print(ledger_table(books))
     for note in [*notes, *books["notes"]]:
         console.print(Text(f"note: {note}"))
     console.print(Text(f"\nfirst group: {first['id']}, preferences {first['preferences']}"))
     for index, sequence in enumerate(first["sequences"]):
         console.print(Text(f"completion {index} ({sequence['tokens']} tokens): {_shorten(sequence['text'])}"))
+
+
+def _memory(prospect: "Prospect") -> dict[str, Any]:
+    """What each way to spread the run takes, and which it is."""
+    forecast, layout = prospect.forecast, prospect.layout
+    too_large = None
+    try:
+        forecast.require_room(prospect.room)
+    except InputError as error:
+        too_large = str(error)
+    return {
+        "strategy": layout.strategy,
+        "offload": layout.offload,
+        "reason": prospect.reason,
+        "free_bytes": prospect.room,
+        "too_large": too_large,
+        "tokens": forecast.work.largest,
+        "layouts": [{**row._asdict(), **found._asdict()} for row, found in forecast.layouts().items()],
+    }
+
+
+def _memory_table(memory: dict[str, Any]) -> Table:
+    free = (
+        f"{memory['free_bytes'] / 2**30:.1f} GiB free on a GPU" if memory["free_bytes"] is not None else "no GPU here"
+    )
+    title = f"GiB a process, predicted, at {memory['tokens']:,} tokens a micro-batch; {free}"
+    figures = ["parameters", "gradients", "optimizer", "buffers", "activations", "peak", "host"]
+    heads = ["params", "grads", "optim.", "buffers", "activ.", "peak", "host"]
+    table = Table("strategy", "offload", *heads, box=None, title=title, title_justify="left", pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in memory["layouts"]:
+        taken = (row["strategy"], row["offload"]) == (memory["strategy"], memory["offload"])
+        values = ["–" if row[name] is None else f"{row[name] / 2**30:.2f}" for name in figures]
+        table.add_row(f"{row['strategy']}{' ←' if taken else ''}", row["offload"], *values)
+    table.caption = f"strategy: {memory['strategy']}, {memory['reason']}"
+    table.caption_justify = "left"
+    return table
 
 
 def _first_group(split: "ReadySplit", renderer: "Renderer") -> dict[str, Any]:

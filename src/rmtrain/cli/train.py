@@ -151,10 +151,15 @@ def _render(result: dict[str, Any]) -> None:
 
 def _print_config(loaded: "LoadedRecipe", as_json: bool) -> None:
     from rmtrain.recipe.render import describe, inline
+    from rmtrain.training.engines import engine_configs
 
-    rows = describe(loaded)
+    rows, engines = describe(loaded), engine_configs(loaded.recipe)
     if as_json:
-        print(jsonlib.dumps({key: {"value": value, "origin": origin} for key, value, origin in rows}, indent=2))
+        settings: dict[str, Any] = {key: {"value": value, "origin": origin} for key, value, origin in rows}
+        engine = {"value": engines, "origin": "made from the recipe"}
+        print(jsonlib.dumps({**settings, "engine": engine}, indent=2))
         return
     for key, value, origin in rows:
         print(f"{f'{key}: {inline(value)}':<60}  # {origin}")
+    for name, config in engines.items():
+        print(f"\n# {name}, made from the recipe\n{jsonlib.dumps(config, indent=2)}")

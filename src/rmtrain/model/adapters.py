@@ -34,20 +34,25 @@ def add_lora(model: RewardModel, lora: LoraSection, seed: int) -> RewardModel:
     Raises:
         InputError: a target names no layer that can have an adapter.
     """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = wrap(model.module, lora, model.commit)
+    prepare_adapters(module)
+    return RewardModel(module, model.packing, model.notes, model.commit)
+
+
+def wrap(module: nn.Module, lora: LoraSection, revision: str | None = None) -> Any:
+    """PEFT's model around a backbone, on the meta device or with weights; errors as of `add_lora`."""
     from peft import get_peft_model
 
     if isinstance(lora.targets, list):  # PEFT is content if one of them matches
-        _check_targets(model.module, lora.targets)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            module = get_peft_model(model.module, adapter_config(lora, model.commit))
-        except ValueError as error:
-            raise InputError(
-                f"lora.targets: {first_line(error)}", "name linear layers of the model, or all-linear"
-            ) from error
-    prepare_adapters(module)
-    return RewardModel(module, model.packing, model.notes, model.commit)
+        _check_targets(module, lora.targets)
+    try:
+        return get_peft_model(module, adapter_config(lora, revision))
+    except ValueError as error:
+        raise InputError(
+            f"lora.targets: {first_line(error)}", "name linear layers of the model, or all-linear"
+        ) from error
 
 
 def _check_targets(module: nn.Module, targets: list[str]) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from rmtrain.recipe import wording
+from rmtrain.recipe.agreement import Disagreement, DisagreementError
 from rmtrain.recipe.document import Document
 from rmtrain.recipe.faults import Fault, KeyPath, Source, Span, dotted
-from rmtrain.recipe.schema import Disagreement, DisagreementError, Recipe
+from rmtrain.recipe.schema import Recipe
 
 
 def check(document: Document, source: Source) -> tuple[Recipe | None, list[Fault]]:
@@ -106,3 +107,18 @@ def _overlap(one: KeyPath, other: KeyPath) -> bool:
     """Whether one path is the other, or lies beneath it."""
     length = min(len(one), len(other))
     return one[:length] == other[:length]
+
+
+def with_changes(recipe: Recipe, changes: dict[str, Any]) -> Recipe | None:
+    """The recipe with other values at dotted keys; None if it would not be valid."""
+    values = recipe.model_dump()
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        if name:
+            values[section][name] = value
+        else:
+            values[section] = value
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError:
+        return None

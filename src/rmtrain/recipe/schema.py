@@ -3,31 +3,17 @@
 Defaults are written here and nowhere else. This module must not import torch.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from rmtrain.recipe.agreement import DisagreementError, disagreements
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 FOLDER_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"  # no trailing dot: Windows drops it
-
-
-class Disagreement(NamedTuple):
-    """Keys whose values are right by themselves and contradict each other."""
-
-    keys: tuple[str, ...]  # dotted; the first is the one to name
-    message: str
-    hint: str
-
-
-class DisagreementError(ValueError):
-    """Raised by the recipe's validator with everything that its sections disagree on."""
-
-    def __init__(self, disagreements: list[Disagreement]) -> None:
-        super().__init__("; ".join(f"{fault.keys[0]}: {fault.message}" for fault in disagreements))
-        self.disagreements = tuple(disagreements)
 
 
 class Section(BaseModel):
@@ -145,6 +131,11 @@ class LossSection(Section):
     """Times the score gap, taken off the reward gap inside the sigmoid (arXiv 2307.09288, eq. 2); 0 is off."""
 
 
+def _checkpointing(value: object) -> object:
+    """What older recipes say by true and false."""
+    return ("full" if value else "none") if isinstance(value, bool) else value
+
+
 class OptimSection(Section):
     """Optimiser, schedule and batch."""
 
@@ -176,15 +167,19 @@ class OptimSection(Section):
     """AdamW's decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this norm."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Annotated[Literal["none", "selective", "full"], BeforeValidator(_checkpointing)] = "none"
+    """What the backward pass computes again instead of keeping it: nothing; selective: all but matrix products and
+    attention, for little time; full: everything but each layer's input, for about a third more time. true is full."""
+    activation_offloading: bool = False
+    """Keep what is left of the activations in the host's memory; best with gradient_checkpointing: full."""
 
 
 class DistributedSection(Section):
     """How the work is spread over processes."""
 
     strategy: Literal["auto", "ddp", "zero2", "zero3", "fsdp"] = "auto"
-    """auto: ddp, or none on a single process; zero3 and fsdp are for models that one device does not hold."""
+    """auto: the least sharding with which the run fits into the GPUs' free memory, of ddp (none on a single process),
+    zero2 and zero3; fsdp is FSDP2."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep the optimiser's state (and with zero3 or fsdp the parameters) in the host's memory."""
     deepspeed_config: str | None = None
@@ -259,66 +254,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
-        if disagreements := _disagreements(self):
-            raise DisagreementError(disagreements)
+        if found := disagreements(self):
+            raise DisagreementError(found)
         return self
-
-
-def _disagreements(recipe: Recipe) -> list[Disagreement]:
-    """What each value's own type can't say."""
-    strategy, offload = recipe.distributed.strategy, recipe.distributed.offload
-    deepspeed_config = recipe.distributed.deepspeed_config
-    rules = [
-        (
-            recipe.model.quantization != "none" and recipe.lora is None,
-            ("model.quantization", "lora"),
-            f"{recipe.model.quantization} without a lora section: a quantised base can't be trained itself",
-            "add `lora: {}` for the default adapters, or set model.quantization to none",
-        ),
-        (
-            "train" not in recipe.data.splits,
-            ("data.splits",),
-            "names no training split",
-            "add `train:` with the name of the source's training split",
-        ),
-        (
-            recipe.optim.tokens_per_microbatch is None and recipe.optim.microbatch_size is None,
-            ("optim.tokens_per_microbatch", "optim.microbatch_size"),
-            "nothing limits a micro-batch: tokens_per_microbatch and microbatch_size are both null",
-            "give one of the two",
-        ),
-        (
-            offload != "none" and (strategy == "ddp" or (strategy == "auto" and not deepspeed_config)),
-            ("distributed.offload", "distributed.strategy"),
-            f"{offload} can't be had with {strategy}, which keeps everything on the device",
-            "set distributed.strategy to zero2, zero3 or fsdp, or distributed.offload to none",
-        ),
-        (
-            offload == "optimizer" and strategy == "fsdp",
-            ("distributed.offload", "distributed.strategy"),
-            "optimizer can't be had with fsdp, which moves all or nothing",
-            "set distributed.offload to all or none, or distributed.strategy to zero2 or zero3",
-        ),
-        (
-            recipe.model.dtype == "float16" and (strategy in ("zero2", "zero3") or bool(deepspeed_config)),
-            ("model.dtype", "distributed.strategy"),
-            "float16 can't be had with DeepSpeed, which would hold the score head in float16 too",
-            "set model.dtype to bfloat16, or distributed.strategy to ddp",
-        ),
-        (
-            deepspeed_config is not None and strategy in ("ddp", "fsdp"),
-            ("distributed.deepspeed_config", "distributed.strategy"),
-            f"a DeepSpeed file has no effect with strategy {strategy}",
-            "set distributed.strategy to zero2 or zero3, or leave deepspeed_config out",
-        ),
-    ]
-    rules += [
-        (
-            every > 1 and not every.is_integer(),
-            (key,),
-            f"1 or more is a number of steps and must be whole, found {every}",
-            "give a whole number, or a share of the run below 1",
-        )
-        for key, every in (("evaluation.every", recipe.evaluation.every), ("run.save_every", recipe.run.save_every))
-    ]
-    return [Disagreement(keys, message, hint) for broken, keys, message, hint in rules if broken]

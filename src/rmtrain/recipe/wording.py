@@ -126,7 +126,8 @@ def value_hint(path: KeyPath, value: object) -> str:
     branches = _branches(node_at(path))
     kinds = {branch.get("type") for branch in branches}
     choices = [str(choice) for branch in branches for choice in _choices(branch)]
-    if isinstance(value, str) and choices and (near := _nearest(value.lower(), choices)):
+    yes = isinstance(value, str) and value.lower() in ("yes", "on", "true")  # not like any choice, however it is spelt
+    if isinstance(value, str) and choices and not yes and (near := _nearest(value.lower(), choices)):
         return f"did you mean {near}?"
     if value is False and (off := next((choice for choice in ("off", "none") if choice in choices), None)):
         return f"did you mean {off}?"

@@ -5,24 +5,30 @@ from pathlib import Path
 import torch
 from trl import RewardConfig
 
+from rmtrain.model.recompute import checkpointing_options
 from rmtrain.recipe.schema import Recipe
 from rmtrain.training.engines import engine_arguments
 from rmtrain.training.plan import TrainingPlan, whole_steps
 
 
-def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path) -> RewardConfig:
+def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strategy: str) -> RewardConfig:
     """Arguments of a planned run.
 
     Args:
         recipe: of the run.
         plan: its steps and micro-batches.
         folder: the run folder, whose `checkpoints` the Trainer writes to.
+        strategy: none, ddp, zero2, zero3 or fsdp.
 
     Raises:
         InputError: these processes can't run the recipe's engine.
     """
     optim, cuda = recipe.optim, torch.cuda.is_available()
     optimizers = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
+    if not cuda:  # where all memory is the host's there is nothing to page
+        optimizers |= {"paged_adamw_8bit": "adamw_bnb_8bit", "paged_adamw_32bit": "adamw_torch_fused"}
+    checkpointing, rank = optim.gradient_checkpointing, recipe.lora.rank if recipe.lora else 0
+    reentrant = strategy == "zero3" and rank > 0
     schedules = {"constant": "constant_with_warmup"}
     return RewardConfig(
         output_dir=str(folder / "checkpoints"),
@@ -41,8 +47,11 @@ def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path) -> Rewa
         use_cpu=not cuda,
         bf16=False,  # the model enters autocast itself
         fp16=recipe.model.dtype == "float16",  # for the loss scaler
-        gradient_checkpointing=optim.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if optim.gradient_checkpointing else None,
+        gradient_checkpointing=checkpointing != "none",
+        gradient_checkpointing_kwargs=(
+            checkpointing_options(checkpointing, rank, reentrant) if checkpointing != "none" else None
+        ),
+        activation_offloading=optim.activation_offloading and cuda,  # without a GPU they are where they would go
         logging_steps=recipe.tracking.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # it would log 0 for a loss that is not finite
@@ -62,5 +71,5 @@ def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path) -> Rewa
         dataloader_persistent_workers=False,
         ddp_find_unused_parameters=False,
         ddp_timeout=int(recipe.distributed.timeout_minutes * 60),
-        **engine_arguments(recipe, plan.processes),
+        **engine_arguments(recipe, strategy, plan.processes),
     )

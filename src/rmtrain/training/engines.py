@@ -6,33 +6,59 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
-
 from rmtrain.errors import InputError
+from rmtrain.recipe.check import with_changes
 from rmtrain.recipe.schema import Recipe
 
+REDUCE_BUCKET = 50_000_000  # gradients that DeepSpeed reduces at once; its own default takes 2 GB in float32
+ZERO3_LIVE = 1_000_000_000  # parameters that ZeRO-3 holds gathered at most; DeepSpeed's default
+_BY_TRAINER = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 
-def choose_strategy(recipe: Recipe, processes: int) -> str:
-    """The recipe's strategy; auto is ddp on several processes and none on one, where fsdp too has nothing to share."""
+
+def engine_of(recipe: Recipe, processes: int) -> str:
+    """The strategy that a recipe names; auto is ddp on several processes and none on one, where fsdp too is none."""
     strategy = recipe.distributed.strategy
+    if recipe.distributed.deepspeed_config is not None:
+        stage = read_deepspeed_config(Path(recipe.distributed.deepspeed_config))["zero_optimization"]["stage"]
+        return "zero3" if stage == 3 else "zero2"
     if processes == 1 and strategy in ("auto", "ddp", "fsdp"):
         return "none"
     return "ddp" if strategy == "auto" else strategy
 
 
-def engine_arguments(recipe: Recipe, processes: int) -> dict[str, Any]:
+def engine_configs(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What the engines are given, by strategy: of auto, for all that it may take."""
+    strategy, offload = recipe.distributed.strategy, recipe.distributed.offload
+    if recipe.distributed.deepspeed_config is not None:
+        return {"deepspeed": read_deepspeed_config(Path(recipe.distributed.deepspeed_config))}
+    configs: dict[str, dict[str, Any]] = {
+        "ddp": {"ddp_find_unused_parameters": False, "ddp_timeout": int(recipe.distributed.timeout_minutes * 60)},
+        "zero2": deepspeed_config("zero2", offload),
+        "zero3": deepspeed_config("zero3", offload),
+        "fsdp": {"fsdp": True, "fsdp_config": fsdp_config(offload)},
+    }
+    if strategy != "auto":
+        return {strategy: configs[strategy]}
+    return {name: configs[name] for name in configs if with_changes(recipe, {"distributed.strategy": name}) is not None}
+
+
+def engine_arguments(recipe: Recipe, strategy: str, processes: int) -> dict[str, Any]:
     """Trainer arguments of the engine.
 
+    Args:
+        recipe: of the run.
+        strategy: none, ddp, zero2, zero3 or fsdp: the recipe's own, or what auto came to.
+        processes: in all.
+
     Raises:
-        InputError: the recipe's DeepSpeed file can't be read, or these processes can't run the strategy.
+        InputError: the recipe's DeepSpeed file can't be used, or these processes can't run the strategy.
     """
+    import torch
+
     arguments: dict[str, Any] = {}
     if processes > 1 and not torch.cuda.is_available():
         arguments["ddp_backend"] = "gloo"
-    strategy = choose_strategy(recipe, processes)
-    if recipe.distributed.strategy == "fsdp":
+    if "fsdp" in (strategy, recipe.distributed.strategy):
         _require_fsdp(processes, recipe.distributed.offload)
     if recipe.distributed.deepspeed_config is not None:
         arguments["deepspeed"] = read_deepspeed_config(Path(recipe.distributed.deepspeed_config))
@@ -57,6 +83,9 @@ def _launch_alone() -> None:
 
 def _require_fsdp(processes: int, offload: str) -> None:
     """Refuse what accelerate would silently run as plain data parallelism."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
     if PartialState().distributed_type == DistributedType.MULTI_CPU:
         raise InputError("distributed.strategy: fsdp needs GPUs", "set distributed.strategy to ddp, zero2 or zero3")
     if processes == 1 and offload != "none":
@@ -68,10 +97,11 @@ def _require_fsdp(processes: int, offload: str) -> None:
 def deepspeed_config(strategy: str, offload: str) -> dict[str, Any]:
     """A DeepSpeed configuration; `auto` values are filled in by the Trainer."""
     stage = {"zero2": 2, "zero3": 3}[strategy]
-    zero: dict[str, Any] = {"stage": stage}
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": REDUCE_BUCKET}
     if offload in ("optimizer", "all"):
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if stage == 3:
+        zero["stage3_max_live_parameters"] = ZERO3_LIVE
         zero["stage3_gather_16bit_weights_on_model_save"] = True
         if offload == "all":
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
@@ -101,10 +131,10 @@ def fsdp_config(offload: str) -> dict[str, Any]:
 
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
-    """The content of a DeepSpeed JSON file.
+    """The content of a user's DeepSpeed JSON file.
 
     Raises:
-        InputError: it can't be read, or is not an object.
+        InputError: it can't be read, or asks for what the recipe decides; names every fault.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -112,4 +142,25 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
         raise InputError(f"distributed.deepspeed_config: {path} can't be read: {error}", "give a JSON file") from error
     if not isinstance(value, dict):
         raise InputError(f"distributed.deepspeed_config: {path} is not a JSON object", "give a JSON object")
+    if faults := _deepspeed_faults(value):
+        raise InputError(f"distributed.deepspeed_config: {path}:\n  " + "\n  ".join(faults), "mend the file")
     return value
+
+
+def _deepspeed_faults(config: dict[str, Any]) -> list[str]:
+    zero = config.get("zero_optimization")
+    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3) or isinstance(zero["stage"], bool):
+        faults = ["zero_optimization.stage must be 1, 2 or 3"]
+    else:
+        faults = []
+    faults += [f'{key} is set by the recipe: write "auto"' for key in _BY_TRAINER if config.get(key, "auto") != "auto"]
+    faults += [
+        f"{key} is set by the recipe's optim section: leave it out"
+        for key in ("optimizer", "scheduler")
+        if key in config
+    ]
+    for key in ("fp16", "bf16"):
+        section = config.get(key, {})
+        if section not in ({}, None) and not (isinstance(section, dict) and section.get("enabled") is False):
+            faults.append(f"{key} would take the float32 score head with it: leave it out, model.dtype says it")
+    return faults

@@ -101,7 +101,7 @@ def record_failure(folder: Path, error: BaseException, new: bool) -> RmtrainErro
         return RunFailedError(error.message, error.hint) if isinstance(error, InputError) else error
     hint = f"the traceback is in {folder / 'log.txt'}"
     if isinstance(error, torch.OutOfMemoryError):
-        hint = "lower optim.tokens_per_microbatch, or set optim.gradient_checkpointing: true"
+        hint = "lower optim.tokens_per_microbatch, or set optim.gradient_checkpointing: full"
     return RunFailedError(f"training failed: {message}", hint)
 
 

@@ -14,7 +14,6 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.display import Display, Silent
 from rmtrain.errors import CheckpointError, InputError, Interrupted, RmtrainError, RunFailedError
 from rmtrain.model.adapters import add_lora
-from rmtrain.model.batch import GroupSize
 from rmtrain.model.checkpoint import save_final
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
@@ -24,7 +23,10 @@ from rmtrain.runs import read_manifest, update_manifest
 from rmtrain.training.arguments import training_arguments
 from rmtrain.training.callbacks import GracefulStop, MetricsLog, Schedule, interval_steps
 from rmtrain.training.checkpoints import verify
-from rmtrain.training.plan import TrainingPlan, plan_training
+from rmtrain.training.fit import memory_failure
+from rmtrain.training.memory import describe_need
+from rmtrain.training.plan import TrainingPlan
+from rmtrain.training.prospect import Prospect, look_ahead
 from rmtrain.training.record import now, open_run, record_failure, record_start
 from rmtrain.training.resume import ResumePoint, choose_checkpoint, run_fingerprint
 from rmtrain.training.telemetry import peak_memory
@@ -76,11 +78,16 @@ def train(
         )
     state = process_state(recipe.distributed.timeout_minutes)
     display = display if state.is_main_process else Silent()
+    prospect = look_ahead(recipe, splits, state.num_processes)
+    prospect.forecast.require_room(prospect.room)
     fingerprint = run_fingerprint(recipe, splits, renderer, state.num_processes)
+    if recipe.distributed.strategy == "auto":  # another choice would find a checkpoint of another engine
+        strategy = prospect.layout.strategy
+        fingerprint["distributed.strategy"] = "ddp" if strategy == "none" else strategy
     with ExitStack() as stack:
         folder, point, commit = _begin(loaded, splits, fingerprint, display, resume, allow_changes, stack)
         try:
-            return _train_in(folder, point, commit, recipe, splits, renderer, fingerprint, display)
+            return _train_in(folder, point, commit, recipe, splits, renderer, fingerprint, prospect, display)
         except BaseException as error:
             shown = record_failure(folder, error, new=resume is None)
             if shown is error:
@@ -127,15 +134,19 @@ def _train_in(
     splits: Mapping[str, ReadySplit],
     renderer: Renderer,
     fingerprint: dict[str, Any],
+    prospect: Prospect,
     display: Display,
 ) -> TrainingResult:
     state = process_state()
     display.note(f"run folder: {folder}")
-    model = build_model(recipe, renderer.pad_id, commit)
+    plan = prospect.plan
+    display.note(f"strategy {prospect.layout}: {prospect.reason}")
+    arguments = training_arguments(recipe, plan, folder, prospect.layout.strategy)
+    model = build_model(recipe, renderer.pad_id, commit)  # under ZeRO-3, the arguments have it cut as it is loaded
     for note in model.notes:
         display.note(note)
-    plan = make_plan(recipe, splits["train"], model.packing, state.num_processes)
     display.note(describe_plan(plan, recipe, splits["train"], model))
+    display.note(describe_need(prospect.forecast.need(prospect.layout)))
     if state.is_main_process:
         update_manifest(folder, model={"name": recipe.model.name, "commit": model.commit}, steps=len(plan.steps))
     validation = validation_groups(recipe, splits)
@@ -147,7 +158,7 @@ def _train_in(
     tracker = WandbLog(tracking.wandb, tracking.wandb_project, folder, recipe.model_dump(mode="json"))
     trainer = GroupRewardTrainer(
         model=model,
-        args=training_arguments(recipe, plan, folder),
+        args=arguments,
         train=splits["train"].tokens,
         plan=plan,
         validation=validation,
@@ -182,6 +193,12 @@ def _train_in(
     stop.install()
     try:
         trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)
+    except RuntimeError as error:
+        step = trainer.state.global_step + 1
+        failure = memory_failure(error, prospect.forecast, prospect.layout, step, folder)
+        if failure is None:
+            raise
+        raise failure from error
     finally:
         stop.restore()
         tracker.close()
@@ -218,22 +235,6 @@ def build_model(recipe: Recipe, pad_id: int, commit: str | None = None) -> Rewar
 def _absolute(name: str) -> str:
     """A folder by its absolute path, since an adapter names its base for readers elsewhere."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def make_plan(recipe: Recipe, train_split: ReadySplit, packing: Any, processes: int) -> TrainingPlan:
-    """The run's steps and micro-batches."""
-    optim = recipe.optim
-    return plan_training(
-        [GroupSize(prefix, suffixes) for prefix, suffixes in train_split.tokens.lengths()],
-        epochs=optim.epochs,
-        max_steps=optim.max_steps,
-        global_batch_size=optim.global_batch_size,
-        processes=processes,
-        seed=recipe.run.seed,
-        packing=packing,
-        max_tokens=optim.tokens_per_microbatch,
-        max_groups=optim.microbatch_size,
-    )
 
 
 def describe_plan(plan: TrainingPlan, recipe: Recipe, train_split: ReadySplit, model: RewardModel) -> str:

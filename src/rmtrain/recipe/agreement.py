@@ -1,0 +1,100 @@
+"""What the sections of a recipe must agree on: values that are right by themselves and contradict each other."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from rmtrain.recipe.schema import Recipe
+
+
+class Disagreement(NamedTuple):
+    """Keys whose values are right by themselves and contradict each other."""
+
+    keys: tuple[str, ...]  # dotted; the first is the one to name
+    message: str
+    hint: str
+
+
+class DisagreementError(ValueError):
+    """Raised by the recipe's validator with everything that its sections disagree on."""
+
+    def __init__(self, disagreements: list[Disagreement]) -> None:
+        super().__init__("; ".join(f"{fault.keys[0]}: {fault.message}" for fault in disagreements))
+        self.disagreements = tuple(disagreements)
+
+
+def disagreements(recipe: "Recipe") -> list[Disagreement]:
+    """What each value's own type can't say."""
+    strategy, offload = recipe.distributed.strategy, recipe.distributed.offload
+    deepspeed_config = recipe.distributed.deepspeed_config
+    rules = [
+        (
+            recipe.model.quantization != "none" and recipe.lora is None,
+            ("model.quantization", "lora"),
+            f"{recipe.model.quantization} without a lora section: a quantised base can't be trained itself",
+            "add `lora: {}` for the default adapters, or set model.quantization to none",
+        ),
+        (
+            "train" not in recipe.data.splits,
+            ("data.splits",),
+            "names no training split",
+            "add `train:` with the name of the source's training split",
+        ),
+        (
+            recipe.optim.tokens_per_microbatch is None and recipe.optim.microbatch_size is None,
+            ("optim.tokens_per_microbatch", "optim.microbatch_size"),
+            "nothing limits a micro-batch: tokens_per_microbatch and microbatch_size are both null",
+            "give one of the two",
+        ),
+        (
+            offload != "none" and (strategy == "ddp" or (strategy == "auto" and not deepspeed_config)),
+            ("distributed.offload", "distributed.strategy"),
+            f"{offload} can't be had with {strategy}, which keeps everything on the device",
+            "set distributed.strategy to zero2, zero3 or fsdp, or distributed.offload to none",
+        ),
+        (
+            offload == "optimizer" and strategy == "fsdp",
+            ("distributed.offload", "distributed.strategy"),
+            "optimizer can't be had with fsdp, which moves all or nothing",
+            "set distributed.offload to all or none, or distributed.strategy to zero2 or zero3",
+        ),
+        (
+            recipe.model.dtype == "float16" and (strategy in ("zero2", "zero3") or bool(deepspeed_config)),
+            ("model.dtype", "distributed.strategy"),
+            "float16 can't be had with DeepSpeed, which would hold the score head in float16 too",
+            "set model.dtype to bfloat16, or distributed.strategy to ddp",
+        ),
+        (
+            recipe.model.quantization != "none" and strategy in ("zero3", "fsdp"),
+            ("model.quantization", "distributed.strategy"),
+            f"{recipe.model.quantization} can't be had with {strategy}, which would cut quantised weights apart",
+            "set distributed.strategy to ddp or zero2, or model.quantization to none",
+        ),
+        (
+            recipe.optim.gradient_checkpointing == "selective" and strategy == "zero3",
+            ("optim.gradient_checkpointing", "distributed.strategy"),
+            "selective can't be had with zero3, whose adapters need checkpoints of another kind",
+            "set optim.gradient_checkpointing to full or none",
+        ),
+        (
+            recipe.optim.activation_offloading and strategy in ("zero3", "fsdp"),
+            ("optim.activation_offloading", "distributed.strategy"),
+            f"it can't be had with {strategy}, whose gathered weights would travel too",
+            "set optim.activation_offloading to false, or distributed.strategy to ddp or zero2",
+        ),
+        (
+            deepspeed_config is not None and strategy in ("ddp", "fsdp"),
+            ("distributed.deepspeed_config", "distributed.strategy"),
+            f"a DeepSpeed file has no effect with strategy {strategy}",
+            "set distributed.strategy to zero2 or zero3, or leave deepspeed_config out",
+        ),
+    ]
+    rules += [
+        (
+            every > 1 and not every.is_integer(),
+            (key,),
+            f"1 or more is a number of steps and must be whole, found {every}",
+            "give a whole number, or a share of the run below 1",
+        )
+        for key, every in (("evaluation.every", recipe.evaluation.every), ("run.save_every", recipe.run.save_every))
+    ]
+    return [Disagreement(keys, message, hint) for broken, keys, message, hint in rules if broken]

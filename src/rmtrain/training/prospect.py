@@ -1,0 +1,54 @@
+"""What is known of a run before its model is loaded: its micro-batches, the memory they take, and how it is spread."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rmtrain.data.prepare import ReadySplit
+from rmtrain.model.batch import GroupSize, Packing
+from rmtrain.model.reward_model import choose_packing, load_config, reward_model_class
+from rmtrain.recipe.schema import Recipe
+from rmtrain.training.fit import Forecast
+from rmtrain.training.memory import Layout, Workload, free_memory
+from rmtrain.training.plan import TrainingPlan, plan_training
+
+
+class Prospect(NamedTuple):
+    """What is known of a run before its model is loaded."""
+
+    plan: TrainingPlan
+    packing: Packing
+    notes: list[str]  # on the packing
+    forecast: Forecast
+    room: int | None  # free bytes of a GPU; None without GPUs
+    layout: Layout
+    reason: str  # for the layout
+
+
+def look_ahead(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int) -> Prospect:
+    """Plan a run's micro-batches, and choose how it is spread, from the model's config alone.
+
+    Raises:
+        InputError: no such model, or an architecture without a score head.
+    """
+    config = load_config(recipe.model.name, recipe.model.revision)
+    packing, notes = choose_packing(reward_model_class(config), config, recipe.model.packing)
+    plan = make_plan(recipe, splits["train"], packing, processes)
+    forecast = Forecast(recipe, config, Workload.of(recipe, plan, splits, packing), processes)
+    room = free_memory()
+    return Prospect(plan, packing, notes, forecast, room, *forecast.choose(room))
+
+
+def make_plan(recipe: Recipe, train_split: ReadySplit, packing: Any, processes: int) -> TrainingPlan:
+    """The run's steps and micro-batches."""
+    optim = recipe.optim
+    return plan_training(
+        [GroupSize(prefix, suffixes) for prefix, suffixes in train_split.tokens.lengths()],
+        epochs=optim.epochs,
+        max_steps=optim.max_steps,
+        global_batch_size=optim.global_batch_size,
+        processes=processes,
+        seed=recipe.run.seed,
+        packing=packing,
+        max_tokens=optim.tokens_per_microbatch,
+        max_groups=optim.microbatch_size,
+    )
