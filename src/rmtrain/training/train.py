@@ -141,8 +141,8 @@ def _train_in(
     display.note(f"run folder: {folder}")
     plan = prospect.plan
     display.note(f"strategy {prospect.layout}: {prospect.reason}")
+    model = build_model(recipe, renderer.pad_id, commit)
     arguments = training_arguments(recipe, plan, folder, prospect.layout.strategy)
-    model = build_model(recipe, renderer.pad_id, commit)  # under ZeRO-3, the arguments have it cut as it is loaded
     for note in model.notes:
         display.note(note)
     display.note(describe_plan(plan, recipe, splits["train"], model))

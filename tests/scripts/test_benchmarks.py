@@ -1,0 +1,99 @@
+"""The benchmarks run, and what they compare is equal; how fast it is is never asserted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_base
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+pytestmark = pytest.mark.slow
+
+
+def run(script: str, folder: Path, *options: str) -> tuple[str, dict[str, Any]]:
+    base = folder / "base"
+    if not base.exists():
+        write_base(base, "mistral")
+    command = [
+        sys.executable,
+        str(SCRIPTS / script),
+        "--model",
+        str(base),
+        "--json",
+        str(folder / "out.json"),
+        *options,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((folder / "out.json").read_text())
+
+
+@pytest.mark.parametrize("ways", [2, 4])
+def test_training_sides_learn_the_same(tmp_path: Path, ways: int) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [
+        {"prompt": f"say {'the ' * (3 * i)}word", "chosen": f"the word {i} " * (i + 1), "rejected": f"some {i} word"}
+        for i in range(8)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--data", str(data), "--ways", str(ways), "--groups", "4", "--steps", "2", "--repeats", "1"]
+    sides = ["rmtrain", "prompt twice", "TRL"] if ways == 4 else ["rmtrain", "TRL"]
+    if ways == 2:
+        options[options.index("--groups") + 1] = "8"
+        options[options.index("--steps") + 1] = "1"
+    text, found = run("bench_training.py", tmp_path, *options, "--max-length", "2048", "--sides", *sides)
+    for name in sides[1:]:
+        assert found["against"][name]["loss_difference"] < 1e-5
+        assert found["against"][name]["tokens"] > 1
+    runs = found["runs"]
+    assert {name: part[0]["pairs"] for name, part in runs.items()} == dict.fromkeys(sides, 8 if ways == 2 else 48)
+    assert "times the pairs a second" in text
+
+
+def test_scoring_sides_give_the_same_rewards(tmp_path: Path) -> None:
+    text, found = run("bench_scoring.py", tmp_path, "--limit", "20", "--repeats", "1")
+    assert found["reward_difference"] < 1e-5
+    assert len(found["runs"]["rmtrain"][0]["rewards"]) == 20
+    assert "preferences/s" in text
+
+
+def test_sharing_sweep_has_every_point_and_equal_losses(tmp_path: Path) -> None:
+    plot = tmp_path / "sharing.svg"
+    options = ["--prompts", "4", "16", "--ways", "2", "5", "--completion", "6", "--repeats", "1", "--plot", str(plot)]
+    _, found = run("bench_sharing.py", tmp_path, *options)
+    assert [(point["prompt"], point["ways"]) for point in found["points"]] == [(4, 2), (4, 5), (16, 2), (16, 5)]
+    for point in found["points"]:
+        k, prompt = point["ways"], point["prompt"]
+        assert point["loss_difference"] < 1e-5
+        assert point["tokens"] == {
+            "each prompt once": prompt + 6 * k,
+            "packed, prompt before each": k * (prompt + 6),
+            "padded pairs": k * (k - 1) * (prompt + 6),
+        }
+    assert plot.read_text().lstrip().startswith("<?xml")
+
+
+def test_profile_tells_base_from_adapters(tmp_path: Path) -> None:
+    text, found = run("profile_step.py", tmp_path, "--groups", "4", "--steps", "1", "--rank", "7")
+    assert {"base matrix products", "adapters' matrix products", "attention"} <= set(found["microseconds"])
+    assert "ms a step" in text
+
+
+def test_random_model_is_one_that_can_be_trained(tmp_path: Path) -> None:
+    write_base(tmp_path / "small", "mistral")
+    target = tmp_path / "base"  # what `run` then takes
+    options = ["--tokenizer", str(tmp_path / "small"), "--output", str(target), "--hidden", "128", "--layers", "1"]
+    subprocess.run([sys.executable, str(SCRIPTS / "random_model.py"), *options], check=True, timeout=120)
+    _, found = run("bench_scoring.py", tmp_path, "--limit", "4", "--repeats", "1", "--dtype", "bfloat16")
+    assert len(found["runs"]["padded"][0]["rewards"]) == 4
+
+
+def test_gpu_script_says_what_it_needs() -> None:
+    done = subprocess.run([str(SCRIPTS / "bench_gpu.sh")], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "usage" in done.stderr
