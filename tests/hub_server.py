@@ -6,6 +6,7 @@ The clients read HF_ENDPOINT when they are imported, so they run in a process of
         subprocess.run([sys.executable, "-c", code], env=hub.environment(tmp_path / "hf_home"), check=True)
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -25,10 +26,21 @@ class HubServer:
     Args:
         repos: the folder of each repository.
         gated: repositories whose files are refused with 403, as the hub does for terms not accepted.
+        writable: where new repositories are made, for those with a token; None makes none.
+        refuse_uploads: answer every commit with 403.
     """
 
-    def __init__(self, repos: Mapping[Repo, Path], gated: Collection[Repo] = ()) -> None:
+    def __init__(
+        self,
+        repos: Mapping[Repo, Path],
+        gated: Collection[Repo] = (),
+        writable: Path | None = None,
+        refuse_uploads: bool = False,
+    ) -> None:
         self.repos = dict(repos)
+        self.writable = writable
+        self.refuse_uploads = refuse_uploads
+        self.private: set[Repo] = set()
         self.gated = set(gated)
         self.requests: list[str] = []  # "METHOD path", in order of arrival
         server = self
@@ -75,7 +87,7 @@ class HubServer:
 
 class _Request(NamedTuple):
     repo: Repo
-    action: str  # "info", "tree", "paths-info" or "resolve"
+    action: str  # "info", "tree", "paths-info", "resolve", "preupload" or "commit"
     revision: str
     path: str
 
@@ -99,7 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self._body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append(f"{self.command} {self.path}")
-        request = _parse(unquote(urlsplit(self.path).path))
+        path = unquote(urlsplit(self.path).path)
+        if path in ("/api/whoami-v2", "/api/repos/create", "/api/validate-yaml"):
+            return self._account(path)
+        request = _parse(path)
         if request is None:
             return self._send(404, b"not found")
         if request.repo not in self.hub.repos:
@@ -108,7 +123,44 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(404, "RevisionNotFound", f"Invalid rev id: {request.revision}")
         if request.action == "resolve":
             return self._file(request)
+        if request.action in ("preupload", "commit"):
+            return self._upload(request)
         return self._api(request)
+
+    def _account(self, path: str) -> None:
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if not self.headers.get("Authorization"):
+            return self._fail(401, "Unauthorized", "Invalid username or password.")
+        if path == "/api/whoami-v2":
+            return self._json({"type": "user", "name": "org", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+        asked = json.loads(self._body)
+        name = asked["name"] if "/" in asked["name"] else f"{asked.get('organization') or 'org'}/{asked['name']}"
+        assert self.hub.writable is not None
+        self.hub.repos["model", name] = self.hub.writable / name
+        self.hub.repos["model", name].mkdir(parents=True)
+        if asked.get("private") or asked.get("visibility") == "private":
+            self.hub.private.add(("model", name))
+        return self._json({"url": f"{self.hub.endpoint}/{name}", "name": name})
+
+    def _upload(self, request: _Request) -> None:
+        """Every file travels within the commit itself; the hub would take large ones by another way."""
+        if request.action == "preupload":
+            files = [
+                {**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(self._body)["files"]
+            ]
+            return self._json({"files": files})
+        if self.hub.refuse_uploads:
+            return self._fail(403, "Forbidden", "You have no rights here")
+        for line in self._body.splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                target = self.hub.repos[request.repo] / entry["value"]["path"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(base64.b64decode(entry["value"]["content"]))
+        commit = self.hub.commit(request.repo)
+        url = f"{self.hub.endpoint}/{request.repo[1]}/commit/{commit}"
+        return self._json({"success": True, "commitOid": commit, "commitUrl": url})
 
     def _api(self, request: _Request) -> None:
         files, (kind, name) = self.hub.files(request.repo), request.repo
@@ -189,5 +241,6 @@ def _parse(path: str) -> _Request | None:
         return _Request(repo, "info", "main", "")
     if len(rest) < 2:
         return None
-    action = {"revision": "info", "tree": "tree", "paths-info": "paths-info", "resolve": "resolve"}.get(rest[0])
+    actions = {"revision": "info", "tree": "tree", "paths-info": "paths-info", "resolve": "resolve"}
+    action = {**actions, "preupload": "preupload", "commit": "commit"}.get(rest[0])
     return _Request(repo, action, rest[1], "/".join(rest[2:])) if action else None

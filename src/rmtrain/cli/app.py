@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 from typer.rich_utils import rich_format_error
 
 from rmtrain import __version__
-from rmtrain.cli import compare, data, doctor, evaluate, leaderboard, recipes, rewardbench, runs, score, train
+from rmtrain.cli import compare, data, doctor, evaluate, export, leaderboard, recipes, rewardbench, runs, score, train
 from rmtrain.cli.processes import is_child, is_main_process, leave_group, report_exit, tie_to_parent
 from rmtrain.errors import InputError, RmtrainError
 
@@ -30,6 +30,7 @@ app.command("rewardbench")(rewardbench.rewardbench)
 app.command("score")(score.score)
 app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
+app.command("export")(export.export)
 app.command("data")(data.data)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ def load_checkpoint(
     device: Any = None,
     prompt: str | None = None,
     label: str | None = None,
+    through: Callable[[Any], Any] | None = None,
 ) -> Checkpoint:
     """Load a reward model for scoring: an adapter folder, a model folder, or a hub id.
 
@@ -141,6 +143,7 @@ def load_checkpoint(
         device: where to put it; None leaves it on the CPU.
         prompt: of other people's models, see `make_renderer`.
         label: of other people's models with several, the one that is the reward.
+        through: applied to an adapter's base before the adapter is put on it.
 
     Raises:
         CheckpointError: it is no reward model, is damaged, or renders differently from its contract.
@@ -165,7 +168,7 @@ def load_checkpoint(
     if options is None:
         options = options_in_training(folder, adapter, trained.get("model", {}))
     if adapter is not None:
-        model = _load_adapter(folder, adapter, options, renderer.pad_id)
+        model = _load_adapter(folder, adapter, options, renderer.pad_id, through)
     else:
         model = load_backbone(str(folder), None, options, renderer.pad_id, seed=None)
     _place(model, where, options, device)
@@ -207,13 +210,20 @@ def options_in_training(folder: Path, adapter: dict[str, Any] | None, section: d
     return BackboneOptions(**{key: section[key] for key in keys if key in section})
 
 
-def _load_adapter(folder: Path, config: dict[str, Any], options: BackboneOptions, pad_id: int) -> RewardModel:
+def _load_adapter(
+    folder: Path,
+    config: dict[str, Any],
+    options: BackboneOptions,
+    pad_id: int,
+    through: Callable[[Any], Any] | None,
+) -> RewardModel:
     check_weights(folder)
     base = config.get("base_model_name_or_path")
     if not base:
         raise CheckpointError(f"{folder / ADAPTER} names no base model")
     model = load_backbone(base, config.get("revision"), options, pad_id, seed=0)  # the adapter brings its own head
-    return RewardModel(attach_adapter(model.module, folder, base), model.packing, model.notes, model.commit)
+    module = through(model.module) if through is not None else model.module
+    return RewardModel(attach_adapter(module, folder, base), model.packing, model.notes, model.commit)
 
 
 def attach_adapter(module: Any, folder: Path, base: str) -> Any:

@@ -22,6 +22,7 @@ from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model import attention
 from rmtrain.model.batch import Batch, Packing, pack
 from rmtrain.model.forward import HEAD, RewardForward
+from rmtrain.model.quantization import quantization_config
 
 NO_HEAD = "it is no reward model: train one from it, or score it by --reference REF or --reference-free avg"
 
@@ -188,7 +189,7 @@ def load_module(
     if packing == "none" and options.attention != "auto":
         kwargs["attn_implementation"] = options.attention
     if options.quantization != "none":
-        kwargs["quantization_config"] = _quantization(options.quantization, dtype)
+        kwargs["quantization_config"] = quantization_config(options.quantization, dtype)
     if torch.cuda.is_available() and options.quantization != "none":
         kwargs["device_map"] = {"": torch.cuda.current_device()}
     place: dict[str, Any] = {"pretrained_model_name_or_path": name, "revision": revision}
@@ -233,20 +234,6 @@ def choose_packing(
     if obstacle is None:
         return wanted, []
     return "none", [f"{model_class.__name__} is not packed: {obstacle}; it takes padded rows"]
-
-
-def _quantization(kind: str, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[HEAD])
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[HEAD],
-    )
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""The model card: what a hub or a colleague reads beside the weights, as `final/README.md`."""
+"""The model card: what a hub or a colleague reads beside the weights, as `README.md`."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,15 @@ from rmtrain.errors import CheckpointError
 from rmtrain.files import write_atomic
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, training_lines
+from rmtrain.reporting.snippet import snippet
 from rmtrain.reporting.summary import BENCHMARK_NAMES, eras, mapping
-from rmtrain.reporting.text import block, count, decimal, interval, markdown, percent, plain, python_literal
+from rmtrain.reporting.text import block, count, decimal, interval, markdown, percent, plain
 
 NAME = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _FILE = re.compile(r"\.(jsonl|jsonl\.gz|json|parquet|csv)$")
 _WITHOUT_PLACE = ("base model", "commit of the base model")  # the card tells these in its first sentence
 _UNFENCED = ("`", "<", ">", "](")  # kept out of the recipe's fence, for readers that are lax about fences
-
-# the loader's arguments for a base quantised as in training
-_QUANTISED = {
-    "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
-    'bnb_4bit_compute_dtype={dtype}, llm_int8_skip_modules=["score"]',
-    "int8": 'load_in_8bit=True, llm_int8_skip_modules=["score"]',
-}
 
 
 def write_model_card(run: Path) -> Path:
@@ -44,8 +39,29 @@ def write_model_card(run: Path) -> Path:
     return path
 
 
-def _card(record: RunRecord, adapter: bool) -> str:
+def write_exported_card(folder: Path, run: Path | None, sidecar: dict[str, Any]) -> Path:
+    """Write README.md into the folder of an exported model, with the figures of its run where there is one.
+
+    Args:
+        folder: of the exported model.
+        run: the run folder that it comes from; None where it comes from no run.
+        sidecar: the content of the exported model's rmtrain.json, with `exported`.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    recipe = mapping(sidecar.get("recipe"))
+    record = RunRecord(folder, {}, recipe, sidecar, [], [], {}, {}, {}, ())
+    if run is not None:
+        record = replace(read_run(run, with_rows=False), sidecar=sidecar)
+    path = folder / NAME
+    write_atomic(path, _card(record, adapter=False, exported=mapping(sidecar.get("exported"))))
+    return path
+
+
+def _card(record: RunRecord, adapter: bool, exported: Mapping[str, Any] | None = None) -> str:
     base = base_model(record)
+    dtype = str(exported["dtype"] if exported else record.setting("model", "dtype"))
     base_id = base["name"] if _is_hub_id(base["name"], base["commit"]) else None
     kind = "a LoRA adapter for" if adapter else "a sequence-classification model made from"
     origin = _place(base["name"], base_id is not None) if base["name"] else "an unnamed base model"
@@ -59,9 +75,10 @@ def _card(record: RunRecord, adapter: bool) -> str:
         "Rewards mean something only against each other, for answers to the same prompt: sigmoid of their difference "
         "is the probability that the first is preferred.",
         "## How to use it",
-        f"```python\n{_snippet(record, base_id, base['commit'], adapter)}\n```",
+        f"```python\n{snippet(record, base_id, base['commit'], adapter, dtype)}\n```",
         "The reward is read at the last token of the conversation, rendered without a generation prompt. "
-        f"{_precision(record)}",
+        f"{_precision(dtype)}",
+        *([_export(exported)] if exported else []),
         "## Evaluation",
         *_evaluation(record),
         "## How it was made",
@@ -87,59 +104,24 @@ def _front_matter(record: RunRecord, base_id: str | None, adapter: bool) -> str:
     return f"---\n{text}---"
 
 
-def _snippet(record: RunRecord, base_id: str | None, commit: Any, adapter: bool) -> str:
-    """Python that scores one conversation with transformers, and peft for an adapter, in this folder."""
-    contract, dtype = mapping(record.sidecar.get("contract")), str(record.setting("model", "dtype"))
-    dtype = f"torch.{dtype}" if dtype in ("float32", "bfloat16", "float16") else "torch.float32"
-    quantised = _QUANTISED.get(str(record.setting("model", "quantization")), "").format(dtype=dtype) if adapter else ""
-    names = ["AutoModelForSequenceClassification", "AutoTokenizer", *(["BitsAndBytesConfig"] if quantised else [])]
-    lines = ["import torch"]
-    if adapter:
-        lines.append("from peft import PeftModel" if base_id else "from peft import PeftConfig, PeftModel")
-    lines += [
-        f"from transformers import {', '.join(names)}",
-        "",
-        'folder = "."  # this folder, or the hub id that it was uploaded as',
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
-    ]
-    options = f"num_labels=1, dtype={dtype}, pad_token_id=tokenizer.pad_token_id"
-    if quantised:
-        lines.append(f"quantised = BitsAndBytesConfig({quantised})")
-        options += ", quantization_config=quantised"
-    if adapter:
-        name = python_literal(base_id) if base_id else "PeftConfig.from_pretrained(folder).base_model_name_or_path"
-        revision = f", revision={python_literal(commit)}" if base_id and commit else ""
-        lines += [
-            f"base = {name}",
-            f"model = AutoModelForSequenceClassification.from_pretrained(\n    base{revision}, {options}\n)",
-            "# transformers says that score.weight is missing: the adapter brings it",
-            "model = PeftModel.from_pretrained(model, folder).eval()",
-        ]
-    else:
-        lines.append(f"model = AutoModelForSequenceClassification.from_pretrained(\n    folder, {options}\n).eval()")
-    lines += [
-        "",
-        "conversation = [",
-        '    {"role": "user", "content": "What is the capital of France?"},',
-        '    {"role": "assistant", "content": "Paris."},',
-        "]",
-        "text = tokenizer.apply_chat_template(conversation, tokenize=False)",
-        'ids = tokenizer(text, add_special_tokens=False)["input_ids"]',
-    ]
-    if contract.get("prepend_bos"):
-        lines.append("ids = [tokenizer.bos_token_id, *ids]  # the chat template leaves it out")
-    if contract.get("append_eos"):
-        lines.append("ids = [*ids, tokenizer.eos_token_id]  # the chat template leaves it out")
-    lines += [
-        "with torch.no_grad():",
-        "    reward = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, 0].item()",
-        "print(reward)",
-    ]
-    return "\n".join(lines)
+def _export(exported: Mapping[str, Any]) -> str:
+    proof = mapping(exported.get("proof"))
+    merged = (
+        "Its LoRA adapters were merged into the base in float32" if exported["merged"] else "It was read in float32"
+    )
+    quantised = (
+        "" if exported["quantization"] == "none" else f", the base being what its {exported['quantization']} stood for"
+    )
+    return (
+        f"{merged}{quantised}; it is stored in {exported['dtype']}, the score head in float32. On {count(proof['n'])} "
+        f"completions of rmtrain’s {proof['data']} data, whose rewards have a standard deviation of "
+        f"{proof['standard_deviation']:.3g}, that moved no reward by more than {proof['merging']:.2g} (merging) and "
+        f"{proof['storing']:.2g} (storing)."
+    )
 
 
-def _precision(record: RunRecord) -> str:
-    if record.setting("model", "dtype") in ("bfloat16", "float16"):
+def _precision(dtype: str) -> str:
+    if dtype in ("bfloat16", "float16"):
         return (
             "Loaded like this the score head is rounded to half precision; `rmtrain score --ckpt .` keeps it in "
             "float32, as in training and in the figures below."
@@ -149,7 +131,7 @@ def _precision(record: RunRecord) -> str:
 
 def _evaluation(record: RunRecord) -> list[str]:
     if not record.splits and not record.benchmarks:
-        return ["It has not been evaluated yet."]
+        return ["It has not been evaluated yet." if record.manifest else "No evaluation came with it."]
     parts = []
     if record.splits:
         rows = [

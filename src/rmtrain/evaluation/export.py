@@ -1,0 +1,202 @@
+"""A checkpoint exported, with the proof: sample rows scored before merging, after it, and as others will read it."""
+
+import gc
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from rmtrain.data.load import read_source
+from rmtrain.data.tokenize import TokenizedGroup, tokenize_groups
+from rmtrain.errors import InputError, RunFailedError
+from rmtrain.files import sync_folder, write_json
+from rmtrain.model.checkpoint import SIDECAR, Checkpoint, load_checkpoint
+from rmtrain.model.export import merge, stored_bytes, write_model
+from rmtrain.model.quantization import dequantise, in_float32, is_quantised
+from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.weights import read_json
+from rmtrain.scoring.score import score_groups
+
+SAMPLE = "demo"
+SAMPLE_GROUPS = 16
+_TOKENS_AT_ONCE = 2048
+
+# Largest change of a reward that is let pass, as a share of the sample rewards' standard deviation.
+MERGING = 1e-4  # in float32 it changes the order of sums only
+# An int8 base rounds each layer's input as well, which no plain layer does: here only a gross fault can be told.
+DEQUANTISING = {"nf4": 1e-3, "int8": 0.5}
+# Storing rounds each weight by up to half an epsilon (2^-8 in bfloat16), which many layers add up.
+STORING = {"float32": MERGING, "float16": 0.02, "bfloat16": 0.15}
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def export(
+    where: str,
+    output: Path,
+    dtype: Dtype | None = None,
+    revision: str | None = None,
+    notify: Callable[[str], None] = lambda line: None,
+    finish: Callable[[Path, dict[str, Any]], object] = lambda folder, sidecar: None,
+) -> dict[str, Any]:
+    """Write a checkpoint as a plain sequence-classification folder, if its rewards stay the same.
+
+    The adapters of a quantised base are merged into the weights that the quantised ones stand for: the model that was
+    trained, not the one before quantisation. Everything runs on the CPU, beside a quantised base.
+
+    Args:
+        where: run's final folder, checkpoint folder or hub id.
+        output: the folder to write; it appears whole or not at all.
+        dtype: of the stored backbone; None is that of training.
+        revision: of a hub id.
+        notify: takes a line for the user.
+        finish: adds files to the folder before it gets its name; it is given the content of rmtrain.json too.
+
+    Returns:
+        What was exported and how far its rewards moved, as `export --json` gives it.
+
+    Raises:
+        InputError: the output is there already, or the model has no such form.
+        CheckpointError: the checkpoint is damaged.
+        RunFailedError: a reward moved further than allowed, or the disk has no room; nothing is left behind.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists", "choose another --output")
+    if not output.resolve().parent.is_dir():
+        raise InputError(f"{output.resolve().parent}: no such folder", "make it, or choose another --output")
+    checkpoint = _load(where, revision)
+    in_float32(checkpoint.model.module)
+    sample = _sample(checkpoint)
+    notify(f"scoring {sum(len(group.suffixes) for group in sample)} completions of {SAMPLE} data before merging")
+    before = _rewards(checkpoint.model, sample, checkpoint.renderer.pad_id)
+    spread = float(np.std(before))
+    proof: dict[str, Any] = {"data": SAMPLE, "n": len(before), "standard_deviation": spread}
+    kind = "none"
+    if is_quantised(checkpoint.model.module):
+        kind = checkpoint.sidecar["recipe"]["model"]["quantization"]
+        del checkpoint  # before the next is loaded: they may be large
+        gc.collect()
+        checkpoint = load_checkpoint(where, revision=revision, through=dequantise)
+        in_float32(checkpoint.model.module)
+        whole = _rewards(checkpoint.model, sample, checkpoint.renderer.pad_id)
+        proof |= _moved("dequantising", before, whole, DEQUANTISING[kind] * spread)
+        before = whole
+    merges = hasattr(checkpoint.model.module, "merge_and_unload")
+    model = merge(checkpoint.model)
+    merged = _rewards(model, sample, checkpoint.renderer.pad_id)
+    proof |= _moved("merging", before, merged, MERGING * spread)
+    trained_dtype = _trained_dtype(checkpoint, model)
+    stored = dtype or trained_dtype
+    _need_room(stored_bytes(model.module, stored), output)
+    exported = {"dtype": stored, "trained_dtype": trained_dtype, "merged": merges, "quantization": kind, "proof": proof}
+    staging = output.with_name(f".{output.name}.export")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        sidecar = {**_without_contract(checkpoint.sidecar, stored), "exported": exported}
+        write_model(model.module, checkpoint.renderer, sidecar, staging, stored)
+        del model, checkpoint
+        gc.collect()
+        notify(f"scoring them with the {stored} folder, read by transformers alone")
+        proof |= _moved("storing", merged, _plain(staging, sample), STORING[stored] * spread)
+        _describe(staging, sidecar)
+        finish(staging, sidecar)
+        _sync(staging)
+        if output.exists():
+            output.rmdir()
+        staging.rename(output)
+        sync_folder(output.resolve().parent)
+    except OSError as error:
+        raise RunFailedError(f"{output}: the export can't be written: {error}", "nothing is left of it") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return {"ckpt": where, "output": str(output), "bytes": _size(output), **exported}
+
+
+def _load(where: str, revision: str | None) -> Checkpoint:
+    checkpoint = load_checkpoint(where, revision=revision)
+    checkpoint.need_rewards("export")
+    if checkpoint.published:
+        raise InputError(
+            f"{where} was published by others in the layout {checkpoint.published['layout']}",
+            "export is for what was trained here and for LoRA adapters; score others as they are",
+        )
+    return checkpoint
+
+
+def _sample(checkpoint: Checkpoint) -> list[TokenizedGroup]:
+    groups = read_source(SAMPLE, "test", evaluation=True).groups[:SAMPLE_GROUPS]
+    tokenized = tokenize_groups(groups, checkpoint.renderer, checkpoint.max_length, "truncate_prompt")
+    return [group for group in tokenized if group is not None]
+
+
+def _rewards(model: RewardModel, sample: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
+    return [reward for rewards in score_groups(model, sample, pad_id, _TOKENS_AT_ONCE) for reward in rewards]
+
+
+@torch.no_grad()
+def _plain(folder: Path, sample: Sequence[TokenizedGroup]) -> list[float]:
+    """Rewards as someone without rmtrain gets them: transformers' own class and forward, one sequence at a time."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    sequences = [[*group.prefix, *suffix] for group in sample for suffix in group.suffixes]
+    return [float(model(input_ids=torch.tensor([ids])).logits[0, 0]) for ids in sequences]
+
+
+def _moved(step: str, before: Sequence[float], after: Sequence[float], allowed: float) -> dict[str, float]:
+    """Largest change of a reward in a step of the export, and what is allowed.
+
+    Raises:
+        RunFailedError: it is larger than allowed.
+    """
+    largest = float(np.max(np.abs(np.subtract(before, after))))
+    if not largest <= allowed:  # NaN is refused too
+        raise RunFailedError(
+            f"{step} moves a sample's reward by {largest:.3g}, where {allowed:.3g} is allowed; nothing is written",
+            "export with --dtype float32" if step == "storing" else "please report it: this is a fault in rmtrain",
+        )
+    return {step: largest, f"{step}_allowed": allowed}
+
+
+def _trained_dtype(checkpoint: Checkpoint, model: RewardModel) -> str:
+    section = checkpoint.sidecar.get("recipe", {}).get("model", {})
+    found = section.get("dtype") or str(model.module.config.dtype).removeprefix("torch.")
+    return found if found in STORING else "float32"
+
+
+def _without_contract(sidecar: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """What goes on into the new rmtrain.json: the recipe runs in the stored dtype, and the contract is written anew."""
+    kept = {key: value for key, value in sidecar.items() if key not in ("format", "contract")}
+    if "recipe" in kept:
+        kept["recipe"] = {**kept["recipe"], "model": {**kept["recipe"].get("model", {}), "dtype": dtype}}
+    return kept
+
+
+def _describe(folder: Path, sidecar: dict[str, Any]) -> None:
+    """Put the finished proof into rmtrain.json."""
+    write_json(folder / SIDECAR, {**read_json(folder / SIDECAR), **sidecar})
+
+
+def _need_room(needed: int, output: Path) -> None:
+    free = shutil.disk_usage(output.resolve().parent).free
+    if needed > free:
+        raise RunFailedError(
+            f"{output}: the export takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there",
+            "make room, choose another --output, or a smaller --dtype",
+        )
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.iterdir():
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
+    sync_folder(folder)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())

@@ -1,0 +1,60 @@
+"""A checkpoint as one plain sequence-classification folder: adapters merged in float32, nothing of rmtrain needed."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmtrain.data.render import Renderer
+from rmtrain.errors import CheckpointError, InputError
+from rmtrain.model.checkpoint import check_weights, write_companions
+from rmtrain.model.forward import HEAD
+from rmtrain.model.reward_model import RewardModel
+
+SHARD = "5GB"  # of one weights file, the hub's own size
+
+
+def merge(model: RewardModel) -> RewardModel:
+    """The model with its adapters added to the weights; it must be float32 and not quantised. In place.
+
+    Raises:
+        CheckpointError: the sum is not finite.
+    """
+    if not hasattr(model.module, "merge_and_unload"):
+        return model
+    try:
+        whole = model.module.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise CheckpointError(f"the adapters can't be merged: {error}", "use another checkpoint") from error
+    return RewardModel(whole, model.packing, model.notes, model.commit)
+
+
+def stored_bytes(module: Any, dtype: str) -> int:
+    """Bytes of the weights' files of a model stored in a dtype."""
+    size = getattr(torch, dtype).itemsize
+    return sum(p.numel() * (4 if name.startswith(f"{HEAD}.") else size) for name, p in module.named_parameters())
+
+
+def write_model(module: Any, renderer: Renderer, sidecar: dict[str, Any], folder: Path, dtype: str) -> None:
+    """Write a whole model into a folder, with config, tokenizer and contract. The module is left in that dtype.
+
+    Args:
+        module: whole, not quantised.
+        renderer: the rendering contract.
+        sidecar: what rmtrain.json says beside the contract.
+        folder: exists, and is empty.
+        dtype: of the stored backbone; the score head stays float32.
+
+    Raises:
+        InputError: a score head with a bias, for which the plain class has no place.
+        CheckpointError: what was written is not finite, as where a weight is too large for float16.
+    """
+    if getattr(module, HEAD).bias is not None:
+        raise InputError("the score head has a bias, which transformers' class leaves out", "it can't be exported")
+    for name, parameter in module.named_parameters():
+        if not name.startswith(f"{HEAD}."):
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    module.save_pretrained(folder, max_shard_size=SHARD)
+    module.config.dtype = getattr(torch, dtype)
+    write_companions(module.config, renderer, folder, sidecar)
+    check_weights(folder)

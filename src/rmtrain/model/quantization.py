@@ -1,0 +1,57 @@
+"""Quantised bases: how they are made, and the way back to float32 that merging and exact comparison need."""
+
+from typing import Any
+
+import torch
+
+from rmtrain.model.forward import HEAD
+
+
+def quantization_config(kind: str, dtype: torch.dtype) -> Any:
+    """transformers' configuration of an `nf4` or `int8` base, with the score head left out (`kind` as in a recipe)."""
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[HEAD])
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[HEAD],
+    )
+
+
+def is_quantised(module: Any) -> bool:
+    """Whether a model, or the base of a PEFT model, was loaded quantised."""
+    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    return bool(getattr(base, "is_quantized", False))
+
+
+def dequantise(module: Any) -> Any:
+    """The model with plain layers, on the CPU, whose weights are those that the quantised ones stood for.
+
+    It must not have run: on the CPU, bitsandbytes lays 4-bit weights out anew in the first pass, and they are then
+    read back in a wrong order.
+    """
+    plain = module.dequantize().to("cpu")
+    if hasattr(plain.config, "quantization_config"):
+        del plain.config.quantization_config
+    return plain
+
+
+def in_float32(module: Any) -> None:
+    """Hold and compute in float32 whatever is not quantised; quantised layers compute in it too."""
+    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    base.compute_dtype = torch.float32
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.float()
+    for layer in module.modules():
+        if layer is not base and isinstance(getattr(layer, "compute_dtype", None), torch.dtype):
+            layer.compute_dtype = torch.float32  # bitsandbytes' 4-bit layers
+        if hasattr(layer, "cast_input_dtype_enabled"):
+            layer.cast_input_dtype_enabled = True
