@@ -67,7 +67,8 @@ def _told(result: dict[str, Any]) -> str:
     proof = result["proof"]
     lines = [
         f"exported: {result['output']} ({result['dtype']}, {result['bytes'] / 1e6:,.1f} MB)",
-        f"rewards of {proof['n']} completions, standard deviation {proof['standard_deviation']:.3g}, moved by at most",
+        f"rewards of {proof['n']} {proof['data']} completions, less their prompt's mean (standard deviation "
+        f"{proof['standard_deviation']:.3g}), moved by at most",
     ]
     for step in ("dequantising", "merging", "storing"):
         if step in proof:

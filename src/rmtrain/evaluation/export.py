@@ -25,12 +25,13 @@ SAMPLE = "demo"
 SAMPLE_GROUPS = 16
 _TOKENS_AT_ONCE = 2048
 
-# Largest change of a reward that is let pass, as a share of the sample rewards' standard deviation.
-MERGING = 1e-4  # in float32 it changes the order of sums only
+# Largest change of a reward that is let pass, as a share of the sample rewards' standard deviation. Both are of rewards
+# less the mean of their prompt: only the gaps between answers to one prompt mean anything.
+MERGING = 1e-3  # in float32 it changes the order of sums only
 # An int8 base rounds each layer's input as well, which no plain layer does: here only a gross fault can be told.
-DEQUANTISING = {"nf4": 1e-3, "int8": 0.5}
-# Storing rounds each weight by up to half an epsilon (2^-8 in bfloat16), which many layers add up.
-STORING = {"float32": MERGING, "float16": 0.02, "bfloat16": 0.15}
+DEQUANTISING = {"nf4": MERGING, "int8": 0.5}
+# Storing rounds each weight, in bfloat16 eight times as coarsely as in float16, and the layers add that up.
+STORING = {"float32": MERGING, "float16": 0.03, "bfloat16": 0.25}
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -135,21 +136,29 @@ def _sample(checkpoint: Checkpoint) -> list[TokenizedGroup]:
 
 
 def _rewards(model: RewardModel, sample: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
-    return [reward for rewards in score_groups(model, sample, pad_id, _TOKENS_AT_ONCE) for reward in rewards]
+    return _centred(score_groups(model, sample, pad_id, _TOKENS_AT_ONCE))
+
+
+def _centred(rewards: Sequence[Sequence[float]]) -> list[float]:
+    """Rewards of all groups in a row, less the mean of their group."""
+    return [float(reward) for group in rewards for reward in np.subtract(group, np.mean(group))]
 
 
 @torch.no_grad()
 def _plain(folder: Path, sample: Sequence[TokenizedGroup]) -> list[float]:
-    """Rewards as someone without rmtrain gets them: transformers' own class and forward, one sequence at a time."""
+    """The same as someone without rmtrain gets them: transformers' own class and forward, one sequence at a time."""
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    sequences = [[*group.prefix, *suffix] for group in sample for suffix in group.suffixes]
-    return [float(model(input_ids=torch.tensor([ids])).logits[0, 0]) for ids in sequences]
+    rewards = [
+        [float(model(input_ids=torch.tensor([[*group.prefix, *suffix]])).logits[0, 0]) for suffix in group.suffixes]
+        for group in sample
+    ]
+    return _centred(rewards)
 
 
 def _moved(step: str, before: Sequence[float], after: Sequence[float], allowed: float) -> dict[str, float]:
-    """Largest change of a reward in a step of the export, and what is allowed.
+    """Largest change of a centred reward in a step of the export, and what is allowed.
 
     Raises:
         RunFailedError: it is larger than allowed.
@@ -157,7 +166,8 @@ def _moved(step: str, before: Sequence[float], after: Sequence[float], allowed: 
     largest = float(np.max(np.abs(np.subtract(before, after))))
     if not largest <= allowed:  # NaN is refused too
         raise RunFailedError(
-            f"{step} moves a sample's reward by {largest:.3g}, where {allowed:.3g} is allowed; nothing is written",
+            f"{step} moves a sample's reward by {largest:.3g} against its prompt's others, where {allowed:.3g} is "
+            "allowed; nothing is written",
             "export with --dtype float32" if step == "storing" else "please report it: this is a fault in rmtrain",
         )
     return {step: largest, f"{step}_allowed": allowed}

@@ -53,5 +53,7 @@ def in_float32(module: Any) -> None:
     for layer in module.modules():
         if layer is not base and isinstance(getattr(layer, "compute_dtype", None), torch.dtype):
             layer.compute_dtype = torch.float32  # bitsandbytes' 4-bit layers
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False  # their fast path on CPUs rounds to bfloat16 whatever is asked
         if hasattr(layer, "cast_input_dtype_enabled"):
             layer.cast_input_dtype_enabled = True
