@@ -203,6 +203,7 @@ def _need_room(needed: int, output: Path) -> None:
 
 def _sync(folder: Path) -> None:
     for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors' files are for their owner alone
         with open(path, "rb") as stream:
             os.fsync(stream.fileno())
     sync_folder(folder)

@@ -115,8 +115,8 @@ def _export(exported: Mapping[str, Any]) -> str:
     return (
         f"{merged}{quantised}; it is stored in {exported['dtype']}, the score head in float32. On {count(proof['n'])} "
         f"completions of rmtrain’s {proof['data']} data, whose rewards less their prompt’s mean have a standard "
-        f"deviation of {proof['standard_deviation']:.3g}, that moved no reward by more than {proof['merging']:.2g} (merging) and "
-        f"{proof['storing']:.2g} (storing)."
+        f"deviation of {proof['standard_deviation']:.3g}, that moved none by more than {proof['merging']:.2g} "
+        f"(merging) and {proof['storing']:.2g} (storing)."
     )
 
 
