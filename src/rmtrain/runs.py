@@ -81,6 +81,12 @@ def newest_finished(parent: Path) -> Path:
     return finished[-1]
 
 
+def offline_wandb(folder: Path) -> list[Path]:
+    """Folders of a run's offline wandb records that have not been synced, oldest first: one for each resume."""
+    found = sorted(folder.glob("wandb/offline-run-*"))
+    return [path for path in found if not list(path.glob("*.wandb.synced"))]
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; the lock goes with the process, however it ends.

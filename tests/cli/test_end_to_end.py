@@ -92,11 +92,12 @@ def test_eval_repeats_the_figures_of_train_on_the_newest_run(work: Path, trained
     assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-7)
 
 
-def test_eval_on_two_processes_gives_the_same_rows(work: Path, trained: dict[str, Any]) -> None:
+@pytest.mark.parametrize("number", [2, 3])
+def test_eval_on_several_processes_gives_the_same_rows(work: Path, trained: dict[str, Any], number: int) -> None:
     run = Path(trained["run"])
     rows = [json.loads(line) for line in (run / "eval/test.rows.jsonl").read_text().splitlines()]
     done = rmtrain(
-        "eval", "--ckpt", run, "--split", "test", "--num-processes", "2", "--tokens-per-batch", "300", "--json"
+        "eval", "--ckpt", run, "--split", "test", "--num-processes", str(number), "--tokens-per-batch", "300", "--json"
     )
     assert answer(done)["accuracy"] == trained["splits"]["test"]["accuracy"]
     again = [json.loads(line) for line in (run / "eval/test.rows.jsonl").read_text().splitlines()]
@@ -156,6 +157,14 @@ def test_rewardbench_on_local_rows_reports_partial_data_as_partial(trained: dict
     assert all(section is None for section in result["sections"].values())
     assert "alpacaeval-easy" in result["missing_subsets"]
     assert {"current", "2024-04", "2024-03", "subset_mean", "micro_accuracy"} <= set(result["scores"])
+    before = [json.loads(line) for line in Path(result["rows"]).read_text().splitlines()]
+    spread = ["--num-processes", "3", "--tokens-per-batch", "60"]
+    again = answer(rmtrain("rewardbench", "--ckpt", trained["run"], "--data", source, *spread, "--json"))
+    assert again["scores"] == result["scores"]
+    after = [json.loads(line) for line in Path(again["rows"]).read_text().splitlines()]
+    assert [row["id"] for row in after] == [row["id"] for row in before] != []
+    for one, three in zip(before, after, strict=True):
+        assert three["rewards"] == pytest.approx(one["rewards"], abs=1e-6)
 
 
 def test_compare_a_run_with_itself_finds_no_difference(trained: dict[str, Any]) -> None:
@@ -196,6 +205,33 @@ def test_two_processes_train_to_the_losses_of_one(work: Path, trained: dict[str,
     assert two["train_loss"] == pytest.approx(trained["train_loss"], abs=1e-6)
     assert two["splits"]["test"]["accuracy"] == pytest.approx(trained["splits"]["test"]["accuracy"], abs=0.01)
     assert len(list((work / "two").iterdir())) == 1
+
+
+def test_offline_wandb_is_one_run_without_secrets_and_says_how_to_sync(work: Path, trained: dict[str, Any]) -> None:
+    secrets = {"HF_TOKEN": "hf_kept_secret_1", "AWS_SECRET_ACCESS_KEY": "kept_secret_2"}
+    done = rmtrain(
+        "train",
+        work / "tiny.yaml",
+        "tracking.wandb=offline",
+        "optim.max_steps=3",
+        "evaluation.splits=[]",
+        "--num-processes",
+        "2",
+        **secrets,
+        WANDB_MODE="offline",
+        WANDB_API_KEY="0123456789abcdef0123456789abcdef01234567",
+    )
+    line = next(line for line in done.stdout.splitlines() if "wandb sync" in line)
+    record = Path(line.split()[-1])
+    run = record.parents[1]
+    assert record.name.endswith(f"-{run.name}")  # under the run's own name
+    assert list(run.glob("wandb/offline-run-*")) == [record]
+    assert list(run.glob("wandb/run-*")) == []
+    for path in run.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(secret.encode() in content for secret in (*secrets.values(), "0123456789abcdef0123")), path
+    assert f"wandb sync {record}" in rmtrain("runs", "show", run).stdout.replace("\n", "")
 
 
 def test_wrong_input_starts_nothing(work: Path, tmp_path: Path) -> None:

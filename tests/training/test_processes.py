@@ -38,13 +38,25 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {  # processes, changes; the first
     "lora ddp padded": (2, LORA | {"model__packing": "none"}),
     "lora fsdp": (2, LORA | {"distributed__strategy": "fsdp", "optim__gradient_checkpointing": "full"}),
     "lora zero2": (2, LORA | {"distributed__strategy": "zero2"}),
+    "lora zero2 padded": (2, LORA | {"distributed__strategy": "zero2", "model__packing": "none"}),
     "lora zero3": (2, LORA | {"distributed__strategy": "zero3"}),
     "full one": (1, FULL),
     "full ddp": (2, FULL),
+    "full zero2": (2, FULL | {"distributed__strategy": "zero2", "optim__head_learning_rate": 1e-3}),
     "full fsdp": (2, FULL | {"distributed__strategy": "fsdp"}),
     "full zero3": (2, FULL | {"distributed__strategy": "zero3", "optim__head_learning_rate": 1e-3}),
 }
-RESUMED = ["lora ddp", "lora fsdp", "lora zero2", "lora zero3", "full fsdp", "full zero3"]
+RESUMED = [
+    "lora ddp",
+    "lora ddp padded",
+    "full ddp",
+    "full zero2",
+    "lora fsdp",
+    "lora zero2",
+    "lora zero3",
+    "full fsdp",
+    "full zero3",
+]
 STOPPED = ["ddp", "zero2"]
 if shutil.which("c++") is None:  # DeepSpeed builds a small extension where there is no GPU
     RUNS = {name: value for name, value in RUNS.items() if "zero" not in name}
@@ -92,7 +104,7 @@ def test_every_engine_trains_what_one_process_does(results: dict[str, Any], name
 @pytest.mark.parametrize("name", [name for name in RUNS if not name.endswith(" one")])
 def test_every_engines_model_loads_and_scores_alike(results: dict[str, Any], name: str) -> None:
     found, one = of(results, name), of(results, f"{name.split()[0]} one")
-    assert found["scores"] == pytest.approx(one["scores"], abs=1e-4)
+    assert found["scores"] == pytest.approx(one["scores"], abs=1e-5)
     assert found["shapes"] == one["shapes"]
 
 
@@ -134,6 +146,27 @@ def test_the_process_that_failed_first_is_named(results: dict[str, Any]) -> None
     assert found["codes"] == [1, 1], found["log"]
     assert found["seconds"] < 60
     assert found["error"] == "process 1: ZeroDivisionError: by nought"
+
+
+def test_a_process_that_hangs_is_given_up_after_the_recipes_time(results: dict[str, Any]) -> None:
+    found = results["hung"]
+    assert found["codes"][0] == 1, found["log"]
+    assert found["seconds"] < 60
+    assert found["state"] == "failed"
+
+
+def test_a_full_disk_costs_no_more_than_the_steps_since_the_last_checkpoint(results: dict[str, Any]) -> None:
+    found = results["full disk"]
+    if not found:
+        pytest.skip("no small file system can be mounted here")
+    assert found["codes"] == [1], found["log"]
+    assert found["checkpoints"] == ["checkpoint-3"]
+    assert "No space left on device" in found["log"]
+    assert "Traceback" not in found["error"]
+    again = of(results, "full disk resumed")
+    whole = of(results, "lora one")
+    assert again["losses"] == whole["losses"][3:]
+    assert again["scores"] == whole["scores"]
 
 
 def test_a_process_that_fails_in_the_save_leaves_no_checkpoint_of_it(results: dict[str, Any]) -> None:
@@ -265,6 +298,36 @@ def _poison(place: Path) -> Callable[[], None]:
     return prepare
 
 
+def _fill_a_disk(folder: Path) -> dict[str, Any]:
+    """A run whose file system has room for one checkpoint, and its resume with more room; none if none can be had."""
+    place = folder / "full-disk"
+    place.mkdir()
+
+    def mount(*options: str) -> bool:
+        try:
+            return subprocess.run(["mount", *options, place], capture_output=True, check=False).returncode == 0
+        except OSError:
+            return False
+
+    if not mount("-t", "tmpfs", "-o", "size=2m", "none"):
+        return {"full disk": None}
+
+    def fill() -> None:
+        free = shutil.disk_usage(place).free
+        (place / "other").write_bytes(b"x" * (free - 20_000))
+
+    try:
+        found = _launch(folder, "full disk", 1, LORA, lambda: at_step(5, fill))
+        found["log"] += found["error"] or ""
+        mine = only_run(place)
+        (place / "other").unlink()
+        mount("-o", "remount,size=64m")
+        resumed = _launch(folder, "full disk resumed", 1, LORA, resume=mine)
+    finally:
+        subprocess.run(["umount", place], check=False)
+    return {"full disk": found, "full disk resumed": resumed}
+
+
 def _divide() -> None:
     raise ZeroDivisionError("by nought")
 
@@ -308,6 +371,9 @@ def _main(folder: Path) -> None:
         folder, "killed", 2, LORA, lambda: at_step(2, lambda: os.kill(os.getpid(), signal.SIGKILL), process=1)
     )
     results["raised"] = _launch(folder, "raised", 2, LORA, lambda: at_step(2, _divide, process=1))
+    hung = LORA | {"distributed__timeout_minutes": 0.1}
+    results["hung"] = _launch(folder, "hung", 2, hung, lambda: at_step(2, lambda: time.sleep(20), process=1))
+    results |= _fill_a_disk(folder)
     results["save failed"] = _launch(folder, "save failed", 2, LORA, _fail_in_second_save)
     results["fsdp refused"] = _launch(folder, "fsdp refused", 2, LORA | {"distributed__strategy": "fsdp"})
     if "zero2" in STOPPED:

@@ -100,6 +100,13 @@ def test_a_run_logs_its_figures_under_its_own_name(wandb: FakeWandb, base: Path,
     assert wandb.finished == 1
 
 
+def test_a_resumed_run_is_the_same_run_of_wandb(wandb: FakeWandb, base: Path, tmp_path: Path) -> None:
+    first = run(base, tmp_path, tracking__wandb="offline", optim__max_steps=3)
+    run(base, tmp_path, tracking__wandb="offline", optim__max_steps=3, resume=first.run)
+    assert [started["id"] for started in wandb.started] == [first.run.name] * 2
+    assert {started["resume"] for started in wandb.started} == {"allow"}
+
+
 def test_off_imports_no_wandb(monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import would fail
     assert run(base, tmp_path, optim__max_steps=1).steps == 1

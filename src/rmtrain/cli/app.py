@@ -12,7 +12,7 @@ from typer.rich_utils import rich_format_error
 
 from rmtrain import __version__
 from rmtrain.cli import compare, data, doctor, evaluate, export, leaderboard, recipes, rewardbench, runs, score, train
-from rmtrain.cli.processes import is_child, is_main_process, leave_group, report_exit, tie_to_parent
+from rmtrain.cli.processes import is_child, is_main_process, join_slurm, leave_group, report_exit, tie_to_parent
 from rmtrain.errors import InputError, RmtrainError
 
 app = typer.Typer(
@@ -54,6 +54,7 @@ def run(arguments: list[str]) -> int:
         tie_to_parent()
     code = 0
     try:
+        join_slurm()
         result = typer.main.get_command(app).main(arguments, prog_name="rmtrain", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except typer.Exit as leaving:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from rmtrain.errors import InputError, RunFailedError
 
 _STATUS = "RMTRAIN_STATUS"  # file in which the processes of a launch leave their exit code, since torchrun makes it 1
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_SHUTDOWN_SECONDS = "900"  # after a signal: a step of a large model and its checkpoint outlast torchrun's own 30
 
 
 def is_child() -> bool:
@@ -21,8 +23,68 @@ def is_child() -> bool:
 
 
 def joined() -> bool:
-    """Whether a launcher (torchrun, accelerate, DeepSpeed, Slurm through torchrun) has started this process."""
+    """Whether a launcher (torchrun, accelerate, DeepSpeed, Slurm's srun) has started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def join_slurm() -> None:
+    """Where srun has started this process as one of several tasks, say so in the variables that torch reads.
+
+    One task is one process with one GPU. The first node of the step is where they meet; MASTER_ADDR and MASTER_PORT are
+    kept where they are set.
+
+    Raises:
+        InputError: srun's variables don't say which task this is.
+    """
+    slurm = {name.removeprefix("SLURM_"): value for name, value in os.environ.items() if name.startswith("SLURM_")}
+    if joined() or int(slurm.get("STEP_NUM_TASKS", "1")) < 2:
+        return
+    try:
+        nodes = slurm["STEP_NODELIST"]
+        local = tasks_per_node(slurm["STEP_TASKS_PER_NODE"])[int(slurm["NODEID"])]
+        # two jobs on a node must not meet: the port follows from the job and the step
+        port = 20_000 + (97 * int(slurm["JOB_ID"]) + int(slurm["STEP_ID"])) % 20_000
+        found = {
+            "RANK": slurm["PROCID"],
+            "WORLD_SIZE": slurm["STEP_NUM_TASKS"],
+            "LOCAL_RANK": slurm["LOCALID"],
+            "LOCAL_WORLD_SIZE": str(local),
+        }
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(
+            f"this is a task of a Slurm step, but its variables are incomplete ({error})",
+            "start it by srun, or by torchrun within the job",
+        ) from error
+    os.environ.update(found)
+    os.environ.setdefault("MASTER_ADDR", first_node(nodes))
+    os.environ.setdefault("MASTER_PORT", str(port))
+
+
+def first_node(nodes: str) -> str:
+    """The first host of Slurm's compressed list, such as `gpu[003-007,9],login1`: here gpu003.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    found = re.match(r"([^\[\],]+)(?:\[([^\],-]+)[^\]]*\]([^\[\],]*))?", nodes)
+    if found is None:
+        raise ValueError(f"no list of nodes: {nodes!r}")
+    return "".join(part or "" for part in found.groups())
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Tasks of each node from Slurm's `4(x2),3`: here 4, 4, 3.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    counts = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if found is None:
+            raise ValueError(f"no tasks by node: {text!r}")
+        counts += [int(found[1])] * int(found[2] or 1)
+    return counts
 
 
 def is_main_process() -> bool:
@@ -66,6 +128,7 @@ def launch(number: int) -> int:
         status = Path(folder) / "status"
         os.environ[_STATUS] = str(status)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN_SECONDS)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
         signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
         options = ["--standalone", f"--nproc-per-node={number}", f"--signals-to-handle={signals}"]

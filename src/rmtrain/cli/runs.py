@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from rmtrain.errors import InputError
-from rmtrain.runs import MANIFEST, list_runs
+from rmtrain.runs import MANIFEST, list_runs, offline_wandb
 
 if TYPE_CHECKING:
     from rmtrain.reporting.record import RunRecord
@@ -102,6 +102,10 @@ def _render(record: "RunRecord") -> None:
         console.print()
     for note in record.notes:
         console.print(safe_text(note))
+    if records := offline_wandb(record.folder):
+        console.print(
+            safe_text(f"\nwandb is offline; upload with: wandb sync {' '.join(map(str, records))}"), soft_wrap=True
+        )
     report = record.folder / "report.html"
     if report.exists():
         console.print(safe_text(f"\nreport: {report}"), soft_wrap=True)

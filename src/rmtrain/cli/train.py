@@ -11,6 +11,7 @@ from rmtrain.cli import processes
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.options import JsonOption, ProcessesOption
 from rmtrain.errors import InputError
+from rmtrain.runs import offline_wandb
 
 if TYPE_CHECKING:
     from rmtrain.data.load import PreparedData, SplitData
@@ -147,6 +148,8 @@ def _render(result: dict[str, Any]) -> None:
     console.print(f"{result['steps']} steps, {result['tokens']:,} tokens, {speed:,.0f} tokens/s" if speed else "")
     console.print(f"results: {result['run']}", soft_wrap=True)
     console.print(f"report:  {result['run']}/report.html", soft_wrap=True)
+    if records := offline_wandb(Path(result["run"])):
+        console.print(f"wandb is offline; upload with: wandb sync {' '.join(map(str, records))}", soft_wrap=True)
 
 
 def _print_config(loaded: "LoadedRecipe", as_json: bool) -> None:
