@@ -2,9 +2,10 @@
 
     python scripts/bench_training.py --model models/smollm2-135m-instruct --data pairs.jsonl --max-length 768
     python scripts/bench_training.py --model ... --data pairs.jsonl --ways 4 --groups 4     # four answers a prompt
+    python scripts/bench_training.py --model ... --data pairs.jsonl --max-length 1024 --recompute
 
 All sides start from the same weights, score head and adapters, see the same preferences in the same order, and take the
-same optimiser steps, none with recomputation. TRL gets padded rows, 8 pairs at a time; with four answers a prompt it
+same optimiser steps; all recompute activations in the backward pass, as TRL does by default, or none does. TRL gets padded rows, 8 pairs at a time; with four answers a prompt it
 gets the six pairs that they make, and accumulates. Each run is a fresh process, and sides take turns. The first step of
 a run is left out of the times, not out of the losses.
 """
@@ -36,6 +37,7 @@ optim:
   global_batch_size: {groups}
   microbatch_size: {groups}
   tokens_per_microbatch: null
+  gradient_checkpointing: {recompute}
   max_steps: {steps}
 evaluation: {{every: 0, select: last, splits: []}}
 run: {{folder: {folder}, save_every: 0}}
@@ -157,7 +159,7 @@ def stock_trl(settings: dict[str, Any]) -> Result:
                 train_sampling_strategy="sequential",
                 max_length=None,
                 pad_token=renderer.tokenizer.convert_ids_to_tokens(renderer.pad_id),  # not EOS, where rewards are read
-                gradient_checkpointing=False,
+                gradient_checkpointing=settings["recompute"],
                 logging_steps=1,
                 save_strategy="no",
                 report_to="none",
@@ -237,6 +239,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=768, help="tokens; longer rows are left out, for all sides")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--recompute", action="store_true", help="activations, on all sides: gradient checkpointing")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.jsonl"
         write_groups(options, rows)
-        settings = {**vars(options), "data": str(rows), "folder": folder, "over_length": "error"}
+        settings = {**vars(options), "data": str(rows), "folder": folder, "over_length": "error", "recompute": False}
         loaded, splits, renderer = prepare(settings, "shared_prompt")
         plan = schedule(wait=0, warmup=1, active=profiled, repeat=1)
         with profile(activities=activities, schedule=plan, record_shapes=True) as profiler:

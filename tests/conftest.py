@@ -60,8 +60,11 @@ def make_config(family: str = "mistral", **changes: Any) -> Any:
         "mistral": "MistralConfig",
         "llama": "LlamaConfig",
         "qwen2": "Qwen2Config",
+        "qwen3": "Qwen3Config",
         "gemma": "GemmaConfig",
         "gemma2": "Gemma2Config",
+        "gemma3_text": "Gemma3TextConfig",
+        "phi3": "Phi3Config",
         "gpt2": "GPT2Config",
         "falcon": "FalconConfig",
         "granite": "GraniteConfig",
@@ -152,7 +155,7 @@ def write_pairs(path: Path, count: int, seed: int = 0) -> Path:
 
 def save_reward_model(module: Any, renderer: Any, folder: Path, sidecar: dict[str, Any]) -> None:
     """Write a model as the trainer does, without a training run."""
-    from rmtrain.model.checkpoint import check_weights, write_companions
+    from rmtrain.model.saving import check_weights, write_companions
 
     module.save_pretrained(folder)
     write_companions(module.config, renderer, folder, sidecar)

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_groups, make_tokenizer, write_base
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import TokenizedGroup, group_to_row, tokenize_groups
 from rmtrain.errors import RunFailedError
-from rmtrain.model.batch import GroupSize
+from rmtrain.model.batch import GroupSize, Packing, batch_tokens
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
 from rmtrain.scoring import room, score
 from rmtrain.scoring.score import Rewards, score_groups
@@ -165,18 +167,50 @@ def test_a_torn_or_foreign_line_is_cut_off(
     forwards.clear()
     assert score_groups(model, groups, 0, BUDGET, partial) == whole
     assert forwards == batches[2:]
-    assert [json.loads(line)[0] for line in partial.read_text().splitlines()] == list(range(len(batches)))
+    assert len(partial.read_text().splitlines()) == len(batches)
 
 
-def test_the_batches_of_another_plan_are_not_taken(
+@pytest.mark.parametrize("tokens", [60, 2 * BUDGET])
+def test_what_is_done_stays_done_with_another_budget(
+    model: RewardModel,
+    groups: list[TokenizedGroup],
+    expected: list[Rewards],
+    tmp_path: Path,
+    forwards: list[list[str]],
+    tokens: int,
+) -> None:
+    partial = tmp_path / "partial"
+    interrupted(model, groups, partial, after=3)
+    before = {name for names in forwards for name in names}
+    forwards.clear()
+    near(score_groups(model, groups, 0, tokens, partial), expected)
+    assert before.isdisjoint(name for names in forwards for name in names)
+    assert before | {name for names in forwards for name in names} == {group.id for group in groups}
+
+
+def test_a_line_of_other_groups_is_cut_off(
     model: RewardModel, groups: list[TokenizedGroup], tmp_path: Path, forwards: list[list[str]]
 ) -> None:
     partial = tmp_path / "partial"
-    score_groups(model, groups[::-1], 0, 2 * BUDGET, partial)
+    score_groups(model, groups, 0, 100_000, partial)
     forwards.clear()
-    whole = score_groups(model, groups, 0, BUDGET, partial)
-    assert sum(map(len, forwards)) == len(groups)
-    assert whole == score_groups(model, groups, 0, BUDGET)
+    near(score_groups(model, groups[:5], 0, 100_000, partial), score_groups(model, groups[:5], 0, 100_000))
+    assert len(forwards) == 2  # not one of it was taken up
+
+
+@given(data=st.data(), packing=st.sampled_from(["shared_prompt", "padding_free", "none"]))
+def test_pieces_hold_every_completion_that_is_not_done_once(
+    groups: list[TokenizedGroup], data: st.DataObject, packing: Packing
+) -> None:
+    places = [(i, k) for i, group in enumerate(groups) for k in range(len(group.suffixes))]
+    done = set(data.draw(st.lists(st.sampled_from(places), unique=True)))
+    most = data.draw(st.integers(1, 400))
+    pieces = score.cut_pieces(groups, done, packing, most)
+    assert sorted((piece.index, k) for piece in pieces for k in piece.completions) == sorted(set(places) - done)
+    for piece in pieces:
+        whole = groups[piece.index]
+        assert [s.tolist() for s in piece.group.suffixes] == [whole.suffixes[k].tolist() for k in piece.completions]
+        assert len(piece.completions) == 1 or batch_tokens([GroupSize.of(piece.group)], packing) <= most
 
 
 # Memory
@@ -293,10 +327,31 @@ def test_a_group_that_does_not_fit_alone_is_named(
     model: RewardModel, groups: list[TokenizedGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(score, "_forward", too_large(0))
-    tokens = len(groups[3].prefix) + sum(map(len, groups[3].suffixes))
-    with pytest.raises(RunFailedError, match=rf"group g3 alone \({tokens} tokens\) does not fit") as error:
+    tokens = len(groups[3].prefix) + len(groups[3].suffixes[0])
+    with pytest.raises(RunFailedError, match=rf"completion of group g3 alone \({tokens} tokens with") as error:
         score_groups(model, [groups[3]], 0, BUDGET)
     assert "data.max_length" in error.value.hint
+
+
+def test_a_group_that_does_not_fit_is_cut_between_its_completions(
+    fresh: RewardModel,
+    groups: list[TokenizedGroup],
+    expected: list[Rewards],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, completions = score._forward, list[int]()
+
+    def forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
+        completions.append(sum(len(group.suffixes) for group in groups))
+        if completions[-1] > 1:
+            raise torch.OutOfMemoryError("no room")
+        return original(model, groups, pad_id)
+
+    monkeypatch.setattr(score, "_forward", forward)
+    wide = [i for i, group in enumerate(groups) if len(group.suffixes) > 2][:3]
+    assert wide
+    near(score_groups(fresh, [groups[i] for i in wide], 0, 100_000), [expected[i] for i in wide])
+    assert completions.count(1) == sum(len(groups[i].suffixes) for i in wide)
 
 
 def test_under_sharded_weights_a_batch_that_does_not_fit_ends_the_run(
@@ -375,5 +430,6 @@ def test_any_number_of_processes_gives_the_same_rewards(
             np.testing.assert_allclose(np.concatenate(rewards), np.concatenate(alone), atol=1e-6, rtol=0)
         lines = [json.loads(line) for line in (tmp_path / f"partial-{tokens}").read_text().splitlines()]
         assert len(lines) % processes  # they don't divide
-        assert sorted(place for place, _, _ in lines) == list(range(len(lines)))  # none missing, none doubled
-        assert sorted(i for _, members, _ in lines for i in members) == list(range(len(groups)))
+        written = [(i, k) for places, _ in lines for i, completions in places for k in completions]
+        every = [(i, k) for i, group in enumerate(groups) for k in range(len(group.suffixes))]
+        assert sorted(written) == every  # none missing, none doubled

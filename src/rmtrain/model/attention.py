@@ -72,7 +72,7 @@ def shared_prompt_attention(
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         # a rotation in float32 leaves queries and keys wider than values, and out of the fast kernel's reach
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] == value.shape[-1] <= 256:
+    if _has_varlen(query, value):
         output = _varlen(query, key, value, layout, scaling, sliding_window)
     else:
         output = _segmentwise(query, key, value, layout, scaling, sliding_window)
@@ -85,8 +85,9 @@ AttentionInterface.register(NAME, shared_prompt_attention)
 def _segmentwise(
     query: Tensor, key: Tensor, value: Tensor, layout: dict[str, Any], scaling: float | None, window: int | None
 ) -> Tensor:
-    """One scaled-dot-product attention a segment: for the CPU, and for float32 on a GPU."""
+    """One scaled-dot-product attention a segment: for the CPU, and for what a GPU has no faster kernel for."""
     grouped = query.shape[1] != key.shape[1]
+    masks = layout.setdefault("masks", {})  # made once a forward pass: each layer would make, and keep, the same
     outputs = []
     for start, length, prompt_start, prompt in layout["segments"]:
         own = slice(start, start + length)
@@ -96,7 +97,10 @@ def _segmentwise(
             k, v = torch.cat([key[:, :, shared], k], dim=2), torch.cat([value[:, :, shared], v], dim=2)
         mask = None
         if prompt or (window is not None and window < k.shape[2]):
-            mask = _lower_right_mask(length, prompt + length, window, query.device)
+            shape = (length, prompt + length, window)
+            if shape not in masks:
+                masks[shape] = _lower_right_mask(*shape, query)
+            mask = masks[shape]
         outputs.append(
             scaled_dot_product_attention(
                 query[:, :, own], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
@@ -105,11 +109,26 @@ def _segmentwise(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
-def _lower_right_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """[queries, keys], true where a query sees a key: causal with the last query at the last key."""
-    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-    visible = distance >= 0
-    return visible if window is None else visible & (distance < window)
+def _lower_right_mask(queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
+    """[queries, keys], 0 where a query sees a key, else minus infinity: causal with the last query at the last key.
+
+    In the dtype of `like`, since attention would turn flags into such numbers, and keep these for every layer.
+    """
+    distance = torch.arange(keys - queries, keys, device=like.device)[:, None] - torch.arange(keys, device=like.device)
+    hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    return torch.zeros(queries, keys, dtype=like.dtype, device=like.device).masked_fill_(hidden, -torch.inf)
+
+
+def _has_varlen(query: Tensor, value: Tensor) -> bool:
+    """Whether FlashAttention takes these: half precision, heads of up to 256 in eighths, an Ampere GPU or newer."""
+    head = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and head == value.shape[-1] <= 256
+        and head % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 def _varlen(
@@ -118,7 +137,7 @@ def _varlen(
     """Variable-length flash attention: FlashAttention aligns a causal mask to the lower right."""
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if "key_index" in layout:
-        k, v = k.index_select(0, layout["key_index"]), v.index_select(0, layout["key_index"])
+        k, v = (cast(Tensor, _Gather.apply(rows, layout["key_index"])) for rows in (k, v))  # type: ignore[no-untyped-call]
     output = _varlen_function()(
         q.contiguous(),
         k.contiguous(),
@@ -131,6 +150,24 @@ def _varlen(
         -1 if window is None else window - 1,
     )
     return cast(Tensor, output)[None]
+
+
+class _Gather(torch.autograd.Function):
+    """Rows by index; the gradients of a prompt that several completions share are summed in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
+        """[n, ...] rows and [m] places in them: [m, ...]."""
+        ctx.save_for_backward(index)
+        ctx.count = len(rows)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """Of the rows."""
+        (index,) = ctx.saved_tensors
+        summed = gradient.new_zeros((ctx.count, *gradient.shape[1:]), dtype=torch.float32)
+        return summed.index_add_(0, index, gradient.float()).to(gradient.dtype), None
 
 
 def _varlen_function() -> Any:

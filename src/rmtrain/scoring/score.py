@@ -4,22 +4,32 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import RunFailedError
-from rmtrain.model.batch import GroupSize, batch_tokens, plan_batches
+from rmtrain.model.batch import GroupSize, Packing, batch_tokens, plan_batches
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.rotation import require_fixed_rotation
 from rmtrain.scoring.room import is_out_of_memory, room_of, shrink_room
 
 Rewards = tuple[float, ...]  # K float32 values
 Progress = Callable[[int, int], None]  # groups done, groups in all
+
+
+class Piece(NamedTuple):
+    """Completions of one group that go through the model together with its prompt."""
+
+    index: int  # of the group
+    completions: tuple[int, ...]
+    group: TokenizedGroup  # these alone
 
 
 def score_groups(
@@ -34,7 +44,7 @@ def score_groups(
     """Rewards of every completion, in the order of the groups, on every process.
 
     Batches are planned once, from the lengths alone, and then dealt out; a reward depends neither on the number of
-    processes nor on the order of the groups.
+    processes nor on the order of the groups. A group of more tokens than a batch takes is cut between completions.
 
     Args:
         model: a reward model; its module may be wrapped for data-parallel or sharded execution.
@@ -42,63 +52,114 @@ def score_groups(
         pad_id: fills padded rows.
         tokens_per_batch: most tokens that go through the backbone at once; fewer where the free memory has no room
             for them, or where so many did not fit, of which `notify` is told once, unless the weights are sharded.
-        partial: file to which finished batches are written; batches found there are not run again.
+        partial: file to which finished batches are written; completions found there, of the same groups, are not run
+            again, whatever the tokens of a batch were.
         progress: called after every round, on every process.
         notify: takes one line for the user.
 
     Raises:
-        RunFailedError: one group alone, or a batch under sharded weights, does not fit the memory, or a reward is
-            not finite.
+        InputError: rows so long that rewards would depend on the batch.
+        RunFailedError: one completion alone, or a batch under sharded weights, does not fit the memory, or a reward
+            is not finite; on all processes.
     """
     state = process_state()
-    batches = plan_batches([GroupSize.of(group) for group in groups], model.packing, tokens_per_batch)
-    found = [_read_partial(partial, batches)] if state.is_main_process else [{}]
+    if groups and not model.sharded:
+        require_fixed_rotation(model.module.config, max(max(group.lengths) for group in groups))
+    found = [_read_partial(partial, groups)] if state.is_main_process else [{}]
     broadcast_object_list(found)
-    done: dict[int, list[Rewards]] = found[0]
-    todo = [index for index in range(len(batches)) if index not in done]
-    scored = sum(len(batches[index]) for index in done)
-    limit = _Limit(model, tokens_per_batch, notify)
+    done: dict[tuple[int, int], float] = found[0]
+    pieces = cut_pieces(groups, done.keys(), model.packing, tokens_per_batch)
+    batches = plan_batches([GroupSize.of(piece.group) for piece in pieces], model.packing, tokens_per_batch)
+    left = Counter(piece.index for piece in pieces)
+    limit, told = _Limit(model, tokens_per_batch), False
     was_training = model.module.training
     model.module.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(model.module.train, was_training)
         writes = partial is not None and state.is_main_process
         stream = stack.enter_context(open(partial, "a", encoding="utf-8")) if writes else None  # type: ignore[arg-type]
-        for start in range(0, len(todo), state.num_processes):
+        for start in range(0, len(batches), state.num_processes):
             # a process without a batch of its own repeats the last one: sharded weights are gathered by all together
-            index = todo[min(start + state.process_index, len(todo) - 1)]
-            mine = _score_batch(model, [groups[i] for i in batches[index]], pad_id, limit)
-            for place, rewards in sorted(dict(gather_object([(index, mine)])).items()):
-                done[place] = rewards
-                scored += len(rewards)
+            index = min(start + state.process_index, len(batches) - 1)
+            mine = _batch_or_error(model, [pieces[i].group for i in batches[index]], pad_id, limit)
+            answers = gather_object([(index, mine, limit.line)])
+            if not told and (lines := [line for *_, line in answers if line]):
+                told = True
+                notify(lines[0])
+            for place, rewards in sorted({place: rewards for place, rewards, _ in answers}.items()):
+                if isinstance(rewards, RunFailedError):
+                    raise rewards
+                members = [pieces[i] for i in batches[place]]
+                for piece, values in zip(members, rewards, strict=True):
+                    done.update(zip([(piece.index, k) for k in piece.completions], values, strict=True))
+                left.subtract(piece.index for piece in members)
                 if stream:
-                    stream.write(json.dumps([place, batches[place], rewards]) + "\n")
+                    stream.write(json.dumps([[[piece.index, piece.completions] for piece in members], rewards]) + "\n")
                     stream.flush()
-            progress(scored, len(groups))
-    by_group = {i: reward for index, batch in enumerate(batches) for i, reward in zip(batch, done[index], strict=True)}
-    return [by_group[i] for i in range(len(groups))]
+            progress(len(groups) - sum(count > 0 for count in left.values()), len(groups))
+    return [tuple(done[i, k] for k in range(len(group.suffixes))) for i, group in enumerate(groups)]
+
+
+def cut_pieces(
+    groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, max_tokens: int
+) -> list[Piece]:
+    """What is left to score: each group's completions that are not done, as many together as `max_tokens` take."""
+    pieces = []
+    for index, group in enumerate(groups):
+        parts: list[list[int]] = []
+        for k in range(len(group.suffixes)):
+            if (index, k) in done:
+                continue
+            longer = [*parts[-1], k] if parts else []
+            size = GroupSize(len(group.prefix), tuple(len(group.suffixes[j]) for j in longer))
+            if longer and batch_tokens([size], packing) <= max_tokens:
+                parts[-1] = longer
+            else:
+                parts.append([k])
+        pieces += [Piece(index, tuple(part), _only(group, part)) for part in parts]
+    return pieces
+
+
+def _only(group: TokenizedGroup, completions: Sequence[int]) -> TokenizedGroup:
+    """A group with some of its completions, and no preferences between them."""
+    suffixes = tuple(group.suffixes[k] for k in completions)
+    starts = tuple(group.starts[k] for k in completions) if group.starts else ()
+    return group._replace(suffixes=suffixes, starts=starts, preferences=())
 
 
 class _Limit:
-    """Most tokens at once: what was asked for, or what the memory has room for where that is less."""
+    """Most tokens at once: what was asked for, or what the memory has room for where that is less.
 
-    def __init__(self, model: RewardModel, asked: int, notify: Callable[[str], None]) -> None:
-        self.model, self.notify, self.told = model, notify, False
+    `line` says where it first fell short; empty until then.
+    """
+
+    def __init__(self, model: RewardModel, asked: int) -> None:
+        self.model, self.line = model, ""
         # the processes that share sharded weights must run the same passes, whatever is free on each
         room = None if model.sharded else room_of(model)
         self.tokens = asked if room is None else min(asked, room)
         if self.tokens < asked:
-            self._tell(f"the free memory has room for about {self.tokens:,} tokens at once, not {asked:,}")
+            self._say(f"the free memory has room for about {self.tokens:,} tokens at once, not {asked:,}")
 
     def lower(self, tokens: int) -> None:
         """Remember that so many did not fit."""
         self.tokens = shrink_room(self.model, tokens)
-        self._tell(f"out of memory at {tokens:,} tokens at once: {self.tokens:,} from now on")
+        self._say(f"out of memory at {tokens:,} tokens at once: {self.tokens:,} from now on")
 
-    def _tell(self, line: str) -> None:
-        if not self.told:
-            self.notify(f"{line}; lower evaluation.tokens_per_batch to avoid this")
-        self.told = True
+    def _say(self, line: str) -> None:
+        self.line = self.line or f"{line}; lower evaluation.tokens_per_batch to avoid this"
+
+
+def _batch_or_error(
+    model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: _Limit
+) -> list[Rewards] | RunFailedError:
+    """Rewards of a planned batch, or what ends the command, which all processes must hear of."""
+    try:
+        return _score_batch(model, groups, pad_id, limit)
+    except RunFailedError as error:
+        if model.sharded:  # the others wait in the middle of a pass, and hear nothing
+            raise
+        return error
 
 
 def _score_batch(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: _Limit) -> list[Rewards]:
@@ -111,6 +172,11 @@ def _score_batch(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: i
         if rewards is None:  # outside the handler, so that the failed pass's tensors are free
             torch.cuda.empty_cache()
             limit.lower(batch_tokens([sizes[i] for i in part], model.packing))
+            if len(part) == 1:
+                group, completions = groups[part[0]], range(len(groups[part[0]].suffixes))
+                halves = [completions[: len(completions) // 2], completions[len(completions) // 2 :]]
+                parts = [_score_batch(model, [_only(group, half)], pad_id, limit)[0] for half in halves]
+                found[part[0]] = parts[0] + parts[1]
         else:
             found.update(zip(part, rewards, strict=True))
     return [found[i] for i in range(len(groups))]
@@ -123,10 +189,10 @@ def _score_part(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: in
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        if len(groups) == 1:
-            tokens = GroupSize.of(groups[0]).distinct_tokens
+        if len(groups) == 1 and len(groups[0].suffixes) == 1:
             raise RunFailedError(
-                f"group {groups[0].id} alone ({tokens} tokens) does not fit the device's memory",
+                f"a completion of group {groups[0].id} alone ({groups[0].lengths[0]} tokens with its prompt) does not "
+                "fit the device's memory",
                 "lower data.max_length, or score on a larger device",
             ) from error
         if model.sharded:  # the other processes would wait for good for a pass that only this one runs
@@ -151,22 +217,27 @@ def _forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) 
     return model.module(**batch).logits.tolist()  # type: ignore[no-any-return]
 
 
-def _read_partial(path: Path | None, batches: list[list[int]]) -> dict[int, list[Rewards]]:
-    """Finished batches of an interrupted run over the same plan; what follows a torn or foreign line is cut off."""
-    done: dict[int, list[Rewards]] = {}
+def _read_partial(path: Path | None, groups: Sequence[TokenizedGroup]) -> dict[tuple[int, int], float]:
+    """Rewards by group and completion that an interrupted run left; what follows a torn or foreign line is cut off."""
+    done: dict[tuple[int, int], float] = {}
     if path is None or not path.exists():
         return done
     whole = 0
     with open(path, "rb") as stream:
         for line in stream:
             try:
-                index, members, rewards = json.loads(line)
-                same = line.endswith(b"\n") and batches[index] == members and len(rewards) == len(members)
-            except (ValueError, TypeError, IndexError):
+                places, rewards = json.loads(line)
+                found = {
+                    (index, k): float(value)
+                    for (index, completions), values in zip(places, rewards, strict=True)
+                    for k, value in zip(completions, values, strict=True)
+                }
+                known = all(0 <= i < len(groups) and 0 <= k < len(groups[i].suffixes) for i, k in found)
+            except (ValueError, TypeError):
                 break
-            if not same:
+            if not (known and found and line.endswith(b"\n")):
                 break
-            done[index] = [tuple(reward) for reward in rewards]
+            done |= found
             whole += len(line)
     os.truncate(path, whole)
     return done

@@ -76,7 +76,7 @@ def plan_training(
     accumulation = max(least)
     while True:
         bins = accumulation * processes
-        steps = [_split(batch, sizes, bins, packing, max_groups) for batch in batches]
+        steps = [_deal(_split(batch, sizes, bins, packing, max_groups), processes) for batch in batches]
         if max_tokens is None or bins >= largest or _within(steps, sizes, packing, max_tokens):
             return TrainingPlan(steps, accumulation, processes, steps_per_epoch)
         accumulation += 1
@@ -85,6 +85,12 @@ def plan_training(
 def whole_steps(steps: float) -> int:
     """A fractional number of steps rounded up, 0 only for 0; 1.1 * 10 is 11, as it is meant, not 12."""
     return max(1, math.ceil(round(steps, 6))) if steps > 0 else 0
+
+
+def _deal(parts: list[list[int]], processes: int) -> list[list[int]]:
+    """Micro-batches, heaviest first, so that no process gets the heavier one every time: there and back."""
+    rows = [parts[start : start + processes] for start in range(0, len(parts), processes)]
+    return [part for place, row in enumerate(rows) for part in (row if place % 2 == 0 else reversed(row))]
 
 
 def _within(steps: list[list[list[int]]], sizes: Sequence[GroupSize], packing: Packing, max_tokens: int) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.model.batch import GroupSize, Packing
 from rmtrain.model.reward_model import choose_packing, load_config, reward_model_class
+from rmtrain.model.rotation import require_fixed_rotation
 from rmtrain.recipe.schema import Recipe
 from rmtrain.training.fit import Forecast
 from rmtrain.training.memory import Layout, Workload, free_memory
@@ -28,9 +29,11 @@ def look_ahead(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int)
     """Plan a run's micro-batches, and choose how it is spread, from the model's config alone.
 
     Raises:
-        InputError: no such model, or an architecture without a score head.
+        InputError: no such model, an architecture without a score head, or rows too long for its rotary frequencies.
     """
     config = load_config(recipe.model.name, recipe.model.revision)
+    lengths = [prefix + max(suffixes) for split in splits.values() for prefix, suffixes in split.tokens.lengths()]
+    require_fixed_rotation(config, max(lengths, default=0))
     packing, notes = choose_packing(reward_model_class(config), config, recipe.model.packing)
     plan = make_plan(recipe, splits["train"], packing, processes)
     forecast = Forecast(recipe, config, Workload.of(recipe, plan, splits, packing), processes)
