@@ -19,6 +19,8 @@ common=(--model "$model" --dtype bfloat16 --rank 32 --max-length 2048)
 "$python" scripts/bench_training.py "${common[@]}" --data "$data" --steps 8 --json "$out/training_pairs.json"
 "$python" scripts/bench_training.py "${common[@]}" --data "$data" --steps 8 --ways 4 --groups 4 \
   --json "$out/training_four.json"
+"$python" scripts/bench_training.py "${common[@]}" --data "$data" --steps 8 --groups 24 --sides rmtrain \
+  --json "$out/training_large.json"  # 8 pairs are few tokens for a GPU: the share of the matrix rate is read here
 "$python" scripts/bench_scoring.py --model "$model" --dtype bfloat16 --data "$data" --limit 800 \
   --tokens-per-batch 32768 --json "$out/scoring.json"
 "$python" scripts/bench_sharing.py --model "$model" --dtype bfloat16 --prompts 256 1024 --completion 256 \

@@ -1,10 +1,11 @@
-"""How the gain of sharing prompts grows with the prompt's length and with the number of answers.
+"""How the gain of sharing prompts, in time and in memory, grows with the prompt's length and the number of answers.
 
     python scripts/bench_sharing.py --prompts 64 256 --ways 2 4 8 --plot sharing.svg
 
 For each prompt length and K it trains (forward and backward pass, LoRA) on one group of K random completions with all
 K(K-1)/2 preferences, in three ways that take turns: each prompt once; packed with the prompt before every completion;
-and as TRL does, every preference as a padded pair of rows, 8 pairs at a time. Their losses must agree.
+and as TRL does, every preference as a padded pair of rows, 8 pairs at a time. Their losses must agree. Memory is what
+autograd keeps for the backward pass: on a GPU the peak of a step above what lay there before it.
 """
 
 import argparse
@@ -45,8 +46,19 @@ def random_group(prompt: int, completion: int, ways: int, vocabulary: int, seed:
     return TokenizedGroup("random", "", prefix, tuple(suffixes), preferences, False)
 
 
-def step(model: Any, group: Any, way: str, pad_id: int) -> tuple[float, int]:
-    """Loss of a forward and backward pass, and tokens through the backbone."""
+def parts_of(group: Any, way: str) -> list[list[Any]]:
+    """The groups of each pass."""
+    if way != "padded pairs":
+        return [[group]]
+    pairs = [
+        group._replace(suffixes=(group.suffixes[p.better], group.suffixes[p.worse]), preferences=())
+        for p in group.preferences
+    ]
+    return [pairs[i : i + PAIRS_AT_ONCE] for i in range(0, len(pairs), PAIRS_AT_ONCE)]
+
+
+def step(model: Any, group: Any, way: str, pad_id: int, parts: Any = None) -> tuple[float, int]:
+    """Loss of a forward and backward pass, and tokens through the backbone; of all parts, or of those given."""
     import torch
     from accelerate.utils import send_to_device
 
@@ -56,18 +68,11 @@ def step(model: Any, group: Any, way: str, pad_id: int) -> tuple[float, int]:
 
     model.module.zero_grad(set_to_none=True)
     model.module.get_base_model().set_attn_implementation("sdpa" if way == "padded pairs" else NAME)
+    better, worse = ([p[k] for p in group.preferences] for k in (0, 1))
     if way == "padded pairs":
-        pairs = [
-            group._replace(suffixes=(group.suffixes[p.better], group.suffixes[p.worse]), preferences=())
-            for p in group.preferences
-        ]
-        parts = [pairs[i : i + PAIRS_AT_ONCE] for i in range(0, len(pairs), PAIRS_AT_ONCE)]
         better, worse = ([2 * i + k for i in range(PAIRS_AT_ONCE)] for k in (0, 1))
-    else:
-        parts = [[group]]
-        better, worse = ([p[k] for p in group.preferences] for k in (0, 1))
     total, tokens = 0.0, 0
-    for part in parts:
+    for part in parts or parts_of(group, way):
         packing = {WAYS[0]: "shared_prompt", WAYS[1]: "padding_free", WAYS[2]: "none"}[way]
         batch = send_to_device(pack(part, packing, pad_id), model.device)
         rewards = model.module(**batch).logits
@@ -80,35 +85,66 @@ def step(model: Any, group: Any, way: str, pad_id: int) -> tuple[float, int]:
     return total, tokens
 
 
+def memory(model: Any, group: Any, way: str, pad_id: int) -> int:
+    """Bytes that a step keeps for its backward pass, at most; on a GPU with all that it allocates."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(model, group, way, pad_id)
+        return torch.cuda.max_memory_allocated() - before
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.module.parameters()}
+    kept: dict[int, int] = {}
+    peak = 0
+
+    def pack(tensor: Any) -> Any:
+        nonlocal peak
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            peak = max(peak, sum(kept.values()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        for part in parts_of(group, way):
+            kept.clear()  # a pass frees what it kept
+            step(model, group, way, pad_id, [part])
+    return peak
+
+
 def save_plot(points: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
     colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-    for colour, prompt in zip(colours, dict.fromkeys(point["prompt"] for point in points), strict=False):
-        mine = [point for point in points if point["prompt"] == prompt]
-        for other, style in ((WAYS[2], "-"), (WAYS[1], "--")):
-            found = [point["speed"][other] for point in mine]
-            errors = [[f["median"] - f["min"] for f in found], [f["max"] - f["median"] for f in found]]
-            axes.errorbar(
-                [point["ways"] for point in mine],
-                [f["median"] for f in found],
-                yerr=errors,
-                color=colour,
-                linestyle=style,
-                marker="o",
-                markersize=4,
-                label=f"prompt of {prompt}, against {other}",
-            )
-    axes.axhline(1, color="0.6", linewidth=0.8)
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} x")
-    axes.set_xticks(sorted({point["ways"] for point in points}))
-    axes.set_xlabel(f"completions of a prompt (of {points[0]['completion']} tokens each)")
-    axes.set_ylabel("speed-up of each prompt once")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize="x-small", frameon=False)
+    panels = (("speed", "times as fast as"), ("memory", "times less memory kept than"))
+    for axes, (quantity, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        for colour, prompt in zip(colours, dict.fromkeys(point["prompt"] for point in points), strict=False):
+            mine = [point for point in points if point["prompt"] == prompt]
+            for other, style in ((WAYS[2], "-"), (WAYS[1], "--")):
+                found = [point[quantity][other] for point in mine]
+                if quantity == "memory":
+                    found = [{"median": value, "min": value, "max": value} for value in found]
+                errors = [[f["median"] - f["min"] for f in found], [f["max"] - f["median"] for f in found]]
+                axes.errorbar(
+                    [point["ways"] for point in mine],
+                    [f["median"] for f in found],
+                    yerr=errors,
+                    color=colour,
+                    linestyle=style,
+                    marker="o",
+                    markersize=4,
+                    label=f"{other}; prompt of {prompt}",
+                )
+        axes.axhline(1, color="0.6", linewidth=0.8)
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} x")
+        axes.set_xticks(sorted({point["ways"] for point in points}))
+        axes.set_xlabel(f"completions of a prompt (of {points[0]['completion']} tokens each)")
+        axes.set_title(f"each prompt once: {title} …", fontsize="medium", loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(fontsize="x-small", frameon=False)
     figure.savefig(path, dpi=150)
     print(f"written: {path}")
 
@@ -126,7 +162,8 @@ def main() -> None:
     options = parser.parse_args()
     model, pad_id, vocabulary = build(options)
     points = []
-    print(f"{'prompt':>6} {'K':>3}  {'against padded pairs':<30} against packed, prompt before each")
+    print(f"{'':>12}{'against padded pairs':<40}against packed, prompt before each")
+    print(f"{'prompt':>6} {'K':>3}  {'speed':<30}{'memory':<10}{'speed':<30}memory")
     for prompt in options.prompts:
         for ways in options.ways:
             group = random_group(prompt, options.completion, ways, vocabulary, seed=ways)
@@ -140,7 +177,9 @@ def main() -> None:
                     losses[way], tokens[way] = step(model, group, way, pad_id)
                     synchronize()
                     seconds[way].append(time.perf_counter() - start)
+            kept = {way: memory(model, group, way, pad_id) for way in WAYS}
             speed = {way: ratios(seconds[way], seconds[WAYS[0]]) for way in WAYS[1:]}
+            less = {way: kept[way] / kept[WAYS[0]] for way in WAYS[1:]}
             points.append(
                 {
                     "prompt": prompt,
@@ -149,10 +188,13 @@ def main() -> None:
                     "tokens": tokens,
                     "seconds": {way: spread(values) for way, values in seconds.items()},
                     "speed": speed,
+                    "kept_bytes": kept,
+                    "memory": less,
                     "loss_difference": max(losses.values()) - min(losses.values()),
                 }
             )
-            print(f"{prompt:>6} {ways:>3}  {shown(speed[WAYS[2]]):<30} {shown(speed[WAYS[1]])}", flush=True)
+            cells = "".join(f"{shown(speed[way]):<30}{less[way]:<10.2f}" for way in (WAYS[2], WAYS[1]))
+            print(f"{prompt:>6} {ways:>3}  {cells}", flush=True)
     print(f"greatest difference of a loss: {max(point['loss_difference'] for point in points):.1e}; {machine()}")
     if options.plot:
         save_plot(points, options.plot)

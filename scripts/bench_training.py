@@ -5,9 +5,9 @@
     python scripts/bench_training.py --model ... --data pairs.jsonl --max-length 1024 --recompute
 
 All sides start from the same weights, score head and adapters, see the same preferences in the same order, and take the
-same optimiser steps; all recompute activations in the backward pass, as TRL does by default, or none does. TRL gets padded rows, 8 pairs at a time; with four answers a prompt it
-gets the six pairs that they make, and accumulates. Each run is a fresh process, and sides take turns. The first step of
-a run is left out of the times, not out of the losses.
+same optimiser steps; all recompute activations in the backward pass, as TRL does by default, or none does. TRL gets
+padded rows, 8 pairs at a time; with four answers a prompt it gets the six pairs that they make, and accumulates. Each
+run is a fresh process, and sides take turns. The first step of a run is left out of the times, not out of the losses.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -343,26 +344,33 @@ def test_the_display_is_told_of_each_group(renderer: Renderer, tmp_path: Path) -
 
 
 def _build(cache: str, started: Any) -> None:
-    """In another process: tokenise a split once all are ready."""
-    renderer = Renderer.for_tokenizer(make_tokenizer())
+    """In another process: tokenise a split once all are ready, slowly, and leave a mark if it was really tokenised."""
+    renderer, original = Renderer.for_tokenizer(make_tokenizer()), tokenize.tokenize_groups
+
+    def slow(*args: Any) -> Iterator[TokenizedGroup | None]:
+        Path(f"{cache}-tokenised-by-{os.getpid()}").touch()
+        time.sleep(1)
+        return original(*args)
+
+    tokenize.tokenize_groups = slow
     started.wait()
     made = split(make_groups(20), renderer, Path(cache))
     os._exit(0 if len(made) == 20 else 1)
 
 
 @pytest.mark.slow
-def test_two_processes_at_once_make_one_whole_folder(tmp_path: Path, renderer: Renderer) -> None:
-    context = multiprocessing.get_context("spawn")
+def test_of_two_processes_at_once_one_tokenises_for_both(tmp_path: Path, renderer: Renderer) -> None:
+    context, cache = multiprocessing.get_context("spawn"), tmp_path / "cache"
     barrier = context.Barrier(2)
-    workers = [context.Process(target=_build, args=(str(tmp_path), barrier)) for _ in range(2)]
+    workers = [context.Process(target=_build, args=(str(cache), barrier)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(120)
     assert [worker.exitcode for worker in workers] == [0, 0]
-    folders = [path for path in tmp_path.iterdir() if path.is_dir()]
-    assert len(folders) == 1
-    assert len(split(make_groups(20), renderer, tmp_path)) == 20
+    assert len(list(tmp_path.glob("cache-tokenised-by-*"))) == 1
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+    assert len(split(make_groups(20), renderer, cache)) == 20
 
 
 def _die_while_writing(cache: str) -> None:

@@ -37,7 +37,7 @@ def assert_close(ours: tuple[list[float], dict[str, Any]], theirs: tuple[list[fl
     assert ours[0] == pytest.approx(theirs[0], abs=1e-5)
     assert ours[1].keys() == theirs[1].keys()
     for name, tensor in ours[1].items():
-        torch.testing.assert_close(tensor, theirs[1][name], atol=2e-4, rtol=1e-3, msg=lambda text: f"{name}: {text}")  # noqa: B023
+        torch.testing.assert_close(tensor, theirs[1][name], atol=5e-6, rtol=0, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
 @pytest.mark.parametrize(("lora", "centering"), [(True, 0.0), (False, 0.01)])
@@ -132,6 +132,13 @@ def test_the_same_is_learnt_however_the_work_is_cut(
     base: Path, tmp_path: Path, packed: tuple[list[float], dict[str, Any]], changes: dict[str, Any]
 ) -> None:
     assert_close(trained(base, tmp_path, **changes), packed)
+
+
+def test_a_whole_model_learns_the_same_packed_and_padded(base: Path, tmp_path: Path) -> None:
+    packed, padded = (
+        trained(base, tmp_path / packing, lora=None, model__packing=packing) for packing in ("shared_prompt", "none")
+    )
+    assert_close(packed, padded)
 
 
 def test_a_log_line_covers_all_steps_since_the_last(base: Path, tmp_path: Path) -> None:
