@@ -7,7 +7,7 @@
 All sides start from the same weights, score head and adapters, see the same preferences in the same order, and take the
 same optimiser steps; all recompute activations in the backward pass, as TRL does by default, or none does. TRL gets
 padded rows, 8 pairs at a time; with four answers a prompt it gets the six pairs that they make, and accumulates. Each
-run is a fresh process, and sides take turns. The first step of a run is left out of the times, not out of the losses.
+run is a fresh process, and sides take turns. The first steps of a run are left out of the times, not out of the losses.
 """
 
 import argparse
@@ -89,6 +89,22 @@ def shared_prompt(settings: dict[str, Any]) -> Result:
 
 def prompt_twice(settings: dict[str, Any]) -> Result:
     return train_packed(settings, "padding_free")
+
+
+def compiled(settings: dict[str, Any]) -> Result:
+    """Each prompt once, each decoder layer through torch.compile; the first steps compile: --warmup 3."""
+    from rmtrain.training import train as training
+
+    build = training.build_model
+
+    def build_compiled(*args: Any) -> Any:
+        model = build(*args)
+        for layer in model.module.get_base_model().base_model.layers:
+            layer.compile()
+        return model
+
+    training.build_model = build_compiled  # in this process, which is the side's own
+    return train_packed(settings, "shared_prompt")
 
 
 def stock_trl(settings: dict[str, Any]) -> Result:
@@ -225,7 +241,7 @@ def write_groups(options: argparse.Namespace, path: Path) -> int:
     )
 
 
-SIDES = {"rmtrain": shared_prompt, "prompt twice": prompt_twice, "TRL": stock_trl}
+SIDES = {"rmtrain": shared_prompt, "prompt twice": prompt_twice, "TRL": stock_trl, "compiled": compiled}
 
 
 def main() -> None:
@@ -235,12 +251,13 @@ def main() -> None:
     parser.add_argument("--ways", type=int, default=2, help="completions of a prompt")
     parser.add_argument("--groups", type=int, default=8, help="prompts an optimiser step")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--warmup", type=int, default=1, help="of them, left out of the times")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     parser.add_argument("--max-length", type=int, default=768, help="tokens; longer rows are left out, for all sides")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--recompute", action="store_true", help="activations, on all sides: gradient checkpointing")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["rmtrain", "prompt twice", "TRL"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -249,7 +266,7 @@ def main() -> None:
         settings = {**vars(options), "data": str(rows), "folder": folder, "over_length": "error"}
         settings = {key: value for key, value in settings.items() if key not in ("json", "sides")}
         results = take_turns({name: SIDES[name] for name in options.sides}, settings, options.repeats)
-    summary = summarize(results)
+    summary = summarize(results, options.warmup)
     print(f"\n{options.ways} completions a prompt, {options.groups} prompts a step, {options.dtype}; {machine()}")
     print(f"{'':<14}{'tokens':>9}  {'pairs/s':<32}{'peak, GiB'}")
     for name, found in summary["sides"].items():
@@ -264,16 +281,13 @@ def main() -> None:
     write_json(options.json, options=content, machine=machine(), **summary, runs=results)
 
 
-def summarize(results: dict[str, list[Result]]) -> dict[str, Any]:
+def summarize(results: dict[str, list[Result]], warmup: int) -> dict[str, Any]:
     rates, sides = {}, {}
     for name, runs in results.items():
-        # of a run: pairs of all steps but the first, in the time of these
-        rates[name] = [
-            run["pairs"] * (1 - 1 / len(run["seconds"])) / sum(run["seconds"][1:])
-            if len(run["seconds"]) > 1
-            else run["pairs"] / sum(run["seconds"])
-            for run in runs
-        ]
+        rates[name] = []
+        for run in runs:
+            timed = run["seconds"][warmup:] or run["seconds"]
+            rates[name].append(run["pairs"] * len(timed) / len(run["seconds"]) / sum(timed))
         sides[name] = {
             "tokens": runs[0]["tokens"],
             "pairs_per_second": spread(rates[name]),
@@ -281,7 +295,7 @@ def summarize(results: dict[str, list[Result]]) -> dict[str, Any]:
             "losses": runs[0]["losses"],
         }
         for figure in ("waiting_for_data", "matrix_rate_used"):
-            if values := [value for run in runs for value in run.get(figure, [])[1:]]:
+            if values := [value for run in runs for value in run.get(figure, [])[warmup:]]:
                 sides[name][figure] = spread(values)
     against = {}
     for name, runs in results.items():

@@ -266,7 +266,7 @@ def test_asking_leaves_the_config_and_the_random_state_alone() -> None:
 )
 def test_what_packed_attention_does_not_do_is_refused_when_asked_for(wish: dict[str, Any], named: str) -> None:
     x = torch.zeros(1, 1, 3, 8)
-    layout = {**pack([group([5], [[6]])], "shared_prompt", 0)["layout"], "calls": []}
+    layout = attention.Pass(pack([group([5], [[6]])], "shared_prompt", 0)["layout"])
     arguments = {"attention_mask": None, "layout": layout, "position_ids": torch.zeros(1), "use_cache": False} | wish
     with pytest.raises(InputError, match=named) as error:
         attention.shared_prompt_attention(torch.nn.Identity(), x, x, x, **arguments)
@@ -327,7 +327,7 @@ def test_the_layout_means_to_a_variable_length_kernel_what_it_should(
     folder, reference = case
     model = with_adapters(folder, packing)
     monkeypatch.setattr(varlen, "varlen_attn", stand_in)
-    monkeypatch.setattr(attention, "_segmentwise", attention._varlen)
+    monkeypatch.setattr(attention, "_has_varlen", lambda *_: True)
     groups = awkward_groups()
     assert_same(answer(model.module, packed(model, groups), all_pairs(groups)), reference)
     assert len(seen) == 2

@@ -206,9 +206,9 @@ def test_pieces_hold_every_completion_that_is_not_done_once(
     done = set(data.draw(st.lists(st.sampled_from(places), unique=True)))
     most = data.draw(st.integers(1, 400))
     pieces = score.cut_pieces(groups, done, packing, most)
-    assert sorted((piece.index, k) for piece in pieces for k in piece.completions) == sorted(set(places) - done)
+    assert sorted((piece.place, k) for piece in pieces for k in piece.completions) == sorted(set(places) - done)
     for piece in pieces:
-        whole = groups[piece.index]
+        whole = groups[piece.place]
         assert [s.tolist() for s in piece.group.suffixes] == [whole.suffixes[k].tolist() for k in piece.completions]
         assert len(piece.completions) == 1 or batch_tokens([GroupSize.of(piece.group)], packing) <= most
 

@@ -23,6 +23,24 @@ NAME = "rmtrain_shared_prompt"
 _NEUTRAL = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"})
 
 
+class Pass:
+    """What attention reads of a packed batch, and what it leaves to the other layers of one forward pass.
+
+    An object, since torch.compile would guard on what a dict holds, and compile anew for every batch.
+
+    Attributes:
+        layout: what `rmtrain.model.batch.pack` made.
+        calls: one flag a call of the attention: windowed or not.
+        masks: of its segments, by shape.
+    """
+
+    def __init__(self, layout: dict[str, Any]) -> None:
+        self.layout = layout
+        self.calls: list[bool] = []
+        self.masks: dict[Any, Tensor] = {}
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def shared_prompt_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -32,7 +50,7 @@ def shared_prompt_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    layout: dict[str, Any] | None = None,
+    layout: Pass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within the segments of a packed row.
@@ -46,7 +64,7 @@ def shared_prompt_attention(
         scaling: of the scores; None is 1/sqrt(D).
         dropout: must be 0, since a shared prompt has one mask for all its completions.
         sliding_window: keys seen by a query, itself included; None is all.
-        layout: what `rmtrain.model.batch.pack` made, with a list `calls` that takes a flag a call: windowed or not.
+        layout: of the packed batch.
         kwargs: what the model's layer passes besides.
 
     Returns:
@@ -67,13 +85,13 @@ def shared_prompt_attention(
     }
     if any(wishes.values()):
         raise _unpackable(f"its attention has {', '.join(name for name, wished in wishes.items() if wished)}")
-    layout["calls"].append(sliding_window is not None)
+    layout.calls.append(sliding_window is not None)
     device = query.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         # a rotation in float32 leaves queries and keys wider than values, and out of the fast kernel's reach
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     if _has_varlen(query, value):
-        output = _varlen(query, key, value, layout, scaling, sliding_window)
+        output = _varlen(query, key, value, layout.layout, scaling, sliding_window)
     else:
         output = _segmentwise(query, key, value, layout, scaling, sliding_window)
     return output, None
@@ -83,13 +101,12 @@ AttentionInterface.register(NAME, shared_prompt_attention)
 
 
 def _segmentwise(
-    query: Tensor, key: Tensor, value: Tensor, layout: dict[str, Any], scaling: float | None, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, layout: Pass, scaling: float | None, window: int | None
 ) -> Tensor:
     """One scaled-dot-product attention a segment: for the CPU, and for what a GPU has no faster kernel for."""
     grouped = query.shape[1] != key.shape[1]
-    masks = layout.setdefault("masks", {})  # made once a forward pass: each layer would make, and keep, the same
     outputs = []
-    for start, length, prompt_start, prompt in layout["segments"]:
+    for start, length, prompt_start, prompt in layout.layout["segments"]:
         own = slice(start, start + length)
         k, v = key[:, :, own], value[:, :, own]
         if prompt:
@@ -98,9 +115,9 @@ def _segmentwise(
         mask = None
         if prompt or (window is not None and window < k.shape[2]):
             shape = (length, prompt + length, window)
-            if shape not in masks:
-                masks[shape] = _lower_right_mask(*shape, query)
-            mask = masks[shape]
+            if shape not in layout.masks:  # once a pass: each layer would make, and keep, the same
+                layout.masks[shape] = _lower_right_mask(*shape, query)
+            mask = layout.masks[shape]
         outputs.append(
             scaled_dot_product_attention(
                 query[:, :, own], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
@@ -226,7 +243,7 @@ def packing_obstacle(model_class: type[Any], config: PretrainedConfig) -> str | 
     tokens = np.arange(2, dtype=np.int32)
     batch = pack([TokenizedGroup("", "", tokens, (tokens, tokens), (), False)], "shared_prompt", pad_id=0)
     ids, positions = batch["input_ids"].to("meta"), batch["position_ids"].to("meta")
-    layout: dict[str, Any] = {**batch["layout"], "calls": []}
+    layout = Pass(batch["layout"])
     config = copy.deepcopy(config)
     config.get_text_config().pad_token_id = None  # with one, some models look into the ids, and here are none
     with torch.device("meta"), torch.no_grad():
@@ -235,7 +252,7 @@ def packing_obstacle(model_class: type[Any], config: PretrainedConfig) -> str | 
         backbone = getattr(module, module.base_model_prefix)
         try:
             backbone(input_ids=ids, position_ids=positions, attention_mask=None, use_cache=False, layout=layout)
-            check_calls(layout["calls"], config)
+            check_calls(layout.calls, config)
         except InputError as error:
             return error.message.removeprefix("the model can't be packed: ")
         except Exception:  # it needs real numbers to run; its first real batch is checked in the same way

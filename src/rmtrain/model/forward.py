@@ -30,8 +30,8 @@ class PackedForward:
         """
         inputs: dict[str, Any] = {"attention_mask": attention_mask}
         if layout is not None:
-            layout = {**layout, "calls": []}
-            inputs = {"attention_mask": None, "layout": layout}
+            one_pass = attention.Pass(layout)
+            inputs = {"attention_mask": None, "layout": one_pass}
         backbone = getattr(self, self.base_model_prefix)  # type: ignore[attr-defined]
         with torch.autocast(
             input_ids.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32
@@ -40,7 +40,7 @@ class PackedForward:
                 input_ids=input_ids, position_ids=position_ids, use_cache=False, **inputs
             ).last_hidden_state
         if layout is not None:
-            attention.check_calls(layout["calls"], self.config)  # type: ignore[attr-defined]
+            attention.check_calls(one_pass.calls, self.config)  # type: ignore[attr-defined]
         return cast(Tensor, hidden.flatten(0, 1))
 
 

@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]  # groups done, groups in all
 class Piece(NamedTuple):
     """Completions of one group that go through the model together with its prompt."""
 
-    index: int  # of the group
+    place: int  # of the group
     completions: tuple[int, ...]
     group: TokenizedGroup  # these alone
 
@@ -70,7 +70,7 @@ def score_groups(
     done: dict[tuple[int, int], float] = found[0]
     pieces = cut_pieces(groups, done.keys(), model.packing, tokens_per_batch)
     batches = plan_batches([GroupSize.of(piece.group) for piece in pieces], model.packing, tokens_per_batch)
-    left = Counter(piece.index for piece in pieces)
+    left = Counter(piece.place for piece in pieces)
     limit, told = _Limit(model, tokens_per_batch), False
     was_training = model.module.training
     model.module.eval()
@@ -91,10 +91,10 @@ def score_groups(
                     raise rewards
                 members = [pieces[i] for i in batches[place]]
                 for piece, values in zip(members, rewards, strict=True):
-                    done.update(zip([(piece.index, k) for k in piece.completions], values, strict=True))
-                left.subtract(piece.index for piece in members)
+                    done.update(zip([(piece.place, k) for k in piece.completions], values, strict=True))
+                left.subtract(piece.place for piece in members)
                 if stream:
-                    stream.write(json.dumps([[[piece.index, piece.completions] for piece in members], rewards]) + "\n")
+                    stream.write(json.dumps([[[piece.place, piece.completions] for piece in members], rewards]) + "\n")
                     stream.flush()
             progress(len(groups) - sum(count > 0 for count in left.values()), len(groups))
     return [tuple(done[i, k] for k in range(len(group.suffixes))) for i, group in enumerate(groups)]
