@@ -2,6 +2,8 @@ import pytest
 
 from rmtrain.data.types import Message
 from rmtrain.errors import DataError
+from rmtrain.evaluation.bench_data import told_apart
+from rmtrain.evaluation.bench_rows import ties_id
 from rmtrain.evaluation.benchmarks import BENCHMARKS, benchmark_groups
 
 RB1 = {"prompt": "p", "chosen": "good", "rejected": "bad", "subset": "hep-go", "id": 7, "chosen_model": "m"}
@@ -128,6 +130,12 @@ def test_the_caller_says_where_a_row_is():
         )
 
 
-def test_two_rows_of_one_id_are_refused():
-    with pytest.raises(DataError, match="row 3: id 'hep-go/7' comes twice, first at row 1"):
-        benchmark_groups(BENCHMARKS["rewardbench-1"], [RB1, {**RB1, "id": 8}, RB1])
+def test_rows_of_one_id_are_told_apart_and_that_is_said_once():
+    rows = [RB1, {**RB1, "id": 8}, RB1, RB1, {**RB1, "id": "7#2"}, {**RB1, "subset": "hep-js"}]
+    said = []
+    groups = told_apart(benchmark_groups(BENCHMARKS["rewardbench-1"], rows), said.append)
+    ids = ["hep-go/7", "hep-go/8", "hep-go/7#3", "hep-go/7#4", "hep-go/7#2", "hep-js/7"]
+    assert [group.id for group in groups] == ids
+    assert said == ["rows with the id of an earlier one: 2, told apart by a number, such as hep-go/7#3"]
+    twice = benchmark_groups(BENCHMARKS["rewardbench-2"], [TIES, TIES])
+    assert [ties_id(group.id)[1] for group in told_apart(twice, said.append)] == ["3", "3#2"]

@@ -411,6 +411,33 @@ def test_every_interval_of_every_era_holds_its_score():
             assert score["with_prior_high"] - score["with_prior_low"] < score["high"] - score["low"] + 0.02
 
 
+def test_core_and_prior_sets_are_drawn_apart():
+    prior = [row._replace(source=name) for name in PRIOR_SETS for row in pair_rows(name, 60, 100)]
+    core = [row for name in SUBSETS for row in pair_rows(name, 60, 100)]
+    result = benchmark_result("rewardbench-1", core, prior, ckpt="c", path=None)
+    score, of_prior = result["scores"]["current"], result["prior_sets"]
+    halves = (score["high"] - score["low"]) / 2, (of_prior["high"] - of_prior["low"]) / 2
+    apart = np.sqrt((8 * halves[0] / 9) ** 2 + (halves[1] / 9) ** 2)
+    together = (8 * halves[0] + halves[1]) / 9
+    found = (score["with_prior_high"] - score["with_prior_low"]) / 2
+    assert abs(found - apart) < 0.2 * (together - apart)
+
+
+def test_the_score_with_prior_sets_has_half_credit_and_a_length_baseline():
+    prior = [
+        row for i, name in enumerate(PRIOR) for row in pair_rows(name, 20 + i, 50, tied=10, lengths=(1 + i % 2, 1))
+    ]
+    core = [row for name in SUBSETS for row in pair_rows(name, 20, 50, tied=6)]
+    for era, score in benchmark_result("rewardbench-1", core, prior, ckpt="c", path=None)["scores"].items():
+        if era == "micro_accuracy":
+            assert score["with_prior_half"] is None
+            continue
+        halves = [0.4 + 0.02 * i + 0.1 for i in range(4)]
+        weights = {"2024-03": (4 / 5, 1 / 5), "subset_mean": (23 / 27, 4 / 27)}.get(era, (8 / 9, 1 / 9))
+        assert score["with_prior_half"] == pytest.approx(weights[0] * 0.46 + weights[1] * np.mean(halves)), era
+        assert score["with_prior_length_baseline"] == pytest.approx(weights[0] + weights[1] * 0.75), era
+
+
 def test_near_one_the_interval_is_not_the_resamples():
     rows = [row for name in SECTIONS["Chat"] for row in pair_rows(name, 39, 40)]
     chat = benchmark_result("rewardbench-1", rows, ckpt="c", path=None)["sections"]["Chat"]

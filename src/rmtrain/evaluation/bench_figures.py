@@ -100,10 +100,11 @@ def _subset(
     return Subset(len(rows), accuracy, size, interval, accuracy_half, ties, length_baseline, credit, prompts)
 
 
-def resampled(subsets: Mapping[str, Subset]) -> dict[str, Subset]:
+def resampled(subsets: Mapping[str, Subset], seed: int) -> dict[str, Subset]:
     """The subsets with `draws`: prompts drawn with replacement, all their rows together, in whatever subsets they are.
 
-    The prompts of AlpacaEval and MT-Bench, for one, are in several subsets of RewardBench 1.
+    The prompts of AlpacaEval and MT-Bench, for one, are in several subsets of RewardBench 1. What is drawn apart and
+    then taken together needs seeds of its own: with one seed the draws would rise and fall together.
     """
     place: dict[str, int] = {}
     for subset in subsets.values():
@@ -116,7 +117,7 @@ def resampled(subsets: Mapping[str, Subset]) -> dict[str, Subset]:
         np.add.at(sums[:, 2 * column + 1], rows, 1)
     if not len(sums):
         return dict(subsets)
-    drawn = resampled_sums(sums)
+    drawn = resampled_sums(sums, seed=seed)
     with np.errstate(invalid="ignore"):  # a resample may leave a subset out
         accuracies = drawn[:, ::2] / drawn[:, 1::2]
     return {name: replace(subset, draws=accuracies[:, i]) for i, (name, subset) in enumerate(subsets.items())}

@@ -37,18 +37,19 @@ def rewardbench2_figures(rows: Sequence[ScoredRow]) -> dict[str, Any]:
             name: credit_subset(members, rewardbench2.best_of_credit)
             for name, members in groups.items()
             if name != "Ties"
-        }
+        },
+        seed=0,
     )
     if "Ties" not in groups:
         return rewardbench2_of_subsets(subsets)
-    prompts = [_ties_prompt(row) for row in groups["Ties"]]
-    ties = ties_score(prompts)
+    prompts = [ties_prompt(row) for row in groups["Ties"]]
+    ties = ties_score(prompts, seed=1)
     if ties.score is None or ties.interval is None:
         return {**rewardbench2_of_subsets(subsets), "ties": _ties_json(ties)}
     # a mean over prompts of what lies within 0 and about 1 varies at most as an accuracy over as many prompts
     size = len({prompt.number for prompt in prompts})
     known = all(row.lengths for row in groups["Ties"])
-    longer = ties_score([_ties_prompt(row._replace(rewards=row.lengths)) for row in groups["Ties"]]) if known else None
+    longer = ties_score([ties_prompt(row._replace(rewards=row.lengths)) for row in groups["Ties"]]) if known else None
     subset = Subset(
         len(prompts),
         ties.score,
@@ -79,7 +80,8 @@ def rewardbench2_of_subsets(subsets: Mapping[str, Subset], ties_limit: float | N
     return {**figures, "incomplete_subsets": incomplete(ordered, rewardbench2.COUNTS)}
 
 
-def _ties_prompt(row: ScoredRow) -> TiesPrompt:
+def ties_prompt(row: ScoredRow) -> TiesPrompt:
+    """A row of the Ties subset as its formula takes it."""
     form, number = ties_id(row.id)
     right = 1 + max((better for better, _ in row.preferences), default=0)
     return TiesPrompt("ref" if form == "ref" else "tied", number, row.rewards, right)
@@ -101,7 +103,7 @@ def rm_bench_figures(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     Hard, normal and easy accuracy are means over the four sections.
     """
     groups = by_source(rows)
-    figures = rm_bench_of_subsets(resampled({name: strict_subset(members) for name, members in groups.items()}))
+    figures = rm_bench_of_subsets(resampled({name: strict_subset(members) for name, members in groups.items()}, 0))
     score, levels = figures["scores"]["current"], ("hard", "normal", "easy")
     for section, domains in rm_bench.DOMAINS.items():
         if figures["sections"][section]:
@@ -129,7 +131,8 @@ def rm_bench_of_subsets(subsets: Mapping[str, Subset]) -> dict[str, Any]:
 
 def judgebench_figures(rows: Sequence[ScoredRow]) -> dict[str, Any]:
     """Four sections; the score, `current`, is the accuracy over all rows, and `section_mean` the sections' mean."""
-    return judgebench_of_subsets(resampled({name: strict_subset(members) for name, members in by_source(rows).items()}))
+    subsets = {name: strict_subset(members) for name, members in by_source(rows).items()}
+    return judgebench_of_subsets(resampled(subsets, seed=0))
 
 
 def judgebench_of_subsets(subsets: Mapping[str, Subset]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,56 +13,104 @@ from rmtrain.evaluation.bench_rewardbench1 import figures_of_subsets
 from rmtrain.metrics import rewardbench, rewardbench2
 
 _FORMS = 'expected {"subset": accuracy, …}, or {"model": {"subsets": {…}, "prior_sets": {…}}, …}'
+_DESCRIPTION = ("model_type", "ref_model", "log_probabilities", "chat_template")  # of the model, in flat files
 _TIES_PROMPTS = 51  # the Ties subset has both forms of so many prompts
 
 
-def results_from_published(path: Path, benchmark: str = "rewardbench-1") -> list[dict[str, Any]]:
-    """Re-score a file of published accuracies, a result for each model in it.
+def results_from_published(paths: Path | Sequence[Path], benchmark: str = "rewardbench-1") -> list[dict[str, Any]]:
+    """Re-score files of published accuracies, a result for each model in them.
 
-    The file holds the flat form of the leaderboards, `{"subset": accuracy, …}` with further keys such as `model` beside
-    it, or `{"subsets": {…}, "prior_sets": {…}}`, or several of either by model. Prior sets may stand among the subsets.
-    The number of rows, and from it the intervals, are those of the file's own `rows`, `{"subset": number, …}`, as
-    `to_flat` writes it, else the benchmark's; RM-Bench and JudgeBench publish none.
+    A file holds the flat form of the leaderboards, `{"subset": accuracy, …}` with further keys such as `model` beside
+    it, or `{"subsets": {…}, "prior_sets": {…}}`, or several of either by model; or it is a result of `rewardbench`.
+    Prior sets may stand among the subsets. What several files hold of one model is taken together. The number of rows,
+    and from it the intervals, are those of the file's own `rows`, `{"subset": number, …}`, as `to_flat` writes it, else
+    the benchmark's; RM-Bench and JudgeBench publish none.
 
     Raises:
-        DataError: the file can't be read, holds no known subset, or an accuracy is not within 0..1.
+        DataError: a file can't be read, holds no known subset, contradicts another, or an accuracy is not within 0..1.
     """
     counts = {"rewardbench-1": rewardbench.COUNTS, "rewardbench-2": rewardbench2.COUNTS}.get(benchmark, {})
+    models: dict[str | None, dict[str, Any]] = {}
+    places: dict[str | None, list[str]] = {}
+    for path in [paths] if isinstance(paths, Path) else paths:
+        for name, flat, where in _models_in(path, benchmark):
+            models[name] = _joined(models[name], flat, where) if name in models else flat
+            places.setdefault(name, []).append(where)
+    return [_result(benchmark, name, flat, counts, " and ".join(places[name])) for name, flat in models.items()]
+
+
+def to_flat(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result in the leaderboard's flat form; prior sets stand beside the subsets.
+
+    `chat_template` is `tokenizer`, the name of the prompt or the path of its template, or PairRM, which has its own.
+    """
+    subsets = {**result["subsets"], **(result.get("prior_sets") or {}).get("subsets", {})}
+    return {
+        "model": result["ckpt"],
+        **(result["description"] if "description" in result else _description(result)),
+        **{name: figures["accuracy"] for name, figures in subsets.items()},
+        "rows": {name: figures["n"] for name, figures in subsets.items()},
+    }
+
+
+def _description(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a model that was scored here, in the words of the leaderboard's files."""
+    policy, published = result.get("policy"), result.get("published") or {}
+    if policy is not None:
+        return {
+            "model_type": "DPO Ref. Free" if policy["reference"] is None else "DPO",
+            "ref_model": policy["reference"],
+            "log_probabilities": policy["log_probabilities"],
+            "chat_template": policy.get("prompt") or "tokenizer",
+        }
+    if published.get("layout") == "PairRM":
+        return {"model_type": "Custom Classifier", "chat_template": "PairRM"}
+    return {"model_type": "Seq. Classifier", "chat_template": published.get("prompt") or "tokenizer"}
+
+
+def flat_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One result in the flat form, or several by model; `results_from_published` reads both."""
+    flat = [to_flat(result) for result in results]
+    return flat[0] if len(flat) == 1 else {str(entry["model"]): entry for entry in flat}
+
+
+def _models_in(path: Path, benchmark: str) -> list[tuple[str | None, dict[str, Any], str]]:
+    """Name, flat form and place of each model in a file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: can't be read as JSON: {error}", _FORMS) from error
     if not isinstance(value, dict) or not value:
         raise DataError(f"{path}: holds no accuracies", _FORMS)
+    if isinstance(value.get("benchmark"), str) and isinstance(value.get("scores"), dict):
+        if value["benchmark"] != benchmark:
+            raise DataError(f"{path}: a result of {value['benchmark']}", f"add --benchmark {value['benchmark']}")
+        return [(value["ckpt"], to_flat(value), str(path))]
     models = {name: entry for name, entry in value.items() if isinstance(entry, dict)}
     if "subsets" in models or len(models) < len(value):  # one model
         name = value.get("model")
         flat = _flat(value, str(path)) if "subsets" in models else value
-        return [_result(benchmark, name if isinstance(name, str) else None, flat, counts, str(path))]
-    return [
-        _result(benchmark, name, _flat(entry, f"{path}: {name}"), counts, f"{path}: {name}")
-        for name, entry in models.items()
-    ]
+        return [(name if isinstance(name, str) else None, flat, str(path))]
+    return [(name, _flat(entry, f"{path}: {name}"), f"{path}: {name}") for name, entry in models.items()]
 
 
-def to_flat(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result in the leaderboard's flat form; prior sets stand beside the subsets."""
-    subsets = {**result["subsets"], **(result.get("prior_sets") or {}).get("subsets", {})}
-    return {
-        "model": result["ckpt"],
-        "model_type": "DPO" if "policy" in result else "Seq. Classifier",
-        "chat_template": "tokenizer",
-        **{name: figures["accuracy"] for name, figures in subsets.items()},
-        "rows": {name: figures["n"] for name, figures in subsets.items()},
-    }
+def _joined(one: Mapping[str, Any], other: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Both; what is a number in both must be the same."""
+    for name in one.keys() & other.keys():
+        if _is_number(one[name]) and _is_number(other[name]) and one[name] != other[name]:
+            raise DataError(
+                f"{where}: {name} is {other[name]:g}, and {one[name]:g} in a file before it", "leave one of them out"
+            )
+    rows = {name: n for part in (one, other) if isinstance(part.get("rows"), dict) for name, n in part["rows"].items()}
+    return {**other, **one, **({"rows": rows} if rows else {})}
 
 
 def _flat(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-    parts = [entry[key] for key in ("subsets", "prior_sets") if key in entry] or [entry]
+    parts = [entry[key] for key in ("subsets", "prior_sets") if key in entry]
     if not all(isinstance(part, dict) for part in parts):
         raise DataError(f"{where}: subsets or prior_sets is not an object", _FORMS)
-    parts += [{"rows": entry["rows"]}] if "rows" in entry else []
-    return {name: value for part in parts for name, value in part.items()}
+    beside = {key: entry[key] for key in ("rows", *_DESCRIPTION) if key in entry}
+    return {name: value for part in [*(parts or [entry]), beside] for name, value in part.items()}
 
 
 def _result(
@@ -83,7 +131,12 @@ def _result(
             f"{where}: {benchmark} publishes no number of rows by subset, and the file has none",
             'give them as "rows": {"subset": number, …}, or score a checkpoint',
         )
-    if not any(name in counts for name in known):
+    if known and not any(name in counts for name in known):
+        raise DataError(
+            f"{where}: prior sets alone, with no subset of the core set",
+            "give both files, with the same model in them: --results core.json --results prior.json",
+        )
+    if not known:
         raise DataError(f"{where}: no subset of {benchmark} among: {_shown(flat, counts)}", _FORMS)
     for name, value in known.items():
         slack = 0.01 if name == "Ties" else 0.0  # its margin term
@@ -108,6 +161,7 @@ def _result(
         "unknown_subsets": unknown,
         "truncated": None,
         "rows": None,
+        "description": {key: flat[key] for key in _DESCRIPTION if key in flat},
     }
 
 

@@ -13,7 +13,6 @@ from rmtrain.evaluation.bench_figures import (
     weighted_figures,
 )
 from rmtrain.evaluation.results import ScoredRow
-from rmtrain.metrics.intervals import percentile_interval
 from rmtrain.metrics.rewardbench import (
     COUNTS,
     PRIOR_COUNTS,
@@ -21,15 +20,17 @@ from rmtrain.metrics.rewardbench import (
     SECTION_WEIGHTS,
     SUBSETS,
     EraScore,
+    overall_weights,
     rewardbench_scores,
+    with_prior_weights,
 )
 
 
 def rewardbench1_figures(rows: Sequence[ScoredRow], prior_rows: Sequence[ScoredRow]) -> dict[str, Any]:
     """The figures of scored rows; `prior_rows` is empty where the prior sets were not run."""
     return figures_of_subsets(
-        resampled({name: strict_subset(members) for name, members in by_source(rows).items()}),
-        resampled({name: strict_subset(members) for name, members in by_source(prior_rows).items()}),
+        resampled({name: strict_subset(members) for name, members in by_source(rows).items()}, seed=0),
+        resampled({name: strict_subset(members) for name, members in by_source(prior_rows).items()}, seed=1),
     )
 
 
@@ -44,12 +45,6 @@ def figures_of_subsets(subsets: Mapping[str, Subset], prior: Mapping[str, Subset
         {name: subset.accuracy for name, subset in known_prior.items()},
         counts,
     )
-    draws: Any = {name: subset.draws for name, subset in [*scored.items(), *known_prior.items()]}
-    drawn = (  # the formulas take resampled accuracies as they take one
-        rewardbench_scores({n: draws[n] for n in scored}, {n: draws[n] for n in known_prior}, counts)
-        if all(values is not None for values in draws.values())
-        else {}
-    )
     prior_figures = weighted_figures(known_prior, dict.fromkeys(PRIOR_SETS, 1))
     return {
         **totals(core),
@@ -59,10 +54,7 @@ def figures_of_subsets(subsets: Mapping[str, Subset], prior: Mapping[str, Subset
         "prior_sets": {**(prior_figures or {"score": None, "low": None, "high": None}), **totals(prior)}
         if prior
         else None,
-        "scores": {
-            era: _era_json(score, drawn.get(era), scored, _overall_weights(era, scored))
-            for era, score in scores.items()
-        },
+        "scores": {era: _era_json(era, score, scored, known_prior) for era, score in scores.items()},
         "missing_subsets": [name for name in SUBSETS if name not in scored]
         + [name for name in PRIOR_SETS if prior and name not in prior],
         "incomplete_subsets": incomplete({**core, **prior}, {**COUNTS, **PRIOR_COUNTS}),
@@ -71,23 +63,11 @@ def figures_of_subsets(subsets: Mapping[str, Subset], prior: Mapping[str, Subset
     }
 
 
-def _overall_weights(era: str, subsets: Mapping[str, Subset]) -> dict[str, float]:
-    """Each subset's weight in the era's mean of sections."""
-    if era == "micro_accuracy":
-        return {name: subsets[name].n if name in subsets else COUNTS[name] for name in SUBSETS}
-    return {
-        name: weight / sum(weights.values())
-        for weights in SECTION_WEIGHTS[era].values()
-        for name, weight in weights.items()
-    }
-
-
-def _era_json(
-    score: EraScore, drawn: EraScore | None, subsets: Mapping[str, Subset], weights: Mapping[str, float]
-) -> dict[str, Any]:
-    mean = weighted_figures(subsets, weights) or dict.fromkeys(("low", "high", "score_half", "length_baseline"))
-    draws: Any = drawn.with_prior_sets if drawn else None
-    with_prior = percentile_interval(draws) if draws is not None else None
+def _era_json(era: str, score: EraScore, subsets: Mapping[str, Subset], prior: Mapping[str, Subset]) -> dict[str, Any]:
+    none = dict.fromkeys(("low", "high", "score_half", "length_baseline"))
+    mean = weighted_figures(subsets, overall_weights(era, {name: part.n for name, part in subsets.items()})) or none
+    weights = with_prior_weights(era, prior)
+    with_prior = (weighted_figures({**subsets, **prior}, weights) if weights and prior else None) or none
     return {
         "mean_of_sections": score.mean_of_sections,
         "low": mean["low"],
@@ -95,8 +75,10 @@ def _era_json(
         "mean_half": mean["score_half"],
         "length_baseline": mean["length_baseline"],
         "with_prior_sets": score.with_prior_sets,
-        "with_prior_low": with_prior.low if with_prior else None,
-        "with_prior_high": with_prior.high if with_prior else None,
+        "with_prior_low": with_prior["low"],
+        "with_prior_high": with_prior["high"],
+        "with_prior_half": with_prior["score_half"],
+        "with_prior_length_baseline": with_prior["length_baseline"],
         "sections": score.sections,
         "prior_sets": score.prior_sets,
     }

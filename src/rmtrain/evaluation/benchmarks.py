@@ -24,6 +24,7 @@ class Benchmark:
     to_group: Callable[[Row], PreferenceGroup]
     figures: Callable[[Sequence[ScoredRow], Sequence[ScoredRow]], dict[str, Any]]
     rows: tuple[int, ...] = ()  # of its splits, where the rows of subsets are not published
+    needs_rewards: bool = False  # margins between two completions are not enough
     prior_splits: tuple[str, ...] = ()  # the split's name is the prior set's, whatever the rows' own subset
 
 
@@ -44,6 +45,7 @@ BENCHMARKS = {
             split="test",
             to_group=rewardbench2_group,
             figures=lambda rows, prior: rewardbench2_figures(rows),
+            needs_rewards=True,
         ),
         Benchmark(
             name="rm-bench",
@@ -52,6 +54,7 @@ BENCHMARKS = {
             to_group=rm_bench_group,
             figures=lambda rows, prior: rm_bench_figures(rows),
             rows=(1327,),
+            needs_rewards=True,
         ),
         Benchmark(
             name="judgebench",
@@ -71,7 +74,7 @@ def benchmark_groups(
     subset: str | None = None,
     where: Callable[[int], str] = lambda index: f"row {index + 1}",
 ) -> list[PreferenceGroup]:
-    """Rows of a benchmark as preference groups, all of them, in order.
+    """Rows of a benchmark as preference groups, all of them, in order; ids are as published, which may repeat.
 
     Args:
         benchmark: whose rows they are.
@@ -80,21 +83,16 @@ def benchmark_groups(
         where: the place of a row, for messages.
 
     Raises:
-        DataError: a row lacks something or has the wrong type, with its place; or two rows have one id.
+        DataError: a row lacks something or has the wrong type, with its place.
     """
     groups: list[PreferenceGroup] = []
-    seen: dict[str, int] = {}
     for index, row in enumerate(rows):
         try:
-            group = benchmark.to_group(row if subset is None else {**row, "subset": subset})
-            if group.id in seen:
-                raise ValueError(f"id {group.id!r} comes twice, first at {where(seen[group.id])}")
+            groups.append(benchmark.to_group(row if subset is None else {**row, "subset": subset}))
         except ValueError as error:
             raise DataError(
                 f"{where(index)}: {error}", f"{benchmark.name} rows have the columns of {benchmark.hub_id}"
             ) from error
-        seen[group.id] = index
-        groups.append(group)
     return groups
 
 

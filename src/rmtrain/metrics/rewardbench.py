@@ -4,7 +4,7 @@ Accuracies are fractions and count a tie as wrong. A section that lacks a subset
 it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -61,6 +61,7 @@ PRIOR_COUNTS: dict[str, int] = {  # rows of the splits of the prior sets that th
     "mtbench_human": 3355,
     "mtbench_gpt4": 2400,
 }
+PRIOR_LEFT_OUT = ("pku_better", "pku_safer")  # splits that the leaderboard does not score
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")  # those that the score takes
 
 _MATH_WEIGHT = 984  # math-prm weighs as much as the six code subsets together
@@ -98,6 +99,35 @@ SECTION_WEIGHTS: dict[str, Weights] = {
     "micro_accuracy": {"All": dict(COUNTS)},
 }
 ERAS = tuple(SECTION_WEIGHTS)
+
+
+def overall_weights(era: str, counts: Mapping[str, int] = COUNTS) -> dict[str, float]:
+    """Each subset's weight in an era's mean of sections; they sum to 1."""
+    by_section = SECTION_WEIGHTS[era]
+    if era == "micro_accuracy":
+        by_section = {"All": {name: counts.get(name, COUNTS[name]) for name in SUBSETS}}
+    return {
+        name: weight / sum(weights.values()) / len(by_section)
+        for weights in by_section.values()
+        for name, weight in weights.items()
+    }
+
+
+def with_prior_weights(era: str, prior: Collection[str] = PRIOR_SETS) -> dict[str, float] | None:
+    """Each subset's and prior set's weight in an era's score with prior sets; None of an era that has none.
+
+    Args:
+        era: whose score.
+        prior: the prior sets given, all of which `subset_mean` takes.
+    """
+    if era == "micro_accuracy":
+        return None
+    if era == "subset_mean":
+        names = [*SUBSETS, *(name for name in PRIOR_COUNTS if name in prior or name in PRIOR_SETS)]
+        return dict.fromkeys(names, 1 / len(names))
+    share = 1 / 5 if era == "2024-03" else 1 / 9  # of the prior sets
+    core = {name: (1 - share) * weight for name, weight in overall_weights(era).items()}
+    return {**core, **dict.fromkeys(PRIOR_SETS, share / len(PRIOR_SETS))}
 
 
 def section_score(accuracies: Mapping[str, float], weights: Mapping[str, float]) -> float | None:

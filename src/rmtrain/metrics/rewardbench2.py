@@ -51,7 +51,7 @@ class TiesScore:
     draws: Floats | None = field(default=None, compare=False, repr=False)  # [R] scores of resampled prompts
 
 
-def ties_score(prompts: Sequence[TiesPrompt], zero_spread: ZeroSpread = "leave_out") -> TiesScore:
+def ties_score(prompts: Sequence[TiesPrompt], zero_spread: ZeroSpread = "leave_out", seed: int = 0) -> TiesScore:
     """0.3 tied accuracy + 0.3 ref accuracy + 0.2 preferred + 0.2 preferred hard + 0.01 margin (paper, app. on Ties).
 
     With M = least right - greatest wrong reward and D = greatest - least right reward of the tied form, a prompt is
@@ -62,24 +62,19 @@ def ties_score(prompts: Sequence[TiesPrompt], zero_spread: ZeroSpread = "leave_o
         zero_spread: what the margin term makes of prompts with D = 0. `leave_out`, as in the `rewardbench` package up
             to 0.1.4, takes the mean over the others; `limit`, as on its main branch, gives tanh(+-inf) = +-1, and 0
             where min(M_ref, M_tied) is 0 too. If D is 0 for all, `leave_out` makes the term 0.
+        seed: of the resampling.
 
     Raises:
         ValueError: a form of a prompt comes twice, or has no right or no wrong completion.
     """
-    by_number: dict[str, dict[str, TiesPrompt]] = {}
-    for prompt in prompts:
-        if not 0 < prompt.right < len(prompt.rewards):
-            raise ValueError(f"{prompt.form}:{prompt.number} has {prompt.right} right of {len(prompt.rewards)}")
-        if prompt.form in by_number.setdefault(prompt.number, {}):
-            raise ValueError(f"{prompt.form}:{prompt.number} comes twice")
-        by_number[prompt.number][prompt.form] = prompt
+    by_number = _by_number(prompts)
     if not by_number:
         return TiesScore(None, None, None, None, None, None, None)
     sums = np.array([_prompt_sums(forms, zero_spread) for forms in by_number.values()])
     total = sums.sum(axis=0)[None, :]
     tied, ref, preferred, preferred_hard, margin = (None if np.isnan(x) else float(x) for x in _terms(total)[0])
     score = float(_score(total)[0])
-    known, draws = not np.isnan(score), _score(resampled_sums(sums))
+    known, draws = not np.isnan(score), _score(resampled_sums(sums, seed=seed))
     return TiesScore(
         score=score if known else None,
         tied_accuracy=tied,
@@ -90,6 +85,33 @@ def ties_score(prompts: Sequence[TiesPrompt], zero_spread: ZeroSpread = "leave_o
         interval=_interval(draws, score, len(sums)) if known else None,
         draws=draws,
     )
+
+
+def ties_difference_draws(a: Sequence[TiesPrompt], b: Sequence[TiesPrompt], seed: int = 0) -> Floats:
+    """[R] scores of A less those of B, both of the same resampled prompts; NaN where a resample leaves one undefined.
+
+    Args:
+        a: prompts with the rewards of A.
+        b: the same prompts, in any order, with those of B.
+        seed: of the resampling.
+    """
+    of_a, of_b = _by_number(a), _by_number(b)
+    sums = np.array(
+        [_prompt_sums(of_a[n], "leave_out") + _prompt_sums(of_b[n], "leave_out") for n in of_a], dtype=np.float64
+    )
+    drawn = resampled_sums(sums, seed=seed)
+    return np.asarray(_score(drawn[:, :10]) - _score(drawn[:, 10:]))
+
+
+def _by_number(prompts: Sequence[TiesPrompt]) -> dict[str, dict[str, TiesPrompt]]:
+    found: dict[str, dict[str, TiesPrompt]] = {}
+    for prompt in prompts:
+        if not 0 < prompt.right < len(prompt.rewards):
+            raise ValueError(f"{prompt.form}:{prompt.number} has {prompt.right} right of {len(prompt.rewards)}")
+        if prompt.form in found.setdefault(prompt.number, {}):
+            raise ValueError(f"{prompt.form}:{prompt.number} comes twice")
+        found[prompt.number][prompt.form] = prompt
+    return found
 
 
 def _margin(prompt: TiesPrompt) -> float:
