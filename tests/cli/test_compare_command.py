@@ -1,6 +1,8 @@
 """`rmtrain compare` in this process: rows named, rows that lie with checkpoints, and rows that are scored for it."""
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from bench_cases import write
 from conftest import make_config, make_tokenizer, write_pairs
-from transformers import AutoModelForSequenceClassification
+from published_cases import CASES
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import rmtrain.cli.compare as module
 from rmtrain.cli.app import run as rmtrain
@@ -51,6 +55,12 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+def lies(name: str, folder: Path | None = None) -> str:
+    """The folder of a checkpoint's results: a readable name, and which one it is of those so called."""
+    where = str(Path(folder or name).resolve())
+    return f"results/{name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+
+
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     capsys.readouterr()
     code = rmtrain(["compare", *arguments, "--json"])
@@ -76,7 +86,7 @@ def test_two_checkpoints_are_scored_on_the_same_data_once(capsys: Any, scored: l
     first = answer(capsys, "a", "b", "--data", "pairs.jsonl")
     assert scored == ["a", "b"]
     assert first["groups"] == 12
-    assert [Path(path).parent.as_posix() for path in first["rows"]] == ["results/a/compare", "results/b/compare"]
+    assert [Path(path).parent.as_posix() for path in first["rows"]] == [f"{lies(n)}/compare" for n in "ab"]
     accuracies = []
     for name in "ab":
         evaluate(ckpt=name, data="pairs.jsonl", json=True)
@@ -100,13 +110,13 @@ def test_a_model_is_scored_on_what_the_other_was_scored_on(capsys: Any, scored: 
     evaluate(ckpt="a", data="pairs.jsonl")
     result = answer(capsys, "a", "b")
     assert scored == ["b"]
-    assert result["rows"][0] == "results/a/eval/pairs.rows.jsonl"
+    assert result["rows"][0] == f"{lies('a')}/eval/pairs.rows.jsonl"
     assert result["groups"] == 12
-    assert answer(capsys, "b", "results/a/eval/pairs.rows.jsonl")["difference"] == pytest.approx(-result["difference"])
-    assert answer(capsys, "results/a/eval/pairs.json", "b")["difference"] == result["difference"]
+    assert answer(capsys, "b", result["rows"][0])["difference"] == pytest.approx(-result["difference"])
+    assert answer(capsys, f"{lies('a')}/eval/pairs.json", "b")["difference"] == result["difference"]
     assert scored == ["b"]
     evaluate(ckpt="b", data="pairs.jsonl")
-    assert answer(capsys, "a", "b")["rows"][1] == "results/b/eval/pairs.rows.jsonl"
+    assert answer(capsys, "a", "b")["rows"][1] == f"{lies('b')}/eval/pairs.rows.jsonl"
 
 
 def test_results_of_another_checkpoint_of_the_same_name_are_not_taken(
@@ -118,6 +128,118 @@ def test_results_of_another_checkpoint_of_the_same_name_are_not_taken(
     assert scored == ["elsewhere/a"]
     assert result["rows"][0] != result["rows"][1]
     assert result["difference"] != 0
+
+
+def test_rows_of_weights_that_were_replaced_are_not_taken(capsys: Any, scored: list[str], tmp_path: Path) -> None:
+    for name in "ab":
+        evaluate(ckpt=name, data="pairs.jsonl")
+    before = answer(capsys, "a", "b")
+    assert scored == []
+    write_model(tmp_path / "b", 7)
+    result = answer(capsys, "a", "b")
+    assert scored == ["b"]
+    assert result["rows"][0] == before["rows"][0]
+    evaluate(ckpt="b", data="pairs.jsonl", json=True)
+    assert result["b"] == json.loads(capsys.readouterr().out)["accuracy"] != before["b"]
+    assert answer(capsys, "a", "b")["rows"][1] == before["rows"][1]  # scored again there
+    capsys.readouterr()
+    write_model(tmp_path / "b", 8)
+    assert rmtrain(["compare", "a", "b"]) == 0
+    assert f"b: other weights than when {before['rows'][1]} was written" in capsys.readouterr().err
+
+
+def test_checkpoints_of_one_name_do_not_share_a_folder_of_results(capsys: Any, tmp_path: Path) -> None:
+    found = []
+    for parent in "xy":
+        write_model(tmp_path / parent / "final", ord(parent))
+        evaluate(ckpt=f"{parent}/final", data="pairs.jsonl", json=True)
+        found.append(json.loads(capsys.readouterr().out))
+    assert [result["rows"] for result in found] == [
+        f"{lies('final', tmp_path / parent / 'final')}/eval/pairs.rows.jsonl" for parent in "xy"
+    ]
+    assert [json.loads(Path(r["rows"].replace(".rows.jsonl", ".json")).read_text()) for r in found] == found
+    assert rmtrain(["compare", "x/final", "y/final"]) == 0
+
+
+def test_each_side_may_be_read_in_its_own_way(capsys: Any, scored: list[str], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for seed, name in enumerate(("policy", "sft")):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            AutoModelForCausalLM.from_config(make_config(initializer_range=0.3)).save_pretrained(tmp_path / name)
+        make_tokenizer().save_pretrained(tmp_path / name)
+    shutil.copytree("a", "two")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        AutoModelForSequenceClassification.from_config(make_config(num_labels=2)).save_pretrained("two")
+    policy = ("policy", "--data", "pairs.jsonl", "--reference-b", "sft")
+    against, again = answer(capsys, "a", *policy), answer(capsys, "a", *policy)
+    assert against == again
+    assert scored == ["a", "policy"]
+    write_model(tmp_path / "x", 1)
+    alone = answer(
+        capsys, "policy", "policy", "--data", "pairs.jsonl", "--reference-free-a", "avg", "--reference-b", "sft"
+    )
+    assert (alone["b"], alone["rows"][1]) == (against["b"], against["rows"][1])
+    labels = answer(capsys, "two", "two", "--data", "pairs.jsonl", "--label-a", "0", "--label-b", "1")
+    assert labels["rows"][0] != labels["rows"][1]
+    assert labels["difference"] != 0
+    cut = answer(capsys, "a", "a", "--data", "pairs.jsonl", "--prompt-b", "raw", "--max-length", "20")
+    assert [name for name in ("max-length-20", "prompt-raw-max-length-20") if name in cut["rows"][1]] == [
+        "max-length-20", "prompt-raw-max-length-20",
+    ]  # fmt: skip
+    assert "names rows, which were read as they were read: --label-a" in refusal(
+        capsys, labels["rows"][0], "a", "--label-a", "0"
+    )
+    assert "--max-length and --dtype are for checkpoints" in refusal(capsys, *labels["rows"], "--dtype", "float32")
+
+
+def test_pairrm_is_refused_where_rewards_are_needed(capsys: Any, tmp_path: Path) -> None:
+    from model.test_pair_rm import write as write_pair_rm
+
+    folder = write_pair_rm(tmp_path / "PairRM-hf")
+    for benchmark in ("rm-bench", "rewardbench-2"):
+        source = write(benchmark, tmp_path / f"{benchmark}.jsonl")
+        said = refusal(capsys, "a", folder, "--benchmark", benchmark, "--data", source)
+        assert f"{benchmark} needs rewards" in said
+
+
+def test_the_benchmark_is_what_the_result_says_it_is(capsys: Any, tmp_path: Path) -> None:
+    source = write("judgebench", tmp_path / "judge.jsonl")
+    result = answer(capsys, "a", "b", "--benchmark", "judgebench", "--data", source)
+    assert result["benchmark"] == "judgebench"
+    assert answer(capsys, *result["rows"])["benchmark"] == "judgebench"  # the rows alone
+    pairs = [json.loads(line) | {"source": "math"} for line in Path("pairs.jsonl").read_text().splitlines()]
+    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    own = answer(capsys, "a", "b", "--data", "own.jsonl")
+    assert (own["benchmark"], list(own["by_source"])) == (None, ["math"])
+    ties = answer(
+        capsys, "a", "b", "--benchmark", "rewardbench-2", "--data", write("rewardbench-2", tmp_path / "2.jsonl")
+    )
+    assert ties["sections"]["Ties"]["prompts"] == 1
+    assert "different benchmarks: judgebench and rewardbench-2" in refusal(capsys, result["rows"][0], ties["rows"][0])
+
+
+def test_a_run_against_a_published_layout_on_the_same_rows(capsys: Any, scored: list[str], tmp_path: Path) -> None:
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    run, case = write_run(tmp_path / "runs" / "r1", 0, "pairs.jsonl"), CASES["oasst"]
+    published = case.write(tmp_path)
+    options = ("--benchmark", "rewardbench-1", "--data", "bench.jsonl")
+    result = answer(capsys, str(run), str(published), *options)
+    assert scored == [str(run / "final"), str(published)]
+    assert [result[key] for key in ("only_a", "only_b", "not_alike", "groups", "n")] == [0, 0, 0, 12, 12]
+    of_run, of_published = map(Path, result["rows"])
+    tokenizer = AutoTokenizer.from_pretrained(published)
+    for row, scored_row in zip(ROWS, read_rows(of_published), strict=True):
+        texts = [case.rendered.format(p=row["prompt"], r=row[key]) for key in ("chosen", "rejected")]
+        truth = [case.reward(tokenizer(text)["input_ids"]) for text in texts]
+        assert scored_row.rewards == pytest.approx(truth, abs=2e-5)
+    right = [np.mean([row.rewards[0] > row.rewards[1] for row in read_rows(path)]) for path in (of_run, of_published)]
+    assert [result["a"], result["b"]] == pytest.approx(right)
+    beside = json.loads(of_published.with_name(of_published.name.replace(".rows.jsonl", ".json")).read_text())
+    assert beside["published"]["layout"] == "oasst-rm-pythia"
+    assert str(run) in str(of_run)
 
 
 ROWS = [
@@ -140,12 +262,12 @@ def test_a_benchmark_of_local_rows(capsys: Any, scored: list[str], tmp_path: Pat
     rewardbench(ckpt="b", data="bench.jsonl")
     again = answer(capsys, "a", "b", *options)
     assert scored == ["a", "b"]
-    assert again["rows"][1] == "results/b/rewardbench/rewardbench-1.rows.jsonl"
+    assert again["rows"][1] == f"{lies('b')}/rewardbench/rewardbench-1.rows.jsonl"
     assert again["difference"] == result["difference"]
     assert answer(capsys, "a", "b", "--benchmark", "rewardbench-1")["n"] == 12  # on the rows that b was scored on
-    bench = json.loads(Path("results/b/rewardbench/rewardbench-1.json").read_text())
+    bench = json.loads(Path(f"{lies('b')}/rewardbench/rewardbench-1.json").read_text())
     assert again["by_source"]["hep-go"]["b"] == pytest.approx(bench["subsets"]["hep-go"]["accuracy"])
-    assert not Path("results/a/rewardbench").exists()
+    assert not Path(f"{lies('a')}/rewardbench").exists()
 
 
 def write_run(folder: Path, seed: int, source: str) -> Path:

@@ -5,10 +5,12 @@ import pytest
 import scipy.stats
 
 from rmtrain.errors import DataError
+from rmtrain.evaluation.benchmarks import benchmark_result
 from rmtrain.evaluation.compare import compare, result_beside, rows_of_result, scored_rows
 from rmtrain.evaluation.results import ScoredRow, write_rows
 from rmtrain.metrics.intervals import detectable_difference, paired_difference_interval
 from rmtrain.metrics.rewardbench import COUNTS, SECTIONS
+from rmtrain.metrics.rewardbench2 import TiesPrompt
 
 
 def rows_of(right, source="s", k=1):
@@ -140,7 +142,7 @@ def benchmark_rows(seed, chance):
 
 def test_sections_weigh_their_subsets_as_the_benchmark_does():
     a, b = benchmark_rows(0, 0.8), benchmark_rows(1, 0.75)
-    result = compare(a, b)
+    result = compare(a, b, "rewardbench-1")
     assert result["benchmark"] == "rewardbench-1"
     right = {"a": {}, "b": {}}
     for side, rows in (("a", a), ("b", b)):
@@ -179,7 +181,7 @@ def differences(a, b, name):
 
 def test_a_section_that_lacks_a_subset_is_none():
     a, b = ([row for row in benchmark_rows(seed, 0.7) if row.source != "hep-go"] for seed in (0, 1))
-    result = compare(a, b)
+    result = compare(a, b, "rewardbench-1")
     assert (result["sections"]["Reasoning"], result["score"]) == (None, None)
     assert result["sections"]["Chat"]["n"] == 358
     assert result["n"] == 2985 - 164
@@ -190,21 +192,111 @@ def test_the_rules_of_the_other_benchmarks():
     first = [best[0]._replace(rewards=(4.0, 3.0, 1.0, 0.0))]
     ties = [ScoredRow("tied:1", "Ties", (2.0, 1.0, 0.5), ((0, 2), (1, 2)), False)]
     worse = [ties[0]._replace(rewards=(2.0, 0.5, 0.5))]
-    result = compare(first + ties, best + worse)
+    result = compare(first + ties, best + worse, "rewardbench-2")
     assert (result["benchmark"], result["n"], result["a"], result["b"]) == ("rewardbench-2", 2, 1, 0)
-    assert (result["sections"], result["score"]) == ({}, None)
+    assert (result["sections"]["Focus"]["difference"], result["sections"]["Math"], result["score"]) == (1, None, None)
     pair = ScoredRow("", "chat", (1.0, 0.0), ((0, 1),), False)
     domains = ("chat", "math", "code", "safety-refuse", "safety-response", "safety-response", "safety-response")
     rows = [pair._replace(id=str(i), source=domain) for i, domain in enumerate(domains)]
     wrong = [*rows[:-1], rows[-1]._replace(rewards=(0.0, 1.0))]
-    result = compare(rows, wrong)
-    assert result["benchmark"] == "rm-bench"
+    result = compare(rows, wrong, "rm-bench")
     assert result["sections"]["Safety"]["difference"] == pytest.approx(1 / 4)  # domains pooled by rows
     assert result["score"]["difference"] == pytest.approx(1 / 16)
-    assert (
-        compare([pair._replace(source="Knowledge")], [pair._replace(source="Knowledge")])["benchmark"] == "judgebench"
+    tied = pair._replace(source="Math", rewards=(1.0, 1.0))
+    assert compare([tied], [tied], "judgebench")["a"] == 0
+
+
+def test_sources_that_are_called_like_a_benchmarks_subsets_make_no_benchmark():
+    tied = ScoredRow("1", "math", (1.0, 1.0), ((0, 1),), False)
+    result = compare([tied], [tied])
+    assert (result["benchmark"], result["a"], result["sections"], result["score"]) == (None, 0.5, {}, None)
+    compared = tied._replace(source="Math", rewards=(), lengths=(1, 1), margins=(0.5,))
+    assert compare([compared], [compared], "judgebench")["a"] == 1
+    for benchmark in ("rewardbench-2", "rm-bench"):
+        with pytest.raises(DataError, match=f"{benchmark} needs rewards"):
+            compare([compared], [compared], benchmark)
+
+
+def rewardbench2_rows(seed, gain, ties=40):
+    """Four completions a row, and Ties with both forms of a prompt; the right ones are better by about `gain`."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for name, n in (("Factuality", 90), ("Precise IF", 60), ("Math", 70), ("Safety", 80), ("Focus", 50)):
+        for i in range(n):
+            rewards = rng.normal(size=4) + gain * (np.arange(4) == 0)
+            rows.append(ScoredRow(f"{name}/{i}", name, tuple(rewards), ((0, 1), (0, 2), (0, 3)), False, (), f"p{i}"))
+    for i in range(ties):
+        right, wrong = 3 * gain + 0.3 * rng.normal(size=3), rng.normal(size=2)
+        ref = (float(right[0]), float(wrong[0]))
+        rows.append(ScoredRow(f"ref:{i}", "Ties", ref, ((0, 1),), False, (), f"r{i}"))
+        pairs = tuple((a, b) for a in range(3) for b in (3, 4))
+        rows.append(ScoredRow(f"tied:{i}", "Ties", (*right, *wrong), pairs, False, (), f"t{i}"))
+    return rows
+
+
+def test_rewardbench_2_is_compared_by_its_score():
+    a, b = rewardbench2_rows(0, 1.0), rewardbench2_rows(1, 0.6)
+    result = compare(a, b, "rewardbench-2")
+    own = [benchmark_result("rewardbench-2", rows, ckpt="c", path=None) for rows in (a, b)]
+    for side, of_one in zip("ab", own, strict=True):
+        assert result["score"][side] == pytest.approx(of_one["scores"]["current"]["mean_of_sections"])
+        for name, figures in result["sections"].items():
+            assert figures[side] == pytest.approx(of_one["sections"][name]["score"])
+    # drawn one prompt at a time, both models on the same prompts, the whole result computed anew
+    rng, drawn = np.random.default_rng(3), []
+    ties = [[row for row in rows if row.source == "Ties"] for rows in (a, b)]
+    others = [[row for row in rows if row.source != "Ties"] for rows in (a, b)]
+    prompts = sorted({row.cluster for row in others[0]})
+    places = {prompt: [i for i, row in enumerate(others[0]) if row.cluster == prompt] for prompt in prompts}
+    for _ in range(300):
+        chosen = [i for prompt in rng.choice(prompts, len(prompts)) for i in places[prompt]]
+        numbers = rng.integers(0, 40, 40)
+        scores = []
+        for side in range(2):
+            credit = {}
+            for i in chosen:
+                row = others[side][i]
+                credit.setdefault(row.source, []).append(row.rewards[0] == max(row.rewards))
+            forms = [
+                TiesPrompt(form, str(k), ties[side][2 * n + place].rewards, right)
+                for k, n in enumerate(numbers)
+                for place, (form, right) in enumerate((("ref", 1), ("tied", 3)))
+            ]
+            scores.append((sum(np.mean(values) for values in credit.values()) + plain_ties(forms)) / 6)
+        drawn.append(scores[0] - scores[1])
+    half = (result["score"]["high"] - result["score"]["low"]) / 2
+    assert half == pytest.approx(1.96 * np.std(drawn), rel=0.12)
+    assert result["score"]["detectable"] == pytest.approx(2.8016 * np.std(drawn), rel=0.12)
+    assert result["score"]["verdict"].startswith("A is better")
+    assert result["sections"]["Ties"]["prompts"] == 40
+    assert result["score"]["prompts"] == 90 + 40
+    same = compare(a, a, "rewardbench-2")
+    assert (same["score"]["difference"], same["score"]["detectable"]) == (0, None)
+    assert same["score"]["low"] < 0 < same["score"]["high"]
+    lacking = compare(*([row for row in rows if row.source != "Math"] for rows in (a, b)), "rewardbench-2")
+    assert (lacking["score"], lacking["sections"]["Math"]) == (None, None)
+    assert lacking["sections"]["Ties"] == result["sections"]["Ties"]
+
+
+def plain_ties(prompts):
+    """The formula of `rewardbench.md`, told anew."""
+    by = {(prompt.form, prompt.number): prompt for prompt in prompts}
+
+    def margin(prompt):
+        return min(prompt.rewards[: prompt.right]) - max(prompt.rewards[prompt.right :])
+
+    numbers = sorted({prompt.number for prompt in prompts})
+    tied, ref = ([margin(by[form, n]) for n in numbers] for form in ("tied", "ref"))
+    spread = [np.ptp(by["tied", n].rewards[: by["tied", n].right]) for n in numbers]
+    least = np.minimum(tied, ref)
+    parts = [np.mean(np.array(tied) > 0), np.mean(np.array(ref) > 0), np.mean(tied > np.array(spread))]
+    return (
+        0.3 * parts[0]
+        + 0.3 * parts[1]
+        + 0.2 * parts[2]
+        + 0.2 * np.mean(least > spread)
+        + 0.01 * np.mean(np.tanh(least / spread - 1))
     )
-    assert compare([pair._replace(source="helpful")], [pair])["benchmark"] is None
 
 
 def simulate(rng, prompts, gain):
@@ -238,7 +330,8 @@ def test_rows_are_found_by_split_and_benchmark(tmp_path):
         path = tmp_path / f"{name}.rows.jsonl"
         path.parent.mkdir(exist_ok=True)
         write_rows(path, rows_of([1]))
-    assert list(scored_rows(tmp_path)) == ["test", "validation", "rm-bench"]
+    write_rows(tmp_path / "rewardbench" / "rm-bench-prior.rows.jsonl", rows_of([1]))
+    assert list(scored_rows(tmp_path)) == ["test", "validation", "rm-bench", "rm-bench-prior"]
     assert scored_rows(tmp_path / "nowhere") == {}
     rows = tmp_path / "eval" / "test.rows.jsonl"
     assert result_beside(rows) == {}

@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmtrain.metrics.intervals import (
-    cluster_bootstrap,
     clustered_interval,
     detectable_difference,
     effective_size,
     mcnemar_exact,
     paired_difference_interval,
+    percentile_interval,
+    resampled_sums,
     stratified_interval,
     wilson_interval,
 )
@@ -115,12 +116,14 @@ def test_bootstrap_of_a_mean_agrees_with_scipy_and_repeats():
     rng = np.random.default_rng(5)
     values = rng.normal(size=80)
     sums = np.column_stack([values, np.ones(80)])
-    interval = cluster_bootstrap(sums, lambda drawn: drawn[:, 0] / drawn[:, 1])
+    drawn = resampled_sums(sums)
+    interval = percentile_interval(drawn[:, 0] / drawn[:, 1])
     expected = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=0.02)
-    assert interval == cluster_bootstrap(sums, lambda drawn: drawn[:, 0] / drawn[:, 1])
+    assert (drawn == resampled_sums(sums)).all()
+    assert (drawn != resampled_sums(sums, seed=1)).any()
 
 
 def test_paired_interval_covers():

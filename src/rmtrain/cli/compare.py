@@ -4,18 +4,24 @@ import hashlib
 import json as jsonlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.console import Console
 
 from rmtrain.cli import processes
-from rmtrain.cli.checkpoints import Chosen, choose, load, tokens_at_once
+from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, tokens_at_once, weights_of
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.evaluate import stem
-from rmtrain.cli.options import JsonOption, ProcessesOption, TokensOption
-from rmtrain.cli.rewardbench import core_groups
-from rmtrain.errors import DataError, InputError
+from rmtrain.cli.options import (
+    DtypeOption,
+    JsonOption,
+    MaxLengthOption,
+    ProcessesOption,
+    ReferenceFree,
+    TokensOption,
+)
+from rmtrain.errors import CheckpointError, DataError, InputError
 
 if TYPE_CHECKING:
     from rmtrain.data.types import PreferenceGroup
@@ -25,8 +31,9 @@ class _Side(NamedTuple):
     """A or B."""
 
     rows: Path | None  # named by the user
-    chosen: Chosen | None  # else the checkpoint
+    chosen: Chosen | None  # else the checkpoint; None of a folder of results alone
     scored: dict[str, Path]  # rows that lie with it, by split or benchmark
+    stale: frozenset[str]  # those of other weights than the checkpoint has now
 
 
 class _Wanted(NamedTuple):
@@ -34,7 +41,16 @@ class _Wanted(NamedTuple):
 
     name: str
     groups: "list[PreferenceGroup]"
-    fingerprint: str | None  # of the data
+    source: dict[str, Any]  # with its fingerprint
+    benchmark: str | None
+
+
+def _of_side(option: str, side: str, text: str) -> Any:
+    return typer.Option(f"--{option}-{side.lower()}", help=f"Of {side}: {text}")
+
+
+_PROMPT, _LABEL = "the prompt's name, or a .jinja chat template.", "name or number of the reward's label."
+_REFERENCE, _FREE = "it is a policy; its reference model.", "it is a policy, read by its log-probabilities alone."
 
 
 def compare(
@@ -48,26 +64,43 @@ def compare(
         Literal["rewardbench-1", "rewardbench-2", "rm-bench", "judgebench"] | None,
         typer.Option(help="Compare on this benchmark; --data names its rows where they are not the hub's."),
     ] = None,
+    prompt_a: Annotated[str | None, _of_side("prompt", "A", _PROMPT)] = None,
+    prompt_b: Annotated[str | None, _of_side("prompt", "B", _PROMPT)] = None,
+    label_a: Annotated[str | None, _of_side("label", "A", _LABEL)] = None,
+    label_b: Annotated[str | None, _of_side("label", "B", _LABEL)] = None,
+    reference_a: Annotated[str | None, _of_side("reference", "A", _REFERENCE)] = None,
+    reference_b: Annotated[str | None, _of_side("reference", "B", _REFERENCE)] = None,
+    reference_free_a: Annotated[ReferenceFree | None, _of_side("reference-free", "A", _FREE)] = None,
+    reference_free_b: Annotated[ReferenceFree | None, _of_side("reference-free", "B", _FREE)] = None,
+    max_length: MaxLengthOption = None,
+    dtype: DtypeOption = None,
     tokens_per_batch: TokensOption = None,
     num_processes: ProcessesOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compare two models on the same rows: difference, paired interval, exact test, and what could have been found.
 
-    A checkpoint that was not yet scored on these rows is scored first.
+    A checkpoint that was not yet scored on these rows, or has other weights since, is scored first.
 
     [dim]rmtrain compare runs/a-20260101-120000-ab12 runs/b-20260102-120000-cd34[/]
     [dim]rmtrain compare runs/a-20260101-120000-ab12 openbmb/UltraRM-13b --benchmark rewardbench-1[/]
+    [dim]rmtrain compare openbmb/UltraRM-13b openbmb/UltraRM-13b --prompt-b ultrarm-fastchat --data pairs.jsonl[/]
     """
     display = TerminalDisplay()
-    sides = [_side(text, display) for text in (a, b)]
+    readings = (
+        Reading(prompt_a, label_a, reference_a, reference_free_a, max_length, dtype),
+        Reading(prompt_b, label_b, reference_b, reference_free_b, max_length, dtype),
+    )
+    sides = [_side(*named, display) for named in zip("ab", (a, b), readings, strict=True)]
+    if (max_length is not None or dtype is not None) and not any(side.chosen for side in sides):
+        raise InputError("A and B both name rows: --max-length and --dtype are for checkpoints", "leave them out")
     try:
         name = _name(sides, data, split, benchmark)
         wanted = None
-        lacking = any(side.rows is None and name not in side.scored for side in sides)
+        lacking = any(side.rows is None and (name not in side.scored or name in side.stale) for side in sides)
         if lacking or data is not None or (benchmark is not None and split is not None):
-            wanted = _wanted(sides, name, data, split, benchmark)
-        paths = [_rows_path(side, name, wanted) for side in sides]
+            wanted = _wanted(sides, name, data, split, benchmark, display)
+        paths = [_rows_path(side, name, wanted, display) for side in sides]
         missing = [(side.chosen, path) for side, path in zip(sides, paths, strict=True) if not path.exists()]
         if missing:
             processes.spread(num_processes)
@@ -80,9 +113,17 @@ def compare(
     if not processes.is_main_process():
         return
     from rmtrain.evaluation.compare import compare as compare_rows
+    from rmtrain.evaluation.compare import result_beside
     from rmtrain.evaluation.results import read_rows
 
-    result = {**compare_rows(*(read_rows(path) for path in paths)), "rows": [str(path) for path in paths]}
+    found = {found for path in paths if (found := result_beside(path).get("benchmark"))}
+    if len(found) > 1:
+        raise DataError(
+            f"A and B were scored on different benchmarks: {' and '.join(sorted(found))}", "name one of them"
+        )
+    a_rows, b_rows = map(read_rows, paths)
+    compared = compare_rows(a_rows, b_rows, next(iter(found), None))
+    result = {**compared, "rows": [str(path) for path in paths]}
     if json:
         print(jsonlib.dumps(result, indent=2))
     else:
@@ -91,28 +132,55 @@ def compare(
         Console(highlight=False).print(comparison(result))
 
 
-def _side(text: str, display: TerminalDisplay) -> _Side:
+def _side(letter: str, text: str, reading: Reading, display: TerminalDisplay) -> _Side:
     """What A or B names."""
-    from rmtrain.evaluation.compare import result_beside, rows_of_result, scored_rows
+    from rmtrain.evaluation.compare import rows_of_result, scored_rows
 
+    own = reading._replace(max_length=None, dtype=None)  # of this side alone
     path = Path(text)
-    if path.is_file():
-        return _Side(path if path.name.endswith(".jsonl") else rows_of_result(path), None, {})
     folder, mark, split = text.rpartition(":")
-    if mark and Path(folder).is_dir() and not path.exists():
+    of_run = mark and Path(folder).is_dir() and not path.exists()
+    # results that were moved, or of weights that are gone
+    rows_alone = bool(scored_rows(path)) and not any(path.glob("*config.json")) and not (path / "final").is_dir()
+    if own != Reading() and (path.is_file() or of_run or rows_alone):
+        names = [name.replace("_", "-") for name, value in own._asdict().items() if value is not None]
+        given = ", ".join(f"--{name}-{letter}" for name in names)
+        raise InputError(
+            f"{text} names rows, which were read as they were read: {given}", "name the checkpoint instead"
+        )
+    if path.is_file():
+        return _Side(path if path.name.endswith(".jsonl") else rows_of_result(path), None, {}, frozenset())
+    if of_run:
         scored = scored_rows(Path(folder))
         if split not in scored:
             have = f"it has: {', '.join(scored)}" if scored else "score it with rmtrain eval"
             raise DataError(f"{folder}: no rows of the split {split!r}", have)
-        return _Side(scored[split], None, {})
+        return _Side(scored[split], None, {}, frozenset())
     if path.suffix in (".json", ".jsonl") and not path.exists():
         raise DataError(f"{text}: no such file", "name a .rows.jsonl file, a result .json file, RUN[:split] or a CKPT")
-    chosen = choose(text, Path("runs"), display)
-    scored = scored_rows(chosen.run or path)
-    if chosen.run is None:  # other checkpoints of the same name have their results in the same folder
-        found = scored_rows(chosen.results).items()
-        scored |= {name: rows for name, rows in found if result_beside(rows).get("ckpt") == chosen.where}
-    return _Side(None, chosen, scored)
+    if rows_alone:
+        return _Side(None, None, scored_rows(path), frozenset())
+    chosen = choose(text, Path("runs"), display, reading)
+    scored = scored_rows(chosen.results)
+    return _Side(None, chosen, scored, _stale(chosen, scored, display))
+
+
+def _stale(chosen: Chosen, scored: dict[str, Path], display: TerminalDisplay) -> frozenset[str]:
+    """Which of the rows that lie with a checkpoint are of other weights than it has now, by what their results say."""
+    from rmtrain.evaluation.compare import result_beside
+
+    of = {name: result_beside(rows).get("weights_fingerprint") for name, rows in scored.items()}
+    if not any(of.values()):
+        return frozenset()
+    try:
+        now = weights_of(chosen)
+    except CheckpointError as error:
+        _note(
+            f"the rows of {chosen.where} are taken as they lie, its weights being out of reach: {error.message}",
+            display,
+        )
+        return frozenset()
+    return frozenset(name for name, weights in of.items() if weights not in (None, now))
 
 
 def _name(sides: list[_Side], data: str | None, split: str | None, benchmark: str | None) -> str:
@@ -139,13 +207,21 @@ def _name(sides: list[_Side], data: str | None, split: str | None, benchmark: st
     return next((name for name in sides[0].scored if name in sides[1].scored), have[0])
 
 
-def _wanted(sides: list[_Side], name: str, data: str | None, split: str | None, benchmark: str | None) -> _Wanted:
+def _wanted(
+    sides: list[_Side],
+    name: str,
+    data: str | None,
+    split: str | None,
+    benchmark: str | None,
+    display: TerminalDisplay,
+) -> _Wanted:
     """The rows of --data, else those that one of the two was scored on, else the benchmark's own.
 
     Raises:
         DataError: what one of the two was scored on is not recorded, or can't be read.
     """
     from rmtrain.data.load import load_data, read_source, recipe_splits
+    from rmtrain.evaluation.bench_data import core_groups
     from rmtrain.evaluation.benchmarks import BENCHMARKS
     from rmtrain.evaluation.compare import result_beside
     from rmtrain.recipe.load import load_recipe
@@ -165,39 +241,58 @@ def _wanted(sides: list[_Side], name: str, data: str | None, split: str | None, 
             if name in recipe_splits(recipe.data):
                 own = load_data(recipe.data, recipe.run.seed, [name]).splits[name]
                 if own.fingerprint == result["data"]["fingerprint"]:
-                    return _Wanted(name, own.groups, own.fingerprint)
+                    return _Wanted(name, own.groups, result["data"], None)
     if data is None and benchmark is None:
         raise DataError(f"neither A nor B was scored on {name!r} yet", "name its rows with --data")
     if benchmark is not None:
-        groups, source = core_groups(BENCHMARKS[benchmark], data, split)
-        return _Wanted(name, groups, source["fingerprint"])
+        groups, source = core_groups(BENCHMARKS[benchmark], data, split, lambda line: _note(line, display))
+        return _Wanted(name, groups, source, benchmark)
     found = read_source(str(data), split, section, evaluation=True)
-    return _Wanted(name, found.groups, found.fingerprint)
+    source = {"source": found.source, "revision": found.revision, "fingerprint": found.fingerprint}
+    return _Wanted(name, found.groups, source, None)
 
 
-def _rows_path(side: _Side, name: str, wanted: _Wanted | None) -> Path:
-    """Rows that are there, of the wanted data; else where they will be, named after weights and rows."""
+def _rows_path(side: _Side, name: str, wanted: _Wanted | None, display: TerminalDisplay) -> Path:
+    """Rows that are there, of the wanted data and of today's weights; else where they will be, named after both."""
     from rmtrain.evaluation.compare import result_beside
 
     if side.rows is not None:
         return side.rows
     lying = side.scored.get(name)
-    if lying and (wanted is None or result_beside(lying).get("data", {}).get("fingerprint") == wanted.fingerprint):
+    same_data = lying and (
+        wanted is None or result_beside(lying).get("data", {}).get("fingerprint") == wanted.source["fingerprint"]
+    )
+    if lying and same_data and name not in side.stale:
         return lying
-    from rmtrain.model.weights import download, fingerprint_of
-
-    assert side.chosen is not None
+    if side.chosen is None:
+        raise DataError(
+            f"no rows of {name!r} on that data among {', '.join(map(str, side.scored.values()))}", "name a CKPT"
+        )
+    if same_data:
+        _note(f"{side.chosen.where}: other weights than when {lying} was written", display)
     assert wanted is not None
-    where, _, revision = side.chosen.where.partition("@")
-    folder = Path(where) if Path(where).is_dir() else download(where, revision or None)
-    digest = hashlib.sha256(f"{fingerprint_of(folder)} {wanted.groups}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{weights_of(side.chosen)} {wanted.groups}".encode()).hexdigest()
     return side.chosen.results / "compare" / f"{name}-{digest[:12]}.rows.jsonl"
 
 
-def _score(chosen: Chosen, wanted: _Wanted, path: Path, budget: int | None, display: TerminalDisplay) -> None:
-    from rmtrain.evaluation.splits import score_rows
+def _note(line: str, display: TerminalDisplay) -> None:
+    """One line, which the command that started this process has said already."""
+    if not processes.is_child():
+        display.note(line)
 
-    checkpoint = load(chosen, wanted.name if wanted.name == "rewardbench-2" else "")
+
+def _score(chosen: Chosen, wanted: _Wanted, path: Path, budget: int | None, display: TerminalDisplay) -> None:
+    """Write the rows, and beside them the result that says what they are."""
+    from rmtrain.evaluation.benchmarks import BENCHMARKS
+    from rmtrain.evaluation.splits import reading_of, score_rows
+    from rmtrain.files import write_json
+
+    by_rewards = wanted.benchmark is not None and BENCHMARKS[wanted.benchmark].needs_rewards
+    checkpoint = load(chosen, str(wanted.benchmark) if by_rewards else "")
     for note in (f"scoring {chosen.where} on {wanted.name}", *checkpoint.notes):
         display.note(note)
     score_rows(checkpoint, wanted.name, wanted.groups, budget or tokens_at_once(checkpoint), path, display)
+    what = {"benchmark": wanted.benchmark} if wanted.benchmark is not None else {"split": wanted.name}
+    result = {"ckpt": checkpoint.where, **what, **reading_of(checkpoint), "data": wanted.source, "rows": str(path)}
+    if processes.is_main_process():
+        write_json(path.with_name(path.name.removesuffix(".rows.jsonl") + ".json"), result)

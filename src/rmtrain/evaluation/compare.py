@@ -9,22 +9,19 @@ from typing import Any
 import numpy as np
 
 from rmtrain.errors import DataError
-from rmtrain.evaluation.bench_rows import JUDGEBENCH_SECTIONS
+from rmtrain.evaluation.bench_rows import ties_id
+from rmtrain.evaluation.benchmarks import BENCHMARKS
+from rmtrain.evaluation.compare_rewardbench2 import compare_rewardbench2
+from rmtrain.evaluation.differences import paired_figures
 from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of, gaps_of
 from rmtrain.metrics import rewardbench, rewardbench2, rm_bench
-from rmtrain.metrics.intervals import Strata, detectable_difference, mcnemar_exact, paired_difference_interval
+from rmtrain.metrics.intervals import Strata
 from rmtrain.metrics.rankings import Floats, Ints, credits_of
 
-_SUFFIX = ".rows.jsonl"
-_SUBSETS: dict[str, set[str]] = {  # of each benchmark, as the source of its rows names them
-    "rewardbench-1": set(rewardbench.SUBSETS),
-    "rewardbench-2": set(rewardbench2.SUBSETS),
-    "judgebench": set(JUDGEBENCH_SECTIONS),
-    "rm-bench": {domain for domains in rm_bench.DOMAINS.values() for domain in domains},
-}
+_SUFFIX, _PRIOR = ".rows.jsonl", "-prior"
 
 
-def compare(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow]) -> dict[str, Any]:
+def compare(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], benchmark: str | None = None) -> dict[str, Any]:
     """The accuracy of A less that of B on the rows that both have, as `compare --json` gives it.
 
     The interval is a paired bootstrap over prompts. The exact McNemar test counts prompts on which one model is right
@@ -33,21 +30,25 @@ def compare(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow]) -> dict[st
     disagreement shows four times in five. A difference is `within_noise` unless interval and test agree that it is not.
     Figures of no preferences are None.
 
-    A tie counts 1/2; on the rows of a benchmark, which are told by their subsets, its own rule decides (a tie is wrong;
-    a row of RewardBench 2 is right if the right completion is the best one, and one of its Ties if all right ones beat
-    all wrong ones, since the formula of that subset has no figure for a row). Where subsets make up sections,
-    `sections` and `score`, the sections' mean, have the same figures; None where a subset is missing.
+    A tie counts 1/2; on the rows of a benchmark its own rule decides: a tie is wrong, and a row of RewardBench 2 is
+    right if the right completion is the best. Where subsets make up sections, `sections` and `score`, the sections'
+    mean, have the same figures; None where a subset is missing. The formula of RewardBench 2's Ties has no figure for a
+    row: it is bootstrapped whole, and its test asks on which prompts all right completions beat all wrong ones, as does
+    the figure of all rows.
 
     Args:
         a_rows: rows scored by A.
         b_rows: rows scored by B, in any order.
+        benchmark: whose rows they are.
 
     Raises:
-        DataError: no row is in both.
+        DataError: no row is in both, or they lack rewards that the benchmark needs.
     """
     a_rows, b_rows, unmatched = _matched(a_rows, b_rows)
-    sources = {row.source for row in a_rows}
-    benchmark = next((name for name, subsets in _SUBSETS.items() if sources and sources <= subsets), None)
+    if benchmark is not None and BENCHMARKS[benchmark].needs_rewards and any(row.margins for row in a_rows + b_rows):
+        raise DataError(f"rows of a model that only compares: {benchmark} needs rewards", "compare reward models on it")
+    if benchmark == "rewardbench-2":
+        a_rows, b_rows = ([_by_ties_prompt(row) for row in rows] for rows in (a_rows, b_rows))
     (a, groups), (b, _) = _credits(a_rows, benchmark), _credits(b_rows, benchmark)
     clusters = clusters_of(a_rows)[groups]
     labels = np.array([row.source or NO_SOURCE for row in a_rows], dtype=object)[groups]
@@ -59,12 +60,15 @@ def compare(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow]) -> dict[st
             return None
         here, shares = np.isin(labels, names), np.array(list(weights.values()), dtype=np.float64)
         strata = Strata(np.array([names.index(name) for name in labels[here]]), shares / shares.sum())
-        return _figures(a[here], b[here], clusters[here], strata)
+        return paired_figures(a[here], b[here], clusters[here], strata)
 
-    overall = _figures(a, b, clusters, None)
+    overall = paired_figures(a, b, clusters)
     sections = _sections(benchmark, labels)
     shares = {n: w / sum(part.values()) for part in sections.values() for n, w in part.items()}
     score = figures_of(shares)
+    found = {name: figures_of(weights) for name, weights in sections.items()}
+    if benchmark == "rewardbench-2":
+        found, score = compare_rewardbench2(a_rows, b_rows, a, b, clusters)
     return {
         **overall,
         "groups": len(a_rows),
@@ -72,9 +76,14 @@ def compare(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow]) -> dict[st
         **unmatched,
         "benchmark": benchmark,
         "score": {**score, "verdict": _verdict(score)} if score else None,
-        "sections": {name: figures_of(weights) for name, weights in sections.items()},
+        "sections": found,
         "by_source": {source: figures_of({source: 1}) for source in sorted(set(labels))},
     }
+
+
+def _by_ties_prompt(row: ScoredRow) -> ScoredRow:
+    """Both forms of a prompt of the Ties subset are one cluster."""
+    return row._replace(cluster=f"Ties {ties_id(row.id)[1]}") if row.source == "Ties" else row
 
 
 def _sections(benchmark: str | None, labels: Iterable[str]) -> Mapping[str, Mapping[str, float]]:
@@ -132,30 +141,6 @@ def _alike(a: ScoredRow, b: ScoredRow) -> bool:
     return set(a.preferences) == set(b.preferences) and (a.cluster == b.cluster or not (a.cluster and b.cluster))
 
 
-def _figures(a: Floats, b: Floats, clusters: Ints, strata: Strata | None) -> dict[str, Any]:
-    """Of [n] credits; `strata` are of a weighted mean, None is the plain one."""
-    n, mean = len(a), strata.mean if strata else (lambda values: float(values.mean()))
-    interval = paired_difference_interval(a - b, clusters, strata)
-    _, labels = np.unique(clusters, return_inverse=True)
-    net = np.bincount(labels, weights=a - b) if n else np.array([])
-    a_better, b_better = int((net > 0).sum()), int((net < 0).sum())
-    p = mcnemar_exact(a_better, b_better) if n else None
-    return {
-        "n": n,
-        "a": mean(a) if n else None,
-        "b": mean(b) if n else None,
-        "difference": mean(a - b) if n else None,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "mcnemar_p": p,
-        "within_noise": p >= 0.05 or interval.low <= 0 <= interval.high if interval and p is not None else None,
-        "prompts": len(net),
-        "a_better": a_better,
-        "b_better": b_better,
-        "detectable": detectable_difference(a - b, clusters, strata),
-    }
-
-
 def _verdict(figures: Mapping[str, Any]) -> str:
     """One sentence: a difference is claimed only where the interval and the test agree."""
     if figures["n"] == 0:
@@ -171,10 +156,10 @@ def _verdict(figures: Mapping[str, Any]) -> str:
 
 
 def scored_rows(folder: Path) -> dict[str, Path]:
-    """Rows files that lie in a run folder or a folder of results, by split, then by benchmark; `test` comes first."""
+    """Rows files in a run folder or a folder of results, by split, then by benchmark: `test` first, prior sets last."""
     files = [*sorted((folder / "eval").glob(f"*{_SUFFIX}")), *sorted((folder / "rewardbench").glob(f"*{_SUFFIX}"))]
     found = {path.name.removesuffix(_SUFFIX): path for path in files}
-    return {name: found[name] for name in sorted(found, key=lambda name: name != "test")}
+    return {name: found[name] for name in sorted(found, key=lambda name: (name != "test", name.endswith(_PRIOR)))}
 
 
 def rows_of_result(path: Path) -> Path:
@@ -200,8 +185,21 @@ def rows_of_result(path: Path) -> Path:
 
 
 def result_beside(rows: Path) -> dict[str, Any]:
-    """The result that a rows file is of; empty where none lies beside it."""
-    path = rows.with_name(rows.name.removesuffix(_SUFFIX) + ".json")
+    """The result that a rows file is of; empty where none lies beside it.
+
+    That of prior sets is their benchmark's, without what it says of the benchmark's own rows.
+    """
+    name = rows.name.removesuffix(_SUFFIX)
+    result = _read_result(rows.with_name(f"{name}.json"))
+    if not result and name.endswith(_PRIOR):
+        result = _read_result(rows.with_name(f"{name.removesuffix(_PRIOR)}.json"))
+        result = {key: value for key, value in result.items() if key not in ("data", "rows")}
+        if result and not result.get("prior_data"):  # written later, and without them
+            result["weights_fingerprint"] = "not known"
+    return result
+
+
+def _read_result(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

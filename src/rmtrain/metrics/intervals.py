@@ -1,6 +1,6 @@
 """95 % intervals of accuracies and of differences between two models, with preferences clustered by prompt."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,22 +83,8 @@ def stratified_interval(accuracies: Sequence[float], sizes: Sequence[float], wei
     return wilson_interval(mean, size / max(1.0, design_effect))
 
 
-def cluster_bootstrap(
-    sums: Floats, statistic: Callable[[Floats], Floats], resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap over clusters, for statistics that are functions of sums (Efron & Tibshirani 1993, ch. 13).
-
-    Args:
-        sums: [G, C] what each cluster adds to each of C sums.
-        statistic: [R, C] resampled sums to [R] values; NaN where a resample leaves it undefined.
-        resamples: R.
-        seed: of the resampling.
-    """
-    return percentile_interval(statistic(resampled_sums(sums, resamples, seed)))
-
-
 def percentile_interval(draws: Floats) -> Interval:
-    """The middle 95 % of [R] resampled figures; NaN stands for one that its resample leaves undefined."""
+    """The middle 95 % of [R] resampled figures (Efron & Tibshirani 1993, ch. 13); NaN is one left undefined."""
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Interval(float(low), float(high))
 
@@ -156,20 +142,30 @@ def paired_difference_interval(
     """
     if len(differences) == 0:
         return None
+    if not differences.any():
+        return no_difference_interval(len(np.unique(clusters)))
+    return percentile_interval(paired_difference_draws(differences, clusters, strata, resamples, seed))
+
+
+def no_difference_interval(clusters: int) -> Interval:
+    """Interval of a difference where none of so many clusters differs."""
+    bound = wilson_interval(0.0, clusters).high
+    return Interval(-bound, bound)
+
+
+def paired_difference_draws(
+    differences: Floats, clusters: Ints, strata: Strata | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> Floats:
+    """[R] mean differences of resampled clusters, of `paired_difference_interval`'s arguments; n > 0."""
     strata = strata or one_stratum(len(differences))
     names, labels = np.unique(clusters, return_inverse=True)
-    if not differences.any():
-        bound = wilson_interval(0.0, len(names)).high
-        return Interval(-bound, bound)
     sums = np.zeros((len(names), 2 * len(strata.shares)))
     np.add.at(sums, (labels, 2 * strata.labels), differences)
     np.add.at(sums, (labels, 2 * strata.labels + 1), 1)
 
-    def statistic(drawn: Floats) -> Floats:
-        with np.errstate(invalid="ignore"):  # a resample may leave a stratum out
-            return np.asarray((drawn[:, ::2] / drawn[:, 1::2]) @ strata.shares)
-
-    return cluster_bootstrap(sums, statistic, resamples, seed)
+    drawn = resampled_sums(sums, resamples, seed)
+    with np.errstate(invalid="ignore"):  # a resample may leave a stratum out
+        return np.asarray((drawn[:, ::2] / drawn[:, 1::2]) @ strata.shares)
 
 
 def detectable_difference(differences: Floats, clusters: Ints, strata: Strata | None = None) -> float | None:
