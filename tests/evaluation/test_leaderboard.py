@@ -26,15 +26,30 @@ RAY = "Ray2333 Mistral-7B"
 ERAS = ("current", "2024-04", "2024-03", "subset_mean")
 
 
-def result_of(path: Path, share: float, ckpt: str = "runs/mine/final", rows: dict[str, int] = COUNTS) -> Path:
+@pytest.fixture(autouse=True)
+def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no results/
+
+
+def result_of(
+    path: Path,
+    share: float,
+    ckpt: str = "runs/mine/final",
+    rows: dict[str, int] = COUNTS,
+    prior: dict[str, int] | None = None,
+    lengths: tuple[int, int] = (1, 1),
+) -> Path:
     """A result of scored rows, of which the given share of each subset is right."""
-    scored = [
-        ScoredRow(f"{subset}/{i}", subset, (1.0, 0.0) if i < share * n else (0.0, 1.0), ((0, 1),), False, (1, 1))
-        for subset, n in rows.items()
-        for i in range(n)
-    ]
+    scored, scored_prior = (
+        [
+            ScoredRow(f"{subset}/{i}", subset, (1.0, 0.0) if i < share * n else (0.0, 1.0), ((0, 1),), False, lengths)
+            for subset, n in sizes.items()
+            for i in range(n)
+        ]
+        for sizes in (rows, prior or {})
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, benchmark_result("rewardbench-1", scored, ckpt=ckpt, path="r.rows.jsonl"))
+    write_json(path, benchmark_result("rewardbench-1", scored, scored_prior, ckpt=ckpt, path="r.rows.jsonl"))
     return path
 
 
@@ -151,7 +166,7 @@ def test_figures_are_fractions_or_null_in_every_era() -> None:
         for row in leaderboard(era, "mean", [])["rows"]:
             for side in (row["published"], row["scored"]):
                 values = [*side["sections"].values(), *(side[key] for key in side if key not in ("sections", "source"))]
-                assert all(value in (None, "binomial") or 0 < value < 1 for value in values)
+                assert all(value in (None, "binomial", "sections") or 0 < value < 1 for value in values)
             assert (row["scored"]["source"] is None) == (row["scored"]["mean_of_sections"] is None)
 
 
@@ -159,7 +174,7 @@ def test_own_runs_stand_in_their_place(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     mine = result_of(runs / "mine" / "rewardbench" / "rewardbench-1.json", 0.75)
     given = result_of(tmp_path / "other.json", 0.9, "org/other")
-    own, faults = own_entries(runs, [given, mine, mine.parent.parent], "current")
+    own, faults = own_entries([runs], [given, mine, mine.parent.parent], "current")
     assert [row["model"] for row in own] == ["mine", "org/other"]
     assert faults == []
     board = leaderboard("current", "mean", own)
@@ -181,7 +196,7 @@ def test_partial_results_are_shown_and_not_ranked(tmp_path: Path) -> None:
         result_of(tmp_path / "a.json", 0.95, "lacking", lacking),
         result_of(tmp_path / "b.json", 0.95, "short", short),
     ]
-    own, _ = own_entries(tmp_path / "none", paths, "current")
+    own, _ = own_entries([tmp_path / "none"], paths, "current")
     board = leaderboard("current", "mean", own)
     rows = by_model(board)
     assert [row["model"] for row in board["rows"]][-2:] == ["lacking", "short"]
@@ -197,11 +212,65 @@ def test_partial_results_are_shown_and_not_ranked(tmp_path: Path) -> None:
     assert "short is partial and has no rank: math-prm has 200 of 447 rows." in flat
 
 
+def test_a_prior_set_of_some_rows_takes_no_rank_but_that_of_the_score_with_prior_sets(tmp_path: Path) -> None:
+    sizes = {**dict.fromkeys(PRIOR_COUNTS, 40), "anthropic_hhh": 221}
+    path = result_of(tmp_path / "p.json", 0.8, "mine", prior=sizes)
+    own, _ = own_entries([], [path], "current")
+    assert by_model(leaderboard("current", "mean", own))["mine"]["rank"] == 2
+    row = by_model(leaderboard("current", "with-prior", own))["mine"]
+    assert (row["rank"], row["partial"]) == (None, True)
+    assert row["scored"]["with_prior_low"] < row["scored"]["with_prior_sets"] < row["scored"]["with_prior_high"]
+    printed = " ".join(invoke(str(path)).stdout.split())
+    assert "mine: anthropic_harmless has 40 of 2266 rows; " in printed
+    assert "no rank" not in printed
+    result_of(path, 0.8, "mine", {name: n for name, n in COUNTS.items() if name != "hep-go"})
+    row = by_model(leaderboard("current", "chat", own_entries([], [path], "current")[0]))["mine"]
+    assert row["rank"] is not None  # Chat is whole
+
+
+def test_sections_alone_give_nearly_the_interval_of_their_subsets() -> None:
+    whole = by_model(leaderboard("current", "mean", []))[RAY]["scored"]
+    known = {"sections": {name: whole["sections"][name] for name in whole["sections"]}}
+    known |= {key: whole[key] for key in ("prior_sets", "mean_of_sections", "with_prior_sets")}
+    found = module._with_intervals(known, "current")
+    for key in ("low", "high", "with_prior_low", "with_prior_high"):
+        assert found[key] == pytest.approx(whole[key], abs=0.0005)
+    assert [row["scored"]["interval"] for row in leaderboard("current", "mean", [])["rows"]].count("sections") == 7
+    bare = next(row for row in leaderboard("2024-04", "mean", [])["rows"] if row["model"] == "Ziya-7B")
+    assert (bare["scored"]["interval"], bare["scored"]["low"]) == (None, None)
+
+
+def test_a_published_model_scored_again_stands_beside_its_own_row(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "openbmb--UltraRM-13b" / "rewardbench"
+    path = result_of(folder / "rewardbench-1.json", 0.7, "openbmb/UltraRM-13b@main")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "published": {"prompt": "ultrarm", "label": None}}))
+    done = invoke("--json")  # found below results/ by itself
+    board = json.loads(done.stdout)
+    assert [row["rank"] for row in board["rows"]] == list(range(1, 9))
+    (own,) = by_model(board)["UltraRM-13b"]["rescored"]
+    assert own["scored"]["mean_of_sections"] == json.loads(path.read_text())["scores"]["current"]["mean_of_sections"]
+    lines = [line.strip() for line in invoke().stdout.splitlines()]
+    place = next(i for i, line in enumerate(lines) if "UltraRM-13b" in line)
+    beside = " ".join(lines[place : place + 6])
+    assert beside.index("as published") < beside.index("scored here") < beside.index("prompt ultrarm")
+    assert invoke("--plot", "p.svg").exit_code == 0
+    assert "<!-- scored here -->" in Path("p.svg").read_text()
+
+
+def test_what_length_alone_gets_stands_below_ones_own_rows(tmp_path: Path) -> None:
+    path = result_of(tmp_path / "m.json", 0.8, "mine", lengths=(2, 1))
+    (row,) = own_entries([], [path], "current")[0]
+    assert set(row["length_baseline"]["sections"].values()) == {1.0}
+    assert row["length_baseline"]["mean_of_sections"] == 1
+    line = next(line for line in invoke(str(path)).stdout.splitlines() if "longer wins" in line)
+    assert line.split()[-7:] == ["100.0", "100.0", "100.0", "100.0", "n/a", "100.0", "n/a"]
+
+
 def test_a_file_of_published_accuracies_may_be_given(tmp_path: Path) -> None:
     path = tmp_path / "flat.json"
     model = KNOWN["models"][1]
     path.write_text(json.dumps({"model": "same", **model["subsets"], **model["prior_sets"]}))
-    own, _ = own_entries(tmp_path, [path], "current")
+    own, _ = own_entries([tmp_path], [path], "current")
     board = by_model(leaderboard("current", "mean", own))
     assert board["same"]["scored"] == {**board[RAY]["scored"], "source": str(path)}
 
@@ -216,7 +285,7 @@ def test_a_file_of_published_accuracies_may_be_given(tmp_path: Path) -> None:
 def test_a_policy_says_how_it_was_read(tmp_path: Path, policy: dict[str, Any], name: str) -> None:
     path = result_of(tmp_path / "p.json", 0.7, "dpo")
     path.write_text(json.dumps({**json.loads(path.read_text()), "policy": policy}))
-    assert [row["model"] for row in own_entries(tmp_path, [path], "current")[0]] == [name]
+    assert [row["model"] for row in own_entries([tmp_path], [path], "current")[0]] == [name]
 
 
 def test_damaged_results_of_runs_are_named_and_those_given_refused(tmp_path: Path) -> None:
@@ -229,12 +298,12 @@ def test_damaged_results_of_runs_are_named_and_those_given_refused(tmp_path: Pat
         ('{"Chat": 0.9}', "no subset of rewardbench-1"),
     ):
         path.write_text(content)
-        own, faults = own_entries(tmp_path / "runs", [], "current")
+        own, faults = own_entries([tmp_path / "runs"], [], "current")
         assert own == []
         assert len(faults) == 1
         assert said in faults[0]
         with pytest.raises(DataError) as caught:
-            own_entries(tmp_path / "none", [path], "current")
+            own_entries([tmp_path / "none"], [path], "current")
         assert said in caught.value.message
     done = invoke("--runs", str(tmp_path / "runs"), "--format", "json")
     assert done.exit_code == 0
@@ -270,7 +339,7 @@ def test_the_markdown_is_a_table_of_ten_columns(tmp_path: Path) -> None:
     table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     cells = list(csv.reader((line.replace("\\|", "¦") for line in table), delimiter="|"))
     assert {len(row) for row in cells} == {12}
-    assert len(table) == 2 + 8 * 2 + 1
+    assert len(table) == 2 + 8 * 2 + 2
     assert any("a¦b\\_c" in row[2] for row in cells)
 
 

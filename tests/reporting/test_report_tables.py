@@ -50,6 +50,23 @@ def test_tables_fit_80_columns_without_boxes_or_colour(tmp_path: Path) -> None:
         assert "…" not in text
 
 
+def test_eras_have_half_credit_and_length_beside_their_score(tmp_path: Path) -> None:
+    bench = write_benchmark(make_run(tmp_path))
+    assert "longer" not in show(rewardbench_table(bench))
+    for score in bench["scores"].values():
+        score |= {"length_baseline": 0.4711, "mean_half": 0.5822, "prior_sets": 0.6933, "with_prior_sets": 0.7044}
+        score |= {"with_prior_low": 0.61, "with_prior_high": 0.79}
+        score |= {"with_prior_half": 0.7155, "with_prior_length_baseline": 0.4266}
+    text = show(rewardbench_table(bench))
+    assert max(map(len, text.splitlines())) <= 80
+    assert [line.split()[-2:] for line in text.splitlines() if line.startswith("2024-04")] == [
+        ["58.22", "47.11"],
+        ["71.55", "42.66"],
+    ]
+    last = [line for line in text.splitlines() if line.startswith("current")][-1]
+    assert last.split()[1:4] == ["69.33", "70.44", "61.00-79.00"]
+
+
 def test_rewardbench_table_has_sections_and_eras(tmp_path: Path) -> None:
     bench = write_benchmark(make_run(tmp_path))
     text = show(rewardbench_table(bench))

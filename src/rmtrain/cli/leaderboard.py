@@ -39,7 +39,7 @@ def leaderboard(
     from rmtrain.evaluation.leaderboard import own_entries
     from rmtrain.reporting.leaderboard import leaderboard_markdown, leaderboard_table, save_plot
 
-    own, faults = own_entries(runs, results or [], era)
+    own, faults = own_entries([runs, Path("results")], results or [], era)
     display = TerminalDisplay()
     for fault in faults:
         display.note(f"left out: {fault}")

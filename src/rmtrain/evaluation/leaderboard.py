@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 
 from rmtrain.errors import DataError
-from rmtrain.evaluation.bench_figures import published_subset, weighted_figures
+from rmtrain.evaluation.bench_figures import published_subset
 from rmtrain.evaluation.bench_published import results_from_published
 from rmtrain.evaluation.bench_rewardbench1 import figures_of_subsets
+from rmtrain.metrics.intervals import Interval, stratified_interval
 from rmtrain.metrics.rewardbench import COUNTS, PRIOR_COUNTS, PRIOR_SETS, SECTION_WEIGHTS, SECTIONS
 
 BENCHMARK = "rewardbench-1"
@@ -25,8 +26,10 @@ def leaderboard(era: str, sort: str, own: Sequence[Entry]) -> dict[str, Any]:
 
     Every row has `published` (sections, prior_sets, mean_of_sections, with_prior_sets, source) or None, and `scored`,
     the same by the era's formula, with 95 % intervals and how they were made: `clustered` by prompt from scored rows,
-    `binomial` from the accuracies and sizes of subsets, each row taken as independent, or None. Rows without the figure
-    sorted by, and partial ones, come last and have no rank.
+    `binomial` from the accuracies and sizes of subsets, each row taken as independent, `sections` the same where only
+    sections are known, whose subsets are then taken as alike, or None. `length_baseline` is what "the longer wins" gets
+    on one's own rows. One's own results of a published model, told by its hub id, are its `rescored`. Rows without the
+    figure sorted by, or with other than all rows of what it is made of (`partial`), come last and have no rank.
 
     Args:
         era: of the scoring.
@@ -34,7 +37,16 @@ def leaderboard(era: str, sort: str, own: Sequence[Entry]) -> dict[str, Any]:
         own: rows of `own_entries`.
     """
     published, notes = published_entries(era)
-    rows = sorted([*published, *own], key=lambda row: row["model"])
+    models = {row["ckpt"].lower(): row for row in published}
+    others = []
+    for entry in own:
+        row = models.get(str(entry["ckpt"]).partition("@")[0].lower())
+        if row is not None:
+            row["rescored"].append({**entry, "partial": _is_partial(entry, sort)})
+        else:
+            others.append(entry)
+    rows = [{**row, "partial": _is_partial(row, sort)} for row in [*published, *others]]
+    rows.sort(key=lambda row: row["model"])
     ranked = [row for row in rows if sort_figure(row, sort) is not None and not row["partial"]]
     ranked.sort(key=lambda row: -float(sort_figure(row, sort) or 0))
     rest = [row for row in rows if row not in ranked]
@@ -47,12 +59,25 @@ def leaderboard(era: str, sort: str, own: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
+def _is_partial(row: Entry, sort: str) -> bool:
+    """Whether the figure sorted by is of other than all the rows that it should be of."""
+    if sort == "published":
+        return False
+    by_section = {_option(name): names for name, names in SECTIONS.items()}
+    needed = {*by_section.get(sort, COUNTS), *(PRIOR_SETS if sort == "with-prior" else ())}
+    return not needed.isdisjoint([*row["missing_subsets"], *row["incomplete_subsets"]])
+
+
+def _option(section: str) -> str:
+    return section.lower().replace(" ", "-")
+
+
 def sort_figure(row: Entry, sort: str, side: str = "scored") -> float | None:
     """The figure of a row that the table is sorted by, or the same as it was published (`side`)."""
     figures = (row["published"] if sort == "published" else row[side]) or {}
     if sort in ("with-prior", "published"):
         return figures.get("with_prior_sets")
-    by_section = {name.lower().replace(" ", "-"): score for name, score in figures.get("sections", {}).items()}
+    by_section = {_option(name): score for name, score in figures.get("sections", {}).items()}
     return figures.get("mean_of_sections") if sort == "mean" else by_section.get(sort)
 
 
@@ -71,7 +96,7 @@ def _published_entry(model: Mapping[str, Any], era: str, sources: Mapping[str, s
         )
         scored = _scored(figures, era, "binomial", sources["subsets"])
     else:
-        scored = _stated(model["eras"].get(era, {}), sources)
+        scored = _with_intervals(_stated(model["eras"].get(era, {}), sources), era)
     then = dict(model["published"])
     return _entry(
         model["name"],
@@ -83,7 +108,8 @@ def _published_entry(model: Mapping[str, Any], era: str, sources: Mapping[str, s
 
 
 def _entry(model: str, *, ckpt: str | None, scored: Entry, path: str | None = None, **values: Any) -> Entry:
-    own: Entry = {"published": None, "missing_subsets": [], "incomplete_subsets": {}, "partial": False, "notes": []}
+    own: Entry = {"published": None, "length_baseline": None, "missing_subsets": [], "incomplete_subsets": {}}
+    own |= {"notes": [], "rescored": []}
     return {"model": model, "ckpt": ckpt, "path": path, **own, **values, "scored": scored}
 
 
@@ -103,10 +129,35 @@ def _stated(figures: Mapping[str, Any], sources: Mapping[str, str]) -> Entry:
     }
 
 
+def _with_intervals(figures: Entry, era: str) -> Entry:
+    """With the intervals that the scores and sizes of sections alone allow."""
+    scores = [*figures["sections"].values()]
+    if None in scores or figures["mean_of_sections"] is None:
+        return figures
+    sizes = [_effective(weights, COUNTS) for weights in SECTION_WEIGHTS[era].values()]
+    ends = _ends("", stratified_interval(scores, sizes, [1] * len(scores)), figures["mean_of_sections"])
+    if figures["prior_sets"] is not None and figures["with_prior_sets"] is not None:
+        scores, sizes = (
+            [*scores, figures["prior_sets"]],
+            [*sizes, _effective(dict.fromkeys(PRIOR_SETS, 1), PRIOR_COUNTS)],
+        )
+        weights = [1 if era == "2024-03" else 2] * len(SECTIONS) + [1]
+        ends |= _ends("with_prior_", stratified_interval(scores, sizes, weights), figures["with_prior_sets"])
+    return {**figures, **ends, "interval": "sections"}
+
+
+def _effective(weights: Mapping[str, float], counts: Mapping[str, int]) -> float:
+    """Number of equal rows whose mean varies as the weighted mean of subsets with one accuracy does (Kish 1965)."""
+    return sum(weights.values()) ** 2 / sum(weight**2 / counts[name] for name, weight in weights.items())
+
+
+def _ends(prefix: str, interval: Interval, score: float) -> dict[str, float]:
+    # a score is stated with one decimal
+    return {f"{prefix}low": min(score, interval.low), f"{prefix}high": max(score, interval.high)}
+
+
 def _scored(result: Mapping[str, Any], era: str, interval: str, source: str) -> Entry:
-    score = dict(result["scores"][era])
-    if score["with_prior_sets"] is not None and interval == "binomial":
-        score |= _prior_interval(result, era)
+    score = result["scores"][era]
     return {
         "sections": {name: score.get("sections", {}).get(name) for name in SECTIONS},
         **{key: score.get(key) for key in _FIGURES},
@@ -115,23 +166,22 @@ def _scored(result: Mapping[str, Any], era: str, interval: str, source: str) -> 
     }
 
 
-def _prior_interval(result: Mapping[str, Any], era: str) -> dict[str, float | None]:
-    """The binomial interval of the score with prior sets, in which every subset has its share."""
-    parts = {**result["subsets"], **result["prior_sets"]["subsets"]}
-    subsets = {name: published_subset(part["accuracy"], part["n"]) for name, part in parts.items()}
-    weights: dict[str, float] = dict.fromkeys(subsets, 1.0)
-    if era != "subset_mean":
-        section = 1 if era == "2024-03" else 2  # its weight where the prior sets have 1
-        weights = dict.fromkeys(PRIOR_SETS, 1 / len(PRIOR_SETS))
-        for shares in SECTION_WEIGHTS[era].values():
-            weights |= {name: section * share / sum(shares.values()) for name, share in shares.items()}
-    figures = weighted_figures(subsets, weights)
-    assert figures is not None
-    return {"with_prior_low": figures["low"], "with_prior_high": figures["high"]}
+def _length_baseline(result: Mapping[str, Any], era: str) -> Entry | None:
+    """What "the longer wins" gets; sections weigh their subsets as today's formula does, so only of that era."""
+    score = result["scores"][era]
+    if score.get("length_baseline") is None:
+        return None
+    parts = result["sections"] if era == "current" else {}
+    return {
+        "sections": {name: (parts.get(name) or {}).get("length_baseline") for name in SECTIONS},
+        "prior_sets": (result["prior_sets"] or {}).get("length_baseline"),
+        "mean_of_sections": score["length_baseline"],
+        "with_prior_sets": score.get("with_prior_length_baseline"),
+    }
 
 
-def own_entries(runs: Path, given: Sequence[Path], era: str) -> tuple[list[Entry], list[str]]:
-    """The results of the run folders below `runs`, then those given, each once; and what is unreadable below `runs`.
+def own_entries(folders: Sequence[Path], given: Sequence[Path], era: str) -> tuple[list[Entry], list[str]]:
+    """The results below folders of runs or of results, then those given, each once; and what is unreadable below them.
 
     A result given is a file of `rmtrain rewardbench`, a folder that holds one, or a file of published accuracies.
 
@@ -139,7 +189,7 @@ def own_entries(runs: Path, given: Sequence[Path], era: str) -> tuple[list[Entry
         DataError: a result given can't be read, or is of another benchmark.
     """
     entries, faults, seen = [], [], set()
-    for path in sorted(runs.glob(f"*/rewardbench/{BENCHMARK}.json")):
+    for path in [path for folder in folders for path in sorted(folder.glob(f"*/rewardbench/{BENCHMARK}.json"))]:
         seen.add(path.resolve())
         try:
             entries += _read(path, era)
@@ -175,13 +225,15 @@ def _own_entry(result: Mapping[str, Any], path: Path, era: str, interval: str) -
     name = where.parent.name if where.name == "final" else str(where)
     if policy := result.get("policy"):
         name += f" against {policy['reference']}" if policy.get("reference") else f", {policy['log_probabilities']}"
-    missing = [subset for subset in result["missing_subsets"] if subset in COUNTS]
+    published = result.get("published") or {}
+    for key in ("prompt", "label"):
+        name += f", {key} {published[key]}" if published.get(key) is not None else ""
     return _entry(
         name,
         ckpt=result["ckpt"],
         path=str(path),
         scored=_scored(result, era, interval, str(path)),
-        missing_subsets=missing,
+        length_baseline=_length_baseline(result, era),
+        missing_subsets=[subset for subset in result["missing_subsets"] if subset in COUNTS],
         incomplete_subsets=result["incomplete_subsets"],
-        partial=bool(missing or result["incomplete_subsets"]),
     )

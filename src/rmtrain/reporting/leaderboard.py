@@ -19,13 +19,15 @@ _COLOURS = {"published": "#4c72b0", "own": "#c44e52"}
 
 
 def leaderboard_table(board: Mapping[str, Any]) -> Group:
-    """The table in 80 columns; below each model what was published of it, and below the table its notes."""
+    """The table in 80 columns; below each model what belongs to it, and below the table its notes."""
     table = figure_table(*_HEADINGS, texts=2, gap=1, stacked=True)
-    table.columns[1].no_wrap = False
+    for column, heading in enumerate(_HEADINGS[:2]):  # a long name goes on below its rank and figures
+        table.columns[column].no_wrap, table.columns[column].vertical = False, "top"
+        table.columns[column].header = Text(f"\n{heading}")
     for column, heading in ((5, "Rea-\nsoning"), (7, "mean\nof 4")):
         table.columns[column].header = Text(heading)
-    for then, cells in _lines(board, lambda value: percent(value).removesuffix(" %")):
-        table.add_row(*map(safe_text, cells), style="dim" if then else None)
+    for beside, cells in _lines(board, lambda value: percent(value).removesuffix(" %")):
+        table.add_row(*map(safe_text, cells), style="dim" if beside else None)
     notes = (Text(f"{mark} {plain(note)}".strip()) for mark, note in _notes(board))
     return Group(Text(_title(board), style="bold"), "", table, "", *notes)
 
@@ -43,21 +45,32 @@ def _title(board: Mapping[str, Any]) -> str:
 
 
 def _lines(board: Mapping[str, Any], shown: Callable[[Any], str]) -> Iterator[tuple[bool, list[str]]]:
-    """Cells of each row, and of what was published of its model, which is told by True."""
-    marks = _marks(board)
+    """Cells of each row; and, told by True, of what was published of its model and what "the longer wins" gets."""
+    marks, sort = _marks(board), board["sort"]
+
+    def cells(rank: str, name: str, row: Mapping[str, Any]) -> list[str]:
+        return [rank, name + (" (partial)" if row["partial"] else ""), *_figures(row["scored"], sort, shown)]
+
+    def baseline(row: Mapping[str, Any]) -> Iterator[tuple[bool, list[str]]]:
+        if row["length_baseline"]:
+            yield True, ["", "  longer wins", *_figures(row["length_baseline"], sort, shown)[:-1], ""]
+
     for row in board["rows"]:
         mark = "".join(marks[note] for note in row["notes"])
-        rank = "-" if row["rank"] is None else str(row["rank"])
-        name = f"{row['model']} {mark}".strip() + (" (partial)" if row["partial"] else "")
-        yield False, [rank, name, *_figures(row["scored"], board["sort"], shown)]
+        yield False, cells("-" if row["rank"] is None else str(row["rank"]), f"{row['model']} {mark}".strip(), row)
+        yield from baseline(row)
         if row["published"]:
-            yield True, ["", "  as published", *_figures(row["published"], board["sort"], shown)[:-1], ""]
+            yield True, ["", "  as published", *_figures(row["published"], sort, shown)[:-1], ""]
+        for own in row["rescored"]:
+            name = "  scored here" if own["scored"]["interval"] == "clustered" else "  as given"
+            yield False, cells("", name + own["model"].removeprefix(str(own["ckpt"])), own)
+            yield from baseline(own)
 
 
 def _figures(figures: Mapping[str, Any], sort: str, shown: Callable[[Any], str]) -> list[str]:
     values = [*figures["sections"].values(), *(figures[key] for key in ("prior_sets", "mean_of_sections"))]
-    low, high = (figures[f"with_prior_{end}" if sort == "with-prior" else end] for end in ("low", "high"))
-    interval = f"{100 * low:.1f}-{100 * high:.1f}" if is_figure(low) and is_figure(high) else MISSING
+    low, high = (figures.get(f"with_prior_{end}" if sort == "with-prior" else end) for end in ("low", "high"))
+    interval = MISSING if low is None or high is None else f"{100 * low:.1f}-{100 * high:.1f}"
     return [*map(shown, [*values, figures["with_prior_sets"]]), interval]
 
 
@@ -70,20 +83,27 @@ def _marks(board: Mapping[str, Any]) -> dict[str, str]:
 def _notes(board: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for note, mark in _marks(board).items():
         yield mark, board["notes"][note]
-    for row in board["rows"]:
+    scored = [scored for row in board["rows"] for scored in (row, *row["rescored"])]
+    for row in scored:
         parts = [f"it lacks {', '.join(row['missing_subsets'])}"] if row["missing_subsets"] else []
         parts += [f"{name} has {n['n']} of {n['expected']} rows" for name, n in row["incomplete_subsets"].items()]
         if parts:
-            yield "", f"{row['model']} is partial and has no rank: {'; '.join(parts)}."
-    kinds = {row["scored"]["interval"] for row in board["rows"]}
+            ranked = " is partial and has no rank" if row["partial"] else ""
+            yield "", f"{row['model']}{ranked}: {'; '.join(parts)}."
+    if any(row["rescored"] for row in board["rows"]):
+        yield "", "Scored here, as given: results of one's own, or of a file given, of the published model above them."
+    if any(row["length_baseline"] for row in scored):
+        yield "", "Longer wins: what preferring the longer answer gets on the same rows."
+    kinds = {row["scored"]["interval"] for row in scored}
     if kinds - {None}:
         what = "score with prior sets" if board["sort"] == "with-prior" else "mean of four sections"
         ways = {
             "clustered": "of results with scored rows, clustered by prompt",
             "binomial": "of results known by subset only, binomial from the subsets' accuracies and sizes",
+            "sections": "of those known by section only, the same, as if all subsets of a section were alike",
         }
         found = "; ".join(way for kind, way in ways.items() if kind in kinds)
-        yield "", f"Intervals are of the {what}: {found}. {MISSING}: not to be had from what was published."
+        yield "", f"Intervals are of the {what}: {found}. {MISSING}: not to be had from what is known."
     yield "", "Published means of 4 are of the published sections. Rows of math-prm and mt-bench seem to differ since."
 
 
@@ -103,6 +123,7 @@ def save_plot(board: Mapping[str, Any], path: Path) -> None:
         colour = _COLOURS["published" if row["published"] else "own"]
         now, then = sort_figure(row, sort), sort_figure(row, sort, "published")
         low, high = (row["scored"][f"with_prior_{end}" if sort == "with-prior" else end] for end in ("low", "high"))
+        again = [100 * value for own in row["rescored"] if (value := sort_figure(own, sort)) is not None]
         if then is not None and now is not None:
             axes.plot([100 * then, 100 * now], [y, y], color="0.8", linewidth=1, zorder=1)
             axes.plot(100 * then, y, "o", markersize=10, markerfacecolor="white", color=colour, zorder=2)
@@ -110,6 +131,7 @@ def save_plot(board: Mapping[str, Any], path: Path) -> None:
             axes.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=2.5, alpha=0.5, zorder=3)
         if now is not None:
             axes.plot(100 * now, y, "o", color=colour, zorder=4)
+        axes.plot(again, [y] * len(again), "D", color=_COLOURS["own"], zorder=5)
     axes.set_yticks(range(len(rows)), [fill(plain(row["model"]), 30) for row in rows], parse_math=False)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="x", color="0.92")
@@ -121,6 +143,8 @@ def save_plot(board: Mapping[str, Any], path: Path) -> None:
     blue = _COLOURS["published"]
     axes.plot([], [], "o", markersize=10, markerfacecolor="white", color=blue, label="as published then")
     axes.plot([], [], "o", color=blue, label="scored by this era")
+    if any(row["rescored"] for row in rows):
+        axes.plot([], [], "D", color=_COLOURS["own"], label="scored here")
     if any(row["published"] is None for row in rows):
         axes.plot([], [], "o", color=_COLOURS["own"], label="your own")
     figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize="small")

@@ -58,7 +58,9 @@ def rewardbench_table(result: Mapping[str, Any]) -> Group:
     """Result of `rewardbench`: sections and subsets with intervals, the scores of all eras, and what is missing."""
     name = str(result.get("benchmark"))
     title = f"{BENCHMARK_NAMES.get(name, name)} sections"
-    parts: list[RenderableType] = [share_table(title, "score", sections(result), 2), "", _era_table(result)]
+    parts: list[RenderableType] = [share_table(title, "score", sections(result), 2)]
+    for table in _era_tables(result):
+        parts += ["", table]
     if by_subset := [share for share in subsets(result) if share.name not in mapping(result.get("sections"))]:
         parts += ["", share_table("subsets", "accuracy", by_subset, 2)]
     if ladder := mapping(result.get("parity")).get("ladder"):
@@ -79,21 +81,47 @@ def _ladder_table(ladder: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _era_table(result: Mapping[str, Any]) -> Table:
-    """A row an era; its sections beside it where eras weigh them differently."""
+def _era_tables(result: Mapping[str, Any]) -> list[Table]:
+    """A row an era, its sections beside it where eras weigh them differently; then the scores with prior sets."""
     scores = eras(result)
     names = list(dict.fromkeys(name for score in scores.values() for name in mapping(score.get("sections"))))
-    with_prior = any(score.get("with_prior_sets") is not None for score in scores.values())
-    headings = [*names, "mean", "95 % interval", *(["with prior sets"] if with_prior else [])]
-    table = figure_table("era, in %", *headings, gap=1, stacked=True)
-    for era, score in scores.items():
-        by_section = mapping(score.get("sections"))
+    sections = {name: [mapping(score.get("sections")).get(name) for score in scores.values()] for name in names}
+    tables = [_eras_of("era, in %", scores, sections, "mean", ("mean_of_sections", "", "mean_half"))]
+    known = {era: score for era, score in scores.items() if score.get("with_prior_sets") is not None}
+    if known:
+        prior = {"prior sets": [score.get("prior_sets") for score in known.values()]}
+        keys = ("with_prior_sets", "with_prior_", "with_prior_half")
+        tables.append(_eras_of("with prior sets, in %", known, prior, "score", keys))
+    return tables
+
+
+def _eras_of(
+    title: str,
+    scores: Mapping[str, Mapping[str, Any]],
+    parts: Mapping[str, Sequence[Any]],
+    figure: str,
+    keys: tuple[str, str, str],
+) -> Table:
+    """A score by era after its parts, with its interval, and where rows are known with ties half and the baseline.
+
+    Args:
+        title: of the column of eras.
+        scores: by era.
+        parts: by heading, a figure an era.
+        figure: the score's heading.
+        keys: of the score, of its interval's ends and its length baseline without their own names, of ties half.
+    """
+    score_key, prefix, half_key = keys
+    beside = {"ties half": half_key, "longer wins": f"{prefix}length_baseline"}
+    beside = {name: key for name, key in beside.items() if any(score.get(key) is not None for score in scores.values())}
+    table = figure_table(title, *parts, figure, "95 % interval", *beside, gap=1, stacked=True)
+    for place, (era, score) in enumerate(scores.items()):
         table.add_row(
             safe_text(era),
-            *(points(by_section.get(name)) for name in names),
-            points(score.get("mean_of_sections")),
-            interval(score.get("low"), score.get("high"), 2).removesuffix(" %"),
-            *([points(score.get("with_prior_sets"))] if with_prior else []),
+            *(points(values[place]) for values in parts.values()),
+            points(score.get(score_key)),
+            interval(score.get(f"{prefix}low"), score.get(f"{prefix}high"), 2).removesuffix(" %").replace(" to ", "-"),
+            *(points(score.get(key)) for key in beside.values()),
         )
     return table
 
