@@ -1,4 +1,4 @@
-"""`rmtrain rewardbench` in this process: every benchmark in its published layout, policies, parity, results files."""
+"""`rmtrain rewardbench` in this process: every benchmark in its published layout, policies, parity, splits."""
 
 import json
 import subprocess
@@ -7,59 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import make_config, make_tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from bench_cases import JUDGE, ROWS, write, write_models
+from conftest import make_tokenizer
+from transformers import AutoModelForSequenceClassification
 
-from rmtrain.cli.rewardbench import core_groups, rewardbench
+from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.errors import DataError, InputError
+from rmtrain.evaluation.bench_data import core_groups
 from rmtrain.evaluation.benchmarks import BENCHMARKS
-
-JUDGE = {"source": "mmlu-pro-law", "question": "w1", "response_A": "w2 w3", "response_B": "w4", "label": "B>A"}
-ONE = {"prompt": "w1", "chosen": ["w2"], "rejected": ["w3"], "subset": "Ties", "num_correct": 1}
-STYLES = {"prompt": "w1", "chosen": ["w2", "w2 w3", "w2 w3 w4"], "rejected": ["w5", "w5 w6", "w6"]}
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "rewardbench-1": [
-        {"prompt": "w1 w2", "chosen": f"w{i} w3", "rejected": f"w4 w{i}", "subset": "hep-go", "id": i} for i in range(3)
-    ],
-    "rewardbench-2": [
-        {**ONE, "id": "1", "rejected": ["w3", "w4", "w5"], "subset": "Focus"},
-        {**ONE, "id": "ref:1"},
-        {**ONE, "id": "tied:1", "chosen": ["w2", "w5"], "num_correct": 2},
-    ],
-    "rm-bench": [
-        {**STYLES, "id": i, "domain": domain}
-        for i, domain in enumerate(["chat", "code", "math", "safety-refuse", "safety-response"])
-    ],
-    "judgebench": [{**JUDGE, "pair_id": "a"}, {**JUDGE, "pair_id": "b", "label": "A>B", "source": "livebench-math"}],
-}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward model, and a policy with its reference."""
-    folder = tmp_path_factory.mktemp("models")
-    for seed, (name, auto) in enumerate(
-        [("rm", AutoModelForSequenceClassification), ("policy", AutoModelForCausalLM), ("sft", AutoModelForCausalLM)]
-    ):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            auto.from_config(make_config(num_labels=1, initializer_range=0.3)).save_pretrained(folder / name)
-        make_tokenizer().save_pretrained(folder / name)
-    return folder
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)
 def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def write(benchmark: str, path: Path) -> str:
-    """RM-Bench as the one JSON list that its authors give, the others by line."""
-    rows = ROWS[benchmark]
-    text = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_text(text)
-    return str(path)
 
 
 def answer(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
@@ -87,9 +52,12 @@ def test_every_benchmark_with_a_policy_and_its_reference(
     assert rewards[0] != rewards[1]
     assert against["incomplete_subsets"]
     flat = Path(against["rows"]).with_name(f"{benchmark}.flat.json")
-    again = answer(capsys, results=flat, benchmark=benchmark)
+    again = answer(capsys, results=[flat], benchmark=benchmark)
     assert again["n"] == against["n"]
-    assert json.loads(flat.read_text())["model_type"] == "DPO"
+    said = {"model_type": "DPO", "ref_model": reference, "log_probabilities": "sum", "chat_template": "tokenizer"}
+    assert said.items() <= json.loads(flat.read_text()).items()
+    of_alone = json.loads(Path(alone["rows"]).with_name(f"{benchmark}.flat.json").read_text())
+    assert {"model_type": "DPO Ref. Free", "ref_model": None, "log_probabilities": "avg"}.items() <= of_alone.items()
 
 
 def test_a_policy_with_itself_as_reference_has_only_ties(
@@ -110,7 +78,7 @@ def test_parity_ends_where_scoring_is(models: Path, tmp_path: Path, capsys: pyte
     assert result == plain
     assert (parity["precision"], parity["batch"], parity["pad_id"]) == ("float16", 64, 2)  # the tokenizer names no pad
     ladder = parity["ladder"]
-    assert len(ladder) == 8
+    assert len(ladder) == 10
     assert ladder[-2]["accuracy"] == plain["subsets"]["hep-go"]["accuracy"]
     assert ladder[-1]["accuracy"] == plain["subsets"]["hep-go"]["accuracy_half"]
     table = Path(result["rows"]).with_name("rewardbench-1.parity.md").read_text()
@@ -133,6 +101,22 @@ def test_parity_on_two_processes_is_the_same(models: Path, tmp_path: Path, capsy
     assert json.loads(done.stdout)["parity"] == alone
 
 
+@pytest.mark.slow
+def test_an_adapter_that_leaves_its_config_to_its_base_has_parity(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForSequenceClassification.from_pretrained(models / "rm", num_labels=1)
+    adapted = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "lora")
+    make_tokenizer().save_pretrained(tmp_path / "lora")
+    assert not (tmp_path / "lora" / "config.json").exists()
+    source = write("rewardbench-1", tmp_path / "rows.jsonl")
+    result = answer(capsys, ckpt=str(tmp_path / "lora"), data=source, parity="float32")
+    assert result["parity"]["ladder"][-2]["accuracy"] == result["subsets"]["hep-go"]["accuracy"]
+
+
 def test_both_ways_of_reading_a_policy_are_refused(models: Path) -> None:
     with pytest.raises(InputError, match="--reference and --reference-free exclude each other"):
         rewardbench(ckpt=str(models / "policy"), reference="x", reference_free="avg")
@@ -145,18 +129,18 @@ def test_the_scored_split_is_read_unless_another_is_named(tmp_path: Path) -> Non
     file = tmp_path / "judge.json"
     file.write_text(json.dumps({"claude": [{**JUDGE, "pair_id": "c"}], "gpt": [{**JUDGE, "pair_id": "g"}]}))
     judge = BENCHMARKS["judgebench"]
-    assert [group.id for group in core_groups(judge, str(file), None)[0]] == ["g"]
-    groups, source = core_groups(judge, str(file), "claude")
+    assert [group.id for group in core_groups(judge, str(file), None, print)[0]] == ["g"]
+    groups, source = core_groups(judge, str(file), "claude", print)
     assert [group.id for group in groups] == ["c"]
     assert "claude" in source["source"]
     with pytest.raises(DataError, match="no split 'gemini'"):
-        core_groups(judge, str(file), "gemini")
+        core_groups(judge, str(file), "gemini", print)
 
 
 def test_the_only_split_there_is_will_do(tmp_path: Path) -> None:
     file = tmp_path / "rm.json"
     file.write_text(json.dumps({"test": ROWS["rm-bench"]}))
-    assert len(core_groups(BENCHMARKS["rm-bench"], str(file), None)[0]) == 5
+    assert len(core_groups(BENCHMARKS["rm-bench"], str(file), None, print)[0]) == 5
     file.write_text(json.dumps({"a": ROWS["rm-bench"], "b": ROWS["rm-bench"]}))
     with pytest.raises(DataError, match="several splits, and none named"):
-        core_groups(BENCHMARKS["rm-bench"], str(file), None)
+        core_groups(BENCHMARKS["rm-bench"], str(file), None, print)

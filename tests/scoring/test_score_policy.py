@@ -21,7 +21,7 @@ from rmtrain.display import Silent
 from rmtrain.errors import CheckpointError, InputError, RmtrainError
 from rmtrain.evaluation.splits import score_rows
 from rmtrain.model import policy as policy_module
-from rmtrain.model.policy import Policy, load_policy
+from rmtrain.model.policy import Policy, PolicyForward, load_policy
 from rmtrain.model.reward_model import choose_packing
 from rmtrain.scoring.policy import score_policy
 
@@ -202,6 +202,16 @@ def test_final_logits_that_are_capped(tmp_path: Path, groups: list[PreferenceGro
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("family", "scale"), [("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.25})])
+def test_final_logits_that_are_scaled(
+    family: str, scale: dict[str, float], tmp_path: Path, groups: list[PreferenceGroup]
+) -> None:
+    folder = write_policy(tmp_path / "p", 7, family, **scale)
+    expected = [float(values.sum()) for group in groups[:3] for values in token_log_probs(folder, group)]
+    found = scores(load_policy(str(folder), None), tokenized(folder, groups[:3]), tmp_path)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_an_adapter_with_its_base_as_reference(
     policy: Path, reference: Path, groups: list[PreferenceGroup], tmp_path: Path
 ) -> None:
@@ -251,6 +261,26 @@ def test_an_interrupted_scoring_goes_on_with_either_model(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_one_reference_or_reading_left_is_not_taken_up_by_another(
+    policy: Path, reference: Path, groups: list[PreferenceGroup], tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+
+    class Stop(Silent):
+        def progress(self, name: str, done: int, total: int, status: str = "") -> None:
+            if name.startswith("score") and 0 < done < total and list(tmp_path.glob(".rows*.1")):
+                raise KeyboardInterrupt
+
+    other = write_policy(tmp_path / "other", 8)
+    with pytest.raises(KeyboardInterrupt):
+        score_rows(load_policy(str(policy), str(other)), "made", groups, 100, path, Stop())
+    for against, reading in ((str(reference), "sum"), (None, "sum"), (None, "avg"), (None, "norm")):
+        loaded = load_policy(str(policy), against, reading)  # type: ignore[arg-type]
+        whole = score_rows(loaded, "made", groups, 100, tmp_path / "whole.jsonl", Silent())
+        assert score_rows(loaded, "made", groups, 100, path, Silent()) == whole
+    assert len(list(tmp_path.glob(".rows*"))) == 2  # of the first alone
+
+
 # What is refused
 
 
@@ -291,10 +321,11 @@ def test_another_tokenizer_is_refused(policy: Path, tmp_path: Path) -> None:
         load_policy(str(policy), str(folder))
 
 
-def test_logits_made_in_another_way_are_refused(policy: Path, tmp_path: Path) -> None:
-    folder = write_policy(tmp_path, 7, "granite", logits_scaling=8.0)
-    loaded = load_policy(str(folder), None)
-    with pytest.raises(CheckpointError, match="GraniteForCausalLM makes its logits in a way that is not read here"):
+def test_logits_made_in_another_way_are_refused(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = PolicyForward.token_logits
+    monkeypatch.setattr(PolicyForward, "token_logits", lambda self, states: 1.1 * own(self, states))
+    loaded = load_policy(str(policy), None)
+    with pytest.raises(CheckpointError, match="MistralForCausalLM makes its logits in a way that is not read here"):
         loaded.load(loaded.folders[0])
 
 

@@ -1,20 +1,55 @@
-"""Which checkpoint a command works on, and the recipe it was trained from."""
+"""Which checkpoint a command works on, how it is read, and the recipe it was trained from."""
 
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.processes import is_child
+from rmtrain.cli.options import Dtype, ReferenceFree
+from rmtrain.cli.processes import handed_down, is_child
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.runs import MANIFEST, newest_finished
 
 if TYPE_CHECKING:
     from rmtrain.model.checkpoint import Checkpoint
     from rmtrain.model.policy import Policy
+    from rmtrain.model.reward_model import BackboneOptions
     from rmtrain.recipe.schema import Recipe
+
+
+class Reading(NamedTuple):
+    """How a checkpoint is to be read where that is not its own way: the options of that name."""
+
+    prompt: str | None = None
+    label: str | None = None
+    reference: str | None = None
+    reference_free: ReferenceFree | None = None
+    max_length: int | None = None
+    dtype: Dtype | None = None
+
+    @property
+    def of_policy(self) -> bool:
+        """The checkpoint is a language model."""
+        return self.reference is not None or self.reference_free is not None
+
+    @property
+    def marks(self) -> list[str]:
+        """What it adds to the name of a folder of results, so that no two readings share one."""
+        marks = []
+        if self.prompt is not None:
+            marks += ["prompt", self.prompt if re.fullmatch(r"[\w-]+", self.prompt) else _digest(_text(self.prompt))]
+        if self.label is not None:
+            marks += ["label", re.sub(r"[^\w-]", "_", self.label)]
+        if self.reference is not None:
+            marks += ["against", _folder_name(self.reference)]
+        if self.reference_free is not None:
+            marks += ["ref-free", self.reference_free]
+        if self.max_length is not None:
+            marks += ["max-length", str(self.max_length)]
+        return [*marks, *([self.dtype] if self.dtype is not None else [])]
 
 
 class Chosen(NamedTuple):
@@ -23,38 +58,32 @@ class Chosen(NamedTuple):
     where: str  # folder with the weights, or hub id
     run: Path | None  # the run folder it lies in
     name: str  # for folder names
-    prompt: str | None = None  # --prompt
-    label: str | None = None  # --label
+    reading: Reading = Reading()
 
     @property
     def results(self) -> Path:
-        """Where its results go: the run folder, or a folder of the checkpoint's name below this one."""
-        return self.run if self.run is not None else Path("results") / self.name
+        """Where its results go: the run folder, or for others and other readings one of its name below this one."""
+        return self.run if self.run is not None and self.reading == Reading() else Path("results") / self.name
 
 
-def choose(
-    ckpt: str | None, runs: Path, display: TerminalDisplay, prompt: str | None = None, label: str | None = None
-) -> Chosen:
+def choose(ckpt: str | None, runs: Path, display: TerminalDisplay, reading: Reading | None = None) -> Chosen:
     """Find what --ckpt names; left out, the newest finished run, which is said.
 
-    --prompt and --label are part of the name, so that no two readings of a model share a folder of results.
-
     Raises:
-        InputError: a run that is not finished, or no run at all.
+        InputError: a run that is not finished, no run at all, or options that exclude each other.
     """
+    reading = reading or Reading()
+    if reading.of_policy and reading.label is not None:
+        raise InputError("--label is for reward models, not for policies", "leave it out")
+    if reading.reference is not None and reading.reference_free is not None:
+        raise InputError("--reference and --reference-free exclude each other", "leave one of them out")
     found = _find(ckpt, runs, display)
-    parts = [found.name]
-    if prompt is not None:
-        digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
-        parts += ["prompt", prompt if re.fullmatch(r"[\w-]+", prompt) else digest]
-    if label is not None:
-        parts += ["label", re.sub(r"[^\w-]", "_", label)]
-    return found._replace(name="-".join(parts), prompt=prompt, label=label)
+    return found._replace(name="-".join([found.name, *reading.marks]), reading=reading)
 
 
 def _find(ckpt: str | None, runs: Path, display: TerminalDisplay) -> Chosen:
     if ckpt is None:
-        folder = newest_finished(runs)
+        folder = Path(handed_down("NEWEST_RUN", lambda: str(newest_finished(runs))))
         if not is_child():  # the command that started this process has said it
             display.note(f"checkpoint: {folder} (the newest finished run under {runs}/)")
         return Chosen(str(folder / "final"), folder, folder.name)
@@ -67,25 +96,115 @@ def _find(ckpt: str | None, runs: Path, display: TerminalDisplay) -> Chosen:
             )
         return Chosen(str(path / "final"), path, path.name)
     if path.is_dir():
-        run = next((parent for parent in path.resolve().parents if (parent / MANIFEST).exists()), None)
-        is_final = path.name == "final"
-        return Chosen(ckpt, run if is_final else None, path.resolve().name)
+        run = path.resolve().parent
+        if path.resolve().name == "final" and (run / MANIFEST).exists():
+            return Chosen(ckpt, run, run.name)
+        return Chosen(ckpt, None, _folder_name(ckpt))
     if path.exists() or ckpt.startswith((".", "/", "~")):
         raise CheckpointError(f"{ckpt}: no such folder", "give a run folder, a checkpoint folder or a hub id")
-    return Chosen(ckpt, None, ckpt.replace("/", "--"))
+    return Chosen(ckpt, None, _folder_name(ckpt))
 
 
-def load(chosen: Chosen, needs_rewards: str = "") -> "Checkpoint":
-    """Load the checkpoint onto this process's device; `needs_rewards` names what a model that compares can't do."""
+def _folder_name(where: str) -> str:
+    """A name for results: of a hub id, readable; of a folder, its own and a digest of where it is."""
+    path = Path(where)
+    if path.is_dir():
+        return f"{path.resolve().name}-{_digest(str(path.resolve()))}"
+    return where.replace("/", "--")
+
+
+def _text(prompt: str) -> str:
+    """The template that a prompt is, or is the path of."""
+    try:
+        return Path(prompt).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return prompt
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def load(chosen: Chosen, needs_rewards: str = "", options: "BackboneOptions | None" = None) -> "Checkpoint | Policy":
+    """Load the checkpoint onto this process's device.
+
+    Args:
+        chosen: what, and how it is read.
+        needs_rewards: what a model that compares can't do; empty where it can.
+        options: to run it otherwise than its reading and its recipe or config say.
+
+    Raises:
+        CheckpointError: it can't be loaded.
+        InputError: it can't be read so.
+    """
     from rmtrain.model.checkpoint import load_checkpoint
     from rmtrain.model.devices import process_state
 
-    where, _, revision = chosen.where.partition("@")
-    device = process_state().device
-    found = load_checkpoint(where, revision=revision or None, device=device, prompt=chosen.prompt, label=chosen.label)
+    reading, device = chosen.reading, process_state().device
+    if reading.of_policy:
+        from rmtrain.model.policy import load_policy
+
+        return load_policy(
+            chosen.where,
+            reading.reference,
+            reading.reference_free or "sum",
+            device,
+            prompt=reading.prompt,
+            dtype=reading.dtype,
+            max_length=reading.max_length,
+        )
+    where, revision = _hub_name(chosen.where)
+    found = load_checkpoint(
+        where,
+        revision=revision,
+        options=options,
+        dtype=None if options else reading.dtype,
+        device=device,
+        prompt=reading.prompt,
+        label=reading.label,
+    )
     if needs_rewards:
         found.need_rewards(needs_rewards)
-    return found
+    return _as_read(found, chosen)
+
+
+def _as_read(found: "Checkpoint", chosen: Chosen) -> "Checkpoint":
+    """The checkpoint under the name that the user gave it, with the length asked for; its fingerprint says so."""
+    from rmtrain.model.published.encoder import EncoderModel
+    from rmtrain.model.published.pair_rm import PairRenderer
+    from rmtrain.model.weights import fingerprint_read
+
+    reading, length, fingerprint = chosen.reading, found.max_length, found.fingerprint
+    if reading.max_length is not None:
+        if isinstance(found.renderer, PairRenderer):
+            raise InputError(f"{chosen.where} is PairRM, whose lengths are fixed", "leave out --max-length")
+        length = reading.max_length
+        room = getattr(found.model.module.config.get_text_config(), "max_position_embeddings", None)
+        room = found.max_length if isinstance(found.model, EncoderModel) else room
+        if room and length > room:
+            raise InputError(f"--max-length {length}: {chosen.where} has {room} positions", "ask for no more")
+    if reading.max_length is not None or reading.dtype is not None:
+        fingerprint = fingerprint_read(fingerprint, reading.max_length, reading.dtype)
+    published = found.published
+    if reading.prompt is not None and not published:
+        published = {"layout": "a LoRA adapter", "prompt": reading.prompt, "label": None}
+    return replace(found, where=chosen.where, max_length=length, fingerprint=fingerprint, published=published)
+
+
+def weights_of(chosen: Chosen) -> str:
+    """Digest of the weights' files of a checkpoint, and of its reference, as results record it; loads nothing."""
+    from rmtrain.model.weights import download, fingerprint_of
+
+    folders = []
+    for name in [chosen.where, *([chosen.reading.reference] if chosen.reading.reference is not None else [])]:
+        folders.append(Path(name) if Path(name).is_dir() else download(*_hub_name(name)))
+    return fingerprint_of(*folders)
+
+
+def _hub_name(where: str) -> tuple[str, str | None]:
+    """A hub id and its revision; of a folder, which may have any name, the folder."""
+    name, _, revision = (where, "", "") if Path(where).is_dir() else where.partition("@")
+    return name, revision or None
 
 
 def trained_recipe(checkpoint: "Checkpoint | Policy") -> "Recipe | None":

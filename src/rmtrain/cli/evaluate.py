@@ -9,18 +9,21 @@ import typer
 from rich.console import Console
 
 from rmtrain.cli import processes
-from rmtrain.cli.checkpoints import Chosen, choose, load, tokens_at_once, trained_recipe
+from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, tokens_at_once, trained_recipe
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.options import (
     CkptOption,
+    DtypeOption,
     JsonOption,
     LabelOption,
+    MaxLengthOption,
     ProcessesOption,
     PromptOption,
+    ReferenceFreeOption,
+    ReferenceOption,
     RunsOption,
     TokensOption,
 )
-from rmtrain.cli.policies import ReferenceFreeOption, ReferenceOption, as_policy, load_policy_of
 from rmtrain.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ def evaluate(
     min_accuracy: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit with 1 if a split's accuracy is below this.")
     ] = None,
+    max_length: MaxLengthOption = None,
+    dtype: DtypeOption = None,
     tokens_per_batch: TokensOption = None,
     num_processes: ProcessesOption = None,
     runs: RunsOption = Path("runs"),
@@ -55,10 +60,10 @@ def evaluate(
     [dim]rmtrain eval --ckpt runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl --min-accuracy 0.7[/]
     """
     display = TerminalDisplay()
-    chosen = as_policy(choose(ckpt, runs, display, prompt, label), reference, reference_free)
+    chosen = choose(ckpt, runs, display, Reading(prompt, label, reference, reference_free, max_length, dtype))
     processes.spread(num_processes)
     try:
-        checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen)
+        checkpoint = load(chosen)
         splits = _read(checkpoint, split or [], data)
         budget = tokens_per_batch or tokens_at_once(checkpoint)
         results = score_loaded(checkpoint, chosen, splits, budget, display)

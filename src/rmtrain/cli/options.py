@@ -1,7 +1,7 @@
 """Options that several verbs share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,12 +14,37 @@ PromptOption = Annotated[
     typer.Option(
         "--prompt",
         metavar="NAME",
-        help="Of a published model: the prompt's name, or a .jinja chat template; default: the model's own.",
+        help="Of another's model: the prompt's name, or a .jinja chat template; default: the model's own.",
     ),
 ]
 LabelOption = Annotated[
     str | None,
     typer.Option("--label", metavar="NAME", help="Of a model with several labels: name or number of the reward's."),
+]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="REF",
+        help="CKPT is a policy trained by DPO: score by log-probabilities against this reference model.",
+    ),
+]
+ReferenceFree = Literal["avg", "sum", "norm"]
+ReferenceFreeOption = Annotated[
+    ReferenceFree | None,
+    typer.Option(
+        help="CKPT is a policy: score by its log-probabilities alone, their mean, their sum or their negative L2 norm."
+    ),
+]
+MaxLengthOption = Annotated[
+    int | None,
+    typer.Option(
+        min=16, help="Tokens of prompt and one completion; default: the recipe's, or at most 4,096 of another's model."
+    ),
+]
+Dtype = Literal["float32", "bfloat16", "float16"]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option(help="Run the weights in this; default: as trained, or as the model's config says.")
 ]
 TokensOption = Annotated[
     int | None,

@@ -2,31 +2,33 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from rmtrain.cli import processes
-from rmtrain.cli.checkpoints import Chosen, choose, load, tokens_at_once
+from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, tokens_at_once
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.options import (
     CkptOption,
+    DtypeOption,
     JsonOption,
     LabelOption,
+    MaxLengthOption,
     ProcessesOption,
     PromptOption,
+    ReferenceFreeOption,
+    ReferenceOption,
     RunsOption,
     TokensOption,
 )
-from rmtrain.cli.policies import ReferenceFreeOption, ReferenceOption, as_policy, load_policy_of
 from rmtrain.errors import InputError
 
 if TYPE_CHECKING:
     from rmtrain.data.types import PreferenceGroup
-    from rmtrain.evaluation.benchmarks import Benchmark
-    from rmtrain.evaluation.results import ScoredRow
+    from rmtrain.evaluation.bench_parity import Rung
 
 
 def rewardbench(
@@ -45,11 +47,25 @@ def rewardbench(
         str | None, typer.Option(help="Split of the rows; default: the scored one, or the only one there is.")
     ] = None,
     prior_data: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Prior sets too, from the hub (allenai/preference-test-sets) or a file."),
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Prior sets too: allenai/preference-test-sets, a folder of shp.jsonl and the like, or NAME=FILE, "
+            "which may be repeated.",
+        ),
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Re-score published subset accuracies instead; needs no model.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Re-score published subset accuracies instead, with no model; may be repeated, as for prior sets.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the leaderboard's flat JSON of subset accuracies, as --results reads it."
+        ),
     ] = None,
     parity: Annotated[
         Literal["float16", "bfloat16", "float32", "int8"] | None,
@@ -57,6 +73,8 @@ def rewardbench(
             help="Score rewardbench-1 also as the leaderboard's runner did, in this precision, and show what differs."
         ),
     ] = None,
+    max_length: MaxLengthOption = None,
+    dtype: DtypeOption = None,
     tokens_per_batch: TokensOption = None,
     num_processes: ProcessesOption = None,
     runs: RunsOption = Path("runs"),
@@ -64,32 +82,46 @@ def rewardbench(
 ) -> None:
     """Score a benchmark with a checkpoint: subsets, sections with intervals, and the overall figure of every era.
 
-    [dim]rmtrain rewardbench --ckpt runs/mistral_lora-20260101-120000-ab12[/]
-    [dim]rmtrain rewardbench --results published.json[/]
+    [dim]rmtrain rewardbench --ckpt runs/mistral_lora-20260101-120000-ab12 --output mistral.json[/]
+    [dim]rmtrain rewardbench --results published.json --results prior.json[/]
     """
-    if results is not None:
-        from rmtrain.evaluation.bench_published import results_from_published
+    if output is not None:
+        _check_output(output)
+    reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
+    if results:
+        idle = {"ckpt": ckpt, **reading._asdict(), "data": data, "split": split, "prior_data": prior_data or None}
+        idle |= {"parity": parity, "tokens_per_batch": tokens_per_batch, "num_processes": num_processes}
+        if given := [f"--{name.replace('_', '-')}" for name, value in idle.items() if value is not None]:
+            raise InputError(
+                f"--results takes accuracies as published, so nothing would come of {', '.join(given)}",
+                "leave out the one or the other",
+            )
+        from rmtrain.evaluation.bench_published import flat_of, results_from_published
+        from rmtrain.files import write_json
 
         found = results_from_published(results, benchmark)
+        if output is not None:
+            write_json(output, flat_of(found))
         _render(found[0] if len(found) == 1 else found, json)
         return
     display = TerminalDisplay()
-    chosen = as_policy(choose(ckpt, runs, display, prompt, label), reference, reference_free)
-    if parity and (benchmark != "rewardbench-1" or reference is not None or reference_free is not None):
+    chosen = choose(ckpt, runs, display, reading)
+    if parity and (benchmark != "rewardbench-1" or reading.of_policy):
         raise InputError("--parity is for reward models on rewardbench-1", "leave it out, or choose that benchmark")
     processes.spread(num_processes)
+    from rmtrain.evaluation.bench_data import core_groups, prior_groups
     from rmtrain.evaluation.bench_published import to_flat
     from rmtrain.evaluation.benchmarks import BENCHMARKS, benchmark_result
-    from rmtrain.evaluation.splits import formula_of, score_rows
-    from rmtrain.files import write_atomic, write_json
+    from rmtrain.evaluation.splits import reading_of, score_rows
+    from rmtrain.files import write_json
 
     definition = BENCHMARKS[benchmark]
     try:
-        groups, source = core_groups(definition, data, split)
-        prior = _prior_groups(definition, prior_data) if prior_data else []
-        runner = _score_as_runner(chosen, parity, groups, display) if parity else None
-        by_rewards = benchmark if benchmark in ("rewardbench-2", "rm-bench") else ""
-        checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen, by_rewards)
+        groups, source = core_groups(definition, data, split, display.note)
+        prior, prior_sources = prior_groups(definition, prior_data, display.note) if prior_data else ([], [])
+        ladder = chosen.results / "rewardbench" / f"{benchmark}.parity.md"
+        runner = _score_as_runner(chosen, parity, (groups, prior), ladder, display) if parity else None
+        checkpoint = load(chosen, benchmark if definition.needs_rewards else "")
         for note in checkpoint.notes:
             display.note(note)
         budget = tokens_per_batch or tokens_at_once(checkpoint)
@@ -104,84 +136,50 @@ def rewardbench(
         return
     result = {
         **benchmark_result(benchmark, rows, prior_rows, ckpt=checkpoint.where, path=str(path)),
-        **formula_of(checkpoint),
+        **reading_of(checkpoint),
         "data": source,
+        "prior_data": prior_sources or None,
         "rendering": checkpoint.renderer.contract(),
     }
     if runner is not None:
-        from rmtrain.evaluation.bench_parity import ladder_json, ladder_markdown
+        from rmtrain.evaluation.bench_parity import Rung, ladder_json, write_ladder
 
         settings, rungs = runner
-        rungs = [*rungs, ("own dtype, each prompt once", rows), ("a tie counts 1/2", rows)]
+        rungs += [Rung(name, rows, prior_rows) for name in ("own dtype, each prompt once", "a tie counts 1/2")]
         result["parity"] = {**settings, "ladder": ladder_json(rungs)}
-        write_atomic(folder / f"{benchmark}.parity.md", ladder_markdown(result["parity"]["ladder"]))
+        write_ladder(result["parity"]["ladder"], ladder)
     write_json(folder / f"{benchmark}.json", result)
-    write_json(folder / f"{benchmark}.flat.json", to_flat(result))
+    for flat in (folder / f"{benchmark}.flat.json", *([output] if output is not None else [])):
+        write_json(flat, to_flat(result))
     _render(result, json)
 
 
+def _check_output(path: Path) -> None:
+    if path.exists():
+        raise InputError(f"{path} exists", "choose another --output")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder", "make it, or choose another --output")
+
+
 def _score_as_runner(
-    chosen: Chosen, precision: str, groups: "list[PreferenceGroup]", display: TerminalDisplay
-) -> "tuple[dict[str, Any], list[tuple[str, list[ScoredRow]]]]":
+    chosen: Chosen,
+    precision: str,
+    groups: "tuple[list[PreferenceGroup], list[PreferenceGroup]]",
+    ladder: Path,
+    display: TerminalDisplay,
+) -> "tuple[dict[str, Any], list[Rung]]":
     """The rungs from the leaderboard's runner on; its model is let go of at the end."""
     from rmtrain.evaluation.bench_parity import score_official
-    from rmtrain.model.checkpoint import load_checkpoint
-    from rmtrain.model.devices import process_state
-    from rmtrain.model.reward_model import BackboneOptions, load_config
+    from rmtrain.model.checkpoint import Checkpoint
+    from rmtrain.model.reward_model import BackboneOptions
 
-    where, _, revision = chosen.where.partition("@")
     dtype, quantization = ("float16", "int8") if precision == "int8" else (precision, "none")
-    options = BackboneOptions(dtype, quantization, packing="none")
-    official = load_checkpoint(
-        where,
-        revision=revision or None,
-        options=options,
-        device=process_state().device,
-        prompt=chosen.prompt,
-        label=chosen.label,
-    )
-    official.need_rewards("--parity")
-    config_pad = official.config_pad
-    if not official.published:
-        config_pad = load_config(where, revision or None).get_text_config().pad_token_id
-    settings, rungs = score_official(official, config_pad, groups, display)
+    official = cast(Checkpoint, load(chosen, "--parity", BackboneOptions(dtype, quantization, packing="none")))
+    official.need_decoder("--parity")
+    settings, rungs = score_official(official, *groups, chosen.reading.prompt is None, ladder, display)
+    if settings["prompt"] is not None:
+        display.note(f"as the leaderboard's runner, with the prompt {settings['prompt']}")
     return {"precision": precision, **settings}, rungs
-
-
-def core_groups(
-    definition: "Benchmark", data: str | None, split: str | None
-) -> "tuple[list[PreferenceGroup], dict[str, Any]]":
-    """The rows of the split named, else of the one that is scored, else of the only one there is."""
-    from rmtrain.data.sources import MissingSplitError, parse_source, pin_source, read_rows
-    from rmtrain.evaluation.benchmarks import benchmark_groups
-
-    parsed = pin_source(parse_source(data or definition.hub_id))
-    try:
-        found = read_rows(parsed, split or definition.split, any_split=True)
-    except MissingSplitError:
-        if split is not None:
-            raise
-        found = read_rows(parsed, None)
-    groups = benchmark_groups(definition, found.rows, where=found.where)
-    return groups, {"source": found.description, "revision": found.revision, "fingerprint": found.fingerprint}
-
-
-def _prior_groups(definition: "Benchmark", source: str) -> "list[PreferenceGroup]":
-    """Prior sets: a split each on the hub, the rows' own subset in a file."""
-    from rmtrain.data.sources import parse_source, pin_source, read_rows
-    from rmtrain.evaluation.benchmarks import benchmark_groups
-
-    if not definition.prior_splits:
-        raise InputError(f"{definition.name} has no prior sets", "leave out --prior-data")
-    parsed = pin_source(parse_source(source))
-    if parsed.kind == "file":
-        found = read_rows(parsed, None)
-        return benchmark_groups(definition, found.rows, where=found.where)
-    groups = []
-    for name in definition.prior_splits:
-        found = read_rows(parsed, name)
-        groups += benchmark_groups(definition, found.rows, subset=name, where=found.where)
-    return groups
 
 
 def _render(result: Any, as_json: bool) -> None:

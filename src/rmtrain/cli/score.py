@@ -7,10 +7,20 @@ from typing import Annotated
 import typer
 
 from rmtrain.cli import processes
-from rmtrain.cli.checkpoints import choose, load, tokens_at_once
+from rmtrain.cli.checkpoints import Reading, choose, load, tokens_at_once
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.options import CkptOption, LabelOption, ProcessesOption, PromptOption, RunsOption, TokensOption
-from rmtrain.cli.policies import ReferenceFreeOption, ReferenceOption, as_policy, load_policy_of
+from rmtrain.cli.options import (
+    CkptOption,
+    DtypeOption,
+    LabelOption,
+    MaxLengthOption,
+    ProcessesOption,
+    PromptOption,
+    ReferenceFreeOption,
+    ReferenceOption,
+    RunsOption,
+    TokensOption,
+)
 from rmtrain.errors import InputError
 
 
@@ -24,6 +34,8 @@ def score(
     label: LabelOption = None,
     reference: ReferenceOption = None,
     reference_free: ReferenceFreeOption = None,
+    max_length: MaxLengthOption = None,
+    dtype: DtypeOption = None,
     tokens_per_batch: TokensOption = None,
     num_processes: ProcessesOption = None,
     runs: RunsOption = Path("runs"),
@@ -38,7 +50,7 @@ def score(
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: no such folder", "make it, or choose another --output")
     display = TerminalDisplay()
-    chosen = as_policy(choose(ckpt, runs, display, prompt, label), reference, reference_free)
+    chosen = choose(ckpt, runs, display, Reading(prompt, label, reference, reference_free, max_length, dtype))
     from rmtrain.data.load import read_source
 
     split = read_source(str(input_file), None, evaluation=False)
@@ -48,7 +60,7 @@ def score(
     from rmtrain.files import write_atomic
 
     try:
-        checkpoint = load_policy_of(chosen, reference, reference_free) or load(chosen, needs_rewards="score")
+        checkpoint = load(chosen, needs_rewards="score")
         for note in checkpoint.notes:
             display.note(note)
         budget = tokens_per_batch or tokens_at_once(checkpoint)

@@ -103,11 +103,22 @@ def _written(path: Path, rows: list[ScoredRow], partial: Path) -> list[ScoredRow
     return rows
 
 
-def formula_of(checkpoint: Checkpoint | Policy) -> dict[str, Any]:
-    """What a result says of how a policy or another's reward model was read; nothing of one trained here."""
-    if not isinstance(checkpoint, Policy):
-        return {"published": checkpoint.published} if checkpoint.published else {}
-    return {"policy": {"reference": checkpoint.reference, "log_probabilities": checkpoint.reading}}
+def reading_of(checkpoint: Checkpoint | Policy) -> dict[str, Any]:
+    """What a result says of the weights and of how they were read; a policy and its reference may have two dtypes."""
+    read: dict[str, Any] = {}
+    if isinstance(checkpoint, Policy):
+        read["policy"] = {"reference": checkpoint.reference, "log_probabilities": checkpoint.reading}
+        read["policy"] |= {"prompt": checkpoint.prompt} if checkpoint.prompt is not None else {}
+        dtype = ", ".join(dict.fromkeys(checkpoint.dtypes))
+    else:
+        read |= {"published": checkpoint.published} if checkpoint.published else {}
+        dtype = str(checkpoint.model.module.compute_dtype).removeprefix("torch.")
+    return {
+        **read,
+        "dtype": dtype,
+        "max_length": checkpoint.max_length,
+        "weights_fingerprint": checkpoint.weights,
+    }
 
 
 def tokenize_for(
@@ -126,7 +137,7 @@ def evaluate_split(
     rows = score_rows(checkpoint, name, split.groups, tokens_per_batch, path, display)
     result = {
         **summarise(rows, checkpoint.where, name, str(path)),
-        **formula_of(checkpoint),
+        **reading_of(checkpoint),
         "data": {"source": split.source, "revision": split.revision, "fingerprint": split.fingerprint},
     }
     if process_state().is_main_process:

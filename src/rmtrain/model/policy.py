@@ -22,15 +22,12 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model import attention
 from rmtrain.model.batch import Batch
-from rmtrain.model.checkpoint import (
-    ADAPTER,
-    attach_adapter,
-    check_finite,
-    options_in_training,
-)
+from rmtrain.model.checkpoint import attach_adapter, check_finite, options_in_training
 from rmtrain.model.forward import PackedForward
-from rmtrain.model.reward_model import RewardModel, choose_packing, load_config, load_module
-from rmtrain.model.weights import download, fingerprint_of, read_json
+from rmtrain.model.published.prompts import make_renderer
+from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, load_config, load_module
+from rmtrain.model.saving import ADAPTER
+from rmtrain.model.weights import download, fingerprint_of, fingerprint_read, read_json
 
 Reading = Literal["sum", "avg", "norm"]
 
@@ -100,7 +97,10 @@ class PolicyForward(PackedForward):
         bias = getattr(head, "bias", None)
         with torch.autocast(states.device.type, enabled=False):
             logits = linear(states.float(), head.weight.float(), None if bias is None else bias.float())
-        cap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)  # type: ignore[attr-defined]
+        config = self.config.get_text_config()  # type: ignore[attr-defined]
+        logits = logits * (getattr(self, "logit_scale", None) or 1)  # Cohere's; MPT's config has one without effect
+        logits = logits / (getattr(config, "logits_scaling", None) or 1)  # Granite's
+        cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
@@ -150,7 +150,10 @@ class Policy:
         max_length: tokens of prompt and one completion.
         folders: of the policy, and of the reference if there is one.
         device: where they run.
-        fingerprint: digest of their weights' files and of the reading.
+        fingerprint: digest of all their weights' files and of how they are read.
+        weights: digest of their weights' files alone.
+        dtypes: of each.
+        prompt: what `--prompt` named; None is the policy's own chat template.
         sidecar: empty; other people's checkpoints have none.
         notes: empty; they are known when the models are loaded.
     """
@@ -163,15 +166,28 @@ class Policy:
     folders: tuple[Path, ...]
     device: Any
     fingerprint: str
+    weights: str
+    dtypes: tuple[str, ...]
+    prompt: str | None = None
     sidecar: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def load(self, folder: Path) -> PolicyModel:
         """One of its models, ready to run."""
-        return _load_language_model(folder, self.reading, self.device)
+        dtype = self.dtypes[self.folders.index(folder)]
+        return _load_language_model(folder, self.reading, dtype, self.device)
 
 
-def load_policy(where: str, reference: str | None, reading: Reading = "sum", device: Any = None) -> Policy:
+def load_policy(
+    where: str,
+    reference: str | None,
+    reading: Reading = "sum",
+    device: Any = None,
+    *,
+    prompt: str | None = None,
+    dtype: str | None = None,
+    max_length: int | None = None,
+) -> Policy:
     """Check a policy and its reference for scoring; their weights are loaded later.
 
     Args:
@@ -179,15 +195,18 @@ def load_policy(where: str, reference: str | None, reading: Reading = "sum", dev
         reference: of the model that it was trained from; None for reference-free scores.
         reading: what makes token log-probabilities one number; against a reference, the sum.
         device: where to score.
+        prompt: see `make_renderer`; None is the policy's own chat template.
+        dtype: to run both in; None is that of each one's config.
+        max_length: tokens of prompt and one completion; None is 4,096, or what both have positions for.
 
     Raises:
         CheckpointError: one of them is no language model, or can't be fetched.
-        InputError: they turn the same text into different tokens.
+        InputError: they turn the same text into different tokens, or have fewer positions than `max_length`.
     """
     names = [where] if reference is None else [where, reference]
     folders = [Path(name) if Path(name).is_dir() else download(*_hub_name(name)) for name in names]
-    configs = [_language_config(folder, name)[0] for folder, name in zip(folders, names, strict=True)]
-    renderer = Renderer.for_tokenizer(load_tokenizer(str(folders[0])))
+    found = [_language_config(folder, name) for folder, name in zip(folders, names, strict=True)]
+    renderer = make_renderer(str(folders[0]), prompt)
     if reference is not None:
         other = load_tokenizer(str(folders[1]), chat_template=renderer.tokenizer.chat_template)
         chats = [[{"role": "user", "content": text}] for text in _PROBES]
@@ -198,9 +217,26 @@ def load_policy(where: str, reference: str | None, reading: Reading = "sum", dev
                     f"{where} and its reference {reference} turn the same text into different tokens",
                     "a policy is compared, token by token, with the model that it was trained from",
                 )
-    positions = [getattr(c.get_text_config(), "max_position_embeddings", None) or 4096 for c in configs]
-    digest = "-".join([*(fingerprint_of(folder)[:32] for folder in folders), reading])
-    return Policy(where, reference, reading, renderer, min([4096, *positions]), tuple(folders), device, digest)
+    positions = [getattr(config.get_text_config(), "max_position_embeddings", None) for config, _, _ in found]
+    room = min((int(n) for n in positions if n), default=None)
+    if max_length and room and max_length > room:
+        raise InputError(f"--max-length {max_length}: {' or '.join(names)} has {room} positions", "ask for no more")
+    adapters = zip(folders, (adapter for _, _, adapter in found), strict=True)
+    dtypes = tuple(dtype or options_in_training(folder, adapter, {}).dtype for folder, adapter in adapters)
+    weights = fingerprint_of(*folders)
+    return Policy(
+        where,
+        reference,
+        reading,
+        renderer,
+        max_length or min(4096, room or 4096),
+        tuple(folders),
+        device,
+        fingerprint_read(weights, reading, prompt, dtypes),
+        weights,
+        dtypes,
+        prompt,
+    )
 
 
 def _hub_name(name: str) -> tuple[str, str | None]:
@@ -231,9 +267,9 @@ def _language_config(folder: Path, name: str) -> tuple[PretrainedConfig, str, di
     return config, base, adapter
 
 
-def _load_language_model(folder: Path, reading: Reading, device: Any) -> PolicyModel:
+def _load_language_model(folder: Path, reading: Reading, dtype: str, device: Any) -> PolicyModel:
     config, base, adapter = _language_config(folder, str(folder))
-    options = options_in_training(folder, adapter, {})
+    options = BackboneOptions(dtype)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     model_class = type(causal.__name__, (PolicyForward, causal), {"__module__": causal.__module__})
     packing, notes = choose_packing(model_class, config, options.packing)

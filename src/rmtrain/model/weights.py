@@ -57,14 +57,21 @@ def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Any]]:
             yield file, str(name), tensor
 
 
-def fingerprint_of(folder: Path) -> str:
+def fingerprint_of(*folders: Path) -> str:
     """Digest of the weights and of what decides how they are used; of files of 1 GiB and more by size and time."""
     digest = hashlib.sha256()
-    for path in sorted([*weight_files(folder), *folder.glob("*config.json")]):
-        state = path.stat()
-        content = sha256_file(path) if state.st_size < 2**30 else f"{state.st_size} {state.st_mtime_ns}"
-        digest.update(f"{path.name} {content}\n".encode())
+    for folder in folders:
+        for path in sorted([*weight_files(folder), *folder.glob("*config.json")]):
+            state = path.stat()
+            content = sha256_file(path) if state.st_size < 2**30 else f"{state.st_size} {state.st_mtime_ns}"
+            digest.update(f"{path.name} {content}\n".encode())
+        digest.update(b"\n" if len(folders) > 1 else b"")
     return digest.hexdigest()
+
+
+def fingerprint_read(weights: str, *reading: Any) -> str:
+    """Digest of weights, by their own, and of all else that their rewards depend on."""
+    return hashlib.sha256(" ".join([weights, *map(str, reading)]).encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:
