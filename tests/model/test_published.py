@@ -15,6 +15,7 @@ from rmtrain.data.tokenize import tokenize_groups
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
+from rmtrain.model.published import load
 from rmtrain.model.weights import fingerprint_of
 from rmtrain.scoring.score import score_groups
 
@@ -149,6 +150,34 @@ def test_a_tokenizer_elsewhere_that_cannot_be_fetched_is_named(tmp_path: Path) -
     assert "put its tokenizer files beside the weights" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("starling-7b", "ask for access to meta-llama/Llama-2-7b-chat-hf"), ("ziya", "IDEA-CCNL/Ziya-LLaMA-7B-Reward")],
+)
+def test_no_config_is_made_up(name: str, hint: str, tmp_path: Path) -> None:
+    folder = CASES[name].write(tmp_path)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"comes without a config\.json") as caught:
+        load_checkpoint(str(folder))
+    assert hint in caught.value.hint
+
+
+def test_a_config_from_elsewhere_says_nothing_of_the_weights_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES["starling-7b"]
+    folder, base = case.write(tmp_path), tmp_path / "base"
+    base.mkdir()
+    (folder / "config.json").unlink()
+    (base / "config.json").write_text(json.dumps({**case.config, "torch_dtype": "float16", "rms_norm_eps": 1e-5}))
+    asked: list[str] = []
+    monkeypatch.setattr(load, "download", lambda name, revision, weights: asked.append(name) or base)
+    checkpoint = load_checkpoint(str(folder))
+    truth = expected(case, folder, case.rendered, case.eos)
+    torch.testing.assert_close(rewards_of(checkpoint), truth, atol=2e-5, rtol=0)
+    assert asked == ["meta-llama/Llama-2-7b-chat-hf"]
+
+
 def test_a_model_that_pools_otherwise_is_refused(tmp_path: Path) -> None:
     folder = CASES["oasst"].write(tmp_path)
     config = json.loads((folder / "config.json").read_text())
@@ -259,6 +288,29 @@ def test_a_backbone_that_cannot_be_packed_takes_padded_rows(tmp_path: Path) -> N
     truth = plain_rewards(model, tmp_path, 0)
     for tokens_per_batch in (4096, 1):
         torch.testing.assert_close(rewards_of(checkpoint, tokens_per_batch), truth, atol=2e-5, rtol=0)
+
+
+def test_a_plain_head_may_have_a_bias(tmp_path: Path) -> None:
+    model = write_plain(tmp_path, 2)
+    for path in tmp_path.glob("*.safetensors*"):
+        path.unlink()
+    torch.save({**model.state_dict(), "score.bias": torch.tensor([5.0, 0.7])}, tmp_path / "pytorch_model.bin")
+    found = rewards_of(load_checkpoint(str(tmp_path), label="1"))
+    torch.testing.assert_close(found, plain_rewards(model, tmp_path, 1) + 0.7, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("where", ["tokenizer", "config", "neither"])
+def test_a_pad_token_that_is_the_end_token_is_told_of(where: str, tmp_path: Path) -> None:
+    write_plain(tmp_path, 1)
+    file, key, value = {
+        "tokenizer": ("tokenizer_config.json", "pad_token", "</s>"),
+        "config": ("config.json", "pad_token_id", 2),
+        "neither": ("config.json", "pad_token_id", 0),
+    }[where]
+    path = tmp_path / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    told = [note for note in load_checkpoint(str(tmp_path)).notes if "its pad token is its end token (2)" in note]
+    assert len(told) == (where != "neither")
 
 
 def test_plain_weights_in_a_pickle_score_alike(tmp_path: Path) -> None:

@@ -21,13 +21,16 @@ _PROBE = "An answer that no template holds"
 _PROBE_CONVERSATION = (Message("user", "A question"), Message("assistant", _PROBE))
 
 
-def load_tokenizer(name: str, revision: str | None = None, chat_template: str | None = None) -> Any:
+def load_tokenizer(
+    name: str, revision: str | None = None, chat_template: str | None = None, template_needed: bool = True
+) -> Any:
     """Load a fast tokenizer from a folder or the hub.
 
     Args:
         name: folder or hub id.
         revision: branch, tag or commit of the hub id.
         chat_template: Jinja text, or the path of a .jinja file, that replaces the tokenizer's own.
+        template_needed: refuse a tokenizer that is left without one.
 
     Raises:
         InputError: no tokenizer there, or no chat template anywhere.
@@ -47,7 +50,7 @@ def load_tokenizer(name: str, revision: str | None = None, chat_template: str | 
         tokenizer.chat_template = _template_text(chat_template)
     if isinstance(tokenizer.chat_template, dict):  # several by name; that of plain conversations is called default
         tokenizer.chat_template = tokenizer.chat_template.get("default")
-    if not isinstance(tokenizer.chat_template, str):
+    if template_needed and not isinstance(tokenizer.chat_template, str):
         raise InputError(
             f"{name}: the tokenizer has no chat template",
             "give one as model.chat_template, or as --prompt: Jinja text, or the path of a .jinja file",

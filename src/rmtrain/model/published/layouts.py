@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rmtrain.errors import CheckpointError
 from rmtrain.model.forward import HEAD
@@ -26,6 +26,9 @@ class Layout:
         tokenizer: hub id of the tokenizer where none lies with the weights.
         max_length: tokens of prompt and one completion; None is what the backbone takes.
         model_type: in its config, where that is a name of its own.
+        runner_prompt: with which RewardBench's runner read it, where that is another prompt.
+        runner_reads: where the runner found a row's score: by the `pad` id, before the `first_unk` (the first id of the
+            tokenised unk token), or by the `mask`.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Layout:
     tokenizer: str | None = None
     max_length: int | None = None
     model_type: str | None = None
+    runner_prompt: str | None = None
+    runner_reads: Literal["pad", "first_unk", "mask"] = "pad"
 
     def theirs(self, name: str) -> str:
         """The published name of a tensor, for messages."""
@@ -66,6 +71,20 @@ class Layout:
 _LM_HEAD = r"^(model\.)?(lm_head|embed_out)\."
 
 PLAIN = Layout("a sequence-classification model", ignored=_LM_HEAD)
+ENCODER = Layout("an encoder with a classification head", head="classifier", ignored=r"(^|\.)position_ids$")
+ENCODER_TYPES = (  # in the config of encoders whose own forward is read
+    "albert",
+    "bert",
+    "camembert",
+    "deberta",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)
 PAIR_RM = Layout("PairRM", ("llm-blender/PairRM-hf",), head="head_layer.4", bias=True, backbone="deberta-v2")
 LAYOUTS = (
     Layout(
@@ -78,6 +97,8 @@ LAYOUTS = (
         prompt="starling-7b",
         tokenizer="meta-llama/Llama-2-7b-chat-hf",
         max_length=2048,
+        runner_prompt="starling-7b-fastchat",
+        runner_reads="first_unk",
     ),
     Layout(
         "Starling-RM-34B",
@@ -87,6 +108,8 @@ LAYOUTS = (
         prefixes={"transformer.": "model."},
         prompt="starling-34b",
         tokenizer="01-ai/Yi-34B-Chat",
+        runner_prompt="starling-34b-fastchat",
+        runner_reads="first_unk",
     ),
     Layout(
         "UltraRM-13b",
@@ -95,6 +118,8 @@ LAYOUTS = (
         backbone="llama",
         prefixes={"model.": "model."},
         prompt="ultrarm",
+        runner_prompt="ultrarm-fastchat",
+        runner_reads="mask",
     ),
     Layout(
         "Ziya-LLaMA-7B-Reward",
@@ -104,6 +129,8 @@ LAYOUTS = (
         backbone="llama",
         prefixes={"model.": "model."},
         prompt="ziya",
+        runner_prompt="ziya-fastchat",
+        runner_reads="mask",
     ),
     Layout(
         "oasst-rm-pythia",
@@ -114,6 +141,7 @@ LAYOUTS = (
         prefixes={"gpt_neox.": "gpt_neox."},
         prompt="oasst",
         model_type="gpt_neox_reward_model",
+        runner_reads="mask",
     ),
     PAIR_RM,
 )
@@ -145,6 +173,8 @@ def recognise(where: str, folder: Path, config: Mapping[str, Any], tensors: Mapp
             f"{where}: {names} have a head called {fitting[0].head}, and read different prompts",
             "let the folder have the name of the model's repository",
         )
+    if not fitting and config.get("model_type") in ENCODER_TYPES:
+        return ENCODER
     return fitting[0] if fitting else PLAIN
 
 

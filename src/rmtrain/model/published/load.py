@@ -11,7 +11,8 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from rmtrain.data.render import Renderer, first_line, load_tokenizer
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.forward import HEAD
-from rmtrain.model.published.layouts import PAIR_RM, PLAIN, Layout, recognise
+from rmtrain.model.published.encoder import TEXT_PAIR, EncoderModel, TextPairRenderer, encoder_class
+from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, Layout, recognise
 from rmtrain.model.published.pair_rm import PairModel, PairRenderer
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import (
@@ -36,7 +37,7 @@ class _BiasedHead:
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
-        self.score = nn.Linear(config.get_text_config().hidden_size, 1)
+        self.score = nn.Linear(self.score.in_features, 1)  # type: ignore[has-type]
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Published:
 
     @property
     def options(self) -> BackboneOptions:
-        """In the dtype of its config."""
-        dtype = str(self.config.dtype).removeprefix("torch.")
+        """In the dtype of its config; an encoder, which is small, in float32."""
+        dtype = "float32" if self.layout is ENCODER else str(self.config.dtype).removeprefix("torch.")
         return BackboneOptions(dtype if dtype in ("bfloat16", "float16") else "float32")
 
     def renderer(self) -> Renderer:
@@ -90,15 +91,16 @@ class Published:
                 f"ask for access to {stand_in}, or put its tokenizer files beside the weights",
             ) from error
 
-    def load(self, options: BackboneOptions, pad_id: int) -> RewardModel:
-        """Its backbone and head.
+    def load(self, options: BackboneOptions, renderer: Renderer) -> RewardModel:
+        """Its backbone and head, with the renderer's pad id.
 
         Raises:
             CheckpointError: names the tensors that are missing, misshapen or without a place.
         """
-        set_pad(self.config, pad_id, self.where)
+        published_pads = (self.config.get_text_config().pad_token_id, renderer.tokenizer.pad_token_id)
+        set_pad(self.config, renderer.pad_id, self.where)
         model_class = reward_model_class(self.config)
-        if self.layout.bias:
+        if self.layout.bias or f"{HEAD}.bias" in self.tensors:
             model_class = type(model_class.__name__, (_BiasedHead, model_class), {"__module__": model_class.__module__})
         packing, notes = choose_packing(model_class, self.config, options.packing)
         tensors = self._renamed()
@@ -111,6 +113,12 @@ class Published:
         self._check_names(info)
         if self.layout is not PLAIN:
             notes = [*notes, f"read as {self.layout.name}, with the prompt {self.prompt}"]
+        if (eos := renderer.tokenizer.eos_token_id) is not None and eos in published_pads:
+            notes = [
+                *notes,
+                f"its pad token is its end token ({eos}): rewards are read here at the last token, and by others who "
+                "look for the pad token somewhere else",
+            ]
         return RewardModel(make_ready(module, options, packing), packing, tuple(notes))
 
     def load_pairs(self, options: BackboneOptions) -> tuple[RewardModel, PairRenderer]:
@@ -125,6 +133,22 @@ class Published:
         self._check_names(info)
         module.compute_dtype = getattr(torch, options.dtype)
         return RewardModel(module, "none", ("read as PairRM: it compares, and gives no rewards",)), renderer
+
+    def load_encoder(self, options: BackboneOptions) -> tuple[EncoderModel, TextPairRenderer]:
+        """An encoder with transformers' own head and forward, and what makes sequences for it.
+
+        Raises:
+            CheckpointError: as `load`.
+            InputError: there is no such prompt, or the tokenizer can't be loaded.
+        """
+        renderer = TextPairRenderer.of_encoder(str(self.folder), self.prompt, self.config)
+        tensors = {name: tensor for name, tensor in self.tensors.items() if self.layout.ours(name) != ""}
+        model_class = encoder_class(self.config)
+        module, info = load_module(model_class, self.where, None, self.config, options, "none", tensors=tensors)
+        self._check_names(info)
+        module.compute_dtype, module.label = getattr(torch, options.dtype), self.label or 0
+        read = TEXT_PAIR if renderer.reads_pairs else "with a chat template"
+        return EncoderModel(module, "none", (f"read as an encoder, {read}; it takes padded rows",)), renderer
 
     def _check_names(self, info: dict[str, Any]) -> None:
         theirs = self.layout.theirs
@@ -177,18 +201,41 @@ def find_published(where: str, folder: Path, prompt: str | None = None, label: s
             raise CheckpointError(f"{file}: {name} is in two files", _OTHER)
         tensors[name] = tensor
     layout = recognise(where, folder, values, tensors)
-    config = load_config(str(folder), None) if layout.backbone is None else _config(where, layout, values)
     if not tensors:
         raise CheckpointError(f"{where}: no weights could be loaded: no file of them", "the checkpoint is incomplete")
-    head = tensors.get(f"{layout.head}.weight")
+    if not values and layout.backbone is not None:
+        values = _stand_in_values(where, layout, tensors)
+    config = load_config(str(folder), None) if layout.backbone is None else _config(where, layout, values)
+    heads = (f"{layout.head}.weight", f"{layout.head}.out_proj.weight")  # the second of RoBERTa's kind of head
+    head = next((tensors[name] for name in heads if name in tensors), None)
     if head is None:
-        raise CheckpointError(f"{where}: the weights have no score head ({layout.head}.weight)", NO_HEAD)
+        hint = "choose an encoder with a classification head" if layout is ENCODER else NO_HEAD
+        raise CheckpointError(f"{where}: the weights have no score head ({layout.head}.weight)", hint)
     if layout is PAIR_RM:
         if prompt is not None or label is not None:
             raise InputError(f"{where} is PairRM, which has one prompt and no labels", "leave out --prompt and --label")
         return Published(where, folder, layout, config, tensors, None, None)
+    if layout is ENCODER:
+        config.num_labels = len(head)  # all stay in the model, which gives the logit of one
     index = _label_index(where, len(head), values.get("id2label") or {}, label)
     return Published(where, folder, layout, config, tensors, prompt or layout.prompt, index)
+
+
+def _stand_in_values(where: str, layout: Layout, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The config of the repository that a checkpoint without one was made for, in the dtype of its own weights."""
+    lacking = f"{where} comes without a config.json"
+    if layout.tokenizer is None:
+        raise CheckpointError(lacking, f"put that of {layout.ids[0]} beside the weights")
+    try:
+        values = read_json(download(layout.tokenizer, None, weights=False) / "config.json")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{lacking}, and that of {layout.tokenizer} can't be fetched: {error.message}",
+            f"ask for access to {layout.tokenizer}, or put its config.json beside the weights",
+        ) from error
+    values.pop("dtype", None)  # of its own weights
+    widest = max((tensor.dtype for tensor in tensors.values()), key=lambda dtype: dtype.itemsize)
+    return {**values, "torch_dtype": str(widest).removeprefix("torch.")}
 
 
 def _config(where: str, layout: Layout, values: dict[str, Any]) -> PretrainedConfig:

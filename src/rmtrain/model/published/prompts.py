@@ -1,5 +1,6 @@
 """Prompts by name: the texts that published reward models read, as chat templates; `--prompt` takes any of them."""
 
+import copy
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +41,7 @@ class Prompt(NamedTuple):
 # Of the models' cards; `-fastchat` is what RewardBench's runner made of it, whose Llama tokenizers also append an EOS.
 PROMPTS = {
     "starling-7b": Prompt("<s>[INST] ", " </s> [/INST] ", "</s>"),
-    "starling-7b-fastchat": Prompt("[INST] ", " [/INST] ", " </s><s>"),  # llama-2
+    "starling-7b-fastchat": Prompt("[INST] ", " [/INST] ", " </s><s>", append_eos=True),  # llama-2
     "starling-34b": Prompt("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", "\n"),
     "starling-34b-fastchat": Prompt("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"),
     "ultrarm": Prompt("Human: ", "\n\nAssistant: ", "", "\n\n", append_eos=False),
@@ -52,6 +53,13 @@ PROMPTS = {
     "tulu": Prompt("<|user|>\n", "\n<|assistant|>\n", "\n", append_eos=True),
     "raw": Prompt("", "", append_eos=True),
 }
+
+
+def with_prompt(renderer: Renderer, prompt: str) -> Renderer:
+    """The renderer of the same tokenizer with another prompt of those known by name."""
+    tokenizer = copy.deepcopy(renderer.tokenizer)
+    tokenizer.chat_template = PROMPTS[prompt].chat_template
+    return Renderer.for_tokenizer(tokenizer, PROMPTS[prompt].append_eos)
 
 
 def make_renderer(tokenizer: str, prompt: str | None) -> Renderer:
@@ -66,11 +74,20 @@ def make_renderer(tokenizer: str, prompt: str | None) -> Renderer:
     """
     if prompt is None:
         return Renderer.for_tokenizer(load_tokenizer(tokenizer))
+    append_eos = PROMPTS[prompt].append_eos if prompt in PROMPTS else None
+    return Renderer.for_tokenizer(load_tokenizer(tokenizer, chat_template=template_of(prompt)), append_eos)
+
+
+def template_of(prompt: str) -> str:
+    """The chat template that a prompt stands for: Jinja text, or the path of a .jinja file.
+
+    Raises:
+        InputError: there is no such prompt.
+    """
     if prompt in PROMPTS:
-        known = PROMPTS[prompt]
-        return Renderer.for_tokenizer(load_tokenizer(tokenizer, chat_template=known.chat_template), known.append_eos)
+        return PROMPTS[prompt].chat_template
     if "{" not in prompt and not Path(prompt).is_file():
         raise InputError(
             f"--prompt: there is no prompt {prompt!r}", f"take a .jinja file, or one of {', '.join(PROMPTS)}"
         )
-    return Renderer.for_tokenizer(load_tokenizer(tokenizer, chat_template=prompt))
+    return prompt
