@@ -1,5 +1,7 @@
 """The leaderboard's habits, each on rows built to show it, against transformers' own classification forward."""
 
+import json
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEMPLATE, make_config, make_tokenizer
+from published_cases import CASES
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -15,14 +18,15 @@ from rmtrain.data.tokenize import tokenize_groups
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 from rmtrain.display import Silent
 from rmtrain.errors import InputError
-from rmtrain.evaluation.bench_parity import ladder_json, ladder_markdown, score_official
+from rmtrain.evaluation.bench_parity import Rung, ladder_json, ladder_markdown, score_official, write_ladder
 from rmtrain.evaluation.results import ScoredRow
+from rmtrain.metrics.rewardbench import PRIOR_SETS, SUBSETS
 from rmtrain.model.checkpoint import load_checkpoint
-from rmtrain.model.reward_model import BackboneOptions, load_config
+from rmtrain.model.reward_model import BackboneOptions
 from rmtrain.scoring import official
-from rmtrain.scoring.official import STEPS, Habits, OfficialScorer, PadIds, ladder
+from rmtrain.scoring.official import Habits, OfficialScorer, PadIds
 
-RUNGS = [name for name, _ in ladder()]
+THEN, MASKED, NOW, ONCE, CUT, LAST, HEAD, ALONE = range(8)  # rungs of the default pipeline
 COUNT = 70  # more than one batch of 64
 
 
@@ -54,21 +58,36 @@ def write_model(folder: Path, family: str = "mistral", pad: str | None = "<unk>"
 
 
 def scorer(
-    folder: Path, groups: list[PreferenceGroup], dtype: str = "float32", max_length: int = 512
+    folder: Path,
+    groups: list[PreferenceGroup],
+    dtype: str = "float32",
+    max_length: int = 512,
+    quantization: str = "none",
+    **options: Any,
 ) -> OfficialScorer:
-    checkpoint = load_checkpoint(str(folder), options=BackboneOptions(dtype, packing="none"))
+    loaded = BackboneOptions(dtype, quantization, packing="none")
+    checkpoint = load_checkpoint(str(folder), options=loaded, prompt=options.pop("prompt", None))
     tokenized = [g for g in tokenize_groups(groups, checkpoint.renderer, max_length, "truncate_prompt") if g]
-    return OfficialScorer(checkpoint, load_config(str(folder), None).pad_token_id, groups, tokenized)
+    return OfficialScorer(checkpoint, checkpoint.config_pad, groups, tokenized, **options)
 
 
-def at(rung: str) -> Habits:
-    return dict(ladder())[rung]
+def at(rows: OfficialScorer, rung: int) -> Habits:
+    return rows.ladder()[rung][1]
 
 
-def as_the_runner(folder: Path, groups: list[PreferenceGroup], dtype: Any, max_length: int = 2048) -> np.ndarray:
-    """run_rm.py in a dozen lines: text, tokenised again, front cut, 64 padded rows, the second BOS's first masked."""
+def rewards_of(rows: OfficialScorer, rung: int) -> np.ndarray:
+    return np.array(rows.score([at(rows, rung)])[0])
+
+
+def as_the_runner(
+    folder: Path, groups: list[PreferenceGroup], dtype: Any, max_length: int = 2048, then: bool = False, **how: Any
+) -> np.ndarray:
+    """run_rm.py in two dozen lines: text, tokenised again, front cut, 64 padded rows, the second BOS's first masked.
+
+    `then`: as in March 2024, with no BOS masked, and read before the first pad id.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left")
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **how).eval()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = model.config.pad_token_id = tokenizer.eos_token_id
     columns = []
@@ -83,20 +102,37 @@ def as_the_runner(folder: Path, groups: list[PreferenceGroup], dtype: Any, max_l
             inputs = tokenizer(batch, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
             starts = inputs["attention_mask"].argmax(1)
             for row, first in enumerate(starts):
-                if inputs["input_ids"][row, first : first + 2].tolist() == [1, 1]:
+                if not then and inputs["input_ids"][row, first : first + 2].tolist() == [1, 1]:
                     inputs["attention_mask"][row, first] = 0
             with torch.no_grad():
-                found += model(**inputs).logits.float().squeeze(-1).tolist()
+                if then:
+                    logits = model.score(model.model(**inputs).last_hidden_state).float().squeeze(-1)
+                    ends = (inputs["input_ids"] == model.config.pad_token_id).int().argmax(1) - 1
+                    found += logits[torch.arange(len(batch)), ends].tolist()
+                else:
+                    found += model(**inputs).logits.float().squeeze(-1).tolist()
         columns.append(found)
     return np.array(columns).T
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("pad", "side"), [("<unk>", "right"), (None, "left")])
-def test_the_first_rung_is_the_runner_to_the_last_bit(tmp_path: Path, dtype: str, pad: str | None, side: str) -> None:
+def test_the_first_rungs_are_the_runner_to_the_last_bit(tmp_path: Path, dtype: str, pad: str | None, side: str) -> None:
     folder, groups = write_model(tmp_path, pad=pad, side=side), random_pairs(COUNT)
-    found = np.array(scorer(folder, groups, dtype).score(Habits()))
-    assert np.array_equal(found, as_the_runner(folder, groups, getattr(torch, dtype)))
+    rows = scorer(folder, groups, dtype)
+    for rung, then in ((THEN, True), (NOW, False)):
+        assert np.array_equal(rewards_of(rows, rung), as_the_runner(folder, groups, getattr(torch, dtype), then=then))
+
+
+def test_int8_is_the_runners_too(tmp_path: Path) -> None:
+    from transformers import BitsAndBytesConfig
+
+    folder, groups = write_model(tmp_path), random_pairs(6)
+    eight = as_the_runner(
+        folder, groups, torch.float16, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map="cpu"
+    )
+    assert np.array_equal(rewards_of(scorer(folder, groups, "float16", quantization="int8"), NOW), eight)
+    assert np.abs(eight - as_the_runner(folder, groups, torch.float16)).max() > 1e-3
 
 
 @pytest.mark.parametrize("pad", ["<unk>", None])
@@ -105,7 +141,7 @@ def test_the_last_rung_is_one_sequence_at_a_time_at_its_last_token(tmp_path: Pat
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     model.config.pad_token_id = None
     tokenizer = make_tokenizer()
-    for group, rewards in zip(groups, scorer(folder, groups).score(at(RUNGS[-1])), strict=True):
+    for group, rewards in zip(groups, rewards_of(scorer(folder, groups), ALONE), strict=True):
         for completion, reward in zip(group.completions, rewards, strict=True):
             text = f"<s> [INST] {group.prompt[0].content} [/INST] {completion[0].content} </s>"
             with torch.no_grad():
@@ -113,17 +149,15 @@ def test_the_last_rung_is_one_sequence_at_a_time_at_its_last_token(tmp_path: Pat
             assert reward == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_every_rung_gives_up_one_habit() -> None:
-    for (_, before), (name, after) in pairwise(ladder()):
-        changed = [habit for habit in STEPS if getattr(before, habit) != getattr(after, habit)]
-        assert [STEPS[habit] for habit in changed] == [name]
+def test_every_rung_changes_one_thing(tmp_path: Path) -> None:
+    ladder = scorer(write_model(tmp_path), random_pairs(1)).ladder()
+    assert len({name for name, _ in ladder}) == ALONE + 1
+    for (_, before), (name, after) in pairwise(ladder):
+        changed = {field.name for field in fields(Habits) if getattr(before, field.name) != getattr(after, field.name)}
+        assert len(changed - {"mask_bos"}) == 1 or changed == {"mask_bos"}, name
 
 
 # Each habit on its own rows
-
-
-def rewards_of(rows: OfficialScorer, rung: str) -> np.ndarray:
-    return np.array(rows.score(at(rung)))
 
 
 def test_a_doubled_bos_shifts_absolute_positions_but_not_rotary_ones(tmp_path: Path) -> None:
@@ -131,10 +165,11 @@ def test_a_doubled_bos_shifts_absolute_positions_but_not_rotary_ones(tmp_path: P
     groups = random_pairs(8)
     for family, same in (("mistral", True), ("gpt2", False)):
         rows = scorer(write_model(tmp_path / family, family), groups)
-        twice, once = rows.sequences(Habits()), rows.sequences(at(RUNGS[1]))
+        twice, once = rows.sequences(at(rows, NOW)), rows.sequences(at(rows, ONCE))
         assert [[[1, *ids] for ids in group] for group in once] == twice
-        difference = np.abs(rewards_of(rows, RUNGS[0]) - rewards_of(rows, RUNGS[1])).max()
+        difference = np.abs(rewards_of(rows, NOW) - rewards_of(rows, ONCE)).max()
         assert (difference < 1e-5) == same
+        assert np.abs(rewards_of(rows, THEN) - rewards_of(rows, MASKED)).max() > 1e-3  # in 2024-03 it was not masked
 
 
 def test_the_runner_cuts_the_front_with_the_template_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,19 +177,19 @@ def test_the_runner_cuts_the_front_with_the_template_in_it(tmp_path: Path, monke
     long = pair(0, " ".join(f"w{i}" for i in range(20)), "w1 w2", "w3")
     rows = scorer(write_model(tmp_path), [long, pair(1, "w1", "w2", "w3")], max_length=12)
     tokens = make_tokenizer().convert_ids_to_tokens
-    assert tokens(rows.sequences(at(RUNGS[1]))[0][0]) == [f"w{i}" for i in range(12, 20)] + [
+    assert tokens(rows.sequences(at(rows, ONCE))[0][0]) == [f"w{i}" for i in range(12, 20)] + [
         "[/INST]",
         "w1",
         "w2",
         "</s>",
     ]
-    ours = tokens(rows.sequences(at(RUNGS[2]))[0][0])
+    ours = tokens(rows.sequences(at(rows, CUT))[0][0])
     assert ours == ["<s>", "[INST]", *[f"w{i}" for i in range(14, 20)], "[/INST]", "w1", "w2", "</s>"]
-    before, after = rewards_of(rows, RUNGS[1]), rewards_of(rows, RUNGS[2])
+    before, after = rewards_of(rows, ONCE), rewards_of(rows, CUT)
     assert np.abs(before - after)[0].min() > 1e-3
     np.testing.assert_allclose(before[1], after[1], atol=1e-6)
     assert np.array_equal(
-        rewards_of(rows, RUNGS[0]), as_the_runner(tmp_path, [long, pair(1, "w1", "w2", "w3")], torch.float32, 12)
+        rewards_of(rows, NOW), as_the_runner(tmp_path, [long, pair(1, "w1", "w2", "w3")], torch.float32, 12)
     )
 
 
@@ -163,18 +198,18 @@ def test_with_the_end_token_for_padding_the_end_is_passed_over(tmp_path: Path) -
     groups = [pair(0, "w1", "w2 w3", "w2 w3 </s>"), *random_pairs(3)]
     rows = scorer(write_model(tmp_path, pad=None), groups)
     assert rows.pads == PadIds(fill=2, skip=2, side="right")
-    by_pad, by_place = rewards_of(rows, RUNGS[2]), rewards_of(rows, RUNGS[3])
+    by_pad, by_place = rewards_of(rows, CUT), rewards_of(rows, LAST)
     assert by_pad[0, 0] == by_pad[0, 1]
     assert by_place[0, 0] != by_place[0, 1]
     assert (by_pad != by_place).all()
     other = scorer(write_model(tmp_path / "padded", pad="<unk>"), groups)
-    assert np.array_equal(rewards_of(other, RUNGS[2]), rewards_of(other, RUNGS[3]))
+    assert np.array_equal(rewards_of(other, CUT), rewards_of(other, LAST))
 
 
 def test_a_half_precision_head_ties_what_differs(tmp_path: Path) -> None:
     groups = [pair(i, f"w{i % 60}", f"w{i % 59} w1", f"w{i % 53} w2") for i in range(400)]
     rows = scorer(write_model(tmp_path), groups, "bfloat16")
-    half, whole = rewards_of(rows, RUNGS[3]), rewards_of(rows, RUNGS[4])
+    half, whole = rewards_of(rows, LAST), rewards_of(rows, HEAD)
     ties, left = ((r[:, 0] == r[:, 1]).sum() for r in (half, whole))
     assert ties > left
     assert np.array_equal(half, torch.tensor(half).bfloat16().double().numpy())
@@ -185,8 +220,149 @@ def test_company_matters_in_half_precision_alone(tmp_path: Path) -> None:
     folder, groups = write_model(tmp_path, side="left"), random_pairs(COUNT)
     for dtype, tolerance in (("float32", 1e-5), ("bfloat16", None)):
         rows = scorer(folder, groups, dtype)
-        difference = np.abs(rewards_of(rows, RUNGS[4]) - rewards_of(rows, RUNGS[5])).max()
+        difference = np.abs(rewards_of(rows, HEAD) - rewards_of(rows, ALONE)).max()
         assert difference < tolerance if tolerance else difference > 1e-4
+
+
+def test_in_2024_a_dialogue_was_read_before_its_first_end_where_that_was_the_padding(tmp_path: Path) -> None:
+    turns = (Message("user", "w1"), Message("assistant", "w2 w3"), Message("user", "w4"))
+    groups = [pair(0, "", "w5 w6", "w7")._replace(prompt=turns), *random_pairs(3)]
+    rows = scorer(write_model(tmp_path, pad=None), groups)
+    then, now = rewards_of(rows, MASKED), rewards_of(rows, NOW)
+    assert then[0, 0] == pytest.approx(then[0, 1], abs=1e-5)  # of the first answer, which both have
+    assert abs(now[0, 0] - now[0, 1]) > 1e-2
+    assert np.array_equal(then[1:], now[1:])  # with one end, both read before it
+
+
+def test_roles_are_given_in_turn(tmp_path: Path) -> None:
+    turns = (Message("system", "w1"), Message("user", "w2"), Message("assistant", "w3"), Message("user", "w4"))
+    rows = scorer(write_model(tmp_path), [pair(0, "", "w5", "w6")._replace(prompt=turns)])
+    texts = [make_tokenizer().convert_ids_to_tokens(rows.sequences(at(rows, rung))[0][0]) for rung in (THEN, ONCE)]
+    assert " ".join(texts[0]) == "<s> <s> [INST] w1 [/INST] w2 </s> [INST] w3 [/INST] w4 </s> [INST] w5 [/INST]"
+    assert texts[1][-4:] == ["w4", "[/INST]", "w5", "</s>"]
+
+
+# Pipelines of published models
+
+
+def starlings(folder: Path, head: torch.Tensor, texts: list[str]) -> list[float]:
+    """rewardbench/models/starling.py on one batch; the tiny tokenizer of the larger one knows no end token but EOS."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left")
+    tokenizer.pad_token = tokenizer.unk_token
+    tokenizer.add_eos_token = True
+    pad_id = tokenizer(tokenizer.pad_token)["input_ids"][0]
+    inputs = tokenizer(texts, truncation=True, max_length=2048, padding=True, return_tensors="pt")
+    backbone = load_checkpoint(str(folder), options=BackboneOptions("float32", packing="none")).model.module.model
+    with torch.no_grad():
+        rewards = backbone(**inputs).last_hidden_state @ head
+    scores = []
+    for ids, reward in zip(inputs["input_ids"], rewards, strict=True):
+        found = (ids == pad_id).nonzero()
+        scores.append(float(reward[(found[0].item() if len(found) else len(ids)) - 1]))
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("name", "rendered"),
+    [
+        ("starling-7b", "[INST] {p} [/INST] {r} </s><s>"),
+        ("starling-34b", "<|im_start|>user\n{p}<|im_end|>\n<|im_start|>assistant\n{r}<|im_end|>\n"),
+    ],
+)
+def test_starling_was_read_before_what_its_unk_token_begins_with(name: str, rendered: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    folder = case.write(tmp_path)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": "right"}))
+    groups = [pair(0, "w1", "w2 w3", "w4 <unk> w5 w6"), pair(1, "w7 " * 20, "w8", "w9")]
+    rows = scorer(folder, groups)
+    truth = [
+        starlings(
+            folder,
+            case.all_tensors()["v_head.weight"][0],
+            [rendered.format(p=g.prompt[0].content, r=g.completions[k][0].content) for g in groups],
+        )
+        for k in range(2)
+    ]
+    found = rewards_of(rows, 0)
+    np.testing.assert_allclose(found, np.array(truth).T, atol=1e-5)
+    assert rows.prompt == f"{name}-fastchat"
+    alone = rewards_of(scorer(folder, groups[:1]), 0)
+    depends = np.abs(alone[0] - found[0]) > 1e-3
+    # the last column of the batch; or the row's own, but for what follows an unk in the text
+    assert depends.tolist() == ([True, True] if name == "starling-7b" else [False, False])
+    names = [rung for rung, _ in rows.ladder()]
+    before, after = (rewards_of(rows, names.index(rung)) for rung in ("rmtrain's truncation", "read at the last token"))
+    assert (np.abs(before - after)[0] > 1e-3).tolist() == [name == "starling-7b", True]
+
+
+def test_models_read_by_their_mask_had_another_prompt_and_an_end_token(tmp_path: Path) -> None:
+    case = CASES["ultrarm"]
+    folder = case.write(tmp_path)
+    groups = random_pairs(3)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def truth(rendered: str, end: list[int]) -> np.ndarray:
+        texts = [[rendered.format(p=g.prompt[0].content, r=c[0].content) for c in g.completions] for g in groups]
+        return np.array([[case.reward(tokenizer(text)["input_ids"] + end) for text in both] for both in texts])
+
+    rows = scorer(folder, groups)
+    assert rows.prompt == "ultrarm-fastchat"
+    names = [rung for rung, _ in rows.ladder()]
+    assert names[1] == "the prompt of its card"
+    assert not any("BOS masked" in name or "last token" in name for name in names)
+    theirs = truth("User: {p}\n\nAssistant: {r}\n\n", [2])
+    np.testing.assert_allclose(rewards_of(rows, 0), theirs, atol=2e-5)
+    np.testing.assert_allclose(rewards_of(rows, 1), truth("Human: {p}\n\nAssistant: {r}", []), atol=2e-5)
+    chosen = scorer(folder, groups, prompt="ultrarm-billa", own_prompt=False)
+    assert (chosen.prompt, len(chosen.ladder())) == ("ultrarm-billa", len(names) - 1)
+    billa = truth("\nHuman: {p}\nAssistant: {r}\n", [2])
+    np.testing.assert_allclose(rewards_of(chosen, 0), billa, atol=2e-5)
+
+
+def test_only_tokenizers_of_llamas_kind_take_the_runners_end_token(tmp_path: Path) -> None:
+    rows = scorer(write_model(tmp_path), random_pairs(1), prompt="tulu")
+    once = next(habits for name, habits in rows.ladder() if name == "tokenised once, one BOS")
+    assert [rows.sequences(habits)[0][0][-1] == 2 for habits in (at(rows, THEN), once)] == [False, True]
+
+
+# Passes
+
+
+def test_rungs_that_differ_in_the_reading_share_a_pass_and_none_is_run_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(official, "BATCH", 2)
+    groups = random_pairs(6)
+    rows = scorer(write_model(tmp_path / "model"), groups)
+    passes: list[int] = []
+    forward = rows._forward
+    monkeypatch.setattr(rows, "_forward", lambda *args: passes.append(1) or forward(*args))
+    habits = [habits for _, habits in rows.ladder()]
+    whole = rows.score(habits)
+    assert len(passes) == 2 * (3 + 3 + 3 + 6)  # two BOS, one masked, one BOS, alone: batches of chosen and rejected
+    for rung, rewards in enumerate(whole):
+        assert np.array_equal(rewards, rewards_of(rows, rung))
+
+    def stop(done: int, total: int) -> None:
+        if (done, total) == (2, 3) and len(passes) > 8:
+            raise KeyboardInterrupt
+
+    passes.clear()
+    partial = tmp_path / ".ladder"
+    with pytest.raises(KeyboardInterrupt):
+        rows.score(habits, partial, stop)
+    run = len(passes)
+    assert run == 2 * (3 + 2)
+    with open(max(tmp_path.glob(".ladder-*"), key=lambda path: path.stat().st_mtime_ns), "a") as stream:
+        stream.write("[2, [[[0.")  # torn
+    assert rows.score(habits, partial) == whole
+    assert len(passes) == 2 * (3 + 3 + 3 + 6)
+    assert rows.score(habits, partial) == whole
+    assert len(passes) == 2 * (3 + 3 + 3 + 6)
+    monkeypatch.setattr(rows, "_name", "other weights")
+    rows.score(habits[:1], partial)
+    assert len(passes) == 2 * (3 + 3 + 3 + 6) + 6
 
 
 # The ladder
@@ -199,7 +375,7 @@ def row(index: int, chosen: float, rejected: float, subset: str = "hep-go") -> S
 def test_the_ladder_counts_which_rows_flip() -> None:
     first = [row(0, 1, 0), row(1, 0, 1), row(2, 1, 1), row(3, 0, 0, "hep-js")]
     second = [row(0, 0, 1), row(1, 1, 0), row(2, 1, 0), row(3, 0, 0, "hep-js")]
-    a, b, c = ladder_json([("a", first), ("b", second), ("ties half", second)])
+    a, b, c = ladder_json([Rung("a", first), Rung("b", second), Rung("ties half", second)])
     assert (a["accuracy"], a["flipped"], a["ties"], a["flipped_rows"]) == (0.25, 0, 2, [])
     assert (b["accuracy"], b["flipped"], b["to_right"], b["to_wrong"], b["ties"]) == (0.5, 3, 2, 1, 1)
     assert b["flipped_rows"] == ["hep-go/0", "hep-go/1", "hep-go/2"]
@@ -207,23 +383,41 @@ def test_the_ladder_counts_which_rows_flip() -> None:
     assert (c["accuracy"], c["to_right"], c["flipped_rows"]) == (0.625, 1, ["hep-js/3"])
     assert all(entry["mean_of_sections"] is None for entry in (a, b, c))
     assert ladder_markdown([a, b]).splitlines()[2:] == [
-        "| a | 25.00 | – | 0 | 0 | 2 |",
-        "| b | 50.00 | – | 2 | 1 | 1 |",
+        "| a | 25.00 | – | – | 0 | 0 | 2 |",
+        "| b | 50.00 | – | – | 2 | 1 | 1 |",
     ]
+
+
+def test_a_rung_has_the_score_that_tables_of_its_time_give(tmp_path: Path) -> None:
+    rows = [row(i, i % 2, 0.5, subset) for subset in SUBSETS for i in range(2)]
+    prior = [row(0, 1, 0, name) for name in PRIOR_SETS[:3]] + [row(0, 0, 1, PRIOR_SETS[3])]
+    (entry, _) = ladder_json([Rung("a", rows, prior), Rung("ties half", rows, prior)])
+    assert entry["prior_sets"] == dict(zip(PRIOR_SETS, (1, 1, 1, 0), strict=True))
+    assert entry["scores"]["2024-03"]["with_prior_sets"] == pytest.approx((4 * 0.5 + 0.75) / 5)
+    assert entry["scores"]["current"]["with_prior_sets"] == pytest.approx((8 * 0.5 + 0.75) / 9)
+    left = tmp_path / ".ladder.md-ab12.partial"
+    left.touch()
+    write_ladder([entry], tmp_path / "ladder.md")
+    assert "| a | 50.00 | 50.00 | 55.00 | 0 | 0 | 0 |" in (tmp_path / "ladder.md").read_text()
+    assert not left.exists()
 
 
 def test_the_settings_tell_what_the_runner_met(tmp_path: Path) -> None:
     folder, groups = write_model(tmp_path, pad=None), random_pairs(3)
     checkpoint = load_checkpoint(str(folder), options=BackboneOptions("float32", packing="none"))
-    settings, rungs = score_official(checkpoint, load_config(str(folder), None).pad_token_id, groups, Silent())
+    prior = [group._replace(id=f"p{i}", source="shp") for i, group in enumerate(random_pairs(2, seed=1))]
+    settings, rungs = score_official(checkpoint, groups, prior, True, tmp_path / "ladder.md", Silent())
     assert settings == {
-        "batch": 64, "max_length": 2048, "padding_side": "right", "pad_id": 2, "pooling_skips_id": 2,
-        "rows_with_double_bos": 3, "rows_cut": 0,
+        "prompt": None, "batch": 64, "max_length": 2048, "padding_side": "right", "pad_id": 2,
+        "pooling_looks_for_id": 2, "rows_with_double_bos": 3, "rows_cut": 0,
     }  # fmt: skip
-    assert [name for name, _ in rungs] == RUNGS
-    assert [row.id for row in rungs[0][1]] == [group.id for group in groups]
-    for (_, before), (_, after) in pairwise(rungs[3:]):  # float32: nothing more to differ
-        np.testing.assert_allclose([r.rewards for r in before], [r.rewards for r in after], atol=1e-5)
+    assert len(rungs) == ALONE + 1
+    assert [row.id for row in rungs[0].rows] == [group.id for group in groups]
+    assert [row.id for row in rungs[0].prior_rows] == ["p0", "p1"]
+    for before, after in pairwise(rungs[LAST:]):  # float32: nothing more to differ
+        for part in ("rows", "prior_rows"):
+            rewards = ([r.rewards for r in getattr(rung, part)] for rung in (before, after))
+            np.testing.assert_allclose(*rewards, atol=1e-5)
 
 
 def test_parity_is_for_reward_models_on_rewardbench_1(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """From the leaderboard's way of scoring RewardBench 1 to rmtrain's, one change after another."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,84 +11,134 @@ from rmtrain.display import Display
 from rmtrain.evaluation.bench_figures import by_source
 from rmtrain.evaluation.results import ScoredRow, gaps_of, scored_row
 from rmtrain.evaluation.splits import tokenize_for
+from rmtrain.files import write_atomic
 from rmtrain.metrics.rankings import Floats, credits_of
 from rmtrain.metrics.rewardbench import rewardbench_scores
 from rmtrain.model.checkpoint import Checkpoint
-from rmtrain.scoring.official import BATCH, MAX_LENGTH, Habits, OfficialScorer, ladder
+from rmtrain.scoring.official import BATCH, MAX_LENGTH, OfficialScorer
+
+
+class Rung(NamedTuple):
+    """One way of scoring, and the scored pairs of the benchmark and of the prior sets."""
+
+    name: str
+    rows: Sequence[ScoredRow]
+    prior_rows: Sequence[ScoredRow] = ()
 
 
 def score_official(
-    checkpoint: Checkpoint, config_pad: int | None, groups: Sequence[PreferenceGroup], display: Display
-) -> tuple[dict[str, Any], list[tuple[str, list[ScoredRow]]]]:
-    """The runner's settings as found, and the rows of each rung but those of rmtrain's own scoring.
+    checkpoint: Checkpoint,
+    groups: Sequence[PreferenceGroup],
+    prior: Sequence[PreferenceGroup],
+    own_prompt: bool,
+    path: Path,
+    display: Display,
+) -> tuple[dict[str, Any], list[Rung]]:
+    """The runner's settings as found, and each rung but those of rmtrain's own scoring.
 
     Args:
         checkpoint: loaded in the runner's precision, with `packing="none"`.
-        config_pad: the pad id in its config as published.
         groups: the benchmark's pairs, in its order.
+        prior: those of the prior sets, which the runner scores apart; none where they were not asked for.
+        own_prompt: take the runner's prompt where the model has one of its own; else the checkpoint's throughout.
+        path: of the ladder; beside it lies what an interrupted scoring left, and goes on from.
         display: of the main process.
     """
-    tokenized = tokenize_for(checkpoint, "rewardbench-1", groups, display)[0].groups()
-    scorer = OfficialScorer(checkpoint, config_pad, groups, tokenized)
-    as_run = scorer.sequences(Habits())
-    settings = {
-        "batch": BATCH,
-        "max_length": MAX_LENGTH,
-        "padding_side": scorer.pads.side,
-        "pad_id": scorer.pads.fill,
-        "pooling_skips_id": scorer.pads.skip,
-        "rows_with_double_bos": sum(scorer.doubled(ids[0]) for ids in as_run),
-        "rows_cut": sum(max(map(len, ids)) == MAX_LENGTH for ids in as_run),
-    }
-    rungs = []
-    for name, habits in ladder():
-        rewards = scorer.score(habits, lambda done, total, name=name: display.progress(name, done, total))  # type: ignore[misc]
-        rows = [scored_row(group, values, (), False) for group, values in zip(groups, rewards, strict=True)]
-        rungs.append((name, rows))
-    return settings, rungs
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scored: list[list[list[ScoredRow]]] = []
+    parts = [part for part in (groups, prior) if part]
+    for part in parts:
+        tokenized = tokenize_for(checkpoint, "rewardbench-1", part, display)[0].groups()
+        scorer = OfficialScorer(checkpoint, checkpoint.config_pad, part, tokenized, own_prompt)
+        rungs = scorer.ladder()
+        if part is parts[0]:
+            as_run = scorer.sequences(rungs[0][1])
+            settings = {
+                "prompt": scorer.prompt,
+                "batch": BATCH,
+                "max_length": MAX_LENGTH,
+                "padding_side": scorer.pads.side,
+                "pad_id": scorer.pads.fill,
+                "pooling_looks_for_id": scorer.pads.skip,
+                "rows_with_double_bos": sum(scorer.doubled(ids[0]) for ids in as_run),
+                "rows_cut": sum(max(map(len, ids)) == MAX_LENGTH for ids in as_run),
+            }
+        found = scorer.score(
+            [habits for _, habits in rungs],
+            path.with_name(f".{path.name}"),
+            lambda done, total: display.progress("score as the leaderboard did", done, total),
+        )
+        rows_of = [
+            [scored_row(group, values, (), False) for group, values in zip(part, rewards, strict=True)]
+            for rewards in found
+        ]
+        scored.append(rows_of)
+    names = [name for name, _ in rungs]
+    return settings, [Rung(name, *of_parts) for name, *of_parts in zip(names, *scored, strict=True)]
 
 
-def ladder_json(rungs: Sequence[tuple[str, Sequence[ScoredRow]]]) -> list[dict[str, Any]]:
-    """Accuracy of each rung, and which decisions differ from those of the rung before.
+def ladder_json(rungs: Sequence[Rung]) -> list[dict[str, Any]]:
+    """Figures of each rung, and which decisions on the benchmark's rows differ from those of the rung before.
 
     The last two rungs have the same rows: the second of them counts a tie 1/2. A row flips when its credit changes.
 
     Args:
-        rungs: name and scored pairs of each way of scoring, the same rows in the same order.
+        rungs: the same rows in the same order in each.
     """
     entries: list[dict[str, Any]] = []
     before: Floats | None = None
-    for place, (name, rows) in enumerate(rungs):
-        gaps = gaps_of(rows).gaps
+    for place, (name, rows, prior_rows) in enumerate(rungs):
         half = place == len(rungs) - 1
-        credit = credits_of(gaps) if half else (gaps > 0).astype(np.float64)
+        credit, subsets, ties = _credit(rows, half)
+        prior = _credit(prior_rows, half)[1]
         change = credit - credit if before is None else credit - before
-        sources = np.array([row.source for row in rows])
-        subsets = {source: float(credit[sources == source].mean()) for source in by_source(rows)}
-        counts = {source: int((sources == source).sum()) for source in subsets}
+        counts = {source: len(members) for source, members in by_source(rows).items()}
+        scores = rewardbench_scores(subsets, prior, counts)
         entries.append(
             {
                 "rung": name,
                 "accuracy": float(credit.mean()) if len(credit) else None,  # over rows
-                "mean_of_sections": rewardbench_scores(subsets, {}, counts)["current"].mean_of_sections,
+                "mean_of_sections": scores["current"].mean_of_sections,
                 "flipped": int((change != 0).sum()),
                 "to_right": int((change > 0).sum()),
                 "to_wrong": int((change < 0).sum()),
-                "ties": int((gaps == 0).sum()),
+                "ties": ties,
                 "flipped_rows": [row.id for row, moved in zip(rows, change, strict=True) if moved],
                 "subsets": subsets,
+                "prior_sets": prior or None,
+                "scores": {
+                    era: {"mean_of_sections": score.mean_of_sections, "with_prior_sets": score.with_prior_sets}
+                    for era, score in scores.items()
+                },
             }
         )
         before = credit
     return entries
 
 
+def _credit(rows: Sequence[ScoredRow], half: bool) -> tuple[Floats, dict[str, float], int]:
+    """The credit of each row, the accuracy of each of their sources, and how many are tied."""
+    gaps = gaps_of(rows).gaps
+    credit = credits_of(gaps) if half else (gaps > 0).astype(np.float64)
+    sources = np.array([row.source for row in rows])
+    return credit, {name: float(credit[sources == name].mean()) for name in by_source(rows)}, int((gaps == 0).sum())
+
+
+def write_ladder(entries: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the ladder as Markdown, and take away what its scoring left on its way."""
+    write_atomic(path, ladder_markdown(entries))
+    for left in path.parent.glob(f".{path.name}-*.partial"):
+        left.unlink()
+
+
 def ladder_markdown(entries: Sequence[dict[str, Any]]) -> str:
-    """The ladder as a Markdown table, accuracies in %."""
-    lines = ["| scored as | accuracy over rows | mean of sections | to right | to wrong | ties |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    """The ladder as a Markdown table, accuracies in %; the third is what tables of 2024-03 give as a model's score."""
+    headings = ("scored as", "over rows", "mean of sections", "with prior, 2024-03", "to right", "to wrong", "ties")
+    lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
     for entry in entries:
-        shown = ["–" if entry[key] is None else f"{100 * entry[key]:.2f}" for key in ("accuracy", "mean_of_sections")]
+        then = entry["scores"]["2024-03"]
+        figures = [entry["accuracy"], entry["mean_of_sections"], then["with_prior_sets"]]
+        shown = ["–" if figure is None else f"{100 * figure:.2f}" for figure in figures]
         counts = [str(entry[key]) for key in ("to_right", "to_wrong", "ties")]
         lines.append(f"| {' | '.join([entry['rung'], *shown, *counts])} |")
     return "\n".join(lines) + "\n"

@@ -1,62 +1,63 @@
 """Scoring as RewardBench's runner did (scripts/run_rm.py of allenai/reward-bench), and the steps from there to here.
 
-The runner renders a dialogue to text and tokenises that with special tokens, which doubles a template's BOS (the first
-is masked, since August 2024); cuts the front at 2,048 tokens; pads batches of 64 rows in dataset order, chosen and
-rejected apart; takes the score at the rightmost id that is not the pad id; and runs the head in the model's own dtype.
+The runner renders a dialogue to text and tokenises that with special tokens, which doubles a template's BOS; cuts the
+front at 2,048 tokens; pads batches of 64 rows in dataset order, chosen and rejected apart; and runs the head in the
+model's own dtype. Its default pipeline takes the score where transformers does: until early 2025 before the first pad
+id, since then at the rightmost other id; since August 2024 the first of two BOS is masked. Some published models have
+pipelines of their own, which did neither, and prompts other than those of their cards.
 """
 
 import copy
+import hashlib
+import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
+from transformers import LlamaTokenizer
 
+from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import TokenizedGroup
-from rmtrain.data.types import PreferenceGroup
+from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.model.checkpoint import Checkpoint
 from rmtrain.model.devices import process_state
 from rmtrain.model.forward import HEAD
+from rmtrain.model.published.layouts import LAYOUTS, PLAIN
+from rmtrain.model.published.prompts import with_prompt
+from rmtrain.model.quantization import is_quantised
 from rmtrain.scoring.score import Progress, Rewards
 
 BATCH = 64  # rows
 MAX_LENGTH = 2048  # tokens
 
+Sequences = list[list[list[int]]]  # token ids of every completion of every group
+
 
 @dataclass(frozen=True)
 class Habits:
-    """What the runner does; where one is false, it is done as rmtrain does it."""
+    """What the runner does; where one is false, it is done as rmtrain does it.
 
+    `reads` is the token whose score is taken: the one before the first pad id, or before the first id that the unk
+    token becomes, the rightmost that is not the pad id (`by_pad`), or the row's last, which is rmtrain's.
+    """
+
+    reads: Literal["before_pad", "before_unk", "by_pad", "last"]
+    runner_prompt: bool = False  # another than the card's
+    mask_bos: bool = False  # the first of two
     retokenise: bool = True  # from text, with special tokens; else once, with one BOS
     cut_front: bool = True  # of the tokens, at 2,048; else rmtrain's rule and the checkpoint's own limit
-    pool_by_pad: bool = True  # the rightmost id that is not the pad id; else the last token
     half_head: bool = True  # the head in the model's dtype; else in float32
     batches: bool = True  # 64 padded rows; else one at a time
 
 
-STEPS = {  # each habit that is left, and the words for what takes its place; in this order
-    "retokenise": "tokenised once, one BOS",
-    "cut_front": "rmtrain's truncation",
-    "pool_by_pad": "read at the last token",
-    "half_head": "score head in float32",
-    "batches": "one sequence at a time",
-}
-assert list(STEPS) == [habit.name for habit in fields(Habits)]
-
-
-def ladder() -> list[tuple[str, Habits]]:
-    """All habits, then one less at each rung."""
-    rungs = [("run_rm.py", Habits())]
-    for habit, words in STEPS.items():
-        rungs.append((words, replace(rungs[-1][1], **{habit: False})))
-    return rungs
-
-
 @dataclass(frozen=True)
 class PadIds:
-    """The token that fills a batch, and the one that pooling passes over; the end token where neither is set."""
+    """The token that fills a batch, and the one that pooling looks for; the end token where neither is set."""
 
     fill: int
     skip: int
@@ -70,6 +71,13 @@ class PadIds:
             return cls(tokenizer.eos_token_id, tokenizer.eos_token_id, tokenizer.padding_side)
         return cls(fill, fill if config_pad is None else config_pad, tokenizer.padding_side)
 
+    @classmethod
+    def of_unk(cls, tokenizer: Any) -> "PadIds":
+        """As Starling's pipelines have them: what they look for is BOS where the tokenizer puts one before its unk."""
+        unk = tokenizer.unk_token
+        found = tokenizer.convert_tokens_to_ids(unk)
+        return cls(found, tokenizer(unk)["input_ids"][0], tokenizer.padding_side)
+
 
 class OfficialScorer:
     """A checkpoint, loaded in the runner's precision, scored with or without each of its habits.
@@ -79,6 +87,7 @@ class OfficialScorer:
         config_pad: the pad id in its config as published.
         groups: what to score; all of one K.
         tokenized: the same by rmtrain's own rules.
+        own_prompt: take the runner's prompt where the model has one of its own; else the checkpoint's throughout.
     """
 
     def __init__(
@@ -87,63 +96,167 @@ class OfficialScorer:
         config_pad: int | None,
         groups: Sequence[PreferenceGroup],
         tokenized: Sequence[TokenizedGroup],
+        own_prompt: bool = True,
     ) -> None:
         self._groups, self._tokenized, self._renderer = groups, tokenized, checkpoint.renderer
         module = checkpoint.model.module
+        self._name = f"{checkpoint.fingerprint} {module.dtype} {is_quantised(module)}"
         self._model = getattr(module, "get_base_model", lambda: module)()
         if self._model is module:  # the runner has no autocast; float32 adapters beside a half-precision base need it
             module.compute_dtype = torch.float32
         self._head = getattr(self._model, HEAD)
         self._half_head = copy.deepcopy(self._head).to(self._model.dtype)
-        self._tokenizer = copy.deepcopy(checkpoint.renderer.tokenizer)
-        self._tokenizer.truncation_side = "left"
-        self.pads = PadIds.of(self._tokenizer, config_pad)
+        called = checkpoint.published.get("layout")
+        self._layout = next((layout for layout in LAYOUTS if layout.name == called), PLAIN)
+        self.prompt: str | None = checkpoint.published.get("prompt")
+        self._runner_renderer: Renderer | None = None
+        if own_prompt and self.prompt == self._layout.prompt and self._layout.runner_prompt is not None:
+            self.prompt = self._layout.runner_prompt
+            self._runner_renderer = with_prompt(checkpoint.renderer, self._layout.runner_prompt)
+        tokenizer = checkpoint.renderer.tokenizer
+        by_unk = self._layout.runner_reads == "first_unk"
+        self.pads = PadIds.of_unk(tokenizer) if by_unk else PadIds.of(tokenizer, config_pad)
+        self._prompted = self.prompt is not None
 
-    def sequences(self, habits: Habits) -> list[list[list[int]]]:
+    def ladder(self) -> list[tuple[str, Habits]]:
+        """All habits, then one less at each rung, with the words for what takes its place."""
+        reads = self._layout.runner_reads
+        first = {"pad": "before_pad", "first_unk": "before_unk", "mask": "last"}[reads]
+        habits = Habits(first, runner_prompt=self._runner_renderer is not None)  # type: ignore[arg-type]
+        steps: list[tuple[str, dict[str, Any]]] = []
+        if reads == "pad":
+            steps.append(("first of two BOS masked (since 2024-08)", {"mask_bos": True}))
+            steps.append(("read at the last id but the pad id (since 2025)", {"reads": "by_pad"}))
+        if habits.runner_prompt:
+            steps.append(("the prompt of its card", {"runner_prompt": False}))
+        steps.append(("tokenised once, one BOS", {"retokenise": False, "mask_bos": False}))
+        steps.append(("rmtrain's truncation", {"cut_front": False}))
+        if reads != "mask":
+            steps.append(("read at the last token", {"reads": "last"}))
+        steps.append(("score head in float32", {"half_head": False}))
+        steps.append(("one sequence at a time", {"batches": False}))
+        rungs = [("run_rm.py in March 2024", habits)]
+        for words, change in steps:
+            rungs.append((words, replace(rungs[-1][1], **change)))
+        return rungs
+
+    def sequences(self, habits: Habits) -> Sequences:
         """Token ids of every completion of every group."""
         if not habits.cut_front:
             return [[[*g.prefix.tolist(), *suffix.tolist()] for suffix in g.suffixes] for g in self._tokenized]
+        renderer = self._runner_renderer if habits.runner_prompt and self._runner_renderer else self._renderer
         whole = [[group.prompt + completion for completion in group.completions] for group in self._groups]
         if not habits.retokenise:
-            return [[ids[-MAX_LENGTH:] for ids in self._renderer.tokenize(conversations)] for conversations in whole]
-        texts = [[self._renderer.render(conversation) for conversation in conversations] for conversations in whole]
-        return [self._tokenizer(of_one, truncation=True, max_length=MAX_LENGTH)["input_ids"] for of_one in texts]
+            return [[ids[-MAX_LENGTH:] for ids in renderer.tokenize(conversations)] for conversations in whole]
+        tokenizer = copy.deepcopy(renderer.tokenizer)
+        tokenizer.truncation_side = "left"
+        if self._prompted and renderer.append_eos and _is_llamas(tokenizer):
+            tokenizer.add_eos_token = True  # set with every prompt of FastChat; others than Llama's take no notice
+        texts = [[renderer.render(_in_turn(conversation)) for conversation in conversations] for conversations in whole]
+        return [tokenizer(of_one, truncation=True, max_length=MAX_LENGTH)["input_ids"] for of_one in texts]
 
     def doubled(self, ids: Sequence[int]) -> bool:
         """Whether a sequence starts with two BOS."""
-        bos = self._tokenizer.bos_token_id
+        bos = self._renderer.tokenizer.bos_token_id
         return bos is not None and list(ids[:2]) == [bos, bos]
 
-    def score(self, habits: Habits, progress: Progress = lambda done, total: None) -> list[Rewards]:
-        """Rewards of all completions, in the order of the groups, on every process."""
-        sequences, state = self.sequences(habits), process_state()
-        size = BATCH if habits.batches else 1
+    def score(
+        self, rungs: Sequence[Habits], partial: Path | None = None, progress: Progress = lambda done, total: None
+    ) -> list[list[Rewards]]:
+        """Rewards of all completions with each rung's habits, in the order of the groups, on every process.
+
+        Neighbouring rungs whose rows and batches are the same, such as those that differ in where the score is read,
+        share their passes.
+
+        Args:
+            rungs: of habits.
+            partial: beginning of the paths to which finished batches are written; those found there are not run again.
+            progress: called with the batches done of the rung.
+        """
+        found: list[list[Rewards]] = []
+        shared: list[Habits] = []
+        sequences: Sequences = []
+        for habits in rungs:
+            own = self.sequences(habits)
+            if shared and not (own == sequences and self._same_pass(shared[0], habits, own)):
+                found += self._run(sequences, shared, partial, progress)
+                shared = []
+            shared.append(habits)
+            sequences = own
+        return found + (self._run(sequences, shared, partial, progress) if shared else [])
+
+    def _same_pass(self, one: Habits, other: Habits, sequences: Sequences) -> bool:
+        masked = one.mask_bos == other.mask_bos or not any(self.doubled(ids) for group in sequences for ids in group)
+        return masked and one.batches == other.batches
+
+    def _run(
+        self, sequences: Sequences, readings: list[Habits], partial: Path | None, progress: Progress
+    ) -> list[list[Rewards]]:
+        """Rewards of all groups by each of several habits that differ in the reading alone."""
+        state, size = process_state(), BATCH if readings[0].batches else 1
         batches = [range(start, min(start + size, len(sequences))) for start in range(0, len(sequences), size)]
-        found: dict[int, list[Rewards]] = {}
-        for start in range(0, len(batches), state.num_processes):
-            index = min(start + state.process_index, len(batches) - 1)
+        digest = hashlib.sha256(repr((self._name, self.pads, readings, sequences)).encode()).hexdigest()[:16]
+        path = partial.with_name(f"{partial.name}-{digest}.partial") if partial is not None else None
+        known = [_read(path, batches) if state.is_main_process else {}]
+        broadcast_object_list(known)
+        found: dict[int, list[list[Rewards]]] = known[0]  # by batch: by row, by reading
+        todo = [index for index in range(len(batches)) if index not in found]
+        for start in range(0, len(todo), state.num_processes):
+            index = todo[min(start + state.process_index, len(todo) - 1)]
             columns = zip(*(sequences[row] for row in batches[index]), strict=True)  # chosen and rejected apart
-            scores = [self._forward(list(column), habits) for column in columns]
-            found.update(dict(gather_object([(index, list(zip(*scores, strict=True)))])))
-            progress(min(start + state.num_processes, len(batches)), len(batches))
-        return [rewards for index in range(len(batches)) for rewards in found[index]]
+            scores = [self._forward(list(column), readings) for column in columns]  # by completion, reading, row
+            by_row = [
+                [tuple(of_one[reading][row] for of_one in scores) for reading in range(len(readings))]
+                for row in range(len(batches[index]))
+            ]
+            new = dict(gather_object([(index, by_row)]))
+            found.update(new)
+            if path is not None and state.is_main_process:
+                with open(path, "a", encoding="utf-8") as stream:
+                    stream.writelines(json.dumps([place, rows]) + "\n" for place, rows in sorted(new.items()))
+            progress(len(found), len(batches))
+        return [
+            [rewards[reading] for index in range(len(batches)) for rewards in found[index]]
+            for reading in range(len(readings))
+        ]
 
     @torch.no_grad()
-    def _forward(self, sequences: list[list[int]], habits: Habits) -> list[float]:
+    def _forward(self, sequences: list[list[int]], readings: Sequence[Habits]) -> list[list[float]]:
+        """The rewards of padded rows by each reading."""
         ids, mask = _padded(sequences, self.pads)
-        last = (torch.arange(ids.shape[1]) * mask).argmax(1)
-        if habits.pool_by_pad:
-            last = (torch.arange(ids.shape[1]) * (ids != self.pads.skip)).argmax(1)
-        if habits.retokenise:
-            for row, sequence in enumerate(sequences):
-                if self.doubled(sequence):
-                    mask[row, mask[row].argmax()] = 0
+        ends = [_place(ids, mask, self.pads.skip, habits.reads) for habits in readings]
+        for row, sequence in enumerate(sequences):
+            if readings[0].mask_bos and self.doubled(sequence):
+                mask[row, mask[row].argmax()] = 0
         device = self._model.device
         states = self._model.packed_states(ids.to(device), mask.to(device), None, None)
-        # on every token, as the runner's: a product of another shape may round in another way
-        rewards = self._half_head(states.to(self._model.dtype)) if habits.half_head else self._head(states.float())
-        places = (torch.arange(len(ids)) * ids.shape[1] + last).to(device)
-        return rewards.float().squeeze(-1).index_select(0, places).tolist()  # type: ignore[no-any-return]
+        rewards = []
+        for habits, last in zip(readings, ends, strict=True):
+            # on every token, as the runner's: a product of another shape may round in another way
+            of_all = self._half_head(states.to(self._model.dtype)) if habits.half_head else self._head(states.float())
+            places = (torch.arange(len(ids)) * ids.shape[1] + last).to(device)
+            rewards.append(of_all.float().squeeze(-1).index_select(0, places).tolist())
+        return rewards
+
+
+def _in_turn(conversation: Conversation) -> Conversation:
+    """The roles as the runner gives them: user and assistant in turn, whatever they were."""
+    return tuple(m._replace(role=("user", "assistant")[turn % 2]) for turn, m in enumerate(conversation))
+
+
+def _is_llamas(tokenizer: Any) -> bool:
+    named = str(tokenizer.init_kwargs.get("tokenizer_class", ""))
+    return isinstance(tokenizer, LlamaTokenizer) or named.startswith("LlamaTokenizer")
+
+
+def _place(ids: Tensor, mask: Tensor, pad: int, reads: str) -> Tensor:
+    """[n] column at which each row's score is read."""
+    columns = torch.arange(ids.shape[1])
+    if reads == "last":
+        return (columns * mask).argmax(1)
+    if reads == "by_pad":
+        return (columns * (ids != pad)).argmax(1)
+    return ((ids == pad).int().argmax(1) - 1) % ids.shape[1]  # the last column where there is none, or it comes first
 
 
 def _padded(sequences: list[list[int]], pads: PadIds) -> tuple[Tensor, Tensor]:
@@ -155,3 +268,23 @@ def _padded(sequences: list[list[int]], pads: PadIds) -> tuple[Tensor, Tensor]:
         place = slice(width - len(sequence), width) if pads.side == "left" else slice(0, len(sequence))
         ids[row, place], mask[row, place] = torch.tensor(sequence), 1
     return ids, mask
+
+
+def _read(path: Path | None, batches: list[range]) -> dict[int, list[list[Rewards]]]:
+    """Finished batches that an interrupted run left; what follows a torn line is cut off."""
+    found: dict[int, list[list[Rewards]]] = {}
+    if path is None or not path.exists():
+        return found
+    whole = 0
+    with open(path, "rb") as stream:
+        for line in stream:
+            try:
+                index, rows = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            found[index] = [[tuple(rewards) for rewards in row] for row in rows]
+            whole += len(line)
+    os.truncate(path, whole)
+    return found
