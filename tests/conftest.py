@@ -68,6 +68,7 @@ def make_config(family: str = "mistral", **changes: Any) -> Any:
         "gpt2": "GPT2Config",
         "falcon": "FalconConfig",
         "granite": "GraniteConfig",
+        "cohere": "CohereConfig",
     }
     values = {
         "vocab_size": len(SPECIAL) + len(WORDS),
