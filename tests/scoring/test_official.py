@@ -1,6 +1,5 @@
 """The leaderboard's habits, each on rows built to show it, against transformers' own classification forward."""
 
-import json
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -9,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TEMPLATE, make_config, make_tokenizer
-from published_cases import CASES
-from tokenizers.processors import TemplateProcessing
+from conftest import make_tokenizer
+from official_cases import at, pair, random_pairs, rewards_of, scorer, write_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rmtrain.data.tokenize import tokenize_groups
-from rmtrain.data.types import Message, Preference, PreferenceGroup
+from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.display import Silent
 from rmtrain.errors import InputError
 from rmtrain.evaluation.bench_parity import Rung, ladder_json, ladder_markdown, score_official, write_ladder
@@ -24,59 +21,10 @@ from rmtrain.metrics.rewardbench import PRIOR_SETS, SUBSETS
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.reward_model import BackboneOptions
 from rmtrain.scoring import official
-from rmtrain.scoring.official import Habits, OfficialScorer, PadIds
+from rmtrain.scoring.official import Habits, PadIds
 
 THEN, MASKED, NOW, ONCE, CUT, LAST, HEAD, ALONE = range(8)  # rungs of the default pipeline
 COUNT = 70  # more than one batch of 64
-
-
-def pair(index: int, prompt: str, chosen: str, rejected: str) -> PreferenceGroup:
-    completions = ((Message("assistant", chosen),), (Message("assistant", rejected),))
-    return PreferenceGroup(f"r{index}", (Message("user", prompt),), completions, (Preference(0, 1),), "made")
-
-
-def random_pairs(count: int, seed: int = 0) -> list[PreferenceGroup]:
-    rng = np.random.default_rng(seed)
-
-    def text() -> str:
-        return " ".join(f"w{i}" for i in rng.integers(0, 60, rng.integers(2, 14)))
-
-    return [pair(i, text(), text(), text()) for i in range(count)]
-
-
-def write_model(folder: Path, family: str = "mistral", pad: str | None = "<unk>", side: str = "right") -> Path:
-    """A random reward model whose tokenizer adds the BOS that its template writes too."""
-    tokenizer = make_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer.chat_template, tokenizer.padding_side, tokenizer.pad_token = TEMPLATE, side, pad
-    tokenizer.save_pretrained(folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        config = make_config(family, initializer_range=0.3, num_labels=1, pad_token_id=tokenizer.pad_token_id)
-        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    return folder
-
-
-def scorer(
-    folder: Path,
-    groups: list[PreferenceGroup],
-    dtype: str = "float32",
-    max_length: int = 512,
-    quantization: str = "none",
-    **options: Any,
-) -> OfficialScorer:
-    loaded = BackboneOptions(dtype, quantization, packing="none")
-    checkpoint = load_checkpoint(str(folder), options=loaded, prompt=options.pop("prompt", None))
-    tokenized = [g for g in tokenize_groups(groups, checkpoint.renderer, max_length, "truncate_prompt") if g]
-    return OfficialScorer(checkpoint, checkpoint.config_pad, groups, tokenized, **options)
-
-
-def at(rows: OfficialScorer, rung: int) -> Habits:
-    return rows.ladder()[rung][1]
-
-
-def rewards_of(rows: OfficialScorer, rung: int) -> np.ndarray:
-    return np.array(rows.score([at(rows, rung)])[0])
 
 
 def as_the_runner(
@@ -240,90 +188,6 @@ def test_roles_are_given_in_turn(tmp_path: Path) -> None:
     texts = [make_tokenizer().convert_ids_to_tokens(rows.sequences(at(rows, rung))[0][0]) for rung in (THEN, ONCE)]
     assert " ".join(texts[0]) == "<s> <s> [INST] w1 [/INST] w2 </s> [INST] w3 [/INST] w4 </s> [INST] w5 [/INST]"
     assert texts[1][-4:] == ["w4", "[/INST]", "w5", "</s>"]
-
-
-# Pipelines of published models
-
-
-def starlings(folder: Path, head: torch.Tensor, texts: list[str]) -> list[float]:
-    """rewardbench/models/starling.py on one batch; the tiny tokenizer of the larger one knows no end token but EOS."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left")
-    tokenizer.pad_token = tokenizer.unk_token
-    tokenizer.add_eos_token = True
-    pad_id = tokenizer(tokenizer.pad_token)["input_ids"][0]
-    inputs = tokenizer(texts, truncation=True, max_length=2048, padding=True, return_tensors="pt")
-    backbone = load_checkpoint(str(folder), options=BackboneOptions("float32", packing="none")).model.module.model
-    with torch.no_grad():
-        rewards = backbone(**inputs).last_hidden_state @ head
-    scores = []
-    for ids, reward in zip(inputs["input_ids"], rewards, strict=True):
-        found = (ids == pad_id).nonzero()
-        scores.append(float(reward[(found[0].item() if len(found) else len(ids)) - 1]))
-    return scores
-
-
-@pytest.mark.parametrize(
-    ("name", "rendered"),
-    [
-        ("starling-7b", "[INST] {p} [/INST] {r} </s><s>"),
-        ("starling-34b", "<|im_start|>user\n{p}<|im_end|>\n<|im_start|>assistant\n{r}<|im_end|>\n"),
-    ],
-)
-def test_starling_was_read_before_what_its_unk_token_begins_with(name: str, rendered: str, tmp_path: Path) -> None:
-    case = CASES[name]
-    folder = case.write(tmp_path)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": "right"}))
-    groups = [pair(0, "w1", "w2 w3", "w4 <unk> w5 w6"), pair(1, "w7 " * 20, "w8", "w9")]
-    rows = scorer(folder, groups)
-    truth = [
-        starlings(
-            folder,
-            case.all_tensors()["v_head.weight"][0],
-            [rendered.format(p=g.prompt[0].content, r=g.completions[k][0].content) for g in groups],
-        )
-        for k in range(2)
-    ]
-    found = rewards_of(rows, 0)
-    np.testing.assert_allclose(found, np.array(truth).T, atol=1e-5)
-    assert rows.prompt == f"{name}-fastchat"
-    alone = rewards_of(scorer(folder, groups[:1]), 0)
-    depends = np.abs(alone[0] - found[0]) > 1e-3
-    # the last column of the batch; or the row's own, but for what follows an unk in the text
-    assert depends.tolist() == ([True, True] if name == "starling-7b" else [False, False])
-    names = [rung for rung, _ in rows.ladder()]
-    before, after = (rewards_of(rows, names.index(rung)) for rung in ("rmtrain's truncation", "read at the last token"))
-    assert (np.abs(before - after)[0] > 1e-3).tolist() == [name == "starling-7b", True]
-
-
-def test_models_read_by_their_mask_had_another_prompt_and_an_end_token(tmp_path: Path) -> None:
-    case = CASES["ultrarm"]
-    folder = case.write(tmp_path)
-    groups = random_pairs(3)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-
-    def truth(rendered: str, end: list[int]) -> np.ndarray:
-        texts = [[rendered.format(p=g.prompt[0].content, r=c[0].content) for c in g.completions] for g in groups]
-        return np.array([[case.reward(tokenizer(text)["input_ids"] + end) for text in both] for both in texts])
-
-    rows = scorer(folder, groups)
-    assert rows.prompt == "ultrarm-fastchat"
-    names = [rung for rung, _ in rows.ladder()]
-    assert names[1] == "the prompt of its card"
-    assert not any("BOS masked" in name or "last token" in name for name in names)
-    theirs = truth("User: {p}\n\nAssistant: {r}\n\n", [2])
-    np.testing.assert_allclose(rewards_of(rows, 0), theirs, atol=2e-5)
-    np.testing.assert_allclose(rewards_of(rows, 1), truth("Human: {p}\n\nAssistant: {r}", []), atol=2e-5)
-    chosen = scorer(folder, groups, prompt="ultrarm-billa", own_prompt=False)
-    assert (chosen.prompt, len(chosen.ladder())) == ("ultrarm-billa", len(names) - 1)
-    billa = truth("\nHuman: {p}\nAssistant: {r}\n", [2])
-    np.testing.assert_allclose(rewards_of(chosen, 0), billa, atol=2e-5)
-
-
-def test_only_tokenizers_of_llamas_kind_take_the_runners_end_token(tmp_path: Path) -> None:
-    rows = scorer(write_model(tmp_path), random_pairs(1), prompt="tulu")
-    once = next(habits for name, habits in rows.ladder() if name == "tokenised once, one BOS")
-    assert [rows.sequences(habits)[0][0][-1] == 2 for habits in (at(rows, THEN), once)] == [False, True]
 
 
 # Passes
