@@ -1,6 +1,8 @@
 """The planned micro-batches of one process, packed when they are asked for."""
 
+import os
 import signal
+import threading
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -8,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 from rmtrain.data.tokenize import TokenizedSplit
 from rmtrain.model.batch import Batch, GroupSize, Packing, pack
 from rmtrain.training.plan import TrainingPlan
+
+_LOOK_SECONDS = 1.0  # between looks at whether the process that a worker works for is still there
 
 
 class MicrobatchDataset(Dataset[Batch]):
@@ -69,8 +73,7 @@ def microbatch_loader(dataset: MicrobatchDataset, workers: int, pin_memory: bool
         collate_fn=_only,
         num_workers=workers,
         pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_outlive_signals,
     )
 
 
@@ -78,7 +81,23 @@ def _only(batches: list[Batch]) -> Batch:
     return batches[0]
 
 
-def _ignore_signals(worker: int) -> None:
-    """A signal to the whole process group must not end a worker: the step would fail that the stop waits for."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _outlive_signals(worker: int) -> None:
+    """A signal to the whole process group must not end a worker: the step would fail that the stop waits for.
+
+    SIGTERM of the process that it works for does, since an interpreter that exits sends it and then waits.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for the thread, which hears who sent it
+    signal.signal(signal.SIGUSR2, signal.default_int_handler)  # torch's worker ends on a KeyboardInterrupt
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    while os.getppid() == parent:
+        heard = signal.sigtimedwait({signal.SIGTERM}, _LOOK_SECONDS)
+        if heard is not None and heard.si_pid == parent:
+            signal.pthread_kill(main, signal.SIGUSR2)
+    signal.raise_signal(signal.SIGKILL)  # it is gone, and nobody reads what this one may still hold
