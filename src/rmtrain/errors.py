@@ -3,6 +3,8 @@
 Every error carries a message (what is wrong and where), a hint (how to mend it) and the exit code of the command.
 """
 
+from pathlib import Path
+
 
 class RmtrainError(Exception):
     """Base of all errors shown to the user without a traceback.
@@ -47,6 +49,19 @@ class RunFailedError(RmtrainError):
 
 class NonFiniteError(RunFailedError):
     """A loss or gradient norm that is not finite; training stopped before the optimiser stepped."""
+
+
+class LostProcessError(RunFailedError):
+    """Another process of the run ended first.
+
+    Args:
+        message: what is wrong, and where.
+        run: the run folder, whose manifest can't say which.
+    """
+
+    def __init__(self, message: str, run: Path) -> None:
+        super().__init__(message, "look at what the process that ended first has said")
+        self.run = run
 
 
 class Interrupted(RmtrainError):  # noqa: N818 (it is no error: the user asked for it)

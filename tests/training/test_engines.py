@@ -1,9 +1,11 @@
 """The engine's settings, and what it refuses."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from training_cases import make_recipe
 
 from rmtrain.errors import InputError
@@ -69,3 +71,18 @@ def test_a_deepspeed_file_that_is_none_is_refused(
 def test_fsdp_offloading_on_one_process_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fsdp on a single process moves nothing"):
         engine_arguments(recipe(tmp_path, strategy="fsdp", offload="all"), "none", 1)
+
+
+def test_one_process_takes_one_of_the_gpus_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer would give a single process all of them through DataParallel."""
+    from transformers import TrainingArguments
+
+    from rmtrain.training.arguments import training_arguments
+
+    def set_up(self: Any) -> Any:
+        self._n_gpu = 4
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(set_up))
+    plan: Any = SimpleNamespace(processes=1, accumulation=1, steps=[0])
+    assert training_arguments(recipe(tmp_path), plan, tmp_path, "none").n_gpu == 1

@@ -12,8 +12,16 @@ from typer.rich_utils import rich_format_error
 
 from rmtrain import __version__
 from rmtrain.cli import compare, data, doctor, evaluate, export, leaderboard, recipes, rewardbench, runs, score, train
-from rmtrain.cli.processes import is_child, is_main_process, join_slurm, leave_group, report_exit, tie_to_parent
-from rmtrain.errors import InputError, RmtrainError
+from rmtrain.cli.interrupts import interruptible
+from rmtrain.cli.processes import (
+    is_main_process,
+    join_slurm,
+    leave_group,
+    own_arguments,
+    report_exit,
+    tie_to_launcher,
+)
+from rmtrain.errors import InputError, Interrupted, LostProcessError, RmtrainError
 
 app = typer.Typer(
     name="rmtrain",
@@ -46,13 +54,17 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit code (0, 1, 2 or 130)."""
+    tie_to_launcher()
+    with interruptible():
+        return _run(own_arguments(arguments))
+
+
+def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments or bool(os.environ.get("RMTRAIN_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not debug:
         quiet_libraries()
-    if is_child():
-        tie_to_parent()
-    code = 0
+    code, lost = 0, None
     try:
         join_slurm()
         result = typer.main.get_command(app).main(arguments, prog_name="rmtrain", standalone_mode=False)
@@ -62,14 +74,19 @@ def run(arguments: list[str]) -> int:
     except TyperException as error:
         rich_format_error(error)  # type: ignore[arg-type]  # all that Typer raises here are usage errors
         code = 2
+    except Interrupted as stop:
+        _say_interrupted(f": {stop}")
+        code = stop.exit_code
+        _trace(debug)
     except RmtrainError as error:
         # every process finds the same fault in the input; of a failed run, each has its own story
         if is_main_process() or not isinstance(error, InputError):
             print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+        lost = error.run if isinstance(error, LostProcessError) else None
         _trace(debug)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
+        _say_interrupted()
         code = 130
         _trace(debug)
     except BrokenPipeError:  # the reader of our output has gone
@@ -80,10 +97,15 @@ def run(arguments: list[str]) -> int:
         print("  hint: this is a fault in rmtrain; run again with --debug for the traceback", file=sys.stderr)
         code = 1
         _trace(debug)
-    report_exit(code)
+    report_exit(code, lost)
     if code == 0:  # after a fault the others may wait in a collective, and leaving could wait for them
         leave_group()
     return code
+
+
+def _say_interrupted(told: str = "") -> None:
+    if is_main_process():
+        print(f"interrupted{told}", file=sys.stderr)
 
 
 def _trace(debug: bool) -> None:

@@ -36,7 +36,7 @@ def dry_run(loaded: "LoadedRecipe", num_processes: int | None, as_json: bool) ->
         splits = tokenize_splits(data, renderer, recipe.data.max_length, recipe.data.over_length, display)
     finally:
         display.close()
-    processes = processes_wanted(num_processes)
+    processes = processes_wanted(num_processes, here=False)
     prospect = look_ahead(recipe, splits, processes)
     plan, packing, notes = prospect.plan, prospect.packing, prospect.notes
     sizes = splits["train"].tokens.lengths()

@@ -1,18 +1,27 @@
 """Several processes for one command: started here through torchrun, or joined where a launcher has started them."""
 
 import ctypes
+import logging
 import os
 import re
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from rmtrain.errors import InputError, RunFailedError
+from rmtrain.runs import read_manifest, update_manifest
 
-_STATUS = "RMTRAIN_STATUS"  # file in which the processes of a launch leave their exit code, since torchrun makes it 1
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+_STATUS = "RMTRAIN_STATUS"  # file in which the processes of a launch leave how they ended: torchrun's code is always 1
+_LAUNCHER = "RMTRAIN_LAUNCHER"  # id of the process that launched this one
+_LAUNCHERS = (_LAUNCHER, "TORCHELASTIC_RUN_ID", "CROSS_RANK", "ACCELERATE_DYNAMO_BACKEND")  # set by whom: see below
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _SHUTDOWN_SECONDS = "900"  # after a signal: a step of a large model and its checkpoint outlast torchrun's own 30
 
@@ -92,18 +101,37 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def processes_wanted(number: int | None) -> int:
+def own_arguments(arguments: list[str]) -> list[str]:
+    """A command line without the --local_rank=N of DeepSpeed's launcher, which LOCAL_RANK says too."""
+    if "LOCAL_RANK" not in os.environ:
+        return arguments
+    return [argument for argument in arguments if not re.fullmatch(r"--local[-_]rank=\d+", argument)]
+
+
+def handed_down(name: str, find: Callable[[], str]) -> str:
+    """What is found once by the command, and taken over from it by the processes that it launches."""
+    key = f"RMTRAIN_{name}"
+    if not is_child():
+        os.environ[key] = find()
+    return os.environ[key]
+
+
+def processes_wanted(number: int | None, here: bool = True) -> int:
     """How many processes to start: the number asked for, else one a GPU, else one.
 
+    Args:
+        number: asked for.
+        here: they are to run on this machine.
+
     Raises:
-        InputError: fewer than one, or more than there are GPUs.
+        InputError: fewer than one, or more than there are GPUs here.
     """
     import torch
 
     if number is not None and number < 1:
         raise InputError(f"--num-processes {number}: at least 1 is needed")
     devices = torch.cuda.device_count()
-    if number is not None and 0 < devices < number:
+    if here and number is not None and 0 < devices < number:
         raise InputError(f"--num-processes {number}: there are {devices} GPUs", f"ask for at most {devices}")
     return number or max(1, devices)
 
@@ -119,28 +147,64 @@ def spread(number: int | None) -> None:
 
 
 def launch(number: int) -> int:
-    """Run this very command line on `number` processes of this machine; returns its exit code."""
+    """Run this very command line on `number` processes of this machine; returns the exit code of the first to fail.
+
+    Raises:
+        RunFailedError: a process was killed, which is named, or ended without a word.
+        KeyboardInterrupt: a signal came before the processes could hear it.
+    """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    print(f"starting {number} processes", file=sys.stderr, flush=True)
+    for name in ("agent.server.api", "multiprocessing.api"):  # how the processes end is said below
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
         status = Path(folder) / "status"
-        os.environ[_STATUS] = str(status)
+        os.environ |= {_STATUS: str(status), _LAUNCHER: str(os.getpid())}
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN_SECONDS)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
         signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
         options = ["--standalone", f"--nproc-per-node={number}", f"--signals-to-handle={signals}"]
+        failures, signalled = dict[int, "ProcessFailure"](), False
         try:
             torchrun([*options, "-m", "rmtrain", *sys.argv[1:]])
-        except (ChildFailedError, SignalException, SystemExit):
-            pass
+        except ChildFailedError as error:
+            failures = error.failures
+        except SignalException:
+            signalled = True
         finally:
-            del os.environ[_STATUS]
-        if not status.exists():
-            raise RunFailedError("a process ended without a word (killed, or out of memory)", "see the lines above")
-        return min(int(code) for code in status.read_text().split())
+            del os.environ[_STATUS], os.environ[_LAUNCHER]
+        lines = status.read_text().splitlines() if status.exists() else []
+    ended = {int(rank): (int(code), run) for rank, code, run in (line.split(" ", 2) for line in lines)}
+    if killed := _killed({rank: failure for rank, failure in failures.items() if rank not in ended}, failures):
+        for run in {run for _, run in ended.values() if run}:
+            if read_manifest(Path(run))["state"] == "failed":
+                update_manifest(Path(run), error=killed)
+        raise RunFailedError(killed, "if nobody did it, memory may have run out: see the lines above, and dmesg")
+    for code, _ in ended.values():  # in the order of ending: those after the first to fail may fail for want of it
+        if code:
+            return code
+    if len(ended) == number:
+        return 0
+    if signalled:
+        raise KeyboardInterrupt
+    raise RunFailedError("a process ended without a word", "see the lines above")
+
+
+def _killed(wordless: "dict[int, ProcessFailure]", failures: "dict[int, ProcessFailure]") -> str:
+    """Which of the processes that ended without a word a signal ended before any failed, in words; empty if none."""
+    first = min((failure.timestamp for failure in failures.values()), default=0)
+    # torchrun sees at once what ends within a tenth of a second, and then ends the others, by SIGTERM first
+    by_torchrun = any(failure.exitcode != -signal.SIGTERM for failure in failures.values())
+    for rank, failure in sorted(wordless.items()):
+        if failure.exitcode == -signal.SIGTERM and by_torchrun:
+            continue
+        if failure.exitcode < 0 and failure.timestamp <= first + 1:
+            return f"process {rank} was ended by {failure.signal_name()} (signal {-failure.exitcode})"
+    return ""
 
 
 def leave_group() -> None:
@@ -150,16 +214,22 @@ def leave_group() -> None:
         distributed.destroy_process_group()
 
 
-def report_exit(code: int) -> None:
-    """Leave the exit code for the process that launched this one."""
+def report_exit(code: int, run: Path | None = None) -> None:
+    """Leave how this process ends for the one that launched it: its exit code, and a run that lost another process."""
     if is_child():
-        with open(os.environ[_STATUS], "a", encoding="ascii") as stream:
-            stream.write(f"{code}\n")
+        with open(os.environ[_STATUS], "a", encoding="utf-8") as stream:
+            stream.write(f"{os.environ['RANK']} {code} {run or ''}\n")
 
 
-def tie_to_parent() -> None:
-    """Have the kernel end this process when its parent dies, however that happens."""
-    parent = os.getppid()
+def tie_to_launcher() -> None:
+    """Have the kernel end this process when its launcher dies, however that happens.
+
+    The launcher is the parent where rmtrain, torchrun, accelerate or DeepSpeed has started this process. The daemon of
+    Slurm's srun ends its tasks itself; and where RANK was set by hand, the parent may be a shell that is left.
+    """
+    if not any(name in os.environ for name in _LAUNCHERS):
+        return
+    launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call
+    if os.getppid() != launcher:  # it died before the call
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,6 +1,7 @@
 """This process among the others, and its device."""
 
 import os
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from accelerate import PartialState
 
 DEFAULT_TIMEOUT_MINUTES = 30.0
+_GONE = re.compile("closed by peer|reset by peer|remote process|broken pipe", re.IGNORECASE)  # of gloo and NCCL
 
 
 def process_state(timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> PartialState:
@@ -24,3 +26,8 @@ def process_state(timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> PartialSt
         if not torch.cuda.is_available():
             arguments["backend"] = "gloo"
     return PartialState(**arguments)
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether a collective failed because another process of the group has ended."""
+    return isinstance(error, RuntimeError) and _GONE.search(str(error)) is not None

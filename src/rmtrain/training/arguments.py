@@ -30,7 +30,7 @@ def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strateg
     checkpointing, rank = optim.gradient_checkpointing, recipe.lora.rank if recipe.lora else 0
     reentrant = strategy == "zero3" and rank > 0
     schedules = {"constant": "constant_with_warmup"}
-    return RewardConfig(
+    made = RewardConfig(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=1,  # the plan holds all epochs
         per_device_train_batch_size=1,  # a planned micro-batch
@@ -73,3 +73,5 @@ def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strateg
         ddp_timeout=int(recipe.distributed.timeout_minutes * 60),
         **engine_arguments(recipe, strategy, plan.processes),
     )
+    made._n_gpu = min(made.n_gpu, 1)  # a process has one GPU; of several it sees, torch's DataParallel would take all
+    return made
