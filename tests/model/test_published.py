@@ -313,6 +313,20 @@ def test_a_pad_token_that_is_the_end_token_is_told_of(where: str, tmp_path: Path
     assert len(told) == (where != "neither")
 
 
+def test_so_it_is_told_of_adapters_of_others(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    write_plain(tmp_path / "base", 1)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    get_peft_model(model, LoraConfig(task_type="SEQ_CLS")).save_pretrained(tmp_path / "adapter")
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "</s>"
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    notes = load_checkpoint(str(tmp_path / "adapter")).notes
+    assert [note for note in notes if "its pad token is its end token (2)" in note]
+
+
 def test_plain_weights_in_a_pickle_score_alike(tmp_path: Path) -> None:
     model = write_plain(tmp_path, 1)
     for path in tmp_path.glob("*.safetensors*"):

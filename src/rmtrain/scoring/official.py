@@ -197,7 +197,7 @@ class OfficialScorer:
         batches = [range(start, min(start + size, len(sequences))) for start in range(0, len(sequences), size)]
         digest = hashlib.sha256(repr((self._name, self.pads, readings, sequences)).encode()).hexdigest()[:16]
         path = partial.with_name(f"{partial.name}-{digest}.partial") if partial is not None else None
-        known = [_read(path, batches) if state.is_main_process else {}]
+        known = [_read(path) if state.is_main_process else {}]
         broadcast_object_list(known)
         found: dict[int, list[list[Rewards]]] = known[0]  # by batch: by row, by reading
         todo = [index for index in range(len(batches)) if index not in found]
@@ -270,7 +270,7 @@ def _padded(sequences: list[list[int]], pads: PadIds) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _read(path: Path | None, batches: list[range]) -> dict[int, list[list[Rewards]]]:
+def _read(path: Path | None) -> dict[int, list[list[Rewards]]]:
     """Finished batches that an interrupted run left; what follows a torn line is cut off."""
     found: dict[int, list[list[Rewards]]] = {}
     if path is None or not path.exists():

@@ -71,7 +71,7 @@ class Layout:
 _LM_HEAD = r"^(model\.)?(lm_head|embed_out)\."
 
 PLAIN = Layout("a sequence-classification model", ignored=_LM_HEAD)
-ENCODER = Layout("an encoder with a classification head", head="classifier", ignored=r"(^|\.)position_ids$")
+ENCODER = Layout("an encoder with a classification head", head="classifier")
 ENCODER_TYPES = (  # in the config of encoders whose own forward is read
     "albert",
     "bert",

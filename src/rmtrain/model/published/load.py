@@ -91,14 +91,13 @@ class Published:
                 f"ask for access to {stand_in}, or put its tokenizer files beside the weights",
             ) from error
 
-    def load(self, options: BackboneOptions, renderer: Renderer) -> RewardModel:
-        """Its backbone and head, with the renderer's pad id.
+    def load(self, options: BackboneOptions, pad_id: int) -> RewardModel:
+        """Its backbone and head.
 
         Raises:
             CheckpointError: names the tensors that are missing, misshapen or without a place.
         """
-        published_pads = (self.config.get_text_config().pad_token_id, renderer.tokenizer.pad_token_id)
-        set_pad(self.config, renderer.pad_id, self.where)
+        set_pad(self.config, pad_id, self.where)
         model_class = reward_model_class(self.config)
         if self.layout.bias or f"{HEAD}.bias" in self.tensors:
             model_class = type(model_class.__name__, (_BiasedHead, model_class), {"__module__": model_class.__module__})
@@ -113,12 +112,6 @@ class Published:
         self._check_names(info)
         if self.layout is not PLAIN:
             notes = [*notes, f"read as {self.layout.name}, with the prompt {self.prompt}"]
-        if (eos := renderer.tokenizer.eos_token_id) is not None and eos in published_pads:
-            notes = [
-                *notes,
-                f"its pad token is its end token ({eos}): rewards are read here at the last token, and by others who "
-                "look for the pad token somewhere else",
-            ]
         return RewardModel(make_ready(module, options, packing), packing, tuple(notes))
 
     def load_pairs(self, options: BackboneOptions) -> tuple[RewardModel, PairRenderer]:
@@ -142,9 +135,8 @@ class Published:
             InputError: there is no such prompt, or the tokenizer can't be loaded.
         """
         renderer = TextPairRenderer.of_encoder(str(self.folder), self.prompt, self.config)
-        tensors = {name: tensor for name, tensor in self.tensors.items() if self.layout.ours(name) != ""}
         model_class = encoder_class(self.config)
-        module, info = load_module(model_class, self.where, None, self.config, options, "none", tensors=tensors)
+        module, info = load_module(model_class, self.where, None, self.config, options, "none", tensors=self.tensors)
         self._check_names(info)
         module.compute_dtype, module.label = getattr(torch, options.dtype), self.label or 0
         read = TEXT_PAIR if renderer.reads_pairs else "with a chat template"
