@@ -209,7 +209,7 @@ def test_partial_results_are_shown_and_not_ranked(tmp_path: Path) -> None:
     assert "lacking (partial)" in printed
     flat = " ".join(printed.split())
     assert "lacking is partial and has no rank: it lacks hep-go." in flat
-    assert "short is partial and has no rank: math-prm has 200 of 447 rows." in flat
+    assert "short is partial and has no rank: other than all rows: math-prm 200 of 447." in flat
 
 
 def test_a_prior_set_of_some_rows_takes_no_rank_but_that_of_the_score_with_prior_sets(tmp_path: Path) -> None:
@@ -221,7 +221,9 @@ def test_a_prior_set_of_some_rows_takes_no_rank_but_that_of_the_score_with_prior
     assert (row["rank"], row["partial"]) == (None, True)
     assert row["scored"]["with_prior_low"] < row["scored"]["with_prior_sets"] < row["scored"]["with_prior_high"]
     printed = " ".join(invoke(str(path)).stdout.split())
-    assert "mine: anthropic_harmless has 40 of 2266 rows; " in printed
+    assert "mine: other than all rows: anthropic_harmless 40 of 2266, " in printed
+    assert "summarize 40 of" not in printed
+    assert " and 3 more." in printed
     assert "no rank" not in printed
     result_of(path, 0.8, "mine", {name: n for name, n in COUNTS.items() if name != "hep-go"})
     row = by_model(leaderboard("current", "chat", own_entries([], [path], "current")[0]))["mine"]

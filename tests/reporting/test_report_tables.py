@@ -50,6 +50,35 @@ def test_tables_fit_80_columns_without_boxes_or_colour(tmp_path: Path) -> None:
         assert "…" not in text
 
 
+def test_where_nothing_is_whole_there_is_a_sentence_and_no_empty_table(tmp_path: Path) -> None:
+    bench = write_benchmark(make_run(tmp_path))
+    whole = show(rewardbench_table(bench))
+    bench["sections"] = dict.fromkeys(bench["sections"])
+    for score in bench["scores"].values():
+        score["mean_of_sections"] = None
+    text = show(rewardbench_table(bench))
+    assert text.startswith("RewardBench sections: none has all its subsets, so there are no scores.")
+    assert "micro_accuracy" in whole
+    assert "micro_accuracy" not in text
+    subsets = {name: {"n": 4} for name in ("shp", "summarize", "anthropic_hhh", "anthropic_helpful", "mtbench_gpt4")}
+    bench["prior_sets"] = {"score": 0.5, "low": 0.25, "high": 0.75, "subsets": subsets}
+    line = next(line for line in show(rewardbench_table(bench)).splitlines() if line.startswith("prior sets"))
+    assert line.split() == ["prior", "sets,", "mean", "of", "4", "50.00", "%", "25.00", "to", "75.00", "%", "16"]
+
+
+def test_styles_and_the_terms_of_ties_are_shown() -> None:
+    levels = {"hard": 0.1, "normal": 0.2, "easy": 0.3}
+    result = {"benchmark": "rm-bench", "sections": {"Chat": {"score": 0.2, **levels}, "Math": None}}
+    result["scores"] = {"current": {"mean_of_sections": None, **dict.fromkeys(levels)}}
+    lines = [line.split() for line in show(rewardbench_table(result)).splitlines()]
+    assert ["by", "style,", "in", "%", "hard", "normal", "easy"] in lines
+    assert ["Chat", "10.00", "20.00", "30.00"] in lines
+    assert ["Math", "n/a", "n/a", "n/a"] in lines
+    ties = {"tied_accuracy": 0.5, "ref_accuracy": 0.25, "margin": None}
+    text = show(rewardbench_table({"benchmark": "rewardbench-2", "sections": {"Ties": {"score": 0.4}}, "ties": ties}))
+    assert ["50.00", "25.00", "n/a"] in [line.split() for line in text.splitlines()]
+
+
 def test_eras_have_half_credit_and_length_beside_their_score(tmp_path: Path) -> None:
     bench = write_benchmark(make_run(tmp_path))
     assert "longer" not in show(rewardbench_table(bench))

@@ -1,6 +1,6 @@
 """The leaderboard, for people: a table for the terminal, one in Markdown, and a plot."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -15,6 +15,7 @@ from rmtrain.reporting.tables import figure_table, safe_text
 from rmtrain.reporting.text import MISSING, is_figure, markdown, percent, plain
 
 _HEADINGS = ("#", "model", *SECTIONS, "prior sets", "mean of 4", "with prior", "95 % interval")
+_NAMED = 3  # subsets in a note
 _COLOURS = {"published": "#4c72b0", "own": "#c44e52"}
 
 
@@ -85,9 +86,9 @@ def _notes(board: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield mark, board["notes"][note]
     scored = [scored for row in board["rows"] for scored in (row, *row["rescored"])]
     for row in scored:
-        parts = [f"it lacks {', '.join(row['missing_subsets'])}"] if row["missing_subsets"] else []
-        parts += [f"{name} has {n['n']} of {n['expected']} rows" for name, n in row["incomplete_subsets"].items()]
-        if parts:
+        parts = [f"it lacks {_some(row['missing_subsets'])}"] if row["missing_subsets"] else []
+        sizes = [f"{name} {n['n']} of {n['expected']}" for name, n in row["incomplete_subsets"].items()]
+        if parts := [*parts, *([f"other than all rows: {_some(sizes)}"] if sizes else [])]:
             ranked = " is partial and has no rank" if row["partial"] else ""
             yield "", f"{row['model']}{ranked}: {'; '.join(parts)}."
     if any(row["rescored"] for row in board["rows"]):
@@ -105,6 +106,11 @@ def _notes(board: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         found = "; ".join(way for kind, way in ways.items() if kind in kinds)
         yield "", f"Intervals are of the {what}: {found}. {MISSING}: not to be had from what is known."
     yield "", "Published means of 4 are of the published sections. Rows of math-prm and mt-bench seem to differ since."
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names, of which there may be many."""
+    return ", ".join(names) if len(names) <= _NAMED else f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
 
 
 def save_plot(board: Mapping[str, Any], path: Path) -> None:

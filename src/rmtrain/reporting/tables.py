@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rmtrain.metrics.rewardbench import PRIOR_SETS
 from rmtrain.reporting.summary import (
     BENCHMARK_NAMES,
     Share,
@@ -58,15 +59,27 @@ def rewardbench_table(result: Mapping[str, Any]) -> Group:
     """Result of `rewardbench`: sections and subsets with intervals, the scores of all eras, and what is missing."""
     name = str(result.get("benchmark"))
     title = f"{BENCHMARK_NAMES.get(name, name)} sections"
-    parts: list[RenderableType] = [share_table(title, "score", sections(result), 2)]
-    for table in _era_tables(result):
-        parts += ["", table]
+    found, prior = sections(result), mapping(result.get("prior_sets"))
+    if prior.get("score") is not None:
+        n = sum(part["n"] for name, part in mapping(prior.get("subsets")).items() if name in PRIOR_SETS)
+        score, low, high, baseline = map(prior.get, ("score", "low", "high", "length_baseline"))
+        found.append(Share("prior sets, mean of 4", score, low, high, n, baseline))
+    parts: list[RenderableType] = []
+    if any(share.score is not None for share in found):
+        parts += [share_table(title, "score", found, 2), ""]
+    else:
+        parts += [safe_text(f"{title}: none has all its subsets, so there are no scores."), ""]
+    if any(score.get("mean_of_sections") is not None for score in eras(result).values()):
+        for table in _era_tables(result):
+            parts += [table, ""]
+    for table in _term_tables(result):
+        parts += [table, ""]
     if by_subset := [share for share in subsets(result) if share.name not in mapping(result.get("sections"))]:
-        parts += ["", share_table("subsets", "accuracy", by_subset, 2)]
+        parts += [share_table("subsets", "accuracy", by_subset, 2), ""]
     if ladder := mapping(result.get("parity")).get("ladder"):
-        parts += ["", _ladder_table(ladder)]
+        parts += [_ladder_table(ladder), ""]
     sentences = gaps_in(result)
-    return Group(*parts, *([""] if sentences else []), *map(safe_text, sentences))
+    return Group(*(parts if sentences else parts[:-1]), *map(safe_text, sentences))
 
 
 def _ladder_table(ladder: Sequence[Mapping[str, Any]]) -> Table:
@@ -124,6 +137,22 @@ def _eras_of(
             *(points(score.get(key)) for key in beside.values()),
         )
     return table
+
+
+def _term_tables(result: Mapping[str, Any]) -> list[Table]:
+    """What RM-Bench's sections get by style, and the terms of RewardBench 2's Ties, where rows are known."""
+    tables = []
+    levels = ("hard", "normal", "easy")
+    current = eras(result).get("current", {})
+    by_style = {**{name: mapping(part) for name, part in mapping(result.get("sections")).items()}, "mean": current}
+    if any(part.get("hard") is not None for part in by_style.values()):
+        tables.append(figure_table("by style, in %", *levels))
+        for name, part in by_style.items():
+            tables[-1].add_row(safe_text(name), *(points(part.get(level)) for level in levels))
+    if terms := mapping(result.get("ties")):
+        tables.append(figure_table("terms of Ties, in %", *(name.replace("_", " ") for name in terms), stacked=True))
+        tables[-1].add_row("", *map(points, terms.values()))
+    return tables
 
 
 def key_values(values: Mapping[str, Any]) -> Table:
