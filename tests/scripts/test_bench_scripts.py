@@ -55,6 +55,15 @@ def test_training_sides_learn_the_same(tmp_path: Path, ways: int) -> None:
     assert "times the pairs a second" in text
 
 
+def test_processes_learn_the_same(tmp_path: Path) -> None:
+    options = ["--groups", "8", "--steps", "2", "--repeats", "1", "--max-length", "128"]
+    text, found = run("bench_scaling.py", tmp_path, *options)
+    assert set(found["sides"]) == {"1", "2"}
+    assert max(side["loss_difference"] for side in found["sides"].values()) < 1e-5
+    assert found["runs"]["1"][0]["tokens"] == found["runs"]["2"][0]["tokens"]
+    assert "speed-up" in text
+
+
 def test_scoring_sides_give_the_same_rewards(tmp_path: Path) -> None:
     text, found = run("bench_scoring.py", tmp_path, "--limit", "20", "--repeats", "1")
     assert found["reward_difference"] < 1e-5
