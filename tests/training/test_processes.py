@@ -148,8 +148,9 @@ def test_the_process_that_failed_first_is_named(results: dict[str, Any]) -> None
     assert found["error"] == "process 1: ZeroDivisionError: by nought"
 
 
-def test_a_process_that_hangs_is_given_up_after_the_recipes_time(results: dict[str, Any]) -> None:
-    found = results["hung"]
+@pytest.mark.parametrize("name", STOPPED[:2])
+def test_a_process_that_hangs_is_given_up_after_the_recipes_time(results: dict[str, Any], name: str) -> None:
+    found = results[f"hung {name}"]
     assert found["codes"][0] == 1, found["log"]
     assert found["seconds"] < 60
     assert found["state"] == "failed"
@@ -371,8 +372,10 @@ def _main(folder: Path) -> None:
         folder, "killed", 2, LORA, lambda: at_step(2, lambda: os.kill(os.getpid(), signal.SIGKILL), process=1)
     )
     results["raised"] = _launch(folder, "raised", 2, LORA, lambda: at_step(2, _divide, process=1))
-    hung = LORA | {"distributed__timeout_minutes": 0.1}
-    results["hung"] = _launch(folder, "hung", 2, hung, lambda: at_step(2, lambda: time.sleep(20), process=1))
+    for name in STOPPED[:2]:  # DeepSpeed has a process group of its own
+        hung = LORA | {"distributed__timeout_minutes": 0.1, "distributed__strategy": name}
+        prepare = lambda: at_step(2, lambda: time.sleep(20), process=1)  # noqa: E731
+        results[f"hung {name}"] = _launch(folder, f"hung {name}", 2, hung, prepare)
     results |= _fill_a_disk(folder)
     results["save failed"] = _launch(folder, "save failed", 2, LORA, _fail_in_second_save)
     results["fsdp refused"] = _launch(folder, "fsdp refused", 2, LORA | {"distributed__strategy": "fsdp"})

@@ -1,5 +1,7 @@
 """Figures of the log: against counts and times known beforehand, and against torch's own count of operations."""
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,9 @@ import pytest
 import torch
 from conftest import make_config, make_groups
 from torch.utils.flop_counter import FlopCounterMode
-from training_cases import Recorder, make_recipe, make_renderer, make_splits, run
+from training_cases import Recorder, at_step, make_recipe, make_renderer, make_splits, only_run, run
 
+from rmtrain.errors import Interrupted
 from rmtrain.model.batch import GroupSize, pack
 from rmtrain.model.reward_model import reward_model_class
 from rmtrain.training import telemetry
@@ -17,6 +20,7 @@ from rmtrain.training.loss import bradley_terry_loss
 from rmtrain.training.microbatches import MicrobatchDataset
 from rmtrain.training.telemetry import Meter, measure_matrix_rate, operations_per_token
 from rmtrain.training.train import build_model
+from rmtrain.training.trainer import GroupRewardTrainer
 
 CPU = torch.device("cpu")
 
@@ -143,3 +147,19 @@ def test_a_run_logs_how_fast_it_is_and_that_it_waits(
         assert line["peak_memory_bytes"] > 2**20
         assert "matrix_rate_used" not in line
     assert all(0.1 < line["waiting_for_data"] < 1 for line in display.lines[1:])
+
+
+def test_the_peak_of_a_run_is_of_all_its_parts_and_processes(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rmtrain.training import train as module
+
+    monkeypatch.setattr(GroupRewardTrainer, "compute_loss", GroupRewardTrainer.compute_loss)  # put back afterwards
+    at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with monkeypatch.context() as patch:
+        patch.setattr(telemetry, "peak_memory", lambda: 2**50)
+        with pytest.raises(Interrupted):
+            run(base, tmp_path, evaluation__every=0.0)
+    assert run(base, tmp_path, resume=only_run(tmp_path), evaluation__every=0.0).peak_memory_bytes == 2**50
+    monkeypatch.setattr(module, "gather_object", lambda mine: [*mine, 2**60])
+    assert run(base, tmp_path, resume=only_run(tmp_path), evaluation__every=0.0).peak_memory_bytes == 2**60

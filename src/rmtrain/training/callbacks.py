@@ -5,12 +5,14 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate.utils import reduce
+from torch.distributed import distributed_c10d
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rmtrain.files import write_atomic
@@ -71,7 +73,9 @@ class GracefulStop(TrainerCallback):  # type: ignore[misc]
         self._previous = {number: signal.signal(number, self._handle) for number in self.signals}
 
     def restore(self) -> None:
-        """Give the signals back."""
+        """Give the signals back, once no echo of one that was heard can come any more."""
+        if self.requested:
+            time.sleep(max(0.0, self._requested_at + self.echo_seconds - time.monotonic()))
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -99,6 +103,32 @@ class GracefulStop(TrainerCallback):  # type: ignore[misc]
 
 
 class MetricsLog(TrainerCallback):  # type: ignore[misc]
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """The same for what was asked while validating or saving: this step's checkpoint is there."""
+        control.should_training_stop = self._agreed(args, state) or control.should_training_stop
+        return control
+
+    def _agreed(self, args: TrainingArguments, state: TrainerState) -> bool:
+        wanted = self.requested
+        if args.world_size > 1:
+            wanted = bool(reduce(torch.tensor(float(wanted), device=args.device), "sum") > 0)
+        self.stopped = wanted and state.global_step < state.max_steps
+        return self.stopped
+
+
+class GroupTimeouts(TrainerCallback):  # type: ignore[misc]
+    """Holds every process group to the run's time-out: DeepSpeed makes groups of its own with torch's default."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The engine is made by now; torch has no public call for this, and torchtitan uses the same."""
+        if args.world_size > 1:
+            for group in distributed_c10d._world.pg_map:
+                distributed_c10d._set_pg_timeout(timedelta(seconds=args.ddp_timeout), group)
+
     """Writes each log line to metrics.jsonl and hands it to the display.
 
     Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
@@ -21,7 +21,7 @@ from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.runs import read_manifest, update_manifest
 from rmtrain.training.arguments import training_arguments
-from rmtrain.training.callbacks import GracefulStop, MetricsLog, Schedule, interval_steps
+from rmtrain.training.callbacks import GracefulStop, GroupTimeouts, MetricsLog, Schedule, interval_steps
 from rmtrain.training.checkpoints import verify
 from rmtrain.training.fit import memory_failure
 from rmtrain.training.memory import describe_need
@@ -200,6 +200,7 @@ def _train_in(
             raise
         raise failure from error
     finally:
+            GroupTimeouts(),
         stop.restore()
         tracker.close()
     if stop.stopped:
@@ -280,5 +281,5 @@ def _result(folder: Path, trainer: GroupRewardTrainer) -> TrainingResult:
         int(totals["tokens"]),
         totals["tokens"] / seconds if seconds else None,
         totals["pairs"] / seconds if seconds else None,
-        peak_memory(),
+        int(max(totals.get("peak_memory_bytes", 0), *gather_object([peak_memory()]))),
     )

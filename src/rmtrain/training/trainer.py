@@ -192,6 +192,8 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         model = RewardModel(self.model_wrapped if sharded else self.model, self._packing, sharded=sharded)
         groups = self._validation
+        peak = max(self.totals.get("peak_memory_bytes", 0), figures["peak_memory_bytes"])
+        self.totals["peak_memory_bytes"] = peak
         rewards = score_groups(model, groups, self._renderer.pad_id, self._tokens_per_batch, notify=self._notify)
         preferences = [[(p.better, p.worse) for p in group.preferences] for group in groups]
         gaps = reward_gaps(rewards, preferences, [group.id for group in groups]).gaps
