@@ -12,22 +12,30 @@ import pytest
 
 from rmtrain import runs
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.runs import create_run, list_runs, locked, newest_finished, read_manifest, update_manifest
+from rmtrain.runs import create_run, list_runs, locked, newest_finished, read_manifest, reveal, update_manifest
 
 
 def test_a_run_is_named_after_recipe_time_and_four_digits(tmp_path: Path) -> None:
-    folder = create_run(tmp_path / "deep" / "runs", "my_recipe")
-    assert folder.is_dir()
+    building = create_run(tmp_path / "deep" / "runs", "my_recipe")
+    update_manifest(building, state="running")
+    assert building.name.startswith(".")
+    assert list_runs(building.parent) == []  # it is none before it has its name
+    folder = reveal(building)
+    assert not building.exists()
+    assert [path for path, _ in list_runs(folder.parent)] == [folder]
     assert folder.parent == tmp_path / "deep" / "runs"
     assert re.fullmatch(r"my_recipe-\d{8}-\d{6}-[0-9a-f]{4}", folder.name)
 
 
 def test_no_folder_is_ever_taken_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digits = iter(["aaaa", "aaaa", "aaaa", "bbbb"])
+    digits = iter(["aaaa", "aaaa", "bbbb", "aaaa", "cccc"])
     monkeypatch.setattr(runs.secrets, "token_hex", lambda size: next(digits))
     monkeypatch.setattr(runs, "datetime", type("Clock", (), {"now": staticmethod(lambda: Moment())}))
     first, second = create_run(tmp_path, "r"), create_run(tmp_path, "r")
-    assert (first.name, second.name) == ("r-20260102-030405-aaaa", "r-20260102-030405-bbbb")
+    assert (first.name, second.name) == (".r-20260102-030405-aaaa", ".r-20260102-030405-bbbb")
+    assert reveal(first).name == "r-20260102-030405-aaaa"
+    assert create_run(tmp_path, "r").name == ".r-20260102-030405-cccc"
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 class Moment:

@@ -37,6 +37,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sync_tree(path: Path) -> None:
+    """Make the files of a folder durable, and readable like any other: safetensors' are for their owner alone."""
+    for file in path.iterdir():
+        file.chmod(path.stat().st_mode & 0o666)
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+    sync_folder(path)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames within a folder durable."""
     descriptor = os.open(path, os.O_RDONLY)

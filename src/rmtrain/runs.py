@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.files import write_json
+from rmtrain.files import sync_folder, write_json
 
 MANIFEST = "manifest.json"
+_HIDDEN = "."  # before the name of a run folder that is not whole yet
 STATES = ("running", "finished", "failed", "interrupted")
 
 
 def create_run(parent: Path, name: str) -> Path:
-    """Make a new run folder, never an existing one.
+    """Make a new folder under a hidden name, to be filled and then given its own by `reveal`; never an existing one.
 
     Raises:
         InputError: the parent can't be written.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     while True:
-        folder = parent / f"{name}-{stamp}-{secrets.token_hex(2)}"
+        folder = parent / f"{_HIDDEN}{name}-{stamp}-{secrets.token_hex(2)}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -35,7 +36,21 @@ def create_run(parent: Path, name: str) -> Path:
             raise InputError(f"{parent} is not a folder", "set run.folder") from None
         except OSError as error:
             raise InputError(f"{parent}: can't make a run folder: {error.strerror}", "set run.folder") from error
-        return folder
+        if not os.path.lexists(_revealed(folder)):
+            return folder
+        folder.rmdir()
+
+
+def reveal(folder: Path) -> Path:
+    """Give a folder of `create_run` its name, once all is in it that makes it a run folder; returns its new path."""
+    sync_folder(folder)
+    named = folder.rename(_revealed(folder))
+    sync_folder(named.parent)
+    return named
+
+
+def _revealed(folder: Path) -> Path:
+    return folder.with_name(folder.name.removeprefix(_HIDDEN))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -63,7 +78,7 @@ def update_manifest(folder: Path, **values: Any) -> None:
 def list_runs(parent: Path) -> list[tuple[Path, dict[str, Any]]]:
     """All run folders under a parent with their manifests, oldest first."""
     runs = []
-    for folder in parent.iterdir() if parent.is_dir() else []:
+    for folder in parent.glob("[!.]*"):
         with contextlib.suppress(CheckpointError):
             runs.append((folder, read_manifest(folder)))
     return sorted(runs, key=lambda run: (run[1].get("started", ""), run[0].name))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import make_groups, make_tokenizer, save_reward_model, write_base
 from published_cases import CASES
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rmtrain.data.render import Renderer
@@ -197,6 +198,22 @@ def test_a_full_disk_is_told_before_anything_is_written(
     monkeypatch.setattr(module_under_test.shutil, "disk_usage", lambda path: full)
     with pytest.raises(RunFailedError, match="free there"):
         export(str(folder), tmp_path / "plain")
+    assert [path.name for path in tmp_path.iterdir()] == ["trained"]
+
+
+def test_a_disk_that_fills_up_while_writing_leaves_nothing(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, write_model = write(), module_under_test.write_model
+
+    def torn(*args: Any) -> None:
+        write_model(*args)
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(module_under_test, "write_model", torn)
+    with pytest.raises(RunFailedError, match=r"the export can't be written: .*No space left") as caught:
+        export(str(folder), tmp_path / "plain")
+    assert caught.value.exit_code == 1
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
 
 

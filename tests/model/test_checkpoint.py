@@ -18,8 +18,9 @@ from rmtrain.data.tokenize import tokenize_groups
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapters import add_lora
 from rmtrain.model.batch import pack
-from rmtrain.model.checkpoint import Checkpoint, load_checkpoint, save_final
+from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
+from rmtrain.model.saving import save_final
 from rmtrain.recipe.schema import LoraSection
 
 GROUPS = make_groups(3, seed=5)

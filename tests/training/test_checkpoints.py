@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_cases import cut, flipped, missing
 
 from rmtrain.errors import CheckpointError
-from rmtrain.training.checkpoints import MANIFEST, STAGING, commit, newest_valid, numbered, rotate, verify
+from rmtrain.training.checkpoints import MANIFEST, STAGING, commit, newest_valid, numbered, rotate, state_files, verify
 
 FILES = {
     "adapter_model.safetensors": bytes(range(256)) * 4,
@@ -55,26 +56,52 @@ def test_a_committed_checkpoint_verifies_and_says_what_it_is(tmp_path: Path) -> 
     assert newest_valid(tmp_path) == (path, manifest, [])
 
 
-def missing(file: Path) -> None:
-    file.unlink()
+SETS = {  # as the engines write them, on two processes
+    "ddp": ["optimizer.pt"],
+    "zero2": [
+        "latest",
+        "global_step4/mp_rank_00_model_states.pt",
+        *(f"global_step4/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)),
+    ],
+    "zero3": [
+        "latest",
+        *(f"global_step4/zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(2)),
+        *(f"global_step4/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)),
+    ],
+    "fsdp": ["optimizer.bin", "pytorch_model_fsdp.bin"],
+}
+COMMON = ["trainer_state.json", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"]
+
+
+@pytest.mark.parametrize("strategy", SETS)
+def test_a_set_that_nothing_could_go_on_from_is_not_committed(tmp_path: Path, strategy: str) -> None:
+    """Some of it lies on another machine's disk, say."""
+    older, names = write(tmp_path, 3), [*COMMON, *SETS[strategy]]
+    required = state_files(strategy, 2, scaled=False)
+    staged, target = tmp_path / STAGING / "checkpoint-4", tmp_path / "checkpoint-4"
+    for lost in [*names, None]:
+        shutil.rmtree(staged, ignore_errors=True)
+        for name in names:
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            (staged / name).write_bytes(b"" if name == lost else b"state")
+        if lost is None:
+            commit(staged, target, {"step": 4}, required)
+            break
+        with pytest.raises(CheckpointError, match="is missing") as caught:
+            commit(staged, target, {"step": 4}, required)
+        assert Path(lost).match(caught.value.message.split()[0])
+        assert "share" in caught.value.hint
+        assert newest_valid(tmp_path).path == older
+    assert newest_valid(tmp_path).path == target
+    assert "scaler.pt" in state_files(strategy, 2, scaled=True)
 
 
 def empty(file: Path) -> None:
     file.write_bytes(b"")
 
 
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 def zeroed(file: Path) -> None:
     file.write_bytes(bytes(file.stat().st_size))
-
-
-def flipped(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def a_folder(file: Path) -> None:
@@ -279,7 +306,12 @@ def _refuse(*args: Any, **kwargs: Any) -> None:
 def test_killed_anywhere_a_whole_checkpoint_is_left(tmp_path: Path) -> None:
     """The script below is killed before its k-th change to the disk, for every k."""
     done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, __file__, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 40

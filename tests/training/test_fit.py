@@ -1,5 +1,6 @@
 """Which strategy is chosen as memory shrinks, and the overrides that are named where a run does not fit."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from rmtrain.recipe.check import with_changes
 from rmtrain.recipe.load import load_recipe
 from rmtrain.training import fit
 from rmtrain.training.fit import Forecast, memory_failure
-from rmtrain.training.memory import GIB, Layout, Workload
+from rmtrain.training.memory import GIB, Layout, Workload, cgroup_limits, host_memory
+from rmtrain.training.resume import FREE
 
 WORK = Workload(largest=16_384, longest=2_048, scoring=16_384)
 MISTRAL = {
@@ -114,18 +116,44 @@ def test_out_of_memory_names_milder_settings_of_the_same_computation() -> None:
     assert isinstance(failure, RunFailedError)
     text = str(failure)
     assert "out of memory at step 7" in text
-    assert "rmtrain train --resume runs/x KEY=VALUE" in text
-    savings = found.milder(Layout("none"))
-    assert savings
+    savings, before = found.milder(Layout("none")), found.need(Layout("none")).peak
+    assert len(savings) == 3
+    assert before is not None
     for saving in savings:
+        assert f"rmtrain train --resume runs/x {str(saving).partition('  ')[0]}" in text
+        assert all(key in FREE[section] for section, key in (name.split(".") for name in saving.changes))
+        after = found.need(Layout("none"), with_changes(found.recipe, saving.changes)).peak
+        assert after is not None
+        assert after < 0.95 * before  # a setting that saves next to nothing would run out again
         assert set(saving.changes) <= {
             "optim.gradient_checkpointing",
             "optim.tokens_per_microbatch",
             "optim.activation_offloading",
         }
-        assert saving.bytes is not None
-        assert saving.bytes > 0
         assert str(saving) in text
+
+
+def test_out_of_memory_where_little_can_be_saved_names_no_setting_that_would_not_fit() -> None:
+    small = forecast(1, lora=None, work=Workload(64, 64, 64))  # next to the weights, activations are nothing
+    assert small.milder(Layout("none")) == []
+    failure = memory_failure(torch.OutOfMemoryError("CUDA out of memory"), small, Layout("none"), 7, Path("runs/x"))
+    assert failure is not None
+    assert failure.hint == "go on elsewhere: rmtrain train --resume runs/x"
+
+
+def test_the_hosts_memory_is_no_more_than_the_jobs_own(tmp_path: Path) -> None:
+    def write(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+
+    assert cgroup_limits(tmp_path) == []
+    write("proc/self/cgroup", "5:cpu,cpuacct:/job\n4:memory:/job/step\n0::/slice/job\n")
+    write("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")
+    write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "5000\n")
+    write("sys/fs/cgroup/slice/memory.max", "4000\n")
+    write("sys/fs/cgroup/slice/job/memory.max", "max\n")
+    assert sorted(cgroup_limits(tmp_path)) == [4000, 5000, 9223372036854771712]
+    assert host_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_other_errors_are_left_alone() -> None:

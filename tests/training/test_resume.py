@@ -20,11 +20,14 @@ from training_cases import Recorder, at_step, fork, import_all, only_run, run, w
 
 from rmtrain.errors import InputError, Interrupted, RunFailedError
 from rmtrain.runs import locked, read_manifest
+from rmtrain.training import record
+from rmtrain.training.resume import sampled_digest
 from rmtrain.training.trainer import GroupRewardTrainer
 
 STEPS = 6
 # two micro-batches a step, dropout, a last step of each epoch that is smaller, validation that selects
 CASE: dict[str, Any] = {"optim__tokens_per_microbatch": 300, "evaluation__every": 2.0, "run__keep_checkpoints": 2}
+EVEN = CASE | {"lora__dropout": 0.0}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -44,6 +47,9 @@ def assert_equal_runs(folder: Path, whole: Path) -> None:
     last = [weights(path / "checkpoints" / f"checkpoint-{STEPS}") for path in (folder, whole)]
     assert all(torch.equal(tensor, last[1][name]) for name, tensor in last[0].items())
     assert timeless(metrics(folder)) == timeless(metrics(whole))
+    states = [path / "checkpoints" / f"checkpoint-{STEPS}" / "trainer_state.json" for path in (folder, whole)]
+    best = [json.loads(state.read_text(encoding="utf-8"))["best_global_step"] for state in states]
+    assert best[0] == best[1]
     manifest, expected = read_manifest(folder), read_manifest(whole)
     assert manifest["state"] == "finished"
     assert manifest["error"] is None
@@ -86,7 +92,9 @@ def test_a_signal_stops_after_its_step_with_a_checkpoint(
     assert f"rmtrain train --resume {folder}" in caught.value.hint
     assert read_manifest(folder)["state"] == "interrupted"
     assert not (folder / "final").exists()
-    assert metrics(folder)[-1]["step"] == step
+    last = metrics(folder)[-1]
+    assert last["step"] == step
+    assert "loss" in last  # no validation came between the signal and the checkpoint
 
     display = Recorder()
     result = run(base, tmp_path, resume=folder, display=display, **CASE)
@@ -94,6 +102,55 @@ def test_a_signal_stops_after_its_step_with_a_checkpoint(
     assert result.steps == STEPS
     assert result.tokens == read_manifest(whole)["totals"]["tokens"]
     assert_equal_runs(folder, whole)
+
+
+def in_backward(self: Any, before: Any, *args: Any, **kwargs: Any) -> Any:
+    loss = before(self, *args, **kwargs)
+    loss.register_hook(lambda gradient: send(signal.SIGTERM)())
+    return loss
+
+
+def in_second_microbatch(self: Any, before: Any, *args: Any, **kwargs: Any) -> Any:
+    if not self.accelerator.sync_gradients:
+        return before(self, *args, **kwargs)
+    send(signal.SIGTERM)()
+    return before(self, *args, **kwargs)
+
+
+def at_once(self: Any, before: Any, *args: Any, **kwargs: Any) -> Any:
+    send(signal.SIGTERM)()
+    return before(self, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("method", "when", "made"),
+    [
+        ("compute_loss", in_backward, 1),
+        ("compute_loss", in_second_microbatch, 1),
+        ("_get_grad_norm", at_once, 1),  # the optimiser's step is next
+        ("evaluate", at_once, 2),
+        ("_save_rng_state", at_once, 2),
+    ],
+    ids=["backward", "second micro-batch", "optimiser", "validation", "saving"],
+)
+def test_a_signal_at_any_point_of_a_step_stops_at_its_end(
+    base: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, method: str, when: Any, made: int
+) -> None:
+    before, seen = getattr(GroupRewardTrainer, method), list[int]()
+
+    def spied(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step != made or seen.count(made) > 3:
+            return before(self, *args, **kwargs)
+        seen.append(made)
+        return when(self, before, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupRewardTrainer, method, spied)
+        with pytest.raises(Interrupted, match=f"stopped at step 2 of {STEPS}"):
+            run(base, tmp_path, **CASE)
+    assert seen
+    run(base, tmp_path, resume=only_run(tmp_path), **CASE)
+    assert_equal_runs(only_run(tmp_path), whole)
 
 
 def test_an_echo_of_a_signal_is_no_second_one(base: Path, tmp_path: Path, injected: Any) -> None:
@@ -233,13 +290,11 @@ def test_a_best_checkpoint_that_is_damaged_is_no_final_model(base: Path, tmp_pat
         ({"optim__learning_rate": 1e-4}, "optim.learning_rate: 0.003 there, 0.0001 now"),
         ({"run__seed": 1}, "run.seed: 0 there, 1 now"),
         ({"optim__global_batch_size": 4}, "optim.global_batch_size: 8 there, 4 now"),
-        ({"optim__tokens_per_microbatch": 200}, "optim.tokens_per_microbatch: 300 there, 200 now"),
         ({"optim__max_steps": 5}, "optim.max_steps: None there, 5 now"),
         ({"lora__rank": 8}, "lora.rank: 4 there, 8 now"),
         ({"lora": None}, "lora.rank: 4 there, None now"),
         ({"loss__centering": 0.1}, "loss.centering: 0.0 there, 0.1 now"),
         ({"model__packing": "none"}, "model.packing: 'shared_prompt' there, 'none' now"),
-        ({"distributed__strategy": "zero2"}, "distributed.strategy: 'ddp' there, 'zero2' now"),
         ({"groups": make_groups(40, seed=9)}, "rows of train: "),
         ({"validation": make_groups(11, seed=2)}, "rows of validation: "),
     ],
@@ -255,6 +310,73 @@ def test_a_changed_run_is_refused_by_what_has_changed(
     assert caught.value.exit_code == 2
     assert "--allow-changes" in caught.value.hint
     assert (whole / "manifest.json").read_bytes() == before  # nothing was started
+
+
+def test_other_weights_in_the_bases_folder_are_another_run(base: Path, tmp_path: Path, injected: Any) -> None:
+    copy = Path(shutil.copytree(base, tmp_path / "base"))
+    injected(1, send(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run(copy, tmp_path, **CASE)
+    file = copy / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="weights of the base: "):
+        run(copy, tmp_path, resume=only_run(tmp_path), **CASE)
+
+
+def test_a_digest_by_samples_sees_sizes_and_both_ends(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    seen = set()
+    for size in (0, 1, 5 << 20, 6 << 20):
+        for changed in (None, 0, size - 1):
+            content = bytearray(size)
+            if size and changed is not None:
+                content[changed] = 1
+            file.write_bytes(content)
+            seen.add(sampled_digest(tmp_path))
+    assert len(seen) == 1 + 2 + 3 + 3
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_state_of_another_engine_is_never_left_unread(base: Path, tmp_path: Path, whole: Path, allowed: bool) -> None:
+    with pytest.raises(InputError, match="zero2 can't read the optimiser state that ddp wrote") as caught:
+        run(base, tmp_path, resume=whole, allow_changes=allowed, **(CASE | {"distributed__strategy": "zero2"}))
+    assert "distributed.strategy=ddp on 1 process" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim__tokens_per_microbatch": 90},
+        {"optim__tokens_per_microbatch": None, "optim__microbatch_size": 1},
+        {"optim__gradient_checkpointing": "full"},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_a_run_goes_on_with_micro_batches_cut_otherwise(
+    base: Path, tmp_path: Path, injected: Any, even: Path, changes: dict[str, Any]
+) -> None:
+    injected(3, send(signal.SIGTERM))
+    first, second = Recorder(), Recorder()
+    with pytest.raises(Interrupted):
+        run(base, tmp_path, display=first, **EVEN)
+    folder = run(base, tmp_path, resume=only_run(tmp_path), display=second, **(EVEN | changes)).run
+    cuts = [next(note for note in display.notes if "micro-batches" in note) for display in (first, second)]
+    assert ("gradient_checkpointing" in next(iter(changes))) == (cuts[0] == cuts[1])
+    ours, theirs = weights(folder / "final"), weights(even / "final")
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=2e-5, rtol=1e-4)
+    for line, expected in zip(metrics(folder), metrics(even), strict=True):
+        assert line["step"] == expected["step"]
+        assert line.get("loss") == pytest.approx(expected.get("loss"), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def even(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without dropout, which draws other masks for other micro-batches."""
+    folder: Path = run(base, tmp_path_factory.mktemp("even"), **EVEN).run
+    return folder
 
 
 def test_what_does_not_matter_may_change(base: Path, tmp_path: Path, whole: Path) -> None:
@@ -295,6 +417,42 @@ def test_a_folder_that_is_no_run_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a run folder"):
         run(base, tmp_path, resume=tmp_path / "empty")
     assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_disk_without_room_for_a_run_is_said_and_leaves_none(
+    base: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = read_manifest(whole)
+    monkeypatch.setattr(record, "update_manifest", refuse)
+    with pytest.raises(InputError, match=r"the run folder can't be written: .*No space left") as caught:
+        run(base, tmp_path, resume=whole if resumed else None, **CASE)
+    assert "run.folder" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert read_manifest(whole) == before
+
+
+def test_a_run_folder_is_whole_when_it_gets_its_name(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def reveal(folder: Path) -> Path:
+        seen.extend(path.name for path in folder.iterdir())
+        assert read_manifest(folder)["state"] == "running"
+        assert not list(tmp_path.glob("try-*"))
+        with pytest.raises(InputError, match="is in use"), locked(folder):
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(record, "reveal", reveal)
+    with pytest.raises(KeyboardInterrupt):
+        run(base, tmp_path, **CASE)
+    assert sorted(seen) == [".lock", "manifest.json", "recipe.yaml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_input_that_is_wrong_leaves_no_run_folder(base: Path, tmp_path: Path) -> None:
@@ -363,10 +521,11 @@ def _main(folder: Path) -> None:
         time.sleep(draw.uniform(0.3, 1.0) * seconds)
         os.kill(pid, signal.SIGKILL)
         (ended,) = wait([pid])
-        if not list(place.glob("try-*/manifest.json")):
+        if not list(place.glob("try-*")):
             shutil.rmtree(place, ignore_errors=True)
             continue  # it had no run yet
         mine = only_run(place)
+        read_manifest(mine)  # no folder is ever without
         (resumed,) = wait(fork(1, lambda place=place, mine=mine: run(base, place, resume=mine, **CASE), folder / "log"))
         kills.append({"ended": ended, "resumed": resumed, "run": str(mine)})
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from training_cases import run
 
-import rmtrain.training.trainer  # noqa: F401  (TRL looks for the real wandb when it is imported, before a stand-in is there)
-from rmtrain.errors import InputError
+from rmtrain.errors import InputError, Interrupted, RunFailedError
+from rmtrain.training import train  # TRL looks for the real wandb when it is imported, before a stand-in is there
 from rmtrain.training.tracking import check_login
+from rmtrain.training.trainer import GroupRewardTrainer
 
 
 class FakeWandb(ModuleType):
@@ -25,7 +26,7 @@ class FakeWandb(ModuleType):
         self.asked: list[dict[str, Any]] = []
         self.started: list[dict[str, Any]] = []
         self.lines: list[tuple[int, dict[str, Any]]] = []
-        self.finished = 0
+        self.finished: list[int] = []
 
     def login(self, **options: Any) -> bool:
         self.asked.append(options)
@@ -43,8 +44,8 @@ class FakeWandb(ModuleType):
     def log(self, line: dict[str, Any], step: int) -> None:
         self.lines.append((step, line))
 
-    def finish(self) -> None:
-        self.finished += 1
+    def finish(self, exit_code: int) -> None:
+        self.finished.append(exit_code)
 
 
 @pytest.fixture
@@ -97,7 +98,28 @@ def test_a_run_logs_its_figures_under_its_own_name(wandb: FakeWandb, base: Path,
     losses = [step for step, line in wandb.lines if "loss" in line]
     assert losses == [1, 2, 3]
     assert any("eval_accuracy" in line for _, line in wandb.lines)
-    assert wandb.finished == 1
+    assert wandb.finished == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "code"),
+    [
+        ("evaluate", RunFailedError("lost"), 1),
+        ("evaluate", ValueError("lost"), 1),
+        ("save_final", OSError("lost"), 1),
+        ("evaluate", Interrupted("by a signal"), 130),
+    ],
+)
+def test_a_run_that_fails_is_no_finished_run_of_wandb(
+    wandb: FakeWandb, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fault: Any, code: int
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(train if name == "save_final" else GroupRewardTrainer, name, fail)
+    with pytest.raises((RunFailedError, Interrupted)):
+        run(base, tmp_path, tracking__wandb="offline", optim__max_steps=1)
+    assert wandb.finished == [code]
 
 
 def test_a_resumed_run_is_the_same_run_of_wandb(wandb: FakeWandb, base: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What a run trains: TRL's own losses on pairs, the same however it is cut, and nothing that is not finite."""
 
 import json
+import os
+import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +12,16 @@ import pytest
 import torch
 from conftest import WORDS, make_groups, write_base
 from datasets import Dataset
-from training_cases import Recorder, make_recipe, make_renderer, make_splits, only_run, run, weights
+from safetensors import SafetensorError
+from training_cases import Recorder, at_step, make_recipe, make_renderer, make_splits, only_run, run, weights
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from rmtrain.errors import NonFiniteError, RunFailedError
+from rmtrain.errors import Interrupted, NonFiniteError, RunFailedError
+from rmtrain.model.checkpoint import load_checkpoint
+from rmtrain.model.quantization import is_quantised
+from rmtrain.scoring.score import score_groups
+from rmtrain.training.checkpoints import newest_valid
 from rmtrain.training.prospect import make_plan
 from rmtrain.training.train import build_model, validation_groups
 from rmtrain.training.trainer import GroupRewardTrainer
@@ -320,6 +327,115 @@ def test_a_checkpoint_that_cannot_be_written_says_so_and_leaves_the_others(
         run(base, tmp_path, run__save_every=2.0, evaluation__every=0.0)
     checkpoints = only_run(tmp_path) / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("fault", ["lost", "cut", "not finite"])
+def test_a_checkpoint_that_lacks_a_tensor_replaces_none(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool, fault: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    before = GroupRewardTrainer._save
+
+    def torn(self: Any, output_dir: str, state_dict: Any = None) -> None:
+        before(self, output_dir, state_dict)
+        if self.state.global_step == 4:
+            file = Path(output_dir) / ("adapter_model.safetensors" if lora else "model.safetensors")
+            tensors = load_file(file)
+            name = next(name for name in tensors if "layers.1" in name)
+            if fault == "lost":
+                del tensors[name]
+            else:
+                tensors[name] = tensors[name][:1].clone() if fault == "cut" else tensors[name] * torch.nan
+            save_file(tensors, file, metadata={"format": "pt"})
+
+    monkeypatch.setattr(GroupRewardTrainer, "_save", torn)
+    changes: dict[str, Any] = {"run__save_every": 1.0, "evaluation__every": 0.0} | ({} if lora else {"lora": None})
+    with pytest.raises(RunFailedError, match=r"checkpoint-4 could not be written \(.*layers\.1.* earlier .* whole"):
+        run(base, tmp_path, **changes)
+    folder = only_run(tmp_path) / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+    assert newest_valid(folder).path == folder / "checkpoint-3"
+
+
+def test_a_final_model_that_can_not_be_written_says_so_and_comes_with_the_next_resume(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rmtrain.model import saving
+
+    def full(*args: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.shutil, "copy", full)
+        with pytest.raises(RunFailedError, match=r"final model can't be written: .*No space left") as caught:
+            run(base, tmp_path)
+    assert caught.value.exit_code == 1
+    folder = only_run(tmp_path)
+    assert not [path for path in folder.iterdir() if "final" in path.name]
+    assert json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["state"] == "failed"
+    run(base, tmp_path, resume=folder)
+    modes = {path.stat().st_mode & 0o777 for path in (folder / "final").iterdir()}
+    assert modes == {(folder / "recipe.yaml").stat().st_mode & 0o777}
+
+
+def test_the_final_model_is_on_the_disk_before_the_run_is_called_finished(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    from rmtrain.training import train as module
+
+    update = module.update_manifest
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def finish(folder: Path, **values: Any) -> None:
+        if values.get("state") == "finished":
+            staged = {Path(path).name for path in synced if f"{folder}/.final/" in path}
+            assert staged == {path.name for path in (folder / "final").iterdir()}
+            assert synced[-1] == str(folder)
+        update(folder, **values)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(module, "update_manifest", finish)
+    run(base, tmp_path, optim__max_steps=2)
+    assert synced
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_quantised_base_with_an_8_bit_optimiser_is_trained_saved_resumed_and_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write_base(tmp_path / "base", hidden_size=128, intermediate_size=128, num_hidden_layers=1, head_dim=32)
+    changes: dict[str, Any] = {
+        "model__quantization": "nf4",
+        "optim__max_steps": 3,
+        "lora__rank": 32,  # the least whose state, of 32 x 128, is kept in 8 bits
+        "lora__dropout": 0.0,
+        "optim__optimizer": "adamw_8bit",
+    }
+    whole = run(base, tmp_path / "whole", **changes).run
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupRewardTrainer, "compute_loss", GroupRewardTrainer.compute_loss)
+        at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run(base, tmp_path, **changes)
+    folder = only_run(tmp_path)
+    state = torch.load(folder / "checkpoints/checkpoint-2/optimizer.pt", weights_only=True)["state"]
+    assert "dtype=torch.uint8" in str(state)
+    run(base, tmp_path, resume=folder, **changes)
+    ours, theirs = weights(folder / "final"), weights(whole / "final")
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    checkpoint = load_checkpoint(str(folder / "final"))
+    assert is_quantised(checkpoint.model.module)
+    groups = make_splits(tmp_path / "cache", make_groups(12, seed=2))["train"].tokens.groups()
+    rewards = score_groups(checkpoint.model, groups, make_renderer().pad_id, 1000)
+    right = [rewards[i][p.better] > rewards[i][p.worse] for i, group in enumerate(groups) for p in group.preferences]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    best = max(line["eval_accuracy"] for line in lines if "eval_accuracy" in line)
+    assert sum(right) / len(right) == pytest.approx(best)
 
 
 def test_no_pickle_of_arguments_and_no_token_is_written(

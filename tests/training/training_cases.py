@@ -131,6 +131,20 @@ def at_step(step: int, action: Callable[[], None], process: int = 0) -> None:
     GroupRewardTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
 
 
+def missing(file: Path) -> None:
+    file.unlink()
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def fork(count: int, work: Callable[[], Any], log: Path) -> list[int]:
     """Start processes that do `work` as the ranks of one launch; an rmtrain error's exit code is theirs."""
     with socket.socket() as probe:

@@ -62,7 +62,6 @@ def train(
         data = _read(loaded, display)
         if number > 1:
             _tokenize(loaded, data, display)  # before there is a process group that could wait too long for it
-            display.note(f"starting {number} processes")
             raise typer.Exit(processes.launch(number))
         result = _train_and_score(loaded, data, resume, allow_changes, display)
     finally:
@@ -123,19 +122,21 @@ def _train_and_score(
     loaded: "LoadedRecipe", data: "PreparedData", resume: Path | None, allow_changes: bool, display: TerminalDisplay
 ) -> dict[str, Any]:
     from rmtrain.cli.evaluate import score_splits
+    from rmtrain.training.record import recording_what_follows
     from rmtrain.training.train import train as run_training
 
     renderer, splits = _tokenize(loaded, data, display)
     trained = run_training(loaded, splits, renderer, display, resume, allow_changes)
     names = loaded.recipe.evaluation.splits
     wanted: dict[str, SplitData] = {name: data.splits[name] for name in names if name in data.splits}
-    results = score_splits(trained.run, wanted, loaded.recipe.evaluation.tokens_per_batch, display)
-    if processes.is_main_process():
-        from rmtrain.reporting.card import write_model_card
-        from rmtrain.reporting.report import write_report
+    with recording_what_follows(trained.run):
+        results = score_splits(trained.run, wanted, loaded.recipe.evaluation.tokens_per_batch, display)
+        if processes.is_main_process():
+            from rmtrain.reporting.card import write_model_card
+            from rmtrain.reporting.report import write_report
 
-        write_model_card(trained.run)
-        write_report(trained.run)
+            write_model_card(trained.run)
+            write_report(trained.run)
     return {**trained._asdict(), "run": str(trained.run), "splits": {result["split"]: result for result in results}}
 
 

@@ -1,7 +1,6 @@
 """A checkpoint exported, with the proof: sample rows scored before merging, after it, and as others will read it."""
 
 import gc
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,15 +8,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from rmtrain.data.load import read_source
 from rmtrain.data.tokenize import TokenizedGroup, tokenize_groups
 from rmtrain.errors import InputError, RunFailedError
-from rmtrain.files import sync_folder, write_json
-from rmtrain.model.checkpoint import SIDECAR, Checkpoint, load_checkpoint
+from rmtrain.files import sync_folder, sync_tree, write_json
+from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.export import merge, stored_bytes, write_model
 from rmtrain.model.quantization import dequantise, in_float32, is_quantised
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.saving import SIDECAR
 from rmtrain.model.weights import read_json
 from rmtrain.scoring.score import score_groups
 
@@ -96,8 +97,8 @@ def export(
     exported = {"dtype": stored, "trained_dtype": trained_dtype, "merged": merges, "quantization": kind, "proof": proof}
     staging = output.with_name(f".{output.name}.export")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
     try:
+        staging.mkdir()
         sidecar = {**_without_contract(checkpoint.sidecar, stored), "exported": exported}
         write_model(model.module, checkpoint.renderer, sidecar, staging, stored)
         del model, checkpoint
@@ -106,12 +107,12 @@ def export(
         proof |= _moved("storing", merged, _plain(staging, sample), STORING[stored] * spread)
         _describe(staging, sidecar)
         finish(staging, sidecar)
-        _sync(staging)
+        sync_tree(staging)
         if output.exists():
             output.rmdir()
         staging.rename(output)
         sync_folder(output.resolve().parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise RunFailedError(f"{output}: the export can't be written: {error}", "nothing is left of it") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -199,14 +200,6 @@ def _need_room(needed: int, output: Path) -> None:
             f"{output}: the export takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there",
             "make room, choose another --output, or a smaller --dtype",
         )
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors' files are for their owner alone
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())
-    sync_folder(folder)
 
 
 def _size(folder: Path) -> int:

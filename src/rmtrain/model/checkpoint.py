@@ -1,27 +1,23 @@
 """Reward models on disk: a plain sequence-classification folder or its LoRA adapter, and `rmtrain.json` beside it."""
 
-import hashlib
-import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.files import write_json
 from rmtrain.model.adapters import prepare_adapters
-from rmtrain.model.forward import HEAD
-from rmtrain.model.published.layouts import PAIR_RM
+from rmtrain.model.published.encoder import TEXT_PAIR, EncoderModel
+from rmtrain.model.published.layouts import ENCODER, PAIR_RM
 from rmtrain.model.published.load import Published, find_published
 from rmtrain.model.published.pair_rm import MAX_LENGTH, PairRenderer
 from rmtrain.model.published.prompts import make_renderer
-from rmtrain.model.reward_model import NO_HEAD, BackboneOptions, RewardModel, load_backbone, load_config
-from rmtrain.model.weights import download, fingerprint_of, read_json, read_tensors
+from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config
+from rmtrain.model.saving import ADAPTER, SIDECAR, check_weights
+from rmtrain.model.weights import download, fingerprint_of, fingerprint_read, read_json, read_tensors
 
-SIDECAR = "rmtrain.json"
-ADAPTER = "adapter_config.json"
 _OTHER = "the checkpoint is damaged or of another model"
 
 
@@ -37,7 +33,8 @@ class Checkpoint:
         where: the folder or hub id.
         fingerprint: digest of its weights' files, and of how they are read.
         published: how other people's were read: layout, prompt and label.
-        config_pad: the pad id in their config, before it was replaced by the renderer's.
+        config_pad: the pad id in its config as it lies there, or in its base's, before the renderer's replaced it.
+        weights: digest of its weights' files alone.
     """
 
     model: RewardModel
@@ -48,6 +45,7 @@ class Checkpoint:
     fingerprint: str
     published: dict[str, Any] = field(default_factory=dict)
     config_pad: int | None = None
+    weights: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -62,66 +60,14 @@ class Checkpoint:
                 "use eval, or rewardbench on rewardbench-1 or judgebench",
             )
 
-
-def write_companions(config: Any, renderer: Renderer, folder: Path, sidecar: dict[str, Any]) -> None:
-    """Write what makes weights loadable by anyone: config, tokenizer and the rendering contract."""
-    config.get_text_config().pad_token_id = renderer.pad_id  # TRL makes it EOS, and pooling would stop short of the end
-    config.save_pretrained(folder)
-    renderer.save_pretrained(folder)
-    write_json(folder / SIDECAR, {"format": 1, "contract": renderer.contract(), **sidecar})
-
-
-def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:
-    """Copy the model out of a training checkpoint, without the state of optimiser and schedule.
-
-    A fully fine-tuned backbone, trained in float32, is stored in the recipe's dtype; the score head stays float32.
-
-    Args:
-        checkpoint: as the trainer wrote it.
-        folder: written under a temporary name and renamed.
-        dtype: of the stored backbone.
-    """
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    staging = folder.with_name(f".{folder.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    adapter = (checkpoint / ADAPTER).exists()
-    kept = [p for p in checkpoint.iterdir() if p.suffix in (".json", ".jinja", ".model", ".txt", ".safetensors")]
-    for path in kept:
-        if path.name in ("trainer_state.json", "checkpoint.json"):
-            continue
-        if path.suffix != ".safetensors" or adapter or dtype == "float32":
-            shutil.copy(path, staging)
-            continue
-        tensors = load_file(path)
-        kept_as_is = [n for n, t in tensors.items() if n.startswith(f"{HEAD}.") or not t.is_floating_point()]
-        stored = {n: t if n in kept_as_is else t.to(getattr(torch, dtype)) for n, t in tensors.items()}
-        save_file(stored, staging / path.name, metadata={"format": "pt"})
-    if not adapter:
-        config = read_json(staging / "config.json")
-        write_json(staging / "config.json", {**config, "dtype": dtype})
-    check_weights(staging)
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
-
-
-def check_weights(folder: Path) -> None:
-    """Read every tensor of a saved model back: the head there and all finite, none empty.
-
-    Raises:
-        CheckpointError: names the tensor or file.
-    """
-    names = []
-    for file, name, tensor in read_tensors(folder):
-        names.append(name)
-        if tensor.numel() == 0 or (tensor.is_floating_point() and not tensor.isfinite().all()):
-            raise CheckpointError(f"{file}: {name} is empty or not finite", "use another checkpoint")
-    if not any(name == f"{HEAD}.weight" or name.endswith(f".{HEAD}.weight") for name in names):
-        raise CheckpointError(f"{folder}: no score head ({HEAD}.weight) in its safetensors files", NO_HEAD)
-    if (folder / ADAPTER).exists() and not any("lora_B" in name for name in names):
-        raise CheckpointError(f"{folder}: the adapter file holds no LoRA weights", "use another checkpoint")
+    def need_decoder(self, what: str) -> None:
+        """Raises InputError for encoders, and for a model that gives no rewards."""
+        self.need_rewards(what)
+        if isinstance(self.model, EncoderModel):
+            raise InputError(
+                f"{self.where} is an encoder ({type(self.model.module).__name__}): {what} needs a decoder",
+                "use eval, score, compare, or rewardbench without it",
+            )
 
 
 def load_checkpoint(
@@ -129,6 +75,7 @@ def load_checkpoint(
     *,
     revision: str | None = None,
     options: BackboneOptions | None = None,
+    dtype: str | None = None,
     device: Any = None,
     prompt: str | None = None,
     label: str | None = None,
@@ -140,6 +87,7 @@ def load_checkpoint(
         where: folder or hub id.
         revision: of the hub id.
         options: how to run it; None is as it was trained, or in the dtype of its config.
+        dtype: in place of theirs.
         device: where to put it; None leaves it on the CPU.
         prompt: of other people's models, see `make_renderer`.
         label: of other people's models with several, the one that is the reward.
@@ -154,7 +102,7 @@ def load_checkpoint(
         folder = download(where, revision)
     sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
     if not sidecar and not (folder / ADAPTER).exists():
-        return _load_published(find_published(where, folder, prompt, label), options, device)
+        return _load_published(find_published(where, folder, prompt, label), options, dtype, device)
     if label is not None or (sidecar and prompt is not None):
         named = "--prompt" if label is None else "--label"
         raise InputError(f"{where}: {named} is for models that were not trained here", "leave it out")
@@ -167,28 +115,52 @@ def load_checkpoint(
     adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).exists() else None
     if options is None:
         options = options_in_training(folder, adapter, trained.get("model", {}))
+    options = replace(options, dtype=dtype or options.dtype)
+    config_pad = load_config(*_config_place(folder, adapter)).get_text_config().pad_token_id
     if adapter is not None:
         model = _load_adapter(folder, adapter, options, renderer.pad_id, through)
+        model = model if sidecar else _told_of_pad(model, renderer, config_pad)
     else:
         model = load_backbone(str(folder), None, options, renderer.pad_id, seed=None)
     _place(model, where, options, device)
     length = trained.get("data", {}).get("max_length") or min(_positions(model), 4096)
-    return Checkpoint(model, renderer, int(length), sidecar, where, fingerprint_of(folder))
+    weights = fingerprint_of(folder)
+    return Checkpoint(model, renderer, int(length), sidecar, where, weights, {}, config_pad, weights)
 
 
-def _load_published(found: Published, options: BackboneOptions | None, device: Any) -> Checkpoint:
+def _load_published(found: Published, options: BackboneOptions | None, dtype: str | None, device: Any) -> Checkpoint:
     options = options or found.options
+    options = replace(options, dtype=dtype or options.dtype)
     config_pad = found.config.get_text_config().pad_token_id
+    reading = found.reading
+    model: RewardModel
     renderer: Renderer
     if found.layout is PAIR_RM:
         (model, renderer), length = found.load_pairs(options), MAX_LENGTH
+    elif found.layout is ENCODER:
+        model, renderer = found.load_encoder(options)
+        length = model.longest(renderer.tokenizer)
+        reading = {**reading, "prompt": TEXT_PAIR} if renderer.reads_pairs else reading
     else:
         renderer = found.renderer()
-        model = found.load(options, renderer.pad_id)
+        model = _told_of_pad(found.load(options, renderer.pad_id), renderer, config_pad)
         length = min(_positions(model), found.layout.max_length or 4096)
     _place(model, found.where, options, device)
-    fingerprint = hashlib.sha256(f"{fingerprint_of(found.folder)} {found.reading}".encode()).hexdigest()
-    return Checkpoint(model, renderer, length, {}, found.where, fingerprint, found.reading, config_pad)
+    weights = fingerprint_of(found.folder)
+    read = fingerprint_read(weights, reading)
+    return Checkpoint(model, renderer, length, {}, found.where, read, reading, config_pad, weights)
+
+
+def _told_of_pad(model: RewardModel, renderer: Renderer, config_pad: int | None) -> RewardModel:
+    """The model of others, with a note where its pad token is its end token."""
+    eos = renderer.tokenizer.eos_token_id
+    if eos is None or eos not in (config_pad, renderer.tokenizer.pad_token_id):
+        return model
+    note = (
+        f"its pad token is its end token ({eos}): rewards are read here at the last token, and elsewhere by those who "
+        "look for the pad token"
+    )
+    return replace(model, notes=(*model.notes, note))
 
 
 def _place(model: RewardModel, where: str, options: BackboneOptions, device: Any) -> None:
@@ -201,13 +173,17 @@ def _place(model: RewardModel, where: str, options: BackboneOptions, device: Any
 def options_in_training(folder: Path, adapter: dict[str, Any] | None, section: dict[str, Any]) -> BackboneOptions:
     """How a checkpoint ran when it was trained; for other people's, in the dtype of its config, or of its base's."""
     if not section:
-        name, revision = str(folder), None
-        if adapter is not None and not (folder / "config.json").exists():
-            name, revision = adapter.get("base_model_name_or_path") or name, adapter.get("revision")
-        dtype = str(load_config(name, revision).dtype).removeprefix("torch.")
+        dtype = str(load_config(*_config_place(folder, adapter)).dtype).removeprefix("torch.")
         return BackboneOptions(dtype if dtype in ("bfloat16", "float16") else "float32")
     keys = ("dtype", "attention", "packing", *(["quantization"] if adapter is not None else []))  # merged, it is whole
     return BackboneOptions(**{key: section[key] for key in keys if key in section})
+
+
+def _config_place(folder: Path, adapter: dict[str, Any] | None) -> tuple[str, str | None]:
+    """Where a checkpoint's config is, and of which revision: an adapter may leave it to its base."""
+    if adapter is not None and not (folder / "config.json").exists():
+        return adapter.get("base_model_name_or_path") or str(folder), adapter.get("revision")
+    return str(folder), None
 
 
 def _load_adapter(

@@ -7,9 +7,9 @@ import torch
 
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.model.checkpoint import check_weights, write_companions
 from rmtrain.model.forward import HEAD
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.saving import check_weights, write_companions
 
 SHARD = "5GB"  # of one weights file, the hub's own size
 

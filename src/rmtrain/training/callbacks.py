@@ -45,11 +45,16 @@ class Schedule(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         """Set the flags of this step."""
         step, last = state.global_step, state.global_step >= state.max_steps
-        due = self.evaluate_every and step % self.evaluate_every == 0
-        control.should_evaluate = bool(self.validate and self.evaluate_every and (due or last))
+        control.should_evaluate = self.validates(state)
         control.should_save = bool(control.should_evaluate or last or (self.save_every and step % self.save_every == 0))
         control.should_log = control.should_log or control.should_save
         return control
+
+    def validates(self, state: TrainerState) -> bool:
+        """Whether the step just made is one to validate at."""
+        if not (self.validate and self.evaluate_every):
+            return False
+        return bool(state.global_step % self.evaluate_every == 0 or state.global_step >= state.max_steps)
 
 
 class GracefulStop(TrainerCallback):  # type: ignore[misc]
@@ -91,18 +96,13 @@ class GracefulStop(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Ask all processes, and stop all of them at this step if one was asked to."""
-        wanted = self.requested
-        if args.world_size > 1:
-            wanted = bool(reduce(torch.tensor(float(wanted), device=args.device), "sum") > 0)
-        if wanted and state.global_step < state.max_steps:
-            self.stopped = True
+        if self._agreed(args, state):
             control.should_log = True
             control.should_save = True
+            control.should_evaluate = False  # it could outlast a grace period: the resumed run makes it first
             control.should_training_stop = True
         return control
 
-
-class MetricsLog(TrainerCallback):  # type: ignore[misc]
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
@@ -129,6 +129,8 @@ class GroupTimeouts(TrainerCallback):  # type: ignore[misc]
             for group in distributed_c10d._world.pg_map:
                 distributed_c10d._set_pg_timeout(timedelta(seconds=args.ddp_timeout), group)
 
+
+class MetricsLog(TrainerCallback):  # type: ignore[misc]
     """Writes each log line to metrics.jsonl and hands it to the display.
 
     Args:

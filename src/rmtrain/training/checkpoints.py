@@ -30,14 +30,41 @@ class Found(NamedTuple):
     passed_over: list[tuple[Path, str]]
 
 
-def commit(staged: Path, target: Path, manifest: dict[str, Any]) -> None:
+def state_files(strategy: str, processes: int, scaled: bool) -> list[str]:
+    """Patterns of the files without which a resumed run would end elsewhere, or not begin; each must match one.
+
+    Args:
+        strategy: ddp (or none), zero2, zero3 or fsdp.
+        processes: that wrote it; each writes its random state, and under ZeRO its part of the optimiser's state.
+        scaled: there is a loss scaler.
+    """
+    ranks = range(processes)
+    files = ["trainer_state.json", "scheduler.pt", *(["scaler.pt"] if scaled else [])]
+    files += ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in ranks]
+    if strategy in ("zero2", "zero3"):
+        kinds = ["optim"] if strategy == "zero2" else ["optim", "model"]
+        files += [f"global_step*/*zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt" for rank in ranks for kind in kinds]
+        return [*files, "latest", *(["global_step*/mp_rank_00_model_states.pt"] if strategy == "zero2" else [])]
+    return [*files, *(["optimizer.bin", "pytorch_model_fsdp.bin"] if strategy == "fsdp" else ["optimizer.pt"])]
+
+
+def commit(staged: Path, target: Path, manifest: dict[str, Any], required: Iterable[str] = ()) -> None:
     """Describe, sync and rename a staged checkpoint.
 
     Args:
         staged: the folder as written.
         target: its final place; a folder there is replaced.
         manifest: what is stored beside the digests, such as step and fingerprint.
+        required: patterns of files that must be there.
+
+    Raises:
+        CheckpointError: a file that must be there is not.
     """
+    for pattern in required:
+        if not any(path.stat().st_size for path in staged.glob(pattern)):
+            raise CheckpointError(
+                f"{pattern} is missing", "have all machines write to one folder: run.folder on a disk that they share"
+            )
     files = {}
     folders = [staged]
     for path in sorted(staged.rglob("*")):

@@ -131,7 +131,7 @@ def fsdp_config(offload: str) -> dict[str, Any]:
 
 
 def read_deepspeed_config(path: Path) -> dict[str, Any]:
-    """The content of a user's DeepSpeed JSON file.
+    """The content of a user's DeepSpeed JSON file, with `auto` for what it leaves to the recipe.
 
     Raises:
         InputError: it can't be read, or asks for what the recipe decides; names every fault.
@@ -144,7 +144,7 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
         raise InputError(f"distributed.deepspeed_config: {path} is not a JSON object", "give a JSON object")
     if faults := _deepspeed_faults(value):
         raise InputError(f"distributed.deepspeed_config: {path}:\n  " + "\n  ".join(faults), "mend the file")
-    return value
+    return {**dict.fromkeys(_BY_TRAINER, "auto"), **value}  # DeepSpeed's own defaults: no clipping, no accumulation
 
 
 def _deepspeed_faults(config: dict[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,8 +122,30 @@ class Forecast:
 
     def overrides(self, room: int) -> list["Saving"]:
         """The first few sets of overrides that fit, fewest and mildest first."""
-        before, found = self.peak(room), list[Saving]()
         moves = [*self._mild(), *self._hard()]
+        return self._search(moves, self.peak(room), _FITS * room, lambda changed: self.peak(room, changed))
+
+    def milder(self, layout: Layout) -> list["Saving"]:
+        """Overrides with which a run that ran out of memory can be resumed: none changes what is learnt.
+
+        It took more than was predicted, and there was no more: what fits is predicted to take clearly less.
+        """
+        work = self.work._replace(scoring=0)
+        before = self.need(layout, work=work).peak
+        if before is None:
+            possible = (changes for changes in self._mild() if with_changes(self.recipe, changes) is not None)
+            return [Saving(changes, None) for changes in possible][:_NAMED]
+        moves = list(self._mild())
+        return self._search(moves, before, _FITS * before, lambda changed: self.need(layout, changed, work).peak)
+
+    def _search(
+        self,
+        moves: Sequence[dict[str, Any]],
+        before: int | None,
+        most: float,
+        peak_of: Callable[[Recipe], int | None],
+    ) -> list["Saving"]:
+        found = list[Saving]()
         for size in range(1, _MOVES + 1):
             for combination in itertools.combinations(moves, size):
                 changes = {key: value for move in combination for key, value in move.items()}
@@ -132,25 +154,12 @@ class Forecast:
                 ):
                     continue
                 changed = with_changes(self.recipe, changes)
-                peak = self.peak(room, changed) if changed is not None else None
-                if before is not None and peak is not None and peak <= _FITS * room:
+                peak = peak_of(changed) if changed is not None else None
+                if before is not None and peak is not None and peak <= most:
                     found.append(Saving(changes, before - peak))
                     if len(found) == _NAMED:
                         return found
         return found
-
-    def milder(self, layout: Layout) -> list["Saving"]:
-        """Overrides with which a run that ran out of memory can be resumed: none changes what is computed."""
-        work = self.work._replace(scoring=0)
-        found, before = [], self.need(layout, work=work).peak
-        for changes in self._mild():
-            if (changed := with_changes(self.recipe, changes)) is not None:
-                peak = self.need(layout, changed, work).peak
-                saved = before - peak if before is not None and peak is not None else None
-                if saved is None or saved > 0:
-                    found.append(Saving(changes, saved))
-        found.sort(key=lambda saving: -(saving.bytes or 0))
-        return found[:_NAMED]
 
     def _mild(self) -> Iterator[dict[str, Any]]:
         optim = self.recipe.optim
@@ -192,9 +201,9 @@ class Saving(NamedTuple):
         return words if self.bytes is None else f"{words}  (saves {self.bytes / GIB:.1f} GiB)"
 
 
-def list_overrides(savings: Sequence[Saving]) -> str:
-    """One a line, as they are typed."""
-    return "\n".join(f"    {saving}" for saving in savings)
+def list_overrides(savings: Sequence[Saving], command: str = "") -> str:
+    """One a line, as they are typed, after the command if there is one."""
+    return "\n".join(f"    {command}{saving}" for saving in savings)
 
 
 def memory_failure(
@@ -204,9 +213,6 @@ def memory_failure(
     host = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # what torch says on the CPU
     if not (isinstance(error, torch.OutOfMemoryError) or host):
         return None
-    savings = forecast.milder(layout)
-    hint = f"go on with one or more of these:\n{list_overrides(savings)}\n    " if savings else "go on elsewhere: "
-    return RunFailedError(
-        f"out of memory at step {step}: {str(error).splitlines()[0]}",
-        f"{hint}rmtrain train --resume {folder} KEY=VALUE",
-    )
+    savings, command = forecast.milder(layout), f"rmtrain train --resume {folder}"
+    hint = f"go on with any of:\n{list_overrides(savings, f'{command} ')}" if savings else f"go on elsewhere: {command}"
+    return RunFailedError(f"out of memory at step {step}: {str(error).splitlines()[0]}", hint)

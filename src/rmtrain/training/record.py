@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
@@ -17,33 +17,56 @@ from typing import Any
 import torch
 
 from rmtrain.data.prepare import ReadySplit
-from rmtrain.errors import CheckpointError, InputError, Interrupted, RmtrainError, RunFailedError
+from rmtrain.errors import CheckpointError, InputError, Interrupted, LostProcessError, RmtrainError, RunFailedError
 from rmtrain.files import write_atomic
-from rmtrain.model.devices import process_state
+from rmtrain.model.devices import lost_another, process_state
 from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.recipe.render import dump_recipe
-from rmtrain.runs import create_run, locked, read_manifest, update_manifest
+from rmtrain.runs import create_run, locked, read_manifest, reveal, update_manifest
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "rmtrain")
 
 
-def open_run(loaded: LoadedRecipe, resume: Path | None, stack: ExitStack) -> Path:
-    """Make a run folder, or take one up, and lock it until the stack closes; on the main process.
+def start_run(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], stack: ExitStack) -> Path:
+    """Make a run folder and lock it until the stack closes; on the main process. It appears with its manifest in it.
 
     Raises:
-        InputError: the folder is no run, is in use, or can't be made.
+        InputError: the folder can't be made.
     """
-    if resume is not None:
-        read_manifest(resume)
-    folder = resume or create_run(Path(loaded.recipe.run.folder), loaded.name)
+    building = create_run(Path(loaded.recipe.run.folder), loaded.name)
+    try:
+        stack.enter_context(locked(building))
+        write_atomic(building / "recipe.yaml", dump_recipe(loaded.recipe))
+        first = {"format": 1, "started": now(), "recipe": str(loaded.path), "command": _command()}
+        update_manifest(building, **_running(loaded, splits), **first, git_commit=_git_commit())
+        return reveal(building)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def take_up_run(folder: Path, stack: ExitStack) -> None:
+    """Lock a run folder that is there, until the stack closes; on the main process.
+
+    Raises:
+        InputError: it is no run, or in use.
+    """
+    read_manifest(folder)
     stack.enter_context(locked(folder))
-    return folder
 
 
-def record_start(folder: Path, loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], checkpoint: Path | None) -> None:
-    """Write the resolved recipe, and the manifest as running; a resumed run keeps what its first part wrote."""
+def record_resume(
+    folder: Path, loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], checkpoint: Path | None
+) -> None:
+    """Write that a run goes on, from a checkpoint or from the beginning; what its first part wrote is kept."""
     write_atomic(folder / "recipe.yaml", dump_recipe(loaded.recipe))
-    state = {
+    again = {"at": now(), "command": _command(), "from": checkpoint.name if checkpoint else None}
+    resumed = [*read_manifest(folder).get("resumed", []), again]
+    update_manifest(folder, **_running(loaded, splits), resumed=resumed)
+
+
+def _running(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit]) -> dict[str, Any]:
+    return {
         "state": "running",
         "ended": None,
         "error": None,
@@ -51,23 +74,9 @@ def record_start(folder: Path, loaded: LoadedRecipe, splits: Mapping[str, ReadyS
         "data": {name: _describe(split) for name, split in splits.items()},
         **_environment(),
     }
-    if (folder / "manifest.json").exists():
-        resumed = read_manifest(folder).get("resumed", [])
-        again = {"at": now(), "command": _command(), "from": checkpoint.name if checkpoint else None}
-        update_manifest(folder, **state, resumed=[*resumed, again])
-        return
-    update_manifest(
-        folder,
-        **state,
-        format=1,
-        started=now(),
-        recipe=str(loaded.path),
-        command=_command(),
-        git_commit=_git_commit(),
-    )
 
 
-def record_failure(folder: Path, error: BaseException, new: bool) -> RmtrainError | KeyboardInterrupt:
+def record_failure(folder: Path, error: BaseException, new: bool) -> RmtrainError:
     """Write why a run ended before its end, on every process; answers with the error to show.
 
     The process that fails first is the one that the manifest names: the others fail because it is gone. A new run that
@@ -84,25 +93,74 @@ def record_failure(folder: Path, error: BaseException, new: bool) -> RmtrainErro
         if state.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
         return error
-    stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+    if isinstance(error, KeyboardInterrupt):
+        error = Interrupted("stopped before the first step or after the last", _go_on(folder))
+    stopped = isinstance(error, Interrupted)
     if not stopped:
-        # a full disk must not hide what happened
-        with contextlib.suppress(OSError), open(folder / "log.txt", "a", encoding="utf-8") as stream:
-            stream.write(f"{now()} process {state.process_index} of {state.num_processes}\n")
-            stream.write("".join(traceback.format_exception(error)))
-    message = error.message if isinstance(error, RmtrainError) else f"{type(error).__name__}: {error}"
-    if state.num_processes > 1 and not isinstance(error, (RmtrainError, KeyboardInterrupt)):
-        message = f"process {state.process_index}: {message}"
+        _log(folder, error)
+    message = _message(error)
     with contextlib.suppress(OSError, CheckpointError):
         if read_manifest(folder)["state"] == "running":
             update_manifest(folder, state="interrupted" if stopped else "failed", ended=now(), error=message)
-    if isinstance(error, (RmtrainError, KeyboardInterrupt)):
+    if isinstance(error, RmtrainError):
         # exit code 2 says that nothing was started, which is no longer so
         return RunFailedError(error.message, error.hint) if isinstance(error, InputError) else error
+    if lost_another(error):
+        return LostProcessError(message, folder)
     hint = f"the traceback is in {folder / 'log.txt'}"
     if isinstance(error, torch.OutOfMemoryError):
         hint = "lower optim.tokens_per_microbatch, or set optim.gradient_checkpointing: full"
     return RunFailedError(f"training failed: {message}", hint)
+
+
+@contextlib.contextmanager
+def recording_what_follows(folder: Path) -> Iterator[None]:
+    """Write into the folder of a finished run why something after its training failed or stopped; on every process.
+
+    Raises:
+        Interrupted: in place of KeyboardInterrupt.
+        RunFailedError: in place of an error of another kind.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as signal:
+        stop = Interrupted("the model is trained; stopped before all of it was scored", _go_on(folder))
+        with contextlib.suppress(OSError, CheckpointError):
+            update_manifest(folder, state="interrupted", error=stop.message)
+        raise stop from signal
+    except Exception as error:
+        _log(folder, error)
+        with contextlib.suppress(OSError, CheckpointError):
+            if read_manifest(folder)["error"] is None:  # the first to fail is named
+                update_manifest(folder, error=f"after training: {_message(error)}")
+        if isinstance(error, RunFailedError):
+            raise
+        if lost_another(error):
+            raise LostProcessError(_message(error), folder) from error
+        whole = f"the model is whole: rmtrain eval --ckpt {folder}; the traceback is in {folder / 'log.txt'}"
+        hint = "; ".join(filter(None, [getattr(error, "hint", ""), whole]))
+        raise RunFailedError(f"training is finished, what follows failed: {_message(error)}", hint) from error
+
+
+def _go_on(folder: Path) -> str:
+    return f"go on with: rmtrain train --resume {folder}"
+
+
+def _log(folder: Path, error: BaseException) -> None:
+    state = process_state()
+    # a full disk must not hide what happened
+    with contextlib.suppress(OSError), open(folder / "log.txt", "a", encoding="utf-8") as stream:
+        stream.write(f"{now()} process {state.process_index} of {state.num_processes}\n")
+        stream.write("".join(traceback.format_exception(error)))
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, RmtrainError):
+        return error.message
+    state, message = process_state(), f"{type(error).__name__}: {error}"
+    if lost_another(error):
+        message = f"another process ended first ({message})"
+    return f"process {state.process_index}: {message}" if state.num_processes > 1 else message
 
 
 def _command() -> list[str]:

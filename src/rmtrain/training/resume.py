@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, and whether it is still the same run."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,17 +9,21 @@ from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
 from rmtrain.display import Display
 from rmtrain.errors import InputError
+from rmtrain.model.weights import weight_files
 from rmtrain.recipe.schema import Recipe
 from rmtrain.training.checkpoints import newest_valid
 from rmtrain.training.engines import read_deepspeed_config
 
-# what changes neither the weights nor which checkpoint is the best
+# What changes neither what is learnt nor which checkpoint is the best: however a global batch is cut into
+# micro-batches, its loss is the mean over its groups.
 FREE = {
+    "optim": ("tokens_per_microbatch", "microbatch_size", "gradient_checkpointing", "activation_offloading"),
     "tracking": ("log_every", "wandb", "wandb_project"),
     "run": ("folder", "name", "keep_checkpoints", "save_every"),
     "evaluation": ("splits", "tokens_per_batch"),
     "distributed": ("timeout_minutes", "deepspeed_config"),
 }
+_PIECES, _PIECE = 64, 1 << 16  # of a file, and bytes of a piece: 4 MiB of each, whatever its size
 
 
 class ResumePoint(NamedTuple):
@@ -29,20 +34,45 @@ class ResumePoint(NamedTuple):
 
 
 def run_fingerprint(
-    recipe: Recipe, splits: Mapping[str, ReadySplit], renderer: Renderer, processes: int
+    recipe: Recipe, splits: Mapping[str, ReadySplit], renderer: Renderer, strategy: str, processes: int
 ) -> dict[str, Any]:
-    """What must be equal for a resumed run to end as the uninterrupted one would, by dotted key."""
+    """What must be equal for a resumed run to end as the uninterrupted one would, by dotted key.
+
+    Args:
+        recipe: of the run.
+        splits: tokenised.
+        renderer: the rendering contract.
+        strategy: none, ddp, zero2, zero3 or fsdp: what the recipe's came to.
+        processes: in all.
+    """
     values = recipe.model_dump(mode="json")
-    settings = {
-        f"{section}.{key}": value
-        for section, part in values.items()
-        for key, value in (part or {}).items()
-        if key not in FREE.get(section, ())
-    }
+    settings = {f"{section}.{key}": value for section, part in values.items() for key, value in (part or {}).items()}
+    settings["distributed.strategy"] = "ddp" if strategy == "none" else strategy  # their checkpoints are alike
     data = {f"rows of {name}": split.fingerprint for name, split in splits.items() if name != "test"}
-    path = recipe.distributed.deepspeed_config
-    deepspeed = {"distributed.deepspeed_config": read_deepspeed_config(Path(path))} if path else {}
-    return {**settings, **data, **deepspeed, "rendering": renderer.contract(), "processes": processes}
+    path, base = recipe.distributed.deepspeed_config, Path(recipe.model.name)
+    files: dict[str, Any] = {"weights of the base": sampled_digest(base)} if base.is_dir() else {}
+    if path is not None:
+        files["content of distributed.deepspeed_config"] = read_deepspeed_config(Path(path))
+    return {**_bound(settings), **data, **files, "rendering": renderer.contract(), "processes": processes}
+
+
+def _bound(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Without what is free, which checkpoints of older versions hold."""
+    free = {f"{section}.{key}" for section, keys in FREE.items() for key in keys}
+    return {key: value for key, value in fingerprint.items() if key not in free}
+
+
+def sampled_digest(folder: Path) -> str:
+    """Digest of a folder's configs and weights: of each file its size, and pieces of it spread from end to end."""
+    digest = hashlib.sha256()
+    for path in sorted([*weight_files(folder), *folder.glob("*config.json")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as stream:
+            for place in range(_PIECES):
+                stream.seek(max(0, size - _PIECE) * place // (_PIECES - 1))
+                digest.update(stream.read(_PIECE))
+    return digest.hexdigest()
 
 
 def choose_checkpoint(
@@ -51,7 +81,8 @@ def choose_checkpoint(
     """The newest valid checkpoint of a run; None, said to the user, if there is none.
 
     Raises:
-        InputError: the checkpoint is of another recipe or other data; names every difference.
+        InputError: the checkpoint is of another recipe or other data; names every difference. Or its optimiser state
+            can't be read here, whatever is allowed.
     """
     found = newest_valid(folder / "checkpoints")
     for _, reason in found.passed_over:
@@ -59,10 +90,11 @@ def choose_checkpoint(
     if found.path is None:
         display.note("no checkpoint to go on from: starting at step 0")
         return None
-    before = found.manifest["fingerprint"]
+    before = _bound(found.manifest["fingerprint"])
+    _require_readable(found.path, before, fingerprint)
     differences = [
         f"{key}: {before.get(key)!r} there, {fingerprint.get(key)!r} now"
-        for key in sorted({*before, *fingerprint})
+        for key in sorted({*before, *fingerprint} - {"processes"})
         if before.get(key) != fingerprint.get(key)
     ]
     if differences and not allow_changes:
@@ -72,5 +104,27 @@ def choose_checkpoint(
         )
     for difference in differences:
         display.note(f"changed: {difference}")
+    if before["processes"] != fingerprint["processes"]:
+        display.note(
+            f"changed: {before['processes']} processes there, {fingerprint['processes']} now; random states are not "
+            "carried over, so that dropout draws other masks"
+        )
     display.note(f"resuming from {found.path.name}")
     return ResumePoint(found.path, found.manifest["totals"])
+
+
+def _require_readable(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse optimiser state that the engine would fail on, or silently leave unread."""
+    key = "distributed.strategy"
+    count = before["processes"]
+    if before[key] != now[key]:
+        raise InputError(
+            f"{checkpoint}: {now[key]} can't read the optimiser state that {before[key]} wrote",
+            f"resume with {key}={before[key]} on {count} process{'es' if count > 1 else ''}",
+        )
+    if now[key] in ("zero2", "zero3") and count != now["processes"]:
+        raise InputError(
+            f"{checkpoint}: {now[key]} cut its optimiser state into one part for each of {count} processes, and there "
+            f"are {now['processes']} now",
+            f"resume on as many processes (--num-processes {count})",
+        )

@@ -80,7 +80,10 @@ class WandbLog(TrainerCallback):  # type: ignore[misc]
         if self._run is not None and logs:
             self._run.log(dict(logs), step=state.global_step)
 
-    def close(self) -> None:
-        """Finish the wandb run, if one was started."""
+    def __enter__(self) -> "WandbLog":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Finish the wandb run, if one was started; as failed where an error ends it."""
         if self._run is not None:
-            self._run.finish()
+            self._run.finish(exit_code=0 if error is None else getattr(error, "exit_code", 1))

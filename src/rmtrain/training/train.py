@@ -14,9 +14,9 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.display import Display, Silent
 from rmtrain.errors import CheckpointError, InputError, Interrupted, RmtrainError, RunFailedError
 from rmtrain.model.adapters import add_lora
-from rmtrain.model.checkpoint import save_final
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
+from rmtrain.model.saving import save_final
 from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.runs import read_manifest, update_manifest
@@ -27,7 +27,7 @@ from rmtrain.training.fit import memory_failure
 from rmtrain.training.memory import describe_need
 from rmtrain.training.plan import TrainingPlan
 from rmtrain.training.prospect import Prospect, look_ahead
-from rmtrain.training.record import now, open_run, record_failure, record_start
+from rmtrain.training.record import now, record_failure, record_resume, start_run, take_up_run
 from rmtrain.training.resume import ResumePoint, choose_checkpoint, run_fingerprint
 from rmtrain.training.telemetry import peak_memory
 from rmtrain.training.tracking import WandbLog, check_login
@@ -80,10 +80,7 @@ def train(
     display = display if state.is_main_process else Silent()
     prospect = look_ahead(recipe, splits, state.num_processes)
     prospect.forecast.require_room(prospect.room)
-    fingerprint = run_fingerprint(recipe, splits, renderer, state.num_processes)
-    if recipe.distributed.strategy == "auto":  # another choice would find a checkpoint of another engine
-        strategy = prospect.layout.strategy
-        fingerprint["distributed.strategy"] = "ddp" if strategy == "none" else strategy
+    fingerprint = run_fingerprint(recipe, splits, renderer, prospect.layout.strategy, state.num_processes)
     with ExitStack() as stack:
         folder, point, commit = _begin(loaded, splits, fingerprint, display, resume, allow_changes, stack)
         try:
@@ -109,21 +106,42 @@ def _begin(
     The lock goes with the stack. An error there is raised on all processes.
     """
     answer: list[Any] = [None]
+    cause: Exception | None = None
     if process_state().is_main_process:
         try:
             check_login(loaded.recipe.tracking.wandb)
-            folder = open_run(loaded, resume, stack)
-            point = choose_checkpoint(folder, fingerprint, display, allow_changes) if resume else None
-            record_start(folder, loaded, splits, point.checkpoint if point else None)
-            base = read_manifest(folder).get("model", {})
-            commit = base.get("commit") if base.get("name") == loaded.recipe.model.name else None
-            answer = [(folder, point, commit)]
+            answer = [_open(loaded, splits, fingerprint, display, resume, allow_changes, stack)]
         except RmtrainError as error:
             answer = [error]
-    broadcast_object_list(answer)
+        except OSError as error:  # a full disk, say, or a file system without locks
+            place, cause = resume or loaded.recipe.run.folder, error
+            answer = [InputError(f"{place}: the run folder can't be written: {error}", "make room, or set run.folder")]
+        except Exception as error:
+            cause, hint = error, "this is a fault in rmtrain; run again with --debug for the traceback"
+            answer = [RunFailedError(f"the run can't be begun: {type(error).__name__}: {error}", hint)]
+    broadcast_object_list(answer)  # the others wait for it, whatever it is
     if isinstance(answer[0], RmtrainError):
-        raise answer[0]
+        raise answer[0] from cause
     return answer[0]  # type: ignore[no-any-return]
+
+
+def _open(
+    loaded: LoadedRecipe,
+    splits: Mapping[str, ReadySplit],
+    fingerprint: dict[str, Any],
+    display: Display,
+    resume: Path | None,
+    allow_changes: bool,
+    stack: ExitStack,
+) -> tuple[Path, ResumePoint | None, str | None]:
+    if resume is None:
+        return start_run(loaded, splits, stack), None, None
+    take_up_run(resume, stack)
+    point = choose_checkpoint(resume, fingerprint, display, allow_changes)
+    record_resume(resume, loaded, splits, point.checkpoint if point else None)
+    base = read_manifest(resume).get("model", {})
+    commit = base.get("commit") if base.get("name") == loaded.recipe.model.name else None
+    return resume, point, commit
 
 
 def _train_in(
@@ -175,13 +193,14 @@ def _train_in(
         keep_checkpoints=recipe.run.keep_checkpoints,
         fingerprint=fingerprint,
         notify=display.note,
+        schedule=Schedule(
+            interval_steps(recipe.evaluation.every, total),
+            interval_steps(recipe.run.save_every, total),
+            bool(validation),
+        ),
         callbacks=[
-            Schedule(
-                interval_steps(recipe.evaluation.every, total),
-                interval_steps(recipe.run.save_every, total),
-                bool(validation),
-            ),
             stop,
+            GroupTimeouts(),
             MetricsLog(folder / "metrics.jsonl", plan.steps_per_epoch, display.metrics),
             *([tracker] if tracking.wandb != "off" else []),
         ],
@@ -192,24 +211,30 @@ def _train_in(
         torch.cuda.reset_peak_memory_stats()
     stop.install()
     try:
-        trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)
-    except RuntimeError as error:
-        step = trainer.state.global_step + 1
-        failure = memory_failure(error, prospect.forecast, prospect.layout, step, folder)
-        if failure is None:
-            raise
-        raise failure from error
+        with tracker:
+            try:
+                trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)
+            except RuntimeError as error:
+                step = trainer.state.global_step + 1
+                failure = memory_failure(error, prospect.forecast, prospect.layout, step, folder)
+                if failure is None:
+                    raise
+                raise failure from error
+            if stop.stopped:
+                raise Interrupted(
+                    f"stopped at step {trainer.state.global_step} of {total}; a checkpoint is written",
+                    f"go on with: rmtrain train --resume {folder}",
+                )
+            if state.is_main_process:
+                save_final(_selected_checkpoint(folder, trainer, recipe), folder / "final", recipe.model.dtype)
+    except Interrupted:
+        state.wait_for_everyone()  # a launcher ends the others once one has ended, and wandb's record may take its time
+        raise
     finally:
-            GroupTimeouts(),
         stop.restore()
-        tracker.close()
-    if stop.stopped:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {total}; a checkpoint is written",
-            f"go on with: rmtrain train --resume {folder}",
-        )
+    if stop.requested:
+        raise Interrupted("trained; stopped before anything was scored", f"go on with: rmtrain train --resume {folder}")
     if state.is_main_process:
-        save_final(_selected_checkpoint(folder, trainer, recipe), folder / "final", recipe.model.dtype)
         update_manifest(folder, state="finished", ended=now(), totals=trainer.totals)
     state.wait_for_everyone()
     return _result(folder, trainer)

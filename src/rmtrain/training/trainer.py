@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object, reduce, send_to_device
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl
 from trl import RewardConfig, RewardTrainer
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import TokenizedGroup, TokenizedSplit
-from rmtrain.errors import NonFiniteError, RunFailedError
+from rmtrain.errors import NonFiniteError, RmtrainError, RunFailedError
 from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
 from rmtrain.model.batch import Batch
-from rmtrain.model.checkpoint import check_weights, write_companions
 from rmtrain.model.forward import HEAD
 from rmtrain.model.reward_model import RewardModel, check_head
+from rmtrain.model.saving import check_weights, saved_shapes, write_companions
 from rmtrain.scoring.score import score_groups
-from rmtrain.training.checkpoints import STAGING, commit, rotate
+from rmtrain.training.callbacks import Schedule
+from rmtrain.training.checkpoints import STAGING, commit, rotate, state_files
 from rmtrain.training.loss import bradley_terry_loss
 from rmtrain.training.microbatches import MicrobatchDataset, microbatch_loader
 from rmtrain.training.plan import TrainingPlan
@@ -47,7 +48,8 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         keep_checkpoints: newest ones kept beside the best.
         fingerprint: of recipe and data, stored in every checkpoint and compared on resume.
         notify: takes one line for the user.
-        callbacks: of the Trainer.
+        schedule: when to validate and save.
+        callbacks: of the Trainer besides.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         keep_checkpoints: int,
         fingerprint: dict[str, Any],
         notify: Callable[[str], None],
+        schedule: Schedule,
         callbacks: list[TrainerCallback],
     ) -> None:
         self._packing, self._plan, self._split, self._renderer = model.packing, plan, train, renderer
         self._validation, self._sidecar, self._tokens_per_batch = validation, sidecar, tokens_per_batch
         self._margin, self._centering, self._head_learning_rate = margin, centering, head_learning_rate
         self._keep, self._fingerprint, self._notify = keep_checkpoints, fingerprint, notify
+        self._schedule, self._shapes = schedule, saved_shapes(model.module)
         self._staging: str | None = None
         self._step_losses: list[tuple[list[str], torch.Tensor]] = []
         self.totals: dict[str, float] = dict.fromkeys([*COUNTS, "seconds", "loss_sum", "steps"], 0.0)
@@ -83,7 +87,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             args=args,
             train_dataset=train.table,
             processing_class=renderer.tokenizer,
-            callbacks=callbacks,
+            callbacks=[schedule, *callbacks],
         )
         self.remove_callback(PrinterCallback)
         for name, parameter in self.model.named_parameters():  # TRL casts what trains on a quantised base to bfloat16
@@ -106,6 +110,10 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         """The Trainer's, timed."""
         with self._meter.waiting():
             return super().get_batch_samples(*args, **kwargs)
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        """To the device without waiting for it, in full: the Trainer would cut loss weights to DeepSpeed's dtype."""
+        return send_to_device(inputs, self.args.device, non_blocking=True)  # type: ignore[no-any-return]
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The Trainer's optimiser, with the score head in groups of its own where it has its own learning rate."""
@@ -160,8 +168,10 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         if self.args.world_size > 1:
             bad = gather_object(bad)
         rows = f"groups {', '.join(dict.fromkeys(bad))}" if bad else "no single group; the gradients overflowed"
+        taken = self.is_deepspeed_enabled and norm is not None  # within the backward pass
         raise NonFiniteError(
-            f"step {self.state.global_step + 1}: loss or gradient norm is not finite ({rows}); the step was not taken",
+            f"step {self.state.global_step + 1}: loss or gradient norm is not finite ({rows}); the step was "
+            f"{'taken by DeepSpeed, and nothing of it is saved' if taken else 'not taken'}",
             "lower optim.learning_rate, set model.dtype: float32, or look at these rows",
         )
 
@@ -182,6 +192,8 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         steps = self.state.global_step - self.totals["steps"]
         for name, value in {**added, "loss_sum": loss * steps, "steps": steps}.items():
             self.totals[name] += value
+        peak = max(self.totals.get("peak_memory_bytes", 0), figures["peak_memory_bytes"])
+        self.totals["peak_memory_bytes"] = peak
         return {**figures, "tokens": self.totals["tokens"], "seconds": self.totals["seconds"]}
 
     def evaluate(
@@ -192,8 +204,6 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         model = RewardModel(self.model_wrapped if sharded else self.model, self._packing, sharded=sharded)
         groups = self._validation
-        peak = max(self.totals.get("peak_memory_bytes", 0), figures["peak_memory_bytes"])
-        self.totals["peak_memory_bytes"] = peak
         rewards = score_groups(model, groups, self._renderer.pad_id, self._tokens_per_batch, notify=self._notify)
         preferences = [[(p.better, p.worse) for p in group.preferences] for group in groups]
         gaps = reward_gaps(rewards, preferences, [group.id for group in groups]).gaps
@@ -204,6 +214,17 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._meter.pause(started)
         return metrics
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The Trainer's, when a resumed run has its first step before it; a validation still due comes here.
+
+        A run that a signal stops puts the checkpoint first, so as to end soon.
+        """
+        super()._load_rng_state(checkpoint)
+        made = (line for line in self.state.log_history if line["step"] == self.state.global_step)
+        if self._schedule.validates(self.state) and not any("eval_loss" in line for line in made):
+            self._determine_best_metric(self._evaluate(None, None), None)
+            self._save_checkpoint(self.model_wrapped, None)
 
     # Checkpoints
 
@@ -239,9 +260,10 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
                 self._commit(staging / name, root / name)
         except Exception as error:  # a full disk surfaces as SafetensorError, RuntimeError or OSError
             free = f"{shutil.disk_usage(root).free / 2**20:.0f} MiB are free"
+            why, hint = (error.message, error.hint) if isinstance(error, RmtrainError) else (str(error), "make room")
             raise RunFailedError(
-                f"checkpoint {name} could not be written ({error}); {free}; earlier checkpoints are whole",
-                "make room and go on with --resume",
+                f"checkpoint {name} could not be written ({why}); {free}; earlier checkpoints are whole",
+                f"{hint}; go on with --resume",
             ) from error
         finally:
             self._staging = None
@@ -255,12 +277,14 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         if best is not None:
             self.state.best_model_checkpoint = str(target.with_name(f"checkpoint-{best}"))
             self.state.save_to_json(str(staged / "trainer_state.json"))
-        check_weights(staged)
+        check_weights(staged, self._shapes)
         manifest = {
             "step": self.state.global_step,
             "processes": self.args.world_size,
             "fingerprint": self._fingerprint,
             "totals": self.totals,
         }
-        commit(staged, target, manifest)
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        strategy = self._fingerprint["distributed.strategy"]
+        commit(staged, target, manifest, state_files(strategy, self.args.world_size, scaled))
         rotate(target.parent, self.state.global_step, self._keep, [best] if best is not None else [])
