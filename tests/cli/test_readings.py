@@ -67,6 +67,7 @@ def test_length_and_dtype_are_chosen_recorded_and_told_apart(
         ("float32", 512, 0), ("float32", 20, 3), ("bfloat16", 512, 0),
     ]  # fmt: skip
     rewards = [Path(result["rows"]).read_text() for result in (plain, cut, half)]
+    assert [result["asked"] for result in (plain, cut, half)] == [{}, {"max_length": 20}, {"dtype": "bfloat16"}]
     assert len({*rewards}) == len({result["rows"] for result in (plain, cut, half)}) == 3
     with pytest.raises(InputError, match=r"--max-length 600: .* has 512 positions"):
         rewardbench(**common, max_length=600)

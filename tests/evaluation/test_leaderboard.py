@@ -286,7 +286,9 @@ def test_a_file_of_published_accuracies_may_be_given(tmp_path: Path) -> None:
 )
 def test_a_policy_says_how_it_was_read(tmp_path: Path, policy: dict[str, Any], name: str) -> None:
     path = result_of(tmp_path / "p.json", 0.7, "dpo")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "policy": policy}))
+    asked = {"asked": {"max_length": 512}} if policy["reference"] else {}
+    name += ", max length 512" if asked else ""
+    path.write_text(json.dumps({**json.loads(path.read_text()), "policy": policy, **asked}))
     assert [row["model"] for row in own_entries([tmp_path], [path], "current")[0]] == [name]
 
 

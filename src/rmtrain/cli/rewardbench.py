@@ -50,8 +50,7 @@ def rewardbench(
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="Prior sets too: allenai/preference-test-sets, a folder of shp.jsonl and the like, or NAME=FILE, "
-            "which may be repeated.",
+            help="Prior sets too: a hub id, a folder of shp.jsonl and the like, or NAME=FILE; may be repeated.",
         ),
     ] = None,
     results: Annotated[
@@ -83,6 +82,7 @@ def rewardbench(
     """Score a benchmark with a checkpoint: subsets, sections with intervals, and the overall figure of every era.
 
     [dim]rmtrain rewardbench --ckpt runs/mistral_lora-20260101-120000-ab12 --output mistral.json[/]
+    [dim]rmtrain rewardbench --prior-data allenai/preference-test-sets[/]
     [dim]rmtrain rewardbench --results published.json --results prior.json[/]
     """
     if output is not None:
@@ -137,6 +137,7 @@ def rewardbench(
     result = {
         **benchmark_result(benchmark, rows, prior_rows, ckpt=checkpoint.where, path=str(path)),
         **reading_of(checkpoint),
+        "asked": {key: value for key, value in (("max_length", max_length), ("dtype", dtype)) if value is not None},
         "data": source,
         "prior_data": prior_sources or None,
         "rendering": checkpoint.renderer.contract(),

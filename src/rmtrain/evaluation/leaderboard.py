@@ -228,6 +228,8 @@ def _own_entry(result: Mapping[str, Any], path: Path, era: str, interval: str) -
     published = result.get("published") or {}
     for key in ("prompt", "label"):
         name += f", {key} {published[key]}" if published.get(key) is not None else ""
+    for key, value in (result.get("asked") or {}).items():
+        name += f", {key.replace('_', ' ')} {value}"
     return _entry(
         name,
         ckpt=result["ckpt"],

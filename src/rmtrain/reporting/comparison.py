@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group
-from rich.text import Text
 
 from rmtrain.reporting.summary import mapping
-from rmtrain.reporting.tables import figure_table, safe_text
-from rmtrain.reporting.text import MISSING, count, is_figure, plain
+from rmtrain.reporting.tables import figure_table, key_values, safe_text
+from rmtrain.reporting.text import MISSING, count, is_figure
 
 
 def comparison(result: Mapping[str, Any]) -> Group:
@@ -17,10 +16,6 @@ def comparison(result: Mapping[str, Any]) -> Group:
     Args:
         result: of `compare`, with the paths of both rows files under `rows`.
     """
-    # a long path is cut where the line ends, not after its name
-    named = [
-        Text(f"{name}:\xa0{plain(path)}", overflow="fold") for name, path in zip("AB", result["rows"], strict=True)
-    ]
     headings = ("n", "A", "B", "A−B", "95 % interval", "McNemar p", "would show")
     table = figure_table("accuracy, in %", *headings, gap=1, stacked=True)
     score = {"score (mean of sections)": result["score"]} if result["score"] else {}
@@ -36,7 +31,7 @@ def comparison(result: Mapping[str, Any]) -> Group:
         sentences.append(
             "The p of each line stands for itself: of twenty lines without a difference, one has p < 0.05."
         )
-    return Group(*named, "", table, "", *map(safe_text, sentences))
+    return Group(key_values(dict(zip("AB", result["rows"], strict=True))), "", table, "", *map(safe_text, sentences))
 
 
 def _cells(figures: Mapping[str, Any]) -> list[str]:
