@@ -108,6 +108,34 @@ def test_a_child_that_outlived_its_launcher_ends_at_once() -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(
+    ("variable", "ends"),
+    [("TORCHELASTIC_RUN_ID", True), ("CROSS_RANK", True), ("ACCELERATE_DYNAMO_BACKEND", True), ("RANK", False)],
+)
+def test_a_process_ends_with_its_launcher_but_not_with_a_shell(tmp_path: Path, variable: str, ends: bool) -> None:
+    """Started as torchrun, DeepSpeed, accelerate or somebody who sets RANK does; a recipe that never comes holds it."""
+    recipe = tmp_path / "recipe.yaml"
+    os.mkfifo(recipe)
+    script = (
+        "import subprocess, sys; child = subprocess.Popen(sys.argv[1:]); print(child.pid, flush=True); child.wait()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *command("train", recipe)],
+        env=os.environ | {variable: "0"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        with open(recipe, "wb"):  # opens when the child has opened its end
+            parent.kill()
+            parent.wait()
+            gone, alive = psutil.wait_procs([child], timeout=5 if ends else 0.5)
+            for process in alive:
+                process.kill()
+    assert bool(gone) is ends
+
+
 def test_a_dry_run_predicts_for_more_gpus_than_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -16,6 +16,7 @@ from rmtrain.cli.interrupts import interruptible
 from rmtrain.cli.processes import (
     is_main_process,
     join_slurm,
+    joined,
     leave_group,
     own_arguments,
     report_exit,
@@ -93,8 +94,7 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("  hint: this is a fault in rmtrain; run again with --debug for the traceback", file=sys.stderr)
+        print(f"error: {_unexpected(error)}", file=sys.stderr)
         code = 1
         _trace(debug)
     report_exit(code, lost)
@@ -106,6 +106,16 @@ def _run(arguments: list[str]) -> int:
 def _say_interrupted(told: str = "") -> None:
     if is_main_process():
         print(f"interrupted{told}", file=sys.stderr)
+
+
+def _unexpected(error: Exception) -> str:
+    told = f"{type(error).__name__}: {error}"
+    if joined():
+        from rmtrain.model.devices import lost_another
+
+        if lost_another(error):
+            return f"process {os.environ['RANK']}: another process ended first ({told})"
+    return f"{told}\n  hint: this is a fault in rmtrain; run again with --debug for the traceback"
 
 
 def _trace(debug: bool) -> None:
