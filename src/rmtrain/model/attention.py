@@ -180,7 +180,7 @@ class _Gather(torch.autograd.Function):
         return rows.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Of the rows."""
         (index,) = ctx.saved_tensors
         summed = gradient.new_zeros((ctx.count, *gradient.shape[1:]), dtype=torch.float32)
