@@ -255,7 +255,7 @@ def _main(folder: Path) -> None:
     results["raised"] = launch(folder, "raised", 2, LORA, lambda: at_step(2, _divide, process=1))
     for name in STOPPED[:2]:  # DeepSpeed has a process group of its own
         hung = LORA | {"distributed__timeout_minutes": 0.1, "distributed__strategy": name}
-        prepare = lambda: at_step(2, lambda: time.sleep(20), process=1)  # noqa: E731
+        prepare = lambda: at_step(2, lambda: time.sleep(12), process=1)  # noqa: E731
         results[f"hung {name}"] = launch(folder, f"hung {name}", 2, hung, prepare)
     results |= _fill_a_disk(folder)
     results["no room"] = launch(folder, "no room", 2, LORA, _no_room)
