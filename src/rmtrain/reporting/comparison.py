@@ -19,15 +19,16 @@ def comparison(result: Mapping[str, Any]) -> Group:
     headings = ("n", "A", "B", "A−B", "95 % interval", "McNemar p", "would show")
     table = figure_table("accuracy, in %", *headings, gap=1, stacked=True)
     score = {"score (mean of sections)": result["score"]} if result["score"] else {}
-    # sections of one subset are told by it, and Ties, which have a formula, by that
-    by_source = {name: part for name, part in result["by_source"].items() if name not in result["sections"]}
+    # a source that is a section is told there, and a single one in all rows
+    several = len(result["by_source"]) > 1
+    by_source = {name: part for name, part in result["by_source"].items() if several and name not in result["sections"]}
     for name, figures in {"all rows": result, **score, **result["sections"], **by_source}.items():
         table.add_row(safe_text(name), *_cells(mapping(figures)))
     sentences = [result["verdict"], *([f"By the score: {result['score']['verdict']}"] if score else [])]
     unmatched = {"in A alone": "only_a", "in B alone": "only_b", "of one id but not alike": "not_alike"}
     if left_out := [f"{count(result[key])} {what}" for what, key in unmatched.items() if result[key]]:
         sentences.append(f"Rows left out: {', '.join(left_out)}.")
-    if result["by_source"]:
+    if several:
         sentences.append(
             "The p of each line stands for itself: of twenty lines without a difference, one has p < 0.05."
         )
