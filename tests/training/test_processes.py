@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_base
+from conftest import make_config, write_base
 from launches import COMPILER, FULL, LORA, STEP, STEPS, launch, of, results_of
-from training_cases import at_step, cut, flipped, fork, import_all, missing, only_run, wait
+from training_cases import at_step, cut, flipped, fork, import_all, make_recipe, missing, only_run, wait
 
+from rmtrain.model.footprint import take_census
 from rmtrain.training.checkpoints import MANIFEST, newest_valid
+from rmtrain.training.memory import Layout, Workload, need
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +39,7 @@ OTHERS = {  # what was stopped is also gone on with by so many processes
     "lora fsdp": {1: "one", 3: "three"},
     "lora zero2": {1: "one"},
 }
+HELD = LORA | {"lora__rank": 3, "distributed__strategy": "fsdp", "optim__max_steps": 1, "evaluation__every": 0.0}
 OWN = {"zero_optimization": {"stage": 1}, "steps_per_print": 2**31 - 1}  # a user's file
 if not COMPILER:
     RUNS = {name: value for name, value in RUNS.items() if "zero" not in name}
@@ -139,6 +142,18 @@ def test_no_file_of_a_checkpoint_can_be_damaged_unseen(
     assert newest_valid(folder).path == newest.path
 
 
+def test_fsdp_holds_what_is_predicted(results: dict[str, Any]) -> None:
+    """Of tensors whose rows do not divide: the adapters' rank is 3, and the score head has one row."""
+    place = Path(of(results, "fsdp held")["run"]).parent
+    held = json.loads((place / "held.json").read_text(encoding="utf-8"))
+    recipe = make_recipe(place.parent / "base", place, **HELD)
+    census = take_census(make_config(), recipe.model, recipe.lora)
+    found = need(census, recipe, Workload(1, 1, 1), Layout("fsdp"), 2)
+    assert held["trained"] == found.gradients  # which take as much
+    assert held["state"] == found.optimizer
+    assert held["frozen"] == pytest.approx(found.parameters - found.gradients, rel=0.01)
+
+
 def test_fsdp_without_accelerators_is_refused(results: dict[str, Any]) -> None:
     found = results["fsdp refused"]
     assert found["codes"] == [2, 2], found["log"]
@@ -153,6 +168,29 @@ def test_zero_runs_on_a_single_process(results: dict[str, Any]) -> None:
 
 
 # The script
+
+
+def _tell_what_is_held(folder: Path) -> None:
+    from torch.distributed.tensor import DTensor
+
+    from rmtrain.training.trainer import GroupRewardTrainer
+
+    def size(tensor: Any) -> int:
+        return int((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes)
+
+    before = GroupRewardTrainer._save_checkpoint
+
+    def save(self: Any, *args: Any) -> None:
+        before(self, *args)
+        sizes = {True: 0, False: 0}
+        for parameter in self.model.parameters():
+            sizes[parameter.requires_grad] += size(parameter)
+        state = sum(size(value) for entry in self.optimizer.state.values() for value in entry.values())
+        held = {"trained": sizes[True], "frozen": sizes[False], "state": state}
+        if self.args.process_index == 0:
+            (folder / "held.json").write_text(json.dumps(held), encoding="utf-8")
+
+    GroupRewardTrainer._save_checkpoint = save  # type: ignore[method-assign]
 
 
 def _main(folder: Path) -> None:
@@ -176,6 +214,8 @@ def _main(folder: Path) -> None:
             results[other] = launch(folder, other, number, changes, resume=copy)
         if name != "lora one":
             results[f"{name} resumed"] = launch(folder, f"{name} resumed", processes, changes, resume=mine)
+    place = folder / "fsdp-held"
+    results["fsdp held"] = launch(folder, "fsdp held", 2, HELD, lambda: _tell_what_is_held(place))
     results["fsdp refused"] = launch(folder, "fsdp refused", 2, LORA | {"distributed__strategy": "fsdp"})
     if COMPILER:
         alone = LORA | {"distributed__strategy": "zero2", "evaluation__every": 0.0}

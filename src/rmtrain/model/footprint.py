@@ -32,6 +32,7 @@ class Trained(NamedTuple):
 
     numel: int
     embedding: bool  # bitsandbytes leaves the state of these in 32 bits
+    rows: int = 1  # its first dimension, which FSDP2 cuts
 
 
 class Census(NamedTuple):
@@ -115,7 +116,7 @@ def take_census(config: PretrainedConfig, model: ModelSection, lora: LoraSection
     for owner_name, owner in module.named_modules():
         for parameter in owner.parameters(recurse=False):
             if parameter.requires_grad:
-                trained.append(Trained(parameter.numel(), isinstance(owner, nn.Embedding)))
+                trained.append(Trained(parameter.numel(), isinstance(owner, nn.Embedding), parameter.shape[0]))
                 size = MASTER_BYTES * parameter.numel()
             elif f".{HEAD}." in f".{owner_name}.":  # PEFT keeps the head that it copied
                 size = MASTER_BYTES * parameter.numel()
@@ -169,7 +170,7 @@ def optimizer_bytes(trained: tuple[Trained, ...], optimizer: str) -> tuple[int, 
     """
     total = paged = 0
     small = "8bit" in optimizer
-    for numel, embedding in trained:
+    for numel, embedding, _ in trained:
         moments, rest = 8 * numel, 0
         if small and numel >= _EIGHT_BIT_FROM and not embedding:
             moments, rest = 2 * numel, 8 * math.ceil(numel / _SCALE_BLOCK)

@@ -71,7 +71,7 @@ def need(census: Census, recipe: Recipe, work: Workload, layout: Layout, process
 
     DDP holds everything, and the gradients twice (its buckets). ZeRO-2 cuts gradients and optimiser state into one part
     a process, with a float32 copy of what is trained; ZeRO-3 and FSDP2 cut the parameters too, and gather those of the
-    layers at work (arXiv 1910.02054, 2304.11277).
+    layers at work (arXiv 1910.02054, 2304.11277). FSDP2 cuts each tensor by rows; the first process has most.
     """
     strategy, offload = layout
     stored, trained = census.frozen_bytes + census.trained_bytes, census.trained_bytes
@@ -85,13 +85,15 @@ def need(census: Census, recipe: Recipe, work: Workload, layout: Layout, process
         state += gradients
         buffers = MASTER_BYTES * REDUCE_BUCKET
     elif strategy == "fsdp":
-        state, paged, gradients = (_share(value, processes) for value in (state, paged, trained))
+        cut = tuple(_rows_of_first(tensor, processes) for tensor in census.trained)
+        state, paged = optimizer_bytes(cut, recipe.optim.optimizer)
+        gradients = MASTER_BYTES * sum(tensor.numel for tensor in cut)
     if strategy == "zero3":
         parameters = _share(stored, processes)
         if processes > 1 or offload == "all":
             buffers += min(stored, ZERO3_LIVE * stored // census.elements)
     elif strategy == "fsdp":
-        parameters = _share(stored, processes)
+        parameters = _share(census.frozen_bytes, processes) + gradients
         buffers = 2 * census.layer_bytes + census.outside_bytes  # this layer, the next one, and what is in none
     host = paged
     if offload != "none":
@@ -110,6 +112,11 @@ def need(census: Census, recipe: Recipe, work: Workload, layout: Layout, process
 
 def _share(value: int, processes: int) -> int:
     return -(-value // processes)
+
+
+def _rows_of_first(tensor: Trained, processes: int) -> Trained:
+    rows = _share(tensor.rows, processes)
+    return tensor._replace(numel=tensor.numel // tensor.rows * rows, rows=rows)
 
 
 def describe_need(found: Need) -> str:
