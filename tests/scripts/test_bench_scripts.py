@@ -84,6 +84,7 @@ def test_sharing_sweep_has_every_point_and_equal_losses(tmp_path: Path) -> None:
             "packed, prompt before each": k * (prompt + 6),
             "padded pairs": k * (k - 1) * (prompt + 6),
         }
+        assert 0 < point["kept_bytes"]["each prompt once"] < point["kept_bytes"]["packed, prompt before each"]
     assert plot.read_text().lstrip().startswith("<?xml")
 
 
