@@ -181,8 +181,9 @@ def launch(number: int) -> int:
     ended = {int(rank): (int(code), run) for rank, code, run in (line.split(" ", 2) for line in lines)}
     if killed := _killed({rank: failure for rank, failure in failures.items() if rank not in ended}, failures):
         for run in {run for _, run in ended.values() if run}:
-            state = read_manifest(Path(run))["state"]
-            update_manifest(Path(run), error=killed if state == "failed" else f"after training: {killed}")
+            told = {"failed": killed, "finished": f"after training: {killed}"}
+            if (state := read_manifest(Path(run))["state"]) in told:
+                update_manifest(Path(run), error=told[state])
         raise RunFailedError(killed, "if nobody did it, memory may have run out: see the lines above, and dmesg")
     for code, _ in ended.values():  # in the order of ending: those after the first to fail may fail for want of it
         if code:
