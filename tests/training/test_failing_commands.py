@@ -14,6 +14,8 @@ from training_cases import at_step, only_run
 from rmtrain.cli import app, evaluate
 from rmtrain.training.trainer import GroupRewardTrainer
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 model: {{name: {model}, dtype: float32}}
 lora: {{rank: 4, alpha: 8}}
