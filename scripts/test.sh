@@ -8,5 +8,6 @@ bin="${RMTRAIN_VENV:-.venv}/bin"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
-"$bin/python" -m pytest -q -m "not slow" "$@"
-"$bin/python" -m pytest -q -m slow "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # two workers, a core each; a file's tests stay together with what they share
+"$bin/python" -m pytest -q -n 2 --dist loadfile -m "not slow" "$@"
+"$bin/python" -m pytest -q -n 2 --dist loadfile -m slow "$@"
