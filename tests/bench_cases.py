@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from conftest import make_config, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rmtrain.cli.rewardbench import rewardbench
 
 JUDGE = {"source": "mmlu-pro-law", "question": "w1", "response_A": "w2 w3", "response_B": "w4", "label": "B>A"}
 ONE = {"prompt": "w1", "chosen": ["w2"], "rejected": ["w3"], "subset": "Ties", "num_correct": 1}
@@ -46,3 +49,10 @@ def write_models(folder: Path) -> Path:
             auto.from_config(make_config(num_labels=1, initializer_range=0.3)).save_pretrained(folder / name)
         make_tokenizer().save_pretrained(folder / name)
     return folder
+
+
+def answer(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
+    """What `rmtrain rewardbench --json` prints, run in this process."""
+    rewardbench(json=True, **options)
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_cases import ROWS, write, write_models
+from bench_cases import ROWS, answer, write, write_models
 from conftest import make_tokenizer
 
 from rmtrain.cli.checkpoints import Reading, choose, load
@@ -27,12 +27,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def answer(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
-    rewardbench(json=True, **options)
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
 
 
 def test_a_policy_without_a_template_takes_a_prompt(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_cases import ROWS, write, write_models
+from bench_cases import ROWS, answer, write, write_models
 
 from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.errors import DataError, InputError
@@ -22,12 +22,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def answer(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
-    rewardbench(json=True, **options)
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
 
 
 def prior_rows(count: int, subset: str = "split of its own") -> str:

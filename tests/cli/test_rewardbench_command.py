@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_cases import JUDGE, ROWS, write, write_models
+from bench_cases import JUDGE, ROWS, answer, write, write_models
 from conftest import make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
@@ -25,12 +25,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def answer(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
-    rewardbench(json=True, **options)
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
 
 
 @pytest.mark.parametrize("benchmark", list(ROWS))
