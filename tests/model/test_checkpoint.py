@@ -21,6 +21,7 @@ from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
 from rmtrain.model.saving import save_final
+from rmtrain.model.weights import fingerprint_of
 from rmtrain.recipe.schema import LoraSection
 
 GROUPS = make_groups(3, seed=5)
@@ -212,6 +213,17 @@ def test_a_copy_elsewhere_has_the_same_fingerprint_and_other_weights_another(cop
     else:
         edit(copy, lambda tensors: tensors["score.weight"].add_(0.1))
     assert load_checkpoint(str(copy.folder)).fingerprint != first
+
+
+def test_the_fingerprint_of_an_adapter_is_also_that_of_its_base(base: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    shutil.copytree(base, tmp_path / "base")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
+    before = fingerprint_of(adapter)
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    assert fingerprint_of(adapter) != before
 
 
 # The final model

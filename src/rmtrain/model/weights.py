@@ -58,13 +58,20 @@ def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Any]]:
 
 
 def fingerprint_of(*folders: Path) -> str:
-    """Digest of the weights and of what decides how they are used; of files of 1 GiB and more by size and time."""
+    """Digest of the weights and of what decides how they are used; of files of 1 GiB and more by size and time.
+
+    An adapter's base counts where it is a folder; on the hub it is held by its revision.
+    """
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted([*weight_files(folder), *folder.glob("*config.json")]):
             state = path.stat()
             content = sha256_file(path) if state.st_size < 2**30 else f"{state.st_size} {state.st_mtime_ns}"
             digest.update(f"{path.name} {content}\n".encode())
+        adapter = folder / "adapter_config.json"
+        base = read_json(adapter).get("base_model_name_or_path") if adapter.exists() else None
+        if base and Path(base).is_dir():
+            digest.update(fingerprint_of(Path(base)).encode())
         digest.update(b"\n" if len(folders) > 1 else b"")
     return digest.hexdigest()
 
