@@ -220,6 +220,7 @@ SMALL: dict[str, Any] = {
         ("DiffLlamaConfig", {}, "4 of its 2 layers use transformers' exchangeable attention"),
         ("SeedOssConfig", {"attention_dropout": 0.1}, "its attention has dropout"),
         ("BloomConfig", {}, "no exchangeable attention"),
+        ("JetMoeConfig", {}, "a trial without its weights failed"),  # its routing looks at real numbers
     ],
 )
 def test_what_a_layer_does_besides_is_found_before_anything_is_run(
@@ -242,6 +243,13 @@ def test_attention_dropout_of_gpt2_is_found_by_its_own_name() -> None:
 
 def test_a_stray_window_in_a_config_whose_family_has_none_is_no_obstacle() -> None:
     config = make_config("llama", sliding_window=4096)
+    assert choose_packing(reward_model_class(config), config, "shared_prompt") == ("shared_prompt", [])
+
+
+def test_a_config_that_refuses_to_have_no_pad_id_is_asked_all_the_same() -> None:
+    from transformers import ModernBertDecoderConfig
+
+    config = ModernBertDecoderConfig(**SMALL)
     assert choose_packing(reward_model_class(config), config, "shared_prompt") == ("shared_prompt", [])
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig
 
+from rmtrain.data.render import first_line
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import InputError
 from rmtrain.model.batch import pack
@@ -245,7 +246,8 @@ def packing_obstacle(model_class: type[Any], config: PretrainedConfig) -> str | 
     ids, positions = batch["input_ids"].to("meta"), batch["position_ids"].to("meta")
     layout = Pass(batch["layout"])
     config = copy.deepcopy(config)
-    config.get_text_config().pad_token_id = None  # with one, some models look into the ids, and here are none
+    # with a pad id, some models look into the ids, and here are none; some configs' own checks would refuse None
+    vars(config.get_text_config())["pad_token_id"] = None
     with torch.device("meta"), torch.no_grad():
         module = model_class(config).to(torch.bfloat16).train()
         module.set_attn_implementation(NAME)
@@ -255,6 +257,6 @@ def packing_obstacle(model_class: type[Any], config: PretrainedConfig) -> str | 
             check_calls(layout.calls, config)
         except InputError as error:
             return error.message.removeprefix("the model can't be packed: ")
-        except Exception:  # it needs real numbers to run; its first real batch is checked in the same way
-            return None
+        except Exception as error:  # it needs real numbers to run
+            return f"a trial without its weights failed ({type(error).__name__}: {first_line(error)})"
     return None
