@@ -1,4 +1,4 @@
-"""Every family of decoders in transformers: where its model says that it packs, its packed rewards are those of rows."""
+"""Every family of decoders: where a model says that it packs, packed rewards are those of single rows."""
 
 from typing import Any
 
