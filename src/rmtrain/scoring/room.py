@@ -9,6 +9,7 @@ import torch
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import RewardModel
 
+CPU_PASS = 2048  # tokens: wider activations fall out of a CPU's caches, and a pass has nothing to gain there
 _SHARE = 0.5  # of the free memory: the rest is for what the prediction leaves out
 _LEAST = 256  # tokens: below, memory is out anyway, and the first pass says so
 _rooms: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by module, so that what did not fit once is not tried again

@@ -18,7 +18,7 @@ from rmtrain.model.batch import GroupSize, Packing, batch_tokens, plan_batches
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.rotation import require_fixed_rotation
-from rmtrain.scoring.room import is_out_of_memory, room_of, shrink_room
+from rmtrain.scoring.room import CPU_PASS, is_out_of_memory, room_of, shrink_room
 
 Rewards = tuple[float, ...]  # K float32 values
 Progress = Callable[[int, int], None]  # groups done, groups in all
@@ -140,6 +140,8 @@ class _Limit:
         self.tokens = asked if room is None else min(asked, room)
         if self.tokens < asked:
             self._say(f"the free memory has room for about {self.tokens:,} tokens at once, not {asked:,}")
+        if model.device.type == "cpu":
+            self.tokens = min(self.tokens, CPU_PASS)
 
     def lower(self, tokens: int) -> None:
         """Remember that so many did not fit."""
