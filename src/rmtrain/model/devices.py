@@ -25,10 +25,7 @@ def process_state(timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> PartialSt
         arguments["timeout"] = timedelta(minutes=timeout_minutes)
         if not torch.cuda.is_available():
             arguments["backend"] = "gloo"
-    state = PartialState(**arguments)
-    if state.device.type == "cpu":
-        state.device = torch.device("cpu")  # accelerate numbers it by process; transformers 5.17 can't resume on `cpu:0`
-    return state
+    return PartialState(**arguments)
 
 
 def lost_another(error: BaseException) -> bool:
