@@ -74,4 +74,6 @@ def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strateg
         **engine_arguments(recipe, strategy, plan.processes),
     )
     made._n_gpu = min(made.n_gpu, 1)  # a process has one GPU; of several it sees, torch's DataParallel would take all
+    if not cuda:
+        made._setup_devices = torch.device("cpu")  # not accelerate's cpu:0: transformers 5.17 can't resume there
     return made
