@@ -40,8 +40,9 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        absent = name.startswith(("/", ".", "~")) and not Path(name).exists()
         raise InputError(
-            f"{name}: no tokenizer could be loaded: {first_line(error)}",
+            f"{name}: no tokenizer could be loaded: {'no such folder' if absent else first_line(error)}",
             "model.name must be a folder or a hub id with tokenizer files",
         ) from error
     if not tokenizer.is_fast:
