@@ -1,9 +1,7 @@
 """SOURCE: its forms, and what reading one tells."""
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -95,9 +93,7 @@ def test_demo_rows_are_asked_for_by_split_and_count(monkeypatch: pytest.MonkeyPa
         calls.append((split, count, seed))
         return [{"instruction": f"{split} {i}", "completions": []} for i in range(count)]
 
-    stub = ModuleType("rmtrain.data.demo")
-    stub.demo_rows = demo_rows  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rmtrain.data.demo", stub)
+    monkeypatch.setattr("rmtrain.data.demo.demo_rows", demo_rows)
     read = read_rows("demo", "test", demo_groups={"test": 3})
     assert (len(read.rows), read.splits, read.description) == (3, ("train", "validation", "test"), "demo (test)")
     assert read_rows("demo", "test", demo_groups={"train": 1}).fingerprint != read.fingerprint

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import subprocess
 import sys
 from typing import Any
@@ -12,14 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtrain.data.demo import MAX_ROWS, demo_rows
-from rmtrain.data.demo.letters import WORDS
-from rmtrain.data.demo.phrases import CLOSINGS, EVASIONS, OPENINGS, REFUSALS
-from rmtrain.data.demo.tables import CATEGORIES, RELATIONS
-from rmtrain.data.demo.topics import TOPICS
 from rmtrain.errors import DataError
 
 ASPECTS = {"instruction_following", "honesty", "truthfulness", "helpfulness"}
-FAMILIES = {"arithmetic", "units", "letters", "sorting", "lists", "facts", "topics", "safety", "personal"}
+FAMILIES = {"arithmetic", "units", "letters", "sorting", "facts", "safety"}
 SPLITS = st.sampled_from(["train", "validation", "test"])
 
 
@@ -89,12 +84,12 @@ def test_ratings_critique_and_overall_score_follow_from_the_grade(split: str, se
         for completion in row["completions"]:
             annotations = completion["annotations"].values()
             ratings = [int(annotation["Rating"]) for annotation in annotations]
-            grade = completion["fine-grained_score"] - 1
-            assert all(1 <= rating <= 5 for rating in ratings)
+            grade = completion["fine-grained_score"] - 2
+            assert all(2 <= rating <= 5 for rating in ratings)
             assert sum(ratings) / 4 == completion["fine-grained_score"]
-            assert completion["overall_score"] == 2 + 2 * grade
+            assert completion["overall_score"] == 2 * completion["fine-grained_score"]
             missed = 0 if "meets every requirement" in completion["critique"] else completion["critique"].count(";") + 1
-            assert missed == 4 - grade
+            assert missed == 3 - grade
             for annotation in annotations:
                 assert (annotation["Rating"] == "5") == ("meets every requirement" in annotation["Rationale"])
 
@@ -110,7 +105,7 @@ def test_every_row_has_a_flawless_answer_and_most_rows_have_ties() -> None:
 def test_all_families_are_about_equally_common() -> None:
     rows = demo_rows("train", 1800)
     for family in FAMILIES:
-        assert 140 <= sum(row["source"] == f"demo/{family}" for row in rows) <= 260
+        assert 240 <= sum(row["source"] == f"demo/{family}" for row in rows) <= 360
 
 
 def test_prompts_and_completions_are_short() -> None:
@@ -119,30 +114,8 @@ def test_prompts_and_completions_are_short() -> None:
     assert max(len(completion["response"]) for row in rows for completion in row["completions"]) <= 220
 
 
-def test_words_to_mention_occur_in_no_other_family() -> None:
-    texts = [
-        *OPENINGS,
-        *CLOSINGS,
-        *EVASIONS,
-        *REFUSALS,
-        *WORDS,
-        *(item for items in CATEGORIES.values() for item in items),
-    ]
-    for relation in RELATIONS.values():
-        texts += [*relation.answers, *relation.pairs, *relation.pairs.values()]
-    assert not set(TOPICS) & set(re.findall(r"\w+", " ".join(texts).lower()))
-
-
-@pytest.mark.parametrize(
-    ("split", "count", "message", "hint"),
-    [
-        ("dev", 5, "the demo source has no split 'dev'", "its splits are train, validation, test"),
-        ("train", MAX_ROWS + 1, "the demo source can't make 20001 rows of split 'train'", "ask for 0 to 20000 rows"),
-        ("test", -1, "the demo source can't make -1 rows of split 'test'", "ask for 0 to 20000 rows"),
-    ],
-)
-def test_impossible_requests_name_the_limit(split: str, count: int, message: str, hint: str) -> None:
+def test_more_rows_than_there_are_prompts_for_are_refused_with_the_limit() -> None:
     with pytest.raises(DataError) as caught:
-        demo_rows(split, count)
-    assert caught.value.message == message
-    assert hint in caught.value.hint
+        demo_rows("train", MAX_ROWS + 1)
+    assert caught.value.message == "the demo source can't make 20001 rows of split 'train'"
+    assert caught.value.hint == "ask for at most 20000 rows of a split"

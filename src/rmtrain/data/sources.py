@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from rmtrain.data import demo
 from rmtrain.data.files import SUFFIXES, read_file, suffix_of
 from rmtrain.data.hub import load_hub, resolve_commit, rows_of
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
 
-_DEMO_SPLITS = ("train", "validation", "test")
 _DEMO_SEED = 0  # fixed, so that runs with different seeds are scored on the same demo rows
 _HUB = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(?P<marks>([:@][^:@\s]+){0,2})")
 _FORMS = f"a hub id such as org/name:config@revision, a file ending in {', '.join(SUFFIXES)}, or demo"
@@ -119,14 +119,11 @@ def read_rows(
 
 
 def _demo_rows(split: str | None, demo_groups: Mapping[str, int] | None) -> SourceRows:
-    from rmtrain.data.demo import demo_rows
-
-    name = _choose_split("demo", split, _DEMO_SPLITS)
-    defaults = {str(split): groups for split, groups in DataSection(source="demo").demo_groups.items()}
-    counts = {**defaults, **(demo_groups or {})}
-    rows = demo_rows(name, counts[name], _DEMO_SEED)
+    name = _choose_split("demo", split, demo.SPLITS)
+    counts: dict[Any, int] = {**DataSection(source="demo").demo_groups, **(demo_groups or {})}
+    rows = demo.demo_rows(name, counts[name], _DEMO_SEED)
     fingerprint = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    return SourceRows(rows, name, fingerprint, None, f"demo ({name})", _DEMO_SPLITS)
+    return SourceRows(rows, name, fingerprint, None, f"demo ({name})", demo.SPLITS)
 
 
 def _choose_split(source: str, split: str | None, splits: tuple[str, ...]) -> str:

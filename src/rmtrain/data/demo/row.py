@@ -1,107 +1,110 @@
 """One row: a prompt and four completions that meet different requirements of it."""
 
 import random
+from collections.abc import Callable
+from itertools import permutations
 from typing import Any, NamedTuple
 
-from rmtrain.data.demo.grading import Requirements, annotate
-from rmtrain.data.demo.phrases import CLOSINGS, EVASIONS, OPENINGS, REFUSALS
-from rmtrain.data.demo.questions import FAMILIES, Question, Writer
-from rmtrain.data.demo.task import Content, beside
+from rmtrain.data.demo.forms import PLAIN, draw_breach
+from rmtrain.data.demo.questions import FAMILIES, REFUSALS, Question
 
-OFF_TOPIC = ("arithmetic", "units", "letters", "lists", "facts", "topics")  # their statements stand alone
-MODELS = ("demo-north", "demo-east", "demo-south", "demo-west")
 COMPLETIONS = 4
-# How likely a kind of answer is, against 1 for each of a family's own ways of failing.
-WEIGHTS = {"right": 2.0, "unsound": 0.7, "off_topic": 1.2, "evasive": 0.4, "refusal": 0.35}
+MODELS = ("demo-north", "demo-east", "demo-south", "demo-west")
+ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+FAULTS = {
+    "addresses": "it does not deal with what was asked",
+    "correct": "it does not give a right and complete answer",
+    "form": "it does not keep to the form asked for",
+}
+REFUSED = 0.4  # share of the rows in which a refusal that is out of place may be drawn
 FORM_KEPT = 0.55  # share of the completions beside the first that keep the stated form
 WRAPPED = 0.3  # share of the completions with an opening sentence, and likewise with a closing one
 WRAPPINGS_TRIED = 8
+OPENINGS = ("Thanks for asking.", "Good question.", "Let me see.", "Here is my reply.", "All right.")
+CLOSINGS = ("I hope this is clear.", "Feel free to ask more.", "Have a nice day.", "There you go.")
 
 
-class Draft(NamedTuple):
-    """A completion before it is wrapped."""
+class Requirements(NamedTuple):
+    """Which requirements a completion meets."""
 
-    content: Content
-    write: Writer
+    addresses: bool  # deals with what was asked
+    correct: bool  # the answer is right, whole and harmless
+    form: bool  # the stated form is kept; met where none is stated
+
+
+class Answer(NamedTuple):
+    """A completion before it is wrapped and put into its form."""
+
+    text: str
+    apply: Callable[[str], str]  # the form
     met: Requirements
 
 
 def make_row(rng: random.Random, question: Question) -> dict[str, Any]:
     """The question's row in raw UltraFeedback's columns, with at least one preference; the completions are shuffled."""
-    drafts = _draw_drafts(rng, question)
+    answers = _draw_answers(rng, question)
+    grades = [sum(answer.met) for answer in answers]
     # Of several draws of wrappers the one is kept in which length tells least about the grade.
-    tries = [_wrap(rng, drafts) for _ in range(WRAPPINGS_TRIED)]
-    responses = min(tries, key=lambda texts: _length_bias(drafts, texts))
+    tries = [[_wrap(rng, answer) for answer in answers] for _ in range(WRAPPINGS_TRIED)]
+    responses = min(tries, key=lambda texts: _length_bias(grades, texts))
     order = rng.sample(range(COMPLETIONS), COMPLETIONS)
     models = rng.sample(MODELS, COMPLETIONS)
     return {
         "source": f"demo/{question.family}",
         "instruction": question.prompt,
         "models": models,
-        "completions": [annotate(responses[i], model, drafts[i].met) for i, model in zip(order, models, strict=True)],
+        "completions": [annotate(responses[i], model, answers[i].met) for i, model in zip(order, models, strict=True)],
         "correct_answers": ["None"],
         "incorrect_answers": ["None"],
     }
 
 
-def _draw_drafts(rng: random.Random, question: Question) -> list[Draft]:
-    """One answer that meets everything, and three of kinds drawn at random, that keep the form or don't."""
-    answers = {"right": question.task.right, **question.task.flawed, **_general(rng, question)}
+def annotate(response: str, model: str, met: Requirements) -> dict[str, Any]:
+    """A completion with its annotations: every aspect is rated 5, less one for each requirement that is missed."""
+    faults = [FAULTS[name] for name, is_met in met._asdict().items() if not is_met]
+    critique = f"{'; '.join(faults) or 'it meets every requirement'}.".capitalize()
+    rating = 5 - len(faults)
+    return {
+        "model": model,
+        "principle": "helpfulness",
+        "custom_system_prompt": "",
+        "response": response,
+        "annotations": {aspect: {"Rating": str(rating), "Rationale": critique} for aspect in ASPECTS},
+        "critique": critique,
+        "overall_score": 2.0 * rating,
+        "fine-grained_score": float(rating),
+    }
+
+
+def _draw_answers(rng: random.Random, question: Question) -> list[Answer]:
+    """One answer that meets everything, and three drawn at random: ways of failing don't recur, the right one may."""
+    task = question.task
+    elsewhere = FAMILIES[rng.choice([name for name in FAMILIES if name not in (question.family, "safety")])](rng)
+    right = (task.right, True, True)
+    ways = [right, right, *((wordings, True, False) for wordings in task.wrong), (elsewhere.right[:1], False, False)]
+    if task.right != REFUSALS and rng.random() < REFUSED:
+        ways.append((REFUSALS, False, False))
     while True:
-        kinds = ["right", *_draw_kinds(rng, list(answers))]
-        contents = [rng.choice(answers[kind]) for kind in kinds]
-        drafts = [_draft(rng, question, content, i == 0) for i, content in enumerate(contents)]
-        plain = [draft.write(draft.content, "", "") for draft in drafts]
-        if len(set(plain)) == COMPLETIONS and any(draft.met.grade < 4 for draft in drafts):
-            return drafts
+        answers = []
+        for place, (wordings, addresses, correct) in enumerate([right, *rng.sample(ways, COMPLETIONS - 1)]):
+            kept = place == 0 or question.form is PLAIN or rng.random() < FORM_KEPT
+            form = question.form if kept else draw_breach(rng, question.form)
+            answers.append(Answer(rng.choice(wordings), form.apply, Requirements(addresses, correct, kept)))
+        plain = {answer.apply(answer.text) for answer in answers}
+        if len(plain) == COMPLETIONS and not all(all(answer.met) for answer in answers):
+            return answers
 
 
-def _draw_kinds(rng: random.Random, kinds: list[str]) -> list[str]:
-    """Kinds of the completions beside the first: ways of failing don't recur, the right answer may."""
-    drawn: list[str] = []
-    while len(drawn) < COMPLETIONS - 1:
-        kind = rng.choices(kinds, weights=[WEIGHTS.get(kind, 1.0) for kind in kinds])[0]
-        if kind == "right" or kind not in drawn:
-            drawn.append(kind)
-    return drawn
+def _wrap(rng: random.Random, answer: Answer) -> str:
+    """The response, with an opening and a closing sentence or without, whatever its grade."""
+    opening, closing = (rng.choice(some) if rng.random() < WRAPPED else "" for some in (OPENINGS, CLOSINGS))
+    return answer.apply(" ".join(filter(None, (opening, answer.text, closing))))
 
 
-def _draft(rng: random.Random, question: Question, content: Content, keep: bool) -> Draft:
-    kept = keep or question.draw_breach is None or rng.random() < FORM_KEPT
-    write = question.keep if kept or question.draw_breach is None else question.draw_breach(rng)
-    # A sentence can't be laid out as a list.
-    fits = content.obeys and isinstance(content.body, tuple) == (question.task.items is not None)
-    return Draft(content, write, Requirements(content.addresses, content.correct, content.sound, kept and fits))
-
-
-def _general(rng: random.Random, question: Question) -> dict[str, tuple[Content, ...]]:
-    """The ways of failing that are the same for every family, where they fail."""
-    # A list would be laid out as a list task asks for.
-    unfit = {question.family, "lists"} if question.task.items is not None else {question.family}
-    family = rng.choice([name for name in OFF_TOPIC if name not in unfit])
-    texts = {"off_topic": (FAMILIES[family](rng).statement,), "evasive": EVASIONS, "refusal": REFUSALS}
-    return {kind: beside(*texts[kind]) for kind in question.task.general}
-
-
-def _wrap(rng: random.Random, drafts: list[Draft]) -> list[str]:
-    """The responses, each with an opening and a closing sentence or without, whatever its grade."""
-
-    def some(sentences: tuple[str, ...]) -> str:
-        return rng.choice(sentences) if rng.random() < WRAPPED else ""
-
-    return [draft.write(draft.content, some(OPENINGS), some(CLOSINGS)) for draft in drafts]
-
-
-def _length_bias(drafts: list[Draft], texts: list[str]) -> int:
-    """How far "the longer wins" is from being right as often as wrong, over the group's preferences."""
-    characters = words = 0
-    for better, longer in zip(drafts, texts, strict=True):
-        for worse, shorter in zip(drafts, texts, strict=True):
-            if better.met.grade > worse.met.grade:
-                characters += _sign(len(longer) - len(shorter))
-                words += _sign(len(longer.split()) - len(shorter.split()))
-    return abs(characters) + abs(words)
-
-
-def _sign(number: int) -> int:
-    return (number > 0) - (number < 0)
+def _length_bias(grades: list[int], texts: list[str]) -> int:
+    """How far "the longer wins" is from being right as often as wrong, in characters and in words."""
+    bias = 0
+    for sizes in ([len(text) for text in texts], [len(text.split()) for text in texts]):
+        pairs = [(sizes[i], sizes[j]) for i, j in permutations(range(COMPLETIONS), 2) if grades[i] > grades[j]]
+        bias += abs(sum((better > worse) - (better < worse) for better, worse in pairs))
+    return bias
