@@ -13,7 +13,6 @@ from rmtrain.data.curate import (
     Draft,
     Ledger,
     Purpose,
-    drop_contradictions,
     mark_duplicates,
     unique_ids,
 )
@@ -136,7 +135,7 @@ def test_duplicates_are_rows_with_the_same_prompt_and_preferences() -> None:
 
 def test_contradictions_go_both_ways_and_take_the_row_with_its_last_preference() -> None:
     split = draft([pair("q", "a", "b"), pair("q", "b", "a"), pair("p", "b", "a"), scored("q", a=2.0, b=1.0, c=0.0)])
-    drop_contradictions(split)
+    split.drop_contradictions()
     assert ids(split) == ["r2", "r3"]
     assert [(p.better, p.worse) for p in split.entries[1].group.preferences] == [(0, 2), (1, 2)]
     report = split.report(4)
@@ -149,7 +148,7 @@ def test_a_row_that_loses_its_preferences_to_several_causes_says_so() -> None:
         completions=(said("a"), said("b"), said("c")), scores=(2.0, 2.0, 1.0)
     )
     split = draft([tie_and_more, pair("q", "c", "a"), pair("q", "c", "b")])
-    drop_contradictions(split)
+    split.drop_contradictions()
     assert split.report(3).rows.dropped == {"no preference left": 1, CONTRADICTION: 2}
 
 
@@ -167,7 +166,7 @@ GROUP = st.lists(st.tuples(TEXT, st.integers(1, 3)), min_size=1, max_size=5).map
 def test_books_balance_and_nothing_bad_is_left(rows: list[ParsedRow], purpose: Any) -> None:
     split = draft(rows, purpose)
     split.drop(mark_duplicates(split), DUPLICATE)
-    drop_contradictions(split)
+    split.drop_contradictions()
     report = split.report(len(rows))  # raises when they do not
     assert report.completions.total == sum(len(row.completions) for row in rows)
     stated: set[tuple[Any, Any, Any]] = set()

@@ -114,20 +114,24 @@ class Draft:
                 kept.append(entry)
         self.entries = kept
 
-    def drop_preferences(self, doomed: Callable[[_PairKey], bool], cause: str) -> None:
-        """Drop single preferences, and with its last one the group."""
+    def drop_contradictions(self) -> None:
+        """Drop the preferences also stated the other way round anywhere in the split, and groups that have no other."""
+        stated = {pair_key(entry.group, p) for entry in self.entries for p in entry.group.preferences}
         kept = []
         for entry in self.entries:
-            left = tuple(p for p in entry.group.preferences if not doomed(pair_key(entry.group, p)))
-            gone = len(entry.group.preferences) - len(left)
-            if gone:
-                self._preferences[cause] += gone
-                entry.lost[cause] += gone
-                entry.group = entry.group._replace(preferences=left)
+            group, left = entry.group, []
+            for preference in group.preferences:
+                prompt, better, worse = pair_key(group, preference)
+                if (prompt, worse, better) not in stated:
+                    left.append(preference)
+            if gone := len(group.preferences) - len(left):
+                self._preferences[CONTRADICTION] += gone
+                entry.lost[CONTRADICTION] += gone
+                entry.group = group._replace(preferences=tuple(left))
             if left or not gone:
                 kept.append(entry)
             else:
-                self._lose(entry, cause if len(entry.lost) == 1 else NONE_LEFT)
+                self._lose(entry, CONTRADICTION if len(entry.lost) == 1 else NONE_LEFT)
         self.entries = kept
 
     def report(self, total_rows: int) -> SplitReport:
@@ -189,12 +193,6 @@ def mark_duplicates(draft: Draft) -> list[bool]:
         marks.append(key in seen)
         seen.add(key)
     return marks
-
-
-def drop_contradictions(draft: Draft) -> None:
-    """Drop the preferences that are also stated the other way round, both ways, anywhere in the split."""
-    seen = {pair_key(entry.group, preference) for entry in draft.entries for preference in entry.group.preferences}
-    draft.drop_preferences(lambda key: (key[0], key[2], key[1]) in seen, CONTRADICTION)
 
 
 def pair_key(group: PreferenceGroup, preference: Preference) -> _PairKey:

@@ -8,9 +8,9 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rmtrain.errors import DataError
 
@@ -130,9 +130,8 @@ def _nearest(path: Path) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    opener: Callable[[Path], IO[bytes]] = gzip.open if suffix_of(path.name) == ".jsonl.gz" else open  # type: ignore[assignment]
     number = 0
-    with opener(path, "rb") as file:  # type: ignore[call-arg]
+    with gzip.open(path) if suffix_of(path.name) == ".jsonl.gz" else path.open("rb") as file:
         try:
             for number, raw in enumerate(file, 1):
                 if not raw.strip():

@@ -19,13 +19,6 @@ class HubDataset(NamedTuple):
     splits: dict[str, Any]  # a `datasets.Dataset` for each split
 
 
-class HubRows(NamedTuple):
-    """The rows of one split."""
-
-    rows: list[dict[str, Any]]
-    fingerprint: str  # SHA-256 over the rows as JSON: the cache on disk is not trusted to hold what was downloaded
-
-
 def resolve_commit(dataset: str, revision: str | None) -> str | None:
     """The commit that a branch, tag or short commit (None: the default branch) stands for now.
 
@@ -80,8 +73,8 @@ def load_hub(dataset: str, config: str | None, commit: str | None) -> HubDataset
     return HubDataset(dataset, found, splits)
 
 
-def rows_of(dataset: HubDataset, split: str) -> HubRows:
-    """All rows of a split as plain values, with their digest.
+def rows_of(dataset: HubDataset, split: str) -> tuple[list[dict[str, Any]], str]:
+    """All rows of a split as plain values, and SHA-256 over them as JSON: a damaged cache can load without a word.
 
     Raises:
         DataError: the cached data is damaged.
@@ -97,7 +90,7 @@ def rows_of(dataset: HubDataset, split: str) -> HubRows:
                 rows.append(row)
     except Exception as error:
         raise _explain(error, dataset.name, dataset.commit) from error
-    return HubRows(rows, digest.hexdigest())
+    return rows, digest.hexdigest()
 
 
 def _commit_of(tables: Iterable[Any]) -> str | None:
@@ -108,10 +101,8 @@ def _commit_of(tables: Iterable[Any]) -> str | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None:
         yield current
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
@@ -131,8 +122,6 @@ def _explain(error: BaseException, dataset: str, revision: str | None) -> DataEr
     for cause in chain:
         if isinstance(cause, errors.RevisionNotFoundError):
             return DataError(f"{dataset}: no revision {revision!r}", f"see {page}/commits")
-        if isinstance(cause, errors.DisabledRepoError):
-            return DataError(f"{dataset}: the hub has disabled this dataset")
         unreachable = type(cause).__name__ in _UNREACHABLE
         if isinstance(cause, errors.OfflineModeIsEnabled) or (unreachable and constants.HF_HUB_OFFLINE):
             return DataError(

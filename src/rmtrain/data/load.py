@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rmtrain.data.curate import DUPLICATE, Draft, Purpose, SplitReport, drop_contradictions, mark_duplicates
+from rmtrain.data.curate import DUPLICATE, Draft, Purpose, SplitReport, mark_duplicates
 from rmtrain.data.parse import ParsedSplit, parse_split
 from rmtrain.data.sources import MissingSplitError, Source, SourceRows, parse_source, pin_source, read_rows
 from rmtrain.data.splits import (
@@ -215,7 +215,7 @@ def _curate(name: str, parsed: ParsedSplit, data: DataSection, purpose: Purpose)
         if data.duplicates == "drop":
             draft.drop(mark_duplicates(draft), DUPLICATE)
         if data.contradictions == "drop":
-            drop_contradictions(draft)
+            draft.drop_contradictions()
     return draft
 
 

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from rmtrain.data.curate import unique_ids
 from rmtrain.data.rows import ParsedRow, RowFault, empty_cause
-from rmtrain.data.schemas import check_columns, column_names, detect_schema, row_parser
+from rmtrain.data.schemas import check_columns, detect_schema, row_parser
 from rmtrain.data.sources import SourceRows
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
@@ -30,11 +30,11 @@ def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_f
         DataError: no schema fits the columns, a column to be renamed lacks, or more than a fifth of the rows is not
             readable (or empty, if that is a fault), with the first three of them.
     """
+    columns = {name for row in source.rows for name in row}
     rows = [_rename(row, data.columns) for row in source.rows] if data.columns else source.rows
-    columns = column_names(rows)
     try:
-        if data.columns:
-            _check_renames(column_names(source.rows), data)
+        _check_renames(columns, data)
+        columns |= data.columns.keys()
         if data.row_schema == "auto":
             schema = detect_schema(columns, next((row for row in rows if row.get("chosen") is not None), rows[0]))
         else:

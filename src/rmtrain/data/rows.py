@@ -45,10 +45,7 @@ def row_id(row: Row) -> str | None:
     for key in ("id", "prompt_id"):
         value = row.get(key)
         if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
-            try:
-                return str(value)
-            except ValueError:  # an integer of thousands of digits
-                continue
+            return str(value)
     return None
 
 

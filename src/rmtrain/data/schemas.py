@@ -1,7 +1,7 @@
 """Row schemas, told apart by their columns: one source row → its prompt, its completions and what it says of them."""
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from itertools import product
 from typing import Any, Literal
 
@@ -226,11 +226,3 @@ def _indices(value: object, k: int) -> tuple[int, int]:
 def _gap(scores: tuple[float | None, ...] | None, better: int, worse: int) -> float | None:
     a, b = (scores[better], scores[worse]) if scores else (None, None)
     return None if a is None or b is None else a - b
-
-
-def column_names(rows: Iterable[Row]) -> set[str]:
-    """All column names that any row has."""
-    names: set[str] = set()
-    for row in rows:
-        names.update(row)
-    return names
