@@ -83,6 +83,6 @@ def test_one_process_takes_one_of_the_gpus_it_sees(tmp_path: Path, monkeypatch: 
         self._n_gpu = 4
         return torch.device("cpu")
 
-    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(set_up))
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(set_up, lambda self, device: None))
     plan: Any = SimpleNamespace(processes=1, accumulation=1, steps=[0])
     assert training_arguments(recipe(tmp_path), plan, tmp_path, "none").n_gpu == 1
