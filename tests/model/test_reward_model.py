@@ -13,8 +13,15 @@ from safetensors.torch import load_file, save_file
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapters import add_lora
 from rmtrain.model.footprint import count_parameters
-from rmtrain.model.reward_model import BackboneOptions, RewardModel, check_head, load_backbone, load_config
-from rmtrain.recipe.schema import LoraSection
+from rmtrain.model.reward_model import (
+    BackboneOptions,
+    RewardModel,
+    check_head,
+    load_backbone,
+    load_config,
+    recipe_renderer,
+)
+from rmtrain.recipe.schema import LoraSection, ModelSection
 
 LORA = LoraSection(rank=2, alpha=4.0)
 
@@ -136,6 +143,8 @@ def test_an_architecture_without_a_linear_score_head_is_refused(tmp_path: Path) 
 
     small = BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(small).save_pretrained(tmp_path / "bert")
+    with pytest.raises(InputError, match=r"bert is an encoder \(bert\), which can be scored but not trained here"):
+        recipe_renderer(ModelSection(name=str(tmp_path / "bert")))  # before its tokenizer is asked for
     with pytest.raises(InputError, match="BertForSequenceClassification has no linear score head"):
         load(tmp_path / "bert", packing="none")
     (tmp_path / "vit").mkdir()
@@ -147,7 +156,7 @@ def test_an_architecture_without_a_linear_score_head_is_refused(tmp_path: Path) 
 
 
 def test_a_missing_model_and_missing_weights_are_refused_by_name(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(InputError, match="no model config could be loaded"):
+    with pytest.raises(InputError, match="no model config could be loaded: no such folder"):
         load(tmp_path / "gone")
     load_config(str(base), None).save_pretrained(tmp_path / "empty")
     with pytest.raises(CheckpointError, match=r"empty: no weights could be loaded"):

@@ -22,9 +22,8 @@ def dry_run(loaded: "LoadedRecipe", num_processes: int | None, as_json: bool) ->
     """Read and tokenise the data, count parameters on the meta device, plan the steps, and show the first group."""
     from rmtrain.data.load import load_data, recipe_splits
     from rmtrain.data.prepare import tokenize_splits
-    from rmtrain.data.render import Renderer, load_tokenizer
     from rmtrain.model.footprint import count_parameters
-    from rmtrain.model.reward_model import load_config
+    from rmtrain.model.reward_model import load_config, recipe_renderer
     from rmtrain.reporting.books import describe_splits, ledger_table
     from rmtrain.training.prospect import look_ahead
 
@@ -32,7 +31,7 @@ def dry_run(loaded: "LoadedRecipe", num_processes: int | None, as_json: bool) ->
     try:
         data = load_data(recipe.data, recipe.run.seed, recipe_splits(recipe.data))
         model = recipe.model
-        renderer = Renderer.for_tokenizer(load_tokenizer(model.name, model.revision, model.chat_template))
+        renderer = recipe_renderer(model)
         splits = tokenize_splits(data, renderer, recipe.data.max_length, recipe.data.over_length, display)
     finally:
         display.close()

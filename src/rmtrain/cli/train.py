@@ -104,10 +104,10 @@ def _read(loaded: "LoadedRecipe", display: TerminalDisplay) -> "PreparedData":
 
 def _tokenize(loaded: "LoadedRecipe", data: "PreparedData", display: TerminalDisplay) -> Any:
     from rmtrain.data.prepare import tokenize_splits
-    from rmtrain.data.render import Renderer, load_tokenizer
+    from rmtrain.model.reward_model import recipe_renderer
 
-    model, section = loaded.recipe.model, loaded.recipe.data
-    renderer = Renderer.for_tokenizer(load_tokenizer(model.name, model.revision, model.chat_template))
+    section = loaded.recipe.data
+    renderer = recipe_renderer(loaded.recipe.model)
     splits = tokenize_splits(data, renderer, section.max_length, section.over_length, display)
     for name, split in splits.items():
         if (split.tokens.truncated or split.tokens.over_length_dropped) and not processes.is_child():

@@ -40,9 +40,8 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        absent = name.startswith(("/", ".", "~")) and not Path(name).exists()
         raise InputError(
-            f"{name}: no tokenizer could be loaded: {'no such folder' if absent else first_line(error)}",
+            f"{name}: no tokenizer could be loaded: {why_not_loaded(name, error)}",
             "model.name must be a folder or a hub id with tokenizer files",
         ) from error
     if not tokenizer.is_fast:
@@ -62,6 +61,12 @@ def load_tokenizer(
 def first_line(error: BaseException) -> str:
     """First line of an error's text, for one-line messages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def why_not_loaded(name: str, error: BaseException) -> str:
+    """What transformers has against a folder or hub id; of a path, it says that it is no hub id."""
+    absent = name.startswith(("/", ".", "~")) and not Path(name).exists()
+    return "no such folder" if absent else first_line(error)
 
 
 def _template_text(template: str) -> str:

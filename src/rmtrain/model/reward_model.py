@@ -16,13 +16,15 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from rmtrain.data.render import first_line
+from rmtrain.data.render import Renderer, first_line, load_tokenizer, why_not_loaded
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model import attention
 from rmtrain.model.batch import Batch, Packing, pack
 from rmtrain.model.forward import HEAD, RewardForward
+from rmtrain.model.published.layouts import ENCODER_TYPES
 from rmtrain.model.quantization import quantization_config
+from rmtrain.recipe.schema import ModelSection
 
 NO_HEAD = "it is no reward model: train one from it, or score it by --reference REF or --reference-free avg"
 
@@ -90,9 +92,24 @@ def load_config(name: str, revision: str | None) -> PretrainedConfig:
         return AutoConfig.from_pretrained(name, revision=revision, num_labels=1, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{name}: no model config could be loaded: {first_line(error)}",
+            f"{name}: no model config could be loaded: {why_not_loaded(name, error)}",
             "model.name must be a folder or a hub id of a model that transformers knows; remote code is never run",
         ) from error
+
+
+def recipe_renderer(section: ModelSection) -> Renderer:
+    """How a recipe's model reads conversations.
+
+    Raises:
+        InputError: no such model or tokenizer, no chat template, or a model that is no decoder.
+    """
+    config = load_config(section.name, section.revision)
+    if config.model_type in ENCODER_TYPES:
+        raise InputError(
+            f"{section.name} is an encoder ({config.model_type}), which can be scored but not trained here",
+            "model.name must be a decoder",
+        )
+    return Renderer.for_tokenizer(load_tokenizer(section.name, section.revision, section.chat_template))
 
 
 def hub_commit(name: str, revision: str | None) -> str | None:
