@@ -128,7 +128,6 @@ def _parse_splits(data: DataSection, needed: Sequence[str]) -> tuple[dict[str, P
     parsed: dict[str, ParsedSplit] = {}
     notes = []
     shares = _shares(data)
-    lacking = {}
     if any(name in shares for name in needed) or "train" in needed:
         train = reader.read("train")
         lacking = {name: share for name, share in shares.items() if not reader.has(name, train)}
@@ -188,13 +187,10 @@ def _carve(train: ParsedSplit, sides: list[str | None], names: Sequence[str]) ->
     result = {}
     for name in names:
         mine = [place for place, side in enumerate(sides) if (side or "train") == name]
-        away = [(train.rows[place][0], HELD_OUT) for place, side in enumerate(sides) if side] if name == "train" else []
-        result[name] = train._replace(
-            rows=[train.rows[place] for place in mine],
-            ids=[train.ids[place] for place in mine],
-            faults=[*train.faults, *away] if name == "train" else [],
-            total=train.total if name == "train" else len(mine),
-        )
+        rows, ids = [train.rows[place] for place in mine], [train.ids[place] for place in mine]
+        result[name] = train._replace(rows=rows, ids=ids, faults=[], total=len(mine))
+    away = [(index, HELD_OUT) for (index, _), side in zip(train.rows, sides, strict=True) if side]
+    result["train"] = result["train"]._replace(faults=[*train.faults, *away], total=train.total)
     return result
 
 

@@ -50,11 +50,11 @@ def tokenize_splits(
     data: PreparedData, renderer: Renderer, max_length: int, over_length: OverLength, display: Display
 ) -> dict[str, ReadySplit]:
     """Tokenise the splits of a recipe; only training drops or refuses for length."""
-    return {
-        name: ReadySplit(split, tokenize_named(name, split.groups, renderer, max_length, rule, display))
-        for name, split in data.splits.items()
-        for rule in [over_length if name == "train" else evaluation_rule(over_length)]
-    }
+    ready = {}
+    for name, split in data.splits.items():
+        rule = over_length if name == "train" else evaluation_rule(over_length)
+        ready[name] = ReadySplit(split, tokenize_named(name, split.groups, renderer, max_length, rule, display))
+    return ready
 
 
 def evaluation_rule(over_length: OverLength) -> OverLength:
