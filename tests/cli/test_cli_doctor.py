@@ -131,6 +131,17 @@ def test_folders_that_can_not_be_written_and_full_disks(tmp_path: Path, monkeypa
     )
 
 
+def test_a_lock_that_a_killed_compiler_left_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert [check.state for check in doctor._extras()] == ["ok", "ok"]
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    *_, check = doctor._extras()
+    assert (check.state, check.name) == ("warning", "DeepSpeed")
+    assert f"rm {lock}" in check.hint
+
+
 @pytest.mark.slow
 def test_the_whole_command_looks_at_everything_without_a_network(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(

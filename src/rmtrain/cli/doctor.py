@@ -188,8 +188,17 @@ def _extras() -> Iterator[Check]:
         yield Check("bitsandbytes", "ok", "can be imported")
     if importlib.util.find_spec("deepspeed") is None:
         yield Check("DeepSpeed", "warning", "not installed", "pip install deepspeed, or set distributed.strategy")
+    elif lock := next(_extensions().glob("**/deepspeed_*/lock"), None):
+        hint = f"if no run is compiling it now, rm {lock}: DeepSpeed waits for it without end"
+        yield Check("DeepSpeed", "warning", f"{lock.parent.name} is being compiled, or its compiling was killed", hint)
     else:
         yield Check("DeepSpeed", "ok", "installed")
+
+
+def _extensions() -> Path:
+    """Where torch compiles DeepSpeed's extensions."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions").expanduser()
 
 
 def _hub() -> Iterator[Check]:
