@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.curate import Draft, unique_ids
+from rmtrain.data.curate import Draft
 from rmtrain.data.rows import ParsedRow, RowFault
 from rmtrain.data.schemas import REQUIRED, Schema, detect_schema, row_parser
 from rmtrain.data.types import Message, Preference
@@ -347,7 +347,7 @@ def test_any_row_is_a_group_or_a_counted_drop(schema: Schema, purpose: Any, data
     else:
         assert len(parsed.completions) > 0
         assert all(parsed.completions)
-        draft.add(0, parsed, unique_ids([parsed.id], "train")[0], purpose, mode, 0.0)
+        draft.add(0, parsed, parsed.id or "train-0", purpose, mode, 0.0)
     report = draft.report(1)  # raises when the books do not balance
     for entry in draft.entries:
         k = len(entry.group.completions)

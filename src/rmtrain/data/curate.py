@@ -1,7 +1,7 @@
 """Curation of a split, with every row, completion and preference that is dropped booked by its cause."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -200,9 +200,8 @@ def pair_key(group: PreferenceGroup, preference: Preference) -> _PairKey:
     return group.prompt, group.completions[preference.better], group.completions[preference.worse]
 
 
-def unique_ids(own: Iterable[str | None], split: str) -> list[str]:
-    """Each row's own id, else `<split>-<index>`; an id that was there before gets a number behind it."""
-    wanted = [f"{split}-{index}" if name is None else name for index, name in enumerate(own)]
+def unique_ids(wanted: Sequence[str]) -> list[str]:
+    """The ids as wanted, but for those that were there before: these get `#2`, `#3` and so on behind them."""
     taken, given = set(wanted), set[str]()
     last: Counter[str] = Counter()  # by id: the number given last
     result = []

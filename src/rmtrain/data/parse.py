@@ -58,9 +58,8 @@ def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_f
             f"{source.description}: {len(malformed)} of {len(rows)} rows are no use as {schema} rows: {shown}",
             "data.row_schema states another schema, data.columns renames columns",
         )
-    own = dict(zip((index for index, _ in good), (row.id for _, row in good), strict=True))
-    ids = unique_ids((own.get(index) for index in range(len(rows))), split)
-    return ParsedSplit(source, schema, good, faults, [ids[index] for index, _ in good], len(rows))
+    ids = unique_ids([f"{split}-{index}" if row.id is None else row.id for index, row in good])
+    return ParsedSplit(source, schema, good, faults, ids, len(rows))
 
 
 def _rename(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rmtrain.data.curate import unique_ids
 from rmtrain.data.files import suffix_of
 from rmtrain.data.sources import MissingSplitError, SourceRows, parse_source, pin_source, read_rows
 from rmtrain.data.types import PreferenceGroup
@@ -51,14 +52,8 @@ def _source(found: SourceRows) -> dict[str, Any]:
 
 def told_apart(groups: Sequence[PreferenceGroup], notify: Notify) -> list[PreferenceGroup]:
     """The groups with ids that are in one of them only: of those that share one, the later get `#2`, `#3`, …"""
-    published, taken, apart = {group.id for group in groups}, set[str](), []
-    for group in groups:
-        name, number = group.id, 1
-        while name in taken or (number > 1 and name in published):
-            number += 1
-            name = f"{group.id}#{number}"
-        taken.add(name)
-        apart.append(group._replace(id=name))
+    ids = unique_ids([group.id for group in groups])
+    apart = [group._replace(id=name) for group, name in zip(groups, ids, strict=True)]
     if changed := [new.id for old, new in zip(groups, apart, strict=True) if old.id != new.id]:
         notify(f"rows with the id of an earlier one: {len(changed)}, told apart by a number, such as {changed[0]}")
     return apart
