@@ -74,7 +74,7 @@ def test_snippet_of_the_card_runs_as_it_stands(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--dtype", "int4"], "no such dtype"),
+        (["--dtype", "int4"], "is not one of"),
         (["--private"], "--push"),
         (["--push", "noname"], "ORG/NAME"),
         (["--output", "trained"], "exists"),

@@ -72,7 +72,7 @@ def test_length_and_dtype_are_in_the_fingerprint(models: Path) -> None:
     for kind in ({}, {"reference_free": "avg"}):
         where = str(models / ("policy" if kind else "rm"))
         readings = [Reading(**kind), Reading(**kind, max_length=20), Reading(**kind, dtype="bfloat16")]  # type: ignore[arg-type]
-        loaded = [load(choose(where, Path("runs"), display, reading)) for reading in readings]
+        loaded = [load(choose(where, Path("runs"), display, reading), display) for reading in readings]
         names = {(one.fingerprint, one.max_length) for one in loaded}
         assert len(names) == 3
         assert loaded[2].fingerprint != loaded[0].fingerprint

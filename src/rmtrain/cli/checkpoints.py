@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.options import Dtype, ReferenceFree
-from rmtrain.cli.processes import handed_down, is_child
+from rmtrain.cli.options import DtypeName, PolicyReading
+from rmtrain.cli.processes import handed_down
+from rmtrain.display import Display
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.runs import MANIFEST, newest_finished
 
@@ -26,9 +27,9 @@ class Reading(NamedTuple):
     prompt: str | None = None
     label: str | None = None
     reference: str | None = None
-    reference_free: ReferenceFree | None = None
+    reference_free: PolicyReading | None = None
     max_length: int | None = None
-    dtype: Dtype | None = None
+    dtype: DtypeName | None = None
 
     @property
     def of_policy(self) -> bool:
@@ -52,27 +53,29 @@ class Reading(NamedTuple):
         return [*marks, *([self.dtype] if self.dtype is not None else [])]
 
 
+OWN = Reading()
+
+
 class Chosen(NamedTuple):
     """A checkpoint as named by the user."""
 
     where: str  # folder with the weights, or hub id
     run: Path | None  # the run folder it lies in
     name: str  # for folder names
-    reading: Reading = Reading()
+    reading: Reading = OWN
 
     @property
     def results(self) -> Path:
         """Where its results go: the run folder, or for others and other readings one of its name below this one."""
-        return self.run if self.run is not None and self.reading == Reading() else Path("results") / self.name
+        return self.run if self.run is not None and self.reading == OWN else Path("results") / self.name
 
 
-def choose(ckpt: str | None, runs: Path, display: TerminalDisplay, reading: Reading | None = None) -> Chosen:
+def choose(ckpt: str | None, runs: Path, display: TerminalDisplay, reading: Reading = OWN) -> Chosen:
     """Find what --ckpt names; left out, the newest finished run, which is said.
 
     Raises:
         InputError: a run that is not finished, no run at all, or options that exclude each other.
     """
-    reading = reading or Reading()
     if reading.of_policy and reading.label is not None:
         raise InputError("--label is for reward models, not for policies", "leave it out")
     if reading.reference is not None and reading.reference_free is not None:
@@ -84,8 +87,7 @@ def choose(ckpt: str | None, runs: Path, display: TerminalDisplay, reading: Read
 def _find(ckpt: str | None, runs: Path, display: TerminalDisplay) -> Chosen:
     if ckpt is None:
         folder = Path(handed_down("NEWEST_RUN", lambda: str(newest_finished(runs))))
-        if not is_child():  # the command that started this process has said it
-            display.note(f"checkpoint: {folder} (the newest finished run under {runs}/)")
+        display.note_once(f"checkpoint: {folder} (the newest finished run under {runs}/)")
         return Chosen(str(folder / "final"), folder, folder.name)
     path = Path(ckpt)
     if (path / MANIFEST).exists():
@@ -125,11 +127,14 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def load(chosen: Chosen, needs_rewards: str = "", options: "BackboneOptions | None" = None) -> "Checkpoint | Policy":
+def load(
+    chosen: Chosen, display: Display, needs_rewards: str = "", options: "BackboneOptions | None" = None
+) -> "Checkpoint | Policy":
     """Load the checkpoint onto this process's device.
 
     Args:
         chosen: what, and how it is read.
+        display: takes what there is to say of it.
         needs_rewards: what a model that compares can't do; empty where it can.
         options: to run it otherwise than its reading and its recipe or config say.
 
@@ -137,29 +142,40 @@ def load(chosen: Chosen, needs_rewards: str = "", options: "BackboneOptions | No
         CheckpointError: it can't be loaded.
         InputError: it can't be read so.
     """
+    found = _load_policy(chosen) if chosen.reading.of_policy else _load_reward_model(chosen, needs_rewards, options)
+    for note in found.notes:
+        display.note(note)
+    return found
+
+
+def _load_policy(chosen: Chosen) -> "Policy":
+    from rmtrain.model.devices import process_state
+    from rmtrain.model.policy import load_policy
+
+    reading, device = chosen.reading, process_state().device
+    return load_policy(
+        chosen.where,
+        reading.reference,
+        reading.reference_free or "sum",
+        device,
+        prompt=reading.prompt,
+        dtype=reading.dtype,
+        max_length=reading.max_length,
+    )
+
+
+def _load_reward_model(chosen: Chosen, needs_rewards: str, options: "BackboneOptions | None") -> "Checkpoint":
     from rmtrain.model.checkpoint import load_checkpoint
     from rmtrain.model.devices import process_state
 
-    reading, device = chosen.reading, process_state().device
-    if reading.of_policy:
-        from rmtrain.model.policy import load_policy
-
-        return load_policy(
-            chosen.where,
-            reading.reference,
-            reading.reference_free or "sum",
-            device,
-            prompt=reading.prompt,
-            dtype=reading.dtype,
-            max_length=reading.max_length,
-        )
-    where, revision = _hub_name(chosen.where)
+    reading = chosen.reading
+    where, revision = hub_name(chosen.where)
     found = load_checkpoint(
         where,
         revision=revision,
         options=options,
         dtype=None if options else reading.dtype,
-        device=device,
+        device=process_state().device,
         prompt=reading.prompt,
         label=reading.label,
     )
@@ -195,13 +211,11 @@ def weights_of(chosen: Chosen) -> str:
     """Digest of the weights' files of a checkpoint, and of its reference, as results record it; loads nothing."""
     from rmtrain.model.weights import download, fingerprint_of
 
-    folders = []
-    for name in [chosen.where, *([chosen.reading.reference] if chosen.reading.reference is not None else [])]:
-        folders.append(Path(name) if Path(name).is_dir() else download(*_hub_name(name)))
-    return fingerprint_of(*folders)
+    names = [name for name in (chosen.where, chosen.reading.reference) if name is not None]
+    return fingerprint_of(*(Path(name) if Path(name).is_dir() else download(*hub_name(name)) for name in names))
 
 
-def _hub_name(where: str) -> tuple[str, str | None]:
+def hub_name(where: str) -> tuple[str, str | None]:
     """A hub id and its revision; of a folder, which may have any name, the folder."""
     name, _, revision = (where, "", "") if Path(where).is_dir() else where.partition("@")
     return name, revision or None
@@ -215,9 +229,9 @@ def trained_recipe(checkpoint: "Checkpoint | Policy") -> "Recipe | None":
     return Recipe.model_validate_json(json.dumps(values)) if values else None
 
 
-def tokens_at_once(checkpoint: "Checkpoint | Policy") -> int:
-    """Most tokens through the backbone at once when scoring: its recipe's, or the schema's default."""
+def tokens_at_once(checkpoint: "Checkpoint | Policy", asked: int | None) -> int:
+    """Most tokens through the backbone at once when scoring: those asked for, its recipe's, or the schema's default."""
     from rmtrain.recipe.schema import EvaluationSection
 
     recipe = trained_recipe(checkpoint)
-    return (recipe.evaluation if recipe else EvaluationSection()).tokens_per_batch
+    return asked or (recipe.evaluation if recipe else EvaluationSection()).tokens_per_batch

@@ -4,27 +4,20 @@ import hashlib
 import json as jsonlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
 
-from rmtrain.cli import processes
-from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, tokens_at_once, weights_of
+from rmtrain.cli import options, processes
+from rmtrain.cli.checkpoints import OWN, Chosen, Reading, choose, load, tokens_at_once, weights_of
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.evaluate import stem
-from rmtrain.cli.options import (
-    DtypeOption,
-    JsonOption,
-    MaxLengthOption,
-    ProcessesOption,
-    ReferenceFree,
-    TokensOption,
-)
+from rmtrain.cli.evaluate import of_other_source, stem
 from rmtrain.errors import CheckpointError, DataError, InputError
 
 if TYPE_CHECKING:
     from rmtrain.data.types import PreferenceGroup
+    from rmtrain.recipe.schema import DataSection
 
 
 class _Side(NamedTuple):
@@ -61,7 +54,7 @@ def compare(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of --data or --benchmark, or of both runs.")] = None,
     benchmark: Annotated[
-        Literal["rewardbench-1", "rewardbench-2", "rm-bench", "judgebench"] | None,
+        options.Benchmark | None,
         typer.Option(help="Compare on this benchmark; --data names its rows where they are not the hub's."),
     ] = None,
     prompt_a: Annotated[str | None, _of_side("prompt", "A", _PROMPT)] = None,
@@ -70,13 +63,13 @@ def compare(
     label_b: Annotated[str | None, _of_side("label", "B", _LABEL)] = None,
     reference_a: Annotated[str | None, _of_side("reference", "A", _REFERENCE)] = None,
     reference_b: Annotated[str | None, _of_side("reference", "B", _REFERENCE)] = None,
-    reference_free_a: Annotated[ReferenceFree | None, _of_side("reference-free", "A", _FREE)] = None,
-    reference_free_b: Annotated[ReferenceFree | None, _of_side("reference-free", "B", _FREE)] = None,
-    max_length: MaxLengthOption = None,
-    dtype: DtypeOption = None,
-    tokens_per_batch: TokensOption = None,
-    num_processes: ProcessesOption = None,
-    json: JsonOption = False,
+    reference_free_a: Annotated[options.PolicyReading | None, _of_side("reference-free", "A", _FREE)] = None,
+    reference_free_b: Annotated[options.PolicyReading | None, _of_side("reference-free", "B", _FREE)] = None,
+    max_length: options.MaxLength = None,
+    dtype: options.Dtype = None,
+    tokens_per_batch: options.Tokens = None,
+    num_processes: options.Processes = None,
+    json: options.Json = False,
 ) -> None:
     """Compare two models on the same rows: difference, paired interval, exact test, and what could have been found.
 
@@ -86,15 +79,13 @@ def compare(
     [dim]rmtrain compare runs/a-20260101-120000-ab12 openbmb/UltraRM-13b --benchmark rewardbench-1[/]
     [dim]rmtrain compare openbmb/UltraRM-13b openbmb/UltraRM-13b --prompt-b ultrarm-fastchat --data pairs.jsonl[/]
     """
-    display = TerminalDisplay()
-    readings = (
-        Reading(prompt_a, label_a, reference_a, reference_free_a, max_length, dtype),
-        Reading(prompt_b, label_b, reference_b, reference_free_b, max_length, dtype),
-    )
-    sides = [_side(*named, display) for named in zip("ab", (a, b), readings, strict=True)]
-    if (max_length is not None or dtype is not None) and not any(side.chosen for side in sides):
-        raise InputError("A and B both name rows: --max-length and --dtype are for checkpoints", "leave them out")
-    try:
+    with TerminalDisplay() as display:
+        sides = [
+            _side("a", a, Reading(prompt_a, label_a, reference_a, reference_free_a, max_length, dtype), display),
+            _side("b", b, Reading(prompt_b, label_b, reference_b, reference_free_b, max_length, dtype), display),
+        ]
+        if (max_length is not None or dtype is not None) and not any(side.chosen for side in sides):
+            raise InputError("A and B both name rows: --max-length and --dtype are for checkpoints", "leave them out")
         name = _name(sides, data, split, benchmark)
         wanted = None
         lacking = any(side.rows is None and (name not in side.scored or name in side.stale) for side in sides)
@@ -108,8 +99,6 @@ def compare(
             assert chosen is not None
             assert wanted is not None
             _score(chosen, wanted, path, tokens_per_batch, display)
-    finally:
-        display.close()
     if not processes.is_main_process():
         return
     from rmtrain.evaluation.compare import compare as compare_rows
@@ -142,7 +131,7 @@ def _side(letter: str, text: str, reading: Reading, display: TerminalDisplay) ->
     of_run = mark and Path(folder).is_dir() and not path.exists()
     # results that were moved, or of weights that are gone
     rows_alone = bool(scored_rows(path)) and not any(path.glob("*config.json")) and not (path / "final").is_dir()
-    if own != Reading() and (path.is_file() or of_run or rows_alone):
+    if own != OWN and (path.is_file() or of_run or rows_alone):
         names = [name.replace("_", "-") for name, value in own._asdict().items() if value is not None]
         given = ", ".join(f"--{name}-{letter}" for name in names)
         raise InputError(
@@ -175,9 +164,8 @@ def _stale(chosen: Chosen, scored: dict[str, Path], display: TerminalDisplay) ->
     try:
         now = weights_of(chosen)
     except CheckpointError as error:
-        _note(
-            f"the rows of {chosen.where} are taken as they lie, its weights being out of reach: {error.message}",
-            display,
+        display.note_once(
+            f"the rows of {chosen.where} are taken as they lie, its weights being out of reach: {error.message}"
         )
         return frozenset()
     return frozenset(name for name, weights in of.items() if weights not in (None, now))
@@ -220,32 +208,50 @@ def _wanted(
     Raises:
         DataError: what one of the two was scored on is not recorded, or can't be read.
     """
-    from rmtrain.data.load import load_data, read_source, recipe_splits
-    from rmtrain.evaluation.bench_data import core_groups
-    from rmtrain.evaluation.benchmarks import BENCHMARKS
+    scored = next((rows for side in sides if (rows := side.rows or side.scored.get(name))), None)
+    if data is None and scored is not None and not (benchmark is not None and split is not None):
+        return _scored_on(scored, name, display)
+    if data is None and benchmark is None:
+        raise DataError(f"neither A nor B was scored on {name!r} yet", "name its rows with --data")
+    return _read(name, data, split, benchmark, None, display)
+
+
+def _scored_on(rows: Path, name: str, display: TerminalDisplay) -> _Wanted:
+    """The data that rows were scored on; of a run, as its recipe reads it."""
+    from rmtrain.data.load import load_data, recipe_splits
     from rmtrain.evaluation.compare import result_beside
     from rmtrain.recipe.load import load_recipe
 
-    section = None
-    scored = next((rows for side in sides if (rows := side.rows or side.scored.get(name))), None)
-    if data is None and scored is not None and not (benchmark is not None and split is not None):
-        result = result_beside(scored)
-        if not result.get("data"):
-            raise DataError(f"{scored}: nothing beside it says of which data it is", "name them: --data or --benchmark")
-        where = re.fullmatch(r"(.+?)(?: \((\S+)\))?", result["data"]["source"])
-        assert where is not None
-        (data, split), benchmark = where.groups(), result.get("benchmark")
-        if (path := scored.parent.parent / "recipe.yaml").exists():  # the rows are of a run, read as its recipe says
-            recipe = load_recipe(path).recipe
-            section = recipe.data.model_copy(update={"source": data, "columns": {}, "row_schema": "auto"})
-            if name in recipe_splits(recipe.data):
-                own = load_data(recipe.data, recipe.run.seed, [name]).splits[name]
-                if own.fingerprint == result["data"]["fingerprint"]:
-                    return _Wanted(name, own.groups, result["data"], None)
-    if data is None and benchmark is None:
-        raise DataError(f"neither A nor B was scored on {name!r} yet", "name its rows with --data")
+    result, section = result_beside(rows), None
+    if not result.get("data"):
+        raise DataError(f"{rows}: nothing beside it says of which data it is", "name them: --data or --benchmark")
+    where = re.fullmatch(r"(.+?)(?: \((\S+)\))?", result["data"]["source"])
+    assert where is not None
+    data, split = where.groups()
+    if (path := rows.parent.parent / "recipe.yaml").exists():
+        recipe = load_recipe(path).recipe
+        section = of_other_source(recipe.data, data)
+        if name in recipe_splits(recipe.data):
+            own = load_data(recipe.data, recipe.run.seed, [name]).splits[name]
+            if own.fingerprint == result["data"]["fingerprint"]:
+                return _Wanted(name, own.groups, result["data"], None)
+    return _read(name, data, split, result.get("benchmark"), section, display)
+
+
+def _read(
+    name: str,
+    data: str | None,
+    split: str | None,
+    benchmark: str | None,
+    section: "DataSection | None",
+    display: TerminalDisplay,
+) -> _Wanted:
+    from rmtrain.data.load import read_source
+    from rmtrain.evaluation.bench_data import core_groups
+    from rmtrain.evaluation.benchmarks import BENCHMARKS
+
     if benchmark is not None:
-        groups, source = core_groups(BENCHMARKS[benchmark], data, split, lambda line: _note(line, display))
+        groups, source = core_groups(BENCHMARKS[benchmark], data, split, display.note_once)
         return _Wanted(name, groups, source, benchmark)
     found = read_source(str(data), split, section, evaluation=True)
     source = {"source": found.source, "revision": found.revision, "fingerprint": found.fingerprint}
@@ -269,16 +275,10 @@ def _rows_path(side: _Side, name: str, wanted: _Wanted | None, display: Terminal
             f"no rows of {name!r} on that data among {', '.join(map(str, side.scored.values()))}", "name a CKPT"
         )
     if same_data:
-        _note(f"{side.chosen.where}: other weights than when {lying} was written", display)
+        display.note_once(f"{side.chosen.where}: other weights than when {lying} was written")
     assert wanted is not None
     digest = hashlib.sha256(f"{weights_of(side.chosen)} {wanted.groups}".encode()).hexdigest()
     return side.chosen.results / "compare" / f"{name}-{digest[:12]}.rows.jsonl"
-
-
-def _note(line: str, display: TerminalDisplay) -> None:
-    """One line, which the command that started this process has said already."""
-    if not processes.is_child():
-        display.note(line)
 
 
 def _score(chosen: Chosen, wanted: _Wanted, path: Path, budget: int | None, display: TerminalDisplay) -> None:
@@ -288,10 +288,9 @@ def _score(chosen: Chosen, wanted: _Wanted, path: Path, budget: int | None, disp
     from rmtrain.files import write_json
 
     by_rewards = wanted.benchmark is not None and BENCHMARKS[wanted.benchmark].needs_rewards
-    checkpoint = load(chosen, str(wanted.benchmark) if by_rewards else "")
-    for note in (f"scoring {chosen.where} on {wanted.name}", *checkpoint.notes):
-        display.note(note)
-    score_rows(checkpoint, wanted.name, wanted.groups, budget or tokens_at_once(checkpoint), path, display)
+    display.note(f"scoring {chosen.where} on {wanted.name}")
+    checkpoint = load(chosen, display, str(wanted.benchmark) if by_rewards else "")
+    score_rows(checkpoint, wanted.name, wanted.groups, tokens_at_once(checkpoint, budget), path, display)
     what = {"benchmark": wanted.benchmark} if wanted.benchmark is not None else {"split": wanted.name}
     result = {"ckpt": checkpoint.where, **what, **reading_of(checkpoint), "data": wanted.source, "rows": str(path)}
     if processes.is_main_process():

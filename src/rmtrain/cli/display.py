@@ -8,23 +8,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from rmtrain.cli.processes import is_main_process
+from rmtrain.cli.processes import is_child, is_main_process
 
 _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 _WAITING = 0.02  # share of a step spent on waiting for data, from which on it is shown
 
 
-def error_console() -> Console:
-    """Standard error, which takes everything but results."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
-
-
 class TerminalDisplay:
-    """Shows notes, progress and figures as they come; of several processes, only the main one shows any."""
+    """Shows notes, progress and figures as they come; of several processes, only the main one shows any.
+
+    As a context manager, takes its bars off the screen at the end.
+    """
 
     def __init__(self) -> None:
-        self.console = error_console()
-        self.console.quiet = not is_main_process()
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=not is_main_process())
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
         self._told: dict[str, float] = {}
@@ -32,6 +29,11 @@ class TerminalDisplay:
     def note(self, line: str) -> None:
         """One line, as it is."""
         self.console.print(Text(line))
+
+    def note_once(self, line: str) -> None:
+        """A line that the command which started this process, if one did, has said already."""
+        if not is_child():
+            self.note(line)
 
     def progress(self, task: str, done: int, total: int, status: str = "") -> None:
         """A bar that goes when the task is done, or a line every ten seconds."""
@@ -58,7 +60,7 @@ class TerminalDisplay:
         if done >= total:
             self._bars.remove_task(self._tasks.pop(task))
             if not self._tasks:
-                self.close()
+                self.__exit__()
 
     def metrics(self, figures: dict[str, Any]) -> None:
         """A training step moves the bar (or prints a line); a validation prints a line."""
@@ -82,8 +84,10 @@ class TerminalDisplay:
         else:
             self.note(f"step {step}/{steps}  {status}")
 
-    def close(self) -> None:
-        """Take the bars off the screen."""
+    def __enter__(self) -> "TerminalDisplay":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self._bars is not None:
             self._bars.stop()
             self._bars, self._tasks = None, {}

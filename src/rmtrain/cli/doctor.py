@@ -7,6 +7,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rmtrain.cli.options import JsonOption
+from rmtrain.cli import options
+from rmtrain.data.render import first_line
 
 State = Literal["ok", "warning", "problem"]
 
@@ -36,13 +38,13 @@ class Check(NamedTuple):
 
 
 def doctor(
-    json: JsonOption = False,
+    json: options.Json = False,
 ) -> None:
     """Check Python, packages, GPUs, the hub's settings, caches and disk; exits with 1 if something is wrong.
 
     [dim]rmtrain doctor[/]
     """
-    checks = [check for group in (_python, _packages, _devices, _extras, _hub, _disk, _cores) for check in _run(group)]
+    checks = [check for group in (_packages, _devices, _extras, _hub, _disk, _machine) for check in _run(group)]
     problems = [check for check in checks if check.state == "problem"]
     if json:
         print(jsonlib.dumps({"ok": not problems, "checks": [check._asdict() for check in checks]}, indent=2))
@@ -68,7 +70,7 @@ def _render(checks: list[Check]) -> None:
         state.stylize(_STYLES[check.state])
         table.add_row(state, safe_text(check.name), detail)
     console.print(table)
-    found = {state: sum(check.state == state for check in checks) for state in _STYLES}
+    found = Counter(check.state for check in checks)
     console.print(f"\nok: {found['ok']}, warnings: {found['warning']}, problems: {found['problem']}")
 
 
@@ -80,15 +82,6 @@ def _run(group: Callable[[], Iterator[Check]]) -> Iterator[Check]:
         yield Check(group.__name__.strip("_"), "problem", f"the check failed: {type(error).__name__}: {error}")
 
 
-def _python() -> Iterator[Check]:
-    from packaging.specifiers import SpecifierSet
-
-    wanted = metadata.metadata("rmtrain")["Requires-Python"] or ""
-    fits = SpecifierSet(wanted).contains(platform.python_version(), prereleases=True)
-    found = f"{platform.python_version()} at {sys.executable}"
-    yield Check("Python", "ok", found) if fits else Check("Python", "problem", found, f"install Python {wanted}")
-
-
 def _packages() -> Iterator[Check]:
     """Each package that rmtrain needs against the versions that its own metadata asks for."""
     from packaging.requirements import Requirement
@@ -98,21 +91,17 @@ def _packages() -> Iterator[Check]:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
+        wanted = f"{requirement.name}{requirement.specifier}"
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            yield Check(requirement.name, "problem", "not installed", f"pip install '{_plain(requirement)}'")
+            yield Check(requirement.name, "problem", "not installed", f"pip install '{wanted}'")
             continue
         if requirement.specifier.contains(version, prereleases=True):
             found.append(f"{requirement.name} {version}")
         else:
-            wanted = _plain(requirement)
             yield Check(requirement.name, "problem", f"{version}, needed is {wanted}", f"pip install '{wanted}'")
     yield Check("packages", "ok", ", ".join(found))
-
-
-def _plain(requirement: Any) -> str:
-    return f"{requirement.name}{requirement.specifier}"
 
 
 def _devices() -> Iterator[Check]:
@@ -162,8 +151,9 @@ def _attention(torch: Any) -> Check:
             return Check("packed attention", "ok", f"flash-attn {metadata.version('flash_attn')}")
         return Check("packed attention", "problem", "neither torch's variable-length attention nor flash-attn", hint)
     except (RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return Check("packed attention", "problem", f"torch's variable-length attention fails: {reason}", hint)
+        return Check(
+            "packed attention", "problem", f"torch's variable-length attention fails: {first_line(error)}", hint
+        )
     return Check("packed attention", "ok", "torch's variable-length attention runs")
 
 
@@ -181,9 +171,8 @@ def _extras() -> Iterator[Check]:
     try:
         importlib.import_module("bitsandbytes")
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = "install it again; until then keep model.quantization: none and optim.optimizer: adamw"
-        yield Check("bitsandbytes", "warning", f"can't be imported: {reason}", hint)
+        yield Check("bitsandbytes", "warning", f"can't be imported: {first_line(error)}", hint)
     else:
         yield Check("bitsandbytes", "ok", "can be imported")
     if importlib.util.find_spec("deepspeed") is None:
@@ -203,42 +192,33 @@ def _extensions() -> Path:
 
 def _hub() -> Iterator[Check]:
     """How the hub would be reached; nothing is sent."""
+    from huggingface_hub import get_token
+
     offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_on(name)]
     endpoint = os.environ.get("HF_ENDPOINT")
-    if endpoint is not None:
-        parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            yield Check("hub", "problem", "HF_ENDPOINT is not a web address", "set it to https://… or unset it")
-            return
-    where = f"HF_ENDPOINT is {parts.scheme}://{parts.hostname}" if endpoint is not None else "default endpoint"
-    token = "a token is set" if os.environ.get("HF_TOKEN") or _token_file().exists() else "no token"
-    if offline:
+    parts = urlsplit(endpoint or "")
+    if endpoint is not None and (parts.scheme not in ("http", "https") or not parts.hostname):
+        yield Check("hub", "problem", "HF_ENDPOINT is not a web address", "set it to https://… or unset it")
+    elif offline:
         hint = f"unset {', '.join(offline)} to download models and data"
         yield Check("hub", "warning", f"offline by {', '.join(offline)}: only what is cached can be used", hint)
     else:
-        yield Check("hub", "ok", f"online; {where}; {token}")
+        where = f"HF_ENDPOINT is {parts.scheme}://{parts.hostname}" if endpoint is not None else "default endpoint"
+        yield Check("hub", "ok", f"online; {where}; {'a token is set' if get_token() else 'no token'}")
 
 
 def _is_on(name: str) -> bool:
     return os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def _hub_home() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
-
-
-def _token_file() -> Path:
-    return Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token")
-
-
 def _disk() -> Iterator[Check]:
     """Whether caches and run folders can be written, and how much room they have."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     from rmtrain.data.prepare import cache_folder
 
-    hub = Path(os.environ.get("HF_HUB_CACHE") or _hub_home() / "hub").expanduser()
     for name, folder, least in (
-        ("model cache", hub, _LEAST_FREE),
+        ("model cache", Path(HF_HUB_CACHE), _LEAST_FREE),
         ("rmtrain cache", cache_folder(), 2**30),
         ("working folder", Path.cwd(), _LEAST_FREE),
     ):
@@ -261,6 +241,6 @@ def _room(name: str, folder: Path, least: int) -> Check:
     return Check(name, "ok", detail)
 
 
-def _cores() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Check("CPU", "ok", f"{cores} cores")
+def _machine() -> Iterator[Check]:
+    yield Check("Python", "ok", f"{platform.python_version()} at {sys.executable}")
+    yield Check("CPU", "ok", f"{len(os.sched_getaffinity(0))} cores")

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.processes import processes_wanted
@@ -14,30 +13,23 @@ from rmtrain.errors import InputError
 if TYPE_CHECKING:
     from rmtrain.data.prepare import ReadySplit
     from rmtrain.data.render import Renderer
-    from rmtrain.recipe.load import LoadedRecipe
+    from rmtrain.recipe.schema import Recipe
     from rmtrain.training.prospect import Prospect
 
 
-def dry_run(loaded: "LoadedRecipe", num_processes: int | None, as_json: bool) -> None:
+def dry_run(recipe: "Recipe", num_processes: int | None, as_json: bool) -> None:
     """Read and tokenise the data, count parameters on the meta device, plan the steps, and show the first group."""
-    from rmtrain.data.load import load_data, recipe_splits
-    from rmtrain.data.prepare import tokenize_splits
+    from rmtrain.data.prepare import prepare
     from rmtrain.model.footprint import count_parameters
     from rmtrain.model.reward_model import load_config, recipe_renderer
     from rmtrain.reporting.books import describe_splits, ledger_table
     from rmtrain.training.prospect import look_ahead
 
-    recipe, display = loaded.recipe, TerminalDisplay()
-    try:
-        data = load_data(recipe.data, recipe.run.seed, recipe_splits(recipe.data))
-        model = recipe.model
-        renderer = recipe_renderer(model)
-        splits = tokenize_splits(data, renderer, recipe.data.max_length, recipe.data.over_length, display)
-    finally:
-        display.close()
+    with TerminalDisplay() as display:
+        data, renderer, splits = prepare(recipe, recipe_renderer(recipe.model), display)
     processes = processes_wanted(num_processes, here=False)
     prospect = look_ahead(recipe, splits, processes)
-    plan, packing, notes = prospect.plan, prospect.packing, prospect.notes
+    plan, packing = prospect.plan, prospect.packing
     sizes = splits["train"].tokens.lengths()
     distinct = sum(prefix + sum(suffixes) for prefix, suffixes in sizes)
     twice = sum(prefix + suffix for prefix, suffixes in sizes for suffix in suffixes)
@@ -51,28 +43,28 @@ def dry_run(loaded: "LoadedRecipe", num_processes: int | None, as_json: bool) ->
         "packing": packing,
         "tokens_per_epoch": distinct if packing == "shared_prompt" else twice,
         "tokens_saved_by_sharing": twice - distinct if packing == "shared_prompt" else 0,
-        **count_parameters(load_config(model.name, model.revision), recipe.lora),
+        **count_parameters(load_config(recipe.model.name, recipe.model.revision), recipe.lora),
     }
     first = _first_group(splits["train"], renderer)
     books = describe_splits(data, splits)
     memory = _memory(prospect)
     if as_json:
-        answer = {"derived": derived, "memory": memory, "data": books, "first_group": first, "notes": notes}
+        answer = {"derived": derived, "memory": memory, "data": books, "first_group": first, "notes": prospect.notes}
         print(jsonlib.dumps(answer, indent=2))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     width = max(map(len, derived))
     for key, value in derived.items():
         console.print(f"{key.replace('_', ' '):<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
     console.print(_memory_table(memory))
     if memory["too_large"] is not None:
-        console.print(Text(memory["too_large"]))
+        console.print(memory["too_large"])
     console.print(ledger_table(books))
-    for note in [*notes, *books["notes"]]:
-        console.print(Text(f"note: {note}"))
-    console.print(Text(f"\nfirst group: {first['id']}, preferences {first['preferences']}"))
+    for note in [*prospect.notes, *books["notes"]]:
+        console.print(f"note: {note}")
+    console.print(f"\nfirst group: {first['id']}, preferences {first['preferences']}")
     for index, sequence in enumerate(first["sequences"]):
-        console.print(Text(f"completion {index} ({sequence['tokens']} tokens): {_shorten(sequence['text'])}"))
+        console.print(f"completion {index} ({sequence['tokens']} tokens): {_shorten(sequence['text'])}")
 
 
 def _memory(prospect: "Prospect") -> dict[str, Any]:

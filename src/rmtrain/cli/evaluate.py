@@ -8,36 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from rmtrain.cli import processes
+from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, tokens_at_once, trained_recipe
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.options import (
-    CkptOption,
-    DtypeOption,
-    JsonOption,
-    LabelOption,
-    MaxLengthOption,
-    ProcessesOption,
-    PromptOption,
-    ReferenceFreeOption,
-    ReferenceOption,
-    RunsOption,
-    TokensOption,
-)
 from rmtrain.errors import InputError
 
 if TYPE_CHECKING:
     from rmtrain.data.load import SplitData
     from rmtrain.model.checkpoint import Checkpoint
     from rmtrain.model.policy import Policy
+    from rmtrain.recipe.schema import DataSection
 
 
 def evaluate(
-    ckpt: CkptOption = None,
-    prompt: PromptOption = None,
-    label: LabelOption = None,
-    reference: ReferenceOption = None,
-    reference_free: ReferenceFreeOption = None,
+    ckpt: options.Ckpt = None,
+    prompt: options.Prompt = None,
+    label: options.Label = None,
+    reference: options.Reference = None,
+    reference_free: options.ReferenceFree = None,
     split: Annotated[
         list[str] | None, typer.Option(help="Split of the checkpoint's recipe, or of --data; may be repeated.")
     ] = None,
@@ -47,28 +35,25 @@ def evaluate(
     min_accuracy: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit with 1 if a split's accuracy is below this.")
     ] = None,
-    max_length: MaxLengthOption = None,
-    dtype: DtypeOption = None,
-    tokens_per_batch: TokensOption = None,
-    num_processes: ProcessesOption = None,
-    runs: RunsOption = Path("runs"),
-    json: JsonOption = False,
+    max_length: options.MaxLength = None,
+    dtype: options.Dtype = None,
+    tokens_per_batch: options.Tokens = None,
+    num_processes: options.Processes = None,
+    runs: options.Runs = Path("runs"),
+    json: options.Json = False,
 ) -> None:
     """Rank the preferences of a split with a checkpoint: accuracy with its interval, beside what length alone gives.
 
     [dim]rmtrain eval --split test[/]
     [dim]rmtrain eval --ckpt runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl --min-accuracy 0.7[/]
     """
-    display = TerminalDisplay()
-    chosen = choose(ckpt, runs, display, Reading(prompt, label, reference, reference_free, max_length, dtype))
-    processes.spread(num_processes)
-    try:
-        checkpoint = load(chosen)
+    with TerminalDisplay() as display:
+        chosen = choose(ckpt, runs, display, Reading(prompt, label, reference, reference_free, max_length, dtype))
+        processes.spread(num_processes)
+        checkpoint = load(chosen, display)
         splits = _read(checkpoint, split or [], data)
-        budget = tokens_per_batch or tokens_at_once(checkpoint)
-        results = score_loaded(checkpoint, chosen, splits, budget, display)
-    finally:
-        display.close()
+        budget = tokens_at_once(checkpoint, tokens_per_batch)
+        results = _score(checkpoint, chosen, splits, budget, display)
     if not processes.is_main_process():
         return
     if json:
@@ -93,11 +78,9 @@ def _read(checkpoint: "Checkpoint | Policy", names: list[str], source: str | Non
 
     recipe = trained_recipe(checkpoint)
     if source is not None:
-        other = {"source": source, "columns": {}, "row_schema": "auto"}
-        section = recipe.data.model_copy(update=other) if recipe else None
-        if not names:
-            return {stem(source): read_source(source, None, section, evaluation=True)}
-        return {name: read_source(source, name, section, evaluation=True) for name in names}
+        section = of_other_source(recipe.data, source) if recipe else None
+        splits: list[str | None] = [*names] or [None]
+        return {name or stem(source): read_source(source, name, section, evaluation=True) for name in splits}
     if recipe is None:
         raise InputError(f"{checkpoint.where}: no recipe lies beside the weights", "name the data with --data SOURCE")
     wanted = names or list(recipe.evaluation.splits)
@@ -109,7 +92,12 @@ def stem(source: str) -> str:
     return Path(source.partition("@")[0]).name.split(".")[0].replace(":", "-") or "data"
 
 
-def score_loaded(
+def of_other_source(section: "DataSection", source: str) -> "DataSection":
+    """A recipe's way of reading data, for rows of another source."""
+    return section.model_copy(update={"source": source, "columns": {}, "row_schema": "auto"})
+
+
+def _score(
     checkpoint: "Checkpoint | Policy",
     chosen: Chosen,
     splits: Mapping[str, "SplitData"],
@@ -119,8 +107,6 @@ def score_loaded(
     """Evaluate splits and write their files under `eval/`."""
     from rmtrain.evaluation.splits import evaluate_split
 
-    for note in checkpoint.notes:
-        display.note(note)
     return [
         evaluate_split(checkpoint, name, split, tokens_per_batch, chosen.results / "eval", display)
         for name, split in splits.items()
@@ -132,4 +118,4 @@ def score_splits(
 ) -> list[dict[str, Any]]:
     """Evaluate a finished run on splits already read, with the model as it lies in `final/`."""
     chosen = Chosen(str(run / "final"), run, run.name)
-    return score_loaded(load(chosen), chosen, splits, tokens_per_batch, display) if splits else []
+    return _score(load(chosen, display), chosen, splits, tokens_per_batch, display) if splits else []

@@ -7,27 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from rmtrain.cli.checkpoints import choose
+from rmtrain.cli import options
+from rmtrain.cli.checkpoints import choose, hub_name
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.options import CkptOption, JsonOption, RunsOption
 from rmtrain.errors import InputError, RunFailedError
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def export(
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not exist.")],
-    ckpt: CkptOption = None,
+    ckpt: options.Ckpt = None,
     dtype: Annotated[
-        str | None,
-        typer.Option(metavar="|".join(_DTYPES), help="Of the stored weights; default: that of training."),
+        options.DtypeName | None, typer.Option(help="Of the stored weights; default: that of training.")
     ] = None,
     push: Annotated[
         str | None, typer.Option(metavar="ORG/NAME", help="Upload the folder to this repository of the hub.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make that repository private if it is new.")] = False,
-    runs: RunsOption = Path("runs"),
-    json: JsonOption = False,
+    runs: options.Runs = Path("runs"),
+    json: options.Json = False,
 ) -> None:
     """Merge the adapters in float32 into a plain model that transformers opens, and prove that its rewards agree.
 
@@ -36,8 +33,6 @@ def export(
 
     [dim]rmtrain export --ckpt runs/mistral_lora-20260101-120000-ab12 --output mistral-rm[/]
     """
-    if dtype is not None and dtype not in _DTYPES:
-        raise InputError(f"--dtype {dtype}: no such dtype", f"choose one of {', '.join(_DTYPES)}")
     if private and push is None:
         raise InputError("--private says how --push makes a repository", "add --push ORG/NAME, or leave it out")
     display = TerminalDisplay()
@@ -47,18 +42,11 @@ def export(
     from rmtrain.evaluation.export import export as export_model
     from rmtrain.reporting.card import write_exported_card
 
-    where, _, revision = chosen.where.partition("@")
-    try:
-        result = export_model(
-            where,
-            output,
-            dtype,  # type: ignore[arg-type]  # one of _DTYPES
-            revision or None,
-            display.note,
-            lambda folder, sidecar: write_exported_card(folder, chosen.run, sidecar),
-        )
-    finally:
-        display.close()
+    def finish(folder: Path, sidecar: dict[str, Any]) -> None:
+        write_exported_card(folder, chosen.run, sidecar)
+
+    where, revision = hub_name(chosen.where)
+    result = export_model(where, output, dtype, revision, display.note, finish)
     result["pushed"] = _push(output, push, private) if push is not None else None
     print(jsonlib.dumps(result, indent=2) if json else _told(result))
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from rmtrain.cli import options
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.options import JsonOption, RunsOption
 
 
 def leaderboard(
@@ -27,8 +27,8 @@ def leaderboard(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw it too, as .png, .svg or .pdf by the file's name.")
     ] = None,
-    runs: RunsOption = Path("runs"),
-    json: JsonOption = False,
+    runs: options.Runs = Path("runs"),
+    json: options.Json = False,
 ) -> None:
     """Show RewardBench 1 scores of published reward models, then and by today's formulas, with your own in place.
 

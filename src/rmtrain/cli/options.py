@@ -5,54 +5,47 @@ from typing import Annotated, Literal
 
 import typer
 
-CkptOption = Annotated[
+Ckpt = Annotated[
     str | None,
     typer.Option("--ckpt", help="Run folder, checkpoint folder or hub id; default: the newest finished run."),
 ]
-PromptOption = Annotated[
+Prompt = Annotated[
     str | None,
     typer.Option(
-        "--prompt",
         metavar="NAME",
         help="Of another's model: the prompt's name, or a .jinja chat template; default: the model's own.",
     ),
 ]
-LabelOption = Annotated[
-    str | None,
-    typer.Option("--label", metavar="NAME", help="Of a model with several labels: name or number of the reward's."),
+Label = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of a model with several labels: name or number of the reward's.")
 ]
-ReferenceOption = Annotated[
+Reference = Annotated[
     str | None,
     typer.Option(
-        "--reference",
-        metavar="REF",
-        help="CKPT is a policy trained by DPO: score by log-probabilities against this reference model.",
+        metavar="REF", help="CKPT is a policy trained by DPO: score by log-probabilities against this reference model."
     ),
 ]
-ReferenceFree = Literal["avg", "sum", "norm"]
-ReferenceFreeOption = Annotated[
-    ReferenceFree | None,
+PolicyReading = Literal["avg", "sum", "norm"]
+ReferenceFree = Annotated[
+    PolicyReading | None,
     typer.Option(
         help="CKPT is a policy: score by its log-probabilities alone, their mean, their sum or their negative L2 norm."
     ),
 ]
-MaxLengthOption = Annotated[
+MaxLength = Annotated[
     int | None,
     typer.Option(
         min=16, help="Tokens of prompt and one completion; default: the recipe's, or at most 4,096 of another's model."
     ),
 ]
-Dtype = Literal["float32", "bfloat16", "float16"]
-DtypeOption = Annotated[
-    Dtype | None, typer.Option(help="Run the weights in this; default: as trained, or as the model's config says.")
+DtypeName = Literal["float32", "bfloat16", "float16"]
+Dtype = Annotated[
+    DtypeName | None, typer.Option(help="Run the weights in this; default: as trained, or as the model's config says.")
 ]
-TokensOption = Annotated[
-    int | None,
-    typer.Option("--tokens-per-batch", min=1, help="Most tokens through the backbone at once; default: the recipe's."),
+Benchmark = Literal["rewardbench-1", "rewardbench-2", "rm-bench", "judgebench"]
+Tokens = Annotated[
+    int | None, typer.Option(min=1, help="Most tokens through the backbone at once; default: the recipe's.")
 ]
-ProcessesOption = Annotated[
-    int | None,
-    typer.Option("--num-processes", help="Processes to start on this machine; default one a GPU, else one."),
-]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Where run folders lie.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Processes = Annotated[int | None, typer.Option(help="Processes to start on this machine; default one a GPU, else one.")]
+Runs = Annotated[Path, typer.Option(help="Where run folders lie.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]

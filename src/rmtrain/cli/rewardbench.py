@@ -8,22 +8,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from rmtrain.cli import processes
+from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, tokens_at_once
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.options import (
-    CkptOption,
-    DtypeOption,
-    JsonOption,
-    LabelOption,
-    MaxLengthOption,
-    ProcessesOption,
-    PromptOption,
-    ReferenceFreeOption,
-    ReferenceOption,
-    RunsOption,
-    TokensOption,
-)
+from rmtrain.display import Silent
 from rmtrain.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,14 +20,12 @@ if TYPE_CHECKING:
 
 
 def rewardbench(
-    ckpt: CkptOption = None,
-    prompt: PromptOption = None,
-    label: LabelOption = None,
-    reference: ReferenceOption = None,
-    reference_free: ReferenceFreeOption = None,
-    benchmark: Annotated[
-        Literal["rewardbench-1", "rewardbench-2", "rm-bench", "judgebench"], typer.Option(help="Which benchmark.")
-    ] = "rewardbench-1",
+    ckpt: options.Ckpt = None,
+    prompt: options.Prompt = None,
+    label: options.Label = None,
+    reference: options.Reference = None,
+    reference_free: options.ReferenceFree = None,
+    benchmark: Annotated[options.Benchmark, typer.Option(help="Which benchmark.")] = "rewardbench-1",
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Its rows; default: its dataset on the hub.")
     ] = None,
@@ -72,12 +58,12 @@ def rewardbench(
             help="Score rewardbench-1 also as the leaderboard's runner did, in this precision, and show what differs."
         ),
     ] = None,
-    max_length: MaxLengthOption = None,
-    dtype: DtypeOption = None,
-    tokens_per_batch: TokensOption = None,
-    num_processes: ProcessesOption = None,
-    runs: RunsOption = Path("runs"),
-    json: JsonOption = False,
+    max_length: options.MaxLength = None,
+    dtype: options.Dtype = None,
+    tokens_per_batch: options.Tokens = None,
+    num_processes: options.Processes = None,
+    runs: options.Runs = Path("runs"),
+    json: options.Json = False,
 ) -> None:
     """Score a benchmark with a checkpoint: subsets, sections with intervals, and the overall figure of every era.
 
@@ -89,49 +75,43 @@ def rewardbench(
         _check_output(output)
     reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
     if results:
-        idle = {"ckpt": ckpt, **reading._asdict(), "data": data, "split": split, "prior_data": prior_data or None}
+        idle: dict[str, Any] = {
+            "ckpt": ckpt,
+            **reading._asdict(),
+            "data": data,
+            "split": split,
+            "prior_data": prior_data or None,
+        }
         idle |= {"parity": parity, "tokens_per_batch": tokens_per_batch, "num_processes": num_processes}
         if given := [f"--{name.replace('_', '-')}" for name, value in idle.items() if value is not None]:
             raise InputError(
                 f"--results takes accuracies as published, so nothing would come of {', '.join(given)}",
                 "leave out the one or the other",
             )
-        from rmtrain.evaluation.bench_published import flat_of, results_from_published
-        from rmtrain.files import write_json
-
-        found = results_from_published(results, benchmark)
-        if output is not None:
-            write_json(output, flat_of(found))
-        _render(found[0] if len(found) == 1 else found, json)
+        _republish(results, benchmark, output, json)
         return
-    display = TerminalDisplay()
-    chosen = choose(ckpt, runs, display, reading)
     if parity and (benchmark != "rewardbench-1" or reading.of_policy):
         raise InputError("--parity is for reward models on rewardbench-1", "leave it out, or choose that benchmark")
-    processes.spread(num_processes)
-    from rmtrain.evaluation.bench_data import core_groups, prior_groups
-    from rmtrain.evaluation.bench_published import to_flat
-    from rmtrain.evaluation.benchmarks import BENCHMARKS, benchmark_result
-    from rmtrain.evaluation.splits import reading_of, score_rows
-    from rmtrain.files import write_json
+    with TerminalDisplay() as display:
+        chosen = choose(ckpt, runs, display, reading)
+        processes.spread(num_processes)
+        from rmtrain.evaluation.bench_data import core_groups, prior_groups
+        from rmtrain.evaluation.bench_published import to_flat
+        from rmtrain.evaluation.benchmarks import BENCHMARKS, benchmark_result
+        from rmtrain.evaluation.splits import reading_of, score_rows
+        from rmtrain.files import write_json
 
-    definition = BENCHMARKS[benchmark]
-    try:
+        definition, folder = BENCHMARKS[benchmark], chosen.results / "rewardbench"
         groups, source = core_groups(definition, data, split, display.note)
         prior, prior_sources = prior_groups(definition, prior_data, display.note) if prior_data else ([], [])
-        ladder = chosen.results / "rewardbench" / f"{benchmark}.parity.md"
+        ladder = folder / f"{benchmark}.parity.md"
         runner = _score_as_runner(chosen, parity, (groups, prior), ladder, display) if parity else None
-        checkpoint = load(chosen, benchmark if definition.needs_rewards else "")
-        for note in checkpoint.notes:
-            display.note(note)
-        budget = tokens_per_batch or tokens_at_once(checkpoint)
-        folder = chosen.results / "rewardbench"
+        checkpoint = load(chosen, display, benchmark if definition.needs_rewards else "")
+        budget = tokens_at_once(checkpoint, tokens_per_batch)
         path = folder / f"{benchmark}.rows.jsonl"
         rows = score_rows(checkpoint, benchmark, groups, budget, path, display)
         prior_path = folder / f"{benchmark}-prior.rows.jsonl"
         prior_rows = score_rows(checkpoint, "prior sets", prior, budget, prior_path, display) if prior else []
-    finally:
-        display.close()
     if not processes.is_main_process():
         return
     result = {
@@ -155,6 +135,17 @@ def rewardbench(
     _render(result, json)
 
 
+def _republish(files: list[Path], benchmark: str, output: Path | None, as_json: bool) -> None:
+    """The results of published accuracies, with no model."""
+    from rmtrain.evaluation.bench_published import flat_of, results_from_published
+    from rmtrain.files import write_json
+
+    found = results_from_published(files, benchmark)
+    if output is not None:
+        write_json(output, flat_of(found))
+    _render(found[0] if len(found) == 1 else found, as_json)
+
+
 def _check_output(path: Path) -> None:
     if path.exists():
         raise InputError(f"{path} exists", "choose another --output")
@@ -175,7 +166,9 @@ def _score_as_runner(
     from rmtrain.model.reward_model import BackboneOptions
 
     dtype, quantization = ("float16", "int8") if precision == "int8" else (precision, "none")
-    official = cast(Checkpoint, load(chosen, "--parity", BackboneOptions(dtype, quantization, packing="none")))
+    official = cast(
+        Checkpoint, load(chosen, Silent(), "--parity", BackboneOptions(dtype, quantization, packing="none"))
+    )
     official.need_decoder("--parity")
     settings, rungs = score_official(official, *groups, chosen.reading.prompt is None, ladder, display)
     if settings["prompt"] is not None:

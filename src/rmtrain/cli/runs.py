@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from rmtrain.cli import options
 from rmtrain.errors import InputError
 from rmtrain.runs import MANIFEST, list_runs, offline_wandb
 
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="List the runs, and show one of them.")
 
 Folder = Annotated[Path, typer.Option("--folder", "--runs", help="Where run folders lie.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 _LOCK_HOLDER = re.compile(r"process (\d+) on (.+)")  # what rmtrain.runs.locked leaves in a run's .lock
 
 
 @app.command("list")
-def list_folder(folder: Folder = Path("runs"), json: Json = False) -> None:
+def list_folder(folder: Folder = Path("runs"), json: options.Json = False) -> None:
     """List all runs, oldest first, with how far they came and how well they rank.
 
     [dim]rmtrain runs list[/]
@@ -55,7 +55,7 @@ def list_folder(folder: Folder = Path("runs"), json: Json = False) -> None:
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the name of one under --folder.")],
     folder: Folder = Path("runs"),
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Show what a run trained, how it ended, and its results.
 

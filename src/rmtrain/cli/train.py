@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from rmtrain.cli import processes
+from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.options import JsonOption, ProcessesOption
 from rmtrain.errors import InputError
 from rmtrain.runs import offline_wandb
 
 if TYPE_CHECKING:
-    from rmtrain.data.load import PreparedData, SplitData
+    from rmtrain.data.load import SplitData
+    from rmtrain.data.prepare import ReadyData
     from rmtrain.recipe.load import LoadedRecipe
 
 
@@ -26,7 +26,7 @@ def train(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the recipe, such as optim.epochs=2."),
     ] = None,
-    num_processes: ProcessesOption = None,
+    num_processes: options.Processes = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with this run folder from its newest whole checkpoint.")
     ] = None,
@@ -39,7 +39,7 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print every value and where it came from; train nothing.")
     ] = False,
-    json: JsonOption = False,
+    json: options.Json = False,
 ) -> None:
     """Train a reward model, then score the recipe's validation and test splits.
 
@@ -54,18 +54,14 @@ def train(
     if dry_run:
         from rmtrain.cli.dry_run import dry_run as check
 
-        check(loaded, num_processes, json)
+        check(loaded.recipe, num_processes, json)
         return
-    display = TerminalDisplay()
     number = 1 if processes.joined() else processes.processes_wanted(num_processes)
-    try:
-        data = _read(loaded, display)
+    with TerminalDisplay() as display:
+        ready = _prepare(loaded, display)  # before there is a process group that could wait too long for it
         if number > 1:
-            _tokenize(loaded, data, display)  # before there is a process group that could wait too long for it
             raise typer.Exit(processes.launch(number))
-        result = _train_and_score(loaded, data, resume, allow_changes, display)
-    finally:
-        display.close()
+        result = _train_and_score(loaded, ready, resume, allow_changes, display)
     if not processes.is_main_process():
         return
     if json:
@@ -88,53 +84,40 @@ def _load(recipe: Path | None, overrides: list[str], resume: Path | None) -> "Lo
     return load_recipe(recipe, overrides)
 
 
-def _read(loaded: "LoadedRecipe", display: TerminalDisplay) -> "PreparedData":
-    from rmtrain.data.load import load_data, recipe_splits
-
-    known = recipe_splits(loaded.recipe.data)
-    data = load_data(loaded.recipe.data, loaded.recipe.run.seed, known)
-    if not processes.is_child():  # the command that started this process has said it
-        for name, split in data.splits.items():
-            dropped = ", ".join(f"{n} {cause}" for cause, n in split.report.rows.dropped.items()) or "none"
-            display.note(f"{name}: {split.report.rows.total} rows, {len(split.groups)} kept, dropped: {dropped}")
-        for note in data.notes:
-            display.note(f"note: {note}")
-    return data
-
-
-def _tokenize(loaded: "LoadedRecipe", data: "PreparedData", display: TerminalDisplay) -> Any:
-    from rmtrain.data.prepare import tokenize_splits
+def _prepare(loaded: "LoadedRecipe", display: TerminalDisplay) -> "ReadyData":
+    from rmtrain.data.prepare import prepare
     from rmtrain.model.reward_model import recipe_renderer
 
-    section = loaded.recipe.data
-    renderer = recipe_renderer(loaded.recipe.model)
-    splits = tokenize_splits(data, renderer, section.max_length, section.over_length, display)
-    for name, split in splits.items():
-        if (split.tokens.truncated or split.tokens.over_length_dropped) and not processes.is_child():
-            display.note(
-                f"{name}: {split.tokens.truncated} of {len(split.data.groups)} groups truncated to "
-                f"{section.max_length} tokens, {split.tokens.over_length_dropped} dropped as over-length"
+    ready = prepare(loaded.recipe, recipe_renderer(loaded.recipe.model), display)
+    for name, split in ready.data.splits.items():
+        dropped = ", ".join(f"{n} {cause}" for cause, n in split.report.rows.dropped.items()) or "none"
+        display.note_once(f"{name}: {split.report.rows.total} rows, {len(split.groups)} kept, dropped: {dropped}")
+    for note in ready.data.notes:
+        display.note_once(f"note: {note}")
+    for name, (split, tokens) in ready.splits.items():
+        if tokens.truncated or tokens.over_length_dropped:
+            display.note_once(
+                f"{name}: {tokens.truncated} of {len(split.groups)} groups truncated to "
+                f"{loaded.recipe.data.max_length} tokens, {tokens.over_length_dropped} dropped as over-length"
             )
-    return renderer, splits
+    return ready
 
 
 def _train_and_score(
-    loaded: "LoadedRecipe", data: "PreparedData", resume: Path | None, allow_changes: bool, display: TerminalDisplay
+    loaded: "LoadedRecipe", ready: "ReadyData", resume: Path | None, allow_changes: bool, display: TerminalDisplay
 ) -> dict[str, Any]:
     from rmtrain.cli.evaluate import score_splits
+    from rmtrain.reporting.card import write_model_card
+    from rmtrain.reporting.report import write_report
     from rmtrain.training.record import recording_what_follows
     from rmtrain.training.train import train as run_training
 
-    renderer, splits = _tokenize(loaded, data, display)
-    trained = run_training(loaded, splits, renderer, display, resume, allow_changes)
-    names = loaded.recipe.evaluation.splits
-    wanted: dict[str, SplitData] = {name: data.splits[name] for name in names if name in data.splits}
+    trained = run_training(loaded, ready.splits, ready.renderer, display, resume, allow_changes)
+    section, splits = loaded.recipe.evaluation, ready.data.splits
+    wanted: dict[str, SplitData] = {name: splits[name] for name in section.splits if name in splits}
     with recording_what_follows(trained.run):
-        results = score_splits(trained.run, wanted, loaded.recipe.evaluation.tokens_per_batch, display)
+        results = score_splits(trained.run, wanted, section.tokens_per_batch, display)
         if processes.is_main_process():
-            from rmtrain.reporting.card import write_model_card
-            from rmtrain.reporting.report import write_report
-
             write_model_card(trained.run)
             write_report(trained.run)
     return {**trained._asdict(), "run": str(trained.run), "splits": {result["split"]: result for result in results}}

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rmtrain.data.load import PreparedData, SplitData
+from rmtrain.data.load import PreparedData, SplitData, load_data
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import OverLength, TokenizedSplit, tokenize_split
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
+from rmtrain.recipe.schema import Recipe
 
 
 class ReadySplit(NamedTuple):
@@ -22,6 +23,25 @@ class ReadySplit(NamedTuple):
     def fingerprint(self) -> str:
         """Digest of the groups as tokenised."""
         return self.tokens.fingerprint
+
+
+class ReadyData(NamedTuple):
+    """All splits of a recipe, and the contract that they are tokenised by."""
+
+    data: PreparedData
+    renderer: Renderer
+    splits: dict[str, ReadySplit]
+
+
+def prepare(recipe: Recipe, renderer: Renderer, display: Display) -> ReadyData:
+    """Read, curate and tokenise the splits of a recipe.
+
+    Raises:
+        DataError: as `load_data`, or a sequence that is too long where the recipe has that as an error.
+    """
+    data, section = load_data(recipe.data, recipe.run.seed), recipe.data
+    splits = tokenize_splits(data, renderer, section.max_length, section.over_length, display)
+    return ReadyData(data, renderer, splits)
 
 
 def cache_folder() -> Path:
