@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmtrain.metrics.rewardbench2 import COUNTS, TiesPrompt, best_of_credit, ties_score
-from rmtrain.metrics.rm_bench import style_accuracy, style_matrix
+from rmtrain.metrics.rm_bench import style_accuracy
 
 
 def reference(ref, tied, zero_spread):
@@ -56,28 +56,28 @@ def ties_prompts(draw):
 def test_ties_score_agrees_with_the_formula(prompts, zero_spread):
     figures = ties_score(prompts_of(*prompts), zero_spread)
     assert figures.score == pytest.approx(reference(*prompts, zero_spread))
-    assert figures.interval is not None
-    assert figures.interval.low < figures.interval.high
+    assert figures.draws.shape == (10_000,)
 
 
 def test_the_best_ties_score_is_just_above_one():
     prompts = prompts_of({"0": ([100.0, 0.0], 1)}, {"0": ([100.0, 99.9, 0.0], 2)})
     figures = ties_score(prompts)
     assert figures.score == pytest.approx(1.01)
-    assert (figures.tied_accuracy, figures.ref_accuracy, figures.preferred, figures.preferred_hard) == (1, 1, 1, 1)
+    assert list(figures.terms.values()) == [1, 1, 1, 1, pytest.approx(1)]
 
 
 def test_the_two_conventions_for_no_spread():
     ref = {"0": ([2.0, 0.0], 1), "1": ([3.0, 0.0], 1)}
     tied = {"0": ([5.0, 5.0, 0.0], 2), "1": ([4.0, 2.0, 0.0], 2)}
     usual = np.tanh(min(3.0, 2.0) / 2.0 - 1)
-    assert ties_score(prompts_of(ref, tied)).margin == pytest.approx(usual)
-    assert ties_score(prompts_of(ref, tied), "limit").margin == pytest.approx((1 + usual) / 2)
+    assert ties_score(prompts_of(ref, tied)).terms["margin"] == pytest.approx(usual)
+    assert ties_score(prompts_of(ref, tied), "limit").terms["margin"] == pytest.approx((1 + usual) / 2)
 
 
 def test_terms_over_both_forms_are_none_where_no_prompt_has_both():
     figures = ties_score([TiesPrompt("ref", "0", [1.0, 0.0], 1)])
-    assert (figures.score, figures.tied_accuracy, figures.ref_accuracy, figures.margin) == (None, None, 1, None)
+    assert figures.score is None
+    assert list(figures.terms.values()) == [None, 1, None, None, None]
     assert ties_score([]).score is None
 
 
@@ -110,18 +110,14 @@ def test_counts_add_up():
     assert sum(COUNTS.values()) == 1865
 
 
-def test_style_matrix_by_hand():
+def test_style_accuracy_by_hand():
     # right completions concise 1, detailed 2, markdown 3; wrong ones 0, 2, 2.5
-    matrix = style_matrix(np.array([[1.0, 2.0, 3.0, 0.0, 2.0, 2.5]]))
-    assert matrix.tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 1]]  # equal rewards do not win
-    figures = style_accuracy(matrix)
-    assert figures.hard == 0
-    assert figures.normal == pytest.approx(2 / 3)
-    assert figures.easy == 1
-    assert figures.mean == pytest.approx(matrix.mean())
+    figures = style_accuracy(np.array([[1.0, 2.0, 3.0, 0.0, 2.0, 2.5]]))
+    # wins by style: [[1, 0, 0], [1, 0, 0], [1, 1, 1]], as equal rewards do not win
+    assert figures == {"hard": 0, "normal": pytest.approx(2 / 3), "easy": 1}
+    assert np.mean(list(figures.values())) == pytest.approx(5 / 9)
 
 
 def test_rewarding_style_alone_is_easy_and_never_hard():
     rewards = np.tile([0.0, 1.0, 2.0, 0.0, 1.0, 2.0], (5, 1))
-    figures = style_accuracy(style_matrix(rewards))
-    assert (figures.hard, figures.normal, figures.easy) == (0, 0, 1)
+    assert style_accuracy(rewards) == {"hard": 0, "normal": 0, "easy": 1}

@@ -85,7 +85,7 @@ def prior_groups(
         InputError: the benchmark has no prior sets.
         DataError: rows can't be read, or are of no prior set.
     """
-    if not definition.prior_splits:
+    if not definition.prior_counts:
         raise InputError(f"{definition.name} has no prior sets", "leave out --prior-data")
     parts = [part for text in given for part in _parts(text, definition)]
     groups: list[PreferenceGroup] = []
@@ -121,7 +121,7 @@ def _parts(text: str, definition: Benchmark) -> list[_Part]:
         return _folder_parts(Path(text))
     parsed = pin_source(parse_source(text))
     if parsed.kind == "hub":
-        return [_Part(name, read_rows(parsed, name)) for name in definition.prior_splits]
+        return [_Part(name, read_rows(parsed, name)) for name in definition.prior_counts]
     return [_Part(_set_of(Path(text)), read_rows(parsed, None))]
 
 

@@ -1,16 +1,14 @@
 """Published accuracies → results with no model, and results → the leaderboard's flat form."""
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rmtrain.errors import DataError
-from rmtrain.evaluation.bench_figures import Subset, published_subset
-from rmtrain.evaluation.bench_others import judgebench_of_subsets, rewardbench2_of_subsets, rm_bench_of_subsets
-from rmtrain.evaluation.bench_rewardbench1 import figures_of_subsets
-from rmtrain.metrics import rewardbench, rewardbench2
+from rmtrain.evaluation.bench_figures import Subset
+from rmtrain.evaluation.benchmarks import BENCHMARKS
+from rmtrain.evaluation.results import read_json
 
 _FORMS = 'expected {"subset": accuracy, …}, or {"model": {"subsets": {…}, "prior_sets": {…}}, …}'
 _DESCRIPTION = ("model_type", "ref_model", "log_probabilities", "chat_template")  # of the model, in flat files
@@ -29,14 +27,13 @@ def results_from_published(paths: Path | Sequence[Path], benchmark: str = "rewar
     Raises:
         DataError: a file can't be read, holds no known subset, contradicts another, or an accuracy is not within 0..1.
     """
-    counts = {"rewardbench-1": rewardbench.COUNTS, "rewardbench-2": rewardbench2.COUNTS}.get(benchmark, {})
     models: dict[str | None, dict[str, Any]] = {}
     places: dict[str | None, list[str]] = {}
     for path in [paths] if isinstance(paths, Path) else paths:
         for name, flat, where in _models_in(path, benchmark):
             models[name] = _joined(models[name], flat, where) if name in models else flat
             places.setdefault(name, []).append(where)
-    return [_result(benchmark, name, flat, counts, " and ".join(places[name])) for name, flat in models.items()]
+    return [published_result(benchmark, name, flat, " and ".join(places[name])) for name, flat in models.items()]
 
 
 def to_flat(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,10 +73,7 @@ def flat_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _models_in(path: Path, benchmark: str) -> list[tuple[str | None, dict[str, Any], str]]:
     """Name, flat form and place of each model in a file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: can't be read as JSON: {error}", _FORMS) from error
+    value = read_json(path, _FORMS)
     if not isinstance(value, dict) or not value:
         raise DataError(f"{path}: holds no accuracies", _FORMS)
     if isinstance(value.get("benchmark"), str) and isinstance(value.get("scores"), dict):
@@ -113,63 +107,51 @@ def _flat(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {name: value for part in [*(parts or [entry]), beside] for name, value in part.items()}
 
 
-def _result(
-    benchmark: str, model: str | None, flat: Mapping[str, Any], counts: Mapping[str, int], where: str
-) -> dict[str, Any]:
-    figures = {name: value for name, value in flat.items() if _is_number(value)}
-    rows = flat.get("rows")
-    own = {name: n for name, n in rows.items() if type(n) is int and n > 0} if isinstance(rows, dict) else {}
-    prior_counts = rewardbench.PRIOR_COUNTS if benchmark == "rewardbench-1" else {}
-    prior_counts = {name: own.get(name, n) for name, n in prior_counts.items()}
-    counts = {**counts, **{name: n for name, n in own.items() if name not in prior_counts}}
-    known = {name: value for name, value in figures.items() if name in counts or name in prior_counts}
-    for name, value in flat.items():
-        if (name in counts or name in prior_counts) and name not in known:
-            raise DataError(f"{where}: {name} is {value!r}, not a number")
-    if not counts:
+def published_result(benchmark: str, model: str | None, flat: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The result of a model in the flat form; `where` is its place, for messages.
+
+    Raises:
+        DataError: as `results_from_published` says.
+    """
+    definition = BENCHMARKS[benchmark]
+    given = flat.get("rows")
+    own = {name: n for name, n in given.items() if type(n) is int and n > 0} if isinstance(given, dict) else {}
+    sizes = {**definition.counts, **definition.prior_counts, **own}
+    if not sizes:
         raise DataError(
             f"{where}: {benchmark} publishes no number of rows by subset, and the file has none",
             'give them as "rows": {"subset": number, …}, or score a checkpoint',
         )
-    if known and not any(name in counts for name in known):
+    known = {name: value for name, value in flat.items() if name in sizes}
+    if not known:
+        raise DataError(f"{where}: no subset of {benchmark} among: {_shown(flat, sizes)}", _FORMS)
+    for name, value in known.items():
+        if not _is_number(value):
+            raise DataError(f"{where}: {name} is {value!r}, not a number")
+        slack = 0.01 if name == "Ties" else 0.0  # its margin term
+        if not -slack <= value <= 1 + slack:
+            raise DataError(f"{where}: {name} is {value:g}", "accuracies are fractions, 0 to 1")
+    every = {
+        # as many independent rows, or prompts
+        name: Subset(sizes[name], value, min(sizes[name], _TIES_PROMPTS) if name == "Ties" else sizes[name])
+        for name, value in known.items()
+    }
+    prior = {name: subset for name, subset in every.items() if name in definition.prior_counts}
+    subsets = {name: subset for name, subset in every.items() if name not in prior}
+    if not subsets:
         raise DataError(
             f"{where}: prior sets alone, with no subset of the core set",
             "give both files, with the same model in them: --results core.json --results prior.json",
         )
-    if not known:
-        raise DataError(f"{where}: no subset of {benchmark} among: {_shown(flat, counts)}", _FORMS)
-    for name, value in known.items():
-        slack = 0.01 if name == "Ties" else 0.0  # its margin term
-        if not -slack <= value <= 1 + slack:
-            raise DataError(f"{where}: {name} is {value:g}", "accuracies are fractions, 0 to 1")
-    subsets = {name: _subset(name, value, counts[name]) for name, value in known.items() if name in counts}
-    prior = {name: _subset(name, value, prior_counts[name]) for name, value in known.items() if name in prior_counts}
-    result = (
-        figures_of_subsets(subsets, prior)
-        if benchmark == "rewardbench-1"
-        else {
-            "rewardbench-2": rewardbench2_of_subsets,
-            "rm-bench": rm_bench_of_subsets,
-            "judgebench": judgebench_of_subsets,
-        }[benchmark](subsets)
-    )
-    unknown = [name for name in figures if name not in known]
     return {
         "benchmark": benchmark,
         "ckpt": model,
-        **result,
-        "unknown_subsets": unknown,
+        **definition.of_subsets(subsets, *([prior] if prior else [])),
+        "unknown_subsets": [name for name, value in flat.items() if _is_number(value) and name not in known],
         "truncated": None,
         "rows": None,
         "description": {key: flat[key] for key in _DESCRIPTION if key in flat},
     }
-
-
-def _subset(name: str, accuracy: float, n: int) -> Subset:
-    if name == "Ties":
-        prompts = min(n, _TIES_PROMPTS)
-        return Subset(n, accuracy, prompts, published_subset(min(1.0, max(0.0, accuracy)), prompts).interval)
-    return published_subset(accuracy, n)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,17 +1,16 @@
 """The benchmarks: where their rows are, how a row becomes a preference group, and how scored rows become a result."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rmtrain.data.rows import Row
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import DataError
-from rmtrain.evaluation.bench_others import judgebench_figures, rewardbench2_figures, rm_bench_figures
-from rmtrain.evaluation.bench_rewardbench1 import rewardbench1_figures
+from rmtrain.evaluation import bench_results
 from rmtrain.evaluation.bench_rows import judgebench_group, rewardbench1_group, rewardbench2_group, rm_bench_group
 from rmtrain.evaluation.results import ScoredRow
-from rmtrain.metrics.rewardbench import PRIOR_COUNTS
+from rmtrain.metrics import rewardbench, rewardbench2
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,13 @@ class Benchmark:
     hub_id: str
     split: str
     to_group: Callable[[Row], PreferenceGroup]
-    figures: Callable[[Sequence[ScoredRow], Sequence[ScoredRow]], dict[str, Any]]
-    rows: tuple[int, ...] = ()  # of its splits, where the rows of subsets are not published
+    # of scored rows, or of subsets; and in RewardBench 1 those of the prior sets
+    figures: Callable[..., bench_results.Result]
+    of_subsets: Callable[..., bench_results.Result]
+    counts: Mapping[str, int] = field(default_factory=dict)  # rows of each subset, where they are published
+    rows: tuple[int, ...] = ()  # of its splits, where they are not
+    prior_counts: Mapping[str, int] = field(default_factory=dict)  # rows of each prior set, a split of that name
     needs_rewards: bool = False  # margins between two completions are not enough
-    prior_splits: tuple[str, ...] = ()  # the split's name is the prior set's, whatever the rows' own subset
 
 
 BENCHMARKS = {
@@ -36,15 +38,19 @@ BENCHMARKS = {
             hub_id="allenai/reward-bench",
             split="filtered",
             to_group=rewardbench1_group,
-            figures=rewardbench1_figures,
-            prior_splits=tuple(PRIOR_COUNTS),
+            figures=bench_results.rewardbench1_figures,
+            of_subsets=bench_results.rewardbench1_of_subsets,
+            counts=rewardbench.COUNTS,
+            prior_counts=rewardbench.PRIOR_COUNTS,
         ),
         Benchmark(
             name="rewardbench-2",
             hub_id="allenai/reward-bench-2",
             split="test",
             to_group=rewardbench2_group,
-            figures=lambda rows, prior: rewardbench2_figures(rows),
+            figures=bench_results.rewardbench2_figures,
+            of_subsets=bench_results.rewardbench2_of_subsets,
+            counts=rewardbench2.COUNTS,
             needs_rewards=True,
         ),
         Benchmark(
@@ -52,7 +58,8 @@ BENCHMARKS = {
             hub_id="THU-KEG/RM-Bench",
             split="train",
             to_group=rm_bench_group,
-            figures=lambda rows, prior: rm_bench_figures(rows),
+            figures=bench_results.rm_bench_figures,
+            of_subsets=bench_results.rm_bench_of_subsets,
             rows=(1327,),
             needs_rewards=True,
         ),
@@ -61,7 +68,8 @@ BENCHMARKS = {
             hub_id="ScalerLab/JudgeBench",
             split="gpt",
             to_group=judgebench_group,
-            figures=lambda rows, prior: judgebench_figures(rows),
+            figures=bench_results.judgebench_figures,
+            of_subsets=bench_results.judgebench_of_subsets,
             rows=(350, 270),  # of the splits gpt and claude
         ),
     )
@@ -116,7 +124,7 @@ def benchmark_result(
         ckpt: what scored them.
         path: of the rows file.
     """
-    figures, sizes = BENCHMARKS[name].figures(rows, prior_rows), BENCHMARKS[name].rows
+    figures, sizes = BENCHMARKS[name].figures(rows, *([prior_rows] if prior_rows else [])), BENCHMARKS[name].rows
     if sizes and figures["n"] not in sizes:
         figures["incomplete_subsets"] = {"all rows": {"n": figures["n"], "expected": sizes[0]}}
     truncated = sum(row.truncated for row in [*rows, *prior_rows])

@@ -1,6 +1,5 @@
 """Two models on the same rows: whether they differ, and by how much they would have to."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from rmtrain.evaluation.bench_rows import ties_id
 from rmtrain.evaluation.benchmarks import BENCHMARKS
 from rmtrain.evaluation.compare_rewardbench2 import compare_rewardbench2
 from rmtrain.evaluation.differences import paired_figures
-from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of, gaps_of
+from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of, gaps_of, read_json
 from rmtrain.metrics import rewardbench, rewardbench2, rm_bench
 from rmtrain.metrics.intervals import Strata
 from rmtrain.metrics.rankings import Floats, Ints, credits_of
@@ -168,10 +167,7 @@ def rows_of_result(path: Path) -> Path:
     Raises:
         DataError: the result can't be read or names none, or its rows are gone.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: can't be read as JSON: {error}") from error
+    result = read_json(path)
     if isinstance(result, list):
         raise DataError(f"{path}: holds {len(result)} results", "name the .rows.jsonl file of one of them")
     rows = result.get("rows") if isinstance(result, dict) else None
@@ -201,7 +197,7 @@ def result_beside(rows: Path) -> dict[str, Any]:
 
 def _read_result(path: Path) -> dict[str, Any]:
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        result = read_json(path)
+    except DataError:
         return {}
     return result if isinstance(result, dict) else {}

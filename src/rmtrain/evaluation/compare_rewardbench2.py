@@ -4,18 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmtrain.evaluation.bench_others import ties_prompt
+from rmtrain.evaluation.bench_results import ties_prompt
 from rmtrain.evaluation.differences import Figures, drawn_figures, paired_figures
 from rmtrain.evaluation.results import ScoredRow
 from rmtrain.metrics.intervals import Strata, paired_difference_draws
-from rmtrain.metrics.rankings import Floats, Ints
+from rmtrain.metrics.rankings import Floats, Labels
 from rmtrain.metrics.rewardbench2 import SUBSETS, ties_difference_draws, ties_score
 
 _OTHERS = tuple(name for name in SUBSETS if name != "Ties")
 
 
 def compare_rewardbench2(
-    a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], a: Floats, b: Floats, clusters: Ints
+    a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], a: Floats, b: Floats, clusters: Labels
 ) -> tuple[dict[str, Figures | None], Figures | None]:
     """Figures of each subset, and of the score, the mean of six; None where a subset is missing.
 
@@ -26,7 +26,7 @@ def compare_rewardbench2(
         b_rows: the same by B.
         a: [n] credit of A's rows.
         b: [n] credit of B's rows.
-        clusters: [n] integer label of each row's cluster.
+        clusters: [n] label of each row's cluster.
     """
     sources = np.array([row.source for row in a_rows], dtype=object)
     of_ties = sources == "Ties"

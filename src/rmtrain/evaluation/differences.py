@@ -16,18 +16,18 @@ from rmtrain.metrics.intervals import (
     paired_difference_interval,
     percentile_interval,
 )
-from rmtrain.metrics.rankings import Floats, Ints
+from rmtrain.metrics.rankings import Floats, Labels
 
 Figures = dict[str, Any]  # as `compare --json` gives them
 
 
-def paired_figures(a: Floats, b: Floats, clusters: Ints, strata: Strata | None = None) -> Figures:
+def paired_figures(a: Floats, b: Floats, clusters: Labels, strata: Strata | None = None) -> Figures:
     """Of a mean of credits.
 
     Args:
         a: [n] credits of A.
         b: [n] credits of B.
-        clusters: [n] integer label of each one's cluster.
+        clusters: [n] label of each one's cluster.
         strata: of a weighted mean; None is the plain one.
     """
     mean = strata.mean if strata else (lambda values: float(values.mean()))
@@ -36,12 +36,12 @@ def paired_figures(a: Floats, b: Floats, clusters: Ints, strata: Strata | None =
     return _figures(a - b, clusters, means, interval, detectable_difference(a - b, clusters, strata))
 
 
-def drawn_figures(differences: Floats, clusters: Ints, a: float, b: float, draws: Floats) -> Figures:
+def drawn_figures(differences: Floats, clusters: Labels, a: float, b: float, draws: Floats) -> Figures:
     """Of two scores that are no means.
 
     Args:
         differences: [n] credit of A less that of B, for the test.
-        clusters: [n] integer label of each one's cluster.
+        clusters: [n] label of each one's cluster.
         a: score of A.
         b: score of B.
         draws: [R] differences of the scores on resampled prompts.
@@ -54,7 +54,7 @@ def drawn_figures(differences: Floats, clusters: Ints, a: float, b: float, draws
 
 def _figures(
     differences: Floats,
-    clusters: Ints,
+    clusters: Labels,
     means: Sequence[float | None],
     interval: Interval | None,
     detectable: float | None,

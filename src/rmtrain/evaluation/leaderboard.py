@@ -1,6 +1,5 @@
 """The table of published reward models on RewardBench 1, with results of one's own in place."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 import yaml
 
 from rmtrain.errors import DataError
-from rmtrain.evaluation.bench_figures import published_subset
-from rmtrain.evaluation.bench_published import results_from_published
-from rmtrain.evaluation.bench_rewardbench1 import figures_of_subsets
+from rmtrain.evaluation.bench_published import published_result, results_from_published
+from rmtrain.evaluation.results import read_json
 from rmtrain.metrics.intervals import Interval, stratified_interval
 from rmtrain.metrics.rewardbench import COUNTS, PRIOR_COUNTS, PRIOR_SETS, SECTION_WEIGHTS, SECTIONS
 
@@ -90,10 +88,7 @@ def published_entries(era: str) -> tuple[list[Entry], dict[str, str]]:
 
 def _published_entry(model: Mapping[str, Any], era: str, sources: Mapping[str, str]) -> Entry:
     if "subsets" in model:
-        figures = figures_of_subsets(
-            {name: published_subset(accuracy, COUNTS[name]) for name, accuracy in model["subsets"].items()},
-            {name: published_subset(accuracy, PRIOR_COUNTS[name]) for name, accuracy in model["prior_sets"].items()},
-        )
+        figures = published_result(BENCHMARK, model["id"], {**model["subsets"], **model["prior_sets"]}, model["name"])
         scored = _scored(figures, era, "binomial", sources["subsets"])
     else:
         scored = _with_intervals(_stated(model["eras"].get(era, {}), sources), era)
@@ -204,10 +199,7 @@ def own_entries(folders: Sequence[Path], given: Sequence[Path], era: str) -> tup
 
 
 def _read(path: Path, era: str) -> list[Entry]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: can't be read as JSON: {error}", "name a result of rmtrain rewardbench") from error
+    result = read_json(path, "name a result of rmtrain rewardbench")
     if not isinstance(result, dict) or "benchmark" not in result:
         return [_own_entry(one, path, era, "binomial") for one in results_from_published(path)]
     if result["benchmark"] != BENCHMARK:

@@ -14,7 +14,7 @@ from rmtrain.errors import DataError, RunFailedError
 from rmtrain.files import write_atomic
 from rmtrain.metrics.calibration import brier_score, expected_calibration_error
 from rmtrain.metrics.intervals import clustered_interval
-from rmtrain.metrics.rankings import Ints, RewardGaps, credits_of, ranking_accuracy, reward_gaps, spearman
+from rmtrain.metrics.rankings import Labels, RewardGaps, credits_of, ranking_accuracy, reward_gaps, spearman
 
 NO_SOURCE = "(none)"  # what by_source calls rows without a source
 
@@ -68,11 +68,9 @@ def length_gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps | None:
     return reward_gaps([row.lengths for row in rows], [row.preferences for row in rows], [row.id for row in rows])
 
 
-def clusters_of(rows: Sequence[ScoredRow]) -> Ints:
-    """[G] integer label of each row's cluster."""
-    labels: dict[tuple[bool, str], int] = {}
-    keys = ((bool(row.cluster), row.cluster or row.id) for row in rows)
-    return np.array([labels.setdefault(key, len(labels)) for key in keys], dtype=np.int64)
+def clusters_of(rows: Sequence[ScoredRow]) -> Labels:
+    """[G] label of each row's cluster."""
+    return np.array([f"prompt {row.cluster}" if row.cluster else f"row {row.id}" for row in rows], dtype=np.str_)
 
 
 def summarise(rows: Sequence[ScoredRow], ckpt: str, split: str, path: str | None) -> dict[str, Any]:
@@ -122,7 +120,7 @@ def summarise(rows: Sequence[ScoredRow], ckpt: str, split: str, path: str | None
     }
 
 
-def _by_source(rows: Sequence[ScoredRow], gaps: RewardGaps, clusters: Ints) -> dict[str, dict[str, Any]]:
+def _by_source(rows: Sequence[ScoredRow], gaps: RewardGaps, clusters: Labels) -> dict[str, dict[str, Any]]:
     sources = np.array([row.source or NO_SOURCE for row in rows], dtype=object)[gaps.groups]
     credit = credits_of(gaps.gaps)
     figures = {}
@@ -182,6 +180,18 @@ def read_rows(path: Path) -> list[ScoredRow]:
         lines[row.id] = number
         rows.append(row)
     return rows
+
+
+def read_json(path: Path, hint: str = "") -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read as JSON: {error}", hint) from error
 
 
 def _refuse_constant(text: str) -> NoReturn:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rmtrain.metrics.rankings import Floats, Ints
+from rmtrain.metrics.rankings import Floats, Ints, Labels
 
 Z = 1.959963984540054  # the normal's 97.5 % quantile
 Z_POWER = 0.8416212335729143  # its 80 % quantile
@@ -29,7 +29,7 @@ def wilson_interval(accuracy: float, n: float) -> Interval:
     return Interval(max(0.0, float(centre - half)), min(1.0, float(centre + half)))
 
 
-def effective_size(credit: Floats, clusters: Ints) -> float:
+def effective_size(credit: Floats, clusters: Labels) -> float:
     """Number of independent preferences that tell as much about the accuracy as these n clustered ones.
 
     n over the design effect: the variance of the mean under clustering over that of n independent draws, never taken
@@ -38,7 +38,7 @@ def effective_size(credit: Floats, clusters: Ints) -> float:
 
     Args:
         credit: [n] what each preference counts, 0 to 1; n > 0.
-        clusters: [n] integer label of each preference's cluster.
+        clusters: [n] label of each preference's cluster.
     """
     _, labels = np.unique(clusters, return_inverse=True)
     sizes = np.bincount(labels)
@@ -51,7 +51,7 @@ def effective_size(credit: Floats, clusters: Ints) -> float:
     return float(len(credit) / max(1.0, clustered / independent))
 
 
-def clustered_interval(credit: Floats, clusters: Ints) -> Interval | None:
+def clustered_interval(credit: Floats, clusters: Labels) -> Interval | None:
     """Wilson's interval at the effective size of clustered data; None without data.
 
     The method of Korn & Graubard 1998 with Wilson's limits, among the best of those compared by Franco et al. 2019 (J.
@@ -59,7 +59,7 @@ def clustered_interval(credit: Floats, clusters: Ints) -> Interval | None:
 
     Args:
         credit: [n] what each preference counts, 0 to 1.
-        clusters: [n] integer label of each preference's cluster.
+        clusters: [n] label of each preference's cluster.
     """
     return wilson_interval(float(credit.mean()), effective_size(credit, clusters)) if len(credit) else None
 
@@ -126,7 +126,7 @@ def one_stratum(n: int) -> Strata:
 
 
 def paired_difference_interval(
-    differences: Floats, clusters: Ints, strata: Strata | None = None, resamples: int = RESAMPLES, seed: int = 0
+    differences: Floats, clusters: Labels, strata: Strata | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
     """Interval of the mean difference of two models' credit on the same preferences; None without data.
 
@@ -135,7 +135,7 @@ def paired_difference_interval(
 
     Args:
         differences: [n] credit of A minus credit of B.
-        clusters: [n] integer label of each preference's cluster.
+        clusters: [n] label of each preference's cluster.
         strata: of a weighted mean; None is the plain one.
         resamples: how many.
         seed: of the resampling.
@@ -154,7 +154,7 @@ def no_difference_interval(clusters: int) -> Interval:
 
 
 def paired_difference_draws(
-    differences: Floats, clusters: Ints, strata: Strata | None = None, resamples: int = RESAMPLES, seed: int = 0
+    differences: Floats, clusters: Labels, strata: Strata | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> Floats:
     """[R] mean differences of resampled clusters, of `paired_difference_interval`'s arguments; n > 0."""
     strata = strata or one_stratum(len(differences))
@@ -168,7 +168,7 @@ def paired_difference_draws(
         return np.asarray((drawn[:, ::2] / drawn[:, 1::2]) @ strata.shares)
 
 
-def detectable_difference(differences: Floats, clusters: Ints, strata: Strata | None = None) -> float | None:
+def detectable_difference(differences: Floats, clusters: Labels, strata: Strata | None = None) -> float | None:
     """Least true difference that a paired comparison of this size shows at the 5 % level four times in five.
 
     (z_0.975 + z_0.8) times the clustered standard error of the mean difference (arXiv 2411.00640). With one preference

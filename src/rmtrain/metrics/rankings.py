@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Labels = NDArray[np.generic]  # numbers or text, equal where they mean the same
 
 
 @dataclass(frozen=True)

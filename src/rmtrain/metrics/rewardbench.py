@@ -7,50 +7,36 @@ it.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
-    "Chat Hard": (
-        "mt-bench-hard",
-        "llmbar-natural",
-        "llmbar-adver-neighbor",
-        "llmbar-adver-GPTInst",
-        "llmbar-adver-GPTOut",
-        "llmbar-adver-manual",
-    ),
-    "Safety": (
-        "refusals-dangerous",
-        "refusals-offensive",
-        "xstest-should-refuse",
-        "xstest-should-respond",
-        "donotanswer",
-    ),
-    "Reasoning": ("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
+_ROWS: dict[str, dict[str, int]] = {  # of the `filtered` split, by section and subset
+    "Chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    },
+    "Chat Hard": {
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+    },
+    "Safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
+        "donotanswer": 136,
+    },
+    "Reasoning": {
+        "math-prm": 447,
+        **dict.fromkeys(("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"), 164),
+    },
 }
-COUNTS: dict[str, int] = {  # rows of the `filtered` split
-    "alpacaeval-easy": 100,
-    "alpacaeval-length": 95,
-    "alpacaeval-hard": 95,
-    "mt-bench-easy": 28,
-    "mt-bench-med": 40,
-    "mt-bench-hard": 37,
-    "llmbar-natural": 100,
-    "llmbar-adver-neighbor": 134,
-    "llmbar-adver-GPTInst": 92,
-    "llmbar-adver-GPTOut": 47,
-    "llmbar-adver-manual": 46,
-    "refusals-dangerous": 100,
-    "refusals-offensive": 100,
-    "xstest-should-refuse": 154,
-    "xstest-should-respond": 250,
-    "donotanswer": 136,
-    "math-prm": 447,
-    "hep-cpp": 164,
-    "hep-go": 164,
-    "hep-java": 164,
-    "hep-js": 164,
-    "hep-python": 164,
-    "hep-rust": 164,
-}
+SECTIONS = {section: tuple(rows) for section, rows in _ROWS.items()}
+COUNTS = {name: n for rows in _ROWS.values() for name, n in rows.items()}
 SUBSETS = tuple(COUNTS)
 PRIOR_COUNTS: dict[str, int] = {  # rows of the splits of the prior sets that the leaderboard reports
     "anthropic_harmless": 2266,
@@ -89,50 +75,48 @@ def _misaligned(weights: Weights) -> Weights:
     return {section: dict(zip(sorted(by_name), by_name.values(), strict=True)) for section, by_name in weights.items()}
 
 
-_CURRENT = _weights({**COUNTS, "math-prm": _MATH_WEIGHT})
 _UNTIL_2024_09 = _weights({**COUNTS, **_SWAPPED, "math-prm": _MATH_WEIGHT})
-SECTION_WEIGHTS: dict[str, Weights] = {
-    "current": _CURRENT,
+SECTION_WEIGHTS: dict[str, Weights] = {  # of the eras that have sections
+    "current": _weights({**COUNTS, "math-prm": _MATH_WEIGHT}),
     "2024-04": _UNTIL_2024_09,
     "2024-03": _misaligned(_UNTIL_2024_09),
     "subset_mean": _weights(dict.fromkeys(SUBSETS, 1)),
-    "micro_accuracy": {"All": dict(COUNTS)},
 }
-ERAS = tuple(SECTION_WEIGHTS)
+ERAS = (*SECTION_WEIGHTS, "micro_accuracy")
 
 
 def overall_weights(era: str, counts: Mapping[str, int] = COUNTS) -> dict[str, float]:
-    """Each subset's weight in an era's mean of sections; they sum to 1."""
-    by_section = SECTION_WEIGHTS[era]
+    """Each subset's weight in an era's mean of sections: of `micro_accuracy` its rows; the others' sum to 1."""
     if era == "micro_accuracy":
-        by_section = {"All": {name: counts.get(name, COUNTS[name]) for name in SUBSETS}}
+        return {name: counts.get(name, COUNTS[name]) for name in SUBSETS}
     return {
-        name: weight / sum(weights.values()) / len(by_section)
-        for weights in by_section.values()
+        name: weight / sum(weights.values()) / len(SECTIONS)
+        for weights in SECTION_WEIGHTS[era].values()
         for name, weight in weights.items()
     }
 
 
-def with_prior_weights(era: str, prior: Collection[str] = PRIOR_SETS) -> dict[str, float] | None:
-    """Each subset's and prior set's weight in an era's score with prior sets; None of an era that has none.
-
-    Args:
-        era: whose score.
-        prior: the prior sets given, all of which `subset_mean` takes.
-    """
+def prior_weights(era: str, given: Collection[str]) -> dict[str, float]:
+    """Each prior set's weight in an era's score of them; none in `micro_accuracy`, which has no such score."""
     if era == "micro_accuracy":
-        return None
-    if era == "subset_mean":
-        names = [*SUBSETS, *(name for name in PRIOR_COUNTS if name in prior or name in PRIOR_SETS)]
-        return dict.fromkeys(names, 1 / len(names))
+        return {}
+    taken = [name for name in PRIOR_COUNTS if name in PRIOR_SETS or (era == "subset_mean" and name in given)]
+    return dict.fromkeys(taken, 1 / len(taken))
+
+
+def with_prior_weights(era: str, given: Collection[str]) -> dict[str, float]:
+    """Each subset's and prior set's weight in an era's score with prior sets; none in `micro_accuracy`."""
+    prior = prior_weights(era, given)
+    if era in ("subset_mean", "micro_accuracy"):
+        return dict.fromkeys([*SUBSETS, *prior], 1) if prior else {}
     share = 1 / 5 if era == "2024-03" else 1 / 9  # of the prior sets
     core = {name: (1 - share) * weight for name, weight in overall_weights(era).items()}
-    return {**core, **dict.fromkeys(PRIOR_SETS, share / len(PRIOR_SETS))}
+    return {**core, **{name: share * weight for name, weight in prior.items()}}
 
 
-def section_score(accuracies: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
-    """Weighted mean over subsets; None if one is missing."""
-    if any(name not in accuracies for name in weights):
+def weighted_mean(accuracies: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
+    """Weighted mean over subsets; None if one is missing, or of none."""
+    if not weights or any(name not in accuracies for name in weights):
         return None
     return sum(weight * accuracies[name] for name, weight in weights.items()) / sum(weights.values())
 
@@ -157,29 +141,12 @@ def rewardbench_scores(
         prior: of the prior sets; empty where they were not run.
         counts: rows of each subset, for `micro_accuracy`.
     """
-    scores = {}
-    for era, by_section in SECTION_WEIGHTS.items():
-        if era == "micro_accuracy":
-            by_section = {"All": {name: counts.get(name, COUNTS[name]) for name in SUBSETS}}
-        sections = {name: section_score(accuracies, weights) for name, weights in by_section.items()}
-        known = [score for score in sections.values() if score is not None]
-        mean = sum(known) / len(known) if len(known) == len(sections) else None
-        if era == "micro_accuracy":
-            scores[era] = EraScore({}, None, mean, None)
-            continue
-        taken = prior if era == "subset_mean" else {name: prior[name] for name in PRIOR_SETS if name in prior}
-        prior_sets = sum(taken.values()) / len(taken) if all(name in prior for name in PRIOR_SETS) else None
-        scores[era] = EraScore(sections, prior_sets, mean, _with_prior(era, accuracies, taken, mean, prior_sets))
-    return scores
-
-
-def _with_prior(
-    era: str, accuracies: Mapping[str, float], prior: Mapping[str, float], mean: float | None, prior_sets: float | None
-) -> float | None:
-    if mean is None or prior_sets is None:
-        return None
-    if era == "subset_mean":
-        values = [accuracies[name] for name in SUBSETS] + list(prior.values())
-        return sum(values) / len(values)
-    weight = 1.0 if era == "2024-03" else 2.0  # of a section, where the prior sets weigh 1
-    return (4 * weight * mean + prior_sets) / (4 * weight + 1)
+    return {
+        era: EraScore(
+            sections={name: weighted_mean(accuracies, part) for name, part in SECTION_WEIGHTS.get(era, {}).items()},
+            prior_sets=weighted_mean(prior, prior_weights(era, prior)),
+            mean_of_sections=weighted_mean(accuracies, overall_weights(era, counts)),
+            with_prior_sets=weighted_mean({**accuracies, **prior}, with_prior_weights(era, prior)),
+        )
+        for era in ERAS
+    }

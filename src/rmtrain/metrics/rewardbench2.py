@@ -1,12 +1,11 @@
 """RewardBench 2 (arXiv 2506.01937): one right completion of four, and the Ties subset with a formula of its own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rmtrain.metrics.intervals import Interval, percentile_interval, resampled_sums, wilson_interval
+from rmtrain.metrics.intervals import resampled_sums
 from rmtrain.metrics.rankings import Floats
 
 COUNTS: dict[str, int] = {
@@ -18,6 +17,13 @@ COUNTS: dict[str, int] = {
     "Ties": 102,
 }
 SUBSETS = tuple(COUNTS)
+TIES_TERMS = {  # of the Ties score: weights
+    "tied_accuracy": 0.30,
+    "ref_accuracy": 0.30,
+    "preferred": 0.20,  # share of prompts with M_tied > D
+    "preferred_hard": 0.20,  # share of prompts with min(M_ref, M_tied) > D
+    "margin": 0.01,  # mean tanh(min(M_ref, M_tied) / D - 1)
+}
 
 ZeroSpread = Literal["leave_out", "limit"]
 
@@ -37,25 +43,19 @@ class TiesPrompt(NamedTuple):
     right: int  # how many are right; at least one is wrong
 
 
-@dataclass(frozen=True)
-class TiesScore:
-    """The Ties score and its terms; None where no prompt has what a term needs."""
+class TiesScore(NamedTuple):
+    """The Ties score, at most 1.01, and its terms; None where no prompt has what a term needs."""
 
-    score: float | None  # at most 1.01
-    tied_accuracy: float | None
-    ref_accuracy: float | None
-    preferred: float | None  # share of prompts with M_tied > D
-    preferred_hard: float | None  # share of prompts with min(M_ref, M_tied) > D
-    margin: float | None  # mean tanh(min(M_ref, M_tied) / D - 1)
-    interval: Interval | None
-    draws: Floats | None = field(default=None, compare=False, repr=False)  # [R] scores of resampled prompts
+    score: float | None
+    terms: dict[str, float | None]
+    draws: Floats  # [R] scores of resampled prompts
 
 
 def ties_score(prompts: Sequence[TiesPrompt], zero_spread: ZeroSpread = "leave_out", seed: int = 0) -> TiesScore:
     """0.3 tied accuracy + 0.3 ref accuracy + 0.2 preferred + 0.2 preferred hard + 0.01 margin (paper, app. on Ties).
 
     With M = least right - greatest wrong reward and D = greatest - least right reward of the tied form, a prompt is
-    accurate if M > 0. The interval resamples prompts, both forms of one together.
+    accurate if M > 0. Prompts are resampled with both forms of one together.
 
     Args:
         prompts: both forms of each prompt; the last three terms are over prompts that have both.
@@ -67,24 +67,11 @@ def ties_score(prompts: Sequence[TiesPrompt], zero_spread: ZeroSpread = "leave_o
     Raises:
         ValueError: a form of a prompt comes twice, or has no right or no wrong completion.
     """
-    by_number = _by_number(prompts)
-    if not by_number:
-        return TiesScore(None, None, None, None, None, None, None)
-    sums = np.array([_prompt_sums(forms, zero_spread) for forms in by_number.values()])
+    sums = np.array([_prompt_sums(forms, zero_spread) for forms in _by_number(prompts).values()]).reshape(-1, 10)
     total = sums.sum(axis=0)[None, :]
-    tied, ref, preferred, preferred_hard, margin = (None if np.isnan(x) else float(x) for x in _terms(total)[0])
-    score = float(_score(total)[0])
-    known, draws = not np.isnan(score), _score(resampled_sums(sums, seed=seed))
-    return TiesScore(
-        score=score if known else None,
-        tied_accuracy=tied,
-        ref_accuracy=ref,
-        preferred=preferred,
-        preferred_hard=preferred_hard,
-        margin=margin,
-        interval=_interval(draws, score, len(sums)) if known else None,
-        draws=draws,
-    )
+    score, *terms = (None if np.isnan(x) else float(x) for x in (*_score(total), *_terms(total)[0]))
+    draws = resampled_sums(sums, seed=seed) if len(sums) else total
+    return TiesScore(score, dict(zip(TIES_TERMS, terms, strict=True)), _score(draws))
 
 
 def ties_difference_draws(a: Sequence[TiesPrompt], b: Sequence[TiesPrompt], seed: int = 0) -> Floats:
@@ -140,20 +127,12 @@ def _prompt_sums(forms: dict[str, TiesPrompt], zero_spread: ZeroSpread) -> list[
 
 
 def _terms(sums: Floats) -> Floats:
-    """[R, 10] sums to [R, 5] terms, NaN where a denominator is 0."""
+    """[R, 10] sums to [R, 5] terms, NaN where a denominator is 0; the margin is 0 where all that count have D = 0."""
     with np.errstate(invalid="ignore"):
-        return np.asarray(sums[:, 0::2] / sums[:, 1::2])
+        terms = sums[:, 0::2] / sums[:, 1::2]
+    terms[(sums[:, 9] == 0) & (sums[:, 7] > 0), 4] = 0
+    return np.asarray(terms)
 
 
 def _score(sums: Floats) -> Floats:
-    terms = _terms(sums)
-    margin = np.where((sums[:, 9] == 0) & (sums[:, 7] > 0), 0.0, terms[:, 4])
-    return np.asarray(terms[:, :4] @ [0.30, 0.30, 0.20, 0.20] + 0.01 * margin)
-
-
-def _interval(draws: Floats, score: float, prompts: int) -> Interval:
-    interval = percentile_interval(draws)
-    if interval.low < interval.high:
-        return interval
-    wilson = wilson_interval(min(1.0, max(0.0, score)), prompts)  # all prompts alike: nothing to resample
-    return Interval(min(wilson.low, score), max(wilson.high, score))
+    return np.asarray(_terms(sums) @ list(TIES_TERMS.values()))
