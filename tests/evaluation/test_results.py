@@ -155,24 +155,25 @@ GOOD = {"id": "1", "source": "s", "rewards": [1.0, 0.0], "preferences": [[0, 1]]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rewards": None}, "rewards is not a list of finite numbers"),
-        ({"rewards": []}, "rewards is not a list of finite numbers"),
-        ({"rewards": [True, 0]}, "rewards is not a list of finite numbers"),
-        ({"rewards": ["1", 0]}, "rewards is not a list of finite numbers"),
-        ({"rewards": [10**400, 0]}, "rewards is not a list of finite numbers"),
-        ({"rewards": [math.nan, 0]}, "NaN is not a reward"),
-        ({"rewards": [math.inf, 0]}, "Infinity is not a reward"),
-        ({"preferences": [[0, 2]]}, "preferences is not a list of pairs of different completions, 0 to 1"),
-        ({"preferences": [[0, -1]]}, "preferences is not a list of pairs"),
-        ({"preferences": [[1, 1]]}, "preferences is not a list of pairs"),
-        ({"preferences": [[0, True]]}, "preferences is not a list of pairs"),
-        ({"preferences": [0, 1]}, "preferences is not a list of pairs"),
-        ({"truncated": 0}, "truncated is not true or false"),
-        ({"id": 1}, "id is not text"),
-        ({"source": None}, "source is not text"),
-        ({"lengths": [1]}, "lengths is not a list of one token count a completion"),
-        ({"lengths": [1, -2]}, "lengths is not"),
-        ({"cluster": 3}, "cluster is not text"),
+        ({"rewards": None}, "rewards: Input should be a valid array"),
+        ({"rewards": []}, "neither rewards nor margins"),
+        ({"rewards": [True, 0]}, "rewards.0: Input should be a valid number"),
+        ({"rewards": ["1", 0]}, "rewards.0: Input should be a valid number"),
+        ({"rewards": [10**400, 0]}, "rewards.0: Input should be"),
+        ({"rewards": [math.nan, 0]}, "rewards.0: Input should be a finite number"),
+        ({"rewards": [math.inf, 0]}, "rewards.0: Input should be a finite number"),
+        ({"preferences": [[0, 2]]}, "preferences are not all pairs of different completions, 0 to 1"),
+        ({"preferences": [[0, -1]]}, "preferences.0.1: Input should be greater than or equal to 0"),
+        ({"preferences": [[1, 1]]}, "preferences are not all pairs of different completions"),
+        ({"preferences": [[0, True]]}, "preferences.0.1: Input should be a valid integer"),
+        ({"preferences": [0, 1]}, "preferences.0: Input should be a valid array"),
+        ({"truncated": 0}, "truncated: Input should be a valid boolean"),
+        ({"id": 1}, "id: Input should be a valid string"),
+        ({"source": None}, "source: Input should be a valid string"),
+        ({"lengths": [1]}, "lengths are not one token count a completion"),
+        ({"lengths": [1, -2]}, "lengths.1: Input should be greater than or equal to 0"),
+        ({"margins": [1.0, 2.0]}, "margins are not one number a preference"),
+        ({"cluster": 3}, "cluster: Input should be a valid string"),
         ({"id": "0"}, "id '0' is on line 1 already"),
     ],
 )
@@ -188,11 +189,11 @@ def test_a_bad_line_is_named_with_file_and_line(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", ":1: not JSON"),
-        ('{"id": "1"', ":1: not JSON"),
-        ("[" * 100_000, ":1: not JSON"),
-        ("[1]", ":1: not a JSON object"),
-        ('{"id": "1", "source": ""}', ":1: no rewards, preferences, truncated"),
+        ("", ":1: Invalid JSON"),
+        ('{"id": "1"', ":1: Invalid JSON"),
+        ("[" * 100_000, ":1: Invalid JSON"),
+        ("[1]", ":1: Input should be an object"),
+        ('{"id": "1", "source": ""}', ":1: rewards: Field required"),
     ],
 )
 def test_a_line_that_is_no_row(tmp_path, line, message):
@@ -200,7 +201,7 @@ def test_a_line_that_is_no_row(tmp_path, line, message):
     path.write_text(line + "\n")
     with pytest.raises(DataError) as caught:
         read_rows(path)
-    assert caught.value.message.endswith(message)
+    assert caught.value.message.startswith(f"{path}{message}")
 
 
 def test_a_missing_file(tmp_path):

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
 
 from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.errors import DataError, RunFailedError
@@ -157,26 +157,55 @@ def _row_line(row: ScoredRow) -> str:
         raise RunFailedError(f"group {row.id}: a reward is not finite", "check the checkpoint") from None
 
 
+class _Line(BaseModel):
+    """A line of a rows file, with the fields of ScoredRow; what else it holds is of no account."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    id: str
+    source: str
+    rewards: tuple[float, ...]
+    preferences: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
+    truncated: bool
+    lengths: tuple[NonNegativeInt, ...] = ()
+    cluster: str = ""
+    margins: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        k = len(self.rewards) or len(self.lengths)
+        if not self.rewards and not self.margins:
+            raise ValueError("neither rewards nor margins")
+        if any(better == worse or max(better, worse) >= k for better, worse in self.preferences):
+            raise ValueError(f"preferences are not all pairs of different completions, 0 to {k - 1}")
+        if len(self.margins) not in (0, len(self.preferences)):
+            raise ValueError("margins are not one number a preference")
+        if len(self.lengths) not in (0, k):
+            raise ValueError("lengths are not one token count a completion")
+        return self
+
+
 def read_rows(path: Path) -> list[ScoredRow]:
     """Read a rows file.
 
     Raises:
         DataError: the file can't be read, or a line is not a scored row; with file and line.
     """
-    rows: list[ScoredRow] = []
     lines: dict[str, int] = {}
+    rows: list[ScoredRow] = []
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read: {error}") from error
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         try:
-            row = _parse_row(json.loads(line, parse_constant=_refuse_constant))
-            if row.id in lines:
-                raise ValueError(f"id {row.id!r} is on line {lines[row.id]} already")
-        except (ValueError, RecursionError) as error:
-            message = "not JSON" if isinstance(error, (json.JSONDecodeError, RecursionError)) else str(error)
-            raise DataError(f"{path}:{number}: {message}", "rows files are written by eval and rewardbench") from error
+            row = ScoredRow(**dict(_Line.model_validate_json(line)))
+        except ValidationError as error:
+            place, fault = error.errors()[0]["loc"], error.errors()[0]["msg"].removeprefix("Value error, ")
+            message = f"{path}:{number}: {'.'.join(map(str, place))}{': ' if place else ''}{fault}"
+            raise DataError(message, "rows files are written by eval and rewardbench") from None
+        if row.id in lines:
+            raise DataError(f"{path}:{number}: id {row.id!r} is on line {lines[row.id]} already")
         lines[row.id] = number
         rows.append(row)
     return rows
@@ -192,64 +221,3 @@ def read_json(path: Path, hint: str = "") -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: can't be read as JSON: {error}", hint) from error
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a reward")
-
-
-def _parse_row(value: Any) -> ScoredRow:
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    lacking = [key for key in ("id", "source", "rewards", "preferences", "truncated") if key not in value]
-    if lacking:
-        raise ValueError(f"no {', '.join(lacking)}")
-    rewards, preferences, lengths = value["rewards"], value["preferences"], value.get("lengths", [])
-    for key in ("id", "source"):
-        if not isinstance(value[key], str):
-            raise ValueError(f"{key} is not text")
-    margins = value.get("margins", [])
-    compared = bool(margins) and not rewards and isinstance(lengths, list)
-    if not isinstance(rewards, list) or not (rewards or compared) or not all(map(_is_finite, rewards)):
-        raise ValueError("rewards is not a list of finite numbers")
-    k = len(lengths) if compared else len(rewards)
-    if not isinstance(preferences, list) or not all(_is_pair(pair, k) for pair in preferences):
-        raise ValueError(f"preferences is not a list of pairs of different completions, 0 to {k - 1}")
-    if not isinstance(margins, list) or len(margins) not in (0, len(preferences)) or not all(map(_is_finite, margins)):
-        raise ValueError("margins is not a list of one finite number a preference")
-    if not isinstance(value["truncated"], bool):
-        raise ValueError("truncated is not true or false")
-    if not isinstance(lengths, list) or len(lengths) not in (0, k) or not all(map(_is_count, lengths)):
-        raise ValueError("lengths is not a list of one token count a completion")
-    if not isinstance(value.get("cluster", ""), str):
-        raise ValueError("cluster is not text")
-    return ScoredRow(
-        id=value["id"],
-        source=value["source"],
-        rewards=tuple(float(reward) for reward in rewards),
-        preferences=tuple((better, worse) for better, worse in preferences),
-        truncated=value["truncated"],
-        lengths=tuple(lengths),
-        cluster=value.get("cluster", ""),
-        margins=tuple(float(margin) for margin in margins),
-    )
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return type(value) in (int, float) and math.isfinite(float(value))
-    except OverflowError:
-        return False
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_pair(value: Any, k: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(type(index) is int and 0 <= index < k for index in value)
-        and value[0] != value[1]
-    )
