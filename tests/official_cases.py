@@ -54,7 +54,7 @@ def scorer(
     loaded = BackboneOptions(dtype, quantization, packing="none")
     checkpoint = load_checkpoint(str(folder), options=loaded, prompt=options.pop("prompt", None))
     tokenized = [g for g in tokenize_groups(groups, checkpoint.renderer, max_length, "truncate_prompt") if g]
-    return OfficialScorer(checkpoint, checkpoint.config_pad, groups, tokenized, **options)
+    return OfficialScorer(checkpoint, groups, tokenized, **options)
 
 
 def at(rows: OfficialScorer, rung: int) -> Habits:

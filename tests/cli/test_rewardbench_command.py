@@ -75,8 +75,7 @@ def test_parity_ends_where_scoring_is(models: Path, tmp_path: Path, capsys: pyte
     assert len(ladder) == 10
     assert ladder[-2]["accuracy"] == plain["subsets"]["hep-go"]["accuracy"]
     assert ladder[-1]["accuracy"] == plain["subsets"]["hep-go"]["accuracy_half"]
-    table = Path(result["rows"]).with_name("rewardbench-1.parity.md").read_text()
-    assert table.count("\n") == 2 + len(ladder)
+    assert not list(Path(result["rows"]).parent.glob(".*"))  # what an interrupted scoring would go on from
     rewardbench(ckpt=str(models / "rm"), data=source, parity="float32")
     assert "one change after another" in capsys.readouterr().out
 

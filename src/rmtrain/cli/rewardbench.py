@@ -104,8 +104,8 @@ def rewardbench(
         definition, folder = BENCHMARKS[benchmark], chosen.results / "rewardbench"
         groups, source = core_groups(definition, data, split, display.note)
         prior, prior_sources = prior_groups(definition, prior_data, display.note) if prior_data else ([], [])
-        ladder = folder / f"{benchmark}.parity.md"
-        runner = _score_as_runner(chosen, parity, (groups, prior), ladder, display) if parity else None
+        partial = folder / f".{benchmark}.parity"
+        runner = _score_as_runner(chosen, parity, (groups, prior), partial, display) if parity else None
         checkpoint = load(chosen, display, benchmark if definition.needs_rewards else "")
         budget = tokens_at_once(checkpoint, tokens_per_batch)
         path = folder / f"{benchmark}.rows.jsonl"
@@ -123,12 +123,13 @@ def rewardbench(
         "rendering": checkpoint.renderer.contract(),
     }
     if runner is not None:
-        from rmtrain.evaluation.bench_parity import Rung, ladder_json, write_ladder
+        from rmtrain.evaluation.bench_parity import Rung, ladder_json
+        from rmtrain.scoring.official import remove_partials
 
         settings, rungs = runner
         rungs += [Rung(name, rows, prior_rows) for name in ("own dtype, each prompt once", "a tie counts 1/2")]
         result["parity"] = {**settings, "ladder": ladder_json(rungs)}
-        write_ladder(result["parity"]["ladder"], ladder)
+        remove_partials(partial)
     write_json(folder / f"{benchmark}.json", result)
     for flat in (folder / f"{benchmark}.flat.json", *([output] if output is not None else [])):
         write_json(flat, to_flat(result))
@@ -157,7 +158,7 @@ def _score_as_runner(
     chosen: Chosen,
     precision: str,
     groups: "tuple[list[PreferenceGroup], list[PreferenceGroup]]",
-    ladder: Path,
+    partial: Path,
     display: TerminalDisplay,
 ) -> "tuple[dict[str, Any], list[Rung]]":
     """The rungs from the leaderboard's runner on; its model is let go of at the end."""
@@ -170,7 +171,7 @@ def _score_as_runner(
         Checkpoint, load(chosen, Silent(), "--parity", BackboneOptions(dtype, quantization, packing="none"))
     )
     official.need_decoder("--parity")
-    settings, rungs = score_official(official, *groups, chosen.reading.prompt is None, ladder, display)
+    settings, rungs = score_official(official, *groups, chosen.reading.prompt is None, partial, display)
     if settings["prompt"] is not None:
         display.note(f"as the leaderboard's runner, with the prompt {settings['prompt']}")
     return {"precision": precision, **settings}, rungs

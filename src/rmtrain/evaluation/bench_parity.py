@@ -11,7 +11,6 @@ from rmtrain.display import Display
 from rmtrain.evaluation.bench_figures import by_source
 from rmtrain.evaluation.results import ScoredRow, gaps_of, scored_row
 from rmtrain.evaluation.splits import tokenize_for
-from rmtrain.files import write_atomic
 from rmtrain.metrics.rankings import Floats, credits_of
 from rmtrain.metrics.rewardbench import rewardbench_scores
 from rmtrain.model.checkpoint import Checkpoint
@@ -31,7 +30,7 @@ def score_official(
     groups: Sequence[PreferenceGroup],
     prior: Sequence[PreferenceGroup],
     own_prompt: bool,
-    path: Path,
+    partial: Path,
     display: Display,
 ) -> tuple[dict[str, Any], list[Rung]]:
     """The runner's settings as found, and each rung but those of rmtrain's own scoring.
@@ -41,40 +40,42 @@ def score_official(
         groups: the benchmark's pairs, in its order.
         prior: those of the prior sets, which the runner scores apart; none where they were not asked for.
         own_prompt: take the runner's prompt where the model has one of its own; else the checkpoint's throughout.
-        path: of the ladder; beside it lies what an interrupted scoring left, and goes on from.
+        partial: beginning of the paths to which finished batches are written; an interrupted scoring goes on from them.
         display: of the main process.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scored: list[list[list[ScoredRow]]] = []
-    parts = [part for part in (groups, prior) if part]
-    for part in parts:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+
+    def scorer_of(part: Sequence[PreferenceGroup]) -> OfficialScorer:
         tokenized = tokenize_for(checkpoint, "rewardbench-1", part, display)[0].groups()
-        scorer = OfficialScorer(checkpoint, checkpoint.config_pad, part, tokenized, own_prompt)
-        rungs = scorer.ladder()
-        if part is parts[0]:
-            as_run = scorer.sequences(rungs[0][1])
-            settings = {
-                "prompt": scorer.prompt,
-                "batch": BATCH,
-                "max_length": MAX_LENGTH,
-                "padding_side": scorer.pads.side,
-                "pad_id": scorer.pads.fill,
-                "pooling_looks_for_id": scorer.pads.skip,
-                "rows_with_double_bos": sum(scorer.doubled(ids[0]) for ids in as_run),
-                "rows_cut": sum(max(map(len, ids)) == MAX_LENGTH for ids in as_run),
-            }
-        found = scorer.score(
-            [habits for _, habits in rungs],
-            path.with_name(f".{path.name}"),
-            lambda done, total: display.progress("score as the leaderboard did", done, total),
-        )
-        rows_of = [
-            [scored_row(group, values, (), False) for group, values in zip(part, rewards, strict=True)]
-            for rewards in found
-        ]
-        scored.append(rows_of)
-    names = [name for name, _ in rungs]
-    return settings, [Rung(name, *of_parts) for name, *of_parts in zip(names, *scored, strict=True)]
+        return OfficialScorer(checkpoint, part, tokenized, own_prompt)
+
+    scorer = scorer_of(groups)
+    ladder = scorer.ladder()
+    as_run = scorer.sequences(ladder[0][1])
+    settings = {
+        "prompt": scorer.prompt,
+        "batch": BATCH,
+        "max_length": MAX_LENGTH,
+        "padding_side": scorer.pads.side,
+        "pad_id": scorer.pads.fill,
+        "pooling_looks_for_id": scorer.pads.skip,
+        "rows_with_double_bos": sum(scorer.doubled(ids[0]) for ids in as_run),
+        "rows_cut": sum(max(map(len, ids)) == MAX_LENGTH for ids in as_run),
+    }
+    rows = _rows_by_rung(scorer, groups, partial, display)
+    prior_rows = _rows_by_rung(scorer_of(prior), prior, partial, display) if prior else [[] for _ in ladder]
+    return settings, [Rung(name, *of_parts) for (name, _), *of_parts in zip(ladder, rows, prior_rows, strict=True)]
+
+
+def _rows_by_rung(
+    scorer: OfficialScorer, groups: Sequence[PreferenceGroup], partial: Path, display: Display
+) -> list[list[ScoredRow]]:
+    found = scorer.score(
+        [habits for _, habits in scorer.ladder()],
+        partial,
+        lambda done, total: display.progress("score as the leaderboard did", done, total),
+    )
+    return [[scored_row(*pair, (), False) for pair in zip(groups, rewards, strict=True)] for rewards in found]
 
 
 def ladder_json(rungs: Sequence[Rung]) -> list[dict[str, Any]]:
@@ -122,23 +123,3 @@ def _credit(rows: Sequence[ScoredRow], half: bool) -> tuple[Floats, dict[str, fl
     credit = credits_of(gaps) if half else (gaps > 0).astype(np.float64)
     sources = np.array([row.source for row in rows])
     return credit, {name: float(credit[sources == name].mean()) for name in by_source(rows)}, int((gaps == 0).sum())
-
-
-def write_ladder(entries: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the ladder as Markdown, and take away what its scoring left on its way."""
-    write_atomic(path, ladder_markdown(entries))
-    for left in path.parent.glob(f".{path.name}-*.partial"):
-        left.unlink()
-
-
-def ladder_markdown(entries: Sequence[dict[str, Any]]) -> str:
-    """The ladder as a Markdown table, accuracies in %; the third is what tables of 2024-03 give as a model's score."""
-    headings = ("scored as", "over rows", "mean of sections", "with prior, 2024-03", "to right", "to wrong", "ties")
-    lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
-    for entry in entries:
-        then = entry["scores"]["2024-03"]
-        figures = [entry["accuracy"], entry["mean_of_sections"], then["with_prior_sets"]]
-        shown = ["–" if figure is None else f"{100 * figure:.2f}" for figure in figures]
-        counts = [str(entry[key]) for key in ("to_right", "to_wrong", "ties")]
-        lines.append(f"| {' | '.join([entry['rung'], *shown, *counts])} |")
-    return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaTokenizer
 
 from rmtrain.data.render import Renderer
@@ -84,7 +85,6 @@ class OfficialScorer:
 
     Args:
         checkpoint: a reward model loaded with `packing="none"`.
-        config_pad: the pad id in its config as published.
         groups: what to score; all of one K.
         tokenized: the same by rmtrain's own rules.
         own_prompt: take the runner's prompt where the model has one of its own; else the checkpoint's throughout.
@@ -93,7 +93,6 @@ class OfficialScorer:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        config_pad: int | None,
         groups: Sequence[PreferenceGroup],
         tokenized: Sequence[TokenizedGroup],
         own_prompt: bool = True,
@@ -115,8 +114,7 @@ class OfficialScorer:
             self._runner_renderer = with_prompt(checkpoint.renderer, self._layout.runner_prompt)
         tokenizer = checkpoint.renderer.tokenizer
         by_unk = self._layout.runner_reads == "first_unk"
-        self.pads = PadIds.of_unk(tokenizer) if by_unk else PadIds.of(tokenizer, config_pad)
-        self._prompted = self.prompt is not None
+        self.pads = PadIds.of_unk(tokenizer) if by_unk else PadIds.of(tokenizer, checkpoint.config_pad)
 
     def ladder(self) -> list[tuple[str, Habits]]:
         """All habits, then one less at each rung, with the words for what takes its place."""
@@ -150,7 +148,7 @@ class OfficialScorer:
             return [[ids[-MAX_LENGTH:] for ids in renderer.tokenize(conversations)] for conversations in whole]
         tokenizer = copy.deepcopy(renderer.tokenizer)
         tokenizer.truncation_side = "left"
-        if self._prompted and renderer.append_eos and _is_llamas(tokenizer):
+        if self.prompt is not None and renderer.append_eos and _is_llamas(tokenizer):
             tokenizer.add_eos_token = True  # set with every prompt of FastChat; others than Llama's take no notice
         texts = [[renderer.render(_in_turn(conversation)) for conversation in conversations] for conversations in whole]
         return [tokenizer(of_one, truncation=True, max_length=MAX_LENGTH)["input_ids"] for of_one in texts]
@@ -261,13 +259,9 @@ def _place(ids: Tensor, mask: Tensor, pad: int, reads: str) -> Tensor:
 
 def _padded(sequences: list[list[int]], pads: PadIds) -> tuple[Tensor, Tensor]:
     """[n, L] ids and mask."""
-    width = max(map(len, sequences))
-    ids = torch.full((len(sequences), width), pads.fill)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        place = slice(width - len(sequence), width) if pads.side == "left" else slice(0, len(sequence))
-        ids[row, place], mask[row, place] = torch.tensor(sequence), 1
-    return ids, mask
+    rows = [torch.tensor(sequence) for sequence in sequences]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pads.fill, padding_side=pads.side)
+    return ids, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=pads.side)
 
 
 def _read(path: Path | None) -> dict[int, list[list[Rewards]]]:
@@ -288,3 +282,9 @@ def _read(path: Path | None) -> dict[int, list[list[Rewards]]]:
             whole += len(line)
     os.truncate(path, whole)
     return found
+
+
+def remove_partials(partial: Path) -> None:
+    """Take away what `OfficialScorer.score` has written to paths that begin so."""
+    for left in partial.parent.glob(f"{partial.name}-*.partial"):
+        left.unlink()
