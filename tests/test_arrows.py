@@ -22,8 +22,15 @@ LEVELS = {
     "data": 2,
     "recipe": 1,
 }
-LEAVES = {"errors", "files", "runs", "display", "metrics"}  # usable by anyone
-LEAF_USES = {"errors": set(), "files": set(), "display": set(), "metrics": set(), "runs": {"errors", "files"}}
+LEAVES = {"errors", "files", "runs", "signals", "display", "metrics"}  # usable by anyone
+LEAF_USES = {
+    "errors": set(),
+    "files": set(),
+    "signals": set(),
+    "display": set(),
+    "metrics": set(),
+    "runs": {"errors", "files"},
+}
 DOORS = {  # library → where it may be imported
     "trl": ("training/",),
     "deepspeed": ("training/",),

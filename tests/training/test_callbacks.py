@@ -14,7 +14,8 @@ def events(schedule: Schedule, steps: int) -> list[tuple[int, str]]:
     found = []
     for step in range(1, steps + 1):
         state: Any = SimpleNamespace(global_step=step, max_steps=steps)
-        control = schedule.on_step_end(SimpleNamespace(), state, TrainerControl())  # type: ignore[arg-type]
+        control = TrainerControl()
+        schedule.on_step_end(SimpleNamespace(), state, control)  # type: ignore[arg-type]
         flags = zip("esl", (control.should_evaluate, control.should_save, control.should_log), strict=True)
         if done := "".join(letter for letter, flag in flags if flag):
             found.append((step, done))
@@ -39,10 +40,11 @@ def test_what_is_done_at_which_step(evaluate: int, save: int, validate: bool, ex
 def test_a_stop_that_was_asked_for_saves_and_ends_the_training(step: int) -> None:
     stop, state = GracefulStop(), SimpleNamespace(global_step=step, max_steps=7)
     arguments: Any = SimpleNamespace(world_size=1)
-    control = stop.on_step_end(arguments, state, TrainerControl())  # type: ignore[arg-type]
+    control = TrainerControl()
+    stop.on_step_end(arguments, state, control)  # type: ignore[arg-type]
     assert not control.should_training_stop
-    stop.requested = True
-    control = stop.on_step_end(arguments, state, TrainerControl())  # type: ignore[arg-type]
+    stop.request()
+    stop.on_step_end(arguments, state, control)  # type: ignore[arg-type]
     assert (control.should_training_stop, control.should_save, control.should_log) == (True, True, True)
     assert stop.stopped
 

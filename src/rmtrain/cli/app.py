@@ -12,7 +12,6 @@ from typer.rich_utils import rich_format_error
 
 from rmtrain import __version__
 from rmtrain.cli import compare, data, doctor, evaluate, export, leaderboard, recipes, rewardbench, runs, score, train
-from rmtrain.cli.interrupts import interruptible
 from rmtrain.cli.processes import (
     is_main_process,
     join_slurm,
@@ -22,7 +21,8 @@ from rmtrain.cli.processes import (
     report_exit,
     tie_to_launcher,
 )
-from rmtrain.errors import InputError, Interrupted, LostProcessError, RmtrainError
+from rmtrain.errors import Interrupted, LostProcessError, RmtrainError
+from rmtrain.signals import interrupt, on_signal
 
 app = typer.Typer(
     name="rmtrain",
@@ -56,7 +56,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit code (0, 1, 2 or 130)."""
     tie_to_launcher()
-    with interruptible():
+    with on_signal(interrupt):  # training's steps hold it back until they end
         return _run(own_arguments(arguments))
 
 
@@ -75,52 +75,38 @@ def _run(arguments: list[str]) -> int:
     except TyperException as error:
         rich_format_error(error)  # type: ignore[arg-type]  # all that Typer raises here are usage errors
         code = 2
-    except Interrupted as stop:
-        _say_interrupted(f": {stop}")
-        code = stop.exit_code
-        _trace(debug)
-    except RmtrainError as error:
-        # every process finds the same fault in the input; of a failed run, each has its own story
-        if is_main_process() or not isinstance(error, InputError):
-            print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
-        lost = error.run if isinstance(error, LostProcessError) else None
-        _trace(debug)
-    except (KeyboardInterrupt, typer.Abort):
-        _say_interrupted()
-        code = 130
-        _trace(debug)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except Exception as error:
-        print(f"error: {_unexpected(error)}", file=sys.stderr)
-        code = 1
-        _trace(debug)
+    except (Exception, KeyboardInterrupt) as error:
+        code, told = _code_and_words(error)
+        # every process finds the same fault in the input; of a failed run, each has its own story
+        if is_main_process() or code == 1:
+            print(told, file=sys.stderr)
+        lost = error.run if isinstance(error, LostProcessError) else None
+        if debug:
+            traceback.print_exc()
     report_exit(code, lost)
     if code == 0:  # after a fault the others may wait in a collective, and leaving could wait for them
         leave_group()
     return code
 
 
-def _say_interrupted(told: str = "") -> None:
-    if is_main_process():
-        print(f"interrupted{told}", file=sys.stderr)
-
-
-def _unexpected(error: Exception) -> str:
+def _code_and_words(error: BaseException) -> tuple[int, str]:
+    """The exit code of an error, and what the user is told."""
+    if isinstance(error, Interrupted):
+        return error.exit_code, f"interrupted: {error}"
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return 130, "interrupted"
+    if isinstance(error, RmtrainError):
+        return error.exit_code, f"error: {error}"
     told = f"{type(error).__name__}: {error}"
     if joined():
         from rmtrain.model.devices import lost_another
 
         if lost_another(error):
-            return f"process {os.environ['RANK']}: another process ended first ({told})"
-    return f"{told}\n  hint: this is a fault in rmtrain; run again with --debug for the traceback"
-
-
-def _trace(debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
+            return 1, f"error: process {os.environ['RANK']}: another process ended first ({told})"
+    return 1, f"error: {told}\n  hint: this is a fault in rmtrain; run again with --debug for the traceback"
 
 
 def quiet_libraries() -> None:

@@ -2,12 +2,9 @@
 
 import json
 import math
-import signal
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -40,15 +37,12 @@ class Schedule(TrainerCallback):  # type: ignore[misc]
     def __init__(self, evaluate_every: int, save_every: int, validate: bool) -> None:
         self.evaluate_every, self.save_every, self.validate = evaluate_every, save_every, validate
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Set the flags of this step."""
         step, last = state.global_step, state.global_step >= state.max_steps
         control.should_evaluate = self.validates(state)
         control.should_save = bool(control.should_evaluate or last or (self.save_every and step % self.save_every == 0))
         control.should_log = control.should_log or control.should_save
-        return control
 
     def validates(self, state: TrainerState) -> bool:
         """Whether the step just made is one to validate at."""
@@ -60,55 +54,28 @@ class Schedule(TrainerCallback):  # type: ignore[misc]
 class GracefulStop(TrainerCallback):  # type: ignore[misc]
     """Ctrl-C, SIGTERM or SIGUSR1: a checkpoint at the end of the step, agreed between processes, then the end.
 
-    A second signal ends the process at once. One within a second is the same request heard twice: Slurm signals every
-    process of a job, and a launcher that is among them passes the signal on.
+    `rmtrain.signals.on_signal` calls `request`.
     """
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    echo_seconds = 1.0
 
     def __init__(self) -> None:
         self.requested = False
         self.stopped = False
-        self._requested_at = 0.0
-        self._previous: dict[signal.Signals, Any] = {}
 
-    def install(self) -> None:
-        """Take the signals over, in the main thread."""
-        self._previous = {number: signal.signal(number, self._handle) for number in self.signals}
+    def request(self) -> None:
+        """Ask for the stop."""
+        self.requested = True
 
-    def restore(self) -> None:
-        """Give the signals back, once no echo of one that was heard can come any more."""
-        if self.requested:
-            time.sleep(max(0.0, self._requested_at + self.echo_seconds - time.monotonic()))
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self.requested:
-            self.requested, self._requested_at = True, time.monotonic()
-        elif time.monotonic() - self._requested_at > self.echo_seconds:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask all processes, and stop all of them at this step if one was asked to."""
         if self._agreed(args, state):
             control.should_log = True
             control.should_save = True
             control.should_evaluate = False  # it could outlast a grace period: the resumed run makes it first
             control.should_training_stop = True
-        return control
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The same for what was asked while validating or saving: this step's checkpoint is there."""
         control.should_training_stop = self._agreed(args, state) or control.should_training_stop
-        return control
 
     def _agreed(self, args: TrainingArguments, state: TrainerState) -> bool:
         wanted = self.requested
@@ -121,9 +88,7 @@ class GracefulStop(TrainerCallback):  # type: ignore[misc]
 class GroupTimeouts(TrainerCallback):  # type: ignore[misc]
     """Holds every process group to the run's time-out: DeepSpeed makes groups of its own with torch's default."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """The engine is made by now; torch has no public call for this, and torchtitan uses the same."""
         if args.world_size > 1:
             for group in distributed_c10d._world.pg_map:
@@ -142,24 +107,17 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
     def __init__(self, path: Path, steps_per_epoch: int, emit: Emit) -> None:
         self.path, self.steps_per_epoch, self.emit = path, steps_per_epoch, emit
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Cut off lines of steps that a resumed run will make again."""
         if state.is_world_process_zero and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             write_atomic(self.path, "".join(line for line in lines if _is_done(line, state.global_step)))
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, float], **kwargs: Any
     ) -> None:
         """One line a log step; the Trainer's closing summary is left to the result file."""
-        if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
+        if not state.is_world_process_zero or "train_runtime" in logs:
             return
         figures = {name: value if math.isfinite(value) else None for name, value in logs.items() if name != "epoch"}
         epoch = round(state.global_step / self.steps_per_epoch, 6)

@@ -45,14 +45,15 @@ def start_run(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], stack: Exi
         raise
 
 
-def take_up_run(folder: Path, stack: ExitStack) -> None:
-    """Lock a run folder that is there, until the stack closes; on the main process.
+def take_up_run(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Lock a run folder that is there, until the stack closes, and read its manifest; on the main process.
 
     Raises:
         InputError: it is no run, or in use.
     """
-    read_manifest(folder)
+    read_manifest(folder)  # before a lock file is made in what is no run
     stack.enter_context(locked(folder))
+    return read_manifest(folder)
 
 
 def record_resume(

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from rmtrain.data.render import first_line
 from rmtrain.errors import InputError
+from rmtrain.recipe.schema import TrackingSection
 
 
 def check_login(mode: str) -> None:
@@ -37,30 +38,27 @@ class WandbLog(TrainerCallback):  # type: ignore[misc]
     """Logs every line of the run to wandb, under the run folder's name, which a resumed run takes up again.
 
     Args:
-        mode: offline or online.
-        project: of wandb.
+        section: of the recipe.
         folder: the run folder; its name is the wandb run's id.
         config: the resolved recipe.
     """
 
-    def __init__(self, mode: str, project: str, folder: Path, config: dict[str, Any]) -> None:
-        self.mode, self.project, self.folder, self.config = mode, project, folder, config
+    def __init__(self, section: TrackingSection, folder: Path, config: dict[str, Any]) -> None:
+        self.section, self.folder, self.config = section, folder, config
         self._run: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Start, or take up again, the wandb run on the main process."""
         if not state.is_world_process_zero:
             return
         import wandb
 
         self._run = wandb.init(
-            project=self.project,
+            project=self.section.wandb_project,
             id=self.folder.name,
             name=self.folder.name,
             dir=self.folder,
-            mode=self.mode,  # type: ignore[arg-type]
+            mode=self.section.wandb,  # type: ignore[arg-type]
             config=self.config,
             resume="allow",
             settings=wandb.Settings(
@@ -69,15 +67,10 @@ class WandbLog(TrainerCallback):  # type: ignore[misc]
         )
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, float], **kwargs: Any
     ) -> None:
         """Log a line at its step."""
-        if self._run is not None and logs:
+        if self._run is not None:
             self._run.log(dict(logs), step=state.global_step)
 
     def __enter__(self) -> "WandbLog":

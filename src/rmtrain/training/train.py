@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from transformers import TrainerCallback
 
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
@@ -19,7 +20,8 @@ from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbo
 from rmtrain.model.saving import save_final
 from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.recipe.schema import Recipe
-from rmtrain.runs import read_manifest, update_manifest
+from rmtrain.runs import update_manifest
+from rmtrain.signals import on_signal
 from rmtrain.training.arguments import training_arguments
 from rmtrain.training.callbacks import GracefulStop, GroupTimeouts, MetricsLog, Schedule, interval_steps
 from rmtrain.training.checkpoints import verify
@@ -31,7 +33,7 @@ from rmtrain.training.record import now, record_failure, record_resume, start_ru
 from rmtrain.training.resume import ResumePoint, choose_checkpoint, run_fingerprint
 from rmtrain.training.telemetry import peak_memory
 from rmtrain.training.tracking import WandbLog, check_login
-from rmtrain.training.trainer import GroupRewardTrainer
+from rmtrain.training.trainer import GroupRewardTrainer, Parts
 
 
 class TrainingResult(NamedTuple):
@@ -77,44 +79,56 @@ def train(
             "the training split is empty after curation", "see `rmtrain data` for what was dropped and why"
         )
     state = process_state(recipe.distributed.timeout_minutes)
-    display = display if state.is_main_process else Silent()
     prospect = look_ahead(recipe, splits, state.num_processes)
     prospect.forecast.require_room(prospect.room)
     fingerprint = run_fingerprint(recipe, splits, renderer, prospect.layout.strategy, state.num_processes)
+    shown = display if state.is_main_process else Silent()
+    job = _Job(loaded, splits, renderer, prospect, fingerprint, shown)
     with ExitStack() as stack:
-        folder, point, commit = _begin(loaded, splits, fingerprint, display, resume, allow_changes, stack)
+        start = _begin(job, resume, allow_changes, stack)
         try:
-            return _train_in(folder, point, commit, recipe, splits, renderer, fingerprint, prospect, display)
+            return _train(job, start)
         except BaseException as error:
-            shown = record_failure(folder, error, new=resume is None)
-            if shown is error:
+            told = record_failure(start.folder, error, new=resume is None)
+            if told is error:
                 raise
-            raise shown from error
+            raise told from error
 
 
-def _begin(
-    loaded: LoadedRecipe,
-    splits: Mapping[str, ReadySplit],
-    fingerprint: dict[str, Any],
-    display: Display,
-    resume: Path | None,
-    allow_changes: bool,
-    stack: ExitStack,
-) -> tuple[Path, ResumePoint | None, str | None]:
-    """Open the run folder on the main process: it, where to go on from, and the base model's commit, for all processes.
+class _Job(NamedTuple):
+    """A run as it is planned, the same on every process."""
 
-    The lock goes with the stack. An error there is raised on all processes.
+    loaded: LoadedRecipe
+    splits: Mapping[str, ReadySplit]
+    renderer: Renderer
+    prospect: Prospect
+    fingerprint: dict[str, Any]
+    display: Display
+
+
+class _Start(NamedTuple):
+    """Where a run begins."""
+
+    folder: Path
+    point: ResumePoint | None  # to go on from
+    commit: str | None  # of the base model, with which the run began
+
+
+def _begin(job: _Job, resume: Path | None, allow_changes: bool, stack: ExitStack) -> _Start:
+    """Open the run folder on the main process, and tell all processes; an error there is raised on all of them.
+
+    The lock goes with the stack.
     """
     answer: list[Any] = [None]
     cause: Exception | None = None
     if process_state().is_main_process:
         try:
-            check_login(loaded.recipe.tracking.wandb)
-            answer = [_open(loaded, splits, fingerprint, display, resume, allow_changes, stack)]
+            check_login(job.loaded.recipe.tracking.wandb)
+            answer = [_open(job, resume, allow_changes, stack)]
         except RmtrainError as error:
             answer = [error]
         except OSError as error:  # a full disk, say, or a file system without locks
-            place, cause = resume or loaded.recipe.run.folder, error
+            place, cause = resume or job.loaded.recipe.run.folder, error
             answer = [InputError(f"{place}: the run folder can't be written: {error}", "make room, or set run.folder")]
         except Exception as error:
             cause, hint = error, "this is a fault in rmtrain; run again with --debug for the traceback"
@@ -125,119 +139,96 @@ def _begin(
     return answer[0]  # type: ignore[no-any-return]
 
 
-def _open(
-    loaded: LoadedRecipe,
-    splits: Mapping[str, ReadySplit],
-    fingerprint: dict[str, Any],
-    display: Display,
-    resume: Path | None,
-    allow_changes: bool,
-    stack: ExitStack,
-) -> tuple[Path, ResumePoint | None, str | None]:
+def _open(job: _Job, resume: Path | None, allow_changes: bool, stack: ExitStack) -> _Start:
     if resume is None:
-        return start_run(loaded, splits, stack), None, None
-    take_up_run(resume, stack)
-    point = choose_checkpoint(resume, fingerprint, display, allow_changes)
-    record_resume(resume, loaded, splits, point.checkpoint if point else None)
-    base = read_manifest(resume).get("model", {})
-    commit = base.get("commit") if base.get("name") == loaded.recipe.model.name else None
-    return resume, point, commit
+        return _Start(start_run(job.loaded, job.splits, stack), None, None)
+    base = take_up_run(resume, stack).get("model", {})
+    point = choose_checkpoint(resume, job.fingerprint, job.display, allow_changes)
+    record_resume(resume, job.loaded, job.splits, point.checkpoint if point else None)
+    return _Start(resume, point, base.get("commit") if base.get("name") == job.loaded.recipe.model.name else None)
 
 
-def _train_in(
-    folder: Path,
-    point: ResumePoint | None,
-    commit: str | None,
-    recipe: Recipe,
-    splits: Mapping[str, ReadySplit],
-    renderer: Renderer,
-    fingerprint: dict[str, Any],
-    prospect: Prospect,
-    display: Display,
-) -> TrainingResult:
-    state = process_state()
-    display.note(f"run folder: {folder}")
-    plan = prospect.plan
-    display.note(f"strategy {prospect.layout}: {prospect.reason}")
-    model = build_model(recipe, renderer.pad_id, commit)
-    arguments = training_arguments(recipe, plan, folder, prospect.layout.strategy)
+def _train(job: _Job, start: _Start) -> TrainingResult:
+    recipe, plan, folder, tell = job.loaded.recipe, job.prospect.plan, start.folder, job.display.note
+    state, stop = process_state(), GracefulStop()
+    tell(f"run folder: {folder}")
+    tell(f"strategy {job.prospect.layout}: {job.prospect.reason}")
+    model = build_model(recipe, job.renderer.pad_id, start.commit)
     for note in model.notes:
-        display.note(note)
-    display.note(describe_plan(plan, recipe, splits["train"], model))
-    display.note(describe_need(prospect.forecast.need(prospect.layout)))
+        tell(note)
+    tell(describe_plan(plan, recipe, job.splits["train"], model))
+    tell(describe_need(job.prospect.forecast.need(job.prospect.layout)))
     if state.is_main_process:
         update_manifest(folder, model={"name": recipe.model.name, "commit": model.commit}, steps=len(plan.steps))
-    validation = validation_groups(recipe, splits)
+    tracker = WandbLog(recipe.tracking, folder, recipe.model_dump(mode="json"))
+    trainer = _make_trainer(job, folder, model, [stop, *([tracker] if recipe.tracking.wandb != "off" else [])])
+    if start.point is not None:
+        trainer.totals = start.point.totals
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    go_on = f"go on with: rmtrain train --resume {folder}"
+    with on_signal(stop.request):
+        try:
+            with tracker:
+                _run(trainer, job.prospect, folder, start.point)
+                if stop.stopped:
+                    step = f"step {trainer.state.global_step} of {len(plan.steps)}"
+                    raise Interrupted(f"stopped at {step}; a checkpoint is written", go_on)
+                if state.is_main_process:
+                    save_final(_selected_checkpoint(folder, trainer, recipe), folder / "final", recipe.model.dtype)
+        except Interrupted:
+            state.wait_for_everyone()  # a launcher ends the others once one has ended; wandb's record may take its time
+            raise
+    if stop.requested:
+        raise Interrupted("trained; stopped before anything was scored", go_on)
+    if state.is_main_process:
+        update_manifest(folder, state="finished", ended=now(), totals=trainer.totals)
+    state.wait_for_everyone()
+    return _result(folder, trainer)
+
+
+def _make_trainer(job: _Job, folder: Path, model: RewardModel, callbacks: list[TrainerCallback]) -> GroupRewardTrainer:
+    recipe, plan = job.loaded.recipe, job.prospect.plan
+    validation, total = validation_groups(recipe, job.splits), len(plan.steps)
     if not validation and recipe.evaluation.select != "last":
-        display.note("no validation during training: the last checkpoint becomes the final model")
-    total = len(plan.steps)
-    stop = GracefulStop()
-    tracking = recipe.tracking
-    tracker = WandbLog(tracking.wandb, tracking.wandb_project, folder, recipe.model_dump(mode="json"))
-    trainer = GroupRewardTrainer(
-        model=model,
-        args=arguments,
-        train=splits["train"].tokens,
+        job.display.note("no validation during training: the last checkpoint becomes the final model")
+    parts = Parts(
+        train=job.splits["train"].tokens,
         plan=plan,
         validation=validation,
-        renderer=renderer,
+        renderer=job.renderer,
         sidecar={
             "recipe": recipe.model_dump(mode="json"),
-            "data": {name: split.fingerprint for name, split in splits.items()},
+            "data": {name: split.fingerprint for name, split in job.splits.items()},
             "base": {"name": recipe.model.name, "commit": model.commit},
         },
+        fingerprint=job.fingerprint,
         tokens_per_batch=recipe.evaluation.tokens_per_batch,
         margin=recipe.loss.margin,
         centering=recipe.loss.centering,
         head_learning_rate=recipe.optim.head_learning_rate,
         keep_checkpoints=recipe.run.keep_checkpoints,
-        fingerprint=fingerprint,
-        notify=display.note,
         schedule=Schedule(
             interval_steps(recipe.evaluation.every, total),
             interval_steps(recipe.run.save_every, total),
             bool(validation),
         ),
-        callbacks=[
-            stop,
-            GroupTimeouts(),
-            MetricsLog(folder / "metrics.jsonl", plan.steps_per_epoch, display.metrics),
-            *([tracker] if tracking.wandb != "off" else []),
-        ],
+        notify=job.display.note,
     )
-    if point is not None:
-        trainer.totals = point.totals
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    stop.install()
+    arguments = training_arguments(recipe, plan, folder, job.prospect.layout.strategy)
+    log = MetricsLog(folder / "metrics.jsonl", plan.steps_per_epoch, job.display.metrics)
+    return GroupRewardTrainer(model, arguments, parts, [*callbacks, GroupTimeouts(), log])
+
+
+def _run(trainer: GroupRewardTrainer, prospect: Prospect, folder: Path, point: ResumePoint | None) -> None:
     try:
-        with tracker:
-            try:
-                trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)
-            except RuntimeError as error:
-                step = trainer.state.global_step + 1
-                failure = memory_failure(error, prospect.forecast, prospect.layout, step, folder)
-                if failure is None:
-                    raise
-                raise failure from error
-            if stop.stopped:
-                raise Interrupted(
-                    f"stopped at step {trainer.state.global_step} of {total}; a checkpoint is written",
-                    f"go on with: rmtrain train --resume {folder}",
-                )
-            if state.is_main_process:
-                save_final(_selected_checkpoint(folder, trainer, recipe), folder / "final", recipe.model.dtype)
-    except Interrupted:
-        state.wait_for_everyone()  # a launcher ends the others once one has ended, and wandb's record may take its time
-        raise
-    finally:
-        stop.restore()
-    if stop.requested:
-        raise Interrupted("trained; stopped before anything was scored", f"go on with: rmtrain train --resume {folder}")
-    if state.is_main_process:
-        update_manifest(folder, state="finished", ended=now(), totals=trainer.totals)
-    state.wait_for_everyone()
-    return _result(folder, trainer)
+        trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)
+    except RuntimeError as error:
+        step = trainer.state.global_step + 1
+        failure = memory_failure(error, prospect.forecast, prospect.layout, step, folder)
+        if failure is None:
+            raise
+        raise failure from error
 
 
 def build_model(recipe: Recipe, pad_id: int, commit: str | None = None) -> RewardModel:
@@ -248,19 +239,12 @@ def build_model(recipe: Recipe, pad_id: int, commit: str | None = None) -> Rewar
         pad_id: of the tokenizer.
         commit: of the hub that the run began with, in place of the recipe's revision, which may have moved on.
     """
-    section, lora = recipe.model, recipe.lora
+    section, lora, seed = recipe.model, recipe.lora, recipe.run.seed
     options = BackboneOptions(section.dtype, section.quantization, section.attention, section.packing)
-    model = load_backbone(
-        _absolute(section.name), commit or section.revision, options, pad_id, recipe.run.seed, trainable=lora is None
-    )
-    if lora is None:
-        return model
-    return add_lora(model, lora, recipe.run.seed)
-
-
-def _absolute(name: str) -> str:
-    """A folder by its absolute path, since an adapter names its base for readers elsewhere."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    # a folder by its absolute path, since an adapter names its base for readers elsewhere
+    name = str(Path(section.name).resolve()) if Path(section.name).is_dir() else section.name
+    model = load_backbone(name, commit or section.revision, options, pad_id, seed, trainable=lora is None)
+    return model if lora is None else add_lora(model, lora, seed)
 
 
 def describe_plan(plan: TrainingPlan, recipe: Recipe, train_split: ReadySplit, model: RewardModel) -> str:

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object, reduce, send_to_device
@@ -30,52 +30,36 @@ from rmtrain.training.plan import TrainingPlan
 from rmtrain.training.telemetry import COUNTS, Meter, measure_matrix_rate, operations_per_token
 
 
+class Parts(NamedTuple):
+    """What a trainer of groups is given besides its model and the Trainer's own arguments."""
+
+    train: TokenizedSplit
+    plan: TrainingPlan  # which groups go where when
+    validation: Sequence[TokenizedGroup]  # scored by `evaluate`, in full and exactly
+    renderer: Renderer  # saved beside every checkpoint
+    sidecar: dict[str, Any]  # what rmtrain.json records besides
+    fingerprint: dict[str, Any]  # of recipe and data, stored in every checkpoint and compared on resume
+    tokens_per_batch: int  # when scoring
+    margin: float  # loss coefficient of the score gap
+    centering: float  # loss coefficient that keeps rewards near 0
+    head_learning_rate: float | None  # None is the adapters' own
+    keep_checkpoints: int  # newest ones kept beside the best
+    schedule: Schedule  # when to validate and save
+    notify: Callable[[str], None]  # takes one line for the user
+
+
 class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     """RewardTrainer that trains on groups.
 
     Args:
         model: with its LoRA adapters, if it has any.
         args: the trainer's arguments; `output_dir` takes the checkpoints.
-        train: the tokenised training split.
-        plan: which groups go where when.
-        validation: groups scored by `evaluate`, in full and exactly.
-        renderer: saved beside every checkpoint.
-        sidecar: what rmtrain.json records besides.
-        tokens_per_batch: when scoring.
-        margin: loss coefficient of the score gap.
-        centering: loss coefficient that keeps rewards near 0.
-        head_learning_rate: None is the adapters' own.
-        keep_checkpoints: newest ones kept beside the best.
-        fingerprint: of recipe and data, stored in every checkpoint and compared on resume.
-        notify: takes one line for the user.
-        schedule: when to validate and save.
+        parts: what is trained on, and how.
         callbacks: of the Trainer besides.
     """
 
-    def __init__(
-        self,
-        model: RewardModel,
-        args: RewardConfig,
-        train: TokenizedSplit,
-        plan: TrainingPlan,
-        validation: Sequence[TokenizedGroup],
-        renderer: Renderer,
-        sidecar: dict[str, Any],
-        tokens_per_batch: int,
-        margin: float,
-        centering: float,
-        head_learning_rate: float | None,
-        keep_checkpoints: int,
-        fingerprint: dict[str, Any],
-        notify: Callable[[str], None],
-        schedule: Schedule,
-        callbacks: list[TrainerCallback],
-    ) -> None:
-        self._packing, self._plan, self._split, self._renderer = model.packing, plan, train, renderer
-        self._validation, self._sidecar, self._tokens_per_batch = validation, sidecar, tokens_per_batch
-        self._margin, self._centering, self._head_learning_rate = margin, centering, head_learning_rate
-        self._keep, self._fingerprint, self._notify = keep_checkpoints, fingerprint, notify
-        self._schedule, self._shapes = schedule, saved_shapes(model.module)
+    def __init__(self, model: RewardModel, args: RewardConfig, parts: Parts, callbacks: list[TrainerCallback]) -> None:
+        self._parts, self._packing, self._shapes = parts, model.packing, saved_shapes(model.module)
         self._staging: str | None = None
         self._step_losses: list[tuple[list[str], torch.Tensor]] = []
         self.totals: dict[str, float] = dict.fromkeys([*COUNTS, "seconds", "loss_sum", "steps"], 0.0)
@@ -85,9 +69,9 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         super().__init__(
             model=model.module,
             args=args,
-            train_dataset=train.table,
-            processing_class=renderer.tokenizer,
-            callbacks=[schedule, *callbacks],
+            train_dataset=parts.train.table,
+            processing_class=parts.renderer.tokenizer,
+            callbacks=[parts.schedule, *callbacks],
         )
         self.remove_callback(PrinterCallback)
         for name, parameter in self.model.named_parameters():  # TRL casts what trains on a quantised base to bfloat16
@@ -102,8 +86,8 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """The process's share of the plan; it is not resharded by accelerate."""
-        args = self.args
-        dataset = MicrobatchDataset(self._split, self._plan, args.process_index, self._packing, self._renderer.pad_id)
+        args, parts = self.args, self._parts
+        dataset = MicrobatchDataset(parts.train, parts.plan, args.process_index, self._packing, parts.renderer.pad_id)
         return microbatch_loader(dataset, args.dataloader_num_workers, args.dataloader_pin_memory)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,14 +102,15 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def create_optimizer(self, model: Any = None) -> Any:
         """The Trainer's optimiser, with the score head in groups of its own where it has its own learning rate."""
         optimizer = super().create_optimizer(model)
-        if self._head_learning_rate is not None:
+        learning_rate = self._parts.head_learning_rate
+        if learning_rate is not None:
             head = {id(p) for name, p in self.model.named_parameters() if f"{HEAD}." in name}
             for group in list(optimizer.param_groups):
                 mine = [p for p in group["params"] if id(p) in head]
                 if mine:
                     group["params"] = [p for p in group["params"] if id(p) not in head]
                     rest = {key: value for key, value in group.items() if key != "params"}
-                    optimizer.add_param_group({**rest, "params": mine, "lr": self._head_learning_rate})
+                    optimizer.add_param_group({**rest, "params": mine, "lr": learning_rate})
         return optimizer
 
     # The step
@@ -138,7 +123,8 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         counts, ids = inputs.pop("counts"), inputs.pop("ids")
         better, worse, weights, gaps = (inputs.pop(key) for key in ("better", "worse", "weights", "gaps"))
         outputs = model(**inputs)
-        loss = bradley_terry_loss(outputs.logits, better, worse, weights, gaps, self._margin, self._centering)
+        parts = self._parts
+        loss = bradley_terry_loss(outputs.logits, better, worse, weights, gaps, parts.margin, parts.centering)
         self._step_losses.append((ids, loss.per_preference))
         self._meter.count(counts)
         if counts["pairs"]:
@@ -203,8 +189,8 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         started = time.perf_counter()
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         model = RewardModel(self.model_wrapped if sharded else self.model, self._packing, sharded=sharded)
-        groups = self._validation
-        rewards = score_groups(model, groups, self._renderer.pad_id, self._tokens_per_batch, notify=self._notify)
+        parts, groups = self._parts, self._parts.validation
+        rewards = score_groups(model, groups, parts.renderer.pad_id, parts.tokens_per_batch, notify=parts.notify)
         preferences = [[(p.better, p.worse) for p in group.preferences] for group in groups]
         gaps = reward_gaps(rewards, preferences, [group.id for group in groups]).gaps
         ranking = ranking_accuracy(gaps)
@@ -222,7 +208,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         """
         super()._load_rng_state(checkpoint)
         made = (line for line in self.state.log_history if line["step"] == self.state.global_step)
-        if self._schedule.validates(self.state) and not any("eval_loss" in line for line in made):
+        if self._parts.schedule.validates(self.state) and not any("eval_loss" in line for line in made):
             self._determine_best_metric(self._evaluate(None, None), None)
             self._save_checkpoint(self.model_wrapped, None)
 
@@ -240,7 +226,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             folder = Path(output_dir or self.args.output_dir)
             (folder / "training_args.bin").unlink()  # a pickle that holds the hub token in clear
             config = self.accelerator.unwrap_model(self.model).config
-            write_companions(config, self._renderer, folder, self._sidecar)
+            write_companions(config, self._parts.renderer, folder, self._parts.sidecar)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Let the Trainer write into a staging folder; verify, commit and only then rotate."""
@@ -281,10 +267,10 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         manifest = {
             "step": self.state.global_step,
             "processes": self.args.world_size,
-            "fingerprint": self._fingerprint,
+            "fingerprint": self._parts.fingerprint,
             "totals": self.totals,
         }
         scaled = getattr(self.accelerator, "scaler", None) is not None
-        strategy = self._fingerprint["distributed.strategy"]
+        strategy = self._parts.fingerprint["distributed.strategy"]
         commit(staged, target, manifest, state_files(strategy, self.args.world_size, scaled))
-        rotate(target.parent, self.state.global_step, self._keep, [best] if best is not None else [])
+        rotate(target.parent, self.state.global_step, self._parts.keep_checkpoints, [best] if best is not None else [])
