@@ -7,14 +7,15 @@ from typing import Any
 import yaml
 
 from rmtrain.errors import DataError
+from rmtrain.evaluation.bench_figures import Subset, weighted_figures
 from rmtrain.evaluation.bench_published import published_result, results_from_published
 from rmtrain.evaluation.results import read_json
-from rmtrain.metrics.intervals import Interval, stratified_interval
 from rmtrain.metrics.rewardbench import COUNTS, PRIOR_COUNTS, PRIOR_SETS, SECTION_WEIGHTS, SECTIONS
 
 BENCHMARK = "rewardbench-1"
 _FIGURES = ("prior_sets", "mean_of_sections", "low", "high", "with_prior_sets", "with_prior_low", "with_prior_high")
-SORTS = ("mean", "with-prior", "published", *(section.lower().replace(" ", "-") for section in SECTIONS))
+_SECTION_SORTS = {section.lower().replace(" ", "-"): section for section in SECTIONS}
+SORTS = ("mean", "with-prior", "published", *_SECTION_SORTS)
 
 Entry = dict[str, Any]  # a row of the table, as `leaderboard --format json` gives it
 
@@ -44,15 +45,16 @@ def leaderboard(era: str, sort: str, own: Sequence[Entry]) -> dict[str, Any]:
         else:
             others.append(entry)
     rows = [{**row, "partial": _is_partial(row, sort)} for row in [*published, *others]]
-    rows.sort(key=lambda row: row["model"])
-    ranked = [row for row in rows if sort_figure(row, sort) is not None and not row["partial"]]
-    ranked.sort(key=lambda row: -float(sort_figure(row, sort) or 0))
-    rest = [row for row in rows if row not in ranked]
+
+    def figure(row: Entry) -> float | None:
+        return None if row["partial"] else sort_figure(row, sort)
+
+    rows.sort(key=lambda row: (figure(row) is None, -(figure(row) or 0), row["model"]))
     return {
         "benchmark": BENCHMARK,
         "era": era,
         "sort": sort,
-        "rows": [{"rank": rank, **row} for rank, row in enumerate(ranked, 1)] + [{"rank": None, **row} for row in rest],
+        "rows": [{"rank": None if figure(row) is None else rank, **row} for rank, row in enumerate(rows, 1)],
         "notes": notes,
     }
 
@@ -61,22 +63,16 @@ def _is_partial(row: Entry, sort: str) -> bool:
     """Whether the figure sorted by is of other than all the rows that it should be of."""
     if sort == "published":
         return False
-    by_section = {_option(name): names for name, names in SECTIONS.items()}
-    needed = {*by_section.get(sort, COUNTS), *(PRIOR_SETS if sort == "with-prior" else ())}
+    subsets = SECTIONS[_SECTION_SORTS[sort]] if sort in _SECTION_SORTS else COUNTS
+    needed = {*subsets, *(PRIOR_SETS if sort == "with-prior" else ())}
     return not needed.isdisjoint([*row["missing_subsets"], *row["incomplete_subsets"]])
-
-
-def _option(section: str) -> str:
-    return section.lower().replace(" ", "-")
 
 
 def sort_figure(row: Entry, sort: str, side: str = "scored") -> float | None:
     """The figure of a row that the table is sorted by, or the same as it was published (`side`)."""
     figures = (row["published"] if sort == "published" else row[side]) or {}
-    if sort in ("with-prior", "published"):
-        return figures.get("with_prior_sets")
-    by_section = {_option(name): score for name, score in figures.get("sections", {}).items()}
-    return figures.get("mean_of_sections") if sort == "mean" else by_section.get(sort)
+    found: dict[str, float | None] = figures.get("sections", {}) if sort in _SECTION_SORTS else figures
+    return found.get(_SECTION_SORTS.get(sort, "mean_of_sections" if sort == "mean" else "with_prior_sets"))
 
 
 def published_entries(era: str) -> tuple[list[Entry], dict[str, str]]:
@@ -126,29 +122,24 @@ def _stated(figures: Mapping[str, Any], sources: Mapping[str, str]) -> Entry:
 
 def _with_intervals(figures: Entry, era: str) -> Entry:
     """With the intervals that the scores and sizes of sections alone allow."""
-    scores = [*figures["sections"].values()]
-    if None in scores or figures["mean_of_sections"] is None:
+    if None in figures["sections"].values():
         return figures
-    sizes = [_effective(weights, COUNTS) for weights in SECTION_WEIGHTS[era].values()]
-    ends = _ends("", stratified_interval(scores, sizes, [1] * len(scores)), figures["mean_of_sections"])
-    if figures["prior_sets"] is not None and figures["with_prior_sets"] is not None:
-        scores, sizes = (
-            [*scores, figures["prior_sets"]],
-            [*sizes, _effective(dict.fromkeys(PRIOR_SETS, 1), PRIOR_COUNTS)],
-        )
-        weights = [1 if era == "2024-03" else 2] * len(SECTIONS) + [1]
-        ends |= _ends("with_prior_", stratified_interval(scores, sizes, weights), figures["with_prior_sets"])
+    sizes = {section: _effective(weights, COUNTS) for section, weights in SECTION_WEIGHTS[era].items()}
+    parts = {section: Subset(0, score, sizes[section]) for section, score in figures["sections"].items()}
+    if figures["prior_sets"] is not None:
+        size = _effective(dict.fromkeys(PRIOR_SETS, 1), PRIOR_COUNTS)
+        parts["prior sets"] = Subset(0, figures["prior_sets"], size)
+    weights = dict.fromkeys(SECTIONS, 1 if era == "2024-03" else 2)
+    ends: dict[str, float | None] = {}
+    for prefix, weighted in (("", weights), ("with_prior_", {**weights, "prior sets": 1})):
+        if found := weighted_figures(parts, weighted):
+            ends |= {f"{prefix}low": found["low"], f"{prefix}high": found["high"]}
     return {**figures, **ends, "interval": "sections"}
 
 
 def _effective(weights: Mapping[str, float], counts: Mapping[str, int]) -> float:
     """Number of equal rows whose mean varies as the weighted mean of subsets with one accuracy does (Kish 1965)."""
     return sum(weights.values()) ** 2 / sum(weight**2 / counts[name] for name, weight in weights.items())
-
-
-def _ends(prefix: str, interval: Interval, score: float) -> dict[str, float]:
-    # a score is stated with one decimal
-    return {f"{prefix}low": min(score, interval.low), f"{prefix}high": max(score, interval.high)}
 
 
 def _scored(result: Mapping[str, Any], era: str, interval: str, source: str) -> Entry:
