@@ -10,7 +10,6 @@ from conftest import make_config
 from training_cases import make_recipe
 
 from rmtrain.errors import InputError, RunFailedError
-from rmtrain.recipe.check import with_changes
 from rmtrain.recipe.load import load_recipe
 from rmtrain.training import fit
 from rmtrain.training.fit import Forecast, memory_failure
@@ -83,9 +82,9 @@ def test_named_overrides_fit_and_save_what_they_say(share: float, lora: Any, pro
     named = found.overrides(room)
     assert len(named) == 3 or share <= 0.1
     for saving in named:
-        changed = with_changes(found.recipe, saving.changes)
+        changed = found.under(saving.changes)
         assert changed is not None
-        after = found.peak(room, changed)
+        after = changed.peak(room)
         assert after is not None
         assert after <= room
         assert saving.bytes == (found.peak(room) or 0) - after
@@ -122,7 +121,9 @@ def test_out_of_memory_names_milder_settings_of_the_same_computation() -> None:
     for saving in savings:
         assert f"rmtrain train --resume runs/x {str(saving).partition('  ')[0]}" in text
         assert all(key in FREE[section] for section, key in (name.split(".") for name in saving.changes))
-        after = found.need(Layout("none"), with_changes(found.recipe, saving.changes)).peak
+        changed = found.under(saving.changes)
+        assert changed is not None
+        after = changed.need(Layout("none")).peak
         assert after is not None
         assert after < 0.95 * before  # a setting that saves next to nothing would run out again
         assert set(saving.changes) <= {
@@ -173,7 +174,7 @@ def test_mistral_qlora_is_predicted_to_fit_16_gb() -> None:
     assert peak < 16e9
     limit = found.recipe.optim.tokens_per_microbatch
     assert limit is not None
-    largest = found.need(Layout("none"), work=Workload(max(limit, 2_048), 2_048, 2_048)).peak
+    largest = shipped("mistral_qlora", Workload(max(limit, 2_048), 2_048, 2_048)).need(Layout("none")).peak
     assert largest is not None
     assert largest < 16e9
 

@@ -82,7 +82,7 @@ def _memory(prospect: "Prospect") -> dict[str, Any]:
         "free_bytes": prospect.room,
         "too_large": too_large,
         "tokens": forecast.work.largest,
-        "layouts": [{**row._asdict(), **found._asdict()} for row, found in forecast.layouts().items()],
+        "layouts": [{**row._asdict(), **found._asdict()} for row, found in forecast.layouts()],
     }
 
 

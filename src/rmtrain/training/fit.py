@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,79 +22,72 @@ _NAMED = 3  # overrides, where a run does not fit
 _MOVES = 4  # most of them together
 
 
+@dataclass(frozen=True)
 class Forecast:
-    """What a recipe's run will take, and what it would take with other settings.
+    """What a recipe's run will take, and what it would take with other settings."""
 
-    Args:
-        recipe: of the run.
-        config: of its backbone.
-        work: of the plan.
-        processes: in all.
-    """
+    recipe: Recipe
+    config: PretrainedConfig  # of its backbone
+    work: Workload  # of the plan
+    processes: int  # in all
+    counted: dict[str, Census] = field(default_factory=dict)  # models looked at already
 
-    def __init__(self, recipe: Recipe, config: PretrainedConfig, work: Workload, processes: int) -> None:
-        self.recipe, self.work, self.processes = recipe, work, processes
-        self._config, self._counted = config, dict[str, Census]()
+    def under(self, changes: dict[str, Any]) -> "Forecast | None":
+        """With overrides of the recipe; None if they contradict it."""
+        recipe = with_changes(self.recipe, changes)
+        if recipe is None:
+            return None
+        work, tokens = self.work, recipe.optim.tokens_per_microbatch
+        if "optim.tokens_per_microbatch" in changes and tokens is not None:
+            work = work._replace(largest=max(work.longest, min(work.largest, tokens)))
+        return replace(self, recipe=recipe, work=work)
 
-    def need(self, layout: Layout, recipe: Recipe | None = None, work: Workload | None = None) -> Need:
-        """Under a layout, with other settings if some are given."""
-        recipe, work = recipe or self.recipe, work or self.work
-        limit = recipe.optim.tokens_per_microbatch
-        if limit is not None and limit != self.recipe.optim.tokens_per_microbatch:
-            work = work._replace(largest=max(work.longest, min(work.largest, limit)))
-        return need(self._census(recipe), recipe, work, layout, self.processes)
+    def need(self, layout: Layout) -> Need:
+        """Bytes under a layout."""
+        key = repr((self.recipe.model, self.recipe.lora))
+        if key not in self.counted:
+            self.counted[key] = take_census(self.config, self.recipe.model, self.recipe.lora)
+        return need(self.counted[key], self.recipe, self.work, layout, self.processes)
 
-    def _census(self, recipe: Recipe) -> Census:
-        key = repr((recipe.model, recipe.lora))
-        if key not in self._counted:
-            self._counted[key] = take_census(self._config, recipe.model, recipe.lora)
-        return self._counted[key]
-
-    def layouts(self) -> dict[Layout, Need]:
-        """Every layout that these processes and this recipe's other settings allow."""
-        names = ["none"] if self.processes == 1 else ["ddp"]
-        found = {Layout(name): self.need(Layout(name)) for name in names}
+    def layouts(self) -> Iterator[tuple[Layout, Need]]:
+        """Every layout that these processes and the recipe's other settings allow, the least sharding first."""
+        plain = Layout("none" if self.processes == 1 else "ddp")
+        yield plain, self.need(plain)
         pairs = [("zero2", "none"), ("zero2", "optimizer"), ("zero3", "none"), ("zero3", "all")]
         if self.processes > 1:
             pairs += [("fsdp", "none"), ("fsdp", "all")]
         for strategy, offload in pairs:
-            changes = {"distributed.strategy": strategy, "distributed.offload": offload}
-            if (changed := with_changes(self.recipe, changes)) is not None:
-                found[Layout(strategy, offload)] = self.need(Layout(strategy, offload), changed)
-        return found
+            changed = self.under({"distributed.strategy": strategy, "distributed.offload": offload})
+            if changed is not None:
+                yield Layout(strategy, offload), changed.need(Layout(strategy, offload))
 
-    def choose(self, room: int | None, recipe: Recipe | None = None) -> tuple[Layout, str]:
-        """The layout of a run and why: the recipe's own, or for auto the least sharding that fits.
+    def choose(self, room: int | None) -> tuple[Layout, str]:
+        """The layout of the run and why: the recipe's own, or for auto the least sharding that fits.
 
         Args:
             room: free bytes of the fullest device; None where there is no GPU.
-            recipe: with other settings.
         """
-        recipe = recipe or self.recipe
-        wanted = engine_of(recipe, self.processes)
-        if recipe.distributed.strategy != "auto" or recipe.distributed.deepspeed_config or self.processes == 1:
+        section, wanted = self.recipe.distributed, engine_of(self.recipe, self.processes)
+        if section.strategy != "auto" or section.deepspeed_config or self.processes == 1:
             reason = "one process" if wanted == "none" else "the recipe says so"
-            return Layout(wanted, recipe.distributed.offload if wanted != "none" else "none"), reason
+            return Layout(wanted, section.offload if wanted != "none" else "none"), reason
         if room is None:
             return Layout("ddp"), "there is no GPU whose memory could be asked"
-        candidates = [Layout("ddp")]
-        for strategy in ("zero2", "zero3", "fsdp"):
-            if with_changes(recipe, {"distributed.strategy": strategy}) is not None:
-                candidates.append(Layout(strategy))
-        reasons = []
-        for layout in candidates:
-            peak = self.need(layout, recipe).peak
-            if peak is None:
+        peaks: dict[Layout, int] = {}
+        for layout, found in self.layouts():
+            if found.peak is None:
                 return Layout("ddp"), "the activations of this architecture can't be predicted"
-            reasons.append(f"{layout} takes {peak / GIB:.1f} GiB")
-            if peak <= _FITS * room:
-                return layout, f"{', '.join(reasons)} of the {room / GIB:.1f} GiB free on a GPU"
-        least = min(candidates, key=lambda layout: self.need(layout, recipe).peak or 0)
-        return least, f"{', '.join(reasons)}: more than the {room / GIB:.1f} GiB free on a GPU; {least} is the least"
+            if layout.offload != "none":
+                continue
+            peaks[layout] = found.peak
+            if found.peak <= _FITS * room:
+                return layout, f"{_listed(peaks)} of the {room / GIB:.1f} GiB free on a GPU"
+        least = min(peaks, key=peaks.__getitem__)
+        return least, f"{_listed(peaks)}: more than the {room / GIB:.1f} GiB free on a GPU; {least} is the least"
 
-    def peak(self, room: int | None, recipe: Recipe | None = None) -> int | None:
+    def peak(self, room: int | None) -> int | None:
         """Of the layout that would be chosen."""
-        return self.need(self.choose(room, recipe)[0], recipe).peak
+        return self.need(self.choose(room)[0]).peak
 
     def require_room(self, room: int | None) -> None:
         """Refuse a run that can't fit.
@@ -122,43 +116,36 @@ class Forecast:
 
     def overrides(self, room: int) -> list["Saving"]:
         """The first few sets of overrides that fit, fewest and mildest first."""
-        moves = [*self._mild(), *self._hard()]
-        return self._search(moves, self.peak(room), _FITS * room, lambda changed: self.peak(room, changed))
+        return self._search([*self._mild(), *self._hard()], _FITS * room, lambda changed: changed.peak(room))
 
     def milder(self, layout: Layout) -> list["Saving"]:
         """Overrides with which a run that ran out of memory can be resumed: none changes what is learnt.
 
         It took more than was predicted, and there was no more: what fits is predicted to take clearly less.
         """
-        work = self.work._replace(scoring=0)
-        before = self.need(layout, work=work).peak
+        training = replace(self, work=self.work._replace(scoring=0))
+        moves, before = list(self._mild()), training.need(layout).peak
         if before is None:
-            possible = (changes for changes in self._mild() if with_changes(self.recipe, changes) is not None)
-            return [Saving(changes, None) for changes in possible][:_NAMED]
-        moves = list(self._mild())
-        return self._search(moves, before, _FITS * before, lambda changed: self.need(layout, changed, work).peak)
+            return [Saving(changes, None) for changes in moves if self.under(changes) is not None][:_NAMED]
+        return training._search(moves, _FITS * before, lambda changed: changed.need(layout).peak)
 
     def _search(
-        self,
-        moves: Sequence[dict[str, Any]],
-        before: int | None,
-        most: float,
-        peak_of: Callable[[Recipe], int | None],
+        self, moves: Sequence[dict[str, Any]], most: float, peak_of: Callable[["Forecast"], int | None]
     ) -> list["Saving"]:
-        found = list[Saving]()
-        for size in range(1, _MOVES + 1):
-            for combination in itertools.combinations(moves, size):
-                changes = {key: value for move in combination for key, value in move.items()}
-                if len(changes) < sum(map(len, combination)) or any(
-                    all(changes.get(k) == v for k, v in known.changes.items()) for known in found
-                ):
-                    continue
-                changed = with_changes(self.recipe, changes)
-                peak = peak_of(changed) if changed is not None else None
-                if before is not None and peak is not None and peak <= most:
-                    found.append(Saving(changes, before - peak))
-                    if len(found) == _NAMED:
-                        return found
+        """Combinations of moves with which the peak is at most so many bytes, and none holds another that does."""
+        before, found = peak_of(self), list[Saving]()
+        sizes = range(1, _MOVES + 1)
+        for combination in itertools.chain.from_iterable(itertools.combinations(moves, size) for size in sizes):
+            changes = {key: value for move in combination for key, value in move.items()}
+            exclusive = len(changes) < sum(map(len, combination))
+            if exclusive or any(known.changes.items() <= changes.items() for known in found):
+                continue
+            changed = self.under(changes)
+            peak = peak_of(changed) if changed is not None else None
+            if before is not None and peak is not None and peak <= most:
+                found.append(Saving(changes, before - peak))
+            if len(found) == _NAMED:
+                break
         return found
 
     def _mild(self) -> Iterator[dict[str, Any]]:
@@ -199,6 +186,10 @@ class Saving(NamedTuple):
     def __str__(self) -> str:
         words = " ".join(f"{key}={str(value).lower()}" for key, value in self.changes.items())
         return words if self.bytes is None else f"{words}  (saves {self.bytes / GIB:.1f} GiB)"
+
+
+def _listed(peaks: dict[Layout, int]) -> str:
+    return ", ".join(f"{layout} takes {peak / GIB:.1f} GiB" for layout, peak in peaks.items())
 
 
 def list_overrides(savings: Sequence[Saving], command: str = "") -> str:
