@@ -91,13 +91,12 @@ def prior_groups(
     groups: list[PreferenceGroup] = []
     left_out: Counter[str] = Counter()
     for name, found in parts:
-        for index, row in enumerate(found.rows if name is None else ()):
-            if row.get("subset") not in _SPLITS:
+        for index, group in enumerate(benchmark_groups(definition, found.rows, subset=name, where=found.where)):
+            if group.source not in _SPLITS:
                 raise DataError(
-                    f"{found.where(index)}: its subset {row.get('subset')!r} is no prior set",
+                    f"{found.where(index)}: its subset {group.source!r} is no prior set",
                     f"say of which set the file is, as --prior-data NAME=FILE; they are {', '.join(PRIOR_COUNTS)}",
                 )
-        for group in benchmark_groups(definition, found.rows, subset=name, where=found.where):
             if group.source in PRIOR_LEFT_OUT:
                 left_out[group.source] += 1
             else:

@@ -80,12 +80,12 @@ def _models_in(path: Path, benchmark: str) -> list[tuple[str | None, dict[str, A
         if value["benchmark"] != benchmark:
             raise DataError(f"{path}: a result of {value['benchmark']}", f"add --benchmark {value['benchmark']}")
         return [(value["ckpt"], to_flat(value), str(path))]
-    models = {name: entry for name, entry in value.items() if isinstance(entry, dict)}
-    if "subsets" in models or len(models) < len(value):  # one model
-        name = value.get("model")
-        flat = _flat(value, str(path)) if "subsets" in models else value
-        return [(name if isinstance(name, str) else None, flat, str(path))]
-    return [(name, _flat(entry, f"{path}: {name}"), f"{path}: {name}") for name, entry in models.items()]
+    several = "subsets" not in value and all(isinstance(entry, dict) for entry in value.values())
+    entries = [(f"{path}: {name}", name, entry) for name, entry in value.items()] if several else []
+    return [
+        (name if isinstance(name, str) else None, _flat(entry, where), where)
+        for where, name, entry in entries or [(str(path), value.get("model"), value)]
+    ]
 
 
 def _joined(one: Mapping[str, Any], other: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-from rmtrain.data.rows import Row, RowFault, prompt_of, row_id
-from rmtrain.data.types import Conversation, Message, Preference, PreferenceGroup
+from rmtrain.data.rows import Row, RowFault, completion_of, is_texts, prompt_of, row_id
+from rmtrain.data.types import Conversation, Preference, PreferenceGroup
 from rmtrain.metrics import rewardbench2, rm_bench
 
 JUDGEBENCH_SECTIONS = {  # section → how the sources of its questions begin
@@ -23,7 +23,8 @@ def rewardbench1_group(row: Row) -> PreferenceGroup:
         ValueError: what the row lacks. So do the functions below.
     """
     subset = _text(row, "subset")
-    return _pair(f"{subset}/{_id(row)}", _prompt(row), _text(row, "chosen"), _text(row, "rejected"), subset)
+    right, wrong = [_text(row, "chosen")], [_text(row, "rejected")]
+    return _group(f"{subset}/{_id(row)}", _prompt(row), right, wrong, subset)
 
 
 def rewardbench2_group(row: Row) -> PreferenceGroup:
@@ -67,23 +68,17 @@ def judgebench_group(row: Row) -> PreferenceGroup:
         raise ValueError(f"label is {label!r}, expected A>B or B>A")
     better, worse = _text(row, f"response_{label[0]}"), _text(row, f"response_{label[2]}")
     section = next((name for name, start in JUDGEBENCH_SECTIONS.items() if source.startswith(start)), source)
-    return _pair(_text(row, "pair_id"), (Message("user", _text(row, "question")),), better, worse, section)
-
-
-def _pair(name: str, prompt: Conversation, chosen: str, rejected: str, source: str) -> PreferenceGroup:
-    return _group(name, prompt, [chosen], [rejected], source)
+    return _group(_text(row, "pair_id"), prompt_of(_text(row, "question")), [better], [worse], section)
 
 
 def _group(name: str, prompt: Conversation, right: Sequence[str], wrong: Sequence[str], source: str) -> PreferenceGroup:
     """Every right completion is preferred to every wrong one."""
+    pairs = product(range(len(right)), range(len(right), len(right) + len(wrong)))
     return PreferenceGroup(
         id=name,
         prompt=prompt,
-        completions=tuple((Message("assistant", text),) for text in [*right, *wrong]),
-        preferences=tuple(
-            Preference(better, worse)
-            for better, worse in product(range(len(right)), range(len(right), len(right) + len(wrong)))
-        ),
+        completions=tuple(completion_of(text) for text in [*right, *wrong]),
+        preferences=tuple(Preference(better, worse) for better, worse in pairs),
         source=source,
     )
 
@@ -111,8 +106,8 @@ def _text(row: Row, column: str) -> str:
 
 
 def _texts(row: Row, column: str) -> list[str]:
-    value = _value(row, column)
-    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+    value: list[str] = _value(row, column)
+    if not is_texts(value):
         raise ValueError(f"{column} is not a list of texts")
     return value
 

@@ -105,7 +105,7 @@ def export(
         gc.collect()
         notify(f"scoring them with the {stored} folder, read by transformers alone")
         proof |= _moved("storing", merged, _plain(staging, sample), STORING[stored] * spread)
-        _describe(staging, sidecar)
+        write_json(staging / SIDECAR, {**read_json(staging / SIDECAR), **sidecar})  # with the finished proof
         finish(staging, sidecar)
         sync_tree(staging)
         if output.exists():
@@ -116,7 +116,8 @@ def export(
         raise RunFailedError(f"{output}: the export can't be written: {error}", "nothing is left of it") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return {"ckpt": where, "output": str(output), "bytes": _size(output), **exported}
+    size = sum(path.stat().st_size for path in output.iterdir())
+    return {"ckpt": where, "output": str(output), "bytes": size, **exported}
 
 
 def _load(where: str, revision: str | None) -> Checkpoint:
@@ -188,11 +189,6 @@ def _without_contract(sidecar: dict[str, Any], dtype: str) -> dict[str, Any]:
     return kept
 
 
-def _describe(folder: Path, sidecar: dict[str, Any]) -> None:
-    """Put the finished proof into rmtrain.json."""
-    write_json(folder / SIDECAR, {**read_json(folder / SIDECAR), **sidecar})
-
-
 def _need_room(needed: int, output: Path) -> None:
     free = shutil.disk_usage(output.resolve().parent).free
     if needed > free:
@@ -200,7 +196,3 @@ def _need_room(needed: int, output: Path) -> None:
             f"{output}: the export takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there",
             "make room, choose another --output, or a smaller --dtype",
         )
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())

@@ -122,18 +122,13 @@ def summarise(rows: Sequence[ScoredRow], ckpt: str, split: str, path: str | None
 
 def _by_source(rows: Sequence[ScoredRow], gaps: RewardGaps, clusters: Labels) -> dict[str, dict[str, Any]]:
     sources = np.array([row.source or NO_SOURCE for row in rows], dtype=object)[gaps.groups]
-    credit = credits_of(gaps.gaps)
-    figures = {}
+    credit, figures = credits_of(gaps.gaps), {}
     for source in sorted(set(sources)):
         here = sources == source
         interval = clustered_interval(credit[here], clusters[here])
         assert interval is not None
-        figures[source] = {
-            "n": int(here.sum()),
-            "accuracy": float(credit[here].mean()),
-            "low": interval.low,
-            "high": interval.high,
-        }
+        accuracy = float(credit[here].mean())
+        figures[source] = {"n": int(here.sum()), "accuracy": accuracy, "low": interval.low, "high": interval.high}
     return figures
 
 

@@ -43,11 +43,11 @@ Sequences = list[list[list[int]]]  # token ids of every completion of every grou
 class Habits:
     """What the runner does; where one is false, it is done as rmtrain does it.
 
-    `reads` is the token whose score is taken: the one before the first pad id, or before the first id that the unk
-    token becomes, the rightmost that is not the pad id (`by_pad`), or the row's last, which is rmtrain's.
+    `reads` is the token whose score is taken: the one before the first id that pooling looks for (`before_pad`), the
+    rightmost other id (`by_pad`), or the row's last, which is rmtrain's.
     """
 
-    reads: Literal["before_pad", "before_unk", "by_pad", "last"]
+    reads: Literal["before_pad", "by_pad", "last"]
     runner_prompt: bool = False  # another than the card's
     mask_bos: bool = False  # the first of two
     retokenise: bool = True  # from text, with special tokens; else once, with one BOS
@@ -119,8 +119,7 @@ class OfficialScorer:
     def ladder(self) -> list[tuple[str, Habits]]:
         """All habits, then one less at each rung, with the words for what takes its place."""
         reads = self._layout.runner_reads
-        first = {"pad": "before_pad", "first_unk": "before_unk", "mask": "last"}[reads]
-        habits = Habits(first, runner_prompt=self._runner_renderer is not None)  # type: ignore[arg-type]
+        habits = Habits("last" if reads == "mask" else "before_pad", runner_prompt=self._runner_renderer is not None)
         steps: list[tuple[str, dict[str, Any]]] = []
         if reads == "pad":
             steps.append(("first of two BOS masked (since 2024-08)", {"mask_bos": True}))
