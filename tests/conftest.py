@@ -116,6 +116,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_base(tmp_path_factory.mktemp("models") / "base")
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model `rm`, and a `policy` with its reference `sft`."""
+    from bench_cases import write_models
+
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's own folder is the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def make_groups(count: int, seed: int = 0, k: int = 4) -> list[PreferenceGroup]:
     """Groups that a tiny model can learn: the better completion has the larger share of the first eight words."""
     rng = np.random.default_rng(seed)

@@ -19,10 +19,7 @@ from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.cli.score import score
 from rmtrain.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("inside")
 
 
 def answer(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_cases import ROWS, answer, write, write_models
+from bench_cases import ROWS, answer, write
 from conftest import make_tokenizer
 
 from rmtrain.cli.checkpoints import Reading, choose, load
@@ -18,15 +18,7 @@ from rmtrain.errors import InputError
 from rmtrain.recipe.schema import Recipe
 from rmtrain.scoring import score as scoring
 
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(autouse=True)
-def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("inside")
 
 
 def test_a_policy_without_a_template_takes_a_prompt(

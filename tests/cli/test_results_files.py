@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_cases import ROWS, answer, write, write_models
+from bench_cases import ROWS, answer, write
 
 from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.errors import DataError, InputError
@@ -13,15 +13,7 @@ from rmtrain.evaluation.bench_data import prior_groups
 from rmtrain.evaluation.benchmarks import BENCHMARKS
 from rmtrain.metrics.rewardbench import SUBSETS
 
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(autouse=True)
-def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("inside")
 
 
 def prior_rows(count: int, subset: str = "split of its own") -> str:

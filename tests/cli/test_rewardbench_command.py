@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_cases import JUDGE, ROWS, answer, write, write_models
+from bench_cases import JUDGE, ROWS, answer, write
 from conftest import make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
@@ -16,15 +16,7 @@ from rmtrain.errors import DataError, InputError
 from rmtrain.evaluation.bench_data import core_groups
 from rmtrain.evaluation.benchmarks import BENCHMARKS
 
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(autouse=True)
-def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("inside")
 
 
 @pytest.mark.parametrize("benchmark", list(ROWS))

@@ -75,15 +75,9 @@ def rewardbench(
         _check_output(output)
     reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
     if results:
-        idle: dict[str, Any] = {
-            "ckpt": ckpt,
-            **reading._asdict(),
-            "data": data,
-            "split": split,
-            "prior_data": prior_data or None,
-        }
-        idle |= {"parity": parity, "tokens_per_batch": tokens_per_batch, "num_processes": num_processes}
-        if given := [f"--{name.replace('_', '-')}" for name, value in idle.items() if value is not None]:
+        idle = {"ckpt": ckpt, **reading._asdict(), "data": data, "split": split, "parity": parity}
+        idle |= {"prior_data": prior_data, "tokens_per_batch": tokens_per_batch, "num_processes": num_processes}
+        if given := [f"--{name.replace('_', '-')}" for name, value in idle.items() if value]:
             raise InputError(
                 f"--results takes accuracies as published, so nothing would come of {', '.join(given)}",
                 "leave out the one or the other",

@@ -68,9 +68,6 @@ def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strateg
         average_tokens_across_devices=False,
         dataloader_num_workers=2 if cuda else 0,
         dataloader_pin_memory=cuda,
-        dataloader_persistent_workers=False,
-        ddp_find_unused_parameters=False,
-        ddp_timeout=int(recipe.distributed.timeout_minutes * 60),
         **engine_arguments(recipe, strategy, plan.processes),
     )
     made._n_gpu = min(made.n_gpu, 1)  # a process has one GPU; of several it sees, torch's DataParallel would take all

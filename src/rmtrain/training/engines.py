@@ -32,7 +32,7 @@ def engine_configs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     if recipe.distributed.deepspeed_config is not None:
         return {"deepspeed": read_deepspeed_config(Path(recipe.distributed.deepspeed_config))}
     configs: dict[str, dict[str, Any]] = {
-        "ddp": {"ddp_find_unused_parameters": False, "ddp_timeout": int(recipe.distributed.timeout_minutes * 60)},
+        "ddp": _ddp_arguments(recipe),
         "zero2": deepspeed_config("zero2", offload),
         "zero3": deepspeed_config("zero3", offload),
         "fsdp": {"fsdp": True, "fsdp_config": fsdp_config(offload)},
@@ -55,21 +55,23 @@ def engine_arguments(recipe: Recipe, strategy: str, processes: int) -> dict[str,
     """
     import torch
 
-    arguments: dict[str, Any] = {}
+    configs = engine_configs(recipe)
+    arguments = _ddp_arguments(recipe)
     if processes > 1 and not torch.cuda.is_available():
         arguments["ddp_backend"] = "gloo"
     if "fsdp" in (strategy, recipe.distributed.strategy):
         _require_fsdp(processes, recipe.distributed.offload)
-    if recipe.distributed.deepspeed_config is not None:
-        arguments["deepspeed"] = read_deepspeed_config(Path(recipe.distributed.deepspeed_config))
+    if strategy == "fsdp":
+        arguments |= configs["fsdp"]
     elif strategy in ("zero2", "zero3"):
-        arguments["deepspeed"] = deepspeed_config(strategy, recipe.distributed.offload)
-    elif strategy == "fsdp":
-        arguments["fsdp"] = True
-        arguments["fsdp_config"] = fsdp_config(recipe.distributed.offload)
-    if "deepspeed" in arguments and "RANK" not in os.environ:
-        _launch_alone()
+        arguments["deepspeed"] = configs.get("deepspeed") or configs[strategy]
+        if "RANK" not in os.environ:
+            _launch_alone()
     return arguments
+
+
+def _ddp_arguments(recipe: Recipe) -> dict[str, Any]:
+    return {"ddp_find_unused_parameters": False, "ddp_timeout": int(recipe.distributed.timeout_minutes * 60)}
 
 
 def _launch_alone() -> None:
@@ -149,10 +151,8 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
 
 def _deepspeed_faults(config: dict[str, Any]) -> list[str]:
     zero = config.get("zero_optimization")
-    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3) or isinstance(zero["stage"], bool):
-        faults = ["zero_optimization.stage must be 1, 2 or 3"]
-    else:
-        faults = []
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    faults = [] if type(stage) is int and stage in (1, 2, 3) else ["zero_optimization.stage must be 1, 2 or 3"]
     faults += [f'{key} is set by the recipe: write "auto"' for key in _BY_TRAINER if config.get(key, "auto") != "auto"]
     faults += [
         f"{key} is set by the recipe's optim section: leave it out"

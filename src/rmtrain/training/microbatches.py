@@ -42,7 +42,12 @@ class MicrobatchDataset(Dataset[Batch]):
                 weights.append(scale / len(group.preferences))
                 gaps.append(preference.gap or 0.0)
             first += len(group.suffixes)
-        sizes = [GroupSize.of(group) for group in groups]
+        counts = {
+            "tokens": batch["input_ids"].numel(),
+            "distinct_tokens": sum(GroupSize.of(group).distinct_tokens for group in groups),
+            "pairs": len(better),
+            "groups": len(groups),
+        }
         return {
             **batch,
             "better": torch.tensor(better),
@@ -50,12 +55,7 @@ class MicrobatchDataset(Dataset[Batch]):
             "weights": torch.tensor(weights, dtype=torch.float32),
             "gaps": torch.tensor(gaps, dtype=torch.float32),
             "ids": [group.id for group in groups for _ in group.preferences],
-            "counts": {
-                "tokens": batch["input_ids"].numel() if scale else 0,
-                "distinct_tokens": sum(size.distinct_tokens for size in sizes) if scale else 0,
-                "pairs": len(better) if scale else 0,
-                "groups": len(groups) if scale else 0,
-            },
+            "counts": counts if scale else dict.fromkeys(counts, 0),
         }
 
 

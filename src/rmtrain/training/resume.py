@@ -53,13 +53,9 @@ def run_fingerprint(
     files: dict[str, Any] = {"weights of the base": sampled_digest(base)} if base.is_dir() else {}
     if path is not None:
         files["content of distributed.deepspeed_config"] = read_deepspeed_config(Path(path))
-    return {**_bound(settings), **data, **files, "rendering": renderer.contract(), "processes": processes}
-
-
-def _bound(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """Without what is free, which checkpoints of older versions hold."""
     free = {f"{section}.{key}" for section, keys in FREE.items() for key in keys}
-    return {key: value for key, value in fingerprint.items() if key not in free}
+    bound = {key: value for key, value in settings.items() if key not in free}
+    return {**bound, **data, **files, "rendering": renderer.contract(), "processes": processes}
 
 
 def sampled_digest(folder: Path) -> str:
@@ -90,7 +86,7 @@ def choose_checkpoint(
     if found.path is None:
         display.note("no checkpoint to go on from: starting at step 0")
         return None
-    before = _bound(found.manifest["fingerprint"])
+    before = found.manifest["fingerprint"]
     _require_readable(found.path, before, fingerprint)
     differences = [
         f"{key}: {before.get(key)!r} there, {fingerprint.get(key)!r} now"
