@@ -143,9 +143,6 @@ def test_rewardbench_2():
         (0.4 + 0.5 + 0.6 + 0.7 + 0.8 + expected.score) / 6
     )
     assert result["scores"]["current"]["with_prior_sets"] is None
-    other = ties_score(prompts, "limit").score
-    assert other != expected.score
-    assert result["scores"]["main_branch"]["mean_of_sections"] == pytest.approx((3.0 + other) / 6)
     assert result["ties"]["ref_accuracy"] == 0.5
     assert result["incomplete_subsets"]["Ties"] == {"n": 4, "expected": 102}
     json.dumps(result, allow_nan=False)

@@ -8,7 +8,7 @@ from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks import benchmark_result
 from rmtrain.evaluation.compare import compare, result_beside, rows_of_result, scored_rows
 from rmtrain.evaluation.results import ScoredRow, write_rows
-from rmtrain.metrics.intervals import detectable_difference, paired_difference_interval
+from rmtrain.metrics.intervals import detectable_difference, difference_interval, paired_difference_draws
 from rmtrain.metrics.rewardbench import COUNTS, SECTIONS
 from rmtrain.metrics.rewardbench2 import TiesPrompt
 
@@ -314,14 +314,15 @@ def test_intervals_cover_the_truth_and_the_detectable_difference_is_detected():
     least = []
     for _ in range(400):
         differences, clusters = simulate(rng, 150, 0.08)
-        interval = paired_difference_interval(differences, clusters, resamples=400)
+        interval = difference_interval(paired_difference_draws(differences, clusters, resamples=400), 150)
         covered += interval.low <= truth <= interval.high
         found += interval.low > 0
         least.append(detectable_difference(differences, clusters))
     assert 0.92 < covered / 400 < 0.98
     # the same noise with a difference of exactly what is said to be detectable
     gain = 0.08 * np.mean(least) / truth
-    found = sum(paired_difference_interval(*simulate(rng, 150, gain), resamples=400).low > 0 for _ in range(400))
+    drawn = (paired_difference_draws(*simulate(rng, 150, gain), resamples=400) for _ in range(400))
+    found = sum(difference_interval(draws, 150).low > 0 for draws in drawn)
     assert 0.74 < found / 400 < 0.86
 
 

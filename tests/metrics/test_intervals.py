@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from rmtrain.metrics.intervals import (
     clustered_interval,
     detectable_difference,
+    difference_interval,
     effective_size,
     mcnemar_exact,
-    paired_difference_interval,
+    paired_difference_draws,
     percentile_interval,
     resampled_sums,
     stratified_interval,
@@ -70,7 +71,6 @@ def test_a_perfect_score_is_no_more_certain_than_its_prompts_are_many():
 def test_no_data_gives_no_interval():
     empty = np.array([]), np.array([], dtype=int)
     assert clustered_interval(*empty) is None
-    assert paired_difference_interval(*empty) is None
     assert detectable_difference(*empty) is None
 
 
@@ -130,15 +130,14 @@ def test_paired_interval_covers():
     rng, trials, covered = np.random.default_rng(8), 300, 0
     for seed in range(trials):
         differences = rng.choice([-1.0, 0.0, 1.0], p=[0.05, 0.82, 0.13], size=300)
-        interval = paired_difference_interval(differences, np.arange(300) // 2, resamples=2000, seed=seed)
-        assert interval is not None
+        draws = paired_difference_draws(differences, np.arange(300) // 2, resamples=2000, seed=seed)
+        interval = difference_interval(draws, 150)
         covered += interval.low <= 0.08 <= interval.high
     assert covered / trials > 0.91
 
 
 def test_models_that_never_differ_are_not_proved_equal():
-    interval = paired_difference_interval(np.zeros(100), np.arange(100))
-    assert interval is not None
+    interval = difference_interval(paired_difference_draws(np.zeros(100), np.arange(100)), 100)
     assert interval.low == -interval.high < 0
     assert interval.high == pytest.approx(wilson_interval(0, 100).high)
 

@@ -7,7 +7,7 @@ from rmtrain.metrics.rewardbench2 import COUNTS, TiesPrompt, best_of_credit, tie
 from rmtrain.metrics.rm_bench import style_accuracy
 
 
-def reference(ref, tied, zero_spread):
+def reference(ref, tied):
     """The Ties formula as the paper writes it, over (rewards, number right) by prompt number."""
 
     def parts(rewards, right):
@@ -20,10 +20,7 @@ def reference(ref, tied, zero_spread):
     m_ref, m_tied = (np.array([parts(*side[n])[0] for n in both]) for side in (ref, tied))
     spread = np.array([parts(*tied[n])[1] for n in both])
     least = np.minimum(m_ref, m_tied)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        margins = np.nan_to_num(np.tanh(least / spread - 1), nan=0.0)
-    if zero_spread == "leave_out":
-        margins = margins[spread > 0] if (spread > 0).any() else np.zeros(1)
+    margins = np.tanh(least[spread > 0] / spread[spread > 0] - 1) if (spread > 0).any() else np.zeros(1)
     return (
         0.3 * acc_tied + 0.3 * acc_ref + 0.2 * np.mean(m_tied > spread) + 0.2 * np.mean(least > spread)
     ) + 0.01 * np.mean(margins)
@@ -52,10 +49,10 @@ def ties_prompts(draw):
     return forms(st.just(1)), forms(st.integers(2, 4))
 
 
-@given(ties_prompts(), st.sampled_from(["leave_out", "limit"]))
-def test_ties_score_agrees_with_the_formula(prompts, zero_spread):
-    figures = ties_score(prompts_of(*prompts), zero_spread)
-    assert figures.score == pytest.approx(reference(*prompts, zero_spread))
+@given(ties_prompts())
+def test_ties_score_agrees_with_the_formula(prompts):
+    figures = ties_score(prompts_of(*prompts))
+    assert figures.score == pytest.approx(reference(*prompts))
     assert figures.draws.shape == (10_000,)
 
 
@@ -66,12 +63,12 @@ def test_the_best_ties_score_is_just_above_one():
     assert list(figures.terms.values()) == [1, 1, 1, 1, pytest.approx(1)]
 
 
-def test_the_two_conventions_for_no_spread():
+def test_prompts_without_spread_are_left_out_of_the_margin():
     ref = {"0": ([2.0, 0.0], 1), "1": ([3.0, 0.0], 1)}
     tied = {"0": ([5.0, 5.0, 0.0], 2), "1": ([4.0, 2.0, 0.0], 2)}
     usual = np.tanh(min(3.0, 2.0) / 2.0 - 1)
     assert ties_score(prompts_of(ref, tied)).terms["margin"] == pytest.approx(usual)
-    assert ties_score(prompts_of(ref, tied), "limit").terms["margin"] == pytest.approx((1 + usual) / 2)
+    assert ties_score(prompts_of({"0": ref["0"]}, {"0": tied["0"]})).terms["margin"] == 0
 
 
 def test_terms_over_both_forms_are_none_where_no_prompt_has_both():

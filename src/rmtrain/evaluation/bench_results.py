@@ -61,11 +61,7 @@ def rewardbench1_of_subsets(subsets: Mapping[str, Subset], prior: Mapping[str, S
 
 
 def rewardbench2_figures(rows: Sequence[ScoredRow]) -> Result:
-    """Six subsets, each a section; the score is their plain mean.
-
-    The era `current` leaves prompts without spread out of the Ties margin, as the `rewardbench` package does up to
-    0.1.4; `main_branch` gives them the limit of the formula.
-    """
+    """Six subsets, each a section; the score is their plain mean."""
     groups = by_source(rows)
     ties_rows = groups.pop("Ties", [])
     subsets = best_of_subsets(groups, seed=0)
@@ -83,12 +79,7 @@ def rewardbench2_figures(rows: Sequence[ScoredRow]) -> Result:
             length_baseline=by_length.score if by_length else None,
             draws=ties.draws,
         )
-    figures = rewardbench2_of_subsets(subsets)
-    limit, current = ties_score(prompts, "limit").score, figures["scores"]["current"]
-    if current["mean_of_sections"] is not None and ties.score is not None and limit is not None:
-        mean = current["mean_of_sections"] + (limit - ties.score) / len(rewardbench2.SUBSETS)
-        figures["scores"]["main_branch"] = {**current, "mean_of_sections": mean}
-    return {**figures, **({"ties": ties.terms} if prompts else {})}
+    return {**rewardbench2_of_subsets(subsets), **({"ties": ties.terms} if prompts else {})}
 
 
 def rewardbench2_of_subsets(subsets: Mapping[str, Subset]) -> Result:

@@ -7,14 +7,12 @@ import numpy as np
 
 from rmtrain.metrics.intervals import (
     Z_POWER,
-    Interval,
     Strata,
     Z,
     detectable_difference,
+    difference_interval,
     mcnemar_exact,
-    no_difference_interval,
-    paired_difference_interval,
-    percentile_interval,
+    paired_difference_draws,
 )
 from rmtrain.metrics.rankings import Floats, Labels
 
@@ -30,10 +28,13 @@ def paired_figures(a: Floats, b: Floats, clusters: Labels, strata: Strata | None
         clusters: [n] label of each one's cluster.
         strata: of a weighted mean; None is the plain one.
     """
+    differences = a - b
+    if not len(differences):
+        return _figures(differences, clusters, (None, None, None), None, None)
     mean = strata.mean if strata else (lambda values: float(values.mean()))
-    means = (mean(a), mean(b), mean(a - b)) if len(a) else (None, None, None)
-    interval = paired_difference_interval(a - b, clusters, strata)
-    return _figures(a - b, clusters, means, interval, detectable_difference(a - b, clusters, strata))
+    draws = paired_difference_draws(differences, clusters, strata)
+    detectable = detectable_difference(differences, clusters, strata)
+    return _figures(differences, clusters, (mean(a), mean(b), mean(differences)), draws, detectable)
 
 
 def drawn_figures(differences: Floats, clusters: Labels, a: float, b: float, draws: Floats) -> Figures:
@@ -46,30 +47,29 @@ def drawn_figures(differences: Floats, clusters: Labels, a: float, b: float, dra
         b: score of B.
         draws: [R] differences of the scores on resampled prompts.
     """
-    interval, detectable = no_difference_interval(len(np.unique(clusters))), None
-    if draws.any():
-        interval, detectable = percentile_interval(draws), (Z + Z_POWER) * float(np.nanstd(draws))
-    return _figures(differences, clusters, (a, b, a - b), interval, detectable)
+    detectable = (Z + Z_POWER) * float(np.nanstd(draws)) if draws.any() else None
+    return _figures(differences, clusters, (a, b, a - b), draws, detectable)
 
 
 def _figures(
     differences: Floats,
     clusters: Labels,
     means: Sequence[float | None],
-    interval: Interval | None,
+    draws: Floats | None,
     detectable: float | None,
 ) -> Figures:
     _, labels = np.unique(clusters, return_inverse=True)
-    net = np.bincount(labels, weights=differences) if len(differences) else np.array([])
+    net = np.bincount(labels, weights=differences)
     a_better, b_better = int((net > 0).sum()), int((net < 0).sum())
-    p = mcnemar_exact(a_better, b_better) if len(differences) else None
+    found: Figures = dict.fromkeys(("low", "high", "mcnemar_p", "within_noise"))
+    if draws is not None:
+        interval, p = difference_interval(draws, len(net)), mcnemar_exact(a_better, b_better)
+        noise = p >= 0.05 or interval.low <= 0 <= interval.high
+        found = {"low": interval.low, "high": interval.high, "mcnemar_p": p, "within_noise": noise}
     return {
         "n": len(differences),
         **dict(zip(("a", "b", "difference"), means, strict=True)),
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "mcnemar_p": p,
-        "within_noise": p >= 0.05 or interval.low <= 0 <= interval.high if interval and p is not None else None,
+        **found,
         "prompts": len(net),
         "a_better": a_better,
         "b_better": b_better,

@@ -125,38 +125,18 @@ def one_stratum(n: int) -> Strata:
     return Strata(np.zeros(n, dtype=np.int64), np.ones(1))
 
 
-def paired_difference_interval(
+def paired_difference_draws(
     differences: Floats, clusters: Labels, strata: Strata | None = None, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval | None:
-    """Interval of the mean difference of two models' credit on the same preferences; None without data.
-
-    A percentile bootstrap over clusters. Where no cluster differs there is nothing to resample: then Wilson's upper
-    limit of the share of clusters that would differ bounds the difference on both sides.
+) -> Floats:
+    """[R] mean differences of two models' credit on the same preferences, of resampled clusters.
 
     Args:
-        differences: [n] credit of A minus credit of B.
+        differences: [n] credit of A minus credit of B; n > 0.
         clusters: [n] label of each preference's cluster.
         strata: of a weighted mean; None is the plain one.
         resamples: how many.
         seed: of the resampling.
     """
-    if len(differences) == 0:
-        return None
-    if not differences.any():
-        return no_difference_interval(len(np.unique(clusters)))
-    return percentile_interval(paired_difference_draws(differences, clusters, strata, resamples, seed))
-
-
-def no_difference_interval(clusters: int) -> Interval:
-    """Interval of a difference where none of so many clusters differs."""
-    bound = wilson_interval(0.0, clusters).high
-    return Interval(-bound, bound)
-
-
-def paired_difference_draws(
-    differences: Floats, clusters: Labels, strata: Strata | None = None, resamples: int = RESAMPLES, seed: int = 0
-) -> Floats:
-    """[R] mean differences of resampled clusters, of `paired_difference_interval`'s arguments; n > 0."""
     strata = strata or one_stratum(len(differences))
     names, labels = np.unique(clusters, return_inverse=True)
     sums = np.zeros((len(names), 2 * len(strata.shares)))
@@ -166,6 +146,18 @@ def paired_difference_draws(
     drawn = resampled_sums(sums, resamples, seed)
     with np.errstate(invalid="ignore"):  # a resample may leave a stratum out
         return np.asarray((drawn[:, ::2] / drawn[:, 1::2]) @ strata.shares)
+
+
+def difference_interval(draws: Floats, clusters: int) -> Interval:
+    """Interval of a difference of two models, of its [R] draws: a percentile bootstrap over so many clusters.
+
+    Where no cluster differs there is nothing to resample: then Wilson's upper limit of the share of clusters that would
+    differ bounds the difference on both sides.
+    """
+    if draws.any():
+        return percentile_interval(draws)
+    bound = wilson_interval(0.0, clusters).high
+    return Interval(-bound, bound)
 
 
 def detectable_difference(differences: Floats, clusters: Labels, strata: Strata | None = None) -> float | None:

@@ -25,8 +25,6 @@ TIES_TERMS = {  # of the Ties score: weights
     "margin": 0.01,  # mean tanh(min(M_ref, M_tied) / D - 1)
 }
 
-ZeroSpread = Literal["leave_out", "limit"]
-
 
 def best_of_credit(rewards: Sequence[float], right: int = 1) -> float:
     """1/k if one of the first `right` completions is among the k that share the highest reward, else 0."""
@@ -51,23 +49,22 @@ class TiesScore(NamedTuple):
     draws: Floats  # [R] scores of resampled prompts
 
 
-def ties_score(prompts: Sequence[TiesPrompt], zero_spread: ZeroSpread = "leave_out", seed: int = 0) -> TiesScore:
+def ties_score(prompts: Sequence[TiesPrompt], seed: int = 0) -> TiesScore:
     """0.3 tied accuracy + 0.3 ref accuracy + 0.2 preferred + 0.2 preferred hard + 0.01 margin (paper, app. on Ties).
 
     With M = least right - greatest wrong reward and D = greatest - least right reward of the tied form, a prompt is
-    accurate if M > 0. Prompts are resampled with both forms of one together.
+    accurate if M > 0. As in the `rewardbench` package up to 0.1.4, the margin is a mean over the prompts with D > 0, and
+    0 if there are none; its main branch gives the others +-1 since, which moves the score by 0.02 at most. Prompts are
+    resampled with both forms of one together.
 
     Args:
         prompts: both forms of each prompt; the last three terms are over prompts that have both.
-        zero_spread: what the margin term makes of prompts with D = 0. `leave_out`, as in the `rewardbench` package up
-            to 0.1.4, takes the mean over the others; `limit`, as on its main branch, gives tanh(+-inf) = +-1, and 0
-            where min(M_ref, M_tied) is 0 too. If D is 0 for all, `leave_out` makes the term 0.
         seed: of the resampling.
 
     Raises:
         ValueError: a form of a prompt comes twice, or has no right or no wrong completion.
     """
-    sums = np.array([_prompt_sums(forms, zero_spread) for forms in _by_number(prompts).values()]).reshape(-1, 10)
+    sums = np.array([_prompt_sums(forms) for forms in _by_number(prompts).values()]).reshape(-1, 10)
     total = sums.sum(axis=0)[None, :]
     score, *terms = (None if np.isnan(x) else float(x) for x in (*_score(total), *_terms(total)[0]))
     draws = resampled_sums(sums, seed=seed) if len(sums) else total
@@ -83,9 +80,7 @@ def ties_difference_draws(a: Sequence[TiesPrompt], b: Sequence[TiesPrompt], seed
         seed: of the resampling.
     """
     of_a, of_b = _by_number(a), _by_number(b)
-    sums = np.array(
-        [_prompt_sums(of_a[n], "leave_out") + _prompt_sums(of_b[n], "leave_out") for n in of_a], dtype=np.float64
-    )
+    sums = np.array([_prompt_sums(of_a[n]) + _prompt_sums(of_b[n]) for n in of_a], dtype=np.float64)
     drawn = resampled_sums(sums, seed=seed)
     return np.asarray(_score(drawn[:, :10]) - _score(drawn[:, 10:]))
 
@@ -105,7 +100,7 @@ def _margin(prompt: TiesPrompt) -> float:
     return min(prompt.rewards[: prompt.right]) - max(prompt.rewards[prompt.right :])
 
 
-def _prompt_sums(forms: dict[str, TiesPrompt], zero_spread: ZeroSpread) -> list[float]:
+def _prompt_sums(forms: dict[str, TiesPrompt]) -> list[float]:
     """Numerator and denominator of each of the five terms."""
     accuracy = [
         part
@@ -117,13 +112,8 @@ def _prompt_sums(forms: dict[str, TiesPrompt], zero_spread: ZeroSpread) -> list[
     tied = forms["tied"]
     spread = max(tied.rewards[: tied.right]) - min(tied.rewards[: tied.right])
     least = min(_margin(forms["ref"]), _margin(tied))
-    if spread > 0:
-        margin, counted = float(np.tanh(least / spread - 1)), 1.0
-    elif zero_spread == "limit":
-        margin, counted = float(np.sign(least)), 1.0
-    else:
-        margin, counted = 0.0, 0.0
-    return [*accuracy, float(_margin(tied) > spread), 1, float(least > spread), 1, margin, counted]
+    margin = [float(np.tanh(least / spread - 1)), 1.0] if spread > 0 else [0.0, 0.0]
+    return [*accuracy, float(_margin(tied) > spread), 1, float(least > spread), 1, *margin]
 
 
 def _terms(sums: Floats) -> Floats:
