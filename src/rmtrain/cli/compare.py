@@ -26,7 +26,6 @@ class _Side(NamedTuple):
     rows: Path | None  # named by the user
     chosen: Chosen | None  # else the checkpoint; None of a folder of results alone
     scored: dict[str, Path]  # rows that lie with it, by split or benchmark
-    stale: frozenset[str]  # those of other weights than the checkpoint has now
 
 
 class _Wanted(NamedTuple):
@@ -87,11 +86,11 @@ def compare(
         if (max_length is not None or dtype is not None) and not any(side.chosen for side in sides):
             raise InputError("A and B both name rows: --max-length and --dtype are for checkpoints", "leave them out")
         name = _name(sides, data, split, benchmark)
+        lying = [side.rows or _lying(side, name, display) for side in sides]
         wanted = None
-        lacking = any(side.rows is None and (name not in side.scored or name in side.stale) for side in sides)
-        if lacking or data is not None or (benchmark is not None and split is not None):
+        if None in lying or data is not None or (benchmark is not None and split is not None):
             wanted = _wanted(sides, name, data, split, benchmark, display)
-        paths = [_rows_path(side, name, wanted, display) for side in sides]
+        paths = [_rows_path(side, rows, name, wanted) for side, rows in zip(sides, lying, strict=True)]
         missing = [(side.chosen, path) for side, path in zip(sides, paths, strict=True) if not path.exists()]
         if missing:
             processes.spread(num_processes)
@@ -138,37 +137,19 @@ def _side(letter: str, text: str, reading: Reading, display: TerminalDisplay) ->
             f"{text} names rows, which were read as they were read: {given}", "name the checkpoint instead"
         )
     if path.is_file():
-        return _Side(path if path.name.endswith(".jsonl") else rows_of_result(path), None, {}, frozenset())
+        return _Side(path if path.name.endswith(".jsonl") else rows_of_result(path), None, {})
     if of_run:
         scored = scored_rows(Path(folder))
         if split not in scored:
             have = f"it has: {', '.join(scored)}" if scored else "score it with rmtrain eval"
             raise DataError(f"{folder}: no rows of the split {split!r}", have)
-        return _Side(scored[split], None, {}, frozenset())
+        return _Side(scored[split], None, {})
     if path.suffix in (".json", ".jsonl") and not path.exists():
         raise DataError(f"{text}: no such file", "name a .rows.jsonl file, a result .json file, RUN[:split] or a CKPT")
     if rows_alone:
-        return _Side(None, None, scored_rows(path), frozenset())
+        return _Side(None, None, scored_rows(path))
     chosen = choose(text, Path("runs"), display, reading)
-    scored = scored_rows(chosen.results)
-    return _Side(None, chosen, scored, _stale(chosen, scored, display))
-
-
-def _stale(chosen: Chosen, scored: dict[str, Path], display: TerminalDisplay) -> frozenset[str]:
-    """Which of the rows that lie with a checkpoint are of other weights than it has now, by what their results say."""
-    from rmtrain.evaluation.compare import result_beside
-
-    of = {name: result_beside(rows).get("weights_fingerprint") for name, rows in scored.items()}
-    if not any(of.values()):
-        return frozenset()
-    try:
-        now = weights_of(chosen)
-    except CheckpointError as error:
-        display.note_once(
-            f"the rows of {chosen.where} are taken as they lie, its weights being out of reach: {error.message}"
-        )
-        return frozenset()
-    return frozenset(name for name, weights in of.items() if weights not in (None, now))
+    return _Side(None, chosen, scored_rows(chosen.results))
 
 
 def _name(sides: list[_Side], data: str | None, split: str | None, benchmark: str | None) -> str:
@@ -193,6 +174,25 @@ def _name(sides: list[_Side], data: str | None, split: str | None, benchmark: st
     if not have:
         raise DataError("neither A nor B was scored on anything yet", "name rows for both with --data or --benchmark")
     return next((name for name in sides[0].scored if name in sides[1].scored), have[0])
+
+
+def _lying(side: _Side, name: str, display: TerminalDisplay) -> Path | None:
+    """Rows that lie with a side, unless their result says that they are of other weights than it has now."""
+    from rmtrain.evaluation.compare import result_beside
+
+    rows = side.scored.get(name)
+    weights = result_beside(rows).get("weights_fingerprint") if rows is not None else None
+    if side.chosen is None or weights is None:
+        return rows
+    try:
+        now = weights_of(side.chosen)
+    except CheckpointError as error:
+        display.note_once(f"{rows} is taken as it lies, the weights being out of reach: {error.message}")
+        return rows
+    if weights == now:
+        return rows
+    display.note_once(f"{side.chosen.where}: other weights than when {rows} was written")
+    return None
 
 
 def _wanted(
@@ -258,24 +258,19 @@ def _read(
     return _Wanted(name, found.groups, source, None)
 
 
-def _rows_path(side: _Side, name: str, wanted: _Wanted | None, display: TerminalDisplay) -> Path:
-    """Rows that are there, of the wanted data and of today's weights; else where they will be, named after both."""
+def _rows_path(side: _Side, lying: Path | None, name: str, wanted: _Wanted | None) -> Path:
+    """Rows that are there, if they are of the wanted data; else where they will be, named after it and the weights."""
     from rmtrain.evaluation.compare import result_beside
 
     if side.rows is not None:
         return side.rows
-    lying = side.scored.get(name)
-    same_data = lying and (
-        wanted is None or result_beside(lying).get("data", {}).get("fingerprint") == wanted.source["fingerprint"]
-    )
-    if lying and same_data and name not in side.stale:
+    of_data = result_beside(lying).get("data", {}).get("fingerprint") if lying is not None else None
+    if lying is not None and (wanted is None or of_data == wanted.source["fingerprint"]):
         return lying
     if side.chosen is None:
         raise DataError(
             f"no rows of {name!r} on that data among {', '.join(map(str, side.scored.values()))}", "name a CKPT"
         )
-    if same_data:
-        display.note_once(f"{side.chosen.where}: other weights than when {lying} was written")
     assert wanted is not None
     digest = hashlib.sha256(f"{weights_of(side.chosen)} {wanted.groups}".encode()).hexdigest()
     return side.chosen.results / "compare" / f"{name}-{digest[:12]}.rows.jsonl"
