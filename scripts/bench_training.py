@@ -37,7 +37,7 @@ optim:
   global_batch_size: {groups}
   microbatch_size: {groups}
   tokens_per_microbatch: null
-  gradient_checkpointing: {recompute}
+  gradient_checkpointing: {checkpointing}
   max_steps: {steps}
 evaluation: {{every: 0, select: last, splits: []}}
 run: {{folder: {folder}, save_every: 0}}
@@ -56,7 +56,9 @@ def prepare(settings: dict[str, Any], packing: str) -> Any:
 
     quiet_libraries()
     rows = settings["groups"] * settings["steps"]
-    loaded = parse_recipe_text(RECIPE.format(**settings, rows=rows, packing=packing), "bench_training.yaml")
+    checkpointing = "full" if settings["recompute"] else "none"
+    text = RECIPE.format(**settings, rows=rows, packing=packing, checkpointing=checkpointing)
+    loaded = parse_recipe_text(text, "bench_training.yaml")
     section = loaded.recipe.data
     renderer = Renderer.for_tokenizer(load_tokenizer(settings["model"]))
     data = load_data(section, loaded.recipe.run.seed)

@@ -93,7 +93,7 @@ def test_a_fault_shows_its_line_a_caret_and_the_nearest_key() -> None:
 def test_a_fault_of_the_command_line_shows_the_argument() -> None:
     assert faults(SMALL, "optim.learning_rate=2e-5x") == "\n".join(
         [
-            "error: optim.learning_rate: expected a number above 0, found the text '2e-5x'",
+            "error: optim.learning_rate: expected a number, found the text '2e-5x'",
             " --> command line: optim.learning_rate=2e-5x",
             "                                       ^^^^^",
             "help: Peak learning rate of the adapters, or of the backbone in full fine-tuning.",
@@ -107,31 +107,33 @@ def test_a_fault_of_the_command_line_shows_the_argument() -> None:
         ("optim: {rank: 8}", "optim.rank: unknown key", "rank belongs to the lora section"),
         ("optim: {seed: 8}", "optim.seed: unknown key", "seed belongs to the data.holdout or the run section"),
         ("learning_rate: 8", "learning_rate: unknown key", "learning_rate belongs to the optim section"),
-        ("optim.epochs: 8", "optim.epochs: unknown key", "write it in the optim section, as `epochs:`"),
+        ("optim.epochs: 8", "optim.epochs: unknown key", "epochs belongs to the optim section"),
         ("optim: {lr: 8}", "optim.lr: unknown key", "did you mean learning_rate?"),
         ("num_train_epochs: 8", "num_train_epochs: unknown key", "did you mean optim.epochs?"),
         ("distributd: {}", "distributd: unknown key", "did you mean distributed?"),
         ("loss: {qqq: 1}", "loss.qqq: unknown key", "its keys are centering, margin"),
         (
             "distributed: {strategy: zeor2}",
-            "distributed.strategy: expected one of auto, ddp, zero2, zero3, fsdp, found the text 'zeor2'",
+            "distributed.strategy: expected 'auto', 'ddp', 'zero2', 'zero3' or 'fsdp', found the text 'zeor2'",
             "did you mean zero2?",
         ),
         ("tracking: {wandb: false}", "found false", "did you mean off?"),
-        ("optim: {max_steps: '5'}", "expected a whole number of at least 1 or null, found the text '5'", "write 5, wi"),
+        ("optim: {max_steps: '5'}", "expected a whole number, found the text '5'", "write 5, wi"),
         ("optim: {max_steps: 1_000}", "found the text '1_000'", "write 1000"),
-        ("optim: {max_steps: 1e3}", "expected a whole number of at least 1 or null, found 1000.0", "write 1000"),
-        ("optim: {max_steps: true}", "expected a whole number of at least 1 or null, found true", "Stop after"),
+        ("optim: {max_steps: 1e3}", "expected a whole number, found 1000.0", "write 1000"),
+        ("optim: {max_steps: true}", "expected a whole number, found true", "Stop after"),
         ("optim: {activation_offloading: on}", "expected true or false, found the text 'on'", "write true"),
         (
             "optim: {gradient_checkpointing: on}",
-            "expected one of none, selective, full, found the text 'on'",
+            "expected 'none', 'selective' or 'full', found the text 'on'",
             "What the backward pass",
         ),
-        ("optim: {warmup_ratio: 1.5}", "expected a number of at least 0 and at most 1, found 1.5", "Share of"),
-        ("optim: {betas: [1, 2, 3]}", "expected a list of 2, each a number of at least 0 and below 1", "AdamW"),
-        ("lora: {targets: [q, 5]}", "lora.targets[1]: expected a non-empty text, found 5", "Module names"),
-        ("lora: {targets: q}", "expected all-linear or a non-empty list, each a non-empty text", "Module names"),
+        ("optim: {warmup_ratio: 1.5}", "expected at most 1.0, found 1.5", "Share of"),
+        ("optim: {betas: [1, 2, 3]}", "optim.betas: expected at most 2 items, found a list of 3", "AdamW"),
+        ("optim: {betas: [0.9]}", "optim.betas: expected another item, found a list of 1", "AdamW"),
+        ("lora: {targets: [q, 5]}", "lora.targets[1]: expected a text, found 5", "Module names"),
+        ("lora: {targets: q}", "lora.targets: expected 'all-linear' or a list, found the text 'q'", "Module names"),
+        ("lora: {targets: []}", "expected 'all-linear' or 1 or more items, found a list of 0", "Module names"),
         ("run: {name: ../x}", "run.name: expected a folder name (up to 100 letters", "First part"),
         ("loss: 1", "loss: expected a section with keys, found 1", "The training objective."),
         ("lora:", "lora: has no value", "write null, {} for a section's defaults"),
@@ -252,7 +254,7 @@ def test_faults_of_overrides_come_in_their_order_after_the_files() -> None:
         ("run.seed=# 3", "run.seed: has no value"),
         ("data.source.train=x", "data.source is the text 'd' and has no keys"),
         ("lora.targets.0=x", "lora.targets is a list of 1 and has no keys"),
-        ("run.seed=*x", "run.seed: aliases (*name) are not allowed"),
+        ("run.seed=*x", "run.seed: anchors (&name), aliases (*name) and tags (!name) are not allowed"),
         ("run.seed={", "not valid YAML"),
         ("optim.learning_rat=1", "optim.learning_rat: unknown key"),
     ],
@@ -354,9 +356,7 @@ def outcome(text: str, *overrides: str) -> str | None:
 _values = st.sampled_from(
     ["1", "-1", "1.5", "x", "null", "true", "[1, x]", "{a: 1}", "[]", "{}", "*x", ".nan", "", "'"]
 )
-_keys = st.sampled_from(
-    [*wording.all_keys(), "optim", "lora", "data.splits.train", "data.source.x", "run.a.b", "..", "q"]
-)
+_keys = st.sampled_from([*wording.KEYS, "optim", "lora", "data.splits.train", "data.source.x", "run.a.b", "..", "q"])
 
 
 @settings(max_examples=200, deadline=None)
@@ -374,7 +374,7 @@ def test_any_input_gives_a_recipe_or_a_recipe_error(pairs: list[tuple[str, str]]
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(wording.all_keys()), _values)
+@given(st.sampled_from(wording.KEYS), _values)
 def test_every_fault_of_one_override_names_that_key(key: str, value: str) -> None:
     message = outcome(SMALL, f"{key}={value}")
     if message is not None:
@@ -383,7 +383,7 @@ def test_every_fault_of_one_override_names_that_key(key: str, value: str) -> Non
 
 
 def test_the_names_of_other_trainers_lead_to_keys_that_exist() -> None:
-    assert set(wording.OTHER_NAMES.values()) <= set(wording.all_keys())
+    assert set(wording.OTHER_NAMES.values()) <= set(wording.KEYS)
 
 
 def test_loading_imports_nothing_heavy() -> None:

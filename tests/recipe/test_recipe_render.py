@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from rmtrain.recipe.agreement import DISAGREEMENT
 from rmtrain.recipe.load import parse_recipe_text
-from rmtrain.recipe.render import describe, dump_recipe, fingerprint, inline, json_schema
+from rmtrain.recipe.render import describe, dump_recipe, inline, json_schema
 from rmtrain.recipe.schema import Recipe
 
 SMALL = {"model": {"name": "m"}, "data": {"source": "d"}}
@@ -83,7 +84,7 @@ def recipes(draw: Callable[..., Any]) -> Recipe:
     try:
         return Recipe.model_validate(draw(_values(json_schema())))
     except ValidationError as error:
-        assume(any(item["type"] != "value_error" for item in error.errors()))  # sections that disagree are no recipe
+        assume(any(item["type"] != DISAGREEMENT for item in error.errors()))  # sections that disagree are no recipe
         raise
 
 
@@ -92,7 +93,6 @@ def recipes(draw: Callable[..., Any]) -> Recipe:
 def test_dumped_recipes_load_as_equal_ones(recipe: Recipe) -> None:
     loaded = parse_recipe_text(dump_recipe(recipe), "r.yaml")
     assert loaded.recipe == recipe
-    assert fingerprint(loaded.recipe) == fingerprint(recipe)
     assert set(loaded.origins.values()) & {"default", "command line"} == set()
 
 
@@ -145,19 +145,6 @@ def test_describe_lists_every_value_with_its_origin() -> None:
     assert by_key["lora.alpha"] == (64.0, "default")
     assert ("lora", None, "default") in describe(parse_recipe_text(text, "r.yaml"))
     json.dumps(listed)
-
-
-def test_equal_recipes_have_equal_fingerprints_and_others_do_not() -> None:
-    recipe = Recipe.model_validate(SMALL)
-    assert len(fingerprint(recipe)) == 64
-    same = [
-        {**SMALL, "optim": {"epochs": 1}},
-        {**SMALL, "optim": {"epochs": 1.0, "weight_decay": -0.0}},
-        {"data": SMALL["data"], "model": SMALL["model"]},
-    ]
-    assert {fingerprint(Recipe.model_validate(values)) for values in same} == {fingerprint(recipe)}
-    other = [{**SMALL, "run": {"seed": 1}}, {**SMALL, "lora": {}}, {**SMALL, "data": {"source": "e"}}]
-    assert len({fingerprint(recipe), *(fingerprint(Recipe.model_validate(values)) for values in other)}) == 4
 
 
 def test_the_committed_json_schema_is_the_codes() -> None:

@@ -65,12 +65,6 @@ def test_a_copy_loads_and_points_to_no_schema_that_is_not_there(tmp_path: Path) 
     assert load_recipe(target).recipe == load_recipe(CONFIGS / "mistral_lora.yaml").recipe
 
 
-def test_a_copy_beside_the_schema_is_byte_for_byte(tmp_path: Path) -> None:
-    (tmp_path / "schema.json").write_text("{}")
-    target = shipped.copy("quickstart.yaml", tmp_path / "mine.yaml")
-    assert target.read_bytes() == (CONFIGS / "quickstart.yaml").read_bytes()
-
-
 def test_a_copy_goes_to_the_working_folder_and_makes_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert shipped.copy("quickstart") == Path("quickstart.yaml")

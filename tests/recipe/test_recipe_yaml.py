@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from rmtrain.recipe.document import Document, parse_document
 from rmtrain.recipe.faults import Source, recipe_error
 
+NOT_ALLOWED = "anchors (&name), aliases (*name) and tags (!name) are not allowed"
+
 
 def read(text: str) -> Document:
     return parse_document(Source("r.yaml", text))
@@ -69,11 +71,11 @@ def test_keys_are_taken_as_written() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        ("a: &x 1", "1:4", "a: anchors (&name) are not allowed"),
-        ("a: *x", "1:4", "a: aliases (*name) are not allowed"),
-        ("a: !!python/object:os.system {}", "1:4", "a: tags (!name) are not allowed"),
-        ("a: !!str 5", "1:4", "a: tags (!name) are not allowed"),
-        ("!x a: 1", "1:1", "a: tags (!name) are not allowed"),
+        ("a: &x 1", "1:4", "a: " + NOT_ALLOWED),
+        ("a: *x", "1:4", "a: " + NOT_ALLOWED),
+        ("a: !!python/object:os.system {}", "1:4", "a: " + NOT_ALLOWED),
+        ("a: !!str 5", "1:4", "a: " + NOT_ALLOWED),
+        ("!x a: 1", "1:1", "a: " + NOT_ALLOWED),
         ("a: 1\nb: 2\na: 3", "3:1", "a: duplicate key: line 1 has it already"),
         ("a: {b: 1,\n    b: 2}", "2:5", "a.b: duplicate key: line 1 has it already"),
         ("a: .nan", "1:4", "a: .nan is not a finite number"),
@@ -93,7 +95,6 @@ def test_keys_are_taken_as_written() -> None:
         ("[" * 3000, "1:33", "more than 32 levels deep"),
         ("- " * 3000, "1:65", "more than 32 levels deep"),
         ("[\n" + "1,\n" * 1001 + "]", "1001:1", "more than 1,000 values"),
-        ("a: 1\n" * 1001, "1000:4", "more than 1,000 values"),
     ],
 )
 def test_what_a_recipe_may_not_hold_is_named_with_its_place(text: str, place: str, message: str) -> None:
@@ -104,7 +105,7 @@ def test_what_a_recipe_may_not_hold_is_named_with_its_place(text: str, place: st
 
 def test_an_alias_bomb_is_refused_without_being_expanded() -> None:
     lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
-    assert "aliases (*name) are not allowed" in messages("\n".join(lines))
+    assert NOT_ALLOWED in messages("\n".join(lines))
 
 
 def test_faults_that_leave_the_syntax_whole_are_reported_together() -> None:

@@ -6,20 +6,15 @@ if TYPE_CHECKING:
     from rmtrain.recipe.schema import Recipe
 
 
+DISAGREEMENT = "disagreement"  # type of pydantic's error that holds them, as `found` of its context
+
+
 class Disagreement(NamedTuple):
     """Keys whose values are right by themselves and contradict each other."""
 
     keys: tuple[str, ...]  # dotted; the first is the one to name
     message: str
     hint: str
-
-
-class DisagreementError(ValueError):
-    """Raised by the recipe's validator with everything that its sections disagree on."""
-
-    def __init__(self, disagreements: list[Disagreement]) -> None:
-        super().__init__("; ".join(f"{fault.keys[0]}: {fault.message}" for fault in disagreements))
-        self.disagreements = tuple(disagreements)
 
 
 def disagreements(recipe: "Recipe") -> list[Disagreement]:

@@ -62,24 +62,18 @@ def parse_recipe_text(text: str, filename: str, overrides: Sequence[str] = ()) -
     document = parse_document(source)
     if document.complete and not isinstance(document.value, dict):
         message = f"a recipe is a mapping of sections, found {wording.found(document.value)}"
-        document.faults.append(Fault("", message, document.places[()].value, "begin with `model:`"))
+        document.faults.append(Fault((), message, document.places[()].value, "begin with `model:`"))
         document = document._replace(complete=False)
     for number, argument in enumerate(overrides):
         document = override(document, Source("command line", argument, number))
     recipe, faults = check(document, source) if document.complete else (None, [])
     if recipe is None or document.faults:
         raise recipe_error([*document.faults, *faults])
-    origins = {key: _origin(tuple(key.split(".")), document.places) for key in leaf_keys(recipe)}
+    # where there are no adapters, lora itself is a value
+    keys = dict.fromkeys("lora" if recipe.lora is None and key.startswith("lora.") else key for key in wording.KEYS)
+    origins = {key: _origin(tuple(key.split(".")), document.places) for key in keys}
     path = Path(filename)
     return LoadedRecipe(recipe, origins, path, recipe.run.name or _folder_name(path.stem))
-
-
-def leaf_keys(recipe: Recipe) -> list[str]:
-    """Dotted keys that have a value of their own; where there are no adapters, `lora` itself."""
-    keys = wording.all_keys()
-    if recipe.lora is None:
-        return list(dict.fromkeys("lora" if key.startswith("lora.") else key for key in keys))
-    return list(keys)
 
 
 def _origin(path: KeyPath, places: dict[KeyPath, Place]) -> str:
@@ -89,8 +83,7 @@ def _origin(path: KeyPath, places: dict[KeyPath, Place]) -> str:
         return "command line"
     if not sources:
         return "default"
-    key = places[path].key
-    return f"{key.source.name}:{key.source.line_number(key.start)}"
+    return places[path].key.place
 
 
 def _folder_name(stem: str) -> str:

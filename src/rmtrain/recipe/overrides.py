@@ -17,7 +17,7 @@ def override(document: Document, source: Source) -> Document:
     """
     key, equals, _ = source.text.partition("=")
     if not equals or not _KEY.fullmatch(key):
-        fault = Fault("", "expected KEY=VALUE", Span(source, 0, len(key)), "such as optim.learning_rate=2e-5")
+        fault = Fault((), "expected KEY=VALUE", Span(source, 0, 0, len(key)), "such as optim.learning_rate=2e-5")
         return document._replace(faults=[*document.faults, fault])
     path: KeyPath = tuple(key.split("."))
     given = parse_document(source, len(key) + 1, path)
@@ -29,7 +29,7 @@ def override(document: Document, source: Source) -> Document:
     places = {p: place for p, place in document.places.items() if p[: len(path)] != path}
     section, start = tree, 0
     for depth, part in enumerate(path[:-1], 1):
-        span = Span(source, start, start + len(str(part)))
+        span = Span(source, 0, start, start + len(str(part)))
         start = span.end + 1
         if section.get(part) is None:
             section[part] = {}
@@ -38,10 +38,9 @@ def override(document: Document, source: Source) -> Document:
         if not isinstance(section, dict):
             outer = dotted(path[:depth])
             message = f"{outer} is {wording.found(section)} and has no keys"
-            fault = Fault(key, message, span, f"override {outer} as a whole: {outer}={{...}}")
+            fault = Fault(path, message, span, f"override {outer} as a whole: {outer}={{...}}")
             return document._replace(faults=[*faults, fault])
     section[path[-1]] = given.value
     places |= given.places
-    places[path] = Place(Span(source, start, len(key)), given.places[path].value)
-    hidden = {p for p in document.hidden if p[: len(path)] != path}
-    return Document(tree, places, faults, hidden | given.hidden, complete=True)
+    places[path] = Place(Span(source, 0, start, len(key)), given.places[path].value)
+    return Document(tree, places, faults, complete=True)

@@ -1,13 +1,11 @@
-"""A Recipe → text: the resolved YAML, the settings with their origins, the fingerprint, the JSON schema."""
+"""A Recipe → text: the resolved YAML, the settings with their origins, the JSON schema."""
 
-import hashlib
 import json
 import re
+from functools import reduce
+from operator import getitem
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-
-from rmtrain.recipe import wording
 from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.recipe.schema import Recipe
 
@@ -25,20 +23,24 @@ class Setting(NamedTuple):
 
 def dump_recipe(recipe: Recipe) -> str:
     """Every value of the recipe as YAML; loading it gives an equal Recipe."""
-    return "\n".join(_lines(recipe, "")) + "\n"
+    return dump_values(recipe.model_dump(mode="json"))
+
+
+def dump_values(values: dict[str, Any]) -> str:
+    """Plain values as YAML, a line a key of each section."""
+    lines = []
+    for name, section in values.items():
+        if isinstance(section, dict) and section:
+            lines += [f"{_text(name)}:", *(f"  {_text(key)}: {inline(value)}" for key, value in section.items())]
+        else:
+            lines.append(f"{_text(name)}: {inline(section)}")
+    return "\n".join(lines) + "\n"
 
 
 def describe(loaded: LoadedRecipe) -> list[Setting]:
     """Every value of a recipe and where it came from, in the schema's order."""
-    values = loaded.recipe.model_dump(mode="json")
-
-    def value(key: str) -> Any:
-        found = values
-        for part in key.split("."):
-            found = found[part]
-        return found
-
-    return [Setting(key, value(key), origin) for key, origin in loaded.origins.items()]
+    values: Any = loaded.recipe.model_dump(mode="json")
+    return [Setting(key, reduce(getitem, key.split("."), values), origin) for key, origin in loaded.origins.items()]
 
 
 def inline(value: Any) -> str:
@@ -55,25 +57,9 @@ def inline(value: Any) -> str:
     return json.dumps(value)
 
 
-def fingerprint(recipe: Recipe) -> str:
-    """SHA-256 over the recipe's values, in hex: equal recipes have equal fingerprints, on every machine."""
-    values = _canonical(recipe.model_dump(mode="json"))
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def json_schema() -> dict[str, Any]:
     """JSON schema of a recipe file, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **wording.schema()}
-
-
-def _lines(section: BaseModel, indent: str) -> list[str]:
-    lines = []
-    for key, value in section:
-        if isinstance(value, BaseModel):
-            lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{key}: {inline(list(value) if isinstance(value, tuple) else value)}")
-    return lines
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
 def _text(text: str) -> str:
@@ -82,12 +68,3 @@ def _text(text: str) -> str:
         return text
     quoted = json.dumps(text, ensure_ascii=False)
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
-
-
-def _canonical(value: Any) -> Any:
-    """Numbers that are equal written alike: 1.0 as 1, -0.0 as 0."""
-    if isinstance(value, dict):
-        return {key: _canonical(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -5,9 +5,10 @@ Defaults are written here and nowhere else. This module must not import torch.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
-from rmtrain.recipe.agreement import DisagreementError, disagreements
+from rmtrain.recipe.agreement import DISAGREEMENT, disagreements
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -131,11 +132,6 @@ class LossSection(Section):
     """Times the score gap, taken off the reward gap inside the sigmoid (arXiv 2307.09288, eq. 2); 0 is off."""
 
 
-def _checkpointing(value: object) -> object:
-    """What older recipes say by true and false."""
-    return ("full" if value else "none") if isinstance(value, bool) else value
-
-
 class OptimSection(Section):
     """Optimiser, schedule and batch."""
 
@@ -167,9 +163,9 @@ class OptimSection(Section):
     """AdamW's decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this norm."""
-    gradient_checkpointing: Annotated[Literal["none", "selective", "full"], BeforeValidator(_checkpointing)] = "none"
+    gradient_checkpointing: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again instead of keeping it: nothing; selective: all but matrix products and
-    attention, for little time; full: everything but each layer's input, for about a third more time. true is full."""
+    attention, for little time; full: everything but each layer's input, for about a third more time."""
     activation_offloading: bool = False
     """Keep what is left of the activations in the host's memory; best with gradient_checkpointing: full."""
 
@@ -255,5 +251,6 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
         if found := disagreements(self):
-            raise DisagreementError(found)
+            what = "; ".join(f"{each.keys[0]}: {each.message}" for each in found)
+            raise PydanticCustomError(DISAGREEMENT, "{what}", {"what": what, "found": found})
         return self

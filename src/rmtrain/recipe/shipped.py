@@ -11,14 +11,22 @@ _SCHEMA_LINE = "# yaml-language-server: $schema=schema.json\n"  # editors comple
 class ShippedRecipe(NamedTuple):
     """A recipe under configs/."""
 
-    name: str  # the file's name without its ending
-    purpose: str  # first line of its header
     path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return self.path.stem
 
     @property
     def text(self) -> str:
         """The file as shipped."""
         return self.path.read_text(encoding="utf-8")
+
+    @property
+    def purpose(self) -> str:
+        """What its header says first."""
+        return self.text.removeprefix(_SCHEMA_LINE).partition("\n")[0].removeprefix("#").strip()
 
 
 def configs_folder() -> Path:
@@ -36,7 +44,7 @@ def configs_folder() -> Path:
 
 def shipped_recipes() -> list[ShippedRecipe]:
     """All shipped recipes, by name."""
-    return [ShippedRecipe(path.stem, _purpose(path), path) for path in sorted(configs_folder().glob("*.yaml"))]
+    return [ShippedRecipe(path) for path in sorted(configs_folder().glob("*.yaml"))]
 
 
 def find(name: str) -> ShippedRecipe:
@@ -66,9 +74,7 @@ def copy(name: str, destination: Path | str | None = None) -> Path:
     target = Path(destination) if destination is not None else Path()
     if target.is_dir():
         target = target / recipe.path.name
-    text = recipe.text
-    if not (target.parent / "schema.json").is_file():
-        text = text.removeprefix(_SCHEMA_LINE)  # an editor would complain of the missing schema
+    text = recipe.text.removeprefix(_SCHEMA_LINE)  # an editor would complain of the missing schema
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8") as file:
@@ -87,8 +93,3 @@ def missing_hint(stem: str) -> str:
     if stem in names:
         return f"{stem} is a shipped recipe: `rmtrain recipes copy {stem}` writes it to {stem}.yaml, to edit and train"
     return f"the shipped recipes are {', '.join(names)}; `rmtrain recipes copy NAME` copies one to edit"
-
-
-def _purpose(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8").removeprefix(_SCHEMA_LINE).splitlines()
-    return lines[0].removeprefix("#").strip() if lines else ""

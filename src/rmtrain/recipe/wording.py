@@ -1,16 +1,37 @@
-"""What the schema says, in words: what a key takes, and which key was meant.
-
-Everything is read from the recipe's JSON schema, so that a new key needs no line here.
-"""
+"""What the schema says, in words: what a key takes, and which key was meant."""
 
 import difflib
-from functools import cache
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
 
-from rmtrain.recipe.faults import KeyPath
-from rmtrain.recipe.schema import FOLDER_NAME_PATTERN, Recipe
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
-Node = dict[str, Any]
+from rmtrain.recipe.document import NUMBER
+from rmtrain.recipe.faults import KeyPath, dotted
+from rmtrain.recipe.schema import Recipe, Section
+
+# what pydantic expected, by the type of its error, with its own figures
+_EXPECTED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "float_type": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_type": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "missing": "another item",
+    "model_type": "a section with keys",
+    "string_pattern_mismatch": "a folder name (up to 100 letters, digits, dots, dashes and underscores)",
+    "string_too_short": "a non-empty text",
+    "string_type": "a text",
+    "too_long": "at most {max_length} items",
+    "too_short": "{min_length} or more items",
+    "tuple_type": "a list",
+}
 
 # what other trainers call it; a test holds the right side to the schema
 OTHER_NAMES = {
@@ -50,49 +71,27 @@ OTHER_NAMES = {
 }
 
 
-@cache
-def schema() -> Node:
-    """JSON schema of the recipe."""
-    return Recipe.model_json_schema()
+def _section(field: FieldInfo) -> type[Section] | None:
+    """The section that a field is, if it is one."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
-def node_at(path: KeyPath) -> Node | None:
-    """Schema of the key, list item or mapping entry at a path; None if there is none."""
-    node: Node | None = schema()
-    for part in path:
-        node = next((found for branch in _branches(node) if (found := _child(branch, part))), None)
-        if node is None:
-            return None
-    return node
+def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}", field
+        if inner := _section(field):
+            yield from _fields(inner, f"{prefix}{name}.")
 
 
-def keys_of(node: Node) -> list[str]:
-    """The keys that a section, or a mapping with fixed keys, may have."""
-    return [key for branch in _branches(node) for key in _fixed_keys(branch)]
+_FIELDS = dict(_fields(Recipe))
+# dotted keys that have a value of their own, in the schema's order; a mapping such as data.splits is one value
+KEYS = [key for key, field in _FIELDS.items() if not _section(field)]
 
 
-def is_section(node: Node) -> bool:
-    """Whether its keys are keys of the recipe; a mapping such as data.splits is one value."""
-    return any("properties" in branch for branch in _branches(node))
-
-
-@cache
-def all_keys() -> tuple[str, ...]:
-    """Every dotted key that has a value of its own, in the schema's order."""
-
-    def below(path: tuple[str, ...]) -> list[str]:
-        node = node_at(path)
-        if node is None or not is_section(node):
-            return [".".join(path)]
-        return [key for name in keys_of(node) for key in below((*path, name))]
-
-    return tuple(below(()))
-
-
-def expected(node: Node) -> str:
-    """What a key takes, such as `a number above 0` or `one of auto, ddp, zero2`."""
-    branches = [_words(branch) for branch in _branches(node)]
-    return " or ".join(dict.fromkeys(branches))
+def expected(errors: list[ErrorDetails]) -> str:
+    """What a key takes, from the errors of its alternatives."""
+    return " or ".join(dict.fromkeys(_EXPECTED[error["type"]].format(**error.get("ctx", {})) for error in errors))
 
 
 def found(value: object) -> str:
@@ -112,129 +111,60 @@ def found(value: object) -> str:
 
 def description(path: KeyPath) -> str:
     """What the key at a path is for; an item's is that of its key."""
-    while path:
-        node = node_at(path)
-        for known in [node or {}, *_branches(node)]:  # a section's may stand with its definition alone
-            if "description" in known:
-                return " ".join(str(known["description"]).split())
+    while path and dotted(path) not in _FIELDS:
         path = path[:-1]
-    return ""
+    return " ".join(str(_FIELDS[dotted(path)].description).split()) if path else ""
 
 
-def value_hint(path: KeyPath, value: object) -> str:
-    """How to mend a wrong value; else what the key is for."""
-    branches = _branches(node_at(path))
-    kinds = {branch.get("type") for branch in branches}
-    choices = [str(choice) for branch in branches for choice in _choices(branch)]
-    yes = isinstance(value, str) and value.lower() in ("yes", "on", "true")  # not like any choice, however it is spelt
-    if isinstance(value, str) and choices and not yes and (near := _nearest(value.lower(), choices)):
-        return f"did you mean {near}?"
-    if value is False and (off := next((choice for choice in ("off", "none") if choice in choices), None)):
-        return f"did you mean {off}?"
-    if isinstance(value, str) and kinds & {"integer", "number"}:
-        plain = value.strip().replace("_", "").replace(",", "")
-        if plain.replace(".", "", 1).replace("e-", "", 1).replace("e", "", 1).isdecimal():
-            return f"write {plain}, without quotes" if plain == value else f"write {plain}"
-    if isinstance(value, str) and "boolean" in kinds and value.lower() in ("yes", "on", "no", "off", "true", "false"):
-        return f"write {'true' if value.lower() in ('yes', 'on', 'true') else 'false'}"
-    if isinstance(value, float) and "integer" in kinds and value.is_integer():
+def value_hint(path: KeyPath, value: object, kinds: set[str]) -> str:
+    """How to mend a wrong value, told the types of pydantic's errors; else what the key is for."""
+    choices = _choices(path)
+    word = value.lower() if isinstance(value, str) else ""
+    if word and word not in ("yes", "on", "true") and (near := _nearest(word, choices)):
+        return f"did you mean {near}?"  # the words for true are like no choice, however they are spelt
+    if value is False and (off := {"off", "none"}.intersection(choices)):
+        return f"did you mean {off.pop()}?"
+    plain = word.replace("_", "").replace(",", "").strip()
+    if kinds & {"int_type", "float_type"} and NUMBER.fullmatch(plain):
+        return f"write {plain}, without quotes" if plain == word else f"write {plain}"
+    if "bool_type" in kinds and word in ("yes", "on", "true", "no", "off", "false"):
+        return f"write {'true' if word in ('yes', 'on', 'true') else 'false'}"
+    if "int_type" in kinds and isinstance(value, float) and value.is_integer():
         return f"write {int(value)}"
     return description(path)
 
 
-def unknown_key_hint(path: KeyPath, key: str) -> str:
-    """Which key was meant by one that does not exist in the section at a path."""
-    node = node_at(path) or {}
-    siblings = keys_of(node)
-    prefix = "".join(f"{part}." for part in path)
-    if f"{prefix}{key}" in all_keys() or key in all_keys():
-        section, _, name = key.rpartition(".")
-        return f"write it in the {section} section, as `{name}:`"
-    if is_section(node):
-        elsewhere = [known for known in all_keys() if known.endswith(f".{key}")]
-        sections = [known.rpartition(".")[0] for known in elsewhere]
-        if sections:
-            return f"{key} belongs to the {' or the '.join(sections)} section"
-        if not path and (near := _nearest(key, siblings)):
-            return f"did you mean {near}?"
-        if key in OTHER_NAMES:
-            return f"did you mean {OTHER_NAMES[key].removeprefix(prefix)}?"
+def unknown_key_hint(path: KeyPath) -> str:
+    """Which key was meant by one that does not exist."""
+    key, section = str(path[-1]), dotted(path[:-1])
+    siblings = [known.rpartition(".")[2] for known in _FIELDS if known.rpartition(".")[0] == section]
+    if siblings:
+        name = key.rpartition(".")[2]
+        if homes := [known.rpartition(".")[0] for known in KEYS if known.endswith(f".{name}")]:
+            return f"{name} belongs to the {' or the '.join(homes)} section"
+        elsewhere = {known.rpartition(".")[2]: known for known in reversed(KEYS)}
+    else:  # a mapping with fixed keys
+        siblings, elsewhere = _choices(path[:-1]), {}
+    if key in OTHER_NAMES:
+        return f"did you mean {OTHER_NAMES[key].removeprefix(f'{section}.')}?"
     if near := _nearest(key, siblings):
         return f"did you mean {near}?"
-    if is_section(node):
-        last_parts = {known.rpartition(".")[2]: known for known in reversed(all_keys())}
-        if near := _nearest(key, list(last_parts)):
-            return f"did you mean {last_parts[near]}?"
-    return f"{'its keys' if path else 'the sections'} are {', '.join(siblings)}"
+    if near := _nearest(key, list(elsewhere)):
+        return f"did you mean {elsewhere[near]}?"
+    return f"{'its keys' if section else 'the sections'} are {', '.join(siblings)}"
+
+
+def _choices(path: KeyPath) -> list[str]:
+    """The words that a key's value, or its items or keys, are chosen from."""
+
+    def below(annotation: Any) -> list[str]:
+        if get_origin(annotation) is Literal:
+            return list(get_args(annotation))
+        return [choice for part in get_args(annotation) for choice in below(part)]
+
+    field = _FIELDS.get(".".join(part for part in path if isinstance(part, str)))
+    return below(field.annotation) if field else []
 
 
 def _nearest(word: str, words: list[str]) -> str | None:
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.65)
-    within = [known for known in words if len(known) > 3 and known in word]
-    return next(iter(close or within), None)
-
-
-def _branches(node: Node | None) -> list[Node]:
-    """The alternatives of a schema node, with references followed."""
-    if node is None:
-        return []
-    if "$ref" in node:
-        name = str(node["$ref"]).rpartition("/")[2]
-        return _branches(schema()["$defs"][name])
-    if "anyOf" in node:
-        return [branch for alternative in node["anyOf"] for branch in _branches(alternative)]
-    return [node]
-
-
-def _child(node: Node, part: str | int) -> Node | None:
-    """Schema of one key, entry or item."""
-    child: Any = None
-    if isinstance(part, int):
-        items = node.get("prefixItems", [])
-        child = items[part] if part < len(items) else node.get("items")
-    elif part in node.get("properties", {}):
-        child = node["properties"][part]
-    elif "propertyNames" not in node or part in _fixed_keys(node) or not _fixed_keys(node):
-        child = node.get("additionalProperties")
-    return child if isinstance(child, dict) else None
-
-
-def _fixed_keys(node: Node) -> list[str]:
-    return list(node.get("properties", node.get("propertyNames", {}).get("enum", ())))
-
-
-def _choices(node: Node) -> list[object]:
-    return [node["const"]] if "const" in node else list(node.get("enum", ()))
-
-
-def _words(node: Node) -> str:
-    if choices := _choices(node):
-        return f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else str(choices[0])
-    match node.get("type"):
-        case "integer":
-            return "a whole number" + _bounds(node)
-        case "number":
-            return "a number" + _bounds(node)
-        case "boolean":
-            return "true or false"
-        case "null":
-            return "null"
-        case "string":
-            if node.get("pattern") == FOLDER_NAME_PATTERN:
-                return "a folder name (up to 100 letters, digits, dots, dashes and underscores)"
-            return "a non-empty text" if node.get("minLength") else "a text"
-        case "array":
-            if "prefixItems" in node:
-                return f"a list of {len(node['prefixItems'])}, each {expected(node['prefixItems'][0])}"
-            return f"{'a non-empty list' if node.get('minItems') else 'a list'}, each {expected(node['items'])}"
-        case _:
-            if "properties" in node:
-                return "a section with keys"
-            keys = ", ".join(_fixed_keys(node)) or "names"
-            return f"a mapping from {keys} to {expected(node['additionalProperties'])}"
-
-
-def _bounds(node: Node) -> str:
-    bounds = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    words = [f"{word} {node[name]}" for name, word in bounds.items() if name in node]
-    return f" {' and '.join(words)}" if words else ""
+    return next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.65)), None)
