@@ -53,8 +53,8 @@ def ties_score(prompts: Sequence[TiesPrompt], seed: int = 0) -> TiesScore:
     """0.3 tied accuracy + 0.3 ref accuracy + 0.2 preferred + 0.2 preferred hard + 0.01 margin (paper, app. on Ties).
 
     With M = least right - greatest wrong reward and D = greatest - least right reward of the tied form, a prompt is
-    accurate if M > 0. As in the `rewardbench` package up to 0.1.4, the margin is a mean over the prompts with D > 0, and
-    0 if there are none; its main branch gives the others +-1 since, which moves the score by 0.02 at most. Prompts are
+    accurate if M > 0. As in the `rewardbench` package up to 0.1.4, the margin is a mean over the prompts with D > 0, 0
+    if there are none; its main branch gives the others +-1 since, which moves the score by 0.02 at most. Prompts are
     resampled with both forms of one together.
 
     Args:

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,21 +171,16 @@ class OfficialScorer:
             partial: beginning of the paths to which finished batches are written; those found there are not run again.
             progress: called with the batches done of the rung.
         """
-        found: list[list[Rewards]] = []
-        shared: list[Habits] = []
-        sequences: Sequences = []
-        for habits in rungs:
-            own = self.sequences(habits)
-            if shared and not (own == sequences and self._same_pass(shared[0], habits, own)):
-                found += self._run(sequences, shared, partial, progress)
-                shared = []
-            shared.append(habits)
-            sequences = own
-        return found + (self._run(sequences, shared, partial, progress) if shared else [])
 
-    def _same_pass(self, one: Habits, other: Habits, sequences: Sequences) -> bool:
-        masked = one.mask_bos == other.mask_bos or not any(self.doubled(ids) for group in sequences for ids in group)
-        return masked and one.batches == other.batches
+        def pass_of(habits: Habits) -> tuple[Sequences, bool, bool]:
+            sequences = self.sequences(habits)
+            masks = habits.mask_bos and any(self.doubled(ids) for group in sequences for ids in group)
+            return sequences, masks, habits.batches
+
+        found: list[list[Rewards]] = []
+        for (sequences, *_), shared in groupby(rungs, key=pass_of):
+            found += self._run(sequences, list(shared), partial, progress)
+        return found
 
     def _run(
         self, sequences: Sequences, readings: list[Habits], partial: Path | None, progress: Progress
