@@ -10,8 +10,7 @@ import numpy as np
 from rmtrain.errors import DataError
 from rmtrain.evaluation.bench_rows import ties_id
 from rmtrain.evaluation.benchmarks import BENCHMARKS
-from rmtrain.evaluation.compare_rewardbench2 import compare_rewardbench2
-from rmtrain.evaluation.differences import paired_figures
+from rmtrain.evaluation.differences import paired_figures, rewardbench2_differences
 from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of, gaps_of, read_json
 from rmtrain.metrics import rewardbench, rewardbench2, rm_bench
 from rmtrain.metrics.intervals import Strata
@@ -67,7 +66,7 @@ def compare(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], benchmark:
     score = figures_of(shares)
     found = {name: figures_of(weights) for name, weights in sections.items()}
     if benchmark == "rewardbench-2":
-        found, score = compare_rewardbench2(a_rows, b_rows, a, b, clusters)
+        found, score = rewardbench2_differences(a_rows, b_rows, a, b, clusters)
     return {
         **overall,
         "groups": len(a_rows),
