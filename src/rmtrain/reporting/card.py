@@ -1,20 +1,21 @@
 """The model card: what a hub or a colleague reads beside the weights, as `README.md`."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import write_atomic
+from rmtrain.recipe.render import dump_values
 from rmtrain.reporting.record import RunRecord, read_run
-from rmtrain.reporting.setup import base_model, training_lines
-from rmtrain.reporting.snippet import snippet
+from rmtrain.reporting.setup import base_model, training_lines, version_text
 from rmtrain.reporting.summary import BENCHMARK_NAMES, eras, mapping
-from rmtrain.reporting.text import block, count, decimal, interval, markdown, percent, plain
+from rmtrain.reporting.text import block, count, decimal, interval, markdown, percent, plain, python_literal
 
 NAME = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -50,172 +51,77 @@ def write_exported_card(folder: Path, run: Path | None, sidecar: dict[str, Any])
     Raises:
         OSError: the file can't be written.
     """
-    recipe = mapping(sidecar.get("recipe"))
-    record = RunRecord(folder, {}, recipe, sidecar, [], [], {}, {}, {}, ())
-    if run is not None:
+    if run is None:
+        record = RunRecord(folder, manifest={}, recipe=mapping(sidecar.get("recipe")), sidecar=sidecar)
+    else:
         record = replace(read_run(run, with_rows=False), sidecar=sidecar)
     path = folder / NAME
-    write_atomic(path, _card(record, adapter=False, exported=mapping(sidecar.get("exported"))))
+    write_atomic(path, _card(record, adapter=False))
     return path
 
 
-def _card(record: RunRecord, adapter: bool, exported: Mapping[str, Any] | None = None) -> str:
-    base = base_model(record)
-    dtype = str(exported["dtype"] if exported else record.setting("model", "dtype"))
+def _card(record: RunRecord, adapter: bool) -> str:
+    from jinja2 import ChainableUndefined, Environment
+
+    environment = Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=ChainableUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(markdown(value)),
+    )
+    environment.filters |= {"percent": percent, "interval": interval, "count": count, "decimal": decimal}
+    environment.filters |= {"literal": lambda value: Markup(python_literal(value)), "name_only": _name_only}
+    template = environment.from_string(files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8"))
+    base, exported = base_model(record), mapping(record.sidecar.get("exported"))
     base_id = base["name"] if _is_hub_id(base["name"], base["commit"]) else None
-    kind = "a LoRA adapter for" if adapter else "a sequence-classification model made from"
-    origin = _place(base["name"], base_id is not None) if base["name"] else "an unnamed base model"
-    if base["commit"]:
-        origin += f" at commit {markdown(base['commit'])}"
-    parts = [
-        _front_matter(record, base_id, adapter),
-        f"# {markdown(record.name)}",
-        f"A reward model: it gives a conversation one number, higher for answers that are preferred. It is {kind} "
-        f"{origin}, trained with rmtrain on {_data_sentence(record)}.",
-        "Rewards mean something only against each other, for answers to the same prompt: sigmoid of their difference "
-        "is the probability that the first is preferred.",
-        "## How to use it",
-        f"```python\n{snippet(record, base_id, base['commit'], adapter, dtype)}\n```",
-        "The reward is read at the last token of the conversation, rendered without a generation prompt. "
-        f"{_precision(dtype)}",
-        *([_export(exported)] if exported else []),
-        "## Evaluation",
-        *_evaluation(record),
-        "## How it was made",
-        _table(("setting", "value"), [line for line in training_lines(record) if line.label not in _WITHOUT_PLACE]),
-        *_data(record),
-        _versions(record),
-        *_recipe(record),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    sources, quantization = _sources(record), record.setting("model", "quantization")
+    dtype = exported.get("dtype") or record.setting("model", "dtype")
+    return template.render(
+        record=record,
+        adapter=adapter,
+        base=base,
+        base_id=base_id,
+        base_place=base["name"] and _place(base["name"], base_id is not None),
+        data_places=[_place(source, _is_dataset_id(source)) for source in sources],
+        front_matter=Markup(_front_matter(sources, base_id, adapter)),
+        contract=mapping(record.sidecar.get("contract")),
+        quantised=quantization if adapter and quantization in ("nf4", "int8") else None,
+        dtype=dtype if dtype in ("bfloat16", "float16") else "float32",
+        exported=exported,
+        scores=[
+            (BENCHMARK_NAMES.get(name, name), result.get("n"), era, score)
+            for name, result in record.benchmarks.items()
+            for era, score in eras(result).items()
+        ],
+        training=[line for line in training_lines(record) if line.label not in _WITHOUT_PLACE],
+        data=mapping(record.manifest.get("data")),
+        versions=version_text(record),
+        recipe=Markup(_recipe(record)),
+    )
 
 
-def _front_matter(record: RunRecord, base_id: str | None, adapter: bool) -> str:
+def _front_matter(sources: list[str], base_id: str | None, adapter: bool) -> str:
     values: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-classification",
         **({"base_model": base_id} if base_id else {}),
         "tags": ["reward-model", "rmtrain", *(["lora"] if adapter else [])],
     }
-    datasets = [source for source in _sources(record) if _is_dataset_id(source)]
-    if datasets:
-        values["datasets"] = [re.split("[@:]", source)[0] for source in datasets]
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=False, width=10_000)
-    return f"---\n{text}---"
+    if datasets := [re.split("[@:]", source)[0] for source in sources if _is_dataset_id(source)]:
+        values["datasets"] = datasets
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=False, width=10_000)
 
 
-def _export(exported: Mapping[str, Any]) -> str:
-    proof = mapping(exported.get("proof"))
-    merged = (
-        "Its LoRA adapters were merged into the base in float32" if exported["merged"] else "It was read in float32"
-    )
-    quantised = (
-        "" if exported["quantization"] == "none" else f", the base being what its {exported['quantization']} stood for"
-    )
-    return (
-        f"{merged}{quantised}; it is stored in {exported['dtype']}, the score head in float32. On {count(proof['n'])} "
-        f"completions of rmtrain’s {proof['data']} data, whose rewards less their prompt’s mean have a standard "
-        f"deviation of {proof['standard_deviation']:.3g}, that moved none by more than {proof['merging']:.2g} "
-        f"(merging) and {proof['storing']:.2g} (storing)."
-    )
-
-
-def _precision(dtype: str) -> str:
-    if dtype in ("bfloat16", "float16"):
-        return (
-            "Loaded like this the score head is rounded to half precision; `rmtrain score --ckpt .` keeps it in "
-            "float32, as in training and in the figures below."
-        )
-    return "`rmtrain score --ckpt .` scores whole files."
-
-
-def _evaluation(record: RunRecord) -> list[str]:
-    if not record.splits and not record.benchmarks:
-        return ["It has not been evaluated yet." if record.manifest else "No evaluation came with it."]
-    parts = []
-    if record.splits:
-        rows = [
-            (
-                name,
-                count(result.get("n")),
-                percent(result.get("accuracy")),
-                interval(result.get("accuracy_low"), result.get("accuracy_high")),
-                percent(result.get("accuracy_strict")),
-                count(result.get("ties")),
-                percent(result.get("length_baseline")),
-                decimal(result.get("ece")),
-            )
-            for name, result in record.splits.items()
-        ]
-        heads = ("split", "n", "accuracy", "95 % interval", "ties wrong", "ties", "longer wins", "ECE")
-        parts += [
-            "Ranking accuracy over n preferences; a tie counts 1/2. The interval takes preferences of one prompt as "
-            "dependent. “Longer wins” is what preferring the longer answer gives.",
-            _table(heads, rows),
-        ]
-    scores = [
-        (
-            BENCHMARK_NAMES.get(name, name),
-            era,
-            count(result.get("n")),
-            percent(score.get("mean_of_sections"), 2),
-            interval(score.get("low"), score.get("high"), 2),
-            percent(score.get("with_prior_sets"), 2),
-        )
-        for name, result in record.benchmarks.items()
-        for era, score in eras(result).items()
-    ]
-    if scores:
-        parts.append(_table(("benchmark", "era", "n", "score", "95 % interval", "with prior sets"), scores))
-    return parts
-
-
-def _data(record: RunRecord) -> list[str]:
-    """What was kept of each split, where the manifest tells."""
-    rows = []
-    for name, entry in mapping(record.manifest.get("data")).items():
-        found = mapping(entry)
-        books = mapping(found.get("rows"))
-        dropped = ", ".join(f"{cause} {count(number)}" for cause, number in mapping(books.get("dropped")).items())
-        rows.append(
-            (
-                name,
-                _name_only(found.get("source")),
-                count(books.get("total")),
-                count(books.get("kept")),
-                dropped or "none",
-                count(found.get("groups")),
-            )
-        )
-    return [_table(("split", "source", "rows", "kept", "dropped", "groups used"), rows)] if rows else []
-
-
-def _versions(record: RunRecord) -> str:
-    versions = {"Python": record.manifest.get("python"), **mapping(record.manifest.get("versions"))}
-    told = ", ".join(f"{markdown(name)} {markdown(version)}" for name, version in versions.items() if version)
-    return f"Made with {told}." if told else ""
-
-
-def _recipe(record: RunRecord) -> list[str]:
+def _recipe(record: RunRecord) -> str:
     """The resolved recipe, without the places of local files."""
     if not record.recipe:
-        return []
-    text = yaml.dump(_without_places(record.recipe), Dumper=_FencedDumper, sort_keys=False, width=10_000)
-    for character in _UNFENCED:
-        text = text.replace(character, "".join(f"\\x{ord(c):02x}" for c in character))
-    return ["The resolved recipe:", f"```yaml\n{block(text)}\n```"]
-
-
-class _FencedDumper(yaml.SafeDumper):
-    """Puts text with what could leave its fence in double quotes, where YAML can escape it."""
-
-
-_FencedDumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style='"' if any(character in text for character in _UNFENCED) else None
-    ),
-)
+        return ""
+    text = dump_values(_without_places(record.recipe))  # quotes what is not letters and digits, so escapes are read
+    for characters in _UNFENCED:
+        text = text.replace(characters, "".join(f"\\x{ord(c):02x}" for c in characters))
+    return block(text)
 
 
 def _without_places(value: Any) -> Any:
@@ -223,12 +129,7 @@ def _without_places(value: Any) -> Any:
         return {plain(key): _without_places(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_without_places(entry) for entry in value]
-    return _name_only(value) if isinstance(value, str) else value
-
-
-def _data_sentence(record: RunRecord) -> str:
-    named = [_place(source, _is_dataset_id(source)) for source in _sources(record)]
-    return ", ".join(named) or "data that the run folder does not name"
+    return value if value is None or isinstance(value, (bool, int, float)) else _name_only(value)
 
 
 def _sources(record: RunRecord) -> list[str]:
@@ -240,7 +141,7 @@ def _sources(record: RunRecord) -> list[str]:
 def _place(name: Any, on_hub: bool) -> str:
     if str(name) == "demo":
         return "rmtrain’s built-in demo data"
-    return markdown(name) if on_hub else f"the local {markdown(_name_only(name))}"
+    return str(name) if on_hub else f"the local {_name_only(name)}"
 
 
 def _name_only(name: Any) -> str:
@@ -259,8 +160,3 @@ def _is_hub_id(name: Any, commit: Any) -> bool:
 def _is_dataset_id(source: str) -> bool:
     name = re.split("[@:]", source)[0]
     return name != "demo" and bool(_HUB_ID.fullmatch(name)) and not _FILE.search(name)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [heads, ["---"] * len(heads), *([markdown(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,12 @@ class RunRecord:
     manifest: Mapping[str, Any]
     recipe: Mapping[str, Any]
     sidecar: Mapping[str, Any]
-    steps: list[dict[str, Any]]
-    validations: list[dict[str, Any]]
-    splits: dict[str, dict[str, Any]]
-    rows: dict[str, list[ScoredRow]]
-    benchmarks: dict[str, dict[str, Any]]
-    notes: tuple[str, ...]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: dict[str, list[ScoredRow]] = field(default_factory=dict)
+    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

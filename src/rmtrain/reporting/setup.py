@@ -31,7 +31,6 @@ def run_lines(record: RunRecord) -> list[Line]:
     """When, where from and with what the run was made."""
     manifest, totals = record.manifest, mapping(record.manifest.get("totals"))
     seconds, tokens, pairs = (_figure(totals.get(name)) for name in ("seconds", "tokens", "pairs"))
-    versions = {"python": manifest.get("python"), **mapping(manifest.get("versions"))}
     lines = [
         ("recipe", manifest.get("recipe")),
         ("command", _command(manifest)),
@@ -44,9 +43,15 @@ def run_lines(record: RunRecord) -> list[Line]:
         ("preferences/s", count(pairs / seconds) if pairs and seconds else None),
         ("processes", manifest.get("processes")),
         ("git commit", manifest.get("git_commit")),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
+        ("versions", version_text(record)),
     ]
     return [Line(label, str(value)) for label, value in lines if value is not None]
+
+
+def version_text(record: RunRecord) -> str:
+    """Of Python and the libraries."""
+    versions = {"Python": record.manifest.get("python"), **mapping(record.manifest.get("versions"))}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
 def _figure(value: Any) -> float | None:
