@@ -16,7 +16,7 @@ from rmtrain.evaluation.benchmarks import Benchmark, benchmark_groups
 from rmtrain.metrics.rewardbench import PRIOR_COUNTS, PRIOR_LEFT_OUT
 
 _SPLITS = (*PRIOR_COUNTS, *PRIOR_LEFT_OUT)
-_SHARD = re.compile(r"(?P<name>.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 
 Notify = Callable[[str], None]
 
@@ -141,7 +141,5 @@ def _folder_parts(folder: Path) -> list[_Part]:
 
 def _set_of(path: Path) -> str | None:
     """The prior set that a file is called after."""
-    stem = path.name.removesuffix(suffix_of(path.name) or "")
-    shard = _SHARD.fullmatch(stem)
-    stem = shard["name"] if shard else stem
+    stem = _SHARD.sub("", path.name.removesuffix(suffix_of(path.name) or ""))
     return stem if stem in _SPLITS else None

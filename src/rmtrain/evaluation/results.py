@@ -70,7 +70,7 @@ def length_gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps | None:
 
 def clusters_of(rows: Sequence[ScoredRow]) -> Labels:
     """[G] label of each row's cluster."""
-    return np.array([f"prompt {row.cluster}" if row.cluster else f"row {row.id}" for row in rows], dtype=np.str_)
+    return np.array([f"prompt {row.cluster}" if row.cluster else f"row {row.id}" for row in rows], dtype=object)
 
 
 def summarise(rows: Sequence[ScoredRow], ckpt: str, split: str, path: str | None) -> dict[str, Any]:

@@ -54,20 +54,25 @@ def score_rows(
     if isinstance(checkpoint.renderer, PairRenderer):
         partial = partial_of(hashlib.sha256(repr(groups).encode("utf-8", "surrogatepass")).hexdigest())
         rows = _compared_rows(cast(Checkpoint, checkpoint), groups, tokens_per_batch, partial, progress, display)
-        return _written(path, rows, partial)
-    tokens, rule = tokenize_for(checkpoint, name, groups, display)
-    tokenized, partial = tokens.groups(), partial_of(tokens.fingerprint)
-    if isinstance(checkpoint, Policy):
-        marked = mark_responses(groups, tokenized, checkpoint.renderer, checkpoint.max_length, rule)
-        rewards = score_policy(checkpoint, marked, tokens_per_batch, partial, progress, display.note)
     else:
-        pad_id = checkpoint.renderer.pad_id
-        rewards = score_groups(checkpoint.model, tokenized, pad_id, tokens_per_batch, partial, progress, display.note)
-    rows = [
-        scored_row(group, values, [len(suffix) for suffix in split.suffixes], split.truncated)
-        for group, values, split in zip(groups, rewards, tokenized, strict=True)
-    ]
-    return _written(path, rows, partial)
+        tokens, rule = tokenize_for(checkpoint, name, groups, display)
+        tokenized, partial = tokens.groups(), partial_of(tokens.fingerprint)
+        how = (tokens_per_batch, partial, progress, display.note)
+        if isinstance(checkpoint, Policy):
+            marked = mark_responses(groups, tokenized, checkpoint.renderer, checkpoint.max_length, rule)
+            rewards = score_policy(checkpoint, marked, *how)
+        else:
+            rewards = score_groups(checkpoint.model, tokenized, checkpoint.renderer.pad_id, *how)
+        rows = [
+            scored_row(group, values, [len(suffix) for suffix in split.suffixes], split.truncated)
+            for group, values, split in zip(groups, rewards, tokenized, strict=True)
+        ]
+    if process_state().is_main_process:
+        write_rows(path, rows)
+        for left in path.parent.iterdir():
+            if left.name.startswith(partial.name):
+                left.unlink()
+    return rows
 
 
 def _compared_rows(
@@ -90,16 +95,6 @@ def _compared_rows(
         found = next(logits) if tokenized.suffixes else ()
         margins = tuple((one - other) / 2 for one, other in zip(found[::2], found[1::2], strict=True))
         rows.append(scored_row(group, (), lengths, tokenized.truncated)._replace(margins=margins))
-    return rows
-
-
-def _written(path: Path, rows: list[ScoredRow], partial: Path) -> list[ScoredRow]:
-    """The rows, in their file; what scoring left on its way is taken away."""
-    if process_state().is_main_process:
-        write_rows(path, rows)
-        for left in path.parent.iterdir():
-            if left.name.startswith(partial.name):
-                left.unlink()
     return rows
 
 
