@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from rmtrain.recipe.render import dump_values
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, training_lines, version_text
 from rmtrain.reporting.summary import BENCHMARK_NAMES, eras, mapping
-from rmtrain.reporting.text import block, count, decimal, interval, markdown, percent, plain, python_literal
+from rmtrain.reporting.text import block, markdown, plain, python_literal, render
 
 NAME = "README.md"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -61,45 +60,35 @@ def write_exported_card(folder: Path, run: Path | None, sidecar: dict[str, Any])
 
 
 def _card(record: RunRecord, adapter: bool) -> str:
-    from jinja2 import ChainableUndefined, Environment
-
-    environment = Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=ChainableUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else Markup(markdown(value)),
-    )
-    environment.filters |= {"percent": percent, "interval": interval, "count": count, "decimal": decimal}
-    environment.filters |= {"literal": lambda value: Markup(python_literal(value)), "name_only": _name_only}
-    template = environment.from_string(files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8"))
     base, exported = base_model(record), mapping(record.sidecar.get("exported"))
     base_id = base["name"] if _is_hub_id(base["name"], base["commit"]) else None
     sources, quantization = _sources(record), record.setting("model", "quantization")
     dtype = exported.get("dtype") or record.setting("model", "dtype")
-    return template.render(
-        record=record,
-        adapter=adapter,
-        base=base,
-        base_id=base_id,
-        base_place=base["name"] and _place(base["name"], base_id is not None),
-        data_places=[_place(source, _is_dataset_id(source)) for source in sources],
-        front_matter=Markup(_front_matter(sources, base_id, adapter)),
-        contract=mapping(record.sidecar.get("contract")),
-        quantised=quantization if adapter and quantization in ("nf4", "int8") else None,
-        dtype=dtype if dtype in ("bfloat16", "float16") else "float32",
-        exported=exported,
-        scores=[
+    values = {
+        "record": record,
+        "adapter": adapter,
+        "base": base,
+        "base_id": base_id,
+        "base_place": base["name"] and _place(base["name"], base_id is not None),
+        "data_places": [_place(source, _is_dataset_id(source)) for source in sources],
+        "front_matter": Markup(_front_matter(sources, base_id, adapter)),
+        "contract": mapping(record.sidecar.get("contract")),
+        "quantised": quantization if adapter and quantization in ("nf4", "int8") else None,
+        "dtype": dtype if dtype in ("bfloat16", "float16") else "float32",
+        "exported": exported,
+        "scores": [
             (BENCHMARK_NAMES.get(name, name), result.get("n"), era, score)
             for name, result in record.benchmarks.items()
             for era, score in eras(result).items()
         ],
-        training=[line for line in training_lines(record) if line.label not in _WITHOUT_PLACE],
-        data=mapping(record.manifest.get("data")),
-        versions=version_text(record),
-        recipe=Markup(_recipe(record)),
-    )
+        "training": [line for line in training_lines(record) if line.label not in _WITHOUT_PLACE],
+        "data": mapping(record.manifest.get("data")),
+        "versions": version_text(record),
+        "recipe": Markup(_recipe(record)),
+        "literal": lambda value: Markup(python_literal(value)),
+        "name_only": _name_only,
+    }
+    return render("card.md.j2", lambda value: Markup(markdown(value)), values)
 
 
 def _front_matter(sources: list[str], base_id: str | None, adapter: bool) -> str:

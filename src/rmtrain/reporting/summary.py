@@ -35,7 +35,7 @@ class Share(NamedTuple):
 
 def split_lines(result: Mapping[str, Any]) -> list[Line]:
     """The figures of a split, in the order in which they are read."""
-    lines = [
+    return [
         Line("accuracy", percent(result.get("accuracy"))),
         Line("95 % interval", interval(result.get("accuracy_low"), result.get("accuracy_high"))),
         Line("preferences (n)", count(result.get("n"))),
@@ -46,8 +46,8 @@ def split_lines(result: Mapping[str, Any]) -> list[Line]:
         Line("accuracy of 'longer wins'", percent(result.get("length_baseline"))),
         Line("reward-length correlation", decimal(result.get("reward_length_correlation"))),
         Line("calibration error (ECE)", decimal(result.get("ece"))),
+        Line("truncated groups", count(result.get("truncated"))),
     ]
-    return [*lines, Line("truncated groups", count(result["truncated"]))] if "truncated" in result else lines
 
 
 def sources(result: Mapping[str, Any]) -> list[Share]:
@@ -55,26 +55,16 @@ def sources(result: Mapping[str, Any]) -> list[Share]:
     by_source = mapping(result.get("by_source"))
     if len(by_source) < 2:
         return []
-    return [
-        Share(name, part.get("accuracy"), part.get("low"), part.get("high"), part.get("n"))
-        for name, part in by_source.items()
-        if isinstance(part, Mapping)
-    ]
+    keys = ("accuracy", "low", "high", "n")
+    return [Share(name, *map(part.get, keys)) for name, part in by_source.items() if isinstance(part, Mapping)]
 
 
 def sections(result: Mapping[str, Any]) -> list[Share]:
     """A benchmark's sections, with the rows of their subsets as n."""
+    keys = ("score", "low", "high", "n", "length_baseline")
     return [
-        Share(
-            name,
-            part.get("score"),
-            part.get("low"),
-            part.get("high"),
-            _section_size(result, name),
-            part.get("length_baseline"),
-        )
-        for name, found in mapping(result.get("sections")).items()
-        for part in [mapping(found)]
+        Share(name, *map(mapping(part).get, keys))._replace(n=_section_size(result, name))
+        for name, part in mapping(result.get("sections")).items()
     ]
 
 
@@ -90,11 +80,15 @@ def eras(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: mapping(score) for name, score in mapping(result.get("scores")).items()}
 
 
+def era_sections(result: Mapping[str, Any]) -> list[str]:
+    """The sections whose score differs by era."""
+    return list(dict.fromkeys(name for score in eras(result).values() for name in mapping(score.get("sections"))))
+
+
 def gaps_in(result: Mapping[str, Any]) -> list[str]:
     """A sentence for each way in which a benchmark's rows differ from the published ones, were cut, or are tied."""
     sentences = []
-    missing = _names(result.get("missing_subsets"))
-    if missing:
+    if missing := _names(result.get("missing_subsets")):
         sentences.append(
             f"Missing subsets: {', '.join(missing)}. A section that lacks one has no score, nor has what depends on it."
         )
@@ -104,8 +98,7 @@ def gaps_in(result: Mapping[str, Any]) -> list[str]:
     ]
     if others:
         sentences.append(f"Other than the published number of rows: {', '.join(others)}.")
-    unknown = _names(result.get("unknown_subsets"))
-    if unknown:
+    if unknown := _names(result.get("unknown_subsets")):
         sentences.append(f"Subsets that the benchmark does not have, in no score: {', '.join(unknown)}.")
     if result.get("truncated"):
         sentences.append(f"Rows cut to the model's length: {count(result['truncated'])}.")

@@ -3,6 +3,8 @@
 import math
 import re
 import unicodedata
+from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
 
 MISSING = "n/a"  # what stands for a figure that can't be had
@@ -97,3 +99,22 @@ def duration(seconds: Any) -> str:
 def is_figure(value: Any) -> bool:
     """Whether it is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def render(template: str, shown: Callable[[Any], str], values: dict[str, Any]) -> str:
+    """One of this room's templates, with each value put in as `shown` gives it; what a mapping lacks is nothing."""
+    from jinja2 import ChainableUndefined, Environment
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=ChainableUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else shown(value),
+    )
+    forms = (percent, points, interval, decimal, count)
+    environment.filters |= {form.__name__: form for form in forms}
+    source = files(__package__).joinpath(template).read_text(encoding="utf-8")
+    return environment.from_string(source).render(values)
