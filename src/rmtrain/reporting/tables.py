@@ -11,6 +11,7 @@ from rmtrain.metrics.rewardbench import PRIOR_SETS
 from rmtrain.reporting.summary import (
     BENCHMARK_NAMES,
     Share,
+    era_sections,
     eras,
     gaps_in,
     mapping,
@@ -29,30 +30,29 @@ def split_table(results: Sequence[Mapping[str, Any]]) -> Group:
     parts: list[RenderableType] = []
     for start in range(0, len(results), _SPLITS_ABREAST):
         shown = results[start : start + _SPLITS_ABREAST]
-        table = figure_table("", *(str(result.get("split")) for result in shown))
-        for lines in zip(*map(split_lines, _alike(shown)), strict=True):
-            table.add_row(safe_text(lines[0].label), *(safe_text(line.value) for line in lines))
-        parts += [table, ""]
+        lines = zip(*map(split_lines, shown), strict=True)
+        rows = [(abreast[0].label, *(line.value for line in abreast)) for abreast in lines]
+        parts.append(figure_table("", *(result.get("split") for result in shown), rows=rows))
     for result in results:
         if by_source := sources(result):
-            parts += [share_table(f"{result.get('split')}, by source", "accuracy", by_source), ""]
-    return Group(*parts[:-1])
+            parts.append(share_table(f"{result.get('split')}, by source", "accuracy", by_source))
+    return spaced(parts)
 
 
-def share_table(title: str, figure: str, shares: Iterable[Share], digits: int = 1) -> Table:
+def share_table(title: str, figure: str, shares: Sequence[Share], digits: int = 1) -> Table:
     """Accuracies or scores with their intervals and sizes, a row each."""
-    shares = list(shares)
-    with_baseline = any(share.baseline is not None for share in shares)
-    table = figure_table(title, figure, "95 % interval", "n", *(["longer wins"] if with_baseline else []))
-    for share in shares:
-        table.add_row(
-            safe_text(share.name),
-            safe_text(percent(share.score, digits)),
-            safe_text(interval(share.low, share.high, digits)),
-            safe_text(count(share.n)),
-            *([safe_text(percent(share.baseline, digits))] if with_baseline else []),
+    beside = ["longer wins"] if any(share.baseline is not None for share in shares) else []
+    rows = [
+        (
+            share.name,
+            percent(share.score, digits),
+            interval(share.low, share.high, digits),
+            count(share.n),
+            *(percent(share.baseline, digits) for _ in beside),
         )
-    return table
+        for share in shares
+    ]
+    return figure_table(title, figure, "95 % interval", "n", *beside, rows=rows)
 
 
 def rewardbench_table(result: Mapping[str, Any]) -> Group:
@@ -66,92 +66,94 @@ def rewardbench_table(result: Mapping[str, Any]) -> Group:
         found.append(Share("prior sets, mean of 4", score, low, high, n, baseline))
     parts: list[RenderableType] = []
     if any(share.score is not None for share in found):
-        parts += [share_table(title, "score", found, 2), ""]
+        parts.append(share_table(title, "score", found, 2))
     else:
-        parts += [safe_text(f"{title}: none has all its subsets, so there are no scores."), ""]
-    if any(score.get("mean_of_sections") is not None for score in eras(result).values()):
-        for table in _era_tables(result):
-            parts += [table, ""]
-    for table in _term_tables(result):
-        parts += [table, ""]
+        parts.append(safe_text(f"{title}: none has all its subsets, so there are no scores."))
+    parts += _era_tables(result) + _term_tables(result)
     if by_subset := [share for share in subsets(result) if share.name not in mapping(result.get("sections"))]:
-        parts += [share_table("subsets", "accuracy", by_subset, 2), ""]
+        parts.append(share_table("subsets", "accuracy", by_subset, 2))
     if ladder := mapping(result.get("parity")).get("ladder"):
-        parts += [_ladder_table(ladder), ""]
-    sentences = gaps_in(result)
-    return Group(*(parts if sentences else parts[:-1]), *map(safe_text, sentences))
+        parts.append(_ladder_table(ladder))
+    if sentences := gaps_in(result):
+        parts.append(Group(*map(safe_text, sentences)))
+    return spaced(parts)
 
 
 def _ladder_table(ladder: Sequence[Mapping[str, Any]]) -> Table:
     """From the leaderboard's way of scoring to rmtrain's, a row a change."""
     headings = ("over rows", "mean of sections", "to right", "to wrong", "ties")
-    table = figure_table("one change after another, in %", *headings, stacked=True)
-    for rung in ladder:
-        counts = (count(rung.get(key)) for key in ("to_right", "to_wrong", "ties"))
-        table.add_row(
-            safe_text(rung.get("rung")), points(rung.get("accuracy")), points(rung.get("mean_of_sections")), *counts
+    rows = [
+        (
+            rung.get("rung"),
+            *(points(rung.get(key)) for key in ("accuracy", "mean_of_sections")),
+            *(count(rung.get(key)) for key in ("to_right", "to_wrong", "ties")),
         )
-    return table
+        for rung in ladder
+    ]
+    return figure_table("one change after another, in %", *headings, rows=rows, stacked=True)
 
 
 def _era_tables(result: Mapping[str, Any]) -> list[Table]:
     """A row an era, its sections beside it where eras weigh them differently; then the scores with prior sets."""
-    scores = eras(result)
-    names = list(dict.fromkeys(name for score in scores.values() for name in mapping(score.get("sections"))))
-    sections = {name: [mapping(score.get("sections")).get(name) for score in scores.values()] for name in names}
-    tables = [_eras_of("era, in %", scores, sections, "mean", ("mean_of_sections", "", "mean_half"))]
+    scores, names = eras(result), era_sections(result)
+    if all(score.get("mean_of_sections") is None for score in scores.values()):
+        return []
+    parts = {era: [mapping(score.get("sections")).get(name) for name in names] for era, score in scores.items()}
+    keys: tuple[str, ...] = ("mean_of_sections", "low", "high", "mean_half", "length_baseline")
+    tables = [_era_table(["era, in %", *names, "mean"], scores, parts, keys)]
     known = {era: score for era, score in scores.items() if score.get("with_prior_sets") is not None}
     if known:
-        prior = {"prior sets": [score.get("prior_sets") for score in known.values()]}
-        keys = ("with_prior_sets", "with_prior_", "with_prior_half")
-        tables.append(_eras_of("with prior sets, in %", known, prior, "score", keys))
+        parts = {era: [score.get("prior_sets")] for era, score in known.items()}
+        keys = tuple(f"with_prior_{key}" for key in ("sets", "low", "high", "half", "length_baseline"))
+        tables.append(_era_table(["with prior sets, in %", "prior sets", "score"], known, parts, keys))
     return tables
 
 
-def _eras_of(
-    title: str,
+def _era_table(
+    headings: list[str],
     scores: Mapping[str, Mapping[str, Any]],
     parts: Mapping[str, Sequence[Any]],
-    figure: str,
-    keys: tuple[str, str, str],
+    keys: tuple[str, ...],
 ) -> Table:
     """A score by era after its parts, with its interval, and where rows are known with ties half and the baseline.
 
     Args:
-        title: of the column of eras.
+        headings: of the eras, the parts and the score.
         scores: by era.
-        parts: by heading, a figure an era.
-        figure: the score's heading.
-        keys: of the score, of its interval's ends and its length baseline without their own names, of ties half.
+        parts: figures by era.
+        keys: of the score, of its interval's ends, of the score with ties half, of its length baseline.
     """
-    score_key, prefix, half_key = keys
-    beside = {"ties half": half_key, "longer wins": f"{prefix}length_baseline"}
-    beside = {name: key for name, key in beside.items() if any(score.get(key) is not None for score in scores.values())}
-    table = figure_table(title, *parts, figure, "95 % interval", *beside, gap=1, stacked=True)
-    for place, (era, score) in enumerate(scores.items()):
-        table.add_row(
-            safe_text(era),
-            *(points(values[place]) for values in parts.values()),
-            points(score.get(score_key)),
-            interval(score.get(f"{prefix}low"), score.get(f"{prefix}high"), 2).removesuffix(" %").replace(" to ", "-"),
-            *(points(score.get(key)) for key in beside.values()),
+    score_key, low, high, *optional = keys
+    beside = [
+        (name, key)
+        for name, key in zip(("ties half", "longer wins"), optional, strict=True)
+        if any(score.get(key) is not None for score in scores.values())
+    ]
+    rows = [
+        (
+            era,
+            *map(points, [*parts[era], score.get(score_key)]),
+            interval(score.get(low), score.get(high), 2).removesuffix(" %").replace(" to ", "-"),
+            *(points(score.get(key)) for _, key in beside),
         )
-    return table
+        for era, score in scores.items()
+    ]
+    return figure_table(*headings, "95 % interval", *(name for name, _ in beside), rows=rows, gap=1, stacked=True)
 
 
 def _term_tables(result: Mapping[str, Any]) -> list[Table]:
     """What RM-Bench's sections get by style, and the terms of RewardBench 2's Ties, where rows are known."""
     tables = []
     levels = ("hard", "normal", "easy")
-    current = eras(result).get("current", {})
-    by_style = {**{name: mapping(part) for name, part in mapping(result.get("sections")).items()}, "mean": current}
+    by_style = {name: mapping(part) for name, part in mapping(result.get("sections")).items()}
+    by_style["mean"] = eras(result).get("current", {})
     if any(part.get("hard") is not None for part in by_style.values()):
-        tables.append(figure_table("by style, in %", *levels))
-        for name, part in by_style.items():
-            tables[-1].add_row(safe_text(name), *(points(part.get(level)) for level in levels))
+        rows = [(name, *(points(part.get(level)) for level in levels)) for name, part in by_style.items()]
+        tables.append(figure_table("by style, in %", *levels, rows=rows))
     if terms := mapping(result.get("ties")):
-        tables.append(figure_table("terms of Ties, in %", *(name.replace("_", " ") for name in terms), stacked=True))
-        tables[-1].add_row("", *map(points, terms.values()))
+        headings = [name.replace("_", " ") for name in terms]
+        rows = [("", *map(points, terms.values()))]
+        tables.append(figure_table("terms of Ties, in %", *headings, rows=rows, stacked=True))
     return tables
 
 
@@ -166,30 +168,33 @@ def key_values(values: Mapping[str, Any]) -> Table:
     return table
 
 
-def _alike(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """With the same optional figures in all, so that their lines stand abreast."""
-    return [{"truncated": None, **result} for result in results]
-
-
-def figure_table(*headings: str, texts: int = 1, gap: int = 2, stacked: bool = False) -> Table:
+def figure_table(
+    *headings: Any, rows: Iterable[Sequence[Any]] = (), texts: int = 1, gap: int = 2, stacked: bool = False
+) -> Table:
     """A table of some columns of text, the first of which may wrap, and then of figures.
 
     Args:
         headings: of the columns.
-        texts: how many of them hold text.
+        rows: their cells; more can be added.
+        texts: how many of the columns hold text.
         gap: blanks between columns.
         stacked: each word of the figures' headings has a line of its own.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
     for index, name in enumerate(headings):
-        heading = safe_text(name)
         if index < texts:
-            table.add_column(heading, overflow="fold", vertical="bottom", no_wrap=index > 0)
+            table.add_column(safe_text(name), overflow="fold", vertical="bottom", no_wrap=index > 0)
             continue
-        if stacked:
-            heading = Text("\n".join(plain(name).replace("95 %", "95\xa0%").split(" ")))
-        table.add_column(heading, justify="right", no_wrap=True)
+        words = plain(name).replace("95 %", "95\xa0%").split(" ") if stacked else [plain(name)]
+        table.add_column(Text("\n".join(words)), justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(safe_text, row))
     return table
+
+
+def spaced(parts: Sequence[RenderableType]) -> Group:
+    """One below another, with a blank line between them."""
+    return Group(*[piece for part in parts for piece in ("", part)][1:])
 
 
 def safe_text(value: Any) -> Text:
