@@ -1,15 +1,16 @@
 """What a recipe's data holds: the books of every split, its lengths, and the prompts that splits share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
+from rich.console import Group
+from rich.table import Table
 
 from rmtrain.data.curate import Ledger
 from rmtrain.data.load import PreparedData
 from rmtrain.data.prepare import ReadySplit
-from rmtrain.reporting.tables import figure_table, safe_text
+from rmtrain.reporting.tables import figure_table, safe_text, spaced
 from rmtrain.reporting.text import count
 
 OVER_LENGTH = "over length"
@@ -70,18 +71,16 @@ def _spread(lengths: Any) -> dict[str, float] | None:
 
 def ledger_table(books: Mapping[str, Any]) -> Group:
     """The books as tables, one a split: total, what went by which cause, and what was kept."""
-    parts: list[RenderableType] = []
-    for name, split in books["splits"].items():
-        parts += [safe_text(_heading(name, split)), _split_table(split), *map(safe_text, _remarks(split)), ""]
-    for leak in books["leaks"]:
-        fate = "dropped from" if leak["dropped"] else "kept in"
-        parts.append(
-            safe_text(
-                f"shared by {leak['first']} and {leak['second']}: {count(leak['prompts'])} prompts; "
-                f"the {count(leak['rows'])} rows with them were {fate} {leak['first']}"
-            )
-        )
-    return Group(*(parts[:-1] if parts and parts[-1] == "" else parts))
+    parts = [
+        Group(safe_text(_heading(name, split)), _split_table(split), *map(safe_text, _remarks(split)))
+        for name, split in books["splits"].items()
+    ]
+    leaks = [
+        f"shared by {leak['first']} and {leak['second']}: {count(leak['prompts'])} prompts; the {count(leak['rows'])} "
+        f"rows with them were {'dropped from' if leak['dropped'] else 'kept in'} {leak['first']}"
+        for leak in books["leaks"]
+    ]
+    return spaced([*parts, *([Group(*map(safe_text, leaks))] if leaks else [])])
 
 
 def _heading(name: str, split: Mapping[str, Any]) -> str:
@@ -89,22 +88,22 @@ def _heading(name: str, split: Mapping[str, Any]) -> str:
     return f"{name}: {split['source']}{revision}, row schema {split['schema']}"
 
 
-def _split_table(split: Mapping[str, Any]) -> RenderableType:
-    table = figure_table("", *BOOKS)
+def _split_table(split: Mapping[str, Any]) -> Table:
     causes = dict.fromkeys(cause for book in BOOKS for cause in split[book]["dropped"])
-    table.add_row("total", *(count(split[book]["total"]) for book in BOOKS))
-    for cause in causes:
-        table.add_row(safe_text(f"dropped: {cause}"), *(count(split[book]["dropped"].get(cause, 0)) for book in BOOKS))
+    rows = [
+        ("total", *(count(split[book]["total"]) for book in BOOKS)),
+        *((f"dropped: {cause}", *(count(split[book]["dropped"].get(cause, 0)) for book in BOOKS)) for cause in causes),
+    ]
+    table = figure_table("", *BOOKS, rows=rows)
     table.add_row("kept", *(count(split[book]["kept"]) for book in BOOKS), style="bold")
     return table
 
 
-def _remarks(split: Mapping[str, Any]) -> Sequence[str]:
+def _remarks(split: Mapping[str, Any]) -> Iterator[str]:
     """A line on lengths, and the place of the first row that each cause took."""
-    lengths, remarks = split["lengths"], []
-    if lengths:
-        remarks.append(
+    if lengths := split["lengths"]:
+        yield (
             f"tokens a sequence: median {count(lengths['median'])}, 95 % at most {count(lengths['p95'])}, "
             f"longest {count(lengths['longest'])}; {count(split['truncated'])} groups truncated"
         )
-    return [*remarks, *(f"first {cause}: {place}" for cause, place in split["first_dropped"].items())]
+    yield from (f"first {cause}: {place}" for cause, place in split["first_dropped"].items())

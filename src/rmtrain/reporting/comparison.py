@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group
 
 from rmtrain.reporting.summary import mapping
-from rmtrain.reporting.tables import figure_table, key_values, safe_text
+from rmtrain.reporting.tables import figure_table, key_values, safe_text, spaced
 from rmtrain.reporting.text import MISSING, count, is_figure
 
 
@@ -17,13 +17,13 @@ def comparison(result: Mapping[str, Any]) -> Group:
         result: of `compare`, with the paths of both rows files under `rows`.
     """
     headings = ("n", "A", "B", "A−B", "95 % interval", "McNemar p", "would show")
-    table = figure_table("accuracy, in %", *headings, gap=1, stacked=True)
     score = {"score (mean of sections)": result["score"]} if result["score"] else {}
     # a source that is a section is told there, and a single one in all rows
     several = len(result["by_source"]) > 1
     by_source = {name: part for name, part in result["by_source"].items() if several and name not in result["sections"]}
-    for name, figures in {"all rows": result, **score, **result["sections"], **by_source}.items():
-        table.add_row(safe_text(name), *_cells(mapping(figures)))
+    parts = {"all rows": result, **score, **result["sections"], **by_source}
+    rows = [(name, *_cells(mapping(figures))) for name, figures in parts.items()]
+    table = figure_table("accuracy, in %", *headings, rows=rows, gap=1, stacked=True)
     sentences = [result["verdict"], *([f"By the score: {result['score']['verdict']}"] if score else [])]
     unmatched = {"in A alone": "only_a", "in B alone": "only_b", "of one id but not alike": "not_alike"}
     if left_out := [f"{count(result[key])} {what}" for what, key in unmatched.items() if result[key]]:
@@ -32,18 +32,21 @@ def comparison(result: Mapping[str, Any]) -> Group:
         sentences.append(
             "The p of each line stands for itself: of twenty lines without a difference, one has p < 0.05."
         )
-    return Group(key_values(dict(zip("AB", result["rows"], strict=True))), "", table, "", *map(safe_text, sentences))
+    paths = key_values(dict(zip("AB", result["rows"], strict=True)))
+    return spaced([paths, table, Group(*map(safe_text, sentences))])
 
 
 def _cells(figures: Mapping[str, Any]) -> list[str]:
-    def points(key: str, signed: bool = False) -> str:
-        value = figures.get(key)
-        return f"{100 * value:{'+' if signed else ''}.1f}" if is_figure(value) and value is not None else MISSING
+    def points(key: str, sign: str = "") -> str:
+        value: Any = figures.get(key)
+        return f"{100 * value:{sign}.1f}" if is_figure(value) else MISSING
 
-    low, high, p = points("low", signed=True), points("high", signed=True), figures.get("mcnemar_p")
+    low, high, p = points("low", "+"), points("high", "+"), figures.get("mcnemar_p")
     return [
         count(figures.get("n")),
-        *(points(key, signed=key == "difference") for key in ("a", "b", "difference")),
+        points("a"),
+        points("b"),
+        points("difference", "+"),
         f"{low} to {high}" if MISSING not in (low, high) else MISSING,
         f"{p:.2g}" if p is not None else MISSING,
         points("detectable"),
