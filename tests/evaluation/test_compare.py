@@ -8,7 +8,7 @@ from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks import benchmark_result
 from rmtrain.evaluation.compare import compare, result_beside, rows_of_result, scored_rows
 from rmtrain.evaluation.results import ScoredRow, write_rows
-from rmtrain.metrics.intervals import detectable_difference, difference_interval, paired_difference_draws
+from rmtrain.metrics.intervals import detectable_difference, difference_interval, resampled_means
 from rmtrain.metrics.rewardbench import COUNTS, SECTIONS
 from rmtrain.metrics.rewardbench2 import TiesPrompt
 
@@ -314,15 +314,18 @@ def test_intervals_cover_the_truth_and_the_detectable_difference_is_detected():
     least = []
     for _ in range(400):
         differences, clusters = simulate(rng, 150, 0.08)
-        interval = difference_interval(paired_difference_draws(differences, clusters, resamples=400), 150)
+        draws = resampled_means(differences, clusters, 0 * clusters, resamples=400)[:, 0]
+        interval = difference_interval(draws, 150)
         covered += interval.low <= truth <= interval.high
         found += interval.low > 0
-        least.append(detectable_difference(differences, clusters))
+        least.append(detectable_difference(differences, clusters, 0 * clusters, np.ones(1)))
     assert 0.92 < covered / 400 < 0.98
     # the same noise with a difference of exactly what is said to be detectable
     gain = 0.08 * np.mean(least) / truth
-    drawn = (paired_difference_draws(*simulate(rng, 150, gain), resamples=400) for _ in range(400))
-    found = sum(difference_interval(draws, 150).low > 0 for draws in drawn)
+    found = 0
+    for _ in range(400):
+        differences, clusters = simulate(rng, 150, gain)
+        found += difference_interval(resampled_means(differences, clusters, 0 * clusters, resamples=400), 150).low > 0
     assert 0.74 < found / 400 < 0.86
 
 

@@ -10,8 +10,8 @@ from rmtrain.metrics.intervals import (
     difference_interval,
     effective_size,
     mcnemar_exact,
-    paired_difference_draws,
     percentile_interval,
+    resampled_means,
     resampled_sums,
     stratified_interval,
     wilson_interval,
@@ -71,7 +71,6 @@ def test_a_perfect_score_is_no_more_certain_than_its_prompts_are_many():
 def test_no_data_gives_no_interval():
     empty = np.array([]), np.array([], dtype=int)
     assert clustered_interval(*empty) is None
-    assert detectable_difference(*empty) is None
 
 
 @pytest.mark.parametrize(("prompts", "p"), [(60, 0.6), (60, 0.95), (200, 0.98)])
@@ -126,18 +125,21 @@ def test_bootstrap_of_a_mean_agrees_with_scipy_and_repeats():
     assert (drawn != resampled_sums(sums, seed=1)).any()
 
 
+def means_of(values, clusters, **options):
+    return resampled_means(values, clusters, np.zeros(len(values), dtype=int), **options)[:, 0]
+
+
 def test_paired_interval_covers():
     rng, trials, covered = np.random.default_rng(8), 300, 0
     for seed in range(trials):
         differences = rng.choice([-1.0, 0.0, 1.0], p=[0.05, 0.82, 0.13], size=300)
-        draws = paired_difference_draws(differences, np.arange(300) // 2, resamples=2000, seed=seed)
-        interval = difference_interval(draws, 150)
+        interval = difference_interval(means_of(differences, np.arange(300) // 2, resamples=2000, seed=seed), 150)
         covered += interval.low <= 0.08 <= interval.high
     assert covered / trials > 0.91
 
 
 def test_models_that_never_differ_are_not_proved_equal():
-    interval = difference_interval(paired_difference_draws(np.zeros(100), np.arange(100)), 100)
+    interval = difference_interval(means_of(np.zeros(100), np.arange(100)), 100)
     assert interval.low == -interval.high < 0
     assert interval.high == pytest.approx(wilson_interval(0, 100).high)
 
@@ -145,7 +147,7 @@ def test_models_that_never_differ_are_not_proved_equal():
 def test_detectable_difference_is_where_power_is_80_percent():
     rng = np.random.default_rng(2)
     pilot = rng.choice([-1.0, 0.0, 1.0], p=[0.15, 0.7, 0.15], size=2000)
-    least = detectable_difference(pilot, np.arange(2000))
+    least = detectable_difference(pilot, np.arange(2000), np.zeros(2000, dtype=int), np.ones(1))
     assert least == pytest.approx((1.96 + 0.8416) * np.sqrt(0.3 / 2000), rel=0.05)
     found, trials = 0, 400
     for _ in range(trials):
@@ -155,7 +157,9 @@ def test_detectable_difference_is_where_power_is_80_percent():
 
 
 def test_detectable_difference_is_none_where_nothing_differs():
-    assert detectable_difference(np.zeros(10), np.arange(10)) is None
+    strata, whole = np.zeros(10, dtype=int), np.ones(1)
+    assert detectable_difference(np.zeros(10), np.arange(10), strata, whole) is None
+    assert detectable_difference(np.ones(10), strata, strata, whole) is None  # one cluster tells nothing
 
 
 @given(st.integers(0, 60), st.integers(0, 60))

@@ -10,7 +10,7 @@ from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of, length_g
 from rmtrain.metrics.intervals import (
     effective_size,
     percentile_interval,
-    resampled_sums,
+    resampled_means,
     stratified_interval,
     wilson_interval,
 )
@@ -114,15 +114,10 @@ def _resampled(measured: Mapping[str, _Measured], seed: int) -> dict[str, Subset
     if not measured:
         return {}
     parts = list(measured.values())
-    _, places = np.unique(np.concatenate([part.prompts for part in parts]), return_inverse=True)
-    columns = 2 * np.repeat(np.arange(len(parts)), [len(part.credit) for part in parts])
-    sums = np.zeros((places.max() + 1, 2 * len(parts)))
-    np.add.at(sums, (places, columns), np.concatenate([part.credit for part in parts]))
-    np.add.at(sums, (places, columns + 1), 1)
-    drawn = resampled_sums(sums, seed=seed)
-    with np.errstate(invalid="ignore"):  # a resample may leave a subset out
-        accuracies = drawn[:, ::2] / drawn[:, 1::2]
-    return {name: replace(part.subset, draws=accuracies[:, i]) for i, (name, part) in enumerate(measured.items())}
+    columns = np.repeat(np.arange(len(parts)), [len(part.credit) for part in parts])
+    credit, prompts = (np.concatenate(values) for values in zip(*(part[1:] for part in parts), strict=True))
+    draws = resampled_means(credit, prompts, columns, seed=seed)
+    return {name: replace(part.subset, draws=draws[:, i]) for i, (name, part) in enumerate(measured.items())}
 
 
 def weighted_figures(subsets: Mapping[str, Subset], weights: Mapping[str, float]) -> dict[str, float | None] | None:

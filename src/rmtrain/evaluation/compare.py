@@ -13,7 +13,6 @@ from rmtrain.evaluation.benchmarks import BENCHMARKS
 from rmtrain.evaluation.differences import paired_figures, rewardbench2_differences
 from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of, gaps_of, read_json
 from rmtrain.metrics import rewardbench, rewardbench2, rm_bench
-from rmtrain.metrics.intervals import Strata
 from rmtrain.metrics.rankings import Floats, Ints, credits_of
 
 _SUFFIX, _PRIOR = ".rows.jsonl", "-prior"
@@ -57,8 +56,8 @@ def compare(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], benchmark:
         if not names or not set(names) <= set(labels):
             return None
         here, shares = np.isin(labels, names), np.array(list(weights.values()), dtype=np.float64)
-        strata = Strata(np.array([names.index(name) for name in labels[here]]), shares / shares.sum())
-        return paired_figures(a[here], b[here], clusters[here], strata)
+        strata = np.array([names.index(name) for name in labels[here]])
+        return paired_figures(a[here], b[here], clusters[here], strata, shares / shares.sum())
 
     overall = paired_figures(a, b, clusters)
     sections = _sections(benchmark, labels)

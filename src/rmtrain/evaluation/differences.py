@@ -9,14 +9,13 @@ from rmtrain.evaluation.bench_results import ties_prompt
 from rmtrain.evaluation.results import ScoredRow
 from rmtrain.metrics.intervals import (
     Z_POWER,
-    Strata,
     Z,
     detectable_difference,
     difference_interval,
     mcnemar_exact,
-    paired_difference_draws,
+    resampled_means,
 )
-from rmtrain.metrics.rankings import Floats, Labels
+from rmtrain.metrics.rankings import Floats, Ints, Labels
 from rmtrain.metrics.rewardbench2 import SUBSETS, ties_difference_draws, ties_score
 
 Figures = dict[str, Any]  # as `compare --json` gives them
@@ -24,22 +23,25 @@ Figures = dict[str, Any]  # as `compare --json` gives them
 _OTHERS = tuple(name for name in SUBSETS if name != "Ties")
 
 
-def paired_figures(a: Floats, b: Floats, clusters: Labels, strata: Strata | None = None) -> Figures:
+def paired_figures(
+    a: Floats, b: Floats, clusters: Labels, strata: Ints | None = None, shares: Floats | None = None
+) -> Figures:
     """Of a mean of credits.
 
     Args:
         a: [n] credits of A.
         b: [n] credits of B.
         clusters: [n] label of each one's cluster.
-        strata: of a weighted mean; None is the plain one.
+        strata: [n] part of a weighted mean that each is of, 0 to S - 1, such as a subset; None is a plain mean.
+        shares: [S] of the parts, summing to 1.
     """
-    differences = a - b
-    if not len(differences):
-        return _figures(differences, clusters, (None, None, None), None, None)
-    mean = strata.mean if strata else (lambda values: float(values.mean()))
-    draws = paired_difference_draws(differences, clusters, strata)
-    detectable = detectable_difference(differences, clusters, strata)
-    return _figures(differences, clusters, (mean(a), mean(b), mean(differences)), draws, detectable)
+    if not len(a):
+        return _figures(a - b, clusters, (None, None, None), None, None)
+    if strata is None or shares is None:
+        strata, shares = np.zeros(len(a), dtype=np.int64), np.ones(1)
+    means = [float(np.bincount(strata, weights=part) / np.bincount(strata) @ shares) for part in (a, b, a - b)]
+    draws = resampled_means(a - b, clusters, strata) @ shares
+    return _figures(a - b, clusters, means, draws, detectable_difference(a - b, clusters, strata, shares))
 
 
 def rewardbench2_differences(
@@ -67,31 +69,22 @@ def rewardbench2_differences(
     if ties_a.score is None or ties_b.score is None:
         return {**sections, "Ties": None}, None
     draws = ties_difference_draws(of_a, of_b, seed=1)
-    ties = _drawn_figures((a - b)[of_ties], clusters[of_ties], ties_a.score, ties_b.score, draws)
+    scores = (ties_a.score, ties_b.score, ties_a.score - ties_b.score)
+    ties = _figures((a - b)[of_ties], clusters[of_ties], scores, draws, _detectable(draws))
     known = [ties, *(figures for figures in sections.values() if figures)]
     sections["Ties"] = ties
     if len(known) < len(SUBSETS):
         return sections, None
     labels = np.array([_OTHERS.index(source) for source in sources[~of_ties]])
-    strata = Strata(labels, np.full(len(_OTHERS), 1 / len(_OTHERS)))
-    others = paired_difference_draws((a - b)[~of_ties], clusters[~of_ties], strata, seed=0)
-    drawn = (len(_OTHERS) * others + draws) / len(SUBSETS)
-    mean_a, mean_b = (float(np.mean([figures[side] for figures in known])) for side in "ab")
-    return sections, _drawn_figures(a - b, clusters, mean_a, mean_b, drawn)
+    others = resampled_means((a - b)[~of_ties], clusters[~of_ties], labels, seed=0)
+    means = [float(np.mean([figures[key] for figures in known])) for key in ("a", "b", "difference")]
+    drawn = np.column_stack([others, draws]).mean(axis=1)
+    return sections, _figures(a - b, clusters, means, drawn, _detectable(drawn))
 
 
-def _drawn_figures(differences: Floats, clusters: Labels, a: float, b: float, draws: Floats) -> Figures:
-    """Of two scores that are no means.
-
-    Args:
-        differences: [n] credit of A less that of B, for the test.
-        clusters: [n] label of each one's cluster.
-        a: score of A.
-        b: score of B.
-        draws: [R] differences of the scores on resampled prompts.
-    """
-    detectable = (Z + Z_POWER) * float(np.nanstd(draws)) if draws.any() else None
-    return _figures(differences, clusters, (a, b, a - b), draws, detectable)
+def _detectable(draws: Floats) -> float | None:
+    """As `detectable_difference`, of a score that is no mean, by the standard deviation of its [R] draws."""
+    return float((Z + Z_POWER) * np.nanstd(draws)) or None
 
 
 def _figures(
@@ -101,6 +94,15 @@ def _figures(
     draws: Floats | None,
     detectable: float | None,
 ) -> Figures:
+    """Figures of a difference.
+
+    Args:
+        differences: [n] credit of A less that of B, for the test.
+        clusters: [n] label of each one's cluster.
+        means: score of A, score of B, and the difference.
+        draws: [R] differences of the scores on resampled prompts; None if n is 0.
+        detectable: as the result has it.
+    """
     _, labels = np.unique(clusters, return_inverse=True)
     net = np.bincount(labels, weights=differences)
     a_better, b_better = int((net > 0).sum()), int((net < 0).sum())

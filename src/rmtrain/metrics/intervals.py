@@ -104,48 +104,27 @@ def resampled_sums(sums: Floats, resamples: int = RESAMPLES, seed: int = 0) -> F
     return np.concatenate(drawn)
 
 
-@dataclass(frozen=True)
-class Strata:
-    """The parts of a weighted mean, such as the subsets of a benchmark's section."""
-
-    labels: Ints  # [n] stratum of each preference, 0 to S - 1; none is empty
-    shares: Floats  # [S] of the strata, summing to 1
-
-    def means(self, values: Floats) -> Floats:
-        """[S] plain mean of [n] values in each stratum."""
-        return np.asarray(np.bincount(self.labels, weights=values) / np.bincount(self.labels))
-
-    def mean(self, values: Floats) -> float:
-        """Weighted mean of [n] values."""
-        return float(self.means(values) @ self.shares)
-
-
-def one_stratum(n: int) -> Strata:
-    """All n preferences in one: the weighted mean is the plain one."""
-    return Strata(np.zeros(n, dtype=np.int64), np.ones(1))
-
-
-def paired_difference_draws(
-    differences: Floats, clusters: Labels, strata: Strata | None = None, resamples: int = RESAMPLES, seed: int = 0
+def resampled_means(
+    values: Floats, clusters: Labels, strata: Ints, resamples: int = RESAMPLES, seed: int = 0
 ) -> Floats:
-    """[R] mean differences of two models' credit on the same preferences, of resampled clusters.
+    """[R, S] means of values by stratum when clusters are drawn with replacement, whatever strata a cluster is in.
+
+    NaN where a resample leaves a stratum out.
 
     Args:
-        differences: [n] credit of A minus credit of B; n > 0.
+        values: [n] what each preference counts, or counts more for A than for B; n > 0.
         clusters: [n] label of each preference's cluster.
-        strata: of a weighted mean; None is the plain one.
+        strata: [n] stratum of each preference, 0 to S - 1, such as its subset; none is empty.
         resamples: how many.
         seed: of the resampling.
     """
-    strata = strata or one_stratum(len(differences))
-    names, labels = np.unique(clusters, return_inverse=True)
-    sums = np.zeros((len(names), 2 * len(strata.shares)))
-    np.add.at(sums, (labels, 2 * strata.labels), differences)
-    np.add.at(sums, (labels, 2 * strata.labels + 1), 1)
-
+    names, places = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((len(names), 2 * (strata.max() + 1)))
+    np.add.at(sums, (places, 2 * strata), values)
+    np.add.at(sums, (places, 2 * strata + 1), 1)
     drawn = resampled_sums(sums, resamples, seed)
-    with np.errstate(invalid="ignore"):  # a resample may leave a stratum out
-        return np.asarray((drawn[:, ::2] / drawn[:, 1::2]) @ strata.shares)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(drawn[:, ::2] / drawn[:, 1::2])
 
 
 def difference_interval(draws: Floats, clusters: int) -> Interval:
@@ -160,20 +139,26 @@ def difference_interval(draws: Floats, clusters: int) -> Interval:
     return Interval(-bound, bound)
 
 
-def detectable_difference(differences: Floats, clusters: Labels, strata: Strata | None = None) -> float | None:
+def detectable_difference(differences: Floats, clusters: Labels, strata: Ints, shares: Floats) -> float | None:
     """Least true difference that a paired comparison of this size shows at the 5 % level four times in five.
 
-    (z_0.975 + z_0.8) times the clustered standard error of the mean difference (arXiv 2411.00640). With one preference
-    a prompt the error is sqrt((r - d^2) / n), for a share r of discordant preferences and a mean difference d. None
-    where no cluster differs or there is but one.
+    (z_0.975 + z_0.8) times the clustered standard error of the weighted mean difference (arXiv 2411.00640). With one
+    preference a prompt the error is sqrt((r - d^2) / n), for a share r of discordant preferences and a mean difference
+    d. None where no cluster differs or there is but one.
+
+    Args:
+        differences: [n] credit of A less that of B.
+        clusters: [n] label of each preference's cluster.
+        strata: [n] stratum of each preference, 0 to S - 1.
+        shares: [S] of the strata in the mean, summing to 1.
     """
-    strata = strata or one_stratum(len(differences))
     names, labels = np.unique(clusters, return_inverse=True)
     if len(names) < 2 or not differences.any():
         return None
-    share = (strata.shares / np.bincount(strata.labels))[strata.labels]  # of each preference
-    residuals = np.bincount(labels, weights=share * (differences - strata.means(differences)[strata.labels]))
-    return float((Z + Z_POWER) * np.sqrt((residuals**2).sum() * len(names) / (len(names) - 1)))
+    sizes = np.bincount(strata)
+    residuals = differences - (np.bincount(strata, weights=differences) / sizes)[strata]
+    of_clusters = np.bincount(labels, weights=(shares / sizes)[strata] * residuals)
+    return float((Z + Z_POWER) * np.sqrt((of_clusters**2).sum() * len(names) / (len(names) - 1)))
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
