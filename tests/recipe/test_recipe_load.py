@@ -325,7 +325,7 @@ def test_a_missing_file_lists_the_shipped_recipes(tmp_path: Path) -> None:
     [
         (b"model:\n  name: \xff\n", "r.yaml:2: not UTF-8 text (byte 0xff at offset 15)"),
         ("model: 1".encode("utf-16"), "r.yaml:1: not UTF-8 text"),
-        (b"#" * 1_000_001, "r.yaml: larger than 1,000,000 bytes"),
+        (b"#" * 1_000_001, "longer than 1,000,000 characters"),
     ],
 )
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes, message: str) -> None:

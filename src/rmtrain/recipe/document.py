@@ -13,8 +13,8 @@ import yaml
 
 from rmtrain.recipe.faults import Fault, KeyPath, Source, Span
 
-MAX_CHARACTERS = 1_000_000
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_MAX_CHARACTERS = 1_000_000
 _MAX_DEPTH = 32  # mappings and lists within one another
 _MAX_VALUES = 1000  # keys and items; the schema has fewer than a hundred keys
 _MAX_DIGITS = 100  # of one number
@@ -91,8 +91,8 @@ class _Reader:
 
     def read(self, root: KeyPath) -> Any:
         text = self.source.text[self.start :]
-        if len(text) > MAX_CHARACTERS:
-            message = f"longer than {MAX_CHARACTERS:,} characters"
+        if len(text) > _MAX_CHARACTERS:
+            message = f"longer than {_MAX_CHARACTERS:,} characters"
             raise _BrokenOffError((), message, self.source, "a recipe holds no data")
         self.events = yaml.SafeLoader(text)
         self.events.get_event()  # the stream's start

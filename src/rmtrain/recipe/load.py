@@ -8,7 +8,7 @@ from pathlib import Path
 from rmtrain.errors import RecipeError
 from rmtrain.recipe import shipped, wording
 from rmtrain.recipe.check import check
-from rmtrain.recipe.document import MAX_CHARACTERS, Place, parse_document
+from rmtrain.recipe.document import Place, parse_document
 from rmtrain.recipe.faults import Fault, KeyPath, Source, printable, recipe_error
 from rmtrain.recipe.overrides import override
 from rmtrain.recipe.schema import Recipe
@@ -38,15 +38,12 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     path = Path(path)
     name = printable(str(path))
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CHARACTERS + 1)
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise RecipeError(f"{name}: no such recipe file", shipped.missing_hint(path.stem)) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RecipeError(f"{name}: can't be read: {reason}", "name a recipe's YAML file") from None
-    if len(data) > MAX_CHARACTERS:
-        raise RecipeError(f"{name}: larger than {MAX_CHARACTERS:,} bytes", "is this a recipe? It holds no data")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

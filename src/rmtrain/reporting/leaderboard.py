@@ -16,7 +16,7 @@ from rmtrain.reporting.text import MISSING, is_figure, markdown, percent, plain
 
 _HEADINGS = ("#", "model", *SECTIONS, "prior sets", "mean of 4", "with prior", "95 % interval")
 _NAMED = 3  # subsets in a note
-_COLOURS = {"published": "#4c72b0", "own": "#c44e52"}
+_PUBLISHED, _OWN = "#4c72b0", "#c44e52"  # colours of the plot
 
 
 def leaderboard_table(board: Mapping[str, Any]) -> Group:
@@ -122,22 +122,25 @@ def save_plot(board: Mapping[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     sort = board["sort"]
+    prefix = "with_prior_" if sort == "with-prior" else ""
     rows = [row for row in board["rows"] if row["rank"] is not None][::-1]
     figure = Figure(figsize=(8, 1.6 + 0.38 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
-        colour = _COLOURS["published" if row["published"] else "own"]
+        colour, label = (_PUBLISHED, "scored by this era") if row["published"] else (_OWN, "your own")
         now, then = sort_figure(row, sort), sort_figure(row, sort, "published")
-        low, high = (row["scored"][f"with_prior_{end}" if sort == "with-prior" else end] for end in ("low", "high"))
+        low, high = (row["scored"][f"{prefix}{end}"] for end in ("low", "high"))
         again = [100 * value for own in row["rescored"] if (value := sort_figure(own, sort)) is not None]
         if then is not None and now is not None:
             axes.plot([100 * then, 100 * now], [y, y], color="0.8", linewidth=1, zorder=1)
-            axes.plot(100 * then, y, "o", markersize=10, markerfacecolor="white", color=colour, zorder=2)
+            (ring,) = axes.plot(100 * then, y, "o", color=colour, zorder=2, label="as published then")
+            ring.set(markersize=10, markerfacecolor="white")
         if sort in ("mean", "with-prior") and low is not None:
             axes.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=2.5, alpha=0.5, zorder=3)
         if now is not None:
-            axes.plot(100 * now, y, "o", color=colour, zorder=4)
-        axes.plot(again, [y] * len(again), "D", color=_COLOURS["own"], zorder=5)
+            axes.plot(100 * now, y, "o", color=colour, zorder=4, label=label)
+        if again:
+            axes.plot(again, [y] * len(again), "D", color=_OWN, zorder=5, label="scored here")
     axes.set_yticks(range(len(rows)), [fill(plain(row["model"]), 30) for row in rows], parse_math=False)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="x", color="0.92")
@@ -146,14 +149,9 @@ def save_plot(board: Mapping[str, Any], path: Path) -> None:
     axes.tick_params(axis="y", length=0)
     what = {"mean": "mean of four sections", "with-prior": "score with prior sets", "published": "published average"}
     axes.set_xlabel(f"RewardBench 1, {what.get(sort, sort)}, era {board['era']}, %", loc="right")
-    blue = _COLOURS["published"]
-    axes.plot([], [], "o", markersize=10, markerfacecolor="white", color=blue, label="as published then")
-    axes.plot([], [], "o", color=blue, label="scored by this era")
-    if any(row["rescored"] for row in rows):
-        axes.plot([], [], "D", color=_COLOURS["own"], label="scored here")
-    if any(row["published"] is None for row in rows):
-        axes.plot([], [], "o", color=_COLOURS["own"], label="your own")
-    figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize="small")
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(list(once.values()), list(once), loc="outside upper right", ncols=4, frameon=False, fontsize="small")
     try:
         figure.savefig(path, dpi=150)
     except (ValueError, OSError) as error:

@@ -10,42 +10,63 @@ from rmtrain.reporting.text import count, duration, is_figure, percent, scientif
 
 def training_lines(record: RunRecord) -> list[Line]:
     """How the run trained; what the run folder does not tell is left out."""
-    model = base_model(record)
-    lines = [
-        ("base model", model["name"]),
-        ("commit of the base model", model["commit"]),
-        ("method", _method(record)),
-        ("precision", _joined(record.setting("model", "dtype"), "score head and rewards in float32")),
-        ("packing", record.setting("model", "packing")),
-        ("loss", _loss(record)),
-        ("optimiser", _optimiser(record)),
-        ("batch", _batch(record)),
-        ("length", _length(record)),
-        ("final model", _selection(record)),
-        ("seed", record.manifest.get("seed")),
-    ]
-    return [Line(label, str(value)) for label, value in lines if value is not None]
+    base, select, seed = base_model(record), record.setting("evaluation", "select"), record.manifest.get("seed")
+    model, data, loss, optim = (mapping(record.recipe.get(name)) for name in ("model", "data", "loss", "optim"))
+    epochs, head = scientific(optim.get("epochs")), optim.get("head_learning_rate")
+    return _lines(
+        {
+            "base model": base["name"],
+            "commit of the base model": base["commit"],
+            "method": record.recipe and _method(mapping(record.recipe.get("lora")), model.get("quantization")),
+            "precision": model and f"{model.get('dtype')}, score head and rewards in float32",
+            "packing": model.get("packing"),
+            "loss": loss
+            and _joined(
+                "Bradley-Terry, every group of the same weight",
+                loss.get("margin") and f"margin {scientific(loss['margin'])} times the score gap",
+                loss.get("centering") and f"centring {scientific(loss['centering'])}",
+            ),
+            "optimiser": optim
+            and _joined(
+                optim.get("optimizer"),
+                f"learning rate {scientific(optim.get('learning_rate'))}",
+                head and f"of the head {scientific(head)}",
+                optim.get("schedule"),
+                f"warm-up {percent(optim.get('warmup_ratio'), 0)}",
+                optim.get("weight_decay") and f"weight decay {scientific(optim['weight_decay'])}",
+            ),
+            "batch": optim
+            and f"{count(optim.get('global_batch_size'))} groups a step, {epochs} epoch{'' if epochs == '1' else 's'}",
+            "length": data
+            and f"at most {count(data.get('max_length'))} tokens a sequence, else {data.get('over_length')}",
+            "final model": select and ("last checkpoint" if select == "last" else f"best validation {select}"),
+            "seed": None if seed is None else str(seed),
+        }
+    )
 
 
 def run_lines(record: RunRecord) -> list[Line]:
     """When, where from and with what the run was made."""
     manifest, totals = record.manifest, mapping(record.manifest.get("totals"))
     seconds, tokens, pairs = (_figure(totals.get(name)) for name in ("seconds", "tokens", "pairs"))
-    lines = [
-        ("recipe", manifest.get("recipe")),
-        ("command", _command(manifest)),
-        ("started", manifest.get("started")),
-        ("ended", manifest.get("ended")),
-        ("steps", count(manifest["steps"]) if is_figure(manifest.get("steps")) else None),
-        ("tokens", count(tokens) if tokens else None),
-        ("time in steps", duration(seconds) if seconds else None),
-        ("tokens/s", count(tokens / seconds) if tokens and seconds else None),
-        ("preferences/s", count(pairs / seconds) if pairs and seconds else None),
-        ("processes", manifest.get("processes")),
-        ("git commit", manifest.get("git_commit")),
-        ("versions", version_text(record)),
-    ]
-    return [Line(label, str(value)) for label, value in lines if value is not None]
+    command = manifest.get("command")
+    program, *arguments = command if command and isinstance(command, list) else [""]
+    return _lines(
+        {
+            "recipe": manifest.get("recipe"),
+            "command": " ".join([str(program).rsplit("/", 1)[-1], *map(str, arguments)]),  # not where the program is
+            "started": manifest.get("started"),
+            "ended": manifest.get("ended"),
+            "steps": count(manifest["steps"]) if is_figure(manifest.get("steps")) else None,
+            "tokens": tokens and count(tokens),
+            "time in steps": seconds and duration(seconds),
+            "tokens/s": tokens and seconds and count(tokens / seconds),
+            "preferences/s": pairs and seconds and count(pairs / seconds),
+            "processes": manifest.get("processes"),
+            "git commit": manifest.get("git_commit"),
+            "versions": version_text(record),
+        }
+    )
 
 
 def version_text(record: RunRecord) -> str:
@@ -54,20 +75,13 @@ def version_text(record: RunRecord) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
-def _figure(value: Any) -> float | None:
-    return float(value) if is_figure(value) else None
-
-
 def base_model(record: RunRecord) -> dict[str, Any]:
     """Name and hub commit of the base model, as the manifest, the final model or the recipe has it."""
     found = mapping(record.manifest.get("model")) or mapping(record.sidecar.get("base"))
     return {"name": found.get("name") or record.setting("model", "name"), "commit": found.get("commit")}
 
 
-def _method(record: RunRecord) -> str | None:
-    if not record.recipe:
-        return None
-    lora, quantization = mapping(record.recipe.get("lora")), record.setting("model", "quantization")
+def _method(lora: Mapping[str, Any], quantization: Any) -> str:
     if not lora:
         return "full fine-tuning"
     targets = lora.get("targets")
@@ -75,64 +89,19 @@ def _method(record: RunRecord) -> str | None:
     return _joined(
         f"{kind} of rank {lora.get('rank')}, alpha {scientific(lora.get('alpha'))}",
         f"on {', '.join(map(str, targets)) if isinstance(targets, list) else targets}",
-        f"dropout {scientific(lora['dropout'])}" if lora.get("dropout") else None,
-        f"base quantised to {quantization}" if quantization not in (None, "none") else None,
+        lora.get("dropout") and f"dropout {scientific(lora['dropout'])}",
+        quantization not in (None, "none") and f"base quantised to {quantization}",
     )
 
 
-def _loss(record: RunRecord) -> str | None:
-    if not record.recipe:
-        return None
-    margin, centering = record.setting("loss", "margin"), record.setting("loss", "centering")
-    return _joined(
-        "Bradley-Terry, every group of the same weight",
-        f"margin {scientific(margin)} times the score gap" if margin else None,
-        f"centring {scientific(centering)}" if centering else None,
-    )
+def _figure(value: Any) -> float:
+    return float(value) if is_figure(value) else 0.0
 
 
-def _optimiser(record: RunRecord) -> str | None:
-    section = mapping(record.recipe.get("optim"))
-    if not section:
-        return None
-    head = section.get("head_learning_rate")
-    return _joined(
-        section.get("optimizer"),
-        f"learning rate {scientific(section.get('learning_rate'))}",
-        f"of the head {scientific(head)}" if head else None,
-        section.get("schedule"),
-        f"warm-up {percent(section.get('warmup_ratio'), 0)}",
-        f"weight decay {scientific(section['weight_decay'])}" if section.get("weight_decay") else None,
-    )
+def _joined(*parts: Any) -> str:
+    return ", ".join(str(part) for part in parts if part)
 
 
-def _batch(record: RunRecord) -> str | None:
-    section = mapping(record.recipe.get("optim"))
-    if not section:
-        return None
-    epochs = scientific(section.get("epochs"))
-    return f"{count(section.get('global_batch_size'))} groups a step, {epochs} epoch{'' if epochs == '1' else 's'}"
-
-
-def _length(record: RunRecord) -> str | None:
-    section = mapping(record.recipe.get("data"))
-    if not section:
-        return None
-    return f"at most {count(section.get('max_length'))} tokens a sequence, else {section.get('over_length')}"
-
-
-def _selection(record: RunRecord) -> str | None:
-    select = record.setting("evaluation", "select")
-    return None if select is None else "last checkpoint" if select == "last" else f"best validation {select}"
-
-
-def _command(manifest: Mapping[str, Any]) -> str | None:
-    """The command line, without the folder that the program lies in."""
-    command = manifest.get("command")
-    if not isinstance(command, list) or not command:
-        return None
-    return " ".join([str(command[0]).rsplit("/", 1)[-1], *map(str, command[1:])])
-
-
-def _joined(*parts: Any) -> str | None:
-    return ", ".join(str(part) for part in parts if part is not None) or None
+def _lines(values: Mapping[str, Any]) -> list[Line]:
+    """A line for each value that is told."""
+    return [Line(label, str(value)) for label, value in values.items() if value]
