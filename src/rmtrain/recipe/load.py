@@ -8,10 +8,11 @@ from pathlib import Path
 from rmtrain.errors import RecipeError
 from rmtrain.recipe import shipped, wording
 from rmtrain.recipe.check import check
-from rmtrain.recipe.document import Place, parse_document
-from rmtrain.recipe.faults import Fault, KeyPath, Source, printable, recipe_error
-from rmtrain.recipe.overrides import override
+from rmtrain.recipe.document import Document, Place, parse_document
+from rmtrain.recipe.faults import Fault, KeyPath, Source, Span, dotted, printable, recipe_error
 from rmtrain.recipe.schema import Recipe
+
+_KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def parse_recipe_text(text: str, filename: str, overrides: Sequence[str] = ()) -
         document.faults.append(Fault((), message, document.places[()].value, "begin with `model:`"))
         document = document._replace(complete=False)
     for number, argument in enumerate(overrides):
-        document = override(document, Source("command line", argument, number))
+        document = _override(document, Source("command line", argument, number))
     recipe, faults = check(document, source) if document.complete else (None, [])
     if recipe is None or document.faults:
         raise recipe_error([*document.faults, *faults])
@@ -71,6 +72,41 @@ def parse_recipe_text(text: str, filename: str, overrides: Sequence[str] = ()) -
     origins = {key: _origin(tuple(key.split(".")), document.places) for key in keys}
     path = Path(filename)
     return LoadedRecipe(recipe, origins, path, recipe.run.name or _folder_name(path.stem))
+
+
+def _override(document: Document, source: Source) -> Document:
+    """The document with one `KEY=VALUE` put in as if the file had said it, its place and its faults included.
+
+    A value replaces the whole of what stood at its key; sections on the way to it are made where there are none.
+    """
+    key, equals, _ = source.text.partition("=")
+    if not equals or not _KEY.fullmatch(key):
+        fault = Fault((), "expected KEY=VALUE", Span(source, 0, 0, len(key)), "such as optim.learning_rate=2e-5")
+        return document._replace(faults=[*document.faults, fault])
+    path: KeyPath = tuple(key.split("."))
+    given = parse_document(source, len(key) + 1, path)
+    faults = document.faults + given.faults
+    if not (document.complete and given.complete):
+        return document._replace(faults=faults, complete=False)
+
+    places = {at: place for at, place in document.places.items() if at[: len(path)] != path}
+    section, start = document.value, 0
+    for depth, part in enumerate(path[:-1], 1):
+        span = Span(source, 0, start, start + len(str(part)))
+        start = span.end + 1
+        if section.get(part) is None:
+            section[part] = {}
+            places[path[:depth]] = Place(span, span)
+        section = section[part]
+        if not isinstance(section, dict):
+            outer = dotted(path[:depth])
+            message = f"{outer} is {wording.found(section)} and has no keys"
+            fault = Fault(path, message, span, f"override {outer} as a whole: {outer}={{...}}")
+            return document._replace(faults=[*faults, fault])
+    section[path[-1]] = given.value
+    places |= given.places
+    places[path] = Place(Span(source, 0, start, len(key)), given.places[path].value)
+    return Document(document.value, places, faults, complete=True)
 
 
 def _origin(path: KeyPath, places: dict[KeyPath, Place]) -> str:
