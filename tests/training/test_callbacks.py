@@ -23,17 +23,17 @@ def events(schedule: Schedule, steps: int) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize(
-    ("evaluate", "save", "validate", "expected"),
+    ("evaluate", "save", "expected"),
     [
-        (3, 0, True, [(3, "esl"), (6, "esl"), (7, "esl")]),
-        (3, 2, True, [(2, "sl"), (3, "esl"), (4, "sl"), (6, "esl"), (7, "esl")]),
-        (3, 2, False, [(2, "sl"), (4, "sl"), (6, "sl"), (7, "sl")]),
-        (0, 0, True, [(7, "sl")]),
-        (100, 0, True, [(7, "esl")]),
+        (3, 0, [(3, "esl"), (6, "esl"), (7, "esl")]),
+        (3, 2, [(2, "sl"), (3, "esl"), (4, "sl"), (6, "esl"), (7, "esl")]),
+        (0, 2, [(2, "sl"), (4, "sl"), (6, "sl"), (7, "sl")]),
+        (0, 0, [(7, "sl")]),
+        (100, 0, [(7, "esl")]),
     ],
 )
-def test_what_is_done_at_which_step(evaluate: int, save: int, validate: bool, expected: list[tuple[int, str]]) -> None:
-    assert events(Schedule(evaluate, save, validate), 7) == expected
+def test_what_is_done_at_which_step(evaluate: int, save: int, expected: list[tuple[int, str]]) -> None:
+    assert events(Schedule(evaluate, save), 7) == expected
 
 
 @pytest.mark.parametrize("step", [1, 6])

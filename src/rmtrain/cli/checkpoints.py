@@ -231,7 +231,9 @@ def trained_recipe(checkpoint: "Checkpoint | Policy") -> "Recipe | None":
 
 def tokens_at_once(checkpoint: "Checkpoint | Policy", asked: int | None) -> int:
     """Most tokens through the backbone at once when scoring: those asked for, its recipe's, or the schema's default."""
+    if asked is not None:
+        return asked
     from rmtrain.recipe.schema import EvaluationSection
 
     recipe = trained_recipe(checkpoint)
-    return asked or (recipe.evaluation if recipe else EvaluationSection()).tokens_per_batch
+    return (recipe.evaluation if recipe else EvaluationSection()).tokens_per_batch

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rmtrain.cli import options
 from rmtrain.data.render import first_line
@@ -37,9 +38,7 @@ class Check(NamedTuple):
     hint: str = ""
 
 
-def doctor(
-    json: options.Json = False,
-) -> None:
+def doctor(json: options.Json = False) -> None:
     """Check Python, packages, GPUs, the hub's settings, caches and disk; exits with 1 if something is wrong.
 
     [dim]rmtrain doctor[/]
@@ -66,9 +65,7 @@ def _render(checks: list[Check]) -> None:
         detail = safe_text(check.detail)
         if check.hint:
             detail.append("\n").append_text(safe_text(f"to mend it: {check.hint}"))
-        state = safe_text(check.state)
-        state.stylize(_STYLES[check.state])
-        table.add_row(state, safe_text(check.name), detail)
+        table.add_row(Text(check.state, _STYLES[check.state]), safe_text(check.name), detail)
     console.print(table)
     found = Counter(check.state for check in checks)
     console.print(f"\nok: {found['ok']}, warnings: {found['warning']}, problems: {found['problem']}")

@@ -4,13 +4,14 @@ import json as jsonlib
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.processes import processes_wanted
 from rmtrain.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rmtrain.data.prepare import ReadySplit
     from rmtrain.data.render import Renderer
     from rmtrain.recipe.schema import Recipe
@@ -86,22 +87,21 @@ def _memory(prospect: "Prospect") -> dict[str, Any]:
     }
 
 
-def _memory_table(memory: dict[str, Any]) -> Table:
-    free = (
-        f"{memory['free_bytes'] / 2**30:.1f} GiB free on a GPU" if memory["free_bytes"] is not None else "no GPU here"
-    )
-    title = f"GiB a process, predicted, at {memory['tokens']:,} tokens a micro-batch; {free}"
-    figures = ["parameters", "gradients", "optimizer", "buffers", "activations", "peak", "host"]
-    heads = ["params", "grads", "optim.", "buffers", "activ.", "peak", "host"]
-    table = Table("strategy", "offload", *heads, box=None, title=title, title_justify="left", pad_edge=False)
-    for column in table.columns[2:]:
-        column.justify = "right"
+def _memory_table(memory: dict[str, Any]) -> "Table":
+    from rmtrain.reporting.tables import figure_table
+
+    heads = {"parameters": "params", "gradients": "grads", "optimizer": "optim.", "buffers": "buffers"}
+    heads |= {"activations": "activ.", "peak": "peak", "host": "host"}
+    table = figure_table("strategy", "offload", *heads.values(), texts=2)
     for row in memory["layouts"]:
         taken = (row["strategy"], row["offload"]) == (memory["strategy"], memory["offload"])
-        values = ["–" if row[name] is None else f"{row[name] / 2**30:.2f}" for name in figures]
+        values = ["–" if row[name] is None else f"{row[name] / 2**30:.2f}" for name in heads]
         table.add_row(f"{row['strategy']}{' ←' if taken else ''}", row["offload"], *values)
+    room = memory["free_bytes"]
+    free = f"{room / 2**30:.1f} GiB free on a GPU" if room is not None else "no GPU here"
+    table.title = f"GiB a process, predicted, at {memory['tokens']:,} tokens a micro-batch; {free}"
     table.caption = f"strategy: {memory['strategy']}, {memory['reason']}"
-    table.caption_justify = "left"
+    table.title_justify = table.caption_justify = "left"
     return table
 
 

@@ -1,7 +1,6 @@
 """`rmtrain runs`: the run folders, and what one of them holds."""
 
 import json as jsonlib
-import os
 import re
 import socket
 from collections.abc import Mapping
@@ -141,18 +140,15 @@ def _is_alive(folder: Path) -> bool | None:
 
     The lock itself is not tried: a process that starts at that moment would find it taken.
     """
+    from psutil import pid_exists
+
     try:
         holder = _LOCK_HOLDER.fullmatch((folder / ".lock").read_text(encoding="utf-8").strip())
         if holder is None or holder[2] != socket.gethostname():
             return None
-        os.kill(int(holder[1]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it belongs to someone else
-        return True
+        return bool(pid_exists(int(holder[1])))
     except (OSError, ValueError, OverflowError):
         return None
-    return True
 
 
 def _steps(run: Mapping[str, Any]) -> str:

@@ -31,11 +31,10 @@ class Schedule(TrainerCallback):  # type: ignore[misc]
     Args:
         evaluate_every: steps; 0 is never.
         save_every: steps; 0 is only at the end.
-        validate: there is a validation split.
     """
 
-    def __init__(self, evaluate_every: int, save_every: int, validate: bool) -> None:
-        self.evaluate_every, self.save_every, self.validate = evaluate_every, save_every, validate
+    def __init__(self, evaluate_every: int, save_every: int) -> None:
+        self.evaluate_every, self.save_every = evaluate_every, save_every
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Set the flags of this step."""
@@ -46,9 +45,8 @@ class Schedule(TrainerCallback):  # type: ignore[misc]
 
     def validates(self, state: TrainerState) -> bool:
         """Whether the step just made is one to validate at."""
-        if not (self.validate and self.evaluate_every):
-            return False
-        return bool(state.global_step % self.evaluate_every == 0 or state.global_step >= state.max_steps)
+        step = state.global_step
+        return self.evaluate_every > 0 and bool(step % self.evaluate_every == 0 or step >= state.max_steps)
 
 
 class GracefulStop(TrainerCallback):  # type: ignore[misc]

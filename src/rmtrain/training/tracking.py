@@ -49,7 +49,7 @@ class WandbLog(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Start, or take up again, the wandb run on the main process."""
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero or self.section.wandb == "off":
             return
         import wandb
 
@@ -58,7 +58,7 @@ class WandbLog(TrainerCallback):  # type: ignore[misc]
             id=self.folder.name,
             name=self.folder.name,
             dir=self.folder,
-            mode=self.section.wandb,  # type: ignore[arg-type]
+            mode=self.section.wandb,
             config=self.config,
             resume="allow",
             settings=wandb.Settings(

@@ -161,7 +161,7 @@ def _train(job: _Job, start: _Start) -> TrainingResult:
     if state.is_main_process:
         update_manifest(folder, model={"name": recipe.model.name, "commit": model.commit}, steps=len(plan.steps))
     tracker = WandbLog(recipe.tracking, folder, recipe.model_dump(mode="json"))
-    trainer = _make_trainer(job, folder, model, [stop, *([tracker] if recipe.tracking.wandb != "off" else [])])
+    trainer = _make_trainer(job, folder, model, [stop, tracker])
     if start.point is not None:
         trainer.totals = start.point.totals
     if torch.cuda.is_available():
@@ -209,9 +209,8 @@ def _make_trainer(job: _Job, folder: Path, model: RewardModel, callbacks: list[T
         head_learning_rate=recipe.optim.head_learning_rate,
         keep_checkpoints=recipe.run.keep_checkpoints,
         schedule=Schedule(
-            interval_steps(recipe.evaluation.every, total),
+            interval_steps(recipe.evaluation.every, total) if validation else 0,
             interval_steps(recipe.run.save_every, total),
-            bool(validation),
         ),
         notify=job.display.note,
     )
