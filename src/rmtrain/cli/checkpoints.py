@@ -222,11 +222,24 @@ def hub_name(where: str) -> tuple[str, str | None]:
 
 
 def trained_recipe(checkpoint: "Checkpoint | Policy") -> "Recipe | None":
-    """The recipe in a checkpoint's rmtrain.json, if it has one."""
+    """The recipe in a checkpoint's rmtrain.json, if it has one.
+
+    Raises:
+        CheckpointError: it is no recipe of this version of rmtrain.
+    """
+    from pydantic import ValidationError
+
     from rmtrain.recipe.schema import Recipe
 
     values: dict[str, Any] | None = checkpoint.sidecar.get("recipe")
-    return Recipe.model_validate_json(json.dumps(values)) if values else None
+    try:
+        return Recipe.model_validate_json(json.dumps(values)) if values else None
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, found["loc"])) for found in error.errors()[:5])
+        raise CheckpointError(
+            f"{checkpoint.where}: the recipe in its rmtrain.json does not fit this version of rmtrain ({keys})",
+            "score it with the version that trained it",
+        ) from error
 
 
 def tokens_at_once(checkpoint: "Checkpoint | Policy", asked: int | None) -> int:
