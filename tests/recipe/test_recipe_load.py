@@ -254,7 +254,7 @@ def test_faults_of_overrides_come_in_their_order_after_the_files() -> None:
         ("run.seed=# 3", "run.seed: has no value"),
         ("data.source.train=x", "data.source is the text 'd' and has no keys"),
         ("lora.targets.0=x", "lora.targets is a list of 1 and has no keys"),
-        ("run.seed=*x", "run.seed: anchors (&name), aliases (*name) and tags (!name) are not allowed"),
+        ("run.seed=*x", "not valid YAML: found undefined alias"),
         ("run.seed={", "not valid YAML"),
         ("optim.learning_rat=1", "optim.learning_rat: unknown key"),
     ],
@@ -325,7 +325,7 @@ def test_a_missing_file_lists_the_shipped_recipes(tmp_path: Path) -> None:
     [
         (b"model:\n  name: \xff\n", "r.yaml:2: not UTF-8 text (byte 0xff at offset 15)"),
         ("model: 1".encode("utf-16"), "r.yaml:1: not UTF-8 text"),
-        (b"#" * 1_000_001, "longer than 1,000,000 characters"),
+        (b"#" * 100_001, "longer than 100,000 characters"),
     ],
 )
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes, message: str) -> None:

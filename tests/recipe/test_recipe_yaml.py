@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 from rmtrain.recipe.document import Document, parse_document
 from rmtrain.recipe.faults import Source, recipe_error
 
-NOT_ALLOWED = "anchors (&name), aliases (*name) and tags (!name) are not allowed"
-
 
 def read(text: str) -> Document:
     return parse_document(Source("r.yaml", text))
@@ -71,11 +69,12 @@ def test_keys_are_taken_as_written() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        ("a: &x 1", "1:4", "a: " + NOT_ALLOWED),
-        ("a: *x", "1:4", "a: " + NOT_ALLOWED),
-        ("a: !!python/object:os.system {}", "1:4", "a: " + NOT_ALLOWED),
-        ("a: !!str 5", "1:4", "a: " + NOT_ALLOWED),
-        ("!x a: 1", "1:1", "a: " + NOT_ALLOWED),
+        ("a: &x 1\nb: *x", "2:1", "b: aliases (*name) are not allowed"),
+        ("a: &x [*x]", "1:4", "a[0]: aliases (*name) are not allowed"),
+        ("a: *x", "1:4", "not valid YAML: found undefined alias"),
+        ("a: !!python/object:os.system {}", "1:4", "a: tags (!name) are not allowed"),
+        ("a: !!int 5", "1:4", "a: tags (!name) are not allowed"),
+        ("!x a: 1", "1:1", "a: tags (!name) are not allowed"),
         ("a: 1\nb: 2\na: 3", "3:1", "a: duplicate key: line 1 has it already"),
         ("a: {b: 1,\n    b: 2}", "2:5", "a.b: duplicate key: line 1 has it already"),
         ("a: .nan", "1:4", "a: .nan is not a finite number"),
@@ -87,13 +86,11 @@ def test_keys_are_taken_as_written() -> None:
         ('a: "\\e[31m"', "1:4", "a: control character '\\x1b' in a text"),
         ('a: "\\ud800"', "1:4", "a: control character '\\ud800' in a text"),
         ("? [a]\n: 1", "1:3", "a key must be a name"),
-        ("a: 1\n---\nb: 2", "2:1", "a second document begins here"),
+        ("a: 1\n---\nb: 2", "2:1", "not valid YAML: expected a single document in the stream but found another"),
         ("a:\n\tb: 1", "2:1", "not valid YAML"),
         ("a: b: c", "1:5", "not valid YAML: mapping values are not allowed here"),
         ("a: [1, 2", "1:9", "not valid YAML"),
         ("a: b\x07", "1:5", "a character that YAML does not allow"),
-        ("[" * 3000, "1:33", "more than 32 levels deep"),
-        ("- " * 3000, "1:65", "more than 32 levels deep"),
         ("[\n" + "1,\n" * 1001 + "]", "1001:1", "more than 1,000 values"),
     ],
 )
@@ -105,12 +102,12 @@ def test_what_a_recipe_may_not_hold_is_named_with_its_place(text: str, place: st
 
 def test_an_alias_bomb_is_refused_without_being_expanded() -> None:
     lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
-    assert NOT_ALLOWED in messages("\n".join(lines))
+    assert "aliases (*name) are not allowed" in messages("\n".join(lines))
 
 
 def test_faults_that_leave_the_syntax_whole_are_reported_together() -> None:
     document = read("a: &x 1\nb: *x\nc: .nan\na: 2\nd:\n")
-    assert [fault.key for fault in document.faults] == ["a", "b", "c", "a", "d"]
+    assert [fault.key for fault in document.faults] == ["b", "c", "a", "d"]
     assert document.complete
 
 
@@ -119,8 +116,13 @@ def test_an_empty_text_says_so(text: str) -> None:
     assert "the recipe is empty" in messages(text)
 
 
+@pytest.mark.parametrize("text", ["[" * 3000, "- " * 3000])
+def test_what_is_nested_too_deeply_is_refused(text: str) -> None:
+    assert messages(text).startswith("error: nested too deeply\n --> r.yaml\n")
+
+
 def test_a_text_beyond_the_limit_is_refused() -> None:
-    assert "longer than 1,000,000 characters" in messages("#" * 1_000_001)
+    assert "longer than 100,000 characters" in messages("#" * 100_001)
 
 
 def test_a_section_given_twice_is_read_with_the_keys_of_both() -> None:

@@ -1,8 +1,8 @@
 """YAML 1.2 text → plain values, with the place of every key and value.
 
 PyYAML reads the syntax; what a plain scalar means is decided here, for PyYAML follows YAML 1.1, where `1e-5` is a
-text, `off` is false, `010` is eight and `12:30:00` is 45,000. Anchors, aliases and tags have no place in a recipe and
-are refused: a few lines of aliases can stand for gigabytes.
+text, `off` is false, `010` is eight and `12:30:00` is 45,000. Aliases and tags have no place in a recipe and are
+refused: a few lines of aliases can stand for gigabytes.
 """
 
 import math
@@ -14,14 +14,14 @@ import yaml
 from rmtrain.recipe.faults import Fault, KeyPath, Source, Span
 
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_MAX_CHARACTERS = 1_000_000
-_MAX_DEPTH = 32  # mappings and lists within one another
+_MAX_CHARACTERS = 100_000
 _MAX_VALUES = 1000  # keys and items; the schema has fewer than a hundred keys
 _MAX_DIGITS = 100  # of one number
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS: dict[str, bool | None] = {"null": None, "Null": None, "NULL": None, "~": None}
 _WORDS |= {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}  # of what has none
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -62,10 +62,11 @@ def parse_document(source: Source, start: int = 0, root: KeyPath = ()) -> Docume
         fault = Fault((), "a character that YAML does not allow", where, "remove it")
     except yaml.MarkedYAMLError as error:
         fault = _syntax_fault(error, reader)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+    except RecursionError:
+        fault = Fault(root, "nested too deeply", source, "no key of a recipe lies deeper than three")
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         # PyYAML lets through what int() and chr() raise on absurd escapes and version numbers
-        whole = Span(source, 0, 0, len(source.text)) if source.is_override else source
-        fault = Fault(root, f"not valid YAML: {error}", whole)
+        fault = Fault(root, f"not valid YAML: {error}", source)
     else:
         return Document(value, reader.places, reader.faults, complete=True)
     return Document(None, reader.places, [*reader.faults, fault], complete=False)
@@ -80,42 +81,30 @@ class _BrokenOffError(Exception):
 
 
 class _Reader:
-    """Builds plain values from PyYAML's events."""
+    """Builds plain values from PyYAML's nodes."""
 
     def __init__(self, source: Source, start: int) -> None:
         self.source = source
         self.start = start
-        self.events: Any = None  # PyYAML's parser, which has no types
         self.faults: list[Fault] = []
         self.places: dict[KeyPath, Place] = {}
+        self.seen: set[yaml.Node] = set()
 
     def read(self, root: KeyPath) -> Any:
         text = self.source.text[self.start :]
         if len(text) > _MAX_CHARACTERS:
             message = f"longer than {_MAX_CHARACTERS:,} characters"
             raise _BrokenOffError((), message, self.source, "a recipe holds no data")
-        self.events = yaml.SafeLoader(text)
-        self.events.get_event()  # the stream's start
-        if self.events.check_event(yaml.StreamEndEvent):
-            if root:
-                where = Span(self.source, 0, 0, self.start)
-                raise _BrokenOffError(root, "has no value", where, "write null for none")
-            hint = "it needs at least model.name and data.source"
-            raise _BrokenOffError((), "the recipe is empty", self.source, hint)
-        self.events.get_event()  # the document's start
-        value = self.node(root, None)
-        self.events.get_event()  # the document's end
-        if not self.events.check_event(yaml.StreamEndEvent):
-            where = self.span(self.events.peek_event())
-            raise _BrokenOffError((), "a second document begins here; a recipe is one", where, "remove the line `---`")
-        return value
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+        if node is not None:
+            return self.node(node, root, None)
+        if root:
+            raise _BrokenOffError(root, "has no value", Span(self.source, 0, 0, self.start), "write null for none")
+        hint = "it needs at least model.name and data.source"
+        raise _BrokenOffError((), "the recipe is empty", self.source, hint)
 
-    def span(self, first: yaml.Event, last: yaml.Event | None = None) -> Span:
-        """From the beginning of one event to the end of another, or as much of it as is on the first line."""
-        return self.between(first.start_mark, (last or first).end_mark)
-
-    def between(self, begin: Any, end: Any) -> Span:
-        """The characters between two of PyYAML's marks."""
+    def span(self, begin: Any, end: Any) -> Span:
+        """The characters between two of PyYAML's marks, or as many of them as are on the first line."""
         offset = self.start if begin.line == 0 else 0
         stop = offset + end.column if begin.line == end.line else len(self.source.lines[begin.line])
         return Span(self.source, begin.line, offset + begin.column, stop)
@@ -123,56 +112,44 @@ class _Reader:
     def fault(self, path: KeyPath, message: str, where: Span, hint: str = "") -> None:
         self.faults.append(Fault(path, message, where, hint))
 
-    def node(self, path: KeyPath, key: Span | None) -> Any:
-        """The value that begins with the next event; None in place of one that is refused."""
-        event = self.events.get_event()
-        where = self.span(event)
+    def node(self, node: yaml.Node, path: KeyPath, key: Span | None) -> Any:
+        """What a node means; None in place of what is refused."""
+        where = self.span(node.start_mark, node.end_mark)
         self.places[path] = Place(key or where, where)
         if len(self.places) > _MAX_VALUES:
             raise _BrokenOffError((), f"more than {_MAX_VALUES:,} values", where, "a recipe holds no data")
-        self.refuse_properties(event, path)
-        if isinstance(event, yaml.AliasEvent):
+        if node in self.seen:
+            self.fault(path, "aliases (*name) are not allowed", key or where, "write the value out, or quote a text")
             return None
-        if isinstance(event, yaml.ScalarEvent):
-            return self.scalar(event, path, key or where)
-        if len(path) >= _MAX_DEPTH:
-            message = f"more than {_MAX_DEPTH} levels deep"
-            raise _BrokenOffError((), message, where, "no key of a recipe lies deeper than three")
-        value = self.sequence(path) if isinstance(event, yaml.SequenceStartEvent) else self.mapping(path)
-        end = self.events.get_event()
-        if event.flow_style:
-            self.places[path] = Place(key or where, self.span(event, end))
-        return value
+        self.seen.add(node)
+        self.refuse_tag(node, path)
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, path, key or where)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.node(item, (*path, index), None) for index, item in enumerate(node.value)]
+        return self.mapping(node, path)
 
-    def refuse_properties(self, event: Any, path: KeyPath) -> None:
-        if event.anchor is not None or getattr(event, "tag", None) is not None:
-            message = "anchors (&name), aliases (*name) and tags (!name) are not allowed"
-            self.fault(path, message, self.span(event), "write the value out, or quote a text")
+    def refuse_tag(self, node: yaml.Node, path: KeyPath) -> None:
+        if node.tag not in _TAGS:
+            where = self.span(node.start_mark, node.end_mark)
+            self.fault(path, "tags (!name) are not allowed", where, "remove it, or quote a text")
 
-    def sequence(self, path: KeyPath) -> list[Any]:
-        items: list[Any] = []
-        while not self.events.check_event(yaml.SequenceEndEvent):
-            items.append(self.node((*path, len(items)), None))
-        return items
-
-    def mapping(self, path: KeyPath) -> dict[str, Any]:
+    def mapping(self, node: yaml.Node, path: KeyPath) -> dict[str, Any]:
         items: dict[str, Any] = {}
-        while not self.events.check_event(yaml.MappingEndEvent):
-            event = self.events.get_event()
-            where = self.span(event)
-            if not isinstance(event, yaml.ScalarEvent) or event.value == "":
+        for key_node, value_node in node.value:
+            where = self.span(key_node.start_mark, key_node.end_mark)
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "":
                 hint = "give it one, or quote a text that begins with { or ["
                 raise _BrokenOffError(path, "a key must be a name", where, hint)
-            key = event.value  # as written: a key `on` or `1` is that text
-            self.refuse_properties(event, (*path, key))
+            key = key_node.value  # as written: a key `on` or `1` is that text
+            self.refuse_tag(key_node, (*path, key))
             self.refuse_control((*path, key), key, where)
             earlier = items.get(key)
             if key in items:
-                first = (
-                    "" if self.source.is_override else f": line {self.places[(*path, key)].key.line + 1} has it already"
-                )
+                line = self.places[(*path, key)].key.line + 1
+                first = "" if self.source.is_override else f": line {line} has it already"
                 self.fault((*path, key), f"duplicate key{first}", where, "keep one of the two")
-            value = self.node((*path, key), where)
+            value = self.node(value_node, (*path, key), where)
             # a section that is given twice is checked with the keys of both
             items[key] = {**earlier, **value} if isinstance(earlier, dict) and isinstance(value, dict) else value
         return items
@@ -182,9 +159,9 @@ class _Reader:
             self.fault(path, f"control character {bad[0]!a} in a text", where, "remove it")
         return bad is not None
 
-    def scalar(self, event: yaml.ScalarEvent, path: KeyPath, key: Span) -> Any:
-        text, where = event.value, self.span(event)
-        if event.implicit[0]:  # neither quoted nor tagged
+    def scalar(self, node: yaml.ScalarNode, path: KeyPath, key: Span) -> Any:
+        text, where = node.value, self.places[path].value
+        if node.style is None:  # not quoted
             if text == "":
                 # YAML reads null here: a lora section whose keys are all commented out would turn full fine-tuning on
                 self.fault(path, "has no value", key, "write null, {} for a section's defaults, or leave the key out")
@@ -214,14 +191,15 @@ def _number(text: str) -> int | float | None:
 
 
 def _syntax_fault(error: yaml.MarkedYAMLError, reader: _Reader) -> Fault:
-    problem = error.problem or error.context or "unreadable"
-    context = f" {error.context}" if error.context and error.problem else ""
+    problem = " ".join(part for part in (error.context, error.problem) if part)
     if "'\\t'" in problem:
         hint = "indent with spaces, not tabs"
     elif "mapping values are not allowed" in problem:
         hint = "line the keys of a section up, and quote a text that holds `: `"
+    elif "another document" in problem:
+        hint = "remove the line `---`; a recipe is one document"
     else:
         hint = "quote a text that begins with one of { [ * & ! % @ ` | >"
     mark = error.problem_mark or error.context_mark
-    where = reader.source if mark is None else reader.between(mark, mark)
-    return Fault((), f"not valid YAML: {problem}{context}", where, hint)
+    where = reader.source if mark is None else reader.span(mark, mark)
+    return Fault((), f"not valid YAML: {problem}", where, hint)
