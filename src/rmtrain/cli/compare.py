@@ -115,9 +115,9 @@ def compare(
     if json:
         print(jsonlib.dumps(result, indent=2))
     else:
-        from rmtrain.reporting.comparison import comparison
+        from rmtrain.reporting.tables import comparison_table
 
-        Console(highlight=False).print(comparison(result))
+        Console(highlight=False).print(comparison_table(result))
 
 
 def _side(letter: str, text: str, reading: Reading, display: TerminalDisplay) -> _Side:

@@ -12,7 +12,7 @@ from rmtrain.errors import InputError
 from rmtrain.evaluation.leaderboard import sort_figure
 from rmtrain.metrics.rewardbench import SECTIONS
 from rmtrain.reporting.tables import figure_table, safe_text
-from rmtrain.reporting.text import MISSING, is_figure, markdown, percent, plain
+from rmtrain.reporting.text import MISSING, dash, is_figure, markdown, plain, points
 
 _HEADINGS = ("#", "model", *SECTIONS, "prior sets", "mean of 4", "with prior", "95 % interval")
 _NAMED = 3  # subsets in a note
@@ -27,7 +27,7 @@ def leaderboard_table(board: Mapping[str, Any]) -> Group:
         table.columns[column].header = Text(f"\n{heading}")
     for column, heading in ((5, "Rea-\nsoning"), (7, "mean\nof 4")):
         table.columns[column].header = Text(heading)
-    for beside, cells in _lines(board, lambda value: percent(value).removesuffix(" %")):
+    for beside, cells in _lines(board, lambda value: points(value, 1)):
         table.add_row(*map(safe_text, cells), style="dim" if beside else None)
     notes = (Text(f"{mark} {plain(note)}".strip()) for mark, note in _notes(board))
     return Group(Text(_title(board), style="bold"), "", table, "", *notes)
@@ -71,8 +71,7 @@ def _lines(board: Mapping[str, Any], shown: Callable[[Any], str]) -> Iterator[tu
 def _figures(figures: Mapping[str, Any], sort: str, shown: Callable[[Any], str]) -> list[str]:
     values = [*figures["sections"].values(), *(figures[key] for key in ("prior_sets", "mean_of_sections"))]
     low, high = (figures.get(f"with_prior_{end}" if sort == "with-prior" else end) for end in ("low", "high"))
-    interval = MISSING if low is None or high is None else f"{100 * low:.1f}-{100 * high:.1f}"
-    return [*map(shown, [*values, figures["with_prior_sets"]]), interval]
+    return [*map(shown, [*values, figures["with_prior_sets"]]), dash(low, high, 1)]
 
 
 def _marks(board: Mapping[str, Any]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from rmtrain.reporting.summary import (
     split_lines,
     subsets,
 )
-from rmtrain.reporting.text import count, interval, percent, plain, points
+from rmtrain.reporting.text import MISSING, count, dash, interval, percent, plain, points
 
 _SPLITS_ABREAST = 3
 
@@ -133,7 +133,7 @@ def _era_table(
         (
             era,
             *map(points, [*parts[era], score.get(score_key)]),
-            interval(score.get(low), score.get(high), 2).removesuffix(" %").replace(" to ", "-"),
+            dash(score.get(low), score.get(high)),
             *(points(score.get(key)) for _, key in beside),
         )
         for era, score in scores.items()
@@ -155,6 +155,40 @@ def _term_tables(result: Mapping[str, Any]) -> list[Table]:
         rows = [("", *map(points, terms.values()))]
         tables.append(figure_table("terms of Ties, in %", *headings, rows=rows, stacked=True))
     return tables
+
+
+def comparison_table(result: Mapping[str, Any]) -> Group:
+    """Result of `compare`: a row for all rows, the benchmark's score and sections, and each source; then the verdict.
+
+    Args:
+        result: of `compare`, with the paths of both rows files under `rows`.
+    """
+    headings = ("n", "A", "B", "A−B", "95 % interval", "McNemar p", "would show")
+    score = {"score (mean of sections)": result["score"]} if result["score"] else {}
+    # a source that is a section is told there, and a single one in all rows
+    several = len(result["by_source"]) > 1
+    by_source = {name: part for name, part in result["by_source"].items() if several and name not in result["sections"]}
+    parts = {"all rows": result, **score, **result["sections"], **by_source}
+    rows = [(name, *_comparison_cells(mapping(figures))) for name, figures in parts.items()]
+    table = figure_table("accuracy, in %", *headings, rows=rows, gap=1, stacked=True)
+    sentences = [result["verdict"], *([f"By the score: {result['score']['verdict']}"] if score else [])]
+    unmatched = {"in A alone": "only_a", "in B alone": "only_b", "of one id but not alike": "not_alike"}
+    if left_out := [f"{count(result[key])} {what}" for what, key in unmatched.items() if result[key]]:
+        sentences.append(f"Rows left out: {', '.join(left_out)}.")
+    if several:
+        sentences.append(
+            "The p of each line stands for itself: of twenty lines without a difference, one has p < 0.05."
+        )
+    paths = key_values(dict(zip("AB", result["rows"], strict=True)))
+    return spaced([paths, table, Group(*map(safe_text, sentences))])
+
+
+def _comparison_cells(figures: Mapping[str, Any]) -> list[str]:
+    a, b, least = (points(figures.get(key), 1) for key in ("a", "b", "detectable"))
+    difference, low, high = (points(figures.get(key), 1, "+") for key in ("difference", "low", "high"))
+    between = f"{low} to {high}" if MISSING not in (low, high) else MISSING
+    p = figures.get("mcnemar_p")
+    return [count(figures.get("n")), a, b, difference, between, f"{p:.2g}" if p is not None else MISSING, least]
 
 
 def key_values(values: Mapping[str, Any]) -> Table:

@@ -60,9 +60,14 @@ def percent(fraction: Any, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f} %" if is_figure(fraction) else MISSING
 
 
-def points(fraction: Any) -> str:
-    """A fraction in per cent without the sign, for columns that say it once."""
-    return percent(fraction, 2).removesuffix(" %")
+def points(fraction: Any, digits: int = 2, sign: str = "") -> str:
+    """A fraction in per cent without the sign of it, for columns that say it once."""
+    return f"{100 * fraction:{sign}.{digits}f}" if is_figure(fraction) else MISSING
+
+
+def dash(low: Any, high: Any, digits: int = 2) -> str:
+    """Both ends of an interval of a fraction, for such columns: `70.12-74.40`."""
+    return f"{points(low, digits)}-{points(high, digits)}" if is_figure(low) and is_figure(high) else MISSING
 
 
 def interval(low: Any, high: Any, digits: int = 1) -> str:
