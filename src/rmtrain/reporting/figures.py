@@ -156,13 +156,9 @@ def thin(curve: Curve) -> tuple[Floats, Floats, Floats, Floats]:
     steps, values = np.asarray(curve.steps, dtype=np.float64), np.asarray(curve.values, dtype=np.float64)
     if len(steps) <= POINTS:
         return steps, values, values, values
-    parts = np.array_split(np.arange(len(steps)), POINTS)
-    return (
-        np.array([steps[part].mean() for part in parts]),
-        np.array([values[part].mean() for part in parts]),
-        np.array([values[part].min() for part in parts]),
-        np.array([values[part].max() for part in parts]),
-    )
+    runs = np.array_split(values, POINTS)
+    means = [np.array([run.mean() for run in parts]) for parts in (np.array_split(steps, POINTS), runs)]
+    return means[0], means[1], np.array([run.min() for run in runs]), np.array([run.max() for run in runs])
 
 
 def _style() -> Any:

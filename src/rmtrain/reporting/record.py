@@ -117,16 +117,11 @@ def _read_results(folder: Path, room: str, notes: list[str]) -> dict[str, dict[s
 def _read_metrics(folder: Path, notes: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Log lines of training and of validation."""
     path = folder / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    except OSError as error:
-        notes.append(f"metrics.jsonl can't be read ({type(error).__name__}) and is left out.")
-        lines = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     values = [value for value in map(_parse_line, lines) if value is not None]
     if len(values) < len(lines):
-        notes.append(
-            f"{len(lines) - len(values)} of {len(lines)} lines of metrics.jsonl can't be read and are left out."
-        )
+        unread = len(lines) - len(values)
+        notes.append(f"{unread} of {len(lines)} lines of metrics.jsonl can't be read and are left out.")
     steps = [value for value in values if "eval_accuracy" not in value]
     if not steps:
         notes.append("No training step has been logged (metrics.jsonl), so there are no training curves.")
