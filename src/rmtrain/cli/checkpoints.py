@@ -167,6 +167,7 @@ def _load_policy(chosen: Chosen) -> "Policy":
 def _load_reward_model(chosen: Chosen, needs_rewards: str, options: "BackboneOptions | None") -> "Checkpoint":
     from rmtrain.model.checkpoint import load_checkpoint
     from rmtrain.model.devices import process_state
+    from rmtrain.model.weights import hub_name
 
     reading = chosen.reading
     where, revision = hub_name(chosen.where)
@@ -209,16 +210,10 @@ def _as_read(found: "Checkpoint", chosen: Chosen) -> "Checkpoint":
 
 def weights_of(chosen: Chosen) -> str:
     """Digest of the weights' files of a checkpoint, and of its reference, as results record it; loads nothing."""
-    from rmtrain.model.weights import download, fingerprint_of
+    from rmtrain.model.weights import fingerprint_of, local_folder
 
     names = [name for name in (chosen.where, chosen.reading.reference) if name is not None]
-    return fingerprint_of(*(Path(name) if Path(name).is_dir() else download(*hub_name(name)) for name in names))
-
-
-def hub_name(where: str) -> tuple[str, str | None]:
-    """A hub id and its revision; of a folder, which may have any name, the folder."""
-    name, _, revision = (where, "", "") if Path(where).is_dir() else where.partition("@")
-    return name, revision or None
+    return fingerprint_of(*map(local_folder, names))
 
 
 def trained_recipe(checkpoint: "Checkpoint | Policy") -> "Recipe | None":

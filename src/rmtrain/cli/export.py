@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rmtrain.cli import options
-from rmtrain.cli.checkpoints import choose, hub_name
+from rmtrain.cli.checkpoints import choose
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import InputError, RunFailedError
 
@@ -40,6 +40,7 @@ def export(
     if push is not None:
         _check_login(push)
     from rmtrain.evaluation.export import export as export_model
+    from rmtrain.model.weights import hub_name
     from rmtrain.reporting.card import write_exported_card
 
     def finish(folder: Path, sidecar: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from rmtrain.model.forward import PackedForward
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, load_config, load_module
 from rmtrain.model.saving import ADAPTER
-from rmtrain.model.weights import download, fingerprint_of, fingerprint_read, read_json
+from rmtrain.model.weights import fingerprint_of, fingerprint_read, local_folder, read_json
 
 Reading = Literal["sum", "avg", "norm"]
 
@@ -204,7 +204,7 @@ def load_policy(
         InputError: they turn the same text into different tokens, or have fewer positions than `max_length`.
     """
     names = [where] if reference is None else [where, reference]
-    folders = [Path(name) if Path(name).is_dir() else download(*_hub_name(name)) for name in names]
+    folders = [local_folder(name) for name in names]
     found = [_language_config(folder, name) for folder, name in zip(folders, names, strict=True)]
     renderer = make_renderer(str(folders[0]), prompt)
     if reference is not None:
@@ -237,11 +237,6 @@ def load_policy(
         dtypes,
         prompt,
     )
-
-
-def _hub_name(name: str) -> tuple[str, str | None]:
-    name, _, revision = name.partition("@")
-    return name, revision or None
 
 
 def _language_config(folder: Path, name: str) -> tuple[PretrainedConfig, str, dict[str, Any] | None]:

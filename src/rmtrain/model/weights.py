@@ -92,6 +92,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def hub_name(where: str) -> tuple[str, str | None]:
+    """A hub id and its revision; of a folder, which may have any name, the folder."""
+    name, _, revision = (where, "", "") if Path(where).is_dir() else where.partition("@")
+    return name, revision or None
+
+
+def local_folder(where: str) -> Path:
+    """A folder, or the one into which a hub id, with `@revision` or without, is fetched."""
+    return Path(where) if Path(where).is_dir() else download(*hub_name(where))
+
+
 def download(where: str, revision: str | None, weights: bool = True) -> Path:
     """Fetch a hub repository's config, tokenizer and weights; pickles only where it has no safetensors file."""
     wanted = [*_COMPANIONS, *(["*.safetensors"] if weights else [])]
