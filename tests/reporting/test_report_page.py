@@ -242,6 +242,14 @@ def test_what_is_damaged_is_said(tmp_path: Path, damaged: str, sentence: str) ->
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_log_that_can_not_be_opened_is_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    assert "metrics.jsonl can’t be read (IsADirectoryError)" in Page(read(run)).text.replace("'", "’")
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_rows_of_another_result_are_not_drawn(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     rows = run / "eval" / "test.rows.jsonl"

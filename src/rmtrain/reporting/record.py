@@ -116,8 +116,11 @@ def _read_results(folder: Path, room: str, notes: list[str]) -> dict[str, dict[s
 
 def _read_metrics(folder: Path, notes: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Log lines of training and of validation."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    path, lines = folder / "metrics.jsonl", list[str]()
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        notes.append(f"metrics.jsonl can't be read ({type(error).__name__}) and is left out.")
     values = [value for value in map(_parse_line, lines) if value is not None]
     if len(values) < len(lines):
         unread = len(lines) - len(values)
