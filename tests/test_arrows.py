@@ -25,7 +25,7 @@ LEVELS = {
 LEAVES = {"errors", "files", "runs", "signals", "display", "metrics"}  # usable by anyone
 LEAF_USES = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "signals": set(),
     "display": set(),
     "metrics": set(),
@@ -115,7 +115,7 @@ def test_the_check_sees_arrows_that_turn_back() -> None:
     assert backward("model", "scoring")
     assert backward("training", "evaluation")
     assert backward("metrics", "data")
-    assert backward("files", "errors")
+    assert backward("files", "runs")
     assert not backward("model", "files")
     assert not backward("cli", "recipe")
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and a user's file is read within bounds."""
 
 import hashlib
 import json
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rmtrain.files import sha256_file, sync_folder, write_atomic, write_json
+from rmtrain.errors import DataError, InputError
+from rmtrain.files import read_bytes, read_text, sha256_file, sync_folder, write_atomic, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -109,3 +110,38 @@ def test_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     sync_folder(tmp_path)
     assert synced == [str(tmp_path)]
+
+
+def test_a_text_file_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffä\r\n日本\n".encode())
+    assert read_text(tmp_path / "a.txt") == "ä\r\n日本\n"
+    assert read_bytes(str(tmp_path / "a.txt"))[:3] == b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("/dev/zero", "/dev/zero: can't be read: it is a device or a pipe\n  hint: name a regular file"),
+        ("/dev/full", "/dev/full: can't be read: it is a device or a pipe"),
+        ("fifo", "fifo: can't be read: it is a device or a pipe"),
+        (".", ".: can't be read: it is a folder"),
+        ("gone", "gone: no such file"),
+        ("gone/a", "gone/a: no such file"),
+        ("file/a", "file/a: can't be read: Not a directory"),
+        ("n" * 256, "can't be read: File name too long"),
+        ("a\0b", "can't be read: embedded null byte"),
+        ("\ud800", "can't be read: 'utf-8' codec can't encode"),
+        ("file", "file: the file has more than 1,000 bytes"),
+        ("latin", "latin:2: not UTF-8 text (byte 0xe4 at offset 3)"),
+    ],
+)
+@pytest.mark.usefixtures("inside")
+def test_what_is_no_text_file_is_refused_at_once(tmp_path: Path, name: str, told: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_text("x" * 1001)
+    (tmp_path / "latin").write_bytes(b"ab\n\xe4")
+    with pytest.raises(InputError) as caught:
+        read_text(name, 1000)
+    assert told in str(caught.value)
+    with pytest.raises(DataError):
+        read_text(Path(name), 1000, DataError)

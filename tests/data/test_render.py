@@ -221,8 +221,9 @@ def test_a_recipes_template_replaces_the_tokenizers_own(tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text(BARE)
     for template in (BARE, str(tmp_path / "own.jinja")):
         assert load_tokenizer(str(tmp_path / "tokenizer"), chat_template=template).chat_template == BARE
-    with pytest.raises(InputError, match=r"can't read 'gone\.jinja'"):
-        load_tokenizer(str(tmp_path / "tokenizer"), chat_template="gone.jinja")
+    for path, told in (("gone.jinja", "no such file"), ("/dev/zero", "it is a device"), ("n" * 300, "name too long")):
+        with pytest.raises(InputError, match=f"the chat template {path}: .*{told}"):
+            load_tokenizer(str(tmp_path / "tokenizer"), chat_template=path)
 
 
 def test_of_several_templates_the_default_one_is_taken(tmp_path: Path) -> None:

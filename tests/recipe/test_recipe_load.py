@@ -326,6 +326,7 @@ def test_a_missing_file_lists_the_shipped_recipes(tmp_path: Path) -> None:
         (b"model:\n  name: \xff\n", "r.yaml:2: not UTF-8 text (byte 0xff at offset 15)"),
         ("model: 1".encode("utf-16"), "r.yaml:1: not UTF-8 text"),
         (b"#" * 100_001, "longer than 100,000 characters"),
+        (b"#" * (2 << 20), "r.yaml: the file has more than 1,048,576 bytes"),
     ],
 )
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
@@ -335,7 +336,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes, message:
     assert message in raised.value.message
 
 
-@pytest.mark.parametrize("path", ["", ".", "a\0b"])
+@pytest.mark.parametrize("path", ["", ".", "a\0b", "/dev/zero", "/dev/full", "n" * 256])
 def test_a_path_that_is_no_file_is_refused(path: str) -> None:
     with pytest.raises(RecipeError, match="can't be read"):
         load_recipe(path)

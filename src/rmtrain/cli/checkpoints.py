@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from rmtrain.cli.options import DtypeName, PolicyReading
 from rmtrain.cli.processes import handed_down
 from rmtrain.display import Display
 from rmtrain.errors import CheckpointError, InputError
+from rmtrain.files import read_text
 from rmtrain.runs import MANIFEST, newest_finished
 
 if TYPE_CHECKING:
@@ -117,10 +119,7 @@ def _folder_name(where: str) -> str:
 
 def _text(prompt: str) -> str:
     """The template that a prompt is, or is the path of."""
-    try:
-        return Path(prompt).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return prompt
+    return read_text(prompt) if os.path.isfile(prompt) else prompt
 
 
 def _digest(text: str) -> str:

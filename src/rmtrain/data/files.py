@@ -5,6 +5,7 @@ import difflib
 import gzip
 import hashlib
 import json
+import os
 import re
 import sys
 import zlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmtrain.errors import DataError
+from rmtrain.files import open_regular
 
 Row = dict[str, Any]
 
@@ -45,8 +47,10 @@ def read_file(path: Path) -> FileRows:
     suffix = suffix_of(path.name)
     if suffix is None:
         raise DataError(f"{path}: unknown kind of file", f"data files end in {', '.join(SUFFIXES)}")
+    if not os.path.exists(path):
+        raise DataError(f"{path}: no such file", _nearest(path))
     try:
-        with path.open("rb") as file:
+        with open_regular(path, DataError) as file:
             head = file.read(512)
             file.seek(0)
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
@@ -60,8 +64,6 @@ def read_file(path: Path) -> FileRows:
             read = _read_csv if suffix == ".csv" else _read_jsonl
             numbered = list(read(path))
             rows = FileRows({"train": [row for _, row in numbered]}, [line for line, _ in numbered], False, fingerprint)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file", _nearest(path)) from None
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
     for split, found in rows.splits.items():
@@ -122,7 +124,7 @@ def _check_head(path: Path, suffix: str, head: bytes) -> None:
 
 def _nearest(path: Path) -> str:
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"there is no folder {folder} either"
     names = [entry.name for entry in folder.iterdir() if suffix_of(entry.name)]
     near = difflib.get_close_matches(path.name, names, n=3)

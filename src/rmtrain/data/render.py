@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateError
 
 from rmtrain.data.types import Conversation, Message
 from rmtrain.errors import CheckpointError, DataError, InputError
+from rmtrain.files import read_text
 
 _PROBE = "An answer that no template holds"
 _PROBE_CONVERSATION = (Message("user", "A question"), Message("assistant", _PROBE))
@@ -73,12 +74,11 @@ def _template_text(template: str) -> str:
     if "{" in template:
         return template
     try:
-        return Path(template).read_text(encoding="utf-8")
-    except OSError as error:
+        return read_text(template)
+    except InputError as error:
         raise InputError(
-            f"model.chat_template: can't read {template!r}: {error.strerror}",
-            "give Jinja text, or the path of a .jinja file",
-        ) from error
+            f"the chat template {error.message}", error.hint or "give Jinja text, or the path of a .jinja file"
+        ) from None
 
 
 @dataclass(frozen=True)

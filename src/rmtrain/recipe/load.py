@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmtrain.errors import RecipeError
+from rmtrain.files import read_text
 from rmtrain.recipe import shipped, wording
 from rmtrain.recipe.check import check
 from rmtrain.recipe.document import Document, Place, parse_document
 from rmtrain.recipe.faults import Fault, KeyPath, Source, Span, dotted, printable, recipe_error
 from rmtrain.recipe.schema import Recipe
 
+_MAX_BYTES = 1 << 20  # parse_document has a bound on the characters
 _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
 
 
@@ -37,20 +39,14 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
         RecipeError: the file can't be read, or it or an override is wrong; all faults are in the one message.
     """
     path = Path(path)
-    name = printable(str(path))
     try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise RecipeError(f"{name}: no such recipe file", shipped.missing_hint(path.stem)) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(f"{name}: can't be read: {reason}", "name a recipe's YAML file") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        message = f"{name}:{line}: not UTF-8 text (byte 0x{data[error.start]:02x} at offset {error.start})"
-        raise RecipeError(message, "save the file as UTF-8") from None
+        text = read_text(path, _MAX_BYTES, RecipeError)
+    except RecipeError as error:
+        name = printable(str(path))
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            raise RecipeError(f"{name}: no such recipe file", shipped.missing_hint(path.stem)) from None
+        what = printable(error.message.removeprefix(str(path)))
+        raise RecipeError(f"{name}{what}", error.hint or "name a recipe's YAML file") from None
     return parse_recipe_text(text, str(path), overrides)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtrain.errors import InputError
+from rmtrain.files import read_text
 from rmtrain.recipe.check import with_changes
 from rmtrain.recipe.schema import Recipe
 
@@ -139,9 +140,10 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
         InputError: it can't be read, or asks for what the recipe decides; names every fault.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"distributed.deepspeed_config: {path} can't be read: {error}", "give a JSON file") from error
+        value = json.loads(read_text(path))
+    except (InputError, ValueError, RecursionError) as error:
+        reason = str(getattr(error, "message", error)).removeprefix(f"{path}: ")
+        raise InputError(f"distributed.deepspeed_config: {path} can't be read: {reason}", "give a JSON file") from error
     if not isinstance(value, dict):
         raise InputError(f"distributed.deepspeed_config: {path} is not a JSON object", "give a JSON object")
     if faults := _deepspeed_faults(value):
