@@ -47,6 +47,10 @@ class RunFailedError(RmtrainError):
     """The run started and failed (exit code 1)."""
 
 
+class WriteError(RunFailedError):
+    """A file that the system does not let us write; an older one of that name is untouched."""
+
+
 class NonFiniteError(RunFailedError):
     """A loss or gradient norm that is not finite; training stopped before the optimiser stepped."""
 

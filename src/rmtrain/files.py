@@ -1,17 +1,26 @@
 """Files written whole or not at all, and users' files read within bounds."""
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
+import re
+import resource
 import secrets
+import shutil
+import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rmtrain.errors import InputError
+from rmtrain.errors import InputError, WriteError
 
 TEXT_LIMIT = 64 << 20  # bytes; more than any template, manifest or result needs
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def open_regular(path: Path | str, error: type[InputError] = InputError) -> io.BufferedReader:
@@ -68,22 +77,89 @@ def read_text(path: Path | str, limit: int = TEXT_LIMIT, error: type[InputError]
         raise error(f"{path}:{line}: not UTF-8 text ({what})", "save the file as UTF-8") from None
 
 
+def why_unwritten(error: BaseException, place: Path, needed: int | None = None) -> tuple[str, str] | None:
+    """Why the system did not let a file be written, and how to mend it; None where it is an error of another kind.
+
+    Args:
+        error: of Python, of safetensors, or of torch.save, which does not say why.
+        place: the file or folder, which need not exist.
+        needed: bytes of the file, where they are known.
+    """
+    number = _error_number(error)
+    if number is None:
+        return None
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if number == errno.EFBIG:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        size = f"; it takes {_size(needed)}" if needed is not None else ""
+        return f"files may not be larger than {_size(limit)} here (ulimit -f){size}", "set `ulimit -f unlimited`"
+    if number in _FULL:
+        room = [
+            *([f"{_size(needed)} needed"] if needed is not None else []),
+            f"{_size(shutil.disk_usage(place).free)} free",
+        ]
+        quota = " by its quota" if number == errno.EDQUOT else ""
+        return f"the disk is full{quota}: {', '.join(room)}", "make room on it, or choose another place"
+    return f"{os.strerror(number)}", f"make {place} writable, or choose another place"
+
+
+def _error_number(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    text = str(error)
+    if found := re.search(r"os error (\d+)", text):  # of safetensors
+        return int(found[1])
+    if isinstance(error, RuntimeError) and re.search("unexpected pos|PytorchStreamWriter", text):  # of torch.save
+        limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+        return errno.EFBIG if limited else errno.ENOSPC
+    return None
+
+
+def _size(count: int) -> str:
+    unit = next((unit for unit in (30, 20, 10) if count >= 1 << unit), 0)
+    return f"{count / (1 << unit):,.{1 if unit else 0}f} {({30: 'GiB', 20: 'MiB', 10: 'KiB'}).get(unit, 'bytes')}"
+
+
+@contextlib.contextmanager
+def writing(path: Path, needed: int | None = None, left: str = "") -> Iterator[None]:
+    """Name the file in what the system says while it is written.
+
+    Args:
+        path: what is written.
+        needed: its bytes, where they are known.
+        left: what is said of what is there nevertheless.
+
+    Raises:
+        WriteError: in place of an error of the system.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = why_unwritten(error, path, needed)
+        if why is None:
+            raise
+        raise WriteError(f"{path} can't be written: {why[0]}", "; ".join(filter(None, [why[1], left]))) from error
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file under a temporary name, sync it, and rename it into place.
 
     Raises:
-        OSError: the disk is full or the folder can't be written; an older file is untouched.
+        WriteError: the disk is full or the folder can't be written; an older file is untouched.
     """
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "x", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    content = text.encode()
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # the file's own name may be as long as a name can be
+    with writing(path, len(content)):
+        try:
+            with open(temporary, "xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -113,3 +189,48 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(lock: Path, what: Path, *, remove: bool = False) -> Iterator[None]:
+    """Hold a lock file for this process; the lock goes with the process, however it ends.
+
+    Args:
+        lock: the file.
+        what: it stands for, for the message.
+        remove: take the file away at the end.
+
+    Raises:
+        InputError: another process holds it, or it can't be made.
+    """
+    while True:
+        try:
+            stream = open(lock, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise InputError(
+                f"{what} can't be written: {error.strerror}", f"make {lock.parent} writable, or choose another place"
+            ) from error
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            stream.close()
+            raise InputError(f"{what} is in use by {holder}", "wait for it, or stop it") from None
+        except BaseException:
+            stream.close()
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
+                break
+        stream.close()  # the process that held it has just taken the file away
+    with stream:
+        with writing(lock):
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+            stream.flush()
+        try:
+            yield
+        finally:
+            if remove:
+                lock.unlink(missing_ok=True)

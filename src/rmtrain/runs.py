@@ -1,18 +1,16 @@
 """Run folders: `<parent>/<name>-<YYYYMMDD-HHMMSS>-<4 hex>/`, each with a manifest that says what it is."""
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
-import socket
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.files import sync_folder, write_json
+from rmtrain.files import held, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 _HIDDEN = "."  # before the name of a run folder that is not whole yet
@@ -81,7 +79,15 @@ def list_runs(parent: Path) -> list[tuple[Path, dict[str, Any]]]:
     for folder in parent.glob("[!.]*"):
         with contextlib.suppress(CheckpointError):
             runs.append((folder, read_manifest(folder)))
-    return sorted(runs, key=lambda run: (run[1].get("started", ""), run[0].name))
+    return sorted(runs, key=lambda run: (_instant(run[1].get("started")), run[0].name))
+
+
+def _instant(started: Any) -> float:
+    """Seconds since 1970 of a time as a manifest has it; a time without a zone is this machine's."""
+    try:
+        return datetime.fromisoformat(started).timestamp()
+    except (TypeError, ValueError, OverflowError, OSError):
+        return 0.0
 
 
 def newest_finished(parent: Path) -> Path:
@@ -102,23 +108,10 @@ def offline_wandb(folder: Path) -> list[Path]:
     return [path for path in found if not list(path.glob("*.wandb.synced"))]
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> AbstractContextManager[None]:
     """Hold a run folder for this process; the lock goes with the process, however it ends.
 
     Raises:
         InputError: another process holds it.
     """
-    with open(folder / ".lock", "a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            raise InputError(
-                f"{folder} is in use by {stream.read().strip() or 'another process'}", "wait for it, or stop it"
-            ) from None
-        stream.seek(0)
-        stream.truncate()
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        yield
+    return held(folder / ".lock", folder)

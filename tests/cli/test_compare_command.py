@@ -110,13 +110,13 @@ def test_a_model_is_scored_on_what_the_other_was_scored_on(capsys: Any, scored: 
     evaluate(ckpt="a", data="pairs.jsonl")
     result = answer(capsys, "a", "b")
     assert scored == ["b"]
-    assert result["rows"][0] == f"{lies('a')}/eval/pairs.rows.jsonl"
+    assert result["rows"][0] == f"{lies('a')}/eval/{PAIRS}.rows.jsonl"
     assert result["groups"] == 12
     assert answer(capsys, "b", result["rows"][0])["difference"] == pytest.approx(-result["difference"])
-    assert answer(capsys, f"{lies('a')}/eval/pairs.json", "b")["difference"] == result["difference"]
+    assert answer(capsys, f"{lies('a')}/eval/{PAIRS}.json", "b")["difference"] == result["difference"]
     assert scored == ["b"]
     evaluate(ckpt="b", data="pairs.jsonl")
-    assert answer(capsys, "a", "b")["rows"][1] == f"{lies('b')}/eval/pairs.rows.jsonl"
+    assert answer(capsys, "a", "b")["rows"][1] == f"{lies('b')}/eval/{PAIRS}.rows.jsonl"
 
 
 def test_results_of_another_checkpoint_of_the_same_name_are_not_taken(
@@ -155,7 +155,7 @@ def test_checkpoints_of_one_name_do_not_share_a_folder_of_results(capsys: Any, t
         evaluate(ckpt=f"{parent}/final", data="pairs.jsonl", json=True)
         found.append(json.loads(capsys.readouterr().out))
     assert [result["rows"] for result in found] == [
-        f"{lies('final', tmp_path / parent / 'final')}/eval/pairs.rows.jsonl" for parent in "xy"
+        f"{lies('final', tmp_path / parent / 'final')}/eval/{PAIRS}.rows.jsonl" for parent in "xy"
     ]
     assert [json.loads(Path(r["rows"].replace(".rows.jsonl", ".json")).read_text()) for r in found] == found
     assert rmtrain(["compare", "x/final", "y/final"]) == 0

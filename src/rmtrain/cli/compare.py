@@ -12,7 +12,7 @@ from rich.console import Console
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import OWN, Chosen, Reading, choose, load, tokens_at_once, weights_of
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.evaluate import of_other_source, stem
+from rmtrain.cli.evaluate import data_name, of_other_source
 from rmtrain.errors import CheckpointError, DataError, InputError
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _name(sides: list[_Side], data: str | None, split: str | None, benchmark: st
     """
     from rmtrain.evaluation.compare import result_beside
 
-    asked = benchmark or (stem(data) if data is not None else split)
+    asked = benchmark or (data_name(data, split) if data is not None else split)
     if asked is not None and all(side.rows is not None for side in sides):
         raise InputError("A and B both name rows, and other data is asked for too", "name checkpoints, or leave it out")
     if asked is not None:

@@ -1,6 +1,8 @@
 """`rmtrain eval`: ranking accuracy of a checkpoint on splits or on other data."""
 
+import hashlib
 import json as jsonlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,16 +82,28 @@ def _read(checkpoint: "Checkpoint | Policy", names: list[str], source: str | Non
     if source is not None:
         section = of_other_source(recipe.data, source) if recipe else None
         splits: list[str | None] = [*names] or [None]
-        return {name or stem(source): read_source(source, name, section, evaluation=True) for name in splits}
+        return {data_name(source, name): read_source(source, name, section, evaluation=True) for name in splits}
     if recipe is None:
         raise InputError(f"{checkpoint.where}: no recipe lies beside the weights", "name the data with --data SOURCE")
     wanted = names or list(recipe.evaluation.splits)
-    return dict(load_data(recipe.data, recipe.run.seed, wanted).splits)
+    return {split_name(name): split for name, split in load_data(recipe.data, recipe.run.seed, wanted).splits.items()}
 
 
-def stem(source: str) -> str:
-    """A name for the rows of a SOURCE."""
-    return Path(source.partition("@")[0]).name.split(".")[0].replace(":", "-") or "data"
+def split_name(split: str) -> str:
+    """What the results of a recipe's split are called: its name, or one made of it, which is never a path."""
+    return split if re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,99}", split, re.ASCII) else _named_apart(split, split)
+
+
+def data_name(source: str, split: str | None) -> str:
+    """What the results of a SOURCE are called: its name, and a digest that no split has and no other data."""
+    path = Path(source).expanduser()
+    where = path.resolve() if path.exists() else source
+    return _named_apart(Path(source.partition("@")[0]).name.split(".")[0], f"{where} {split}")
+
+
+def _named_apart(name: str, whole: str) -> str:
+    digest = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{re.sub('[^A-Za-z0-9_-]', '-', name)[:80] or 'data'}@{digest[:8]}"
 
 
 def of_other_source(section: "DataSection", source: str) -> "DataSection":

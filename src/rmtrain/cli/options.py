@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from rmtrain.errors import InputError
+
 Ckpt = Annotated[
     str | None,
     typer.Option("--ckpt", help="Run folder, checkpoint folder or hub id; default: the newest finished run."),
@@ -49,3 +51,17 @@ Tokens = Annotated[
 Processes = Annotated[int | None, typer.Option(help="Processes to start on this machine; default one a GPU, else one.")]
 Runs = Annotated[Path, typer.Option(help="Where run folders lie.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+
+
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Refuse a file that can't be written there, before anything is done for it.
+
+    Raises:
+        InputError: it exists, is no regular file, or has no folder.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a regular file", "choose another --output")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists", "choose another --output")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder", "make it, or choose another --output")

@@ -1,5 +1,6 @@
 """Several processes for one command: started here through torchrun, or joined where a launcher has started them."""
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from rmtrain.errors import InputError, RunFailedError
+from rmtrain.files import held
 from rmtrain.runs import read_manifest, update_manifest
 
 if TYPE_CHECKING:
@@ -106,6 +108,17 @@ def own_arguments(arguments: list[str]) -> list[str]:
     if "LOCAL_RANK" not in os.environ:
         return arguments
     return [argument for argument in arguments if not re.fullmatch(r"--local[-_]rank=\d+", argument)]
+
+
+def alone(output: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep other commands from writing a file or folder while this one does; of its processes, the first holds it.
+
+    Raises:
+        InputError: another command writes it now, or its folder can't be written.
+    """
+    if is_child() or not is_main_process():
+        return contextlib.nullcontext()
+    return held(output.with_name(f".{output.name}.lock"), output, remove=True)
 
 
 def handed_down(name: str, find: Callable[[], str]) -> str:

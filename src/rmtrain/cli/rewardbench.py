@@ -72,7 +72,7 @@ def rewardbench(
     [dim]rmtrain rewardbench --results published.json --results prior.json[/]
     """
     if output is not None:
-        _check_output(output)
+        options.check_output(output)
     reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
     if results:
         idle = {"ckpt": ckpt, **reading._asdict(), "data": data, "split": split, "parity": parity}
@@ -139,13 +139,6 @@ def _republish(files: list[Path], benchmark: str, output: Path | None, as_json: 
     if output is not None:
         write_json(output, flat_of(found))
     _render(found[0] if len(found) == 1 else found, as_json)
-
-
-def _check_output(path: Path) -> None:
-    if path.exists():
-        raise InputError(f"{path} exists", "choose another --output")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder", "make it, or choose another --output")
 
 
 def _score_as_runner(

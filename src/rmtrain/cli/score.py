@@ -2,14 +2,18 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import Reading, choose, load, tokens_at_once
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.errors import InputError
+from rmtrain.errors import RunFailedError
+from rmtrain.files import write_atomic
+
+if TYPE_CHECKING:
+    from rmtrain.evaluation.results import ScoredRow
 
 
 def score(
@@ -33,32 +37,39 @@ def score(
 
     [dim]rmtrain score answers.jsonl --output scored.jsonl[/]
     """
-    if output.exists() and not overwrite:
-        raise InputError(f"{output} exists", "choose another --output, or add --overwrite")
-    if not output.parent.is_dir():
-        raise InputError(f"{output.parent}: no such folder", "make it, or choose another --output")
+    options.check_output(output, overwrite)
     from rmtrain.data.load import read_source
-    from rmtrain.data.sources import read_rows
-    from rmtrain.files import write_atomic
+    from rmtrain.data.sources import has_changed, read_rows
 
-    rows_file = output.with_name(f".{output.name}.rows")
-    with TerminalDisplay() as display:
+    with TerminalDisplay() as display, processes.alone(output):
         chosen = choose(ckpt, runs, display, Reading(prompt, label, reference, reference_free, max_length, dtype))
-        split = read_source(str(input_file), None, evaluation=False)
+        source = read_rows(str(input_file))
+        split = read_source(source, None, evaluation=False)
         processes.spread(num_processes)
-        from rmtrain.evaluation.splits import score_rows  # imports torch, which is not needed to refuse an input
+        from rmtrain.evaluation.splits import (
+            remove_partials,
+            score_rows,
+        )  # imports torch: not needed to refuse an input
 
         checkpoint = load(chosen, display, needs_rewards="score")
         budget = tokens_at_once(checkpoint, tokens_per_batch)
-        scored = score_rows(checkpoint, input_file.name, split.groups, budget, rows_file, display)
-    if not processes.is_main_process():
-        return
-    originals = read_rows(str(input_file), None).rows
-    lines = [
-        jsonlib.dumps({**originals[index], "rewards": list(row.rewards)}, ensure_ascii=False)
-        for index, row in zip(split.rows, scored, strict=True)
-    ]
-    write_atomic(output, "".join(line + "\n" for line in lines))
-    rows_file.unlink()
+        changed = False
+
+        def write(path: Path, scored: "list[ScoredRow]") -> None:
+            nonlocal changed
+            changed = has_changed(source)
+            rows = zip(split.rows, scored, strict=True)
+            lines = [{**source.rows[index], "rewards": list(row.rewards)} for index, row in rows]
+            write_atomic(path, "".join(jsonlib.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+        scored = score_rows(checkpoint, input_file.name, split.groups, budget, output, display, write)
+        if not processes.is_main_process():
+            return
+        remove_partials(output)  # of other rows, that an interrupted command left
     truncated = sum(row.truncated for row in scored)
-    display.note(f"{len(lines)} rows scored, {truncated} truncated to {checkpoint.max_length} tokens: {output}")
+    display.note(f"{len(scored)} rows scored, {truncated} truncated to {checkpoint.max_length} tokens: {output}")
+    if changed:
+        raise RunFailedError(
+            f"{input_file} has changed since it was read: {output} holds the rows as they were, with their rewards",
+            "score the file again if the new rows are wanted",
+        )

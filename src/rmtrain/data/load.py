@@ -92,8 +92,12 @@ def load_data(data: DataSection, seed: int, splits: Sequence[str] | None = None)
     return PreparedData(result, leaks, notes)
 
 
-def read_source(source: str, split: str | None, data: DataSection | None = None, *, evaluation: bool) -> SplitData:
+def read_source(
+    source: str | SourceRows, split: str | None, data: DataSection | None = None, *, evaluation: bool
+) -> SplitData:
     """Read one split of any SOURCE (None: the only one), with the schema, columns and preferences of `data`.
+
+    Rows that were read already are taken as they are.
 
     With `evaluation`, rows that can't be scored as a preference are dropped and counted, as `load_data` does. Without,
     for scoring, every row becomes a group, with all its completions and whatever preferences it has.
@@ -101,8 +105,8 @@ def read_source(source: str, split: str | None, data: DataSection | None = None,
     Raises:
         DataError: as `load_data`; for scoring, also the first row that can't be read.
     """
-    data = data or DataSection(source=source)
-    found = read_rows(source, split, demo_groups=_by_name(data.demo_groups))
+    data = data or DataSection(source=source if isinstance(source, str) else source.description)
+    found = read_rows(source, split, demo_groups=_by_name(data.demo_groups)) if isinstance(source, str) else source
     parsed = parse_split(found, data, found.split, empty_is_fault=evaluation)
     if parsed.faults and not evaluation:
         index, cause = parsed.faults[0]

@@ -11,6 +11,7 @@ from rmtrain.data import demo
 from rmtrain.data.files import SUFFIXES, read_file, suffix_of
 from rmtrain.data.hub import load_hub, resolve_commit, rows_of
 from rmtrain.errors import DataError
+from rmtrain.files import sha256_file
 from rmtrain.recipe.schema import DataSection
 
 _DEMO_SEED = 0  # fixed, so that runs with different seeds are scored on the same demo rows
@@ -41,6 +42,7 @@ class SourceRows(NamedTuple):
     description: str
     splits: tuple[str, ...]  # all that the source has
     lines: Sequence[int] | None = None  # the line that each row begins on
+    path: Path | None = None  # of a file
 
     def where(self, index: int) -> str:
         """The place of a row, for messages."""
@@ -114,8 +116,18 @@ def read_rows(
         description = f"{source.name} ({name})" if file.named else source.name
         if not file.named and split is None:
             name = path.name[: -len(suffix_of(path.name) or "")]
-        return SourceRows(rows, name, file.fingerprint, None, description, tuple(file.splits), file.lines)
+        return SourceRows(rows, name, file.fingerprint, None, description, tuple(file.splits), file.lines, path)
     return _demo_rows(split, demo_groups)
+
+
+def has_changed(rows: SourceRows) -> bool:
+    """Whether the file that rows were read from holds something else by now, or is gone; never of other sources."""
+    if rows.path is None:
+        return False
+    try:
+        return sha256_file(rows.path) != rows.fingerprint
+    except OSError:
+        return True
 
 
 def _demo_rows(split: str | None, demo_groups: Mapping[str, int] | None) -> SourceRows:

@@ -1,7 +1,8 @@
 """A checkpoint on a split: rows, figures, and the files that keep them."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,9 @@ from rmtrain.data.tokenize import OverLength, TokenizedSplit
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.evaluation.results import ScoredRow, scored_row, summarise, write_rows
-from rmtrain.files import write_json
+from rmtrain.files import write_json, writing
 from rmtrain.model.checkpoint import Checkpoint
-from rmtrain.model.devices import process_state
+from rmtrain.model.devices import process_state, require_agreement
 from rmtrain.model.policy import Policy
 from rmtrain.model.published.pair_rm import PairRenderer
 from rmtrain.scoring.policy import score_policy
@@ -28,6 +29,7 @@ def score_rows(
     tokens_per_batch: int,
     path: Path,
     display: Display,
+    write: Callable[[Path, list[ScoredRow]], None] = write_rows,
 ) -> list[ScoredRow]:
     """Score groups and write their rows file, whole; an interrupted scoring goes on where it stopped.
 
@@ -38,41 +40,77 @@ def score_rows(
         tokens_per_batch: most tokens through the backbone at once.
         path: of the rows file.
         display: of the main process.
+        write: writes that file, on the main process.
 
     Returns:
         The rows, on every process.
+
+    Raises:
+        RunFailedError: the processes have read different rows or weights; or as `score_groups`.
+        WriteError: the file can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     def progress(done: int, total: int) -> None:
         display.progress(f"score {name}", done, total)
 
     def partial_of(tokens: str) -> Path:
         # the name says what is being scored with what, so that nothing else is taken up again
+        require_agreement(f"{tokens} {checkpoint.fingerprint}", f"rows or weights for {name}")
         return path.with_name(f".{path.name}-{tokens[:16]}-{checkpoint.fingerprint[:16]}.partial")
 
     if isinstance(checkpoint.renderer, PairRenderer):
         partial = partial_of(hashlib.sha256(repr(groups).encode("utf-8", "surrogatepass")).hexdigest())
-        rows = _compared_rows(cast(Checkpoint, checkpoint), groups, tokens_per_batch, partial, progress, display)
+        with _kept(partial, display):
+            rows = _compared_rows(cast(Checkpoint, checkpoint), groups, tokens_per_batch, partial, progress, display)
     else:
         tokens, rule = tokenize_for(checkpoint, name, groups, display)
         tokenized, partial = tokens.groups(), partial_of(tokens.fingerprint)
         how = (tokens_per_batch, partial, progress, display.note)
-        if isinstance(checkpoint, Policy):
-            marked = mark_responses(groups, tokenized, checkpoint.renderer, checkpoint.max_length, rule)
-            rewards = score_policy(checkpoint, marked, *how)
-        else:
-            rewards = score_groups(checkpoint.model, tokenized, checkpoint.renderer.pad_id, *how)
+        with _kept(partial, display):
+            if isinstance(checkpoint, Policy):
+                marked = mark_responses(groups, tokenized, checkpoint.renderer, checkpoint.max_length, rule)
+                rewards = score_policy(checkpoint, marked, *how)
+            else:
+                rewards = score_groups(checkpoint.model, tokenized, checkpoint.renderer.pad_id, *how)
         rows = [
             scored_row(group, values, [len(suffix) for suffix in split.suffixes], split.truncated)
             for group, values, split in zip(groups, rewards, tokenized, strict=True)
         ]
     if process_state().is_main_process:
-        write_rows(path, rows)
-        for left in path.parent.iterdir():
-            if left.name.startswith(partial.name):
-                left.unlink()
+        with _kept(partial, display):
+            write(path, rows)
+        for left in _partials(partial):
+            left.unlink()
     return rows
+
+
+def _partials(partial: Path) -> list[Path]:
+    """The files to which finished batches were written: a policy and its reference have one each."""
+    return [left for left in partial.parent.iterdir() if left.name.startswith(partial.name)]
+
+
+def remove_partials(path: Path) -> None:
+    """Take away what interrupted scorings left beside a rows file, of whatever rows and weights they were."""
+    for left in path.parent.iterdir():
+        if left.name.startswith(f".{path.name}-") and left.name.endswith(".partial"):
+            left.unlink()
+
+
+@contextlib.contextmanager
+def _kept(partial: Path, display: Display) -> Iterator[None]:
+    """Say, where scoring ends early, which files it goes on from; empty ones are removed."""
+    try:
+        yield
+    except BaseException:
+        if process_state().is_main_process:
+            for left in _partials(partial):
+                if left.stat().st_size:
+                    display.note(f"what is scored so far is in {left}; the same command goes on from it")
+                else:
+                    left.unlink()
+        raise
 
 
 def _compared_rows(

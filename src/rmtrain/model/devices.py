@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from rmtrain.errors import RunFailedError
 
 DEFAULT_TIMEOUT_MINUTES = 30.0
 _GONE = re.compile("closed by peer|reset by peer|remote process|broken pipe", re.IGNORECASE)  # of gloo and NCCL
@@ -26,6 +29,22 @@ def process_state(timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> PartialSt
         if not torch.cuda.is_available():
             arguments["backend"] = "gloo"
     return PartialState(**arguments)
+
+
+def require_agreement(value: str, what: str) -> None:
+    """Raise on all processes where they don't have the same value.
+
+    Args:
+        value: of this process, such as a fingerprint of what it read.
+        what: it is the fingerprint of.
+
+    Raises:
+        RunFailedError: another process has another value.
+    """
+    if len(set(gather_object([value]))) > 1:
+        raise RunFailedError(
+            f"the processes have read different {what}", "a file has changed while it was read: run the command again"
+        )
 
 
 def lost_another(error: BaseException) -> bool:

@@ -26,6 +26,7 @@ from transformers import LlamaTokenizer
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.data.types import Conversation, PreferenceGroup
+from rmtrain.files import writing
 from rmtrain.model.checkpoint import Checkpoint
 from rmtrain.model.devices import process_state
 from rmtrain.model.forward import HEAD
@@ -205,7 +206,7 @@ class OfficialScorer:
             new = dict(gather_object([(index, by_row)]))
             found.update(new)
             if path is not None and state.is_main_process:
-                with open(path, "a", encoding="utf-8") as stream:
+                with writing(path), open(path, "a", encoding="utf-8") as stream:
                     stream.writelines(json.dumps([place, rows]) + "\n" for place, rows in sorted(new.items()))
             progress(len(found), len(batches))
         return [

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object, send_to_devic
 
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import RunFailedError
+from rmtrain.files import writing
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens, plan_batches
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import RewardModel
@@ -76,8 +77,10 @@ def score_groups(
     model.module.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(model.module.train, was_training)
-        writes = partial is not None and state.is_main_process
-        stream = stack.enter_context(open(partial, "a", encoding="utf-8")) if writes else None  # type: ignore[arg-type]
+        stream = None
+        if partial is not None and state.is_main_process:
+            stack.enter_context(writing(partial))
+            stream = stack.enter_context(open(partial, "a", encoding="utf-8"))
         for start in range(0, len(batches), state.num_processes):
             # a process without a batch of its own repeats the last one: sharded weights are gathered by all together
             index = min(start + state.process_index, len(batches) - 1)
