@@ -1,5 +1,6 @@
 """Run folders: names, manifests, locks, and which one is the newest."""
 
+import fcntl
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rmtrain import runs
-from rmtrain.errors import CheckpointError, InputError
+from rmtrain.errors import CheckpointError, InputError, WriteError
 from rmtrain.runs import create_run, list_runs, locked, newest_finished, read_manifest, reveal, update_manifest
 
 
@@ -84,7 +85,7 @@ def test_a_manifest_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match="the disk is full"):
         update_manifest(folder, state="finished")
     assert read_manifest(folder)["state"] == "running"
 
@@ -175,7 +176,7 @@ def test_a_file_system_without_locks_is_not_taken_for_another_process(
     def fail(*args: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(runs.fcntl, "flock", fail)
+    monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(OSError, match="No locks available"), locked(tmp_path):
         pass
 
@@ -183,3 +184,18 @@ def test_a_file_system_without_locks_is_not_taken_for_another_process(
 def test_a_manifest_is_json(tmp_path: Path) -> None:
     folder = make(tmp_path, "a", state="running", totals={"loss": 0.5})
     assert json.loads((folder / "manifest.json").read_text())["totals"] == {"loss": 0.5}
+
+
+def test_the_newest_run_is_found_by_instants(tmp_path: Path) -> None:
+    times = {  # in the order in which they were started: an autumn clock change, then a machine elsewhere
+        "b": "2026-10-25T02:50:00+02:00",
+        "c": "2026-10-25T02:10:00+01:00",
+        "a": "2026-10-24T20:30:00-05:00",
+        "d": "2026-10-25T10:31:00+09:00",
+    }
+    for name, started in times.items():
+        make(tmp_path, name, state="finished", started=started)
+    make(tmp_path, "without", state="finished")
+    make(tmp_path, "damaged", state="finished", started=[9])
+    assert [path.name for path, _ in list_runs(tmp_path)] == ["damaged", "without", *times]
+    assert newest_finished(tmp_path).name == "d"

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import rmtrain.cli.compare as module
 from rmtrain.cli.app import run as rmtrain
-from rmtrain.cli.evaluate import evaluate
+from rmtrain.cli.evaluate import data_name, evaluate
 from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.data.render import Renderer
 from rmtrain.errors import DataError
@@ -53,6 +53,11 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     whole = module._score
     monkeypatch.setattr(module, "_score", lambda chosen, *rest: seen.append(chosen.where) or whole(chosen, *rest))
     return seen
+
+
+def pairs() -> str:
+    """What results of pairs.jsonl are called."""
+    return data_name("pairs.jsonl", None)
 
 
 def lies(name: str, folder: Path | None = None) -> str:
@@ -110,13 +115,13 @@ def test_a_model_is_scored_on_what_the_other_was_scored_on(capsys: Any, scored: 
     evaluate(ckpt="a", data="pairs.jsonl")
     result = answer(capsys, "a", "b")
     assert scored == ["b"]
-    assert result["rows"][0] == f"{lies('a')}/eval/{PAIRS}.rows.jsonl"
+    assert result["rows"][0] == f"{lies('a')}/eval/{pairs()}.rows.jsonl"
     assert result["groups"] == 12
     assert answer(capsys, "b", result["rows"][0])["difference"] == pytest.approx(-result["difference"])
-    assert answer(capsys, f"{lies('a')}/eval/{PAIRS}.json", "b")["difference"] == result["difference"]
+    assert answer(capsys, f"{lies('a')}/eval/{pairs()}.json", "b")["difference"] == result["difference"]
     assert scored == ["b"]
     evaluate(ckpt="b", data="pairs.jsonl")
-    assert answer(capsys, "a", "b")["rows"][1] == f"{lies('b')}/eval/{PAIRS}.rows.jsonl"
+    assert answer(capsys, "a", "b")["rows"][1] == f"{lies('b')}/eval/{pairs()}.rows.jsonl"
 
 
 def test_results_of_another_checkpoint_of_the_same_name_are_not_taken(
@@ -155,7 +160,7 @@ def test_checkpoints_of_one_name_do_not_share_a_folder_of_results(capsys: Any, t
         evaluate(ckpt=f"{parent}/final", data="pairs.jsonl", json=True)
         found.append(json.loads(capsys.readouterr().out))
     assert [result["rows"] for result in found] == [
-        f"{lies('final', tmp_path / parent / 'final')}/eval/{PAIRS}.rows.jsonl" for parent in "xy"
+        f"{lies('final', tmp_path / parent / 'final')}/eval/{pairs()}.rows.jsonl" for parent in "xy"
     ]
     assert [json.loads(Path(r["rows"].replace(".rows.jsonl", ".json")).read_text()) for r in found] == found
     assert rmtrain(["compare", "x/final", "y/final"]) == 0

@@ -2,6 +2,7 @@
 
 import hashlib
 import json as jsonlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,8 +97,8 @@ def split_name(split: str) -> str:
 
 def data_name(source: str, split: str | None) -> str:
     """What the results of a SOURCE are called: its name, and a digest that no split has and no other data."""
-    path = Path(source).expanduser()
-    where = path.resolve() if path.exists() else source
+    path = os.path.realpath(os.path.expanduser(source))
+    where = path if os.path.exists(path) else source
     return _named_apart(Path(source.partition("@")[0]).name.split(".")[0], f"{where} {split}")
 
 

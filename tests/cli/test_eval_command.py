@@ -1,0 +1,62 @@
+"""`rmtrain eval` in this process: what its results are called, and that nothing else is written over."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_pairs
+
+from rmtrain.cli.app import run as rmtrain
+from rmtrain.cli.evaluate import data_name, split_name
+from rmtrain.files import write_json
+
+pytestmark = pytest.mark.usefixtures("inside")
+
+
+@pytest.fixture
+def run(models: Path, tmp_path: Path) -> Path:
+    """A finished run with a result of its own test split."""
+    folder = tmp_path / "runs" / "r"
+    shutil.copytree(models / "rm", folder / "final")
+    write_json(folder / "manifest.json", {"state": "finished"})
+    (folder / "eval").mkdir()
+    write_json(folder / "eval" / "test.json", {"accuracy": 0.75})
+    return folder
+
+
+def evaluate(capsys: Any, *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert rmtrain(["eval", "--ckpt", "runs/r", "--json", *arguments]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_other_data_never_takes_the_place_of_a_split(run: Path, capsys: Any) -> None:
+    Path("other").mkdir()
+    rows = []
+    for seed, path in enumerate(["test.jsonl", "other/test.jsonl", "test@x.jsonl"]):
+        write_pairs(Path(path), 4, seed)
+        result = evaluate(capsys, "--data", path)
+        rows.append(result["rows"])
+        assert result["split"].startswith("test@")
+        assert evaluate(capsys, "--data", path) == result
+    assert len(set(rows)) == 3
+    assert json.loads((run / "eval" / "test.json").read_text()) == {"accuracy": 0.75}
+
+
+@pytest.mark.parametrize("split", ["../../../x", "/x", ".", "test", "a/b", "x" * 300, "\u65e5" * 90])
+def test_a_results_name_is_no_path(run: Path, tmp_path: Path, capsys: Any, split: str) -> None:
+    write_pairs(tmp_path / "rows.jsonl", 3)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    (tmp_path / "rows.json").write_text(json.dumps({split: rows, "else": rows}))
+    before = {path for path in tmp_path.rglob("*") if path.parent != run / "eval"}
+    result = evaluate(capsys, "--data", "rows.json", "--split", split)
+    assert Path(result["rows"]).parent == run / "eval" or Path(result["rows"]).resolve().parent == run / "eval"
+    assert {path for path in tmp_path.rglob("*") if path.parent != run / "eval"} == before
+    assert json.loads((run / "eval" / "test.json").read_text()) == {"accuracy": 0.75}
+    for name in (split_name(split), data_name(split, split)):
+        assert name == Path(name).name
+        assert len(name.encode()) < 110
+    assert (split_name(split) == split) is (split == "test")
