@@ -50,16 +50,6 @@ def test_what_people_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "peft" not in card.split("## How it was made")[0]
 
 
-def test_a_recipe_of_another_version_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sidecar = json.loads((folder / "rmtrain.json").read_text())
-    sidecar["recipe"]["model"]["engine"] = "new"
-    (folder / "rmtrain.json").write_text(json.dumps(sidecar))
-    assert run(["eval", "--ckpt", str(folder), "--data", "demo"]) == 2
-    said = capsys.readouterr().err
-    assert "the recipe in its rmtrain.json does not fit this version of rmtrain" in said
-    assert "(model.name, model.engine, data.source)" in said
-
-
 def test_json_is_one_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["export", "--ckpt", str(folder), "--output", "plain", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

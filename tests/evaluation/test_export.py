@@ -178,8 +178,8 @@ def test_a_model_that_ranks_differently_is_never_written(
     else:
         write_model = module_under_test.write_model
 
-        def torn(module: Any, renderer: Renderer, sidecar: dict[str, Any], folder: Path, dtype: str) -> None:
-            write_model(module, renderer, sidecar, folder, dtype)
+        def torn(module: Any, renderer: Renderer, scoring: Any, record: dict[str, Any], folder: Path) -> None:
+            write_model(module, renderer, scoring, record, folder)
             tensors = load_file(folder / "model.safetensors")
             tensors["model.layers.0.mlp.up_proj.weight"][0] += 0.01
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -161,7 +161,7 @@ def test_a_checkpoint_comes_back_as_it_was_trained(saved: Saved) -> None:
     checkpoint = load_checkpoint(str(saved.folder))
     same(checkpoint, saved)
     assert (checkpoint.max_length, checkpoint.model.packing) == (64, "shared_prompt")
-    assert checkpoint.sidecar["contract"] == saved.renderer.contract()
+    assert checkpoint.scoring.contract == saved.renderer.contract()
     assert not checkpoint.model.module.training
     assert load_checkpoint(str(saved.folder)).fingerprint == checkpoint.fingerprint
 
@@ -199,7 +199,7 @@ def test_a_whole_model_is_not_quantised_because_its_adapters_base_was(copy: Save
     if copy.lora:
         pytest.skip("an adapter runs on the base that it was trained on")
     content = json.loads(copy.contract.read_text())
-    content["recipe"]["model"]["quantization"] = "nf4"
+    content["scoring"]["quantization"] = "nf4"
     copy.contract.write_text(json.dumps(content))
     same(load_checkpoint(str(copy.folder)), copy)
 

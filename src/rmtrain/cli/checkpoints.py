@@ -1,12 +1,11 @@
 """Which checkpoint a command works on, how it is read, and the recipe it was trained from."""
 
 import hashlib
-import json
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.options import DtypeName, PolicyReading
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from rmtrain.model.checkpoint import Checkpoint
     from rmtrain.model.policy import Policy
     from rmtrain.model.reward_model import BackboneOptions
-    from rmtrain.recipe.schema import Recipe
+    from rmtrain.recipe.recorded import Recorded
 
 
 class Reading(NamedTuple):
@@ -215,32 +214,18 @@ def weights_of(chosen: Chosen) -> str:
     return fingerprint_of(*map(local_folder, names))
 
 
-def trained_recipe(checkpoint: "Checkpoint | Policy") -> "Recipe | None":
-    """The recipe in a checkpoint's rmtrain.json, if it has one.
+def recorded_recipe(checkpoint: "Checkpoint | Policy", display: Display) -> "Recorded | None":
+    """The recipe beside a checkpoint's weights as far as evaluation needs it, if there is one.
 
     Raises:
-        CheckpointError: it is no recipe of this version of rmtrain.
+        CheckpointError: its data section can't be read.
     """
-    from pydantic import ValidationError
+    from rmtrain.recipe.recorded import read_recorded
 
-    from rmtrain.recipe.schema import Recipe
-
-    values: dict[str, Any] | None = checkpoint.sidecar.get("recipe")
-    try:
-        return Recipe.model_validate_json(json.dumps(values)) if values else None
-    except ValidationError as error:
-        keys = ", ".join(".".join(map(str, found["loc"])) for found in error.errors()[:5])
-        raise CheckpointError(
-            f"{checkpoint.where}: the recipe in its rmtrain.json does not fit this version of rmtrain ({keys})",
-            "score it with the version that trained it",
-        ) from error
-
-
-def tokens_at_once(checkpoint: "Checkpoint | Policy", asked: int | None) -> int:
-    """Most tokens through the backbone at once when scoring: those asked for, its recipe's, or the schema's default."""
-    if asked is not None:
-        return asked
-    from rmtrain.recipe.schema import EvaluationSection
-
-    recipe = trained_recipe(checkpoint)
-    return (recipe.evaluation if recipe else EvaluationSection()).tokens_per_batch
+    values = checkpoint.sidecar.get("recipe")
+    if not values:
+        return None
+    recorded = read_recorded(values, f"{checkpoint.where}/rmtrain.json")
+    if recorded.unknown:
+        display.note(f"left out of the checkpoint's recipe, unknown to this version: {', '.join(recorded.unknown)}")
+    return recorded

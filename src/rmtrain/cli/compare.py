@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import OWN, Chosen, Reading, choose, load, tokens_at_once, weights_of
+from rmtrain.cli.checkpoints import OWN, Chosen, Reading, choose, load, weights_of
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.evaluate import data_name, of_other_source
 from rmtrain.errors import CheckpointError, DataError, InputError
@@ -220,7 +220,7 @@ def _scored_on(rows: Path, name: str, display: TerminalDisplay) -> _Wanted:
     """The data that rows were scored on; of a run, as its recipe reads it."""
     from rmtrain.data.load import load_data, recipe_splits
     from rmtrain.evaluation.compare import result_beside
-    from rmtrain.recipe.load import load_recipe
+    from rmtrain.recipe.recorded import read_recorded_file
 
     result, section = result_beside(rows), None
     if not result.get("data"):
@@ -229,10 +229,10 @@ def _scored_on(rows: Path, name: str, display: TerminalDisplay) -> _Wanted:
     assert where is not None
     data, split = where.groups()
     if (path := rows.parent.parent / "recipe.yaml").exists():
-        recipe = load_recipe(path).recipe
-        section = of_other_source(recipe.data, data)
-        if name in recipe_splits(recipe.data):
-            own = load_data(recipe.data, recipe.run.seed, [name]).splits[name]
+        recorded = read_recorded_file(path)
+        section = of_other_source(recorded.data, data)
+        if name in recipe_splits(recorded.data):
+            own = load_data(recorded.data, recorded.seed, [name]).splits[name]
             if own.fingerprint == result["data"]["fingerprint"]:
                 return _Wanted(name, own.groups, result["data"], None)
     return _read(name, data, split, result.get("benchmark"), section, display)
@@ -285,7 +285,7 @@ def _score(chosen: Chosen, wanted: _Wanted, path: Path, budget: int | None, disp
     by_rewards = wanted.benchmark is not None and BENCHMARKS[wanted.benchmark].needs_rewards
     display.note(f"scoring {chosen.where} on {wanted.name}")
     checkpoint = load(chosen, display, str(wanted.benchmark) if by_rewards else "")
-    score_rows(checkpoint, wanted.name, wanted.groups, tokens_at_once(checkpoint, budget), path, display)
+    score_rows(checkpoint, wanted.name, wanted.groups, budget or checkpoint.scoring.tokens_per_batch, path, display)
     what = {"benchmark": wanted.benchmark} if wanted.benchmark is not None else {"split": wanted.name}
     result = {"ckpt": checkpoint.where, **what, **reading_of(checkpoint), "data": wanted.source, "rows": str(path)}
     if processes.is_main_process():

@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, tokens_at_once, trained_recipe
+from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, recorded_recipe
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.errors import InputError
+from rmtrain.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from rmtrain.data.load import SplitData
@@ -54,8 +54,8 @@ def evaluate(
         chosen = choose(ckpt, runs, display, Reading(prompt, label, reference, reference_free, max_length, dtype))
         processes.spread(num_processes)
         checkpoint = load(chosen, display)
-        splits = _read(checkpoint, split or [], data)
-        budget = tokens_at_once(checkpoint, tokens_per_batch)
+        splits = _read(checkpoint, split or [], data, display)
+        budget = tokens_per_batch or checkpoint.scoring.tokens_per_batch
         results = _score(checkpoint, chosen, splits, budget, display)
     if not processes.is_main_process():
         return
@@ -75,19 +75,31 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _read(checkpoint: "Checkpoint | Policy", names: list[str], source: str | None) -> dict[str, "SplitData"]:
+def _read(
+    checkpoint: "Checkpoint | Policy", names: list[str], source: str | None, display: TerminalDisplay
+) -> dict[str, "SplitData"]:
     """The splits asked for: of --data, or of the checkpoint's own recipe."""
     from rmtrain.data.load import load_data, read_source
 
-    recipe = trained_recipe(checkpoint)
     if source is not None:
-        section = of_other_source(recipe.data, source) if recipe else None
+        section = _own_way(checkpoint, source, display)
         splits: list[str | None] = [*names] or [None]
         return {data_name(source, name): read_source(source, name, section, evaluation=True) for name in splits}
-    if recipe is None:
+    recorded = recorded_recipe(checkpoint, display)
+    if recorded is None:
         raise InputError(f"{checkpoint.where}: no recipe lies beside the weights", "name the data with --data SOURCE")
-    wanted = names or list(recipe.evaluation.splits)
-    return {split_name(name): split for name, split in load_data(recipe.data, recipe.run.seed, wanted).splits.items()}
+    found = load_data(recorded.data, recorded.seed, names or recorded.splits).splits
+    return {split_name(name): split for name, split in found.items()}
+
+
+def _own_way(checkpoint: "Checkpoint | Policy", source: str, display: TerminalDisplay) -> "DataSection | None":
+    """A checkpoint's way of reading rows, for a source; None, said where its recipe can't be read, is the default."""
+    try:
+        recorded = recorded_recipe(checkpoint, display)
+    except CheckpointError as error:
+        display.note(f"rows are read as without a recipe: {error.message}")
+        return None
+    return of_other_source(recorded.data, source) if recorded else None
 
 
 def split_name(split: str) -> str:

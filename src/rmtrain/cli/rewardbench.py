@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, tokens_at_once
+from rmtrain.cli.checkpoints import Chosen, Reading, choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.display import Silent
 from rmtrain.errors import InputError
@@ -101,7 +101,7 @@ def rewardbench(
         partial = folder / f".{benchmark}.parity"
         runner = _score_as_runner(chosen, parity, (groups, prior), partial, display) if parity else None
         checkpoint = load(chosen, display, benchmark if definition.needs_rewards else "")
-        budget = tokens_at_once(checkpoint, tokens_per_batch)
+        budget = tokens_per_batch or checkpoint.scoring.tokens_per_batch
         path = folder / f"{benchmark}.rows.jsonl"
         rows = score_rows(checkpoint, benchmark, groups, budget, path, display)
         prior_path = folder / f"{benchmark}-prior.rows.jsonl"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import Reading, choose, load, tokens_at_once
+from rmtrain.cli.checkpoints import Reading, choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import RunFailedError
 from rmtrain.files import write_atomic
@@ -52,7 +52,7 @@ def score(
         )  # imports torch: not needed to refuse an input
 
         checkpoint = load(chosen, display, needs_rewards="score")
-        budget = tokens_at_once(checkpoint, tokens_per_batch)
+        budget = tokens_per_batch or checkpoint.scoring.tokens_per_batch
         changed = False
 
         def write(path: Path, scored: "list[ScoredRow]") -> None:

@@ -18,7 +18,7 @@ from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.export import merge, stored_bytes, write_model
 from rmtrain.model.quantization import dequantise, in_float32, is_quantised
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.model.saving import SIDECAR
+from rmtrain.model.sidecar import SIDECAR
 from rmtrain.model.weights import read_json
 from rmtrain.scoring.score import score_groups
 
@@ -79,7 +79,7 @@ def export(
     proof: dict[str, Any] = {"data": SAMPLE, "n": len(before), "standard_deviation": spread}
     kind = "none"
     if is_quantised(checkpoint.model.module):
-        kind = checkpoint.sidecar["recipe"]["model"]["quantization"]
+        kind = checkpoint.scoring.quantization
         del checkpoint  # before the next is loaded: they may be large
         gc.collect()
         checkpoint = load_checkpoint(where, revision=revision, through=dequantise)
@@ -99,13 +99,17 @@ def export(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir()
-        sidecar = {**_without_contract(checkpoint.sidecar, stored), "exported": exported}
-        write_model(model.module, checkpoint.renderer, sidecar, staging, stored)
+        kept = {key: value for key, value in checkpoint.sidecar.items() if key not in ("format", "contract", "scoring")}
+        scoring = checkpoint.scoring.model_copy(
+            update={"dtype": stored, "quantization": "none", "max_length": checkpoint.max_length}
+        )
+        write_model(model.module, checkpoint.renderer, scoring, kept, staging)
         del model, checkpoint
         gc.collect()
         notify(f"scoring them with the {stored} folder, read by transformers alone")
         proof |= _moved("storing", merged, _plain(staging, sample), STORING[stored] * spread)
-        write_json(staging / SIDECAR, {**read_json(staging / SIDECAR), **sidecar})  # with the finished proof
+        sidecar = {**read_json(staging / SIDECAR), "exported": exported}
+        write_json(staging / SIDECAR, sidecar)
         finish(staging, sidecar)
         sync_tree(staging)
         if output.exists():
@@ -176,17 +180,8 @@ def _moved(step: str, before: Sequence[float], after: Sequence[float], allowed: 
 
 
 def _trained_dtype(checkpoint: Checkpoint, model: RewardModel) -> str:
-    section = checkpoint.sidecar.get("recipe", {}).get("model", {})
-    found = section.get("dtype") or str(model.module.config.dtype).removeprefix("torch.")
+    found = checkpoint.scoring.dtype or str(model.module.config.dtype).removeprefix("torch.")
     return found if found in STORING else "float32"
-
-
-def _without_contract(sidecar: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """What goes on into the new rmtrain.json: the recipe runs in the stored dtype, and the contract is written anew."""
-    kept = {key: value for key, value in sidecar.items() if key not in ("format", "contract")}
-    if "recipe" in kept:
-        kept["recipe"] = {**kept["recipe"], "model": {**kept["recipe"].get("model", {}), "dtype": dtype}}
-    return kept
 
 
 def _need_room(needed: int, output: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rmtrain.data.load import SplitData
-from rmtrain.data.prepare import evaluation_rule, tokenize_named
+from rmtrain.data.prepare import tokenize_named
 from rmtrain.data.responses import mark_responses
 from rmtrain.data.tokenize import OverLength, TokenizedSplit
 from rmtrain.data.types import PreferenceGroup
@@ -158,7 +158,7 @@ def tokenize_for(
     checkpoint: Checkpoint | Policy, name: str, groups: Sequence[PreferenceGroup], display: Display
 ) -> tuple[TokenizedSplit, OverLength]:
     """Groups by the checkpoint's rendering, length and rule for longer ones, and that rule."""
-    rule = evaluation_rule(checkpoint.sidecar.get("recipe", {}).get("data", {}).get("over_length", "truncate_prompt"))
+    rule: OverLength = checkpoint.scoring.over_length
     return tokenize_named(name, groups, checkpoint.renderer, checkpoint.max_length, rule, display), rule
 
 

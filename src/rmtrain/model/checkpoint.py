@@ -15,7 +15,8 @@ from rmtrain.model.published.load import Published, find_published
 from rmtrain.model.published.pair_rm import MAX_LENGTH, PairRenderer
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config
-from rmtrain.model.saving import ADAPTER, SIDECAR, check_weights
+from rmtrain.model.saving import ADAPTER, check_weights
+from rmtrain.model.sidecar import SIDECAR, Scoring, read_scoring
 from rmtrain.model.weights import download, fingerprint_of, fingerprint_read, read_json, read_tensors
 
 _OTHER = "the checkpoint is damaged or of another model"
@@ -29,12 +30,13 @@ class Checkpoint:
         model: ready to run.
         renderer: how conversations become tokens.
         max_length: tokens of prompt and one completion.
-        sidecar: the content of rmtrain.json; empty for other people's checkpoints.
+        sidecar: the content of rmtrain.json, a record of how it was made; empty for other people's checkpoints.
         where: the folder or hub id.
         fingerprint: digest of its weights' files, and of how they are read.
         published: how other people's were read: layout, prompt and label.
         config_pad: the pad id in its config as it lies there, or in its base's, before the renderer's replaced it.
         weights: digest of its weights' files alone.
+        scoring: how it is scored: as rmtrain.json says, or by default.
     """
 
     model: RewardModel
@@ -46,6 +48,7 @@ class Checkpoint:
     published: dict[str, Any] = field(default_factory=dict)
     config_pad: int | None = None
     weights: str = ""
+    scoring: Scoring = field(default_factory=Scoring)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -106,15 +109,12 @@ def load_checkpoint(
     if label is not None or (sidecar and prompt is not None):
         named = "--prompt" if label is None else "--label"
         raise InputError(f"{where}: {named} is for models that were not trained here", "leave it out")
-    trained: dict[str, Any] = sidecar.get("recipe", {})
+    scoring = read_scoring(sidecar, folder / SIDECAR) if sidecar else Scoring()
     renderer = make_renderer(str(folder), prompt)
-    if sidecar:
-        if not isinstance(sidecar.get("contract"), dict):
-            raise CheckpointError(f"{folder / SIDECAR}: no rendering contract in it", "use another checkpoint")
-        renderer.check_contract(sidecar["contract"], where)
+    if scoring.contract is not None:
+        renderer.check_contract(scoring.contract, where)
     adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).exists() else None
-    if options is None:
-        options = options_in_training(folder, adapter, trained.get("model", {}))
+    options = options or scoring.options(dtype_in_config(folder, adapter), adapter is not None)
     options = replace(options, dtype=dtype or options.dtype)
     config_pad = load_config(*_config_place(folder, adapter)).get_text_config().pad_token_id
     if adapter is not None:
@@ -123,9 +123,9 @@ def load_checkpoint(
     else:
         model = load_backbone(str(folder), None, options, renderer.pad_id, seed=None)
     _place(model, where, options, device)
-    length = trained.get("data", {}).get("max_length") or min(_positions(model), 4096)
+    length = scoring.max_length or min(_positions(model), 4096)
     weights = fingerprint_of(folder)
-    return Checkpoint(model, renderer, int(length), sidecar, where, weights, {}, config_pad, weights)
+    return Checkpoint(model, renderer, length, sidecar, where, weights, {}, config_pad, weights, scoring)
 
 
 def _load_published(found: Published, options: BackboneOptions | None, dtype: str | None, device: Any) -> Checkpoint:
@@ -170,13 +170,10 @@ def _place(model: RewardModel, where: str, options: BackboneOptions, device: Any
     check_finite(model.module, where)
 
 
-def options_in_training(folder: Path, adapter: dict[str, Any] | None, section: dict[str, Any]) -> BackboneOptions:
-    """How a checkpoint ran when it was trained; for other people's, in the dtype of its config, or of its base's."""
-    if not section:
-        dtype = str(load_config(*_config_place(folder, adapter)).dtype).removeprefix("torch.")
-        return BackboneOptions(dtype if dtype in ("bfloat16", "float16") else "float32")
-    keys = ("dtype", "attention", "packing", *(["quantization"] if adapter is not None else []))  # merged, it is whole
-    return BackboneOptions(**{key: section[key] for key in keys if key in section})
+def dtype_in_config(folder: Path, adapter: dict[str, Any] | None) -> str:
+    """The dtype of a model's config, or of its base's."""
+    dtype = str(load_config(*_config_place(folder, adapter)).dtype).removeprefix("torch.")
+    return dtype if dtype in ("bfloat16", "float16") else "float32"
 
 
 def _config_place(folder: Path, adapter: dict[str, Any] | None) -> tuple[str, str | None]:

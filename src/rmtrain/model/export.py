@@ -10,6 +10,7 @@ from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.forward import HEAD
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.saving import check_weights, write_companions
+from rmtrain.model.sidecar import Scoring
 
 SHARD = "5GB"  # of one weights file, the hub's own size
 
@@ -35,15 +36,15 @@ def stored_bytes(module: Any, dtype: str) -> int:
     return sum(p.numel() * (4 if name.startswith(f"{HEAD}.") else size) for name, p in module.named_parameters())
 
 
-def write_model(module: Any, renderer: Renderer, sidecar: dict[str, Any], folder: Path, dtype: str) -> None:
-    """Write a whole model into a folder, with config, tokenizer and contract. The module is left in that dtype.
+def write_model(module: Any, renderer: Renderer, scoring: Scoring, record: dict[str, Any], folder: Path) -> None:
+    """Write a whole model into a folder, with config, tokenizer and contract; the module is left in the stored dtype.
 
     Args:
         module: whole, not quantised.
         renderer: the rendering contract.
-        sidecar: what rmtrain.json says beside the contract.
+        scoring: how it is scored; the backbone is stored in its dtype, and the score head stays float32.
+        record: what rmtrain.json says besides.
         folder: exists, and is empty.
-        dtype: of the stored backbone; the score head stays float32.
 
     Raises:
         InputError: a score head with a bias, for which the plain class has no place.
@@ -51,10 +52,11 @@ def write_model(module: Any, renderer: Renderer, sidecar: dict[str, Any], folder
     """
     if getattr(module, HEAD).bias is not None:
         raise InputError("the score head has a bias, which transformers' class leaves out", "it can't be exported")
+    dtype = getattr(torch, str(scoring.dtype))
     for name, parameter in module.named_parameters():
         if not name.startswith(f"{HEAD}."):
-            parameter.data = parameter.data.to(getattr(torch, dtype))
+            parameter.data = parameter.data.to(dtype)
     module.save_pretrained(folder, max_shard_size=SHARD)
-    module.config.dtype = getattr(torch, dtype)
-    write_companions(module.config, renderer, folder, sidecar)
+    module.config.dtype = dtype
+    write_companions(module.config, renderer, folder, scoring, record)
     check_weights(folder)

@@ -22,11 +22,12 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model import attention
 from rmtrain.model.batch import Batch
-from rmtrain.model.checkpoint import attach_adapter, check_finite, options_in_training
+from rmtrain.model.checkpoint import attach_adapter, check_finite, dtype_in_config
 from rmtrain.model.forward import PackedForward
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, load_config, load_module
 from rmtrain.model.saving import ADAPTER
+from rmtrain.model.sidecar import Scoring
 from rmtrain.model.weights import fingerprint_of, fingerprint_read, local_folder, read_json
 
 Reading = Literal["sum", "avg", "norm"]
@@ -156,6 +157,7 @@ class Policy:
         prompt: what `--prompt` named; None is the policy's own chat template.
         sidecar: empty; other people's checkpoints have none.
         notes: empty; they are known when the models are loaded.
+        scoring: the default.
     """
 
     where: str
@@ -171,6 +173,7 @@ class Policy:
     prompt: str | None = None
     sidecar: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    scoring: Scoring = field(default_factory=Scoring)
 
     def load(self, folder: Path) -> PolicyModel:
         """One of its models, ready to run."""
@@ -222,7 +225,7 @@ def load_policy(
     if max_length and room and max_length > room:
         raise InputError(f"--max-length {max_length}: {' or '.join(names)} has {room} positions", "ask for no more")
     adapters = zip(folders, (adapter for _, _, adapter in found), strict=True)
-    dtypes = tuple(dtype or options_in_training(folder, adapter, {}).dtype for folder, adapter in adapters)
+    dtypes = tuple(dtype or dtype_in_config(folder, adapter) for folder, adapter in adapters)
     weights = fingerprint_of(*folders)
     return Policy(
         where,

@@ -11,18 +11,18 @@ from rmtrain.errors import CheckpointError, RunFailedError
 from rmtrain.files import sync_folder, sync_tree, write_json
 from rmtrain.model.forward import HEAD
 from rmtrain.model.reward_model import NO_HEAD
+from rmtrain.model.sidecar import SIDECAR, Scoring
 from rmtrain.model.weights import read_json, read_tensors
 
-SIDECAR = "rmtrain.json"
 ADAPTER = "adapter_config.json"
 
 
-def write_companions(config: Any, renderer: Renderer, folder: Path, sidecar: dict[str, Any]) -> None:
-    """Write what makes weights loadable by anyone: config, tokenizer and the rendering contract."""
+def write_companions(config: Any, renderer: Renderer, folder: Path, scoring: Scoring, record: dict[str, Any]) -> None:
+    """Write what makes weights loadable by anyone: config, tokenizer, how they are scored, and what they came from."""
     config.get_text_config().pad_token_id = renderer.pad_id  # TRL makes it EOS, and pooling would stop short of the end
     config.save_pretrained(folder)
     renderer.save_pretrained(folder)
-    write_json(folder / SIDECAR, {"format": 1, "contract": renderer.contract(), **sidecar})
+    write_json(folder / SIDECAR, {"scoring": scoring.block(renderer.contract()), **record})
 
 
 def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:

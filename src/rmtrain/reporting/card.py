@@ -72,7 +72,7 @@ def _card(record: RunRecord, adapter: bool) -> str:
         "base_place": base["name"] and _place(base["name"], base_id is not None),
         "data_places": [_place(source, _is_dataset_id(source)) for source in sources],
         "front_matter": Markup(_front_matter(sources, base_id, adapter)),
-        "contract": mapping(record.sidecar.get("contract")),
+        "contract": mapping(mapping(record.sidecar.get("scoring", record.sidecar)).get("contract")),
         "quantised": quantization if adapter and quantization in ("nf4", "int8") else None,
         "dtype": dtype if dtype in ("bfloat16", "float16") else "float32",
         "exported": exported,

@@ -18,6 +18,7 @@ from rmtrain.model.adapters import add_lora
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
 from rmtrain.model.saving import save_final
+from rmtrain.model.sidecar import scoring_of
 from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.runs import update_manifest
@@ -197,7 +198,8 @@ def _make_trainer(job: _Job, folder: Path, model: RewardModel, callbacks: list[T
         plan=plan,
         validation=validation,
         renderer=job.renderer,
-        sidecar={
+        scoring=scoring_of(recipe),
+        record={
             "recipe": recipe.model_dump(mode="json"),
             "data": {name: split.fingerprint for name, split in job.splits.items()},
             "base": {"name": recipe.model.name, "commit": model.commit},

@@ -21,6 +21,7 @@ from rmtrain.model.batch import Batch
 from rmtrain.model.forward import HEAD
 from rmtrain.model.reward_model import RewardModel, check_head
 from rmtrain.model.saving import check_weights, saved_shapes, write_companions
+from rmtrain.model.sidecar import Scoring
 from rmtrain.scoring.score import score_groups
 from rmtrain.training.callbacks import Schedule
 from rmtrain.training.checkpoints import STAGING, commit, rotate, state_files
@@ -37,7 +38,8 @@ class Parts(NamedTuple):
     plan: TrainingPlan  # which groups go where when
     validation: Sequence[TokenizedGroup]  # scored by `evaluate`, in full and exactly
     renderer: Renderer  # saved beside every checkpoint
-    sidecar: dict[str, Any]  # what rmtrain.json records besides
+    scoring: Scoring  # how it is scored, as rmtrain.json says beside the rendering contract
+    record: dict[str, Any]  # what rmtrain.json says besides
     fingerprint: dict[str, Any]  # of recipe and data, stored in every checkpoint and compared on resume
     tokens_per_batch: int  # when scoring
     margin: float  # loss coefficient of the score gap
@@ -226,7 +228,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             folder = Path(output_dir or self.args.output_dir)
             (folder / "training_args.bin").unlink()  # a pickle that holds the hub token in clear
             config = self.accelerator.unwrap_model(self.model).config
-            write_companions(config, self._parts.renderer, folder, self._parts.sidecar)
+            write_companions(config, self._parts.renderer, folder, self._parts.scoring, self._parts.record)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Let the Trainer write into a staging folder; verify, commit and only then rotate."""

@@ -1,0 +1,87 @@
+"""The recipe beside a checkpoint's weights: a record, perhaps of another version, that says how its data are read."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from rmtrain.errors import CheckpointError
+from rmtrain.recipe.document import parse_document
+from rmtrain.recipe.faults import Source
+from rmtrain.recipe.schema import DataSection, EvaluationSection, RunSection
+
+
+class Recorded(NamedTuple):
+    """What evaluation takes from a recorded recipe."""
+
+    data: DataSection
+    seed: int
+    splits: list[str]  # that were scored after training
+    unknown: list[str]  # keys of the data section that this version does not know, and leaves out
+
+
+def read_recorded(recipe: Any, where: str) -> Recorded:
+    """Read a recipe as far as evaluation needs it; keys that are unknown today are left out, and named.
+
+    Args:
+        recipe: as it was recorded.
+        where: it lies.
+
+    Raises:
+        CheckpointError: its data section can't be read.
+    """
+    sections = recipe if isinstance(recipe, dict) else {}
+    known, unknown = _known(DataSection, sections.get("data"), "data")
+    try:
+        data = DataSection.model_validate_json(json.dumps(known))
+    except ValidationError as error:
+        keys = "; ".join(f"{'.'.join(['data', *map(str, at['loc'])])}: {at['msg']}" for at in error.errors()[:5])
+        raise CheckpointError(
+            f"{where}: its recipe does not say in words of this version how the data are read ({keys})",
+            "name the data with --data SOURCE",
+        ) from error
+    seed, splits = _value(sections, "run", "seed"), _value(sections, "evaluation", "splits")
+    names = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
+    return Recorded(
+        data,
+        seed if isinstance(seed, int) else RunSection().seed,
+        names or list(EvaluationSection().splits),
+        unknown,
+    )
+
+
+def read_recorded_file(path: Path) -> Recorded:
+    """The same of a run's `recipe.yaml`.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    try:
+        document = parse_document(Source(str(path), path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read: {error}", "name the data with --data SOURCE") from error
+    return read_recorded(document.value, str(path))
+
+
+def _value(sections: dict[str, Any], section: str, key: str) -> Any:
+    values = sections.get(section)
+    return values.get(key) if isinstance(values, dict) else None
+
+
+def _known(section: type[BaseModel], values: Any, path: str) -> tuple[Any, list[str]]:
+    """The values of the keys that a section has, and the dotted names of the others."""
+    if not isinstance(values, dict):
+        return values, []
+    known, unknown = {}, []
+    for key, value in values.items():
+        field = section.model_fields.get(key)
+        if field is None:
+            unknown.append(f"{path}.{key}")
+            continue
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            value, more = _known(inner, value, f"{path}.{key}")
+            unknown += more
+        known[key] = value
+    return known, unknown
