@@ -176,6 +176,8 @@ def sha256_file(path: Path) -> str:
 def sync_tree(path: Path) -> None:
     """Make the files of a folder durable, and readable like any other: safetensors' are for their owner alone."""
     for file in path.iterdir():
+        if file.is_dir():
+            continue
         file.chmod(path.stat().st_mode & 0o666)
         with open(file, "rb") as stream:
             os.fsync(stream.fileno())

@@ -134,8 +134,36 @@ def test_a_tokenizer_without_a_spare_special_token_is_refused() -> None:
     words = {token: i for token, i in backend.get_vocab().items() if not token.startswith("<") or token == "</s>"}
     poor = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(words), eos_token="</s>")
     poor.chat_template = BARE
-    with pytest.raises(InputError, match="no special token that can serve for padding"):
+    with pytest.raises(InputError, match="no token that can serve for padding"):
         Renderer.for_tokenizer(poor)
+
+
+def test_gpt2_s_tokenizer_pads_with_a_word_that_no_text_spells(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    texts = ["the gazed gazed at the wall!! and gazed", "Ġa wall"]
+    trainer = BpeTrainer(
+        vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    backend.train_from_iterator(texts * 50, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|end|>", eos_token="<|end|>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    before = [tokenizer(text)["input_ids"] for text in [*texts, "!", "!!", "wall"]]
+    renderer = Renderer.for_tokenizer(tokenizer)
+    word = tokenizer.convert_ids_to_tokens(renderer.pad_id)
+    assert word[0] == "Ġ"
+    assert len(word) > 1
+    assert renderer.pad_id not in (tokenizer.eos_token_id, renderer.tokenize([PAIR])[0][-1])
+    renderer.save_pretrained(tmp_path)
+    again = load_tokenizer(str(tmp_path))
+    assert [again(text)["input_ids"] for text in [*texts, "!", "!!", "wall"]] == before
+    assert Renderer.for_tokenizer(again).contract() == renderer.contract()
 
 
 def test_a_saved_tokenizer_pads_and_renders_as_before(tmp_path: Path) -> None:

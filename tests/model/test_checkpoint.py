@@ -36,12 +36,12 @@ READER = """
 import json, sys, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 kind, folder, base, rows = sys.argv[1:]
-if kind == "adapter":
+if kind == "peft":
     from peft import PeftModel
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, folder)
 else:
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 rewards = []
 with torch.no_grad():
@@ -121,9 +121,11 @@ def same(checkpoint: Checkpoint, saved: Saved, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.slow
-def test_plain_readers_read_the_same_rewards(saved: Saved) -> None:
+@pytest.mark.parametrize("kind", ["transformers", "peft"])
+def test_plain_readers_read_the_same_rewards(saved: Saved, kind: str) -> None:
+    if kind == "peft" and not saved.lora:
+        pytest.skip("a whole model has no adapter")
     rows = [[m._asdict() for m in group.prompt + completion] for group in GROUPS for completion in group.completions]
-    kind = "adapter" if saved.lora else "whole"
     done = subprocess.run(
         [sys.executable, "-c", READER, kind, str(saved.folder), str(saved.base), json.dumps(rows)],
         capture_output=True,
@@ -137,24 +139,60 @@ def test_plain_readers_read_the_same_rewards(saved: Saved) -> None:
     torch.testing.assert_close(theirs, saved.rewards, atol=1e-5, rtol=0)
 
 
-def test_the_config_beside_the_weights_is_that_of_a_classifier_that_pools_at_the_end(saved: Saved) -> None:
-    from peft import PeftModel
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+def test_transformers_alone_opens_the_folder_and_reads_padded_batches(saved: Saved) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(saved.folder)
-    assert (config.num_labels, config.pad_token_id) == (1, saved.renderer.pad_id)
-    assert config.architectures == ["MistralForSequenceClassification"]
-    source = saved.base if saved.lora else saved.folder
-    model = AutoModelForSequenceClassification.from_pretrained(source, config=config, dtype=torch.float32).eval()
-    if saved.lora:
-        model = PeftModel.from_pretrained(model, saved.folder)
-    tokens = saved.renderer.tokenize([GROUPS[0].prompt + completion for completion in GROUPS[0].completions])
-    width = max(map(len, tokens))
-    padded = torch.tensor([ids + [saved.renderer.pad_id] * (width - len(ids)) for ids in tokens])
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in tokens])
+    tokenizer = AutoTokenizer.from_pretrained(saved.folder)
+    assert tokenizer.pad_token_id == saved.renderer.pad_id
+    model = AutoModelForSequenceClassification.from_pretrained(
+        saved.folder, num_labels=1, dtype=torch.float32, pad_token_id=tokenizer.pad_token_id
+    ).eval()
+    rows = [[m._asdict() for m in GROUPS[0].prompt + completion] for completion in GROUPS[0].completions]
+    texts = tokenizer.apply_chat_template(rows, tokenize=False)
+    for side in ("left", "right"):
+        batch = tokenizer(texts, padding=True, padding_side=side, add_special_tokens=False, return_tensors="pt")
+        with torch.no_grad():
+            rewards = model(**batch).logits[:, 0]
+        torch.testing.assert_close(rewards, saved.rewards[: len(texts)], atol=1e-5, rtol=0)
+
+
+def test_a_config_lies_beside_a_whole_model_alone(saved: Saved) -> None:
+    assert (saved.folder / "config.json").exists() != saved.lora  # transformers would look for the base's weights there
+    if not saved.lora:
+        config = json.loads((saved.folder / "config.json").read_text())
+        assert config["architectures"] == ["MistralForSequenceClassification"]
+        assert (config["pad_token_id"], config["problem_type"]) == (saved.renderer.pad_id, "regression")
+        assert list(config["id2label"]) == ["0"]
+    mine = json.loads((saved.folder / "tokenizer_config.json").read_text())
+    assert mine["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert mine["model_input_names"] == ["input_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize("pad", [None, 2])
+def test_an_adapter_opens_on_a_base_whose_own_pad_token_would_not_do(
+    tmp_path: Path, renderer: Renderer, pad: int | None
+) -> None:
+    """None, where batches are refused, and the end token, at which a reward is read."""
+    from transformers import AutoModelForSequenceClassification
+
+    saved = Saved(write_base(tmp_path / "base", pad_token_id=pad), tmp_path / "adapter", renderer, lora=True)
+    same(load_checkpoint(str(saved.folder)), saved)
+    given = {} if pad is None else {"pad_token_id": renderer.pad_id}
+    model = AutoModelForSequenceClassification.from_pretrained(saved.folder, num_labels=1, dtype=torch.float32, **given)
+    rows = renderer.tokenize([GROUPS[0].prompt + completion for completion in GROUPS[0].completions])
     with torch.no_grad():
-        rewards = model(input_ids=padded, attention_mask=mask).logits[:, 0]  # pooled by pad id, at the end token
-    torch.testing.assert_close(rewards, saved.rewards[: len(tokens)], atol=1e-5, rtol=0)
+        rewards = torch.stack([model(input_ids=torch.tensor([ids])).logits[0, 0] for ids in rows])
+    torch.testing.assert_close(rewards, saved.rewards[: len(rows)], atol=1e-5, rtol=0)
+
+
+def test_adapters_of_earlier_versions_with_a_config_beside_them_are_read(copy: Saved, tmp_path: Path) -> None:
+    if not copy.lora:
+        pytest.skip("a whole model has its config still")
+    config = json.loads((copy.base / "config.json").read_text())
+    (copy.folder / "config.json").write_text(json.dumps({**config, "num_labels": 1, "pad_token_id": 0}))
+    same(load_checkpoint(str(copy.folder)), copy)
+    save_final(copy.folder, tmp_path / "final", "float32")
+    assert not (tmp_path / "final" / "config.json").exists()
 
 
 def test_a_checkpoint_comes_back_as_it_was_trained(saved: Saved) -> None:
@@ -176,7 +214,8 @@ def test_options_change_how_it_runs_and_not_what_it_says(saved: Saved, packing: 
 
 def test_other_peoples_checkpoints_load_in_their_own_dtype(copy: Saved) -> None:
     (copy.folder / "rmtrain.json").unlink()
-    config = json.loads((copy.folder / "config.json").read_text())
+    place = copy.base if copy.lora else copy.folder
+    config = json.loads((place / "config.json").read_text())
     (copy.folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
     checkpoint = load_checkpoint(str(copy.folder))
     assert (checkpoint.sidecar, checkpoint.max_length) == ({}, 512)  # the model's positions
@@ -188,8 +227,7 @@ def test_other_peoples_checkpoints_load_in_their_own_dtype(copy: Saved) -> None:
 
 def test_an_adapter_without_a_config_runs_in_the_dtype_of_its_base(tmp_path: Path, renderer: Renderer) -> None:
     saved = Saved(write_base(tmp_path / "base"), tmp_path / "adapter", renderer, lora=True)
-    for name in ("rmtrain.json", "config.json"):
-        (saved.folder / name).unlink()
+    (saved.folder / "rmtrain.json").unlink()
     config = json.loads((saved.base / "config.json").read_text())
     (saved.base / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
     assert load_checkpoint(str(saved.folder)).model.module.get_base_model().compute_dtype == torch.float16
@@ -247,7 +285,8 @@ def test_the_final_model_is_the_checkpoint_without_the_trainers_state(saved: Sav
         expected = tensor if kept or name == "score.weight" else tensor.to(torch.bfloat16)
         assert after[name].dtype == expected.dtype, name
         assert torch.equal(after[name], expected), name
-    assert json.loads((final / "config.json").read_text())["dtype"] == ("float32" if kept else dtype)
+    if not saved.lora:
+        assert json.loads((final / "config.json").read_text())["dtype"] == dtype
     assert not list(tmp_path.glob(".final*"))
     options = BackboneOptions("float32" if kept else "bfloat16")
     loaded = load_checkpoint(str(final), options=options)

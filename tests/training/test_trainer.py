@@ -376,7 +376,9 @@ def test_a_final_model_that_can_not_be_written_says_so_and_comes_with_the_next_r
     assert not [path for path in folder.iterdir() if "final" in path.name]
     assert json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["state"] == "failed"
     run(base, tmp_path, resume=folder)
-    modes = {path.stat().st_mode & 0o777 for path in (folder / "final").iterdir()}
+    written = [path for place in ("final", "checkpoints") for path in (folder / place).rglob("*") if path.is_file()]
+    assert {"adapter_model.safetensors", "optimizer.pt"} <= {path.name for path in written}
+    modes = {path.stat().st_mode & 0o777 for path in written}
     assert modes == {(folder / "recipe.yaml").stat().st_mode & 0o777}
 
 

@@ -200,10 +200,7 @@ def _as_read(found: "Checkpoint", chosen: Chosen) -> "Checkpoint":
             raise InputError(f"--max-length {length}: {chosen.where} has {room} positions", "ask for no more")
     if reading.max_length is not None or reading.dtype is not None:
         fingerprint = fingerprint_read(fingerprint, reading.max_length, reading.dtype)
-    published = found.published
-    if reading.prompt is not None and not published:
-        published = {"layout": "a LoRA adapter", "prompt": reading.prompt, "label": None}
-    return replace(found, where=chosen.where, max_length=length, fingerprint=fingerprint, published=published)
+    return replace(found, where=chosen.where, max_length=length, fingerprint=fingerprint)
 
 
 def weights_of(chosen: Chosen) -> str:

@@ -19,6 +19,7 @@ from rmtrain.errors import CheckpointError, DataError, InputError
 from rmtrain.files import read_text
 
 _PROBE = "An answer that no template holds"
+_BLANKS = ("Ġ", "▁")
 _PROBE_CONVERSATION = (Message("user", "A question"), Message("assistant", _PROBE))
 
 
@@ -242,7 +243,19 @@ def _choose_pad(tokenizer: Any, last_id: int) -> int:
     for candidate in candidates:
         if candidate is not None and candidate not in taken:
             return int(candidate)
+    if (ordinary := _ordinary_pad(tokenizer, taken)) is not None:
+        return ordinary
     raise InputError(
-        "the tokenizer has no special token that can serve for padding beside its end token",
+        "the tokenizer has no token that can serve for padding beside its end token",
         "set its pad_token to a token other than its eos_token",
     )
+
+
+def _ordinary_pad(tokenizer: Any, taken: set[int | None]) -> int | None:
+    """A word's token, for a tokenizer such as GPT-2's, whose one special token is the end token.
+
+    A tokenizer finds its pad token in texts by its spelling there, so it is one that no text spells: with the mark that
+    byte-level and SentencePiece vocabularies put in place of a blank.
+    """
+    words = ((token, index) for token, index in tokenizer.get_vocab().items() if token[:1] in _BLANKS and token[1:])
+    return max((index for _, index in words if index not in taken), default=None)

@@ -1,5 +1,6 @@
 """LoRA adapters beside a frozen backbone; the score head is trained in full and saved with them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -75,3 +76,31 @@ def prepare_adapters(module: Any) -> None:
         for layer in module.modules():  # PEFT would cast the input up, only for autocast to cast it down again
             if hasattr(layer, "cast_input_dtype_enabled"):
                 layer.cast_input_dtype_enabled = False
+
+
+def make_room(module: Any, shapes: Mapping[str, tuple[int, ...]], labels: int) -> None:
+    """Fit a base to an adapter: as many embeddings as are saved with it, and a head of as many labels.
+
+    Args:
+        module: the base, not yet wrapped.
+        shapes: of the adapter's tensors, by their names there.
+        labels: of the adapter's head.
+    """
+    embeddings = next(name for name, layer in module.named_modules() if layer is module.get_input_embeddings())
+    saved = shapes.get(f"base_model.model.{embeddings}.weight")
+    if saved is not None and saved[0] != module.config.get_text_config().vocab_size:
+        module.resize_token_embeddings(saved[0], mean_resizing=False)
+    if labels > 1:
+        head = getattr(module, HEAD)
+        setattr(
+            module, HEAD, nn.Linear(head.in_features, labels, bias=head.bias is not None, device=head.weight.device)
+        )
+
+
+def keep_label(module: Any, label: int) -> None:
+    """Cut a head with several labels to one of them."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) and HEAD in name.split("."):
+            layer.out_features = 1
+            for parameter in layer.parameters():
+                parameter.data = parameter.data[label : label + 1].clone()

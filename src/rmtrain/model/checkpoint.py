@@ -8,13 +8,14 @@ from typing import Any
 
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.model.adapters import prepare_adapters
+from rmtrain.model.adapters import keep_label, make_room, prepare_adapters
+from rmtrain.model.forward import HEAD
 from rmtrain.model.published.encoder import TEXT_PAIR, EncoderModel
 from rmtrain.model.published.layouts import ENCODER, PAIR_RM
-from rmtrain.model.published.load import Published, find_published
+from rmtrain.model.published.load import Published, find_published, label_index
 from rmtrain.model.published.pair_rm import MAX_LENGTH, PairRenderer
 from rmtrain.model.published.prompts import make_renderer
-from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config
+from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
 from rmtrain.model.saving import ADAPTER, check_weights
 from rmtrain.model.sidecar import SIDECAR, Scoring, read_scoring
 from rmtrain.model.weights import download, fingerprint_of, fingerprint_read, read_json, read_tensors
@@ -106,26 +107,32 @@ def load_checkpoint(
     sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
     if not sidecar and not (folder / ADAPTER).exists():
         return _load_published(find_published(where, folder, prompt, label), options, dtype, device)
-    if label is not None or (sidecar and prompt is not None):
+    if sidecar and (label is not None or prompt is not None):
         named = "--prompt" if label is None else "--label"
         raise InputError(f"{where}: {named} is for models that were not trained here", "leave it out")
+    adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).exists() else None
+    if adapter is not None and not adapter.get("base_model_name_or_path"):
+        raise CheckpointError(f"{folder / ADAPTER} names no base model", "write base_model_name_or_path into it")
     scoring = read_scoring(sidecar, folder / SIDECAR) if sidecar else Scoring()
-    renderer = make_renderer(str(folder), prompt)
+    renderer = make_renderer(str(_tokenizer_place(folder, None if sidecar else adapter)), prompt)
     if scoring.contract is not None:
         renderer.check_contract(scoring.contract, where)
-    adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).exists() else None
     options = options or scoring.options(dtype_in_config(folder, adapter), adapter is not None)
     options = replace(options, dtype=dtype or options.dtype)
     config_pad = load_config(*_config_place(folder, adapter)).get_text_config().pad_token_id
+    published: dict[str, Any] = {}
     if adapter is not None:
-        model = _load_adapter(folder, adapter, options, renderer.pad_id, through)
+        model, index = _load_adapter(where, folder, adapter, options, renderer.pad_id, label, through)
         model = model if sidecar else _told_of_pad(model, renderer, config_pad)
+        if prompt is not None or index is not None:
+            published = {"layout": "a LoRA adapter", "prompt": prompt, "label": index}
     else:
         model = load_backbone(str(folder), None, options, renderer.pad_id, seed=None)
     _place(model, where, options, device)
     length = scoring.max_length or min(_positions(model), 4096)
     weights = fingerprint_of(folder)
-    return Checkpoint(model, renderer, length, sidecar, where, weights, {}, config_pad, weights, scoring)
+    read = weights if label is None else fingerprint_read(weights, published)
+    return Checkpoint(model, renderer, length, sidecar, where, read, published, config_pad, weights, scoring)
 
 
 def _load_published(found: Published, options: BackboneOptions | None, dtype: str | None, device: Any) -> Checkpoint:
@@ -177,26 +184,44 @@ def dtype_in_config(folder: Path, adapter: dict[str, Any] | None) -> str:
 
 
 def _config_place(folder: Path, adapter: dict[str, Any] | None) -> tuple[str, str | None]:
-    """Where a checkpoint's config is, and of which revision: an adapter may leave it to its base."""
+    """Where a checkpoint's config is, and of which revision: beside an adapter only earlier versions wrote one."""
     if adapter is not None and not (folder / "config.json").exists():
-        return adapter.get("base_model_name_or_path") or str(folder), adapter.get("revision")
+        return adapter["base_model_name_or_path"], adapter.get("revision")
     return str(folder), None
 
 
+def _tokenizer_place(folder: Path, adapter: dict[str, Any] | None) -> Path:
+    """The folder of the tokenizer: an adapter without one has that of its base."""
+    if adapter is None or any(folder.glob("tokenizer*")):
+        return folder
+    base = adapter["base_model_name_or_path"]
+    return Path(base) if Path(base).is_dir() else download(base, adapter.get("revision"), weights=False)
+
+
 def _load_adapter(
+    where: str,
     folder: Path,
     config: dict[str, Any],
     options: BackboneOptions,
     pad_id: int,
+    label: str | None,
     through: Callable[[Any], Any] | None,
-) -> RewardModel:
+) -> tuple[RewardModel, int | None]:
+    """The model of an adapter, and the label that is its reward, where its head has several."""
     check_weights(folder)
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise CheckpointError(f"{folder / ADAPTER} names no base model")
-    model = load_backbone(base, config.get("revision"), options, pad_id, seed=0)  # the adapter brings its own head
+    shapes = {name: tuple(tensor.shape) for _, name, tensor in read_tensors(folder)}
+    labels = next(shape[0] for name, shape in shapes.items() if name.endswith(f".{HEAD}.weight"))
+    names = read_json(folder / "config.json").get("id2label") if (folder / "config.json").exists() else None
+    index = label_index(where, labels, names or {}, label)
+    base = config["base_model_name_or_path"]
+    model = load_backbone(base, config.get("revision"), options, None, seed=0)  # the adapter brings its own head
+    make_room(model.module, shapes, labels)
+    set_pad(model.module.config, pad_id, base)
     module = through(model.module) if through is not None else model.module
-    return RewardModel(attach_adapter(module, folder, base), model.packing, model.notes, model.commit)
+    module = attach_adapter(module, folder, base)
+    if index is not None:
+        keep_label(module, index)
+    return RewardModel(module, model.packing, model.notes, model.commit), index
 
 
 def attach_adapter(module: Any, folder: Path, base: str) -> Any:

@@ -178,7 +178,7 @@ def make_ready(module: Any, options: BackboneOptions, packing: Packing) -> Any:
     """A model just loaded, with a float32 head, its autocast, and the attention that its packing needs."""
     getattr(module, HEAD).float()  # transformers makes a missing one in the dtype of the rest
     module.compute_dtype = getattr(torch, options.dtype)
-    module.config.architectures = [type(module).__name__]  # an adapter's config.json is this one
+    module.config.architectures = [type(module).__name__]  # a base's config names its own class
     if packing != "none":
         module.set_attn_implementation(attention.NAME)
     return module

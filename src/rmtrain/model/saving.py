@@ -10,6 +10,7 @@ from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, RunFailedError
 from rmtrain.files import sync_folder, sync_tree, write_json
 from rmtrain.model.forward import HEAD
+from rmtrain.model.portable import make_portable
 from rmtrain.model.reward_model import NO_HEAD
 from rmtrain.model.sidecar import SIDECAR, Scoring
 from rmtrain.model.weights import read_json, read_tensors
@@ -18,10 +19,15 @@ ADAPTER = "adapter_config.json"
 
 
 def write_companions(config: Any, renderer: Renderer, folder: Path, scoring: Scoring, record: dict[str, Any]) -> None:
-    """Write what makes weights loadable by anyone: config, tokenizer, how they are scored, and what they came from."""
+    """Write what makes weights loadable by anyone: config, tokenizer, how they are scored, and what they came from.
+
+    An adapter gets no config: beside one, transformers would look for the base's weights here.
+    """
     config.get_text_config().pad_token_id = renderer.pad_id  # TRL makes it EOS, and pooling would stop short of the end
-    config.save_pretrained(folder)
+    if not (folder / ADAPTER).exists():
+        config.save_pretrained(folder)
     renderer.save_pretrained(folder)
+    make_portable(folder)
     write_json(folder / SIDECAR, {"scoring": scoring.block(renderer.contract()), **record})
 
 
@@ -65,8 +71,9 @@ def _copy_model(checkpoint: Path, staging: Path, dtype: str) -> None:
 
     adapter = (checkpoint / ADAPTER).exists()
     kept = [p for p in checkpoint.iterdir() if p.suffix in (".json", ".jinja", ".model", ".txt", ".safetensors")]
+    left = ("trainer_state.json", "checkpoint.json", *(["config.json"] if adapter else []))  # older versions wrote it
     for path in kept:
-        if path.name in ("trainer_state.json", "checkpoint.json"):
+        if path.name in left:
             continue
         if path.suffix != ".safetensors" or adapter or dtype == "float32":
             shutil.copy(path, staging)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmtrain.errors import CheckpointError
-from rmtrain.files import sha256_file, sync_folder, write_json
+from rmtrain.files import sha256_file, sync_folder, sync_tree, write_json
 
 MANIFEST = "checkpoint.json"
 STAGING = ".staging"  # not "checkpoint-...": the Trainer's own rotation would count it
@@ -71,13 +71,11 @@ def commit(staged: Path, target: Path, manifest: dict[str, Any], required: Itera
         if path.is_dir():
             folders.append(path)
             continue
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())
         files[str(path.relative_to(staged))] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
     described = {**manifest, "files": files}
     write_json(staged / MANIFEST, {**described, "digest": _digest(described)})
     for folder in folders:
-        sync_folder(folder)
+        sync_tree(folder)
     aside = target.with_name(_ASIDE + target.name)
     if os.path.lexists(target):  # the same step written again after a resume
         _remove(aside)

@@ -209,7 +209,7 @@ def find_published(where: str, folder: Path, prompt: str | None = None, label: s
         return Published(where, folder, layout, config, tensors, None, None)
     if layout is ENCODER:
         config.num_labels = len(head)  # all stay in the model, which gives the logit of one
-    index = _label_index(where, len(head), values.get("id2label") or {}, label)
+    index = label_index(where, len(head), values.get("id2label") or {}, label)
     return Published(where, folder, layout, config, tensors, prompt or layout.prompt, index)
 
 
@@ -241,8 +241,13 @@ def _config(where: str, layout: Layout, values: dict[str, Any]) -> PretrainedCon
         raise CheckpointError(f"{where}: its config.json can't be read: {first_line(error)}", _OTHER) from error
 
 
-def _label_index(where: str, labels: int, names: dict[str, str], label: str | None) -> int | None:
-    """The index of the label named; None for a head with one label."""
+def label_index(where: str, labels: int, names: dict[str, str], label: str | None) -> int | None:
+    """The index of the label named; None for a head with one label.
+
+    Raises:
+        CheckpointError: several labels, and none is named.
+        InputError: there is no such label.
+    """
     known = [str(names.get(str(index), f"LABEL_{index}")) for index in range(labels)]
     if label is None:
         if labels == 1:
