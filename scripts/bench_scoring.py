@@ -66,8 +66,9 @@ def padded(settings: dict[str, Any]) -> Result:
     @torch.no_grad()
     def run(part: list[TokenizedGroup]) -> list[list[float]]:
         columns = []
-        for side in range(len(part[0].suffixes)):
-            single = [group._replace(suffixes=(group.suffixes[side],), preferences=()) for group in part]
+        for side in range(len(part[0].spread(part[0].suffixes))):
+            alone = [(group, group.spread(group.suffixes)[side]) for group in part]
+            single = [group._replace(suffixes=(suffix,), suffix_of=(), preferences=()) for group, suffix in alone]
             batch = send_to_device(model.batch(single, pad_id), model.device)
             columns.append(model.module(**batch).logits.flatten().tolist())
         return [list(row) for row in zip(*columns, strict=True)]

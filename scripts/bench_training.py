@@ -151,7 +151,7 @@ def stock_trl(settings: dict[str, Any]) -> Result:
     order = [i for step in make_plan(recipe, split, "shared_prompt", 1).steps for part in step for i in part]
     rows: dict[str, list[Any]] = {"chosen_ids": [], "rejected_ids": []}
     for group in (split.tokens.group(i) for i in order):
-        sequences = [[*group.prefix.tolist(), *suffix.tolist()] for suffix in group.suffixes]
+        sequences = [[*group.prefix.tolist(), *suffix.tolist()] for suffix in group.spread(group.suffixes)]
         rows["chosen_ids"] += [sequences[preference.better] for preference in group.preferences]
         rows["rejected_ids"] += [sequences[preference.worse] for preference in group.preferences]
     pairs, optim = len(rows["chosen_ids"]), recipe.optim

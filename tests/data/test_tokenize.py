@@ -14,22 +14,15 @@ from conftest import make_groups, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data import tokenize
+from rmtrain.data import token_cache
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import (
-    OverLength,
-    TokenizedGroup,
-    TokenizedSplit,
-    group_to_row,
-    row_to_group,
-    split_prefix,
-    tokenize_groups,
-    tokenize_split,
-)
+from rmtrain.data.token_cache import TokenizedSplit, group_to_row, row_to_group, tokenize_split
+from rmtrain.data.tokenize import OverLength, TokenizedGroup, split_prefix, tokenize_groups
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 from rmtrain.errors import DataError
 
 BOS, EOS = 1, 2
+CUT: OverLength = "truncate_completion"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +37,7 @@ def group(prompt: tuple[str, ...], completions: tuple[str, ...], name: str = "g"
 
 
 def sequences(tokenized: TokenizedGroup) -> list[list[int]]:
-    return [[*tokenized.prefix.tolist(), *suffix.tolist()] for suffix in tokenized.suffixes]
+    return [[*tokenized.prefix.tolist(), *suffix.tolist()] for suffix in tokenized.spread(tokenized.suffixes)]
 
 
 # The longest common prefix
@@ -222,6 +215,42 @@ def test_text_cut_within_wide_characters_still_fits(byte_renderer: Renderer) -> 
         assert length - max(tokenized.lengths) < 3 or text.startswith("<s>Q日本語日本語")  # no more is cut than needed
 
 
+# Equal tokens
+
+
+def test_completions_of_the_same_tokens_are_held_once(renderer: Renderer) -> None:
+    texts = ("w1 w2", "w3", "w1 w2", "w1  w2", "w3 ", "w1 w2 w4")
+    preferences = (Preference(0, 1), Preference(2, 3), Preference(5, 4))
+    made = group(("w9",), texts)._replace(preferences=preferences)
+    (tokenized,) = (one for one in tokenize_groups([made], renderer, 64, "error") if one is not None)
+    assert (tokenized.suffix_of, len(tokenized.suffixes)) == ((0, 1, 0, 0, 1, 2), 3)
+    assert sequences(tokenized) == renderer.tokenize([made.prompt + completion for completion in made.completions])
+    assert tokenized.preferences == preferences  # between completions as the source has them
+    assert tokenized.identical == (False, True, False)
+
+
+def test_a_group_of_equal_completions_is_one_sequence(renderer: Renderer) -> None:
+    (tokenized,) = (one for one in tokenize_groups([group(("w9",), ("w1",) * 5)], renderer, 64, "error") if one)
+    assert (tokenized.suffix_of, [len(suffix) for suffix in tokenized.suffixes]) == ((0,) * 5, [1])
+
+
+def test_what_the_length_makes_equal_is_held_once(renderer: Renderer) -> None:
+    long = " ".join(["w1"] * 30)
+    (tokenized,) = (
+        one for one in tokenize_groups([group(("w9",), (f"{long} w2", f"{long} w3", "w4"))], renderer, 16, CUT) if one
+    )
+    assert tokenized.truncated
+    assert tokenized.suffix_of == (0, 0, 1)
+
+
+def test_equal_texts_are_tokenised_once(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    original = Renderer.tokenize
+    monkeypatch.setattr(Renderer, "tokenize", lambda self, chats: (seen.append(len(chats)), original(self, chats))[1])
+    (tokenized,) = (one for one in tokenize_groups([group(("w9",), ("w1", "w2") * 500)], renderer, 64, "error") if one)
+    assert (seen, len(tokenized.suffix_of), len(tokenized.suffixes)) == ([2], 1000, 2)
+
+
 # Rows
 
 
@@ -252,13 +281,13 @@ def split(
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every split that is really tokenised."""
     calls: list[int] = []
-    original = tokenize.tokenize_groups
+    original = token_cache.tokenize_groups
 
     def counting(groups: Any, *args: Any) -> Iterator[TokenizedGroup | None]:
         calls.append(len(groups))
         return original(groups, *args)
 
-    monkeypatch.setattr(tokenize, "tokenize_groups", counting)
+    monkeypatch.setattr(token_cache, "tokenize_groups", counting)
     return calls
 
 
@@ -345,14 +374,14 @@ def test_the_display_is_told_of_each_group(renderer: Renderer, tmp_path: Path) -
 
 def _build(cache: str, started: Any) -> None:
     """In another process: tokenise a split once all are ready, slowly, and leave a mark if it was really tokenised."""
-    renderer, original = Renderer.for_tokenizer(make_tokenizer()), tokenize.tokenize_groups
+    renderer, original = Renderer.for_tokenizer(make_tokenizer()), token_cache.tokenize_groups
 
     def slow(*args: Any) -> Iterator[TokenizedGroup | None]:
         Path(f"{cache}-tokenised-by-{os.getpid()}").touch()
         time.sleep(1)
         return original(*args)
 
-    tokenize.tokenize_groups = slow
+    token_cache.tokenize_groups = slow
     started.wait()
     made = split(make_groups(20), renderer, Path(cache))
     os._exit(0 if len(made) == 20 else 1)

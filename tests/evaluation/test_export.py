@@ -153,7 +153,7 @@ def test_proof_is_what_an_independent_reading_finds(write: Write, tmp_path: Path
     for group in tokenize_groups(groups, checkpoint.renderer, 96, "truncate_prompt"):
         assert group is not None
         before.append(torch.tensor(score_groups(checkpoint.model, [group], 0, 2048)[0]))
-        rows = [torch.tensor([[*group.prefix, *suffix]]) for suffix in group.suffixes]
+        rows = [torch.tensor([[*group.prefix, *suffix]]) for suffix in group.spread(group.suffixes)]
         with torch.no_grad():
             after.append(torch.stack([plain(input_ids=row).logits[0, 0] for row in rows]))
     moved = [((a - a.mean()) - (b - b.mean())).abs().max() for a, b in zip(after, before, strict=True)]

@@ -196,6 +196,20 @@ def test_margins_are_those_of_the_published_computation_in_any_batch(
     assert result["published"]["layout"] == "PairRM"
 
 
+def test_candidates_of_the_same_tokens_have_a_margin_of_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [("w1 w2", "w1  w2"), ("w3 " * 1500, "w3 " * 1400), ("w4", "w5")]
+    rows = [{"prompt": f"w{i}", "chosen": chosen, "rejected": rejected} for i, (chosen, rejected) in enumerate(texts)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate(ckpt=write(tmp_path / "PairRM-hf"), data="pairs.jsonl", json=True)
+    result = json.loads(capsys.readouterr().out)
+    margins = [row.margins for row in read_rows(Path(result["rows"]))]
+    assert margins[:2] == [(0.0,), (0.0,)]
+    assert margins[2] != (0.0,)
+    assert result["ties"] == 2
+
+
 def test_earlier_turns_are_in_source_and_candidates(tmp_path: Path) -> None:
     renderer = load_checkpoint(write(tmp_path / "PairRM-hf")).renderer
     assert isinstance(renderer, PairRenderer)

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import TokenizedGroup, group_to_row, tokenize_groups
+from rmtrain.data.token_cache import group_to_row
+from rmtrain.data.tokenize import TokenizedGroup, tokenize_groups
 from rmtrain.errors import RunFailedError
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
@@ -394,7 +395,7 @@ def test_a_reward_that_is_not_finite_names_its_group(
 WORKER = """
 import json, sys
 from pathlib import Path
-from rmtrain.data.tokenize import row_to_group
+from rmtrain.data.token_cache import row_to_group
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
 from rmtrain.scoring.score import score_groups

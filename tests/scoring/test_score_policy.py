@@ -86,7 +86,7 @@ def token_log_probs(where: Path, group: PreferenceGroup) -> list[torch.Tensor]:
 def scores(policy: Policy, groups: list[TokenizedGroup], folder: Path, tokens: int = 100_000) -> np.ndarray:
     folder.mkdir(exist_ok=True)
     rewards = score_policy(policy, groups, tokens, folder / "partial", lambda done, total: None, lambda line: None)
-    assert list(map(len, rewards)) == [len(group.suffixes) for group in groups]
+    assert list(map(len, rewards)) == [len(group.spread(group.suffixes)) for group in groups]
     return np.concatenate(rewards)
 
 
@@ -136,9 +136,10 @@ def one_by_one(marked: list[TokenizedGroup]) -> list[TokenizedGroup]:
     """Each completion as a group of its own."""
     alone = []
     for group in marked:
-        for suffix, start in zip(group.suffixes, group.starts, strict=True):
+        for suffix, start in group.spread([*zip(group.suffixes, group.starts, strict=True)]):
             sequence = np.concatenate([group.prefix, suffix])
-            alone.append(group._replace(prefix=sequence[:-1], suffixes=(sequence[-1:],), starts=(start,)))
+            one = group._replace(prefix=sequence[:-1], suffixes=(sequence[-1:],), starts=(start,), suffix_of=())
+            alone.append(one)
     return alone
 
 

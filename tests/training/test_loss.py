@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from training_cases import make_splits
+from training_cases import make_renderer, make_splits
+from transformers import AutoModelForSequenceClassification
 
+from rmtrain.data.types import Message, Preference
 from rmtrain.model.batch import GroupSize
+from rmtrain.model.reward_model import BackboneOptions, load_backbone
 from rmtrain.training.loss import bradley_terry_loss
 from rmtrain.training.microbatches import MicrobatchDataset
 from rmtrain.training.plan import plan_training
@@ -164,6 +167,48 @@ def test_each_group_weighs_the_same_whatever_its_k(split: Any) -> None:
         start += len(group.suffixes)
     (loss,) = of_microbatches(split, rewards.float(), global_batch_size=100)
     assert loss.item() == pytest.approx(np.mean(means), rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", ["shared_prompt", "none"])
+def test_equal_completions_are_trained_on_as_if_each_were_there(base: Path, tmp_path: Path, packing: Any) -> None:
+    """The loss of a group with completions of the same tokens, against each sequence alone in plain transformers."""
+    texts = ("w1 w2", "w9 w8 w7", "w1  w2", "w20")
+    pairs = [(0, 1, 2.0), (2, 1, 1.0), (3, 0, 0.5), (3, 2, None)]
+    group = make_groups(1)[0]._replace(
+        completions=tuple((Message("assistant", text),) for text in texts),
+        preferences=tuple(Preference(*pair) for pair in pairs),
+    )
+    split = make_splits(tmp_path, [group])["train"].tokens
+    model = load_backbone(str(base), None, BackboneOptions("float32", packing=packing), pad_id=0, seed=0)
+    sizes = [GroupSize(prefix, suffixes) for prefix, suffixes in split.lengths()]
+    plan = plan_training(
+        sizes, epochs=1, max_steps=None, global_batch_size=1, processes=1, seed=0, packing=packing, max_tokens=None,
+        max_groups=None,
+    )  # fmt: skip
+    batch = MicrobatchDataset(split, plan, 0, packing, 0)[0]
+    assert len(batch["ends"]) == len(split.group(0).suffixes) == 3
+    inputs = {
+        key: batch[key] for key in ("input_ids", "position_ids", "attention_mask", "ends", "layout") if key in batch
+    }
+    rewards = model.module(**inputs).logits
+    made = bradley_terry_loss(rewards, batch["better"], batch["worse"], batch["weights"], batch["gaps"], 0.3, 0.01)
+
+    renderer = make_renderer()
+    plain = [renderer.tokenize([group.prompt + completion])[0] for completion in group.completions]
+    plainly = load_alone(base, model)
+    alone = [plainly(input_ids=torch.tensor([ids])).logits[0, 0].item() for ids in plain]
+    nats = [
+        np.log1p(np.exp(-(alone[b] - alone[w] - 0.3 * (gap or 0.0)))) + 0.01 * (alone[b] + alone[w]) ** 2
+        for b, w, gap in pairs
+    ]
+    assert made.loss.item() == pytest.approx(np.mean(nats), rel=1e-5)
+
+
+def load_alone(base: Path, model: Any) -> Any:
+    """The same weights in transformers' own class."""
+    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    plain.load_state_dict(model.module.state_dict())
+    return plain.eval()
 
 
 def test_an_empty_microbatch_has_neither_weight_nor_counts(split: Any, tmp_path: Path) -> None:

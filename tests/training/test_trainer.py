@@ -64,7 +64,8 @@ def test_on_pairs_the_losses_are_those_of_trls_trainer(
         group = split.tokens.group(index)
         (preference,) = group.preferences
         chosen, rejected = (
-            [*group.prefix.tolist(), *group.suffixes[place].tolist()] for place in (preference.better, preference.worse)
+            [*group.prefix.tolist(), *group.spread(group.suffixes)[place].tolist()]
+            for place in (preference.better, preference.worse)
         )
         rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
     args = RewardConfig(
@@ -187,7 +188,7 @@ def test_the_validation_figures_are_those_of_all_its_preferences(base: Path, tmp
         with torch.no_grad():
             rewards = [
                 model(torch.tensor([[*group.prefix.tolist(), *suffix.tolist()]])).logits.item()
-                for suffix in group.suffixes
+                for suffix in group.spread(group.suffixes)
             ]
         gaps += [rewards[p.better] - rewards[p.worse] for p in group.preferences]
     assert line["eval_accuracy"] == pytest.approx(sum(gap > 0 for gap in gaps) / len(gaps))

@@ -60,7 +60,7 @@ def make_splits(folder: Path, train: Sequence[Any], validation: Sequence[Any] = 
     from rmtrain.data.curate import Ledger, SplitReport
     from rmtrain.data.load import SplitData
     from rmtrain.data.prepare import ReadySplit
-    from rmtrain.data.tokenize import tokenize_split
+    from rmtrain.data.token_cache import tokenize_split
 
     ready = {}
     for name, groups in {"train": train, "validation": validation}.items():

@@ -107,7 +107,7 @@ def _memory_table(memory: dict[str, Any]) -> "Table":
 
 def _first_group(split: "ReadySplit", renderer: "Renderer") -> dict[str, Any]:
     group = split.tokens.group(0)
-    sequences = [[*group.prefix.tolist(), *suffix.tolist()] for suffix in group.suffixes]
+    sequences = [[*group.prefix.tolist(), *suffix.tolist()] for suffix in group.spread(group.suffixes)]
     return {
         "id": group.id,
         "preferences": [[p.better, p.worse] for p in group.preferences],

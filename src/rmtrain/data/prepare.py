@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from rmtrain.data.load import PreparedData, SplitData, load_data
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import OverLength, TokenizedSplit, tokenize_split
+from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
+from rmtrain.data.tokenize import OverLength
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.recipe.schema import Recipe

@@ -1,11 +1,8 @@
-"""PreferenceGroup → TokenizedGroup: each prompt's tokens once, then what each completion adds."""
+"""PreferenceGroup → TokenizedGroup: each prompt's tokens once, then what each distinct completion adds."""
 
-import hashlib
-import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,30 +13,49 @@ from rmtrain.errors import DataError
 
 Tokens = NDArray[np.int32]
 OverLength = Literal["truncate_prompt", "truncate_completion", "drop", "error"]
+Value = TypeVar("Value")
 
 _CHUNK = 512  # groups tokenised in one call of the fast tokenizer, which works on them in parallel
-_CACHE_VERSION = "1"  # raise when this module or rendering changes what tokens come out
 
 
 class TokenizedGroup(NamedTuple):
-    """A group's K sequences, split at their longest common token prefix.
+    """A group's sequences, split at their longest common token prefix; equal ones are held once.
 
-    Sequence k is `prefix` followed by `suffixes[k]`; no suffix is empty, since rewards are read at its last token. The
-    split is by tokens, so it is exact whatever the chat template or the tokenizer do at the border of the prompt.
+    Completion k is `prefix` followed by `suffixes[suffix_of[k]]`, so completions of the same tokens share one suffix,
+    and with it one reward. No suffix is empty, since rewards are read at its last token. The split is by tokens, so it
+    is exact whatever the chat template or the tokenizer do at the border of the prompt.
     """
 
     id: str
     source: str
     prefix: Tokens  # [P]
-    suffixes: tuple[Tokens, ...]  # K arrays of at least one token
-    preferences: tuple[Preference, ...]
+    suffixes: tuple[Tokens, ...]  # D distinct arrays of at least one token
+    preferences: tuple[Preference, ...]  # between the K completions
     truncated: bool
-    starts: tuple[int, ...] = ()  # K places at which the responses start; only where log-probabilities are asked for
+    starts: tuple[int, ...] = ()  # D places at which the responses start; only where log-probabilities are asked for
+    suffix_of: tuple[int, ...] = ()  # K indices of suffixes; empty: each completion has the suffix of its own number
+
+    def spread(self, values: Sequence[Value]) -> tuple[Value, ...]:
+        """D values, one a suffix, as K values, one a completion."""
+        return tuple(values[place] for place in self.suffix_of or range(len(values)))
+
+    @property
+    def identical(self) -> tuple[bool, ...]:
+        """For each preference, whether both of its completions have the same tokens."""
+        places = self.spread(range(len(self.suffixes)))
+        return tuple(places[preference.better] == places[preference.worse] for preference in self.preferences)
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each whole sequence."""
+        """Tokens of each distinct sequence."""
         return tuple(len(self.prefix) + len(suffix) for suffix in self.suffixes)
+
+
+def merge_equal(sequences: Iterable[Sequence[int]]) -> tuple[list[Sequence[int]], tuple[int, ...]]:
+    """K sequences without repetitions, in their order, and which of them each of the K is."""
+    places: dict[tuple[int, ...], int] = {}
+    numbers = tuple(places.setdefault(tuple(sequence), len(places)) for sequence in sequences)
+    return list(places), numbers
 
 
 def split_prefix(sequences: Sequence[Sequence[int]]) -> tuple[Tokens, tuple[Tokens, ...]]:
@@ -72,11 +88,11 @@ def tokenize_groups(
     """
     for start in range(0, len(groups), _CHUNK):
         chunk = groups[start : start + _CHUNK]
-        flat = renderer.tokenize([group.prompt + completion for group in chunk for completion in group.completions])
-        position = 0
-        for group in chunk:
-            sequences = flat[position : position + len(group.completions)]
-            position += len(group.completions)
+        texts = [tuple(dict.fromkeys(group.completions)) for group in chunk]  # equal texts are tokenised once
+        whole = [group.prompt + text for group, own in zip(chunk, texts, strict=True) for text in own]
+        flat = iter(renderer.tokenize(whole))
+        for group, own in zip(chunk, texts, strict=True):
+            sequences = list(islice(flat, len(own)))
             longest = max(len(sequence) for sequence in sequences)
             truncated = longest > max_length
             if truncated:
@@ -88,9 +104,16 @@ def tokenize_groups(
                         f"group {group.id}: {longest} tokens, more than data.max_length {max_length}",
                         "raise data.max_length or choose another data.over_length",
                     )
-                sequences = truncate_group(group, sequences, renderer, max_length, over_length == "truncate_prompt")[1]
-            prefix, suffixes = split_prefix(sequences)
-            yield TokenizedGroup(group.id, group.source, prefix, suffixes, group.preferences, truncated)
+                distinct = group._replace(completions=own)
+                sequences = truncate_group(distinct, sequences, renderer, max_length, over_length == "truncate_prompt")[
+                    1
+                ]
+            by_text = dict(zip(own, sequences, strict=True))
+            merged, suffix_of = merge_equal(by_text[text] for text in group.completions)
+            prefix, suffixes = split_prefix(merged)
+            yield TokenizedGroup(
+                group.id, group.source, prefix, suffixes, group.preferences, truncated, suffix_of=suffix_of
+            )
 
 
 def truncate_group(
@@ -150,134 +173,3 @@ def _cut(renderer: Renderer, messages: Conversation, tokens: int, from_start: bo
         kept[index] = Message(kept[index].role, rest)
         tokens -= len(spans)
     return tuple(kept)
-
-
-class TokenizedSplit(NamedTuple):
-    """A split as a memory-mapped table, one row a group."""
-
-    fingerprint: str  # of groups, tokenizer, rendering and length rule
-    table: Any  # datasets.Dataset; a row is what group_to_row makes
-    over_length_dropped: int
-    truncated: int
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def group(self, index: int) -> TokenizedGroup:
-        """The group at a row."""
-        return row_to_group(self.table[index])
-
-    def groups(self) -> list[TokenizedGroup]:
-        """All groups, in memory."""
-        return [row_to_group(row) for row in self.table]
-
-    def lengths(self) -> list[tuple[int, tuple[int, ...]]]:
-        """For each row, tokens of the shared prefix and of each suffix: what batch planning needs."""
-        prefixes = self.table["prefix_length"]
-        return list(zip(prefixes, (tuple(lengths) for lengths in self.table["suffix_lengths"]), strict=True))
-
-
-def row_to_group(row: dict[str, Any]) -> TokenizedGroup:
-    """A row of a TokenizedSplit's table as a group."""
-    tokens = np.asarray(row["tokens"], dtype=np.int32)
-    borders = np.cumsum([row["prefix_length"], *row["suffix_lengths"]])
-    parts = np.split(tokens, borders[:-1])
-    gaps = [None if gap is None else float(gap) for gap in row["gaps"]]
-    preferences = tuple(Preference(b, w, gap) for (b, w), gap in zip(row["preferences"], gaps, strict=True))
-    return TokenizedGroup(row["id"], row["source"], parts[0], tuple(parts[1:]), preferences, row["truncated"])
-
-
-def group_to_row(group: TokenizedGroup) -> dict[str, Any]:
-    """The inverse of row_to_group."""
-    return {
-        "id": group.id,
-        "source": group.source,
-        "tokens": np.concatenate([group.prefix, *group.suffixes]),
-        "prefix_length": len(group.prefix),
-        "suffix_lengths": [len(suffix) for suffix in group.suffixes],
-        "preferences": [[p.better, p.worse] for p in group.preferences],
-        "gaps": [p.gap for p in group.preferences],
-        "truncated": group.truncated,
-    }
-
-
-def tokenize_split(
-    groups: Sequence[PreferenceGroup],
-    renderer: Renderer,
-    max_length: int,
-    over_length: OverLength,
-    cache: Path,
-    progress: Callable[[int], None] = lambda done: None,
-) -> TokenizedSplit:
-    """Tokenise a split, or take it from the cache.
-
-    The cache key holds the groups, the tokenizer, the rendering contract and the length rule. The first of several
-    processes does the work; the others wait for it on a file lock, which no collective's time-out ends.
-
-    Args:
-        groups: the split's groups.
-        renderer: the rendering contract.
-        max_length: tokens of prompt and one completion.
-        over_length: what happens to longer ones.
-        cache: folder that holds cached splits.
-        progress: called with the number of groups done.
-
-    Raises:
-        DataError: as tokenize_groups.
-    """
-    from filelock import FileLock
-
-    rule = [_CACHE_VERSION, renderer.contract(), max_length, over_length]
-    digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode())
-    digest.update(renderer.tokenizer.backend_tokenizer.to_str().encode())
-    for group in groups:
-        digest.update(repr(group).encode("utf-8", "surrogatepass"))
-    fingerprint = digest.hexdigest()
-    folder = cache / fingerprint[:32]
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{folder.name}.lock"):
-        table = _read_table(folder)
-        if table is None:
-            tokenized = tokenize_groups(groups, renderer, max_length, over_length)
-            table = _write_table(folder, tokenized, progress)
-    return TokenizedSplit(fingerprint, table, len(groups) - len(table), sum(table["truncated"]))
-
-
-def _read_table(folder: Path) -> Any:
-    """The table in a folder; None where there is none, or one that a crash of the machine left unreadable."""
-    from datasets import load_from_disk
-
-    try:
-        return load_from_disk(folder)
-    except (OSError, ValueError):  # pyarrow's errors are among these
-        return None
-
-
-def _write_table(folder: Path, tokenized: Iterator[TokenizedGroup | None], progress: Callable[[int], None]) -> Any:
-    from datasets import Dataset, Features, List, Value, load_from_disk
-
-    features = Features(
-        {
-            "id": Value("string"),
-            "source": Value("string"),
-            "tokens": List(Value("int32")),
-            "prefix_length": Value("int32"),
-            "suffix_lengths": List(Value("int32")),
-            "preferences": List(List(Value("int32"))),
-            "gaps": List(Value("float64")),
-            "truncated": Value("bool"),
-        }
-    )
-    columns: dict[str, list[Any]] = {name: [] for name in features}
-    for done, group in enumerate(tokenized, start=1):
-        for name, value in (group_to_row(group) if group is not None else {}).items():
-            columns[name].append(value)
-        progress(done)
-    # the caller holds the lock, so what lies in either place was left by a dead writer
-    staging = folder.with_name(f".{folder.name}")
-    for left in (staging, folder):
-        shutil.rmtree(left, ignore_errors=True)
-    # left to itself, datasets writes no shard for no rows, and can't read that
-    Dataset.from_dict(columns, features=features).save_to_disk(staging, num_shards=1)
-    staging.rename(folder)
-    return load_from_disk(folder)

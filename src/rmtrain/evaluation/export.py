@@ -157,7 +157,9 @@ def _plain(folder: Path, sample: Sequence[TokenizedGroup]) -> list[float]:
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     rewards = [
-        [float(model(input_ids=torch.tensor([[*group.prefix, *suffix]])).logits[0, 0]) for suffix in group.suffixes]
+        group.spread(
+            [float(model(input_ids=torch.tensor([[*group.prefix, *suffix]])).logits[0, 0]) for suffix in group.suffixes]
+        )
         for group in sample
     ]
     return _centred(rewards)

@@ -9,7 +9,8 @@ from typing import Any, cast
 from rmtrain.data.load import SplitData
 from rmtrain.data.prepare import tokenize_named
 from rmtrain.data.responses import mark_responses
-from rmtrain.data.tokenize import OverLength, TokenizedSplit
+from rmtrain.data.token_cache import TokenizedSplit
+from rmtrain.data.tokenize import OverLength
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.evaluation.results import ScoredRow, scored_row, summarise, write_rows
@@ -61,7 +62,8 @@ def score_rows(
         return path.with_name(f".{path.name}-{tokens[:16]}-{checkpoint.fingerprint[:16]}.partial")
 
     if isinstance(checkpoint.renderer, PairRenderer):
-        partial = partial_of(hashlib.sha256(repr(groups).encode("utf-8", "surrogatepass")).hexdigest())
+        what = repr([checkpoint.renderer.contract(), groups]).encode("utf-8", "surrogatepass")
+        partial = partial_of(hashlib.sha256(what).hexdigest())
         with _kept(partial, display):
             rows = _compared_rows(cast(Checkpoint, checkpoint), groups, tokens_per_batch, partial, progress, display)
     else:
@@ -75,7 +77,7 @@ def score_rows(
             else:
                 rewards = score_groups(checkpoint.model, tokenized, checkpoint.renderer.pad_id, *how)
         rows = [
-            scored_row(group, values, [len(suffix) for suffix in split.suffixes], split.truncated)
+            scored_row(group, values, split.spread([len(suffix) for suffix in split.suffixes]), split.truncated)
             for group, values, split in zip(groups, rewards, tokenized, strict=True)
         ]
     if process_state().is_main_process:

@@ -33,7 +33,13 @@ def describe_splits(data: PreparedData, ready: Mapping[str, ReadySplit]) -> dict
 def _describe(split: ReadySplit) -> dict[str, Any]:
     report, tokens = split.data.report, split.tokens
     sizes = tokens.lengths()
-    lengths = np.array([prefix + suffix for prefix, suffixes in sizes for suffix in suffixes])
+    lengths = np.array(
+        [
+            prefix + suffixes[place]
+            for (prefix, suffixes), places in zip(sizes, tokens.table["suffix_of"], strict=True)
+            for place in places
+        ]
+    )
     left = {
         "rows": len(tokens),
         "completions": len(lengths),
@@ -50,7 +56,7 @@ def _describe(split: ReadySplit) -> dict[str, Any]:
         "lengths": _spread(lengths),
         "tokens": {
             "prompts_shared": int(sum(prefix + sum(suffixes) for prefix, suffixes in sizes)),
-            "prompts_repeated": int(lengths.sum()),
+            "prompts_repeated": sum(prefix + suffix for prefix, suffixes in sizes for suffix in suffixes),
         },
     }
 

@@ -142,7 +142,9 @@ class OfficialScorer:
     def sequences(self, habits: Habits) -> Sequences:
         """Token ids of every completion of every group."""
         if not habits.cut_front:
-            return [[[*g.prefix.tolist(), *suffix.tolist()] for suffix in g.suffixes] for g in self._tokenized]
+            return [
+                [[*g.prefix.tolist(), *suffix.tolist()] for suffix in g.spread(g.suffixes)] for g in self._tokenized
+            ]
         renderer = self._runner_renderer if habits.runner_prompt and self._runner_renderer else self._renderer
         whole = [[group.prompt + completion for completion in group.completions] for group in self._groups]
         if not habits.retokenise:

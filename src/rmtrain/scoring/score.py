@@ -26,10 +26,10 @@ Progress = Callable[[int, int], None]  # groups done, groups in all
 
 
 class Piece(NamedTuple):
-    """Completions of one group that go through the model together with its prompt."""
+    """Distinct completions of one group that go through the model together with its prompt."""
 
     place: int  # of the group
-    completions: tuple[int, ...]
+    completions: tuple[int, ...]  # indices of its suffixes
     group: TokenizedGroup  # these alone
 
 
@@ -46,6 +46,7 @@ def score_groups(
 
     Batches are planned once, from the lengths alone, and then dealt out; a reward depends neither on the number of
     processes nor on the order of the groups. A group of more tokens than a batch takes is cut between completions.
+    Completions of a group with the same tokens are scored once, and have the same reward to the last bit.
 
     Args:
         model: a reward model; its module may be wrapped for data-parallel or sharded execution.
@@ -100,7 +101,7 @@ def score_groups(
                     stream.write(json.dumps([[[piece.place, piece.completions] for piece in members], rewards]) + "\n")
                     stream.flush()
             progress(len(groups) - sum(count > 0 for count in left.values()), len(groups))
-    return [tuple(done[i, k] for k in range(len(group.suffixes))) for i, group in enumerate(groups)]
+    return [group.spread([done[i, k] for k in range(len(group.suffixes))]) for i, group in enumerate(groups)]
 
 
 def cut_pieces(
@@ -127,7 +128,7 @@ def _only(group: TokenizedGroup, completions: Sequence[int]) -> TokenizedGroup:
     """A group with some of its completions, and no preferences between them."""
     suffixes = tuple(group.suffixes[k] for k in completions)
     starts = tuple(group.starts[k] for k in completions) if group.starts else ()
-    return group._replace(suffixes=suffixes, starts=starts, preferences=())
+    return group._replace(suffixes=suffixes, starts=starts, preferences=(), suffix_of=())
 
 
 class _Limit:

@@ -7,7 +7,7 @@ import threading
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from rmtrain.data.tokenize import TokenizedSplit
+from rmtrain.data.token_cache import TokenizedSplit
 from rmtrain.model.batch import Batch, GroupSize, Packing, pack
 from rmtrain.training.plan import TrainingPlan
 
@@ -36,9 +36,10 @@ class MicrobatchDataset(Dataset[Batch]):
         batch = pack(groups, self.packing, self.pad_id)
         better, worse, weights, gaps, first = [], [], [], [], 0
         for group in groups:
+            places = group.spread(range(first, first + len(group.suffixes)))
             for preference in group.preferences:
-                better.append(first + preference.better)
-                worse.append(first + preference.worse)
+                better.append(places[preference.better])
+                worse.append(places[preference.worse])
                 weights.append(scale / len(group.preferences))
                 gaps.append(preference.gap or 0.0)
             first += len(group.suffixes)

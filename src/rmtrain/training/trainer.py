@@ -14,7 +14,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl
 from trl import RewardConfig, RewardTrainer
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import TokenizedGroup, TokenizedSplit
+from rmtrain.data.token_cache import TokenizedSplit
+from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import NonFiniteError, RmtrainError, RunFailedError
 from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
 from rmtrain.model.batch import Batch

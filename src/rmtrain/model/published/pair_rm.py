@@ -10,7 +10,7 @@ from transformers import DebertaV2Model, DebertaV2PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rmtrain.data.render import Renderer, alternating
-from rmtrain.data.tokenize import TokenizedGroup
+from rmtrain.data.tokenize import TokenizedGroup, merge_equal
 from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.errors import CheckpointError, DataError
 
@@ -78,7 +78,7 @@ class PairRenderer(Renderer):
         A source longer than 1,224 tokens, or a candidate longer than half of what it leaves of 2,048, loses its end.
 
         Returns:
-            2 sequences a preference as suffixes of nothing, and the tokens of each of the K candidates.
+            2 sequences a preference, as if they were a group's completions, and the tokens of each of the K candidates.
 
         Raises:
             DataError: no alternating questions and answers, or a text with one of the markers.
@@ -100,14 +100,16 @@ class PairRenderer(Renderer):
         answers = ["\n".join(f"<Response {i}>: {m.content}" for i, m in enumerate(chat[1::2], 1)) for chat in chats]
         candidates = [[self._encode_whole(marker + answer) for marker in _MARKERS[1:]] for answer in answers]
         lengths = [len(first) for first, _ in candidates]
-        sequences = [
-            np.array(source + _cut(candidates[one][0], room) + _cut(candidates[other][1], room), dtype=np.int32)
+        distinct, suffix_of = merge_equal(  # candidates of the same tokens give the same two sequences: a margin of 0
+            source + _cut(candidates[one][0], room) + _cut(candidates[other][1], room)
             for pair in group.preferences
             for one, other in ((pair.better, pair.worse), (pair.worse, pair.better))
-        ]
+        )
         truncated = len(whole) > _MAX_SOURCE or max(lengths) > room
-        nothing = np.array([], dtype=np.int32)
-        tokenized = TokenizedGroup(group.id, group.source, nothing, tuple(sequences), group.preferences, truncated)
+        nothing, *suffixes = (np.array(ids, dtype=np.int32) for ids in [[], *distinct])
+        tokenized = TokenizedGroup(
+            group.id, group.source, nothing, tuple(suffixes), group.preferences, truncated, suffix_of=suffix_of
+        )
         return tokenized, lengths
 
     def _encode_whole(self, text: str) -> list[int]:
