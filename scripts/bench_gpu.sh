@@ -1,28 +1,124 @@
 #!/usr/bin/env bash
-# All benchmarks on one GPU, with a randomly initialised Mistral-7B where no real one is named.
-#   scripts/bench_gpu.sh PAIRS [MODEL] [OUTPUT]     PAIRS: any SOURCE of pairs with a split train, such as pairs.jsonl
+# One stage of the measurements on a GPU. A stage ends within eight minutes, and writes each result as soon as it has it.
+#   scripts/bench_gpu.sh STAGE [--rehearse]
+#
+#   check      what this machine is, and the tests marked gpu
+#   suite      all fast tests, on the GPU
+#   train      7B, LoRA: rmtrain, the prompt twice, and TRL, all with recomputation, as TRL needs it
+#   variants   7B, LoRA, nothing recomputed: as it comes, compiled layers, Liger, dropout, selective recomputation
+#   four       four answers a prompt
+#   memory     predicted and measured peaks with 24, 40 and 80 GiB free
+#   quantized  nf4 with 16 GiB free
+#   scoring    800 preferences, against padded batches of 8
+#   learn      a 135M model on PAIRS, with its accuracy on the held-out tenth
+#   faults     killed, interrupted, out of memory and not finite: the tests of these, on the GPU
+#   sharing    the gain over prompt lengths and numbers of answers
+#   profile    where a step's time goes
+#
+# Environment: PAIRS (any SOURCE of pairs with a split train; default demo), MODEL (a 7B model's folder; default: a
+# random one is made), SMALL (a small model's folder, default models/smollm2-135m-instruct; its tokenizer goes into the
+# random model), OUT (default bench), RMTRAIN_PYTHON.
+# --rehearse runs the stage on a CPU, with two layers and a few rows: what it prints is no measurement.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-data=${1:?usage: scripts/bench_gpu.sh PAIRS [MODEL] [OUTPUT]}
-model=${2:-models/mistral-7b-random}
-out=${3:-bench}
-python="${RMTRAIN_VENV:-.venv}/bin/python"
-[ -x "$python" ] || python=python3
-"$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "bench_gpu.sh: torch finds no GPU here")'
-mkdir -p "$out"
-if [ ! -f "$model/config.json" ]; then
-  "$python" scripts/random_model.py --tokenizer models/smollm2-135m-instruct --output "$model"
+stage=${1:-}
+stages=$(sed -n 's/^#   \([a-z]*\)  .*/\1/p' "$0")
+if ! grep -qx "$stage" <<< "$stages"; then
+  echo "usage: scripts/bench_gpu.sh STAGE [--rehearse]; stages: $(tr '\n' ' ' <<< "$stages")" >&2
+  exit 2
 fi
-common=(--model "$model" --dtype bfloat16 --rank 32 --max-length 2048)
-"$python" -m pytest -q -m gpu
-"$python" scripts/bench_training.py "${common[@]}" --data "$data" --steps 8 --json "$out/training_pairs.json"
-"$python" scripts/bench_training.py "${common[@]}" --data "$data" --steps 8 --ways 4 --groups 4 \
-  --json "$out/training_four.json"
-"$python" scripts/bench_training.py "${common[@]}" --data "$data" --steps 8 --groups 24 --sides rmtrain \
-  --json "$out/training_large.json"  # 8 pairs are few tokens for a GPU: the share of the matrix rate is read here
-"$python" scripts/bench_scoring.py --model "$model" --dtype bfloat16 --data "$data" --limit 800 \
-  --tokens-per-batch 32768 --json "$out/scoring.json"
-"$python" scripts/bench_sharing.py --model "$model" --dtype bfloat16 --prompts 256 1024 --completion 256 \
-  --plot "$out/sharing.svg" --json "$out/sharing.json"
-"$python" scripts/profile_step.py "${common[@]}" --data "$data" --json "$out/profile.json"
+rehearse=$([ "${2:-}" = --rehearse ] && echo yes || true)
+
+pairs=${PAIRS:-demo}
+small=${SMALL:-models/smollm2-135m-instruct}
+model=${MODEL:-models/mistral-7b-random}
+out=${OUT:-bench}
+python=${RMTRAIN_PYTHON:-.venv/bin/python}
+[ -x "$python" ] || python=python3
+export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTORCH_ALLOC_CONF=expandable_segments:True
+mkdir -p "$out"
+
+if [ -z "$rehearse" ]; then
+  "$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "bench_gpu.sh: torch finds no GPU here")'
+  shape=() steps=8 warmup=2 compiling=4 repeats=2 groups=24 length=2048 limit=800 tokens=32768
+else
+  model=${MODEL:-models/mistral-rehearsal}
+  shape=(--hidden 256 --layers 2) steps=2 warmup=0 compiling=0 repeats=1 groups=4 length=256 limit=16 tokens=2048
+  export RMTRAIN_REHEARSE_GPU=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+fi
+make_model() {
+  [ -f "$model/config.json" ] ||
+    "$python" scripts/random_model.py "${shape[@]}" --tokenizer "$small" --output "$model"
+}
+bench() {  # bench SCRIPT NAME OPTION ...: its figures go to $out/NAME.json
+  local script=$1 name=$2
+  shift 2
+  "$python" "scripts/$script.py" --model "$model" --json "$out/$name.json" "$@"
+}
+training() {
+  bench bench_training "$@" --data "$pairs" --dtype bfloat16 --rank 32 --max-length $length --steps $steps \
+    --repeats $repeats
+}
+on_gpu=$([ -z "$rehearse" ] && echo yes || true)  # what a CPU can't run is left out of a rehearsal
+
+case $stage in
+  check)
+    "$python" -m rmtrain doctor || true
+    "$python" -m pytest -q -m gpu tests/model/test_gpu.py tests/training/test_gpu_training.py tests/training/test_telemetry.py
+    ;;
+  suite)  # some tests need packages that such a machine may lack
+    "$python" -m pytest -q -n "${WORKERS:-12}" --dist loadfile -m "not slow" --continue-on-collection-errors \
+      ${rehearse:+tests/model/test_packing.py}
+    ;;
+  train)
+    make_model
+    training train_large --sides rmtrain --groups $groups --warmup $warmup  # first: the share of the matrix rate
+    training train_pairs --recompute --groups 8 --warmup 1
+    ;;
+  variants)
+    make_model
+    for side in compiled ${on_gpu:+liger} dropout selective; do  # each writes its own file
+      training "variant_$side" --sides rmtrain "$side" --groups $groups --warmup $compiling --repeats 1
+    done
+    ;;
+  four)
+    make_model
+    training train_four --recompute --ways 4 --groups 4 --warmup 1
+    ;;
+  memory)
+    make_model
+    bench bench_memory memory --data "$pairs" --max-length $length --tokens $((tokens / 2)) --free 24 40 ${on_gpu:+80}
+    ;;
+  quantized)
+    make_model
+    bench bench_memory memory_nf4 --data "$pairs" --max-length $length --tokens 4096 --free 16 \
+      ${on_gpu:+--quantization nf4 --optimizer paged_adamw_8bit}
+    ;;
+  scoring)
+    make_model
+    bench bench_scoring scoring --dtype bfloat16 --data "$pairs" --max-length $length --limit $limit \
+      --tokens-per-batch $tokens --repeats $repeats
+    ;;
+  learn)
+    steps=()
+    [ -n "$on_gpu" ] || { make_model; small=$model steps=(optim.max_steps=2 "data.limit={train: 32}"); }
+    "$python" -m rmtrain train configs/smollm2_135m.yaml "model.name=$small" "model.dtype=bfloat16" \
+      "data.source={train: $pairs}" "data.holdout={validation: 0.05, test: 0.1}" "run.folder=$out/runs" "${steps[@]}" \
+      --json > "$out/learn.json"
+    ;;
+  faults)
+    "$python" -m pytest -q -n "${WORKERS:-8}" --dist loadfile tests/training/test_resume.py \
+      ${on_gpu:+tests/training/test_trainer.py tests/training/test_processes.py tests/training/test_failing_commands.py} \
+      ${rehearse:+-m "not slow"}
+    ;;
+  sharing)
+    make_model
+    bench bench_sharing sharing --dtype bfloat16 --prompts 256 ${on_gpu:+1024} --ways 2 4 ${on_gpu:+8} --completion 256 \
+      --repeats $repeats --plot "$out/sharing.svg"
+    ;;
+  profile)
+    make_model
+    bench profile_step profile --dtype bfloat16 --rank 32 --max-length $length --data "$pairs" --steps $steps
+    ;;
+esac

@@ -16,6 +16,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sides import Result, machine, peak_bytes, ratios, shown, spread, synchroniz
 
 RECIPE = """
 model: {{name: {model}, dtype: {dtype}, packing: {packing}}}
-lora: {{rank: {rank}, alpha: 32}}
+lora: {{rank: {rank}, alpha: 32, dropout: {dropout}}}
 data:
   source: {data}
   splits: {{train: train}}
@@ -56,8 +57,9 @@ def prepare(settings: dict[str, Any], packing: str) -> Any:
 
     quiet_libraries()
     rows = settings["groups"] * settings["steps"]
-    checkpointing = "full" if settings["recompute"] else "none"
-    text = RECIPE.format(**settings, rows=rows, packing=packing, checkpointing=checkpointing)
+    recomputed = settings.get("checkpointing", "full" if settings["recompute"] else "none")
+    defaults = {"dropout": 0.0, "rows": rows, "packing": packing, "checkpointing": recomputed}
+    text = RECIPE.format(**{**defaults, **settings})
     loaded = parse_recipe_text(text, "bench_training.yaml")
     section = loaded.recipe.data
     renderer = Renderer.for_tokenizer(load_tokenizer(settings["model"]))
@@ -95,18 +97,45 @@ def prompt_twice(settings: dict[str, Any]) -> Result:
 
 def compiled(settings: dict[str, Any]) -> Result:
     """Each prompt once, each decoder layer through torch.compile; the first steps compile: --warmup 3."""
+    return train_changed(settings, lambda base: [layer.compile() for layer in base.base_model.layers])
+
+
+def liger(settings: dict[str, Any]) -> Result:
+    """Each prompt once, with Liger's norms, rotations and gated products, which need a GPU; its losses stay unused."""
+    from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+
+    keep = {"fused_linear_cross_entropy": False, "cross_entropy": False}
+    return train_changed(settings, lambda base: _apply_liger_kernel_to_instance(model=base, **keep))
+
+
+def train_changed(settings: dict[str, Any], change: Callable[[Any], Any]) -> Result:
+    """Train as rmtrain does, with the base model changed once its adapters are there."""
     from rmtrain.training import train as training
 
     build = training.build_model
 
-    def build_compiled(*args: Any) -> Any:
+    def build_changed(*args: Any) -> Any:
         model = build(*args)
-        for layer in model.module.get_base_model().base_model.layers:
-            layer.compile()
+        change(model.module.get_base_model())
         return model
 
-    training.build_model = build_compiled  # in this process, which is the side's own
+    training.build_model = build_changed  # in this process, which is the side's own
     return train_packed(settings, "shared_prompt")
+
+
+def dropout(settings: dict[str, Any]) -> Result:
+    """Each prompt once, with a dropout of 0.05 on the adapters' input; its losses differ."""
+    return train_packed({**settings, "dropout": 0.05}, "shared_prompt")
+
+
+def selective(settings: dict[str, Any]) -> Result:
+    """Each prompt once; all but matrix products and attention is computed again in the backward pass."""
+    return train_packed({**settings, "checkpointing": "selective"}, "shared_prompt")
+
+
+def full(settings: dict[str, Any]) -> Result:
+    """Each prompt once; everything but each layer's input is computed again in the backward pass."""
+    return train_packed({**settings, "checkpointing": "full"}, "shared_prompt")
 
 
 def stock_trl(settings: dict[str, Any]) -> Result:
@@ -243,7 +272,16 @@ def write_groups(options: argparse.Namespace, path: Path) -> int:
     )
 
 
-SIDES = {"rmtrain": shared_prompt, "prompt twice": prompt_twice, "TRL": stock_trl, "compiled": compiled}
+SIDES = {
+    "rmtrain": shared_prompt,
+    "prompt twice": prompt_twice,
+    "TRL": stock_trl,
+    "compiled": compiled,
+    "liger": liger,
+    "dropout": dropout,
+    "selective": selective,
+    "full": full,
+}
 
 
 def main() -> None:

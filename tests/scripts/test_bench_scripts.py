@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,21 @@ def test_random_model_is_one_that_can_be_trained(tmp_path: Path) -> None:
     assert len(found["runs"]["padded"][0]["rewards"]) == 4
 
 
+def test_memory_is_predicted_and_measured(tmp_path: Path) -> None:
+    options = ["--groups", "8", "--steps", "1", "--max-length", "64", "--tokens", "256", "--free", "1"]
+    _, found = run("bench_memory.py", tmp_path, *options, "--dtype", "float32", "--rank", "2")
+    (row,) = found["runs"]
+    assert row["predicted"] > 0
+    assert row["measured"] > 0
+    assert row["overrides"] == []
+
+
 def test_gpu_script_says_what_it_needs() -> None:
-    done = subprocess.run([str(SCRIPTS / "bench_gpu.sh")], capture_output=True, text=True, check=False)
-    assert done.returncode != 0
+    script = SCRIPTS / "bench_gpu.sh"
+    done = subprocess.run([str(script), "nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
     assert "usage" in done.stderr
+    head, _, cases = script.read_text().partition("case $stage in")
+    stages = re.findall(r"^#   (\w+)  ", head, re.MULTILINE)
+    assert stages == re.findall(r"^  (\w+)\)", cases, re.MULTILINE)
+    assert all(stage in done.stderr for stage in stages)
