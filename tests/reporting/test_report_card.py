@@ -13,6 +13,8 @@ from reporting.run_cases import BASE, COMMIT, DATASET, make_manifest, make_recip
 
 from rmtrain.errors import CheckpointError
 from rmtrain.reporting.card import write_model_card
+from rmtrain.reporting.record import RunRecord
+from rmtrain.reporting.setup import training_lines
 
 CANARY = "a|b\n---\n[x](javascript:alert(1)) <script>alert(1)</script> ``` `c` \x1b[31mred http://evil.example ]]>"
 
@@ -218,3 +220,46 @@ def test_a_run_without_a_final_model_has_no_card(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no final model") as raised:
         write_model_card(run)
     assert "--resume" in raised.value.hint
+
+
+def lines_of(**values: Any) -> dict[str, str]:
+    given = {"folder": Path("r"), "manifest": {}, "recipe": {}, "sidecar": {}} | values
+    return dict(training_lines(RunRecord(**given)))
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [(2.0, "2 epochs"), (0.5, "0.5 of 2 epochs"), (1.9999999, "2 epochs"), (None, "2 epochs")],
+)
+def test_the_epochs_are_those_that_were_made(made: float | None, told: str) -> None:
+    steps = [{"epoch": made}] if made else []
+    lines = lines_of(recipe={"optim": {"epochs": 2.0, "global_batch_size": 8}}, steps=steps)
+    assert lines["batch"] == f"8 groups a step, {told}"
+
+
+@pytest.mark.parametrize(
+    ("final", "told"),
+    [
+        (None, "best validation accuracy, of equal ones that of the lower loss"),
+        (
+            {"step": 4, "by": "accuracy", "of": 6},
+            "best validation accuracy, of equal ones that of the lower loss, step 4 of 6",
+        ),
+        ({"step": 6, "by": "last", "of": 6}, "last checkpoint, step 6 of 6"),
+        (
+            {"step": 2, "by": "loss", "of": 4},
+            "best validation loss, step 2 of 4, stopped early, after 2 validations without a better one",
+        ),
+        ("damaged", "best validation accuracy, of equal ones that of the lower loss"),
+    ],
+)
+def test_the_final_model_is_told_as_it_was_chosen(final: Any, told: str) -> None:
+    recipe = {"evaluation": {"select": "accuracy", "stop_after": 2}}
+    assert lines_of(manifest={"steps": 6, "final": final}, recipe=recipe)["final model"] == told
+
+
+def test_what_was_changed_on_the_way_is_told_without_places() -> None:
+    changed = {"optim.learning_rate": [0.003, 1e-05], "data.source": ["/home/me/a.jsonl", "/home/me/b.jsonl"]}
+    resumed = [{"from": "checkpoint-2", "changed": changed}, {"from": None}, "damaged", {"changed": {"optim.x": 1}}]
+    told = lines_of(manifest={"resumed": resumed})["changed on the way"]
+    assert told.startswith("optim.learning_rate from 0.003 to 1e-05 at checkpoint-2; data.source at checkpoint-2")

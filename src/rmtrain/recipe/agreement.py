@@ -53,6 +53,13 @@ def disagreements(recipe: "Recipe") -> list[Disagreement]:
             "set distributed.offload to all or none, or distributed.strategy to zero2 or zero3",
         ),
         (
+            recipe.evaluation.stop_after is not None
+            and (recipe.evaluation.select == "last" or recipe.evaluation.every == 0),
+            ("evaluation.stop_after", "evaluation.select", "evaluation.every"),
+            "early stopping needs validations and a figure to compare them by",
+            "set evaluation.select to accuracy or loss and evaluation.every above 0, or leave stop_after out",
+        ),
+        (
             recipe.model.dtype == "float16" and (strategy in ("zero2", "zero3") or bool(deepspeed_config)),
             ("model.dtype", "distributed.strategy"),
             "float16 can't be had with DeepSpeed, which would hold the score head in float16 too",

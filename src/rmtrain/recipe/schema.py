@@ -192,7 +192,10 @@ class EvaluationSection(Section):
     limit: PositiveInt | None = None
     """Validation groups used during training; null is all. The figures after training always use all."""
     select: Literal["accuracy", "loss", "last"] = "accuracy"
-    """The checkpoint that becomes the final model: best validation accuracy, best validation loss, or the last one."""
+    """The checkpoint that becomes the final model: best validation accuracy (where two are equal, the lower loss is
+    better), best validation loss, or the last one."""
+    stop_after: PositiveInt | None = None
+    """Stop training after so many validations in a row that were not better than the best; null is never."""
     splits: list[Literal["validation", "test"]] = ["validation", "test"]
     """Splits scored after training."""
     tokens_per_batch: PositiveInt = 16384

@@ -10,9 +10,9 @@ from rmtrain.reporting.text import count, duration, is_figure, percent, scientif
 
 def training_lines(record: RunRecord) -> list[Line]:
     """How the run trained; what the run folder does not tell is left out."""
-    base, select, seed = base_model(record), record.setting("evaluation", "select"), record.manifest.get("seed")
+    base, seed = base_model(record), record.manifest.get("seed")
     model, data, loss, optim = (mapping(record.recipe.get(name)) for name in ("model", "data", "loss", "optim"))
-    epochs, head = scientific(optim.get("epochs")), optim.get("head_learning_rate")
+    head = optim.get("head_learning_rate")
     return _lines(
         {
             "base model": base["name"],
@@ -35,11 +35,11 @@ def training_lines(record: RunRecord) -> list[Line]:
                 f"warm-up {percent(optim.get('warmup_ratio'), 0)}",
                 optim.get("weight_decay") and f"weight decay {scientific(optim['weight_decay'])}",
             ),
-            "batch": optim
-            and f"{count(optim.get('global_batch_size'))} groups a step, {epochs} epoch{'' if epochs == '1' else 's'}",
+            "batch": optim and f"{count(optim.get('global_batch_size'))} groups a step, {_epochs(record)}",
             "length": data
             and f"at most {count(data.get('max_length'))} tokens a sequence, else {data.get('over_length')}",
-            "final model": select and ("last checkpoint" if select == "last" else f"best validation {select}"),
+            "final model": _final(record),
+            "changed on the way": _changes(record),
             "seed": None if seed is None else str(seed),
         }
     )
@@ -79,6 +79,46 @@ def base_model(record: RunRecord) -> dict[str, Any]:
     """Name and hub commit of the base model, as the manifest, the final model or the recipe has it."""
     found = mapping(record.manifest.get("model")) or mapping(record.sidecar.get("base"))
     return {"name": found.get("name") or record.setting("model", "name"), "commit": found.get("commit")}
+
+
+def _epochs(record: RunRecord) -> str:
+    """The epochs of the recipe, or the part of them that was made."""
+    wanted, made = record.setting("optim", "epochs"), record.steps[-1].get("epoch") if record.steps else None
+    text = f"{scientific(wanted)} epoch{'' if wanted == 1 else 's'}"
+    short = is_figure(made) and is_figure(wanted) and _figure(made) < _figure(wanted) - 1e-5  # the log rounds it
+    return f"{made:.3g} of {text}" if short else text
+
+
+def _final(record: RunRecord) -> str | None:
+    """Which checkpoint the final model is: of older runs, which one was to be."""
+    final = mapping(record.manifest.get("final"))
+    by = final.get("by") or record.setting("evaluation", "select")
+    step, made, planned = final.get("step"), final.get("of"), record.manifest.get("steps")
+    stopped = isinstance(made, int) and isinstance(planned, int) and made < planned
+    patience = record.setting("evaluation", "stop_after")
+    return by and _joined(
+        "last checkpoint" if by == "last" else f"best validation {by}",
+        by == "accuracy" and "of equal ones that of the lower loss",
+        is_figure(step) and f"step {count(step)} of {count(made)}",
+        stopped and f"stopped early, after {patience} validations without a better one",
+    )
+
+
+def _changes(record: RunRecord) -> str:
+    """Settings with which the run was resumed, and which it did not begin with."""
+    resumed = record.manifest.get("resumed")
+    parts = [mapping(entry) for entry in resumed] if isinstance(resumed, list) else []
+    return "; ".join(
+        f"{key}{_from_to(key, values)} at {part.get('from')}"
+        for part in parts
+        for key, values in mapping(part.get("changed")).items()
+    )
+
+
+def _from_to(key: str, values: Any) -> str:
+    """The two values of a setting; none of those that may hold a place on this machine."""
+    told = key.startswith(("optim.", "loss.", "lora.", "evaluation.")) and isinstance(values, list) and len(values) == 2
+    return f" from {values[0]} to {values[1]}" if told else ""
 
 
 def _method(lora: Mapping[str, Any], quantization: Any) -> str:

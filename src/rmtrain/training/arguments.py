@@ -58,8 +58,6 @@ def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strateg
         save_strategy="steps",
         save_steps=2**31 - 1,  # Schedule decides
         eval_strategy="no",
-        metric_for_best_model=None if recipe.evaluation.select == "last" else f"eval_{recipe.evaluation.select}",
-        greater_is_better=recipe.evaluation.select == "accuracy",
         report_to="none",
         disable_tqdm=True,
         max_length=None,

@@ -23,6 +23,7 @@ from rmtrain.model.devices import lost_another, process_state
 from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.recipe.render import dump_recipe
 from rmtrain.runs import create_run, locked, read_manifest, reveal, update_manifest
+from rmtrain.training.resume import ResumePoint
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "rmtrain")
 
@@ -57,11 +58,13 @@ def take_up_run(folder: Path, stack: ExitStack) -> dict[str, Any]:
 
 
 def record_resume(
-    folder: Path, loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], checkpoint: Path | None
+    folder: Path, loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], point: ResumePoint | None
 ) -> None:
     """Write that a run goes on, from a checkpoint or from the beginning; what its first part wrote is kept."""
     write_atomic(folder / "recipe.yaml", dump_recipe(loaded.recipe))
-    again = {"at": now(), "command": _command(), "from": checkpoint.name if checkpoint else None}
+    again: dict[str, Any] = {"at": now(), "command": _command(), "from": None}
+    if point is not None:
+        again |= {"from": point.checkpoint.name, "changed": point.changed}
     resumed = [*read_manifest(folder).get("resumed", []), again]
     update_manifest(folder, **_running(loaded, splits), resumed=resumed)
 

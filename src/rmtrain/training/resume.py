@@ -31,6 +31,7 @@ class ResumePoint(NamedTuple):
 
     checkpoint: Path
     totals: dict[str, float]  # the trainer's figures up to there
+    changed: dict[str, tuple[Any, Any]]  # by key: the checkpoint's value and the run's own
 
 
 def run_fingerprint(
@@ -88,11 +89,12 @@ def choose_checkpoint(
         return None
     before = found.manifest["fingerprint"]
     _require_readable(found.path, before, fingerprint)
-    differences = [
-        f"{key}: {before.get(key)!r} there, {fingerprint.get(key)!r} now"
+    changed = {
+        key: (before.get(key), fingerprint.get(key))
         for key in sorted({*before, *fingerprint} - {"processes"})
         if before.get(key) != fingerprint.get(key)
-    ]
+    }
+    differences = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in changed.items()]
     if differences and not allow_changes:
         raise InputError(
             f"{folder}: this is not the run that was stopped:\n  " + "\n  ".join(differences),
@@ -106,7 +108,7 @@ def choose_checkpoint(
             "carried over, so that dropout draws other masks"
         )
     display.note(f"resuming from {found.path.name}")
-    return ResumePoint(found.path, found.manifest["totals"])
+    return ResumePoint(found.path, found.manifest["totals"], changed)
 
 
 def _require_readable(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -123,4 +125,18 @@ def _require_readable(checkpoint: Path, before: dict[str, Any], now: dict[str, A
             f"{checkpoint}: {now[key]} cut its optimiser state into one part for each of {count} processes, and there "
             f"are {now['processes']} now",
             f"resume on as many processes (--num-processes {count})",
+        )
+    key = "optim.optimizer"
+    if before[key].removeprefix("paged_") != now[key].removeprefix("paged_"):
+        raise InputError(
+            f"{checkpoint}: {now[key]} can't read the optimiser state that {before[key]} wrote",
+            f"resume with {key}={before[key]}",
+        )
+    key = "optim.head_learning_rate"
+    if (before[key] is None) != (now[key] is None):
+        there = "null" if before[key] is None else before[key]
+        raise InputError(
+            f"{checkpoint}: {key} was {there}: only with a learning rate of its own does the score head have its own "
+            "part of the optimiser's state",
+            f"resume with {key}={there}" if before[key] is None else f"resume with a number as {key}",
         )

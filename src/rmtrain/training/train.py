@@ -32,6 +32,7 @@ from rmtrain.training.plan import TrainingPlan
 from rmtrain.training.prospect import Prospect, look_ahead
 from rmtrain.training.record import now, record_failure, record_resume, start_run, take_up_run
 from rmtrain.training.resume import ResumePoint, choose_checkpoint, run_fingerprint
+from rmtrain.training.selection import Selection, StoppedEarly
 from rmtrain.training.telemetry import peak_memory
 from rmtrain.training.tracking import WandbLog, check_login
 from rmtrain.training.trainer import GroupRewardTrainer, Parts
@@ -145,7 +146,7 @@ def _open(job: _Job, resume: Path | None, allow_changes: bool, stack: ExitStack)
         return _Start(start_run(job.loaded, job.splits, stack), None, None)
     base = take_up_run(resume, stack).get("model", {})
     point = choose_checkpoint(resume, job.fingerprint, job.display, allow_changes)
-    record_resume(resume, job.loaded, job.splits, point.checkpoint if point else None)
+    record_resume(resume, job.loaded, job.splits, point)
     return _Start(resume, point, base.get("commit") if base.get("name") == job.loaded.recipe.model.name else None)
 
 
@@ -162,7 +163,7 @@ def _train(job: _Job, start: _Start) -> TrainingResult:
     if state.is_main_process:
         update_manifest(folder, model={"name": recipe.model.name, "commit": model.commit}, steps=len(plan.steps))
     tracker = WandbLog(recipe.tracking, folder, recipe.model_dump(mode="json"))
-    trainer = _make_trainer(job, folder, model, [stop, tracker])
+    trainer = _make_trainer(job, start, model, [stop, tracker])
     if start.point is not None:
         trainer.totals = start.point.totals
     if torch.cuda.is_available():
@@ -176,20 +177,22 @@ def _train(job: _Job, start: _Start) -> TrainingResult:
                     step = f"step {trainer.state.global_step} of {len(plan.steps)}"
                     raise Interrupted(f"stopped at {step}; a checkpoint is written", go_on)
                 if state.is_main_process:
-                    save_final(_selected_checkpoint(folder, trainer, recipe), folder / "final", recipe.model.dtype)
+                    save_final(_selected_checkpoint(folder, trainer), folder / "final", recipe.model.dtype)
         except Interrupted:
             state.wait_for_everyone()  # a launcher ends the others once one has ended; wandb's record may take its time
             raise
     if stop.requested:
         raise Interrupted("trained; stopped before anything was scored", go_on)
     if state.is_main_process:
-        update_manifest(folder, state="finished", ended=now(), totals=trainer.totals)
+        made, best = trainer.state.global_step, trainer.state.best_global_step
+        final = {"step": best or made, "by": recipe.evaluation.select if best else "last", "of": made}
+        update_manifest(folder, state="finished", ended=now(), totals=trainer.totals, final=final)
     state.wait_for_everyone()
     return _result(folder, trainer)
 
 
-def _make_trainer(job: _Job, folder: Path, model: RewardModel, callbacks: list[TrainerCallback]) -> GroupRewardTrainer:
-    recipe, plan = job.loaded.recipe, job.prospect.plan
+def _make_trainer(job: _Job, start: _Start, model: RewardModel, callbacks: list[TrainerCallback]) -> GroupRewardTrainer:
+    recipe, plan, folder = job.loaded.recipe, job.prospect.plan, start.folder
     validation, total = validation_groups(recipe, job.splits), len(plan.steps)
     if not validation and recipe.evaluation.select != "last":
         job.display.note("no validation during training: the last checkpoint becomes the final model")
@@ -214,6 +217,13 @@ def _make_trainer(job: _Job, folder: Path, model: RewardModel, callbacks: list[T
             interval_steps(recipe.evaluation.every, total) if validation else 0,
             interval_steps(recipe.run.save_every, total),
         ),
+        selection=Selection(
+            recipe.evaluation.select if validation else "last",
+            recipe.evaluation.stop_after,
+            start.point.changed if start.point else (),
+            folder / "checkpoints",
+            job.display.note,
+        ),
         notify=job.display.note,
     )
     arguments = training_arguments(recipe, plan, folder, job.prospect.layout.strategy)
@@ -224,6 +234,8 @@ def _make_trainer(job: _Job, folder: Path, model: RewardModel, callbacks: list[T
 def _run(trainer: GroupRewardTrainer, prospect: Prospect, folder: Path, point: ResumePoint | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)
+    except StoppedEarly:
+        pass
     except RuntimeError as error:
         step = trainer.state.global_step + 1
         failure = memory_failure(error, prospect.forecast, prospect.layout, step, folder)
@@ -267,10 +279,10 @@ def validation_groups(recipe: Recipe, splits: Mapping[str, ReadySplit]) -> list[
     return [tokens.group(i * len(tokens) // limit) for i in range(limit)]
 
 
-def _selected_checkpoint(folder: Path, trainer: GroupRewardTrainer, recipe: Recipe) -> Path:
+def _selected_checkpoint(folder: Path, trainer: GroupRewardTrainer) -> Path:
     """The best checkpoint by validation, else the last one."""
-    best = trainer.state.best_global_step if recipe.evaluation.select != "last" else None
-    path = folder / "checkpoints" / f"checkpoint-{best or trainer.state.global_step}"
+    state = trainer.state
+    path = folder / "checkpoints" / f"checkpoint-{state.best_global_step or state.global_step}"
     try:
         verify(path)
     except CheckpointError as error:

@@ -19,7 +19,6 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import NonFiniteError, RmtrainError, RunFailedError
 from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
 from rmtrain.model.batch import Batch
-from rmtrain.model.forward import HEAD
 from rmtrain.model.reward_model import RewardModel, check_head
 from rmtrain.model.saving import check_weights, saved_shapes, write_companions
 from rmtrain.model.sidecar import Scoring
@@ -28,7 +27,9 @@ from rmtrain.training.callbacks import Schedule
 from rmtrain.training.checkpoints import STAGING, commit, rotate, state_files
 from rmtrain.training.loss import bradley_terry_loss
 from rmtrain.training.microbatches import MicrobatchDataset, microbatch_loader
+from rmtrain.training.optimizer import retune, separate_head, settings_of
 from rmtrain.training.plan import TrainingPlan
+from rmtrain.training.selection import Selection
 from rmtrain.training.telemetry import COUNTS, Meter, measure_matrix_rate, operations_per_token
 
 
@@ -48,6 +49,7 @@ class Parts(NamedTuple):
     head_learning_rate: float | None  # None is the adapters' own
     keep_checkpoints: int  # newest ones kept beside the best
     schedule: Schedule  # when to validate and save
+    selection: Selection  # of the best checkpoint
     notify: Callable[[str], None]  # takes one line for the user
 
 
@@ -74,7 +76,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             args=args,
             train_dataset=parts.train.table,
             processing_class=parts.renderer.tokenizer,
-            callbacks=[parts.schedule, *callbacks],
+            callbacks=[parts.schedule, *callbacks, parts.selection],
         )
         self.remove_callback(PrinterCallback)
         for name, parameter in self.model.named_parameters():  # TRL casts what trains on a quantised base to bfloat16
@@ -105,16 +107,19 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def create_optimizer(self, model: Any = None) -> Any:
         """The Trainer's optimiser, with the score head in groups of its own where it has its own learning rate."""
         optimizer = super().create_optimizer(model)
-        learning_rate = self._parts.head_learning_rate
-        if learning_rate is not None:
-            head = {id(p) for name, p in self.model.named_parameters() if f"{HEAD}." in name}
-            for group in list(optimizer.param_groups):
-                mine = [p for p in group["params"] if id(p) in head]
-                if mine:
-                    group["params"] = [p for p in group["params"] if id(p) not in head]
-                    rest = {key: value for key, value in group.items() if key != "params"}
-                    optimizer.add_param_group({**rest, "params": mine, "lr": learning_rate})
+        if self._parts.head_learning_rate is not None:
+            separate_head(optimizer, self.model, self._parts.head_learning_rate)
+        self._settings = [settings_of(group) for group in optimizer.param_groups]
         return optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The Trainer's; then the recipe's learning rates and other settings take the place of the checkpoint's."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            before, now = retune(self.optimizer, self.lr_scheduler, self._settings)
+            if before != now and self.state.global_step < self.state.max_steps:
+                step = self.state.global_step + 1
+                self._parts.notify(f"the learning rate of step {step} jumps from {before:.3g} to {now:.3g}")
 
     # The step
 
@@ -214,6 +219,10 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         if self._parts.schedule.validates(self.state) and not any("eval_loss" in line for line in made):
             self._determine_best_metric(self._evaluate(None, None), None)
             self._save_checkpoint(self.model_wrapped, None)
+            self._parts.selection.stop_if_stale(self.state)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        return self._parts.selection.judge(self.state, metrics)
 
     # Checkpoints
 

@@ -1,0 +1,106 @@
+"""The checkpoint that becomes the final model, and the end of a run that no longer improves."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rmtrain.training.checkpoints import numbered
+
+# a validation before and one after a change of these can't be compared
+_SAME_ROWS = ("rows of validation", "evaluation.limit", "data.max_length", "rendering")
+
+
+class StoppedEarly(Exception):  # noqa: N818 - it is no error
+    """Raised where the Trainer would make another step of a run that no longer improves."""
+
+
+class Selection(TrainerCallback):  # type: ignore[misc]
+    """Keeps the step of the best validation in the Trainer's state, and stops after too many without a better one.
+
+    All of it follows from the validations in the state's log, which a checkpoint holds: every process decides alike,
+    and a resumed run decides as an uninterrupted one.
+
+    Args:
+        by: accuracy (of equal ones the lower loss is better), loss, or last.
+        stop_after: validations without a better one; None never stops.
+        changed: keys in which a resumed run differs from its checkpoint.
+        checkpoints: folder of the checkpoints.
+        notify: takes one line for the user.
+    """
+
+    def __init__(
+        self,
+        by: str,
+        stop_after: int | None,
+        changed: Collection[str],
+        checkpoints: Path,
+        notify: Callable[[str], None],
+    ) -> None:
+        self.by, self.stop_after, self.notify = by, stop_after, notify
+        self.changed, self.checkpoints = changed, checkpoints
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Choose again where a resumed run chooses otherwise; make no step where the run had stopped already."""
+        if self.by == "last":
+            self._choose(state, [])
+        elif any(key in self.changed for key in _SAME_ROWS):
+            state.log_history = [line for line in state.log_history if "eval_loss" not in line]
+            self._choose(state, [])
+            self.notify(f"validation has changed: the best checkpoint is chosen anew from step {state.global_step} on")
+        elif "evaluation.select" in self.changed:
+            kept = [step for step, _ in numbered(self.checkpoints) if step <= state.global_step]
+            self._choose(state, [line for line in _validations(state) if line["step"] in kept])
+            found = f"step {state.best_global_step}" if state.best_global_step else "none"
+            self.notify(f"the best checkpoint by validation {self.by}, of those left, is {found}")
+        self.stop_if_stale(state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop at a step whose validation was one too many; its checkpoint is there."""
+        self.stop_if_stale(state, control)
+
+    def judge(self, state: TrainerState, metrics: dict[str, float]) -> bool:
+        """Take a validation just made into account; says whether it is the best so far."""
+        if self.by == "last":
+            return False
+        best = next((line for line in _validations(state) if line["step"] == state.best_global_step), None)
+        better = best is None or self._rank(metrics) > self._rank(best)
+        if best is not None and self.by == "accuracy" and metrics["eval_accuracy"] == best["eval_accuracy"]:
+            self.notify(
+                f"validation accuracy is the same at steps {best['step']} and {state.global_step}: "
+                f"step {state.global_step if better else best['step']} is preferred for its loss"
+            )
+        if better:
+            state.best_metric, state.best_global_step = metrics[f"eval_{self.by}"], state.global_step
+        return better
+
+    def is_stale(self, state: TrainerState) -> bool:
+        """Whether the last `stop_after` validations were none of them the best."""
+        later = {line["step"] for line in _validations(state) if line["step"] > (state.best_global_step or 0)}
+        return self.stop_after is not None and len(later) >= self.stop_after
+
+    def stop_if_stale(self, state: TrainerState, control: TrainerControl | None = None) -> None:
+        """Have the Trainer stop at the end of this step, or, between steps, raise."""
+        if not self.is_stale(state) or state.global_step >= state.max_steps:
+            return
+        self.notify(
+            f"stopped early at step {state.global_step} of {state.max_steps}: {self.stop_after} validations without "
+            f"a better {self.by} than that of step {state.best_global_step}"
+        )
+        if control is None:
+            raise StoppedEarly
+        control.should_training_stop = True
+
+    def _choose(self, state: TrainerState, lines: list[dict[str, float]]) -> None:
+        best = max(lines, key=self._rank, default=None)
+        state.best_metric = best[f"eval_{self.by}"] if best else None
+        state.best_global_step = int(best["step"]) if best else None
+
+    def _rank(self, figures: dict[str, float]) -> tuple[float, ...]:
+        loss = -figures["eval_loss"]
+        return (figures["eval_accuracy"], loss) if self.by == "accuracy" else (loss,)
+
+
+def _validations(state: TrainerState) -> list[dict[str, float]]:
+    return [line for line in state.log_history if "eval_loss" in line]
