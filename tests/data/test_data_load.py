@@ -215,13 +215,14 @@ def test_a_few_malformed_rows_are_counted_and_many_are_an_error(tmp_path: Path) 
     bad: list[Row] = [{"prompt": 1, "chosen": "a", "rejected": "b"}, {"prompt": "q", "chosen": None, "rejected": "b"}]
     found = load(source=write(tmp_path / "x.jsonl", [*bad, *pairs(0, 8)]), **TRAIN_ONLY).splits["train"]
     assert found.report.rows == Ledger(10, 8, {"wrong type": 1, "missing value": 1})
-    assert found.report.examples["missing value"].endswith("x.jsonl:2")
+    assert found.report.examples["missing value"].endswith("x.jsonl:2: column chosen")
     path = write(tmp_path / "y.jsonl", [*bad, {"prompt": "", "chosen": "a", "rejected": "b"}, *pairs(0, 9)])
     with pytest.raises(DataError) as caught:
         load(source=path, **TRAIN_ONLY)
     assert caught.value.message == (
         f"{path}: 3 of 12 rows are no use as pair rows: "
-        f"{path}:1: wrong type; {path}:2: missing value; {path}:3: empty prompt"
+        f"{path}:1: wrong type: column prompt holds the number 1, expected text, or a list of messages with `role` and "
+        f"`content`; {path}:2: missing value: column chosen; {path}:3: empty prompt"
     )
 
 

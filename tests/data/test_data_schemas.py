@@ -7,11 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtrain.data.curate import Draft
+from rmtrain.data.detect import find_layout
+from rmtrain.data.layout import Layout
+from rmtrain.data.layouts import LAYOUTS
 from rmtrain.data.rows import ParsedRow, RowFault
-from rmtrain.data.schemas import REQUIRED, Schema, detect_schema, row_parser
 from rmtrain.data.types import Message, Preference
-from rmtrain.data.ultrafeedback import ASPECTS, RECORDING_FAULT
+from rmtrain.data.ultrafeedback import ASPECTS, RECORDING_FAULT, parse_ultrafeedback
 from rmtrain.errors import DataError
+from rmtrain.recipe.schema import DataSection
 
 SYSTEM, USER, OTHER = Message("system", "be brief"), Message("user", "q"), Message("user", "other")
 GOOD, BAD = Message("assistant", "good"), Message("assistant", "bad")
@@ -21,11 +24,11 @@ def messages(*turns: Message) -> list[dict[str, str]]:
     return [turn._asdict() for turn in turns]
 
 
-def parse(schema: Schema, row: dict[str, Any], score: Any = "fine_grained") -> ParsedRow:
-    return row_parser(schema, score)(row)
+def parse(schema: str, row: dict[str, Any], score: Any = "fine_grained") -> ParsedRow:
+    return find_layout(row.keys(), row, DataSection(source="x", row_schema=schema, score=score)).read(row)
 
 
-def cause(schema: Schema, row: dict[str, Any]) -> str:
+def cause(schema: str, row: dict[str, Any]) -> str:
     with pytest.raises(RowFault) as caught:
         parse(schema, row)
     return caught.value.cause
@@ -86,7 +89,11 @@ def test_pair_of_equal_conversations_leaves_each_a_message() -> None:
         ({"score_chosen": "8", "score_rejected": "6.5"}, (8.0, 6.5), 1.5),
         ({"score_chosen": 8, "score_rejected": None}, None, None),
         ({"margin": 0.25}, None, 0.25),
-        ({"margin": 0}, None, None),  # no margin stated, which is not a tie
+        ({"margin": 0}, None, 0.0),  # a tie
+        ({"margin": None}, None, None),
+        ({"chosen_score": 8, "rejected_score": "6.5"}, (8.0, 6.5), 1.5),
+        ({"chosen-rating": 8, "rejected-rating": 6.5}, (8.0, 6.5), 1.5),
+        ({"chosen_rating": 8, "rejected_rating": 6.5, "margin": 3}, (8.0, 6.5), 1.5),
         ({}, None, None),
     ],
 )
@@ -99,7 +106,9 @@ def test_pair_scores(more: dict[str, Any], scores: Any, gap: Any) -> None:
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"chosen": "a", "rejected": "b"}, "missing value"),
+        ({"chosen": "a", "rejected": "b"}, "no common prompt"),
+        ({"prompt": None, "chosen": "a", "rejected": "b"}, "missing value"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": -1}, "negative margin"),
         ({"prompt": "q", "chosen": None, "rejected": "b"}, "missing value"),
         ({"prompt": "q", "chosen": [], "rejected": []}, "missing value"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "wrong type"),
@@ -278,15 +287,22 @@ TRANSCRIPT = "\n\nHuman: q\n\nAssistant: a"
     ],
 )
 def test_schemas_are_told_apart_by_columns(row: dict[str, Any], schema: str) -> None:
-    assert detect_schema(row.keys(), row) == schema
+    assert find_layout(row.keys(), row, DataSection(source="x")).name == schema
 
 
-@pytest.mark.parametrize("row", [{"question": "q", "answer": "a"}, {"chosen": "a", "rejected": "b"}, {"prompt": "q"}])
+def test_the_recipe_knows_every_layout() -> None:
+    names = get_args(DataSection.model_fields["row_schema"].annotation)
+    assert {*names} == {"auto", *(layout.name for layout in LAYOUTS)}
+
+
+@pytest.mark.parametrize(
+    "row", [{"question": "q", "answer": "a"}, {"asked": "by me", "chosen": "a", "rejected": "b"}, {"prompt": "q"}]
+)
 def test_unknown_columns_are_named_beside_the_schemas(row: dict[str, Any]) -> None:
     with pytest.raises(DataError) as caught:
-        detect_schema(row.keys(), row)
+        find_layout(row.keys(), row, DataSection(source="x"))
     assert ", ".join(sorted(row)) in caught.value.message
-    assert all(schema in caught.value.hint for schema in get_args(Schema))
+    assert all(layout.name in caught.value.hint for layout in LAYOUTS)
     assert "hh_rlhf: chosen, rejected" in caught.value.hint
 
 
@@ -316,10 +332,15 @@ VALUE = st.one_of(
     st.lists(st.lists(st.integers(-1, 4), max_size=3), max_size=3),
     st.dictionaries(st.text(max_size=3), SCALARS, max_size=2),
 )
-COLUMNS = [
-    "prompt", "chosen", "rejected", "instruction", "completions", "preferences", "scores", "score_chosen",
-    "score_rejected", "margin", "metadata", "source", "subset", "domain", "id", "prompt_id",
-]  # fmt: skip
+SPOKEN = st.dictionaries(st.sampled_from(["from", "value", "role", "content"]), SCALARS | st.just("gpt"), max_size=2)
+VALUE = VALUE | SPOKEN | st.lists(SPOKEN, max_size=3) | st.lists(SPOKEN, max_size=3).map(str)
+ANSWERS = st.lists(
+    st.fixed_dictionaries(
+        {"text": st.text(max_size=2) | SCALARS}, optional=dict.fromkeys(("answer", "rank", "pm_score"), SCALARS)
+    ),
+    max_size=4,
+)
+COLUMNS = sorted({column for layout in LAYOUTS for column in layout.columns})
 EXTRA = st.dictionaries(st.sampled_from(COLUMNS), VALUE, max_size=4)
 
 
@@ -329,21 +350,26 @@ LIKELY: dict[str, Any] = {
     "rejected": SPEECH | st.lists(MESSAGE, min_size=1, max_size=4),
     "prompt": st.text(max_size=3),
     "instruction": st.text(max_size=3),
+    "answers": ANSWERS,
+    "summaries": ANSWERS,
+    "choice": st.integers(-1, 4),
+    "winner": st.sampled_from(["model_a", "model_b", "tie", "neither"]),
 }
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(get_args(Schema)), st.sampled_from(["train", "evaluation", "scoring"]), st.data())
-def test_any_row_is_a_group_or_a_counted_drop(schema: Schema, purpose: Any, data: Any) -> None:
-    likely = st.fixed_dictionaries({column: LIKELY.get(column, VALUE) | VALUE for column in REQUIRED[schema]})
+@given(st.sampled_from(LAYOUTS), st.sampled_from(["train", "evaluation", "scoring"]), st.data())
+def test_any_row_is_a_group_or_a_counted_drop(layout: Layout, purpose: Any, data: Any) -> None:
+    names = {column.partition(".")[0] for column in (*layout.needs, *layout.answers)}
+    likely = st.fixed_dictionaries({column: LIKELY.get(column, VALUE) | VALUE for column in names})
     row = {**data.draw(EXTRA), **data.draw(likely)}
     mode = data.draw(st.sampled_from(["all", "best_vs_rest", "best_vs_worst", "as_given"]))
     score = data.draw(st.sampled_from(["fine_grained", "overall"]))
-    draft = Draft("train", schema, str)
+    draft = Draft("train", layout.name, str)
     try:
-        parsed = parse(schema, row, score)
+        parsed = layout.read(row) if layout.name != "ultrafeedback" else parse_ultrafeedback(row, score)
     except RowFault as fault:
-        draft.lose_row(0, fault.cause)
+        draft.lose_row(0, fault.cause, fault.detail)
     else:
         assert len(parsed.completions) > 0
         assert all(parsed.completions)

@@ -72,10 +72,11 @@ class Draft:
     _all_preferences: int = 0
     _examples: dict[str, str] = field(default_factory=dict)
 
-    def lose_row(self, row: int, cause: str) -> None:
-        """Book a row that never became a group."""
+    def lose_row(self, row: int, cause: str, detail: str = "") -> None:
+        """Book a row that never became a group; `detail` says more of it than the cause."""
         self._rows[cause] += 1
-        self._examples.setdefault(cause, self.where(row))
+        more = f": {detail.removeprefix(f'{cause}: ')}" if detail not in ("", cause) else ""
+        self._examples.setdefault(cause, f"{self.where(row)}{more}")
 
     def add(self, row: int, parsed: ParsedRow, group_id: str, purpose: Purpose, mode: Mode, min_gap: float) -> None:
         """Make a row's group, without its unusable completions; book it where none can be made.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rmtrain.data.curate import DUPLICATE, Draft, Purpose, SplitReport, mark_duplicates
-from rmtrain.data.parse import ParsedSplit, parse_split
+from rmtrain.data.parse import ParsedSplit, Unreadable, parse_split
 from rmtrain.data.sources import MissingSplitError, Source, SourceRows, parse_source, pin_source, read_rows
 from rmtrain.data.splits import (
     HELD_OUT,
@@ -87,7 +87,11 @@ def load_data(data: DataSection, seed: int, splits: Sequence[str] | None = None)
         if limit is not None:
             drafts[name].drop(mark_beyond_limit(len(drafts[name].entries), limit, seed), LIMIT)
         result[name] = _finish(name, parsed[name], drafts[name])
-    notes += [f"{name}: {note}" for name, split in result.items() for note in split.report.notes]
+    named: dict[str, list[str]] = {}
+    for name, split in result.items():
+        for note in split.report.notes:
+            named.setdefault(note, []).append(name)
+    notes += [f"{', '.join(names)}: {note}" for note, names in named.items()]
     notes += [_describe(leak) for leak in leaks]
     return PreparedData(result, leaks, notes)
 
@@ -109,9 +113,10 @@ def read_source(
     found = read_rows(source, split, demo_groups=_by_name(data.demo_groups)) if isinstance(source, str) else source
     parsed = parse_split(found, data, found.split, empty_is_fault=evaluation)
     if parsed.faults and not evaluation:
-        index, cause = parsed.faults[0]
+        fault = parsed.faults[0]
         raise DataError(
-            f"{found.where(index)}: {cause}", f"row schema {parsed.schema}; every row to be scored must be readable"
+            f"{found.where(fault.row)}: {fault.detail}",
+            f"row schema {parsed.schema}; every row to be scored must be readable",
         )
     draft = _curate(found.split, parsed, data, "evaluation" if evaluation else "scoring")
     return _finish(found.split, parsed, draft)
@@ -193,15 +198,15 @@ def _carve(train: ParsedSplit, sides: list[str | None], names: Sequence[str]) ->
         mine = [place for place, side in enumerate(sides) if (side or "train") == name]
         rows, ids = [train.rows[place] for place in mine], [train.ids[place] for place in mine]
         result[name] = train._replace(rows=rows, ids=ids, faults=[], total=len(mine))
-    away = [(index, HELD_OUT) for (index, _), side in zip(train.rows, sides, strict=True) if side]
+    away = [Unreadable(index, HELD_OUT) for (index, _), side in zip(train.rows, sides, strict=True) if side]
     result["train"] = result["train"]._replace(faults=[*train.faults, *away], total=train.total)
     return result
 
 
 def _curate(name: str, parsed: ParsedSplit, data: DataSection, purpose: Purpose) -> Draft:
     draft = Draft(name, parsed.schema, parsed.source.where)
-    for index, cause in parsed.faults:
-        draft.lose_row(index, cause)
+    for fault in parsed.faults:
+        draft.lose_row(*fault)
     min_gap = data.min_gap if purpose == "train" else 0.0
     for (index, row), group_id in zip(parsed.rows, parsed.ids, strict=True):
         draft.add(index, row, group_id, purpose, data.preferences, min_gap)
@@ -216,6 +221,7 @@ def _curate(name: str, parsed: ParsedSplit, data: DataSection, purpose: Purpose)
             draft.drop(mark_duplicates(draft), DUPLICATE)
         if data.contradictions == "drop":
             draft.drop_contradictions()
+    draft.notes += parsed.notes
     return draft
 
 

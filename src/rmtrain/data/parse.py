@@ -1,69 +1,101 @@
-"""Source rows → rows read by their schema, with those that can't be read set aside by cause."""
+"""Source rows → rows read by their layout, with those that can't be read set aside by cause."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rmtrain.data.curate import unique_ids
+from rmtrain.data.detect import find_layout, unread
+from rmtrain.data.layout import NEGATIVE_MARGIN
 from rmtrain.data.rows import ParsedRow, RowFault, empty_cause
-from rmtrain.data.schemas import check_columns, detect_schema, row_parser
 from rmtrain.data.sources import SourceRows
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
 
-_MOST_MALFORMED = 0.2  # share of a split's rows above which the schema or the source must be wrong
+_MOST_MALFORMED = 0.2  # share of a split's rows above which the layout or the source must be wrong
+
+
+class Unreadable(NamedTuple):
+    """A row that can't be read, or is left out before it is looked at."""
+
+    row: int  # index in the source
+    cause: str  # what the ledger books it under
+    detail: str = ""  # the cause with the column, what it holds and what was expected
 
 
 class ParsedSplit(NamedTuple):
-    """A source's rows of one split, read by their schema."""
+    """A source's rows of one split, read by their layout."""
 
     source: SourceRows
-    schema: str
+    schema: str  # the layout's name
     rows: list[tuple[int, ParsedRow]]  # index in the source, row
-    faults: list[tuple[int, str]]  # index in the source, cause
+    faults: list[Unreadable]
     ids: list[str]  # of the rows
     total: int  # rows and faults together
+    notes: tuple[str, ...] = ()
 
 
 def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_fault: bool = True) -> ParsedSplit:
-    """Read every row by the schema that the recipe states or the columns tell; `split` names rows without an id.
+    """Read every row by the layout that the recipe states or the columns tell; `split` names rows without an id.
 
     Raises:
-        DataError: no schema fits the columns, a column to be renamed lacks, or more than a fifth of the rows is not
-            readable (or empty, if that is a fault), with the first three of them.
+        DataError: no layout fits the columns, a column to be renamed lacks, a label would go unread beside answers
+            that are renamed, or more than a fifth of the rows is not readable (or empty, if that is a fault), with the
+            first three of them.
     """
     columns = {name for row in source.rows for name in row}
     rows = [_rename(row, data.columns) for row in source.rows] if data.columns else source.rows
     try:
         _check_renames(columns, data)
-        columns |= data.columns.keys()
-        if data.row_schema == "auto":
-            schema = detect_schema(columns, next((row for row in rows if row.get("chosen") is not None), rows[0]))
-        else:
-            schema = data.row_schema
-            check_columns(schema, columns)
+        columns = (columns - {*data.columns.values()}) | data.columns.keys()
+        layout = find_layout(columns, _sample(rows, columns), data)
+        left = unread(layout, rows, columns, data)
     except DataError as error:
         raise DataError(f"{source.description}: {error.message}", error.hint) from None
-    parse = row_parser(schema, data.score)
     good: list[tuple[int, ParsedRow]] = []
-    faults: list[tuple[int, str]] = []
+    faults: list[Unreadable] = []
     for index, row in enumerate(rows):
         try:
-            good.append((index, parse(row)))
+            good.append((index, layout.read(row)))
         except RowFault as fault:
-            faults.append((index, fault.cause))
-    empty = [(index, cause) for index, row in good if empty_is_fault and (cause := empty_cause(row))]
+            if fault.cause == NEGATIVE_MARGIN:
+                raise _contradiction(source.where(index), fault) from None
+            faults.append(Unreadable(index, fault.cause, fault.detail))
+    empty = [Unreadable(index, cause, cause) for index, row in good if empty_is_fault and (cause := empty_cause(row))]
     malformed = sorted(faults + empty)
     if len(malformed) > _MOST_MALFORMED * len(rows):
-        shown = "; ".join(f"{source.where(index)}: {cause}" for index, cause in malformed[:3])
+        shown = "; ".join(f"{source.where(fault.row)}: {fault.detail}" for fault in malformed[:3])
         raise DataError(
-            f"{source.description}: {len(malformed)} of {len(rows)} rows are no use as {schema} rows: {shown}",
+            f"{source.description}: {len(malformed)} of {len(rows)} rows are no use as {layout.name} rows: {shown}",
             "data.row_schema states another schema, data.columns renames columns",
         )
+    notes = [f"columns that are not read: {', '.join(left)}"] if left else []
+    if "margin" in columns & layout.columns:
+        notes.append("the column margin is each pair's score gap; loss.margin times it is taken off the reward gap")
     ids = unique_ids([f"{split}-{index}" if row.id is None else row.id for index, row in good])
-    return ParsedSplit(source, schema, good, faults, ids, len(rows))
+    return ParsedSplit(source, layout.name, good, faults, ids, len(rows), tuple(notes))
+
+
+def _sample(rows: Sequence[dict[str, Any]], columns: set[str]) -> dict[str, Any]:
+    """The first value of each column."""
+    sample: dict[str, Any] = {}
+    for row in rows:
+        sample |= {name: value for name, value in row.items() if value is not None and name not in sample}
+        if len(sample) == len(columns):
+            break
+    return sample
+
+
+def _contradiction(place: str, fault: RowFault) -> DataError:
+    return DataError(
+        f"{place}: {fault.detail}",
+        "if its sign says which answer is better: data.answers: [chosen, rejected], data.label: margin, "
+        "data.better: {positive: 0, negative: 1}",
+    )
 
 
 def _rename(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}}
+    renamed = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+    return {name: value for name, value in row.items() if name not in columns.values()} | renamed
 
 
 def _check_renames(columns: set[str], data: DataSection) -> None:

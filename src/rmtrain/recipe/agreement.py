@@ -20,6 +20,7 @@ class Disagreement(NamedTuple):
 def disagreements(recipe: "Recipe") -> list[Disagreement]:
     """What each value's own type can't say."""
     strategy, offload = recipe.distributed.strategy, recipe.distributed.offload
+    data = recipe.data
     deepspeed_config = recipe.distributed.deepspeed_config
     rules = [
         (
@@ -33,6 +34,48 @@ def disagreements(recipe: "Recipe") -> list[Disagreement]:
             ("data.splits",),
             "names no training split",
             "add `train:` with the name of the source's training split",
+        ),
+        (
+            bool(data.answers) and not data.label and not data.scores,
+            ("data.answers", "data.label", "data.scores"),
+            "nothing says which answer is better",
+            "give data.label or data.scores; where the first answer always is: data.columns: {chosen: …, rejected: …}",
+        ),
+        (
+            bool(data.scores) and not data.answers,
+            ("data.scores", "data.answers"),
+            "the scores are of no answers",
+            "give data.answers too",
+        ),
+        (
+            bool(data.better or data.ties) and not data.label,
+            ("data.better", "data.label"),
+            "no label has these values",
+            "give data.label, the column that they are in",
+        ),
+        (
+            bool(data.answers) and data.row_schema != "auto",
+            ("data.row_schema", "data.answers"),
+            f"{data.row_schema} says already where the answers are",
+            "leave out one of the two",
+        ),
+        (
+            len(data.answers) > 1 and any(answer >= len(data.answers) for answer in data.better.values()),
+            ("data.better", "data.answers"),
+            f"names an answer beyond the {len(data.answers)} that there are",
+            "the first answer is 0",
+        ),
+        (
+            bool(data.scores and data.answers) and len(data.scores) != len(data.answers),
+            ("data.scores", "data.answers"),
+            f"{len(data.scores)} for {len(data.answers)} answers",
+            "give a column of scores for each column of answers, or one list for one list",
+        ),
+        (
+            len({"negative", "positive"} & data.better.keys()) == 1,
+            ("data.better",),
+            "has only one of negative and positive",
+            "give both: the answer that is better where the number is below 0, and where it is above",
         ),
         (
             recipe.optim.tokens_per_microbatch is None and recipe.optim.microbatch_size is None,

@@ -93,10 +93,40 @@ class DataSection(Section):
     """The source's name of each split that the run uses."""
     holdout: HoldoutSection = HoldoutSection()
     """Splits to be drawn from the training split where the source lacks them."""
-    row_schema: Literal["auto", "ultrafeedback", "pair", "hh_rlhf", "rewardbench", "completions"] = "auto"
+    row_schema: Literal[
+        "auto",
+        "ultrafeedback",
+        "completions",
+        "rewardbench",
+        "pair",
+        "hh_rlhf",
+        "alpaca",
+        "sharegpt",
+        "swift",
+        "ultrainteract",
+        "arena",
+        "helpsteer",
+        "pku_saferlhf",
+        "shp",
+        "stack_exchange",
+        "nectar",
+        "summarize",
+    ] = "auto"
     """Row schema; auto tells it by the columns."""
     columns: dict[NonEmpty, NonEmpty] = {}
-    """Renames: the schema's column name to the source's, such as `chosen: response_a`."""
+    """Renames: the schema's column name to the source's, such as `chosen: good_answer`."""
+    answers: list[NonEmpty] = []
+    """Rows of no known schema: the columns of the answers, or the one column with a list of them (`replies`, or
+    `replies.text` for that key of its entries). `label` or `scores` says which answer is better."""
+    label: NonEmpty | None = None
+    """The column that says which answer is better."""
+    better: dict[NonEmpty, Annotated[int, Field(ge=0)]] = {}
+    """What the label's values mean: which answer is better, from 0, such as `{model_a: 0, model_b: 1}`. `negative` and
+    `positive` stand for numbers by their sign. Left out, the value itself is that number."""
+    ties: list[str | int | float | bool] = []
+    """The label's values that mean a tie; by sign, 0 is one."""
+    scores: list[NonEmpty] = []
+    """The columns of the answers' scores, or the list with them, as in `answers`: the higher the better."""
     preferences: Literal["all", "best_vs_rest", "best_vs_worst", "as_given"] = "all"
     """Which preferences to make of a scored group; as_given takes only those that the row states."""
     score: Literal["fine_grained", "overall"] = "fine_grained"

@@ -1,0 +1,122 @@
+"""Where the prompt of a row is: in a column, in several, or inside of the answers."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rmtrain.data.rows import (
+    MISSING,
+    NO_COMMON_PROMPT,
+    WRONG_TYPE,
+    Row,
+    RowFault,
+    common_prefix,
+    conversation,
+    is_texts,
+    prompt_of,
+)
+from rmtrain.data.transcripts import list_in, shared_beginning
+from rmtrain.data.types import Conversation, Message
+
+
+def prompt_column(row: Row, column: str) -> Conversation:
+    """The prompt that a column holds as text or messages."""
+    return prompt_of(row.get(column), column)
+
+
+def alpaca_prompt(row: Row, column: str) -> Conversation:
+    """`instruction` with its `input` on the next line, behind the [said, answered] pairs of `history`."""
+    parts = [row.get(column), row.get("input")]
+    for name, part in zip((column, "input"), parts, strict=True):
+        if part is not None and not isinstance(part, str):
+            raise RowFault(WRONG_TYPE, name, part, "text")
+    history: list[Message] = []
+    for pair in list_in(row.get("history")) or ():
+        if not is_texts(pair) or len(pair) != 2:
+            raise RowFault(WRONG_TYPE, "history", pair, "pairs of texts: what was said and what was answered")
+        history += [Message("user", pair[0]), Message("assistant", pair[1])]
+    return (*history, *prompt_of("\n".join(part for part in parts if part), column))
+
+
+def post_prompt(row: Row, column: str) -> Conversation:
+    """A Reddit post or an article as the summaries' authors prompt with it (arXiv 2009.01325, table 4)."""
+    info = row.get(column)
+    if not isinstance(info, dict):
+        raise RowFault(WRONG_TYPE, column, info, "an object with `post` or `article`")
+    named = (("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"), ("POST: ", "post"), ("Article: ", "article"))
+    parts = [f"{before}{info[key]}" for before, key in named if info.get(key)]
+    return prompt_of("\n\n".join([*parts, "TL;DR:"]), column)
+
+
+def marked_prompt(row: Row, column: str) -> Conversation:
+    """HelpSteer2's prompts: text, with `<extra_id_1>Assistant` and `<extra_id_1>User` between turns."""
+    value = row.get(column)
+    if not isinstance(value, str):
+        return prompt_of(value, column)
+    first, *rest = re.split(r"\n?<extra_id_1>(Assistant|User)\n", value)
+    roles = {"User": "user", "Assistant": "assistant"}
+    later = [Message(roles[who], text) for who, text in zip(rest[::2], rest[1::2], strict=True)]
+    return (*prompt_of(first, column), *later) if first else tuple(later)
+
+
+def split_prompt(whole: list[Conversation], stated: object = None) -> tuple[Conversation, tuple[Conversation, ...]]:
+    """The longest common prefix of whole conversations, and what follows it in each.
+
+    Messages in a prompt column come before those, unless the conversations repeat them; of a repeated prompt, a system
+    message that only the column has is kept.
+    """
+    first = whole[0]
+    shared = min(common_prefix(first, other) for other in whole[1:] or whole)
+    prompt = first[:shared]
+    if isinstance(stated, list):
+        messages = conversation(stated, "prompt")
+        system = messages[:1] if messages[0].role == "system" else ()
+        if first[: len(messages)] != messages:
+            repeated = first[: len(messages) - len(system)] == messages[len(system) :]
+            prompt = system + prompt if repeated else messages + prompt
+    if not prompt:
+        raise RowFault(NO_COMMON_PROMPT)
+    return prompt, tuple(each[shared:] for each in whole)
+
+
+def with_system(row: Row, prompt: Conversation) -> Conversation:
+    """The prompt behind the text of the `system` column, if the row has one."""
+    text = row.get("system")
+    if text is None or text == "":
+        return prompt
+    if not isinstance(text, str):
+        raise RowFault(WRONG_TYPE, "system", text, "text")
+    if prompt[0].role != "system":
+        return (Message("system", text), *prompt)
+    if prompt[0].content != text:
+        raise RowFault("two system messages", "system", text, "the system message that the prompt begins with")
+    return prompt
+
+
+def spoken(value: object) -> list[Any] | None:
+    """What one side said, turn by turn, as a list or as its text; None for anything else."""
+    found = list_in(value)
+    return found if found and all(entry is None or isinstance(entry, str) for entry in found) else None
+
+
+def in_turns(prompts: list[Any], *answers: list[Any]) -> tuple[Conversation, tuple[Conversation, ...]]:
+    """The first thing that the user said, and what followed it: answers, with the later things between them."""
+    completions = []
+    for said in answers:
+        if len(said) != len(prompts):
+            raise RowFault("prompt and answer of different turns")
+        if None in said or None in prompts:
+            raise RowFault(MISSING)
+        turns = [Message("assistant", said[0])]
+        for user, assistant in zip(prompts[1:], said[1:], strict=True):
+            turns += [Message("user", user), Message("assistant", assistant)]
+        completions.append(tuple(turns))
+    return (Message("user", prompts[0]),), tuple(completions)
+
+
+def split_texts(texts: Sequence[str]) -> tuple[Conversation, tuple[Conversation, ...]]:
+    """The shared beginning of plain texts as the prompt, and what follows it in each."""
+    shared = min(shared_beginning(texts[0], text) for text in texts[1:])
+    if not texts[0][:shared].strip():
+        raise RowFault(NO_COMMON_PROMPT)
+    return (Message("user", texts[0][:shared]),), tuple((Message("assistant", text[shared:]),) for text in texts)
