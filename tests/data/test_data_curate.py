@@ -43,6 +43,20 @@ def ids(split: Draft) -> list[str]:
     return [entry.group.id for entry in split.entries]
 
 
+def calling(name: str) -> Conversation:
+    return (Message("assistant", "", f'{{"tool_calls": [{{"function": {{"name": "{name}"}}}}]}}'),)
+
+
+def test_answers_that_differ_in_their_tool_calls_alone_are_different_and_not_empty() -> None:
+    ask = (Message("user", "q"),)
+    rows = [ParsedRow(ask, made, (Preference(0, 1),)) for made in ((calling("a"), calling("b")), (calling("a"),) * 2)]
+    rows += [rows[0], rows[0]._replace(arguments='{"tools": [{}]}'), ParsedRow(ask, (said(""), calling("a")), ())]
+    split = draft(rows)
+    assert ids(split) == ["r0", "r2", "r3"]
+    assert split.report(5).rows.dropped == {"identical completions": 1, "empty completion": 1}
+    assert mark_duplicates(split) == [False, True, False]
+
+
 def test_a_ledger_that_does_not_balance_is_refused() -> None:
     Ledger(3, 1, {"tie": 2})
     with pytest.raises(AssertionError, match="does not balance"):

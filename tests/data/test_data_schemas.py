@@ -1,5 +1,6 @@
 """Row schemas: what each makes of its rows, how they are told apart, and that no row can raise."""
 
+import json
 from typing import Any, get_args
 
 import pytest
@@ -10,7 +11,7 @@ from rmtrain.data.curate import Draft
 from rmtrain.data.detect import find_layout
 from rmtrain.data.layout import Layout
 from rmtrain.data.layouts import LAYOUTS
-from rmtrain.data.rows import ParsedRow, RowFault
+from rmtrain.data.rows import ParsedRow, RowFault, template_arguments
 from rmtrain.data.types import Message, Preference
 from rmtrain.data.ultrafeedback import ASPECTS, RECORDING_FAULT, parse_ultrafeedback
 from rmtrain.errors import DataError
@@ -21,7 +22,7 @@ GOOD, BAD = Message("assistant", "good"), Message("assistant", "bad")
 
 
 def messages(*turns: Message) -> list[dict[str, str]]:
-    return [turn._asdict() for turn in turns]
+    return [turn.as_dict() for turn in turns]
 
 
 def parse(schema: str, row: dict[str, Any], score: Any = "fine_grained") -> ParsedRow:
@@ -47,6 +48,54 @@ def test_pair_of_texts() -> None:
     assert parse("pair", row) == ParsedRow(
         (USER,), ((GOOD,), (BAD,)), (Preference(0, 1, None),), None, None, "7", "flan", 0
     )
+
+
+CALL = {"type": "function", "function": {"name": "search", "arguments": {"q": "x"}}}
+
+
+def test_what_messages_hold_beside_role_and_content_is_kept() -> None:
+    asked = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": "q", "name": "Ann", "tool": None},
+    ]
+    acted = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    told = {"role": "tool", "content": [{"type": "text", "text": "a", "image": None}, "b"], "tool_call_id": "7"}
+    row = {"prompt": asked, "chosen": [acted, told, *messages(GOOD)], "rejected": messages(BAD)}
+    parsed = parse("pair", row)
+    assert [message.as_dict() for message in parsed.prompt] == [asked[0], {k: v for k, v in asked[1].items() if v}]
+    assert [m.as_dict() for m in parsed.completions[0]] == [acted, {**told, "content": "ab"}, GOOD.as_dict()]
+    assert parsed.completions[1] == (BAD,)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ([{"type": "image_url", "image_url": {"url": "x"}}], "content of type image_url"),
+        ([{"type": "text", "text": "a"}, {"type": "audio"}], "content of type audio"),
+        ([{"image": "x", "text": None}], "content of type image"),
+        ([{"type": "text", "text": 3}], "wrong type"),
+        ({"text": "a"}, "wrong type"),
+        (None, "wrong type"),
+    ],
+)
+def test_content_that_is_no_text_is_refused_by_name(content: Any, expected: str) -> None:
+    row = {"prompt": "q", "chosen": [{"role": "assistant", "content": content}], "rejected": messages(BAD)}
+    assert cause("pair", row) == expected
+
+
+TOOL = {"type": "function", "function": {"name": "search"}}
+
+
+def test_what_a_row_gives_the_template_is_read_as_json_or_as_it_is() -> None:
+    expected = json.dumps({"tools": [TOOL], "thinking": False})
+    row = {"tools": [TOOL], "documents": None, "chat_template_kwargs": {"thinking": False, "none": None}}
+    assert template_arguments(row) == expected
+    assert template_arguments({k: json.dumps(v) for k, v in row.items()}) == expected
+    assert template_arguments({"prompt": "q", "tools": [], "documents": ""}) == ""
+    for tools, told in (("search", "text 'search'"), (["search"], "list of 1"), ({"a": 1}, "a list of objects")):
+        with pytest.raises(RowFault) as caught:
+            template_arguments({"tools": tools})
+        assert told in caught.value.detail
 
 
 def test_pair_with_the_prompt_repeated_inside_the_messages() -> None:

@@ -125,7 +125,7 @@ def same(checkpoint: Checkpoint, saved: Saved, tolerance: float = 1e-5) -> None:
 def test_plain_readers_read_the_same_rewards(saved: Saved, kind: str) -> None:
     if kind == "peft" and not saved.lora:
         pytest.skip("a whole model has no adapter")
-    rows = [[m._asdict() for m in group.prompt + completion] for group in GROUPS for completion in group.completions]
+    rows = [[m.as_dict() for m in group.prompt + completion] for group in GROUPS for completion in group.completions]
     done = subprocess.run(
         [sys.executable, "-c", READER, kind, str(saved.folder), str(saved.base), json.dumps(rows)],
         capture_output=True,
@@ -147,7 +147,7 @@ def test_transformers_alone_opens_the_folder_and_reads_padded_batches(saved: Sav
     model = AutoModelForSequenceClassification.from_pretrained(
         saved.folder, num_labels=1, dtype=torch.float32, pad_token_id=tokenizer.pad_token_id
     ).eval()
-    rows = [[m._asdict() for m in GROUPS[0].prompt + completion] for completion in GROUPS[0].completions]
+    rows = [[m.as_dict() for m in GROUPS[0].prompt + completion] for completion in GROUPS[0].completions]
     texts = tokenizer.apply_chat_template(rows, tokenize=False)
     for side in ("left", "right"):
         batch = tokenizer(texts, padding=True, padding_side=side, add_special_tokens=False, return_tensors="pt")

@@ -77,7 +77,7 @@ def test_a_turn_after_an_answer_is_kept_apart_from_it() -> None:
 
     tokenizer = make_tokenizer()
     tokenizer.chat_template = PROMPTS["ultrarm"].chat_template
-    chat = [Message(role, text)._asdict() for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    chat = [Message(role, text).as_dict() for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
 
 
@@ -263,7 +263,7 @@ def plain_rewards(model: torch.nn.Module, folder: Path, label: int) -> torch.Ten
         with torch.no_grad():
             return float(model(input_ids=ids).logits[0, label])
 
-    return torch.tensor([[reward([m._asdict() for m in g.prompt + c]) for c in g.completions] for g in GROUPS])
+    return torch.tensor([[reward([m.as_dict() for m in g.prompt + c]) for c in g.completions] for g in GROUPS])
 
 
 def test_the_mistral_baseline_is_a_plain_sequence_classification_model(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def as_the_runner(
     columns = []
     for k in range(2):
         texts = [
-            tokenizer.apply_chat_template([m._asdict() for m in (*g.prompt, *g.completions[k])], tokenize=False)
+            tokenizer.apply_chat_template([m.as_dict() for m in (*g.prompt, *g.completions[k])], tokenize=False)
             for g in groups
         ]
         found = []

@@ -16,7 +16,7 @@ DUPLICATE = "duplicate"
 CONTRADICTION = "contradiction"
 
 Purpose = Literal["train", "evaluation", "scoring"]
-_PairKey = tuple[Conversation, Conversation, Conversation]  # prompt, better, worse
+_PairKey = tuple[tuple[Conversation, str], Conversation, Conversation]  # prompt with its arguments, better, worse
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Draft:
             preferences=pairing.kept,
             source=usable.source,
             scores=scores if len(scores) == len(usable.completions) else None,
+            arguments=usable.arguments,
         )
         entry = _Entry(group, row, pairing.dropped)
         if cause is None:
@@ -198,7 +199,8 @@ def mark_duplicates(draft: Draft) -> list[bool]:
 
 def pair_key(group: PreferenceGroup, preference: Preference) -> _PairKey:
     """A preference by its text: prompt, better and worse completion."""
-    return group.prompt, group.completions[preference.better], group.completions[preference.worse]
+    asked = group.prompt, group.arguments
+    return asked, group.completions[preference.better], group.completions[preference.worse]
 
 
 def unique_ids(wanted: Sequence[str]) -> list[str]:

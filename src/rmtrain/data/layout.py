@@ -7,6 +7,7 @@ from typing import Any
 
 from rmtrain.data.prompts import in_turns, prompt_column, split_prompt, split_texts, spoken, with_system
 from rmtrain.data.rows import (
+    ARGUMENTS,
     MISSING,
     WRONG_TYPE,
     ParsedRow,
@@ -30,7 +31,7 @@ _PAIR_SCORES = (  # the names under which pairs carry their scores: of the chose
     ("chosen-rating", "rejected-rating"),
     ("chosen_rating", "rejected_rating"),
 )
-_ALWAYS_READ = {"id", "prompt_id", "system"}
+_ALWAYS_READ = {"id", "prompt_id", "system", *ARGUMENTS}
 _PAIR_READS = {"margin", "metadata", *(name for names in _PAIR_SCORES for name in names)}
 
 

@@ -53,7 +53,8 @@ def make_preferences(row: ParsedRow, mode: Mode, min_gap: float) -> Pairing:
 def same_text(a: Conversation, b: Conversation) -> bool:
     """Whether two completions are the same but for white space at the ends of their messages."""
     return len(a) == len(b) and all(
-        x.role == y.role and x.content.strip() == y.content.strip() for x, y in zip(a, b, strict=True)
+        x._replace(content=x.content.strip()) == y._replace(content=y.content.strip())
+        for x, y in zip(a, b, strict=True)
     )
 
 

@@ -41,6 +41,12 @@ def prepare(recipe: Recipe, renderer: Renderer, display: Display) -> ReadyData:
         DataError: as `load_data`, or a sequence that is too long where the recipe has that as an error.
     """
     data, section = load_data(recipe.data, recipe.run.seed), recipe.data
+    data.notes.extend(renderer.notes)
+    baked = renderer.baked()
+    if baked.prepend_bos or baked.append_eos:
+        data.notes.append(
+            "the chat template can't write BOS or the end token by itself: who renders without rmtrain must add them"
+        )
     splits = tokenize_splits(data, renderer, section.max_length, section.over_length, display)
     return ReadyData(data, renderer, splits)
 

@@ -5,22 +5,40 @@ prompt; it starts with exactly one BOS where the tokenizer uses one, and ends wi
 EOS where the template leaves none. The reward is read at its last token.
 """
 
+import copy
+import datetime
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from rmtrain.data.template import (
+    DATE,
+    RAW,
+    TemplateRefusalError,
+    alternating,
+    apply_template,
+    asks_for_date,
+    bake,
+    check_template,
+    name_of,
+)
 from rmtrain.data.types import Conversation, Message
-from rmtrain.errors import CheckpointError, DataError, InputError
+from rmtrain.errors import CheckpointError, InputError
 from rmtrain.files import read_text
 
 _PROBE = "An answer that no template holds"
 _BLANKS = ("Ġ", "▁")
 _PROBE_CONVERSATION = (Message("user", "A question"), Message("assistant", _PROBE))
+_PROBES = (
+    _PROBE_CONVERSATION,
+    (Message("system", "Be brief"), *_PROBE_CONVERSATION),
+    (*_PROBE_CONVERSATION, Message("user", "Another\n question "), Message("assistant", "An answer\n")),
+)
 
 
 def load_tokenizer(
@@ -31,7 +49,7 @@ def load_tokenizer(
     Args:
         name: folder or hub id.
         revision: branch, tag or commit of the hub id.
-        chat_template: Jinja text, or the path of a .jinja file, that replaces the tokenizer's own.
+        chat_template: Jinja text, the path of a .jinja file, or `raw`, that replaces the tokenizer's own.
         template_needed: refuse a tokenizer that is left without one.
 
     Raises:
@@ -55,7 +73,8 @@ def load_tokenizer(
     if template_needed and not isinstance(tokenizer.chat_template, str):
         raise InputError(
             f"{name}: the tokenizer has no chat template",
-            "give one as model.chat_template, or as --prompt: Jinja text, or the path of a .jinja file",
+            "give one as model.chat_template, or as --prompt: Jinja text, the path of a .jinja file, or `raw` for the "
+            "texts alone, as a base model takes them",
         )
     return tokenizer
 
@@ -72,13 +91,13 @@ def why_not_loaded(name: str, error: BaseException) -> str:
 
 
 def _template_text(template: str) -> str:
-    if "{" in template:
-        return template
+    if template == "raw" or "{" in template:
+        return RAW if template == "raw" else template
     try:
         return read_text(template)
     except InputError as error:
         raise InputError(
-            f"the chat template {error.message}", error.hint or "give Jinja text, or the path of a .jinja file"
+            f"the chat template {error.message}", error.hint or "give Jinja text, the path of a .jinja file, or raw"
         ) from None
 
 
@@ -91,12 +110,14 @@ class Renderer:
         prepend_bos: the template leaves out the BOS that the tokenizer uses; one is put in front.
         append_eos: the template leaves no end token; one EOS is put behind.
         pad_id: a token that is neither EOS nor what a sequence ends with, so that pooling by pad id finds the end.
+        date: what a template that prints the date is given, whatever the day.
     """
 
     tokenizer: Any
     prepend_bos: bool
     append_eos: bool
     pad_id: int
+    date: str = field(default=DATE, kw_only=True)
 
     @classmethod
     def for_tokenizer(cls, tokenizer: Any, append_eos: bool | None = None) -> "Renderer":
@@ -110,14 +131,16 @@ class Renderer:
             InputError: the template can't render a prompt and an answer, or there is no end token to append.
         """
         try:
-            text = _apply(tokenizer, _PROBE_CONVERSATION)
-        except TemplateError as error:
+            check_template(tokenizer)
+            text = apply_template(tokenizer, _PROBE_CONVERSATION, today=DATE)
+        except (TemplateError, TemplateRefusalError) as error:
             raise InputError(
-                f"the chat template can't render a question and an answer: {error}", "check model.chat_template"
+                f"{name_of(tokenizer)} can't render a question and an answer: {first_line(error)}",
+                "check model.chat_template",
             ) from error
         head, found, tail = text.rpartition(_PROBE)
         if not found:
-            raise InputError("the chat template leaves out the answer", "check model.chat_template")
+            raise InputError(f"{name_of(tokenizer)} leaves out the answer", "check model.chat_template")
         if append_eos is None:
             append_eos = not any(token in tail for token in _special_tokens(tokenizer))
         if append_eos and tokenizer.eos_token_id is None:
@@ -131,68 +154,86 @@ class Renderer:
         last_id = renderer.tokenize([_PROBE_CONVERSATION])[0][-1]
         return replace(renderer, pad_id=_choose_pad(tokenizer, last_id))
 
-    def tokenize(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        """Render and tokenise whole conversations (prompt and completion).
+    def tokenize(self, conversations: Sequence[Conversation], arguments: str = "") -> list[list[int]]:
+        """Render and tokenise whole conversations (prompt and completion), which share the template's arguments.
 
         Returns:
             One list of token ids a conversation; the reward is read at its last position.
 
         Raises:
-            DataError: the template refuses a conversation.
+            TemplateRefusalError: the template refuses a conversation.
+            RunawayTemplateError: it finds no end.
         """
-        if not conversations:
-            return []
-        encoded = self._encode([self.render(conversation) for conversation in conversations])
-        tail = [self.tokenizer.eos_token_id] if self.append_eos else []
-        return [ids + tail for ids in encoded] if tail else encoded
+        return self.encode([self.text(conversation, arguments) for conversation in conversations])
 
-    def tokenize_prompt(self, prompt: Conversation) -> list[int]:
+    def text(self, conversation: Conversation, arguments: str = "") -> Any:
+        """What `encode` takes of a whole conversation; raises as `tokenize`."""
+        return self.render(conversation, arguments)
+
+    def encode(self, texts: Sequence[Any]) -> list[list[int]]:
+        """The tokens of whole conversations, with the BOS and the end token that the template leaves out."""
+        tail = [self.tokenizer.eos_token_id] if self.append_eos else []
+        return [ids + tail for ids in self._encode(texts)]
+
+    def tokenize_prompt(self, prompt: Conversation, arguments: str = "") -> list[int]:
         """A prompt as it is before a language model answers: with the generation prompt, and with no end.
 
         Raises:
-            DataError: the template refuses the prompt.
+            TemplateRefusalError: the template refuses the prompt.
         """
-        return self._encode([self.render(prompt, generation=True)])[0]
+        return self._encode([self.render(prompt, arguments, generation=True)])[0]
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        encoded: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         head = [self.tokenizer.bos_token_id] if self.prepend_bos else []
         return [head + ids for ids in encoded] if head else encoded
 
-    def render(self, conversation: Conversation, generation: bool = False) -> str:
-        """The template's text of a conversation; raises DataError where it refuses it."""
+    def render(self, conversation: Conversation, arguments: str = "", generation: bool = False) -> str:
+        """The template's text of a conversation; raises as `tokenize`."""
+        given: dict[str, Any] = {"today": self.date, "arguments": arguments, "generation": generation}
         try:
-            return _apply(self.tokenizer, conversation, generation)
-        except TemplateError as error:
+            return apply_template(self.tokenizer, conversation, **given)
+        except TemplateRefusalError as error:
             try:
-                return _apply(self.tokenizer, alternating(conversation), generation)
-            except TemplateError:
+                if any(message.fields for message in conversation):  # joined turns would lose them
+                    raise
+                return apply_template(self.tokenizer, alternating(conversation), **given)
+            except TemplateRefusalError:
                 roles = ", ".join(message.role for message in conversation)
-                raise DataError(
-                    f"the chat template refuses a conversation with the roles {roles}: {error}",
+                raise TemplateRefusalError(
+                    f"the chat template refuses a conversation with the roles {roles}: {error.message}",
                     "give a model.chat_template that takes these roles, or mend the rows",
                 ) from error
 
     def contract(self) -> dict[str, Any]:
         """What must hold for a reward to mean the same: kept in rmtrain.json, compared on load."""
-        template = self.tokenizer.chat_template.encode()
+        template = self.tokenizer.chat_template
         return {
-            "chat_template_sha256": hashlib.sha256(template).hexdigest(),
+            "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
             "bos_token_id": self.tokenizer.bos_token_id,
             "prepend_bos": self.prepend_bos,
             "eos_token_id": self.tokenizer.eos_token_id,
             "append_eos": self.append_eos,
             "pad_token_id": self.pad_id,
             "position": "last token",
+            **({"date": self.date} if asks_for_date(template) else {}),
         }
 
-    def check_contract(self, contract: dict[str, Any], where: str) -> None:
-        """Refuse a checkpoint that was trained under another rendering.
+    def check_contract(self, contract: dict[str, Any], where: str) -> "Renderer":
+        """Refuse a checkpoint that was trained under another rendering; the renderer at its date.
 
         Raises:
             CheckpointError: names each difference.
         """
-        mine = self.contract()
+        date = contract.get("date", self.date)
+        try:
+            datetime.date.fromisoformat(date)
+        except (TypeError, ValueError):
+            raise CheckpointError(f"{where}: {date!r} is no date", "restore its rmtrain.json") from None
+        dated = replace(self, date=date)
+        mine = dated.contract()
         differences = [
             f"{key}: {value} there, {mine.get(key)} here" for key, value in contract.items() if value != mine.get(key)
         ]
@@ -201,31 +242,43 @@ class Renderer:
                 f"{where}: the tokenizer does not render as in training ({'; '.join(differences)})",
                 "restore the tokenizer files that were saved with the checkpoint",
             )
+        return dated
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of it, one line each."""
+        if not asks_for_date(self.tokenizer.chat_template or ""):
+            return ()
+        return (f"the chat template prints the date: it is given {self.date}, whatever the day",)
+
+    def baked(self) -> "Renderer":
+        """The same rendering by a template alone, for those who read nothing else; itself, where that can't be had."""
+        own = self.tokenizer.chat_template
+        template = bake(own, self.prepend_bos, self.append_eos, self.date)
+        if template == own:
+            return self
+        tokenizer = copy.copy(self.tokenizer)
+        tokenizer.chat_template = template
+        baked = replace(self, tokenizer=tokenizer, prepend_bos=False, append_eos=False)
+        return baked if all(self._agrees(baked, probe) for probe in _PROBES) else self
+
+    def _agrees(self, baked: "Renderer", probe: Conversation) -> bool:
+        """Whether a baked template, left to the clock, makes the same tokens of a conversation and of its prompt."""
+        try:
+            whole = apply_template(self.tokenizer, probe, today=self.date)
+            asked = apply_template(self.tokenizer, probe[:-1], today=self.date, generation=True)
+        except TemplateRefusalError:  # such a conversation is rearranged here, which no template can do
+            return True
+        texts = [
+            apply_template(baked.tokenizer, probe, today=None),
+            apply_template(baked.tokenizer, probe[:-1], today=None, generation=True),
+        ]
+        return baked.encode(texts) == [*self.encode([whole]), *self._encode([asked])]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the tokenizer, with the pad token that pooling needs."""
         self.tokenizer.pad_token_id = self.pad_id
         self.tokenizer.save_pretrained(folder)
-
-
-def alternating(conversation: Conversation) -> Conversation:
-    """The conversation with system text put before the first user turn and neighbours of one role joined.
-
-    Templates such as Mistral-7B-Instruct-v0.1's take alternating user and assistant turns only.
-    """
-    turns: list[Message] = []
-    for message in conversation:
-        role = "user" if message.role == "system" else message.role
-        if turns and turns[-1].role == role:
-            turns[-1] = Message(role, f"{turns[-1].content}\n\n{message.content}")
-        else:
-            turns.append(Message(role, message.content))
-    return tuple(turns)
-
-
-def _apply(tokenizer: Any, conversation: Conversation, generation: bool = False) -> str:
-    messages = [message._asdict() for message in conversation]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)  # type: ignore[no-any-return]
 
 
 def _special_tokens(tokenizer: Any) -> list[str]:

@@ -1,15 +1,25 @@
 """What a layout makes of one source row, and the checks that all layouts share."""
 
+import contextlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rmtrain.data.transcripts import SPEAKERS, begins_as_transcript, messages_in, turns
-from rmtrain.data.types import Conversation, Message, Preference
+from rmtrain.data.types import Conversation, Message, Preference, as_json
 
 Row = Mapping[str, Any]
 
-ROLES = frozenset({"system", "user", "assistant"})
+# which of them a model knows is up to its chat template
+ROLES = frozenset({"system", "user", "assistant", "tool", "developer", "function", "ipython"})
+ARGUMENTS = ("tools", "documents", "chat_template_kwargs")  # columns of what a chat template is given beside messages
+# transformers' own arguments beside the variables of a template
+_NOT_VARIABLES = frozenset(
+    {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding"}
+    | {"truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs", "continue_final_message"}
+    | {"return_assistant_tokens_mask", "sanitize_control_tokens", "strftime_now"}
+)
 
 WRONG_TYPE = "wrong type"
 MALFORMED = "malformed transcript"
@@ -73,6 +83,7 @@ class ParsedRow(NamedTuple):
     id: str | None = None
     source: str = ""
     suspect: int = 0  # completions whose overall score is the known recording fault of UltraFeedback
+    arguments: str = ""  # as of PreferenceGroup
 
 
 def row_id(row: Row) -> str | None:
@@ -109,10 +120,10 @@ def number(value: object, column: str = "") -> float | None:
 
 
 def conversation(value: object, column: str = "") -> Conversation:
-    """A list of `{role, content}` or `{from, value}` objects, or one such object, as messages.
+    """A list of `{role, content}` or `{from, value}` objects, or one such object, as messages with all their fields.
 
     Raises:
-        RowFault: it is not such a list, it is empty, or a role is unknown.
+        RowFault: it is not such a list, it is empty, a role is unknown, or a content is no text.
     """
     if value is None or (isinstance(value, list) and not value):
         raise RowFault(MISSING, column)
@@ -123,16 +134,61 @@ def conversation(value: object, column: str = "") -> Conversation:
 def _message(entry: object, value: object, column: str) -> Message:
     if not isinstance(entry, dict):
         raise RowFault(WRONG_TYPE, column, value, _MESSAGES)
-    role, content = entry.get("role"), entry.get("content")
+    role, content, names = entry.get("role"), entry.get("content"), ("role", "content")
     if role is None and isinstance(entry.get("from"), str):
-        role, content = SPEAKERS.get(entry["from"], entry["from"]), entry.get("value")
+        role, content, names = SPEAKERS.get(entry["from"], entry["from"]), entry.get("value"), ("from", "value")
     if not isinstance(role, str):
         raise RowFault(WRONG_TYPE, column, entry, "a message with `role` and `content`, or `from` and `value`")
-    if not isinstance(content, str):
-        raise RowFault(WRONG_TYPE, f"{column}, in a message of the {role[:_SHOWN]}, whose content", content, "text")
+    fields = {key: other for key, other in entry.items() if key not in names and other is not None}
+    if content is None and Message(role, "", as_json(fields)).calls:
+        content, fields = "", {"content": None, **fields}
+    text = _text(content, f"{column}, in a message of the {role[:_SHOWN]}, whose content")
     if role not in ROLES:
         raise RowFault("unknown role", column, role, f"a role of {', '.join(sorted(ROLES))}")
-    return Message(role, content)
+    return Message(role, text, as_json(fields))
+
+
+def _text(content: object, place: str) -> str:
+    """Content as text; of several parts of text, one after the other, as chat templates print them."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise RowFault(WRONG_TYPE, place, content, "text")
+    texts = []
+    for part in content:
+        found = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {"text": part}
+        text, kind = found.get("text"), found.get("type", "text" if "text" in found else next(iter(found), "nothing"))
+        if kind != "text":
+            raise RowFault(f"content of type {str(kind)[:_SHOWN]}", place, part, "parts of text alone")
+        if not isinstance(text, str):
+            raise RowFault(WRONG_TYPE, place, part, "parts of text")
+        texts.append(text)
+    return "".join(texts)
+
+
+def template_arguments(row: Row) -> str:
+    """JSON of what a row gives the chat template beside messages: `tools`, `documents` and `chat_template_kwargs`.
+
+    Raises:
+        RowFault: one of them, which may be JSON text, is not what `apply_chat_template` takes.
+    """
+    found: dict[str, Any] = {}
+    for name, kind in zip(ARGUMENTS, (list, list, dict), strict=True):
+        value = given = row.get(name)
+        if isinstance(given, str) and given.strip():
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(given)
+        if not value:
+            continue
+        if not isinstance(value, kind) or (kind is list and not all(isinstance(entry, dict) for entry in value)):
+            raise RowFault(
+                WRONG_TYPE, name, given, f"{'an object' if kind is dict else 'a list of objects'}, or its JSON"
+            )
+        found[name] = value
+    variables = {k: v for k, v in found.pop("chat_template_kwargs", {}).items() if v is not None}
+    if reserved := sorted(_NOT_VARIABLES & variables.keys()):
+        raise RowFault("no variable of a chat template", ARGUMENTS[2], reserved[0], "variables of the template")
+    return as_json({**found, **variables})
 
 
 def prompt_of(value: object, column: str = "prompt") -> Conversation:
@@ -201,13 +257,13 @@ def common_prefix(first: Sequence[Message], second: Sequence[Message]) -> int:
 
 
 def is_empty(completion: Conversation) -> bool:
-    """Whether a completion's last message has no text."""
-    return not completion[-1].content.strip()
+    """Whether a completion's last message has no text and calls no tool."""
+    return not completion[-1].content.strip() and not completion[-1].calls
 
 
 def empty_cause(row: ParsedRow) -> str | None:
     """Whether a row is no use because its prompt, or all but one of its completions, have no text."""
-    if not any(message.content.strip() for message in row.prompt):
+    if not any(message.content.strip() or message.calls for message in row.prompt):
         return EMPTY_PROMPT
     empty = sum(map(is_empty, row.completions))
     return EMPTY_COMPLETION if empty and len(row.completions) - empty < 2 else None

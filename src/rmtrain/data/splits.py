@@ -24,8 +24,8 @@ class Leak(NamedTuple):
 
 
 def prompt_key(prompt: Conversation) -> bytes:
-    """A digest of a prompt's text that does not change with white space, case or a system message."""
-    turns = (" ".join(message.content.split()).casefold() for message in prompt if message.role != "system")
+    """A digest of a prompt's text and tool calls that does not change with white space, case or a system message."""
+    turns = (" ".join(m.content.split()).casefold() + m.calls for m in prompt if m.role != "system")
     return hashlib.blake2b("\n".join(turns).encode(errors="surrogatepass"), digest_size=16).digest()
 
 

@@ -1,16 +1,40 @@
 """The one idea: a prompt, its K completions, and which is better than which."""
 
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
+
+_CALLS = ("tool_calls", "function_call")
 
 
 class Message(NamedTuple):
     """One turn of a conversation, as chat templates take it."""
 
-    role: str  # "system", "user" or "assistant"
-    content: str
+    role: str  # "system", "user", "assistant", or what else the template knows
+    content: str  # "" where the source has null
+    fields: str = ""  # JSON of what else the message holds, such as tool_calls; "" for nothing
+
+    def __repr__(self) -> str:  # what token caches and run fingerprints hash: as it was before messages had fields
+        fields = f", fields={self.fields!r}" if self.fields else ""
+        return f"Message(role={self.role!r}, content={self.content!r}{fields})"
+
+    @property
+    def calls(self) -> str:
+        """JSON of the tools that the turn calls; "" for none."""
+        fields = json.loads(self.fields) if self.fields else {}
+        return as_json({key: fields[key] for key in _CALLS if fields.get(key)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The message as the source has it, with content of several texts as one."""
+        fields = json.loads(self.fields) if self.fields else {}
+        return {"role": self.role, "content": self.content, **fields}
 
 
 Conversation = tuple[Message, ...]
+
+
+def as_json(values: dict[str, Any]) -> str:
+    """JSON of an object with its keys in their own order, as templates print them; "" for an empty one."""
+    return json.dumps(values, ensure_ascii=False, default=str) if values else ""
 
 
 class Preference(NamedTuple):
@@ -33,3 +57,8 @@ class PreferenceGroup(NamedTuple):
     preferences: tuple[Preference, ...]
     source: str = ""  # the subset or origin that figures are broken down by
     scores: tuple[float, ...] | None = None  # K graded scores, where the source has them
+    arguments: str = ""  # JSON of what the chat template is given beside the messages, such as tools
+
+    def __repr__(self) -> str:  # see Message
+        shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name != "arguments" or value)
+        return f"PreferenceGroup({', '.join(shown)})"

@@ -34,7 +34,8 @@ class ScoredRow(NamedTuple):
 
 def prompt_key(prompt: Conversation) -> str:
     """A short fingerprint of a prompt, equal for equal prompts."""
-    return hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:16]
+    turns = [message if message.fields else message[:2] for message in prompt]
+    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:16]
 
 
 def scored_row(group: PreferenceGroup, rewards: Sequence[float], lengths: Sequence[int], truncated: bool) -> ScoredRow:

@@ -54,7 +54,9 @@ class Checkpoint:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how it is run."""
-        return self.model.notes
+        undated = self.renderer.notes and self.scoring.contract and "date" not in self.scoring.contract
+        older = ("which date it was given in training is not recorded in this checkpoint",) if undated else ()
+        return (*self.model.notes, *self.renderer.notes, *older)
 
     def need_rewards(self, what: str) -> None:
         """Raises InputError for a model that compares completions and gives them no rewards."""
@@ -116,7 +118,7 @@ def load_checkpoint(
     scoring = read_scoring(sidecar, folder / SIDECAR) if sidecar else Scoring()
     renderer = make_renderer(str(_tokenizer_place(folder, None if sidecar else adapter)), prompt)
     if scoring.contract is not None:
-        renderer.check_contract(scoring.contract, where)
+        renderer = renderer.check_contract(scoring.contract, where)
     options = options or scoring.options(dtype_in_config(folder, adapter), adapter is not None)
     options = replace(options, dtype=dtype or options.dtype)
     config_pad = load_config(*_config_place(folder, adapter)).get_text_config().pad_token_id

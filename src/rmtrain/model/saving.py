@@ -26,9 +26,10 @@ def write_companions(config: Any, renderer: Renderer, folder: Path, scoring: Sco
     config.get_text_config().pad_token_id = renderer.pad_id  # TRL makes it EOS, and pooling would stop short of the end
     if not (folder / ADAPTER).exists():
         config.save_pretrained(folder)
-    renderer.save_pretrained(folder)
+    baked = renderer.baked()
+    baked.save_pretrained(folder)
     make_portable(folder)
-    write_json(folder / SIDECAR, {"scoring": scoring.block(renderer.contract()), **record})
+    write_json(folder / SIDECAR, {"scoring": scoring.block(baked.contract()), **record})
 
 
 def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:

@@ -105,25 +105,22 @@ class TextPairRenderer(Renderer):
         read = {"text_pair": TEXT_PAIR} if self.reads_pairs else super().contract()
         return {**read, "token_types": self.types, "special_tokens": self.special_tokens, "position": "as the model's"}
 
-    def tokenize(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        """Whole conversations; the last message is the answer.
+    def text(self, conversation: Conversation, arguments: str = "") -> Any:
+        """What `encode` takes of a whole conversation: question and answer, or the template's text."""
+        if not self.reads_pairs:
+            return self.render(conversation, arguments)
+        return "\n\n".join(message.content for message in conversation[:-1]), conversation[-1].content
 
-        Returns:
-            One list of token ids a conversation, each with its type above the bits of the id.
-
-        Raises:
-            DataError: the template refuses a conversation.
-        """
-        if not conversations:
+    def encode(self, texts: Sequence[Any]) -> list[list[int]]:
+        """The tokens of whole conversations, each with its type above the bits of the id."""
+        if not texts:
             return []
         # types are asked for by name: tokenizers of transformers 5 leave out some that the models were trained with
         options = {"return_token_type_ids": self.types, "verbose": False}
         if self.reads_pairs:
-            questions = ["\n\n".join(message.content for message in chat[:-1]) for chat in conversations]
-            encoded = self.tokenizer(questions, [chat[-1].content for chat in conversations], **options)
+            encoded = self.tokenizer(*map(list, zip(*texts, strict=True)), **options)
         else:
-            texts = [self.render(chat) for chat in conversations]
-            encoded = self.tokenizer(texts, add_special_tokens=self.special_tokens, **options)
+            encoded = self.tokenizer(list(texts), add_special_tokens=self.special_tokens, **options)
         ids: list[list[int]] = encoded["input_ids"]
         if not self.types:
             return ids

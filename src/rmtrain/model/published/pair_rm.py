@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import DebertaV2Model, DebertaV2PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from rmtrain.data.render import Renderer, alternating
+from rmtrain.data.render import Renderer
+from rmtrain.data.template import alternating
 from rmtrain.data.tokenize import TokenizedGroup, merge_equal
 from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.errors import CheckpointError, DataError

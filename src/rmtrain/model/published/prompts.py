@@ -51,7 +51,6 @@ PROMPTS = {
     "ziya-fastchat": Prompt("\n\nHuman: ", "\n\nAssistant: ", "\n\n", append_eos=True),
     "oasst": Prompt("<|prompter|>", "<|endoftext|><|assistant|>", "<|endoftext|>"),
     "tulu": Prompt("<|user|>\n", "\n<|assistant|>\n", "\n", append_eos=True),
-    "raw": Prompt("", "", append_eos=True),
 }
 
 
@@ -67,7 +66,7 @@ def make_renderer(tokenizer: str, prompt: str | None) -> Renderer:
 
     Args:
         tokenizer: folder or hub id.
-        prompt: a name, the path of a .jinja file, or Jinja text; None takes the tokenizer's own template.
+        prompt: a name, `raw`, the path of a .jinja file, or Jinja text; None takes the tokenizer's own template.
 
     Raises:
         InputError: there is no such prompt, or no template at all.
@@ -86,8 +85,8 @@ def template_of(prompt: str) -> str:
     """
     if prompt in PROMPTS:
         return PROMPTS[prompt].chat_template
-    if "{" not in prompt and not Path(prompt).is_file():
+    if prompt != "raw" and "{" not in prompt and not Path(prompt).is_file():
         raise InputError(
-            f"--prompt: there is no prompt {prompt!r}", f"take a .jinja file, or one of {', '.join(PROMPTS)}"
+            f"--prompt: there is no prompt {prompt!r}", f"take a .jinja file, raw, or one of {', '.join(PROMPTS)}"
         )
     return prompt

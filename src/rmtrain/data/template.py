@@ -1,0 +1,168 @@
+"""Chat templates: applied within bounds of time and memory, at a fixed date, and completed for others to use alone."""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from typing import Any
+
+from jinja2 import Environment
+from jinja2.exceptions import TemplateError
+
+from rmtrain.data.types import Conversation, Message
+from rmtrain.errors import DataError, InputError
+
+RAW = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # texts in their order, nothing between
+DATE = "2024-07-26"  # what templates that print today's date are given: Llama 3's own where there is no clock
+
+_SECONDS = 5.0  # of processor time for one conversation; an ordinary template takes a thousandth
+_MEMORY = 2 << 30  # bytes for one conversation, beyond what the process has
+_LONGEST = 64 << 20  # characters of one conversation
+_DATE_CODES = (*"aAbBcdDeFGHIjmMpSuUVwWxXyY", "-d", "-m")  # of strftime
+
+
+class TemplateRefusalError(DataError):
+    """A conversation that the chat template refuses, or fails on."""
+
+
+class RunawayTemplateError(InputError):
+    """A chat template that finds no end, or takes too much memory."""
+
+
+class _OutOfTime(BaseException):
+    """No exception that a template could catch."""
+
+
+def check_template(tokenizer: Any) -> None:
+    """Refuse powers: one of them can take days, and nothing can stop it while it is computed.
+
+    Raises:
+        InputError: names the line.
+        TemplateError: the template is no Jinja.
+    """
+    for line, kind, value in Environment().lex(tokenizer.chat_template):
+        if kind == "operator" and value == "**":
+            raise InputError(
+                f"line {line} of {name_of(tokenizer)} has the operator **, which is not allowed", "write the number out"
+            )
+
+
+def name_of(tokenizer: Any) -> str:
+    """What messages call a tokenizer's chat template."""
+    return f"the chat template of {tokenizer.name_or_path}" if tokenizer.name_or_path else "the chat template"
+
+
+def apply_template(
+    tokenizer: Any,
+    conversation: Conversation,
+    *,
+    today: str | None,
+    arguments: str = "",
+    generation: bool = False,
+    template: str | None = None,
+) -> str:
+    """What transformers' `apply_chat_template` makes of a conversation.
+
+    Args:
+        tokenizer: with a chat template.
+        conversation: what to render.
+        today: the date that `strftime_now` gives the template; None is today's.
+        arguments: of the group.
+        generation: end with the generation prompt.
+        template: in place of the tokenizer's own.
+
+    Raises:
+        TemplateRefusalError: the template raises an error, of its own or another.
+        RunawayTemplateError: it takes too long, or too much memory.
+    """
+    variables = json.loads(arguments) if arguments else {}
+    if today is not None:
+        template = bake(template or tokenizer.chat_template, False, False, today)
+    messages = [message.as_dict() for message in conversation]
+    try:
+        with _bounded():
+            text: str = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=generation, **variables
+            )
+    except _OutOfTime:
+        raise _runaway(tokenizer, f"runs for more than {_SECONDS:g} seconds") from None
+    except MemoryError:
+        raise _runaway(tokenizer, f"takes more than {_MEMORY >> 30} GiB of memory") from None
+    except TemplateError as error:
+        raise TemplateRefusalError(error.message or type(error).__name__) from error
+    except Exception as error:
+        raise TemplateRefusalError(f"{type(error).__name__}: {str(error)[:200]}") from error
+    if len(text) > _LONGEST:
+        raise _runaway(tokenizer, f"makes a text of {len(text):,} characters")
+    return text
+
+
+def _runaway(tokenizer: Any, what: str) -> RunawayTemplateError:
+    return RunawayTemplateError(f"{name_of(tokenizer)} {what} on one conversation", "check model.chat_template")
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Stop what takes too much processor time or memory; other threads than the main one can't be stopped."""
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield
+        return
+    import resource
+
+    def stop(number: int, frame: Any) -> None:
+        raise _OutOfTime
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm", encoding="ascii") as stream:
+        most = int(stream.read().split()[0]) * resource.getpagesize() + _MEMORY
+    limits = [limit for limit in (soft, hard, most) if limit != resource.RLIM_INFINITY]
+    before = signal.signal(signal.SIGVTALRM, stop)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+        signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS, 0.5)  # again, where the first one fell on deaf ears
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def alternating(conversation: Conversation) -> Conversation:
+    """The conversation with system text put before the first user turn and neighbours of one role joined.
+
+    Templates such as Mistral-7B-Instruct-v0.1's take alternating user and assistant turns only.
+    """
+    turns: list[Message] = []
+    for message in conversation:
+        role = "user" if message.role == "system" else message.role
+        if turns and turns[-1].role == role:
+            turns[-1] = Message(role, f"{turns[-1].content}\n\n{message.content}")
+        else:
+            turns.append(Message(role, message.content))
+    return tuple(turns)
+
+
+def asks_for_date(template: str) -> bool:
+    """Whether a template may print today's date, or has been given a date by `bake`."""
+    return "strftime_now" in template
+
+
+def bake(template: str, bos: bool, end: bool, today: str | None) -> str:
+    """A template that does by itself what rendering adds to it.
+
+    Args:
+        template: what rendering starts from.
+        bos: write BOS in front.
+        end: write EOS behind, but not behind a generation prompt.
+        today: the date that it prints, if it prints one and has none baked in; None leaves it to the clock.
+    """
+    head = "{{ bos_token }}{# BOS, as in training #}\n" if bos else ""  # the comment swallows the line break
+    if today is not None and asks_for_date(template) and "macro strftime_now(" not in template:
+        day = date.fromisoformat(today)
+        steps = "".join(f" | replace('%{code}', '{day.strftime(f'%{code}')}')" for code in _DATE_CODES)
+        head += f"{{% macro strftime_now(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}\n"
+    tail = "{{ eos_token if not add_generation_prompt else '' }}" if end else ""
+    return head + (template.removesuffix("\n") + tail if tail else template)
