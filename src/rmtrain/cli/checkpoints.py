@@ -64,6 +64,7 @@ class Chosen(NamedTuple):
     run: Path | None  # the run folder it lies in
     name: str  # for folder names
     reading: Reading = OWN
+    verify: bool = True  # its files against their digests
 
     @property
     def results(self) -> Path:
@@ -71,7 +72,9 @@ class Chosen(NamedTuple):
         return self.run if self.run is not None and self.reading == OWN else Path("results") / self.name
 
 
-def choose(ckpt: str | None, runs: Path, display: TerminalDisplay, reading: Reading = OWN) -> Chosen:
+def choose(
+    ckpt: str | None, runs: Path, display: TerminalDisplay, reading: Reading = OWN, verify: bool = True
+) -> Chosen:
     """Find what --ckpt names; left out, the newest finished run, which is said.
 
     Raises:
@@ -82,7 +85,7 @@ def choose(ckpt: str | None, runs: Path, display: TerminalDisplay, reading: Read
     if reading.reference is not None and reading.reference_free is not None:
         raise InputError("--reference and --reference-free exclude each other", "leave one of them out")
     found = _find(ckpt, runs, display)
-    return found._replace(name="-".join([found.name, *reading.marks]), reading=reading)
+    return found._replace(name="-".join([found.name, *reading.marks]), reading=reading, verify=verify)
 
 
 def _find(ckpt: str | None, runs: Path, display: TerminalDisplay) -> Chosen:
@@ -177,6 +180,7 @@ def _load_reward_model(chosen: Chosen, needs_rewards: str, options: "BackboneOpt
         device=process_state().device,
         prompt=reading.prompt,
         label=reading.label,
+        verify=chosen.verify,
     )
     if needs_rewards:
         found.need_rewards(needs_rewards)

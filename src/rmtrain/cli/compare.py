@@ -68,6 +68,7 @@ def compare(
     dtype: options.Dtype = None,
     tokens_per_batch: options.Tokens = None,
     num_processes: options.Processes = None,
+    no_verify: options.NoVerify = False,
     json: options.Json = False,
 ) -> None:
     """Compare two models on the same rows: difference, paired interval, exact test, and what could have been found.
@@ -97,7 +98,7 @@ def compare(
         for chosen, path in missing:
             assert chosen is not None
             assert wanted is not None
-            _score(chosen, wanted, path, tokens_per_batch, display)
+            _score(chosen._replace(verify=not no_verify), wanted, path, tokens_per_batch, display)
     if not processes.is_main_process():
         return
     from rmtrain.evaluation.compare import compare as compare_rows

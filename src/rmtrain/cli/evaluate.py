@@ -42,6 +42,7 @@ def evaluate(
     dtype: options.Dtype = None,
     tokens_per_batch: options.Tokens = None,
     num_processes: options.Processes = None,
+    no_verify: options.NoVerify = False,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
@@ -51,7 +52,8 @@ def evaluate(
     [dim]rmtrain eval --ckpt runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl --min-accuracy 0.7[/]
     """
     with TerminalDisplay() as display:
-        chosen = choose(ckpt, runs, display, Reading(prompt, label, reference, reference_free, max_length, dtype))
+        reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
+        chosen = choose(ckpt, runs, display, reading, not no_verify)
         processes.spread(num_processes)
         checkpoint = load(chosen, display)
         splits = _read(checkpoint, split or [], data, display)

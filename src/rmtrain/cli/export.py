@@ -23,6 +23,7 @@ def export(
         str | None, typer.Option(metavar="ORG/NAME", help="Upload the folder to this repository of the hub.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make that repository private if it is new.")] = False,
+    no_verify: options.NoVerify = False,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
@@ -47,7 +48,7 @@ def export(
         write_exported_card(folder, chosen.run, sidecar)
 
     where, revision = hub_name(chosen.where)
-    result = export_model(where, output, dtype, revision, display.note, finish)
+    result = export_model(where, output, dtype, revision, not no_verify, display.note, finish)
     result["pushed"] = _push(output, push, private) if push is not None else None
     print(jsonlib.dumps(result, indent=2) if json else _told(result))
 

@@ -50,6 +50,9 @@ Tokens = Annotated[
 ]
 Processes = Annotated[int | None, typer.Option(help="Processes to start on this machine; default one a GPU, else one.")]
 Runs = Annotated[Path, typer.Option(help="Where run folders lie.")]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Use the checkpoint's files even if they changed since they were saved.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 

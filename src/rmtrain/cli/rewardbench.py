@@ -62,6 +62,7 @@ def rewardbench(
     dtype: options.Dtype = None,
     tokens_per_batch: options.Tokens = None,
     num_processes: options.Processes = None,
+    no_verify: options.NoVerify = False,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
@@ -87,7 +88,7 @@ def rewardbench(
     if parity and (benchmark != "rewardbench-1" or reading.of_policy):
         raise InputError("--parity is for reward models on rewardbench-1", "leave it out, or choose that benchmark")
     with TerminalDisplay() as display:
-        chosen = choose(ckpt, runs, display, reading)
+        chosen = choose(ckpt, runs, display, reading, not no_verify)
         processes.spread(num_processes)
         from rmtrain.evaluation.bench_data import core_groups, prior_groups
         from rmtrain.evaluation.bench_published import to_flat

@@ -30,6 +30,7 @@ def score(
     dtype: options.Dtype = None,
     tokens_per_batch: options.Tokens = None,
     num_processes: options.Processes = None,
+    no_verify: options.NoVerify = False,
     runs: options.Runs = Path("runs"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
 ) -> None:
@@ -42,7 +43,8 @@ def score(
     from rmtrain.data.sources import has_changed, read_rows
 
     with TerminalDisplay() as display, processes.alone(output):
-        chosen = choose(ckpt, runs, display, Reading(prompt, label, reference, reference_free, max_length, dtype))
+        reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
+        chosen = choose(ckpt, runs, display, reading, not no_verify)
         source = read_rows(str(input_file))
         split = read_source(source, None, evaluation=False)
         processes.spread(num_processes)

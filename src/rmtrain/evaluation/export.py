@@ -15,6 +15,7 @@ from rmtrain.data.tokenize import TokenizedGroup, tokenize_groups
 from rmtrain.errors import InputError, RunFailedError
 from rmtrain.files import sync_folder, sync_tree, write_json
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
+from rmtrain.model.digests import seal
 from rmtrain.model.export import merge, stored_bytes, write_model
 from rmtrain.model.quantization import dequantise, in_float32, is_quantised
 from rmtrain.model.reward_model import RewardModel
@@ -42,6 +43,7 @@ def export(
     output: Path,
     dtype: Dtype | None = None,
     revision: str | None = None,
+    verify: bool = True,
     notify: Callable[[str], None] = lambda line: None,
     finish: Callable[[Path, dict[str, Any]], object] = lambda folder, sidecar: None,
 ) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def export(
         output: the folder to write; it appears whole or not at all.
         dtype: of the stored backbone; None is that of training.
         revision: of a hub id.
+        verify: see `load_checkpoint`.
         notify: takes a line for the user.
         finish: adds files to the folder before it gets its name; it is given the content of rmtrain.json too.
 
@@ -70,7 +73,7 @@ def export(
         raise InputError(f"{output} exists", "choose another --output")
     if not output.resolve().parent.is_dir():
         raise InputError(f"{output.resolve().parent}: no such folder", "make it, or choose another --output")
-    checkpoint = _load(where, revision)
+    checkpoint = _load(where, revision, verify)
     in_float32(checkpoint.model.module)
     sample = _sample(checkpoint)
     notify(f"scoring {sum(len(group.suffixes) for group in sample)} completions of {SAMPLE} data before merging")
@@ -82,7 +85,7 @@ def export(
         kind = checkpoint.scoring.quantization
         del checkpoint  # before the next is loaded: they may be large
         gc.collect()
-        checkpoint = load_checkpoint(where, revision=revision, through=dequantise)
+        checkpoint = load_checkpoint(where, revision=revision, through=dequantise, verify=False)
         in_float32(checkpoint.model.module)
         whole = _rewards(checkpoint.model, sample, checkpoint.renderer.pad_id)
         proof |= _moved("dequantising", before, whole, DEQUANTISING[kind] * spread)
@@ -111,6 +114,7 @@ def export(
         sidecar = {**read_json(staging / SIDECAR), "exported": exported}
         write_json(staging / SIDECAR, sidecar)
         finish(staging, sidecar)
+        seal(staging)
         sync_tree(staging)
         if output.exists():
             output.rmdir()
@@ -124,8 +128,8 @@ def export(
     return {"ckpt": where, "output": str(output), "bytes": size, **exported}
 
 
-def _load(where: str, revision: str | None) -> Checkpoint:
-    checkpoint = load_checkpoint(where, revision=revision)
+def _load(where: str, revision: str | None, verify: bool) -> Checkpoint:
+    checkpoint = load_checkpoint(where, revision=revision, verify=verify)
     checkpoint.need_rewards("export")
     if checkpoint.published:
         raise InputError(

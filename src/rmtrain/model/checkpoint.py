@@ -9,6 +9,7 @@ from typing import Any
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapters import keep_label, make_room, prepare_adapters
+from rmtrain.model.digests import verify_files
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.encoder import TEXT_PAIR, EncoderModel
 from rmtrain.model.published.layouts import ENCODER, PAIR_RM
@@ -16,8 +17,8 @@ from rmtrain.model.published.load import Published, find_published, label_index
 from rmtrain.model.published.pair_rm import MAX_LENGTH, PairRenderer
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
-from rmtrain.model.saving import ADAPTER, check_weights
-from rmtrain.model.sidecar import SIDECAR, Scoring, read_scoring
+from rmtrain.model.saving import check_weights
+from rmtrain.model.sidecar import ADAPTER, SIDECAR, Scoring, read_scoring
 from rmtrain.model.weights import download, fingerprint_of, fingerprint_read, read_json, read_tensors
 
 _OTHER = "the checkpoint is damaged or of another model"
@@ -86,6 +87,7 @@ def load_checkpoint(
     prompt: str | None = None,
     label: str | None = None,
     through: Callable[[Any], Any] | None = None,
+    verify: bool = True,
 ) -> Checkpoint:
     """Load a reward model for scoring: an adapter folder, a model folder, or a hub id.
 
@@ -98,6 +100,7 @@ def load_checkpoint(
         prompt: of other people's models, see `make_renderer`.
         label: of other people's models with several, the one that is the reward.
         through: applied to an adapter's base before the adapter is put on it.
+        verify: check its files against the digests that were recorded with them.
 
     Raises:
         CheckpointError: it is no reward model, is damaged, or renders differently from its contract.
@@ -106,6 +109,8 @@ def load_checkpoint(
     folder = Path(where)
     if not folder.is_dir():
         folder = download(where, revision)
+    if verify:
+        verify_files(folder)
     sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
     if not sidecar and not (folder / ADAPTER).exists():
         return _load_published(find_published(where, folder, prompt, label), options, dtype, device)

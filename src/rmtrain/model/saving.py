@@ -9,13 +9,12 @@ from typing import Any
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, RunFailedError
 from rmtrain.files import sync_folder, sync_tree, write_json
+from rmtrain.model.digests import seal
 from rmtrain.model.forward import HEAD
 from rmtrain.model.portable import make_portable
 from rmtrain.model.reward_model import NO_HEAD
-from rmtrain.model.sidecar import SIDECAR, Scoring
+from rmtrain.model.sidecar import ADAPTER, MANIFEST, SIDECAR, Scoring
 from rmtrain.model.weights import read_json, read_tensors
-
-ADAPTER = "adapter_config.json"
 
 
 def write_companions(config: Any, renderer: Renderer, folder: Path, scoring: Scoring, record: dict[str, Any]) -> None:
@@ -54,6 +53,7 @@ def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:
         staging.mkdir()
         _copy_model(checkpoint, staging, dtype)
         check_weights(staging)
+        seal(staging)
         sync_tree(staging)
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)
@@ -72,7 +72,7 @@ def _copy_model(checkpoint: Path, staging: Path, dtype: str) -> None:
 
     adapter = (checkpoint / ADAPTER).exists()
     kept = [p for p in checkpoint.iterdir() if p.suffix in (".json", ".jinja", ".model", ".txt", ".safetensors")]
-    left = ("trainer_state.json", "checkpoint.json", *(["config.json"] if adapter else []))  # older versions wrote it
+    left = ("trainer_state.json", MANIFEST, *(["config.json"] if adapter else []))  # older versions wrote it
     for path in kept:
         if path.name in left:
             continue

@@ -11,6 +11,8 @@ from rmtrain.model.reward_model import BackboneOptions
 from rmtrain.recipe.schema import EvaluationSection, Recipe
 
 SIDECAR = "rmtrain.json"
+ADAPTER = "adapter_config.json"
+MANIFEST = "checkpoint.json"  # of a training checkpoint: the digest of each of its files
 FORMAT = 1  # of the block; a change that today's readers would misread gets the next number
 
 _PLACES = {  # of each value in a recipe

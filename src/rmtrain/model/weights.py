@@ -1,5 +1,6 @@
 """Files of a checkpoint: its tensors by name, its fingerprint, and what of it is fetched from the hub."""
 
+import functools
 import hashlib
 import json
 import pickle
@@ -66,7 +67,7 @@ def fingerprint_of(*folders: Path) -> str:
     for folder in folders:
         for path in sorted([*weight_files(folder), *folder.glob("*config.json")]):
             state = path.stat()
-            content = sha256_file(path) if state.st_size < 2**30 else f"{state.st_size} {state.st_mtime_ns}"
+            content = digest_of(path) if state.st_size < 2**30 else f"{state.st_size} {state.st_mtime_ns}"
             digest.update(f"{path.name} {content}\n".encode())
         adapter = folder / "adapter_config.json"
         base = read_json(adapter).get("base_model_name_or_path") if adapter.exists() else None
@@ -74,6 +75,17 @@ def fingerprint_of(*folders: Path) -> str:
             digest.update(fingerprint_of(Path(base)).encode())
         digest.update(b"\n" if len(folders) > 1 else b"")
     return digest.hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, which a process reads once while neither its size nor its time change."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@functools.cache
+def _sha256(path: Path, *state: int) -> str:
+    return sha256_file(path)
 
 
 def fingerprint_read(weights: str, *reading: Any) -> str:

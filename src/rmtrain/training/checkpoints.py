@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import sha256_file, sync_folder, sync_tree, write_json
+from rmtrain.model.sidecar import MANIFEST
 
-MANIFEST = "checkpoint.json"
 STAGING = ".staging"  # not "checkpoint-...": the Trainer's own rotation would count it
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = "."  # before a checkpoint's name: it is being replaced by another of the same step

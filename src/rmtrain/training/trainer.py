@@ -19,6 +19,7 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import NonFiniteError, RmtrainError, RunFailedError
 from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
 from rmtrain.model.batch import Batch
+from rmtrain.model.digests import seal
 from rmtrain.model.reward_model import RewardModel, check_head
 from rmtrain.model.saving import check_weights, saved_shapes, write_companions
 from rmtrain.model.sidecar import Scoring
@@ -239,6 +240,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             (folder / "training_args.bin").unlink()  # a pickle that holds the hub token in clear
             config = self.accelerator.unwrap_model(self.model).config
             write_companions(config, self._parts.renderer, folder, self._parts.scoring, self._parts.record)
+            seal(folder, own=False)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Let the Trainer write into a staging folder; verify, commit and only then rotate."""

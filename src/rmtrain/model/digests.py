@@ -1,0 +1,107 @@
+"""Digests of a checkpoint's files: recorded when it is written, checked before it is used."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rmtrain.errors import CheckpointError
+from rmtrain.files import write_json
+from rmtrain.model.sidecar import ADAPTER, MANIFEST, SIDECAR, read_scoring
+from rmtrain.model.weights import digest_of, read_json, weight_files
+
+_KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # that make a model and its tokenizer
+_OTHERS = (SIDECAR, MANIFEST, "trainer_state.json")
+_HINT = "the file is damaged: use another checkpoint; if it was changed on purpose, add --no-verify"
+
+
+def seal(folder: Path, own: bool = True) -> None:
+    """Write into a checkpoint's `rmtrain.json` the digests of its files, and of its base's where that is a folder.
+
+    Args:
+        folder: of the checkpoint, all of whose other files are written.
+        own: False for a training checkpoint, which has the digests of its own files in its manifest.
+    """
+    sidecar = read_json(folder / SIDECAR)
+    block = {key: value for key, value in sidecar["scoring"].items() if key != "sha256"}
+    kinds = _KINDS if own else (ADAPTER,)
+    block["files"] = _digests(path for kind in kinds for path in folder.glob(kind) if path.name not in _OTHERS)
+    if (base := _base(folder)) is not None:
+        block["base_files"] = _digests([*weight_files(base), base / "config.json"])
+    write_json(folder / SIDECAR, {**sidecar, "scoring": {**block, "sha256": _digest_of_block(block)}})
+
+
+def verify_files(folder: Path) -> None:
+    """Check that a checkpoint, and the base of its adapter, are as they were written; older ones have no digests.
+
+    Raises:
+        CheckpointError: names the file that is damaged or missing.
+    """
+    sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
+    if sidecar:
+        read_scoring(sidecar, folder / SIDECAR)  # refuses the block of a later version, whose digests may be others
+    block: dict[str, Any] = sidecar.get("scoring", {})
+    if "sha256" in block and block["sha256"] != _digest_of_block(block):
+        raise CheckpointError(f"{folder / SIDECAR}: its scoring block has changed since it was written", _HINT)
+    if (folder / MANIFEST).exists():
+        _check(folder, _of_manifest(folder / MANIFEST), "has changed since it was saved")
+    _check(folder, block.get("files", {}), "has changed since it was saved")
+    if block.get("base_files") and (base := _base(folder)) is not None:
+        _check(base, block["base_files"], f"has changed since the adapter in {folder} was trained on it")
+
+
+def _digests(paths: Iterable[Path]) -> dict[str, str]:
+    """Digests by file name, several files at a time."""
+    files = sorted(paths)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip((path.name for path in files), pool.map(_digest, files), strict=True))
+
+
+def _digest(path: Path) -> str:
+    if path.name != ADAPTER:
+        return digest_of(path)
+    return _digest_of_values({**read_json(path), "base_model_name_or_path": None})  # which may have moved
+
+
+def _check(folder: Path, recorded: Any, what: str) -> None:
+    if not isinstance(recorded, Mapping):
+        raise CheckpointError(f"{folder / SIDECAR}: its digests can't be read", _HINT)
+    paths = [folder / Path(name).name for name in recorded]
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing", "use another checkpoint")
+    found = _digests(paths)
+    if changed := [path for path in paths if found[path.name] != recorded[path.name]]:
+        raise CheckpointError(f"{changed[0]}: {what}: its SHA-256 is another", _HINT)
+
+
+def _of_manifest(path: Path) -> dict[str, Any]:
+    """Digests of a training checkpoint's model, as the manifest beside it has them."""
+    try:
+        values = read_json(path)
+        whole = values.pop("digest") == _digest_of_values(values)
+        entries = {name: entry["sha256"] for name, entry in values["files"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its digests can't be read ({type(error).__name__})", _HINT) from error
+    if not whole:
+        raise CheckpointError(f"{path}: has changed since it was written", _HINT)
+    kinds = tuple(kind.removeprefix("*") for kind in _KINDS)
+    own = (name for name in entries if name.endswith(kinds) and "/" not in name and name != ADAPTER)
+    return {name: entries[name] for name in own}
+
+
+def _base(folder: Path) -> Path | None:
+    """The folder of an adapter's base, where it is one."""
+    name = read_json(folder / ADAPTER).get("base_model_name_or_path") if (folder / ADAPTER).exists() else None
+    return Path(name) if isinstance(name, str) and Path(name).is_dir() else None
+
+
+def _digest_of_block(block: dict[str, Any]) -> str:
+    return _digest_of_values({key: value for key, value in block.items() if key != "sha256"})
+
+
+def _digest_of_values(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
