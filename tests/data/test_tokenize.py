@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 
 from rmtrain.data import token_cache
 from rmtrain.data.render import Renderer
-from rmtrain.data.token_cache import TokenizedSplit, group_to_row, row_to_group, tokenize_split
+from rmtrain.data.token_cache import (
+    OVER_LENGTH,
+    Lost,
+    TokenizedSplit,
+    group_to_row,
+    row_to_group,
+    tokenize_split,
+)
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, split_prefix, tokenize_groups
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 from rmtrain.errors import DataError
@@ -310,10 +317,12 @@ def test_kept_and_dropped_make_the_whole(renderer: Renderer, tmp_path: Path) -> 
     longest = [max(map(len, renderer.tokenize([g.prompt + c for c in g.completions]))) for g in groups]
     limit = sorted(longest)[15]
     dropped = split(groups, renderer, tmp_path, limit, "drop")
-    assert dropped.over_length_dropped == sum(n > limit for n in longest) > 0
-    assert len(dropped) + dropped.over_length_dropped == 30
+    long = [group for group, n in zip(groups, longest, strict=True) if n > limit]
+    lost = Lost(len(long), 4 * len(long), sum(len(group.preferences) for group in long), long[0].id)
+    assert dropped.dropped == {OVER_LENGTH: lost}
+    assert len(dropped) + lost.rows == 30
     cut = split(groups, renderer, tmp_path, limit, "truncate_prompt")
-    assert (len(cut), cut.over_length_dropped, cut.truncated) == (30, 0, dropped.over_length_dropped)
+    assert (len(cut), cut.dropped, cut.truncated) == (30, {}, lost.rows)
 
 
 def test_whatever_changes_the_tokens_changes_the_key(renderer: Renderer, tmp_path: Path, counted: list[int]) -> None:
@@ -347,23 +356,88 @@ def test_an_empty_split_is_a_split(renderer: Renderer, tmp_path: Path) -> None:
     assert (len(empty), empty.groups(), empty.lengths()) == (0, [], [])
 
 
-@pytest.mark.parametrize("damaged", ["data-00000-of-00001.arrow", "state.json", "dataset_info.json"])
-@pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_cached_split_that_can_not_be_read_is_made_anew(
+def with_identical() -> list[PreferenceGroup]:
+    """Three groups: two preferences of four between the same tokens; both of two; none."""
+    of_four = group(("w9",), ("w1", "w1 ", "w2", "w3"), "four")
+    pairs = [(0, 1), (0, 2), (3, 1), (1, 0)]
+    return [
+        of_four._replace(preferences=tuple(Preference(*pair, 0.5) for pair in pairs)),
+        group(("w9",), ("w5 w6", "w5  w6"), "same")._replace(preferences=(Preference(0, 1), Preference(1, 0))),
+        group(("w9",), ("w5 w6", "w7"), "other")._replace(preferences=(Preference(1, 0),)),
+    ]
+
+
+def test_training_drops_preferences_between_the_same_tokens(renderer: Renderer, tmp_path: Path) -> None:
+    groups = with_identical()
+    for _ in range(2):  # made, and from the cache
+        made = tokenize_split(groups, renderer, 64, "error", tmp_path, drop_identical=True)
+        assert [one.id for one in made.groups()] == ["four", "other"]
+        assert [[p[:2] for p in one.preferences] for one in made.groups()] == [[(0, 2), (3, 1)], [(1, 0)]]
+        assert made.dropped == {"identical after rendering": Lost(1, 2, 4, "four")}
+        assert made.identical == {}
+        assert not any(same for one in made.groups() for same in one.identical)
+
+
+def test_evaluation_keeps_and_counts_them(renderer: Renderer, tmp_path: Path) -> None:
+    groups = with_identical()
+    long = " ".join(["w1"] * 30)
+    groups.append(group(("w9",), (f"{long} w2", f"{long} w3"), "long")._replace(preferences=(Preference(0, 1),)))
+    for _ in range(2):
+        made = split(groups, renderer, tmp_path, 16, CUT)
+        assert [one.preferences for one in made.groups()] == [one.preferences for one in groups]
+        assert made.dropped == {}
+        assert made.identical == {"identical after rendering": 4, "identical after truncation": 1}
+    trained = tokenize_split(groups, renderer, 16, CUT, tmp_path, drop_identical=True)
+    assert trained.dropped["identical after truncation"] == Lost(1, 2, 1, "long")
+    assert trained.truncated == 0
+    assert trained.fingerprint != made.fingerprint
+
+
+def entry(made: TokenizedSplit, cache: Path) -> Path:
+    return cache / made.fingerprint[:32]
+
+
+FILES = ("data-00000-of-00001.arrow", "state.json", "dataset_info.json", "books.json", "checksums")
+
+
+@pytest.mark.parametrize("damaged", FILES)
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "flipped", "longer"])
+def test_a_damaged_entry_is_made_anew(
     renderer: Renderer, tmp_path: Path, counted: list[int], damaged: str, damage: str
 ) -> None:
-    groups = make_groups(6)
+    groups, told = make_groups(6), list[str]()
     first = split(groups, renderer, tmp_path)
     before = [sequences(made) for made in first.groups()]
-    file = tmp_path / first.fingerprint[:32] / damaged
-    content = file.read_bytes()
+    assert sorted(path.name for path in entry(first, tmp_path).iterdir()) == sorted(FILES)
+    file = entry(first, tmp_path) / damaged
+    content = bytearray(file.read_bytes())
     file.unlink()
-    if damage == "cut":
-        file.write_bytes(content[: len(content) // 2])
-    assert [sequences(made) for made in split(groups, renderer, tmp_path).groups()] == before
-    assert counted == [6, 6]
-    split(groups, renderer, tmp_path)
-    assert counted == [6, 6]
+    if damage == "flipped":
+        content[len(content) // 2] ^= 16
+    if damage != "gone":
+        length = {"cut": len(content) // 2, "empty": 0}.get(damage, len(content))
+        file.write_bytes(content[:length] + b" " * (damage == "longer"))
+    again = tokenize_split(groups, renderer, 64, "drop", tmp_path, notify=told.append)
+    assert [sequences(made) for made in again.groups()] == before
+    assert (again.dropped, again.identical, again.truncated) == (first.dropped, first.identical, first.truncated)
+    assert told == [f"the cached tokens in {entry(first, tmp_path)} are damaged, and are made anew"]
+    tokenize_split(groups, renderer, 64, "drop", tmp_path, notify=told.append)
+    assert (counted, len(told)) == ([6, 6], 1)
+    assert [sequences(made) for made in first.groups()] == before  # whoever had it open reads on
+
+
+def test_every_flipped_bit_is_found(renderer: Renderer, tmp_path: Path) -> None:
+    """One bit in each of 200 places, from the first byte of the table to the last."""
+    folder = entry(split(make_groups(6), renderer, tmp_path), tmp_path)
+    file = folder / FILES[0]
+    whole = file.read_bytes()
+    for place in np.linspace(0, len(whole) - 1, 200).astype(int).tolist():
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        file.write_bytes(content)
+        assert token_cache._open(folder) is None
+    file.write_bytes(whole)
+    assert token_cache._open(folder) is not None
 
 
 def test_the_display_is_told_of_each_group(renderer: Renderer, tmp_path: Path) -> None:
@@ -388,8 +462,12 @@ def _build(cache: str, started: Any) -> None:
 
 
 @pytest.mark.slow
-def test_of_two_processes_at_once_one_tokenises_for_both(tmp_path: Path, renderer: Renderer) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_of_two_processes_at_once_one_tokenises_for_both(tmp_path: Path, renderer: Renderer, damaged: bool) -> None:
     context, cache = multiprocessing.get_context("spawn"), tmp_path / "cache"
+    if damaged:
+        file = entry(split(make_groups(20), renderer, cache), cache) / FILES[0]
+        file.write_bytes(file.read_bytes().replace(b"made", b"maze"))
     barrier = context.Barrier(2)
     workers = [context.Process(target=_build, args=(str(cache), barrier)) for _ in range(2)]
     for worker in workers:

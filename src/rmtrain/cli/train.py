@@ -89,17 +89,19 @@ def _prepare(loaded: "LoadedRecipe", display: TerminalDisplay) -> "ReadyData":
     from rmtrain.model.reward_model import recipe_renderer
 
     ready = prepare(loaded.recipe, recipe_renderer(loaded.recipe.model), display)
-    for name, split in ready.data.splits.items():
-        dropped = ", ".join(f"{n} {cause}" for cause, n in split.report.rows.dropped.items()) or "none"
-        display.note_once(f"{name}: {split.report.rows.total} rows, {len(split.groups)} kept, dropped: {dropped}")
+    for name, split in ready.splits.items():
+        rows = split.ledger("rows")
+        dropped = ", ".join(f"{n} {cause}" for cause, n in rows.dropped.items()) or "none"
+        display.note_once(f"{name}: {rows.total} rows, {rows.kept} kept, dropped: {dropped}")
     for note in ready.data.notes:
         display.note_once(f"note: {note}")
-    for name, (split, tokens) in ready.splits.items():
-        if tokens.truncated or tokens.over_length_dropped:
-            display.note_once(
-                f"{name}: {tokens.truncated} of {len(split.groups)} groups truncated to "
-                f"{loaded.recipe.data.max_length} tokens, {tokens.over_length_dropped} dropped as over-length"
-            )
+    for name, (_, tokens) in ready.splits.items():
+        if tokens.truncated:
+            most = f"{loaded.recipe.data.max_length} tokens"
+            display.note_once(f"{name}: {tokens.truncated} of {len(tokens)} groups truncated to {most}")
+        for cause, lost in tokens.dropped.items():
+            which = f"{lost.preferences} preferences {cause}"
+            display.note_once(f"{name}: {which}, dropped; {lost.rows} rows had no other")
     return ready
 
 

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from rmtrain.data.curate import Ledger
 from rmtrain.data.load import PreparedData, SplitData, load_data
 from rmtrain.data.render import Renderer
 from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
@@ -13,12 +15,26 @@ from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.recipe.schema import Recipe
 
+BOOKS = ("rows", "completions", "preferences")
+
 
 class ReadySplit(NamedTuple):
     """A split as read and curated, and as tokenised."""
 
     data: SplitData
     tokens: TokenizedSplit
+
+    def ledger(self, book: str) -> Ledger:
+        """One of BOOKS, with what curation dropped and what was then dropped because of its tokens.
+
+        Raises:
+            AssertionError: it does not balance: a fault of this program.
+        """
+        tokens, curated = self.tokens, getattr(self.data.report, book)
+        column = {"completions": "suffix_of", "preferences": "preferences"}.get(book)
+        left = len(tokens) if column is None else sum(map(len, tokens.table[column]))
+        then = {cause: n for cause, lost in tokens.dropped.items() if (n := getattr(lost, book))}
+        return Ledger(curated.total, left, {**curated.dropped, **then})
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +64,12 @@ def prepare(recipe: Recipe, renderer: Renderer, display: Display) -> ReadyData:
             "the chat template can't write BOS or the end token by itself: who renders without rmtrain must add them"
         )
     splits = tokenize_splits(data, renderer, section.max_length, section.over_length, display)
-    return ReadyData(data, renderer, splits)
+    ties = [
+        f"{name}: preferences between completions that are {cause}, kept as ties: {n}"
+        for name, split in splits.items()
+        for cause, n in split.tokens.identical.items()
+    ]
+    return ReadyData(replace(data, notes=[*data.notes, *ties]), renderer, splits)
 
 
 def cache_folder() -> Path:
@@ -64,23 +85,27 @@ def tokenize_named(
     max_length: int,
     over_length: OverLength,
     display: Display,
+    drop_identical: bool = False,
 ) -> TokenizedSplit:
     """Tokenise groups through the cache, showing how far it is under the split's name."""
 
     def progress(done: int) -> None:
         display.progress(f"tokenise {name}", done, len(groups))
 
-    return tokenize_split(groups, renderer, max_length, over_length, cache_folder() / "tokens", progress)
+    cache = cache_folder() / "tokens"
+    return tokenize_split(groups, renderer, max_length, over_length, cache, progress, display.note, drop_identical)
 
 
 def tokenize_splits(
     data: PreparedData, renderer: Renderer, max_length: int, over_length: OverLength, display: Display
 ) -> dict[str, ReadySplit]:
-    """Tokenise the splits of a recipe; only training drops or refuses for length."""
+    """Tokenise the splits of a recipe; only training drops or refuses for length, and drops what is identical."""
     ready = {}
     for name, split in data.splits.items():
-        rule = over_length if name == "train" else evaluation_rule(over_length)
-        ready[name] = ReadySplit(split, tokenize_named(name, split.groups, renderer, max_length, rule, display))
+        trains = name == "train"
+        rule = over_length if trains else evaluation_rule(over_length)
+        tokens = tokenize_named(name, split.groups, renderer, max_length, rule, display, drop_identical=trains)
+        ready[name] = ReadySplit(split, tokens)
     return ready
 
 

@@ -1,9 +1,12 @@
-"""Tokenised splits: a memory-mapped table on disk, made once for all processes."""
+"""Tokenised splits: a memory-mapped table on disk, made once for all processes, and checked whenever it is opened."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,17 +15,32 @@ import numpy as np
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, tokenize_groups
 from rmtrain.data.types import Preference, PreferenceGroup
+from rmtrain.errors import RunFailedError
+
+OVER_LENGTH = "over length"
+IDENTICAL = ("identical after rendering", "identical after truncation")  # the cause in a whole group, and in a cut one
 
 _VERSION = "2"  # raise when tokenisation or rendering changes what tokens come out, or when rows change
+_BOOKS, _CHECKSUMS = "books.json", "checksums"  # files in an entry of the cache, beside those of datasets
+
+
+class Lost(NamedTuple):
+    """What a split lost to one cause when it was tokenised."""
+
+    rows: int
+    completions: int
+    preferences: int
+    first: str  # id of the first group
 
 
 class TokenizedSplit(NamedTuple):
     """A split as a memory-mapped table, one row a group."""
 
-    fingerprint: str  # of groups, tokenizer, rendering and length rule
+    fingerprint: str  # of groups, tokenizer, rendering and rules
     table: Any  # datasets.Dataset; a row is what group_to_row makes
-    over_length_dropped: int
-    truncated: int
+    dropped: dict[str, Lost]  # by cause
+    identical: dict[str, int]  # preferences that are kept between completions of the same tokens, by cause
+    truncated: int  # groups
 
     def __len__(self) -> int:
         return len(self.table)
@@ -81,10 +99,12 @@ def tokenize_split(
     over_length: OverLength,
     cache: Path,
     progress: Callable[[int], None] = lambda done: None,
+    notify: Callable[[str], None] = lambda line: None,
+    drop_identical: bool = False,
 ) -> TokenizedSplit:
     """Tokenise a split, or take it from the cache.
 
-    The cache key holds the groups, the tokenizer, the rendering contract and the length rule. The first of several
+    The cache key holds the groups, the tokenizer, the rendering contract and the rules. The first of several
     processes does the work; the others wait for it on a file lock, which no collective's time-out ends.
 
     Args:
@@ -94,13 +114,15 @@ def tokenize_split(
         over_length: what happens to longer ones.
         cache: folder that holds cached splits.
         progress: called with the number of groups done.
+        notify: takes one line for the user.
+        drop_identical: drop the preferences between completions of the same tokens, and groups that have no other.
 
     Raises:
         DataError: as tokenize_groups.
     """
     from filelock import FileLock
 
-    rule = [_VERSION, renderer.contract(), max_length, over_length]
+    rule = [_VERSION, renderer.contract(), max_length, over_length, drop_identical]
     digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode())
     digest.update(renderer.tokenizer.backend_tokenizer.to_str().encode())
     for group in groups:
@@ -109,27 +131,65 @@ def tokenize_split(
     folder = cache / fingerprint[:32]
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{folder.name}.lock"):
-        table = _read_table(folder)
-        if table is None:
-            tokenized = tokenize_groups(groups, renderer, max_length, over_length)
-            table = _write_table(folder, tokenized, progress)
-    return TokenizedSplit(fingerprint, table, len(groups) - len(table), sum(table["truncated"]))
+        found = _open(folder)
+        if found is None:
+            if folder.exists():
+                notify(f"the cached tokens in {folder} are damaged, and are made anew")
+            columns: dict[str, list[Any]] = {name: [] for name in _features()}
+            books = _Books({}, {}, 0)
+            for done, made in enumerate(tokenize_groups(groups, renderer, max_length, over_length), start=1):
+                kept = books.enter(groups[done - 1], made, drop_identical)
+                for name, value in (group_to_row(kept) if kept is not None else {}).items():
+                    columns[name].append(value)
+                progress(done)
+            _write(folder, columns, books)
+            found = _open(folder)
+            if found is None:
+                raise RunFailedError(f"{folder}: what was written can't be read back", "the disk may be damaged")
+    table, books = found
+    return TokenizedSplit(fingerprint, table, books.dropped, books.identical, books.truncated)
 
 
-def _read_table(folder: Path) -> Any:
-    """The table in a folder; None where there is none, or one that a crash of the machine left unreadable."""
-    from datasets import load_from_disk
+@dataclass
+class _Books:
+    """What became of the groups and preferences of a split; see TokenizedSplit."""
 
-    try:
-        return load_from_disk(folder)
-    except (OSError, ValueError):  # pyarrow's errors are among these
-        return None
+    dropped: dict[str, Lost]
+    identical: dict[str, int]
+    truncated: int
+
+    def enter(self, group: PreferenceGroup, made: TokenizedGroup | None, drop_identical: bool) -> TokenizedGroup | None:
+        """Book a group; answers with what is kept of it."""
+        if made is None:
+            self._lose(OVER_LENGTH, group, len(group.preferences), whole=True)
+            return None
+        if alike := sum(made.identical):
+            cause = IDENTICAL[made.truncated]
+            if not drop_identical:
+                self.identical[cause] = self.identical.get(cause, 0) + alike
+            else:
+                left = tuple(compress(made.preferences, (not same for same in made.identical)))
+                self._lose(cause, group, alike, whole=not left)
+                if not left:
+                    return None
+                made = made._replace(preferences=left)
+        self.truncated += made.truncated
+        return made
+
+    def _lose(self, cause: str, group: PreferenceGroup, preferences: int, whole: bool) -> None:
+        before = self.dropped.get(cause, Lost(0, 0, 0, group.id))
+        self.dropped[cause] = Lost(
+            before.rows + whole,
+            before.completions + whole * len(group.completions),
+            before.preferences + preferences,
+            before.first,
+        )
 
 
-def _write_table(folder: Path, tokenized: Iterator[TokenizedGroup | None], progress: Callable[[int], None]) -> Any:
-    from datasets import Dataset, Features, List, Value, load_from_disk
+def _features() -> Any:
+    from datasets import Features, List, Value
 
-    features = Features(
+    return Features(
         {
             "id": Value("string"),
             "source": Value("string"),
@@ -142,16 +202,47 @@ def _write_table(folder: Path, tokenized: Iterator[TokenizedGroup | None], progr
             "truncated": Value("bool"),
         }
     )
-    columns: dict[str, list[Any]] = {name: [] for name in features}
-    for done, group in enumerate(tokenized, start=1):
-        for name, value in (group_to_row(group) if group is not None else {}).items():
-            columns[name].append(value)
-        progress(done)
-    # the caller holds the lock, so what lies in either place was left by a dead writer
+
+
+def _open(folder: Path) -> tuple[Any, _Books] | None:
+    """Table and books of an entry; None where there is none, or where a byte of it is not as it was written.
+
+    Checked before Arrow maps the table into memory, since a damaged one can end the process.
+    """
+    from datasets import load_from_disk
+
+    try:
+        if (folder / _CHECKSUMS).read_bytes() != _checksums(folder):
+            return None
+        books = json.loads((folder / _BOOKS).read_bytes())
+        dropped = {cause: Lost(*lost) for cause, lost in books["dropped"].items()}
+        return load_from_disk(folder), _Books(dropped, books["identical"], books["truncated"])
+    except (OSError, ValueError):  # pyarrow's errors are among these
+        return None
+
+
+def _write(folder: Path, columns: dict[str, list[Any]], books: _Books) -> None:
+    from datasets import Dataset
+
+    # the caller holds the lock, so what lies in either place was left by a dead writer, or is damaged
     staging = folder.with_name(f".{folder.name}")
     for left in (staging, folder):
         shutil.rmtree(left, ignore_errors=True)
     # left to itself, datasets writes no shard for no rows, and can't read that
-    Dataset.from_dict(columns, features=features).save_to_disk(staging, num_shards=1)
+    Dataset.from_dict(columns, features=_features()).save_to_disk(staging, num_shards=1)
+    (staging / _BOOKS).write_text(json.dumps(asdict(books)))
+    (staging / _CHECKSUMS).write_bytes(_checksums(staging))
     staging.rename(folder)
-    return load_from_disk(folder)
+
+
+def _checksums(folder: Path) -> bytes:
+    """CRC-32, size and name of each file of an entry: at a gigabyte a second, it finds every flipped bit."""
+    lines = []
+    for path in sorted(folder.iterdir()):
+        if path.name != _CHECKSUMS:
+            value = size = 0
+            with open(path, "rb") as stream:
+                while piece := stream.read(1 << 20):
+                    value, size = zlib.crc32(piece, value), size + len(piece)
+            lines.append(f"{value:08x} {size} {path.name}\n")
+    return "".join(lines).encode()

@@ -127,5 +127,5 @@ def benchmark_result(
     figures, sizes = BENCHMARKS[name].figures(rows, *([prior_rows] if prior_rows else [])), BENCHMARKS[name].rows
     if sizes and figures["n"] not in sizes:
         figures["incomplete_subsets"] = {"all rows": {"n": figures["n"], "expected": sizes[0]}}
-    truncated = sum(row.truncated for row in [*rows, *prior_rows])
-    return {"benchmark": name, "ckpt": ckpt, **figures, "truncated": truncated, "rows": path}
+    sums = {key: sum(getattr(row, key) for row in [*rows, *prior_rows]) for key in ("truncated", "identical")}
+    return {"benchmark": name, "ckpt": ckpt, **figures, **sums, "rows": path}

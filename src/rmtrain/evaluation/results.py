@@ -30,6 +30,7 @@ class ScoredRow(NamedTuple):
     lengths: tuple[int, ...] = ()  # K, tokens of each completion; empty if unknown
     cluster: str = ""  # rows of one prompt share it; empty: the row is a cluster by itself
     margins: tuple[float, ...] = ()  # of a model that compares: for each preference, the better one's over the worse
+    identical: int = 0  # preferences between completions of the same tokens, which are ties
 
 
 def prompt_key(prompt: Conversation) -> str:
@@ -38,7 +39,9 @@ def prompt_key(prompt: Conversation) -> str:
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:16]
 
 
-def scored_row(group: PreferenceGroup, rewards: Sequence[float], lengths: Sequence[int], truncated: bool) -> ScoredRow:
+def scored_row(
+    group: PreferenceGroup, rewards: Sequence[float], lengths: Sequence[int], truncated: bool, identical: int = 0
+) -> ScoredRow:
     """A group and its rewards as a row; groups of the same prompt get the same cluster."""
     return ScoredRow(
         id=group.id,
@@ -48,6 +51,7 @@ def scored_row(group: PreferenceGroup, rewards: Sequence[float], lengths: Sequen
         truncated=truncated,
         lengths=tuple(int(length) for length in lengths),
         cluster=prompt_key(group.prompt) if group.prompt else "",
+        identical=identical,
     )
 
 
@@ -106,6 +110,7 @@ def summarise(rows: Sequence[ScoredRow], ckpt: str, split: str, path: str | None
         "accuracy_high": interval.high if interval else None,
         "accuracy_strict": figures.strict,
         "ties": figures.ties,
+        "identical": sum(row.identical for row in rows),
         "loss": figures.loss,
         "reward_gap": figures.mean_gap,
         "length_baseline": ranking_accuracy(of_length.gaps).accuracy if of_length else None,
@@ -145,8 +150,9 @@ def write_rows(path: Path, rows: Iterable[ScoredRow]) -> None:
 
 def _row_line(row: ScoredRow) -> str:
     values = {**row._asdict(), "rewards": [float(reward) for reward in row.rewards]}
-    if not row.margins:
-        del values["margins"]
+    for name in ("margins", "identical"):
+        if not values[name]:
+            del values[name]
     try:
         return json.dumps(values, allow_nan=False) + "\n"
     except ValueError:
@@ -166,6 +172,7 @@ class _Line(BaseModel):
     lengths: tuple[NonNegativeInt, ...] = ()
     cluster: str = ""
     margins: tuple[float, ...] = ()
+    identical: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -77,8 +77,8 @@ def score_rows(
             else:
                 rewards = score_groups(checkpoint.model, tokenized, checkpoint.renderer.pad_id, *how)
         rows = [
-            scored_row(group, values, split.spread([len(suffix) for suffix in split.suffixes]), split.truncated)
-            for group, values, split in zip(groups, rewards, tokenized, strict=True)
+            scored_row(group, values, made.spread([*map(len, made.suffixes)]), made.truncated, sum(made.identical))
+            for group, values, made in zip(groups, rewards, tokenized, strict=True)
         ]
     if process_state().is_main_process:
         with _kept(partial, display):
@@ -134,7 +134,10 @@ def _compared_rows(
     for group, (tokenized, lengths) in zip(groups, made, strict=True):
         found = next(logits) if tokenized.suffixes else ()
         margins = tuple((one - other) / 2 for one, other in zip(found[::2], found[1::2], strict=True))
-        rows.append(scored_row(group, (), lengths, tokenized.truncated)._replace(margins=margins))
+        places = tokenized.suffix_of
+        identical = sum(one == other for one, other in zip(places[::2], places[1::2], strict=True))
+        row = scored_row(group, (), lengths, tokenized.truncated, identical)
+        rows.append(row._replace(margins=margins))
     return rows
 
 

@@ -1,20 +1,17 @@
 """What a recipe's data holds: the books of every split, its lengths, and the prompts that splits share."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from rmtrain.data.curate import Ledger
 from rmtrain.data.load import PreparedData
-from rmtrain.data.prepare import ReadySplit
+from rmtrain.data.prepare import BOOKS, ReadySplit
 from rmtrain.reporting.tables import figure_table, safe_text, spaced
 from rmtrain.reporting.text import count
-
-OVER_LENGTH = "over length"
-BOOKS = ("rows", "completions", "preferences")
 
 
 def describe_splits(data: PreparedData, ready: Mapping[str, ReadySplit]) -> dict[str, Any]:
@@ -40,31 +37,24 @@ def _describe(split: ReadySplit) -> dict[str, Any]:
             for place in places
         ]
     )
-    left = {
-        "rows": len(tokens),
-        "completions": len(lengths),
-        "preferences": sum(map(len, tokens.table["preferences"])),
-    }
     return {
         "source": split.data.source,
         "revision": split.data.revision,
         "fingerprint": split.data.fingerprint,
         "schema": report.schema,
-        **{book: _book(getattr(report, book), left[book]) for book in BOOKS},
-        "first_dropped": dict(report.examples),
+        **{book: asdict(split.ledger(book)) for book in BOOKS},
+        "first_dropped": {
+            **report.examples,
+            **{cause: f"group {lost.first}" for cause, lost in tokens.dropped.items()},
+        },
         "truncated": tokens.truncated,
+        "identical": sum(tokens.identical.values()),
         "lengths": _spread(lengths),
         "tokens": {
             "prompts_shared": int(sum(prefix + sum(suffixes) for prefix, suffixes in sizes)),
             "prompts_repeated": sum(prefix + suffix for prefix, suffixes in sizes for suffix in suffixes),
         },
     }
-
-
-def _book(ledger: Ledger, left: int) -> dict[str, Any]:
-    """A ledger of curation, with what was then dropped for its length."""
-    over = {OVER_LENGTH: ledger.kept - left} if ledger.kept > left else {}
-    return {"total": ledger.total, "kept": left, "dropped": {**ledger.dropped, **over}}
 
 
 def _spread(lengths: Any) -> dict[str, float] | None:

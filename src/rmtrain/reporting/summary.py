@@ -42,6 +42,7 @@ def split_lines(result: Mapping[str, Any]) -> list[Line]:
         Line("groups", count(result.get("groups"))),
         Line("accuracy, ties wrong", percent(result.get("accuracy_strict"))),
         Line("ties", count(result.get("ties"))),
+        Line("ties of the same tokens", count(result.get("identical"))),
         Line("loss, nats", decimal(result.get("loss"), 4)),
         Line("accuracy of 'longer wins'", percent(result.get("length_baseline"))),
         Line("reward-length correlation", decimal(result.get("reward_length_correlation"))),
@@ -102,6 +103,10 @@ def gaps_in(result: Mapping[str, Any]) -> list[str]:
         sentences.append(f"Subsets that the benchmark does not have, in no score: {', '.join(unknown)}.")
     if result.get("truncated"):
         sentences.append(f"Rows cut to the model's length: {count(result['truncated'])}.")
+    if result.get("identical"):
+        sentences.append(
+            f"Preferences between completions of the same tokens, which are ties: {count(result['identical'])}."
+        )
     ties: list[Any] = [mapping(part).get("ties") for part in mapping(result.get("subsets")).values()]
     if tied := sum(n for n in ties if is_figure(n)):
         half = mapping(mapping(result.get("scores")).get("current")).get("mean_half")

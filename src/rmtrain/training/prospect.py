@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rmtrain.data.prepare import ReadySplit
+from rmtrain.data.token_cache import IDENTICAL, OVER_LENGTH
+from rmtrain.errors import DataError
 from rmtrain.model.batch import GroupSize, Packing
 from rmtrain.model.reward_model import choose_packing, load_config, reward_model_class
 from rmtrain.model.rotation import require_fixed_rotation
@@ -29,8 +31,11 @@ def look_ahead(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int)
     """Plan a run's micro-batches, and choose how it is spread, from the model's config alone.
 
     Raises:
-        InputError: no such model, an architecture without a score head, or rows too long for its rotary frequencies.
+        InputError: nothing to train on, no such model, an architecture without a score head, or rows too long for its
+            rotary frequencies.
     """
+    if len(splits["train"].tokens) == 0:
+        raise _nothing_left(splits["train"], recipe)
     config = load_config(recipe.model.name, recipe.model.revision)
     lengths = [prefix + max(suffixes) for split in splits.values() for prefix, suffixes in split.tokens.lengths()]
     require_fixed_rotation(config, max(lengths, default=0))
@@ -55,3 +60,14 @@ def make_plan(recipe: Recipe, train_split: ReadySplit, packing: Any, processes: 
         max_tokens=optim.tokens_per_microbatch,
         max_groups=optim.microbatch_size,
     )
+
+
+def _nothing_left(split: ReadySplit, recipe: Recipe) -> DataError:
+    dropped = split.tokens.dropped
+    causes = ", ".join(f"{lost.preferences} are {cause}" for cause, lost in dropped.items())
+    hints = []
+    if {OVER_LENGTH, IDENTICAL[1]} & {*dropped}:
+        hints.append(f"raise data.max_length ({recipe.data.max_length} now)")
+    if IDENTICAL[0] in dropped:
+        hints.append("look at the chat template: it renders both completions of a pair alike")
+    return DataError(f"no preference is left to train on: {causes}", "; ".join(hints))

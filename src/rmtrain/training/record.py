@@ -189,11 +189,11 @@ def _describe(split: ReadySplit) -> dict[str, Any]:
         "source": split.data.source,
         "revision": split.data.revision,
         "fingerprint": split.fingerprint,
-        "rows": asdict(split.data.report.rows),
-        "preferences": asdict(split.data.report.preferences),
+        "rows": asdict(split.ledger("rows")),
+        "preferences": asdict(split.ledger("preferences")),
         "groups": len(split.tokens),
         "truncated": split.tokens.truncated,
-        "dropped_over_length": split.tokens.over_length_dropped,
+        "identical": sum(split.tokens.identical.values()),
     }
 
 

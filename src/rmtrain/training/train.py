@@ -76,10 +76,6 @@ def train(
         RunFailedError: stopped by an error; the manifest says which.
     """
     recipe = loaded.recipe
-    if len(splits["train"].tokens) == 0:
-        raise InputError(
-            "the training split is empty after curation", "see `rmtrain data` for what was dropped and why"
-        )
     state = process_state(recipe.distributed.timeout_minutes)
     prospect = look_ahead(recipe, splits, state.num_processes)
     prospect.forecast.require_room(prospect.room)
