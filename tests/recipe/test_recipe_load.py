@@ -398,3 +398,22 @@ def test_loading_imports_nothing_heavy() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("answers: [a, b]", "data.answers: nothing says which answer is better"),
+        ("scores: [s, t]", "data.scores: the scores are of no answers"),
+        ("better: {x: 0}", "data.better: no label has these values"),
+        ("answers: [a, b], label: w, row_schema: pair", "data.row_schema: pair says already where the answers are"),
+        ("answers: [a, b], label: w, better: {x: 2}", "data.better: names an answer beyond the 2 that there are"),
+        ("answers: [a, b], scores: [s]", "data.scores: 1 for 2 answers"),
+        ("answers: [a, b], label: w, better: {positive: 0}", "data.better: has only one of negative and positive"),
+    ],
+)
+def test_a_layout_that_does_not_say_enough_is_refused(tmp_path: Path, data: str, said: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: {{name: m}}\ndata: {{source: s, {data}}}\n")
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        load_recipe(path)

@@ -162,16 +162,16 @@ class Layout:
         for column, value in values:
             if value is None:
                 raise RowFault(MISSING, column)
-            first, like = values[0]
+        answers = [completion_of(value, column) for column, value in values]
+        first, like = values[0]
+        for column, value in values:
             if isinstance(value, str) != isinstance(like, str):
-                raise RowFault(
-                    WRONG_TYPE, column, value, f"{'text' if isinstance(like, str) else 'messages'}, as {first}"
-                )
+                kind = "text" if isinstance(like, str) else "messages"
+                raise RowFault(WRONG_TYPE, column, value, f"{kind}, as in {first}")
         texts = [value for _, value in values if isinstance(value, str) and not begins_as_transcript(value)]
         if not self.prompt and len(texts) == len(values) > 1:
             prompt, completions = split_texts(texts)
             return with_system(row, prompt), completions
-        answers = [completion_of(value, column) for column, value in values]
         if all(answer[0].role == "assistant" for answer in answers):
             return with_system(row, self.read_prompt(row, self.prompt or "prompt")), tuple(answers)
         prompt, completions = split_prompt(answers, as_messages(row.get(self.prompt), self.prompt))

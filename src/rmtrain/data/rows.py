@@ -96,8 +96,9 @@ def row_id(row: Row) -> str | None:
 
 
 def row_source(row: Row, *columns: str) -> str:
-    """The first of `columns` that holds text: what figures are broken down by."""
-    return next((value for value in map(row.get, columns) if isinstance(value, str) and value), "")
+    """The first of `columns` that holds text, or a list of one: what figures are broken down by."""
+    values = (value[0] if isinstance(value, list) and len(value) == 1 else value for value in map(row.get, columns))
+    return next((value for value in values if isinstance(value, str) and value), "")
 
 
 def number(value: object, column: str = "") -> float | None:
