@@ -1,5 +1,6 @@
 """Loading: every fault at once, in words, at its place; overrides; origins."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
