@@ -197,7 +197,7 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
     }
     path = write(tmp_path / "x.jsonl", rows)
     assert load(source=path, **TRAIN_ONLY, columns=columns).splits["train"].groups[0].preferences[0].gap == 1.5
-    with pytest.raises(DataError, match="renames the column 'nope' to 'chosen', but there is none") as caught:
+    with pytest.raises(DataError, match="there is no column 'nope' to be read as 'chosen'") as caught:
         load(source=path, **TRAIN_ONLY, columns={**columns, "chosen": "nope"})
     assert "question, rejected-rating, response_a" in caught.value.hint
 

@@ -260,7 +260,7 @@ def test_what_did_not_fit_is_told_of_once_and_not_tried_again(
     assert 1 <= len(failed) <= 2
     assert told == [
         f"out of memory at {failed[0]} tokens at once: {failed[0] // 2} from now on; "
-        "lower evaluation.tokens_per_batch to avoid this"
+        "lower tokens_per_batch to avoid this"
     ]
     passes.clear()
     near(score_groups(fresh, groups, 0, 900), expected)  # another split, or the next validation
@@ -385,7 +385,7 @@ def test_a_reward_that_is_not_finite_names_its_group(
     partial = tmp_path / "partial"
     with pytest.raises(RunFailedError, match="group g5: a reward is not finite") as error:
         score_groups(model, groups, 0, BUDGET, partial)
-    assert "model.dtype: float32" in error.value.hint
+    assert "float32 as model.dtype" in error.value.hint
     assert "NaN" not in partial.read_text()
     assert "Infinity" not in partial.read_text()
 

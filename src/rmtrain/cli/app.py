@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 import warnings
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -12,6 +13,7 @@ from typer.rich_utils import rich_format_error
 
 from rmtrain import __version__
 from rmtrain.cli import compare, data, doctor, evaluate, export, leaderboard, recipes, rewardbench, runs, score, train
+from rmtrain.cli.hints import in_words_of
 from rmtrain.cli.processes import (
     is_main_process,
     join_slurm,
@@ -79,6 +81,8 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, RmtrainError):
+            error.hint = in_words_of(next(iter(arguments), ""), error.hint, _options())
         code, told = _code_and_words(error)
         # every process finds the same fault in the input; of a failed run, each has its own story
         if is_main_process() or code == 1:
@@ -90,6 +94,12 @@ def _run(arguments: list[str]) -> int:
     if code == 0:  # after a fault the others may wait in a collective, and leaving could wait for them
         leave_group()
     return code
+
+
+def _options() -> dict[str, set[str]]:
+    """The options of every command."""
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return {name: {option for each in command.params for option in each.opts} for name, command in commands.items()}
 
 
 def _code_and_words(error: BaseException) -> tuple[int, str]:

@@ -3,9 +3,10 @@
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.options import DtypeName, PolicyReading
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rmtrain.model.policy import Policy
     from rmtrain.model.reward_model import BackboneOptions
     from rmtrain.recipe.recorded import Recorded
+    from rmtrain.recipe.schema import DataSection
 
 
 class Reading(NamedTuple):
@@ -215,18 +217,33 @@ def weights_of(chosen: Chosen) -> str:
     return fingerprint_of(*map(local_folder, names))
 
 
-def recorded_recipe(checkpoint: "Checkpoint | Policy", display: Display) -> "Recorded | None":
-    """The recipe beside a checkpoint's weights as far as evaluation needs it, if there is one.
+def recorded_recipe(sidecar: dict[str, Any], where: str, notify: Callable[[str], None]) -> "Recorded | None":
+    """The recipe in a checkpoint's rmtrain.json as far as evaluation needs it, if there is one.
 
     Raises:
         CheckpointError: its data section can't be read.
     """
     from rmtrain.recipe.recorded import read_recorded
 
-    values = checkpoint.sidecar.get("recipe")
+    values = sidecar.get("recipe")
     if not values:
         return None
-    recorded = read_recorded(values, f"{checkpoint.where}/rmtrain.json")
+    recorded = read_recorded(values, f"{where}/rmtrain.json")
     if recorded.unknown:
-        display.note(f"left out of the checkpoint's recipe, unknown to this version: {', '.join(recorded.unknown)}")
+        notify(f"left out of the checkpoint's recipe, unknown to this version: {', '.join(recorded.unknown)}")
     return recorded
+
+
+def own_way(chosen: Chosen, notify: Callable[[str], None]) -> "DataSection | None":
+    """How a checkpoint's recipe reads data, by its rmtrain.json alone; None, said where that can't be read."""
+    from rmtrain.model.weights import SIDECAR, local_folder, read_json
+
+    path = local_folder(chosen.where) / SIDECAR
+    if not path.exists():
+        return None
+    try:
+        recorded = recorded_recipe(read_json(path), chosen.where, notify)
+    except CheckpointError as error:
+        notify(f"rows are read as without a recipe: {error.message}")
+        return None
+    return recorded.data if recorded else None

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import OWN, Chosen, Reading, choose, load, weights_of
+from rmtrain.cli.checkpoints import OWN, Chosen, Reading, choose, load, own_way, weights_of
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.evaluate import data_name, of_other_source
 from rmtrain.errors import CheckpointError, DataError, InputError
@@ -64,6 +64,8 @@ def compare(
     reference_b: Annotated[str | None, _of_side("reference", "B", _REFERENCE)] = None,
     reference_free_a: Annotated[options.PolicyReading | None, _of_side("reference-free", "A", _FREE)] = None,
     reference_free_b: Annotated[options.PolicyReading | None, _of_side("reference-free", "B", _FREE)] = None,
+    columns: options.Columns = None,
+    row_schema: options.RowSchema = None,
     max_length: options.MaxLength = None,
     dtype: options.Dtype = None,
     tokens_per_batch: options.Tokens = None,
@@ -86,11 +88,14 @@ def compare(
         ]
         if (max_length is not None or dtype is not None) and not any(side.chosen for side in sides):
             raise InputError("A and B both name rows: --max-length and --dtype are for checkpoints", "leave them out")
+        given = options.given_mapping(columns, row_schema)
+        if given and (data is None or benchmark is not None):
+            raise InputError("--columns and --row-schema say how rows of --data are read", "name the rows with --data")
         name = _name(sides, data, split, benchmark)
         lying = [side.rows or _lying(side, name, display) for side in sides]
         wanted = None
         if None in lying or data is not None or (benchmark is not None and split is not None):
-            wanted = _wanted(sides, name, data, split, benchmark, display)
+            wanted = _wanted(sides, name, data, split, benchmark, given, display)
         paths = [_rows_path(side, rows, name, wanted) for side, rows in zip(sides, lying, strict=True)]
         missing = [(side.chosen, path) for side, path in zip(sides, paths, strict=True) if not path.exists()]
         if missing:
@@ -202,6 +207,7 @@ def _wanted(
     data: str | None,
     split: str | None,
     benchmark: str | None,
+    given: dict[str, Any] | None,
     display: TerminalDisplay,
 ) -> _Wanted:
     """The rows of --data, else those that one of the two was scored on, else the benchmark's own.
@@ -214,7 +220,8 @@ def _wanted(
         return _scored_on(scored, name, display)
     if data is None and benchmark is None:
         raise DataError(f"neither A nor B was scored on {name!r} yet", "name its rows with --data")
-    return _read(name, data, split, benchmark, None, display)
+    ways = [own_way(side.chosen, display.note_once) for side in sides if side.chosen and benchmark is None]
+    return _read(name, data, split, benchmark, of_other_source(None, str(data), given, ways), display)
 
 
 def _scored_on(rows: Path, name: str, display: TerminalDisplay) -> _Wanted:
@@ -231,12 +238,13 @@ def _scored_on(rows: Path, name: str, display: TerminalDisplay) -> _Wanted:
     data, split = where.groups()
     if (path := rows.parent.parent / "recipe.yaml").exists():
         recorded = read_recorded_file(path)
-        section = of_other_source(recorded.data, data)
+        section = recorded.data
         if name in recipe_splits(recorded.data):
             own = load_data(recorded.data, recorded.seed, [name]).splits[name]
             if own.fingerprint == result["data"]["fingerprint"]:
                 return _Wanted(name, own.groups, result["data"], None)
-    return _read(name, data, split, result.get("benchmark"), section, display)
+    how = of_other_source(section, data, result["data"].get("read_as"))
+    return _read(name, data, split, result.get("benchmark"), how, display)
 
 
 def _read(
@@ -244,7 +252,7 @@ def _read(
     data: str | None,
     split: str | None,
     benchmark: str | None,
-    section: "DataSection | None",
+    how: "tuple[DataSection, list[dict[str, Any]]]",
     display: TerminalDisplay,
 ) -> _Wanted:
     from rmtrain.data.load import read_source
@@ -254,9 +262,8 @@ def _read(
     if benchmark is not None:
         groups, source = core_groups(BENCHMARKS[benchmark], data, split, display.note_once)
         return _Wanted(name, groups, source, benchmark)
-    found = read_source(str(data), split, section, evaluation=True)
-    source = {"source": found.source, "revision": found.revision, "fingerprint": found.fingerprint}
-    return _Wanted(name, found.groups, source, None)
+    found = read_source(str(data), split, how[0], evaluation=True, trained=how[1], notify=display.note_once)
+    return _Wanted(name, found.groups, found.origin, None)
 
 
 def _rows_path(side: _Side, lying: Path | None, name: str, wanted: _Wanted | None) -> Path:
@@ -265,8 +272,9 @@ def _rows_path(side: _Side, lying: Path | None, name: str, wanted: _Wanted | Non
 
     if side.rows is not None:
         return side.rows
-    of_data = result_beside(lying).get("data", {}).get("fingerprint") if lying is not None else None
-    if lying is not None and (wanted is None or of_data == wanted.source["fingerprint"]):
+    of_data = result_beside(lying).get("data", {}) if lying is not None else {}
+    same = wanted is None or all(of_data.get(key) == wanted.source.get(key) for key in ("fingerprint", "read_as"))
+    if lying is not None and same:
         return lying
     if side.chosen is None:
         raise DataError(

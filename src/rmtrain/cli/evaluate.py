@@ -4,7 +4,8 @@ import hashlib
 import json as jsonlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +13,9 @@ import typer
 from rich.console import Console
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, recorded_recipe
+from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, own_way, recorded_recipe
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.errors import CheckpointError, InputError
+from rmtrain.errors import InputError
 
 if TYPE_CHECKING:
     from rmtrain.data.load import SplitData
@@ -38,6 +39,8 @@ def evaluate(
     min_accuracy: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit with 1 if a split's accuracy is below this.")
     ] = None,
+    columns: options.Columns = None,
+    row_schema: options.RowSchema = None,
     max_length: options.MaxLength = None,
     dtype: options.Dtype = None,
     tokens_per_batch: options.Tokens = None,
@@ -54,9 +57,10 @@ def evaluate(
     with TerminalDisplay() as display:
         reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
         chosen = choose(ckpt, runs, display, reading, not no_verify)
+        mapping = options.given_mapping(columns, row_schema)
         processes.spread(num_processes)
         checkpoint = load(chosen, display)
-        splits = _read(checkpoint, split or [], data, display)
+        splits = _read(checkpoint, chosen, split or [], data, mapping, display)
         budget = tokens_per_batch or checkpoint.scoring.tokens_per_batch
         results = _score(checkpoint, chosen, splits, budget, display)
     if not processes.is_main_process():
@@ -78,30 +82,26 @@ def evaluate(
 
 
 def _read(
-    checkpoint: "Checkpoint | Policy", names: list[str], source: str | None, display: TerminalDisplay
+    checkpoint: "Checkpoint | Policy",
+    chosen: Chosen,
+    names: list[str],
+    source: str | None,
+    mapping: dict[str, Any] | None,
+    display: TerminalDisplay,
 ) -> dict[str, "SplitData"]:
     """The splits asked for: of --data, or of the checkpoint's own recipe."""
     from rmtrain.data.load import load_data, read_source
 
     if source is not None:
-        section = _own_way(checkpoint, source, display)
+        section, trained = of_other_source(own_way(chosen, display.note), source, mapping)
         splits: list[str | None] = [*names] or [None]
-        return {data_name(source, name): read_source(source, name, section, evaluation=True) for name in splits}
-    recorded = recorded_recipe(checkpoint, display)
+        read = partial(read_source, source, data=section, evaluation=True, trained=trained, notify=display.note)
+        return {data_name(source, name): read(name) for name in splits}
+    recorded = recorded_recipe(checkpoint.sidecar, checkpoint.where, display.note)
     if recorded is None:
         raise InputError(f"{checkpoint.where}: no recipe lies beside the weights", "name the data with --data SOURCE")
-    found = load_data(recorded.data, recorded.seed, names or recorded.splits).splits
+    found = load_data(recorded.data.model_copy(update=mapping), recorded.seed, names or recorded.splits).splits
     return {split_name(name): split for name, split in found.items()}
-
-
-def _own_way(checkpoint: "Checkpoint | Policy", source: str, display: TerminalDisplay) -> "DataSection | None":
-    """A checkpoint's way of reading rows, for a source; None, said where its recipe can't be read, is the default."""
-    try:
-        recorded = recorded_recipe(checkpoint, display)
-    except CheckpointError as error:
-        display.note(f"rows are read as without a recipe: {error.message}")
-        return None
-    return of_other_source(recorded.data, source) if recorded else None
 
 
 def split_name(split: str) -> str:
@@ -121,9 +121,27 @@ def _named_apart(name: str, whole: str) -> str:
     return f"{re.sub('[^A-Za-z0-9_-]', '-', name)[:80] or 'data'}@{digest[:8]}"
 
 
-def of_other_source(section: "DataSection", source: str) -> "DataSection":
-    """A recipe's way of reading data, for rows of another source."""
-    return section.model_copy(update={"source": source, "columns": {}, "row_schema": "auto"})
+def of_other_source(
+    section: "DataSection | None",
+    source: str,
+    given: dict[str, Any] | None,
+    trained: "Sequence[DataSection | None]" = (),
+) -> "tuple[DataSection, list[dict[str, Any]]]":
+    """How rows of another source are read, and before that the mappings to be tried on them: none if one is given.
+
+    Args:
+        section: that says the rest.
+        source: SOURCE.
+        given: the mapping of --columns and --row-schema.
+        trained: sections whose mappings are to be tried; left out, `section`.
+    """
+    from rmtrain.data.load import mapping_of
+    from rmtrain.recipe.schema import MAPPING, DataSection
+
+    plain = DataSection(source=source)
+    mapping = {name: getattr(plain, name) for name in MAPPING} | (given or {})
+    found = (section or plain).model_copy(update={"source": source, **mapping})
+    return found, [] if given else [mapping_of(each) for each in trained or [section] if each]
 
 
 def _score(

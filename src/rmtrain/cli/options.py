@@ -1,7 +1,7 @@
 """Options that several verbs share."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -45,6 +45,17 @@ Dtype = Annotated[
     DtypeName | None, typer.Option(help="Run the weights in this; default: as trained, or as the model's config says.")
 ]
 Benchmark = Literal["rewardbench-1", "rewardbench-2", "rm-bench", "judgebench"]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY=COLUMN,…",
+        help="Which column of the rows is read as which, such as chosen=answer_a; default: as the checkpoint was "
+        "trained where the columns fit, else told by the columns.",
+    ),
+]
+RowSchema = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Row schema of the rows; default: as for --columns.")
+]
 Tokens = Annotated[
     int | None, typer.Option(min=1, help="Most tokens through the backbone at once; default: the recipe's.")
 ]
@@ -68,3 +79,28 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         raise InputError(f"{path} exists", "choose another --output")
     if not path.parent.is_dir():
         raise InputError(f"{path.parent}: no such folder", "make it, or choose another --output")
+
+
+def given_mapping(columns: str | None, row_schema: str | None) -> dict[str, Any] | None:
+    """What --columns and --row-schema say of how rows are read; None where neither is given.
+
+    Raises:
+        InputError: they are not of their form, or there is no such schema.
+    """
+    if columns is None and row_schema is None:
+        return None
+    from pydantic import ValidationError
+
+    from rmtrain.recipe.schema import MAPPING, DataSection
+
+    pairs = [pair.partition("=") for pair in columns.split(",")] if columns is not None else []
+    renamed = {key: column for key, _, column in pairs if key and column}
+    if len(renamed) < len(pairs):
+        raise InputError(f"--columns {columns}: not KEY=COLUMN,…", "such as chosen=answer_a,rejected=answer_b")
+    try:
+        values = {"source": "demo", "columns": renamed, "row_schema": row_schema or "auto"}
+        section = DataSection.model_validate(values)
+    except ValidationError as error:
+        known = error.errors()[0].get("ctx", {}).get("expected", "")
+        raise InputError(f"--row-schema {row_schema}: there is no such row schema", f"it is {known}") from None
+    return {name: getattr(section, name) for name in MAPPING}

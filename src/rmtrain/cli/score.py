@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import Reading, choose, load
+from rmtrain.cli.checkpoints import Reading, choose, load, own_way
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.evaluate import of_other_source
 from rmtrain.errors import RunFailedError
 from rmtrain.files import write_atomic
 
@@ -26,6 +27,8 @@ def score(
     label: options.Label = None,
     reference: options.Reference = None,
     reference_free: options.ReferenceFree = None,
+    columns: options.Columns = None,
+    row_schema: options.RowSchema = None,
     max_length: options.MaxLength = None,
     dtype: options.Dtype = None,
     tokens_per_batch: options.Tokens = None,
@@ -39,6 +42,7 @@ def score(
     [dim]rmtrain score answers.jsonl --output scored.jsonl[/]
     """
     options.check_output(output, overwrite)
+    mapping = options.given_mapping(columns, row_schema)
     from rmtrain.data.load import read_source
     from rmtrain.data.sources import has_changed, read_rows
 
@@ -46,12 +50,10 @@ def score(
         reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
         chosen = choose(ckpt, runs, display, reading, not no_verify)
         source = read_rows(str(input_file))
-        split = read_source(source, None, evaluation=False)
+        section, trained = of_other_source(own_way(chosen, display.note_once), str(input_file), mapping)
+        split = read_source(source, None, section, evaluation=False, trained=trained, notify=display.note_once)
         processes.spread(num_processes)
-        from rmtrain.evaluation.splits import (
-            remove_partials,
-            score_rows,
-        )  # imports torch: not needed to refuse an input
+        from rmtrain.evaluation.splits import remove_partials, score_rows  # import torch: not needed to refuse an input
 
         checkpoint = load(chosen, display, needs_rewards="score")
         budget = tokens_per_batch or checkpoint.scoring.tokens_per_batch

@@ -1,11 +1,13 @@
 """From a recipe's data section, or a SOURCE on the command line, to curated preference groups with their books."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rmtrain.data.curate import DUPLICATE, Draft, Purpose, SplitReport, mark_duplicates
-from rmtrain.data.parse import ParsedSplit, Unreadable, parse_split
+from rmtrain.data.parse import LayoutError, ParsedSplit, Unreadable, parse_split
 from rmtrain.data.sources import MissingSplitError, Source, SourceRows, parse_source, pin_source, read_rows
 from rmtrain.data.splits import (
     HELD_OUT,
@@ -21,7 +23,7 @@ from rmtrain.data.splits import (
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.data.ultrafeedback import RECORDING_FAULT
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import DataSection
+from rmtrain.recipe.schema import MAPPING, DataSection
 
 Value = TypeVar("Value")
 
@@ -37,6 +39,13 @@ class SplitData:
     revision: str | None  # commit of a hub dataset
     fingerprint: str  # SHA-256 of the source's content
     rows: tuple[int, ...]  # the source row that each group was made of, from 0
+    read_as: dict[str, Any] = field(default_factory=dict)  # the mapping that the rows were read by
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a result says of the rows."""
+        read_as = {"read_as": self.read_as} if self.read_as else {}
+        return {"source": self.source, "revision": self.revision, "fingerprint": self.fingerprint, **read_as}
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def load_data(data: DataSection, seed: int, splits: Sequence[str] | None = None)
         limit = _by_name(data.limit).get(name)
         if limit is not None:
             drafts[name].drop(mark_beyond_limit(len(drafts[name].entries), limit, seed), LIMIT)
-        result[name] = _finish(name, parsed[name], drafts[name])
+        result[name] = _finish(name, parsed[name], drafts[name], data)
     named: dict[str, list[str]] = {}
     for name, split in result.items():
         for note in split.report.notes:
@@ -96,8 +105,19 @@ def load_data(data: DataSection, seed: int, splits: Sequence[str] | None = None)
     return PreparedData(result, leaks, notes)
 
 
+def mapping_of(data: DataSection) -> dict[str, Any]:
+    """What a recipe says of how its rows are read, where that is not left to the columns."""
+    return {name: value for name in MAPPING if (value := getattr(data, name)) != DataSection.model_fields[name].default}
+
+
 def read_source(
-    source: str | SourceRows, split: str | None, data: DataSection | None = None, *, evaluation: bool
+    source: str | SourceRows,
+    split: str | None,
+    data: DataSection | None = None,
+    *,
+    evaluation: bool,
+    trained: Sequence[dict[str, Any]] = (),
+    notify: Callable[[str], None] = lambda line: None,
 ) -> SplitData:
     """Read one split of any SOURCE (None: the only one), with the schema, columns and preferences of `data`.
 
@@ -106,12 +126,21 @@ def read_source(
     With `evaluation`, rows that can't be scored as a preference are dropped and counted, as `load_data` does. Without,
     for scoring, every row becomes a group, with all its completions and whatever preferences it has.
 
+    Args:
+        source: SOURCE.
+        split: the source's name of it.
+        data: how to read it.
+        evaluation: rows are to be ranked, not only scored.
+        trained: mappings that checkpoints were trained with (see `mapping_of`). The first that fits the columns is
+            taken, and `data` where none does.
+        notify: takes which of them was taken.
+
     Raises:
         DataError: as `load_data`; for scoring, also the first row that can't be read.
     """
     data = data or DataSection(source=source if isinstance(source, str) else source.description)
     found = read_rows(source, split, demo_groups=_by_name(data.demo_groups)) if isinstance(source, str) else source
-    parsed = parse_split(found, data, found.split, empty_is_fault=evaluation)
+    parsed, data = _parse_as_trained(found, data, evaluation, [mapping for mapping in trained if mapping], notify)
     if parsed.faults and not evaluation:
         fault = parsed.faults[0]
         raise DataError(
@@ -119,7 +148,32 @@ def read_source(
             f"row schema {parsed.schema}; every row to be scored must be readable",
         )
     draft = _curate(found.split, parsed, data, "evaluation" if evaluation else "scoring")
-    return _finish(found.split, parsed, draft)
+    return _finish(found.split, parsed, draft, data)
+
+
+def _parse_as_trained(
+    found: SourceRows,
+    data: DataSection,
+    evaluation: bool,
+    trained: Sequence[dict[str, Any]],
+    notify: Callable[[str], None],
+) -> tuple[ParsedSplit, DataSection]:
+    for mapping in trained:
+        with contextlib.suppress(LayoutError):
+            section = data.model_copy(update=mapping)
+            parsed = parse_split(found, section, found.split, empty_is_fault=evaluation)
+            notify(f"{found.description}: read as in training, with {_told(mapping)}")
+            return parsed, section
+    parsed = parse_split(found, data, found.split, empty_is_fault=evaluation)
+    if trained:
+        mappings = " or ".join(map(_told, trained))
+        notify(f"{found.description}: the columns do not fit {mappings} of training; read as {parsed.schema} rows")
+    return parsed, data
+
+
+def _told(mapping: dict[str, Any]) -> str:
+    """A mapping as a recipe says it."""
+    return " ".join(f"data.{name}={json.dumps(value).replace(chr(34), '')}" for name, value in mapping.items())
 
 
 def _by_name(values: Mapping[Any, Value]) -> dict[str, Value]:
@@ -229,7 +283,7 @@ def _groups(draft: Draft) -> list[PreferenceGroup]:
     return [entry.group for entry in draft.entries]
 
 
-def _finish(name: str, parsed: ParsedSplit, draft: Draft) -> SplitData:
+def _finish(name: str, parsed: ParsedSplit, draft: Draft, data: DataSection) -> SplitData:
     report, source = draft.report(parsed.total), parsed.source
     if not draft.entries:
         causes = ", ".join(f"{cause} {n}" for cause, n in report.rows.dropped.items())
@@ -242,6 +296,7 @@ def _finish(name: str, parsed: ParsedSplit, draft: Draft) -> SplitData:
         revision=source.revision,
         fingerprint=source.fingerprint,
         rows=tuple(entry.row for entry in draft.entries),
+        read_as=mapping_of(data),
     )
 
 

@@ -22,6 +22,10 @@ class Unreadable(NamedTuple):
     detail: str = ""  # the cause with the column, what it holds and what was expected
 
 
+class LayoutError(DataError):
+    """Columns that no layout has, or that a stated one lacks."""
+
+
 class ParsedSplit(NamedTuple):
     """A source's rows of one split, read by their layout."""
 
@@ -38,9 +42,10 @@ def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_f
     """Read every row by the layout that the recipe states or the columns tell; `split` names rows without an id.
 
     Raises:
-        DataError: no layout fits the columns, a column to be renamed lacks, a label would go unread beside answers
-            that are renamed, or more than a fifth of the rows is not readable (or empty, if that is a fault), with the
-            first three of them.
+        LayoutError: no layout fits the columns, a column to be renamed lacks, or a label would go unread beside answers
+            that are renamed.
+        DataError: more than a fifth of the rows is not readable (or empty, if that is a fault), with the first three
+            of them.
     """
     columns = {name for row in source.rows for name in row}
     rows = [_rename(row, data.columns) for row in source.rows] if data.columns else source.rows
@@ -50,7 +55,7 @@ def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_f
         layout = find_layout(columns, _sample(rows, columns), data)
         left = unread(layout, rows, columns, data)
     except DataError as error:
-        raise DataError(f"{source.description}: {error.message}", error.hint) from None
+        raise LayoutError(f"{source.description}: {error.message}", error.hint) from None
     good: list[tuple[int, ParsedRow]] = []
     faults: list[Unreadable] = []
     for index, row in enumerate(rows):
@@ -102,6 +107,6 @@ def _check_renames(columns: set[str], data: DataSection) -> None:
     for ours, theirs in data.columns.items():
         if theirs not in columns:
             raise DataError(
-                f"data.columns renames the column {theirs!r} to {ours!r}, but there is none of that name",
-                f"the columns are: {', '.join(sorted(columns))}",
+                f"there is no column {theirs!r} to be read as {ours!r}",
+                f"mend data.columns; the columns are: {', '.join(sorted(columns))}",
             )

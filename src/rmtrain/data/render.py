@@ -62,7 +62,7 @@ def load_tokenizer(
     except (OSError, ValueError) as error:
         raise InputError(
             f"{name}: no tokenizer could be loaded: {why_not_loaded(name, error)}",
-            "model.name must be a folder or a hub id with tokenizer files",
+            "a model is a folder or a hub id with tokenizer files",
         ) from error
     if not tokenizer.is_fast:
         raise InputError(f"{name}: its tokenizer has no fast version", "the folder must hold a tokenizer.json")
@@ -73,7 +73,7 @@ def load_tokenizer(
     if template_needed and not isinstance(tokenizer.chat_template, str):
         raise InputError(
             f"{name}: the tokenizer has no chat template",
-            "give one as model.chat_template, or as --prompt: Jinja text, the path of a .jinja file, or `raw` for the "
+            "give one as model.chat_template: Jinja text, the path of a .jinja file, or `raw` for the "
             "texts alone, as a base model takes them",
         )
     return tokenizer
@@ -136,11 +136,11 @@ class Renderer:
         except (TemplateError, TemplateRefusalError) as error:
             raise InputError(
                 f"{name_of(tokenizer)} can't render a question and an answer: {first_line(error)}",
-                "check model.chat_template",
+                "give another as model.chat_template",
             ) from error
         head, found, tail = text.rpartition(_PROBE)
         if not found:
-            raise InputError(f"{name_of(tokenizer)} leaves out the answer", "check model.chat_template")
+            raise InputError(f"{name_of(tokenizer)} leaves out the answer", "give another as model.chat_template")
         if append_eos is None:
             append_eos = not any(token in tail for token in _special_tokens(tokenizer))
         if append_eos and tokenizer.eos_token_id is None:
@@ -204,7 +204,7 @@ class Renderer:
                 roles = ", ".join(message.role for message in conversation)
                 raise TemplateRefusalError(
                     f"the chat template refuses a conversation with the roles {roles}: {error.message}",
-                    "give a model.chat_template that takes these roles, or mend the rows",
+                    "give one that takes these roles as model.chat_template, or mend the rows",
                 ) from error
 
     def contract(self) -> dict[str, Any]:

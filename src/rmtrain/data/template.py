@@ -101,7 +101,9 @@ def apply_template(
 
 
 def _runaway(tokenizer: Any, what: str) -> RunawayTemplateError:
-    return RunawayTemplateError(f"{name_of(tokenizer)} {what} on one conversation", "check model.chat_template")
+    return RunawayTemplateError(
+        f"{name_of(tokenizer)} {what} on one conversation", "give another as model.chat_template"
+    )
 
 
 @contextmanager

@@ -146,7 +146,7 @@ def truncate_group(
             sequences = renderer.tokenize([prompt + completion for completion in completions])
     if max(map(len, sequences)) > max_length:
         raise DataError(
-            f"group {group.id}: the chat template alone takes more than data.max_length {max_length} tokens",
+            f"group {group.id}: the chat template alone takes more than {max_length} tokens",
             "raise data.max_length",
         )
     return prompt, sequences

@@ -176,7 +176,7 @@ def evaluate_split(
     result = {
         **summarise(rows, checkpoint.where, name, str(path)),
         **reading_of(checkpoint),
-        "data": {"source": split.source, "revision": split.revision, "fingerprint": split.fingerprint},
+        "data": split.origin,
     }
     if process_state().is_main_process:
         write_json(folder / f"{name}.json", result)

@@ -115,8 +115,8 @@ def load_checkpoint(
     if not sidecar and not (folder / ADAPTER).exists():
         return _load_published(find_published(where, folder, prompt, label), options, dtype, device)
     if sidecar and (label is not None or prompt is not None):
-        named = "--prompt" if label is None else "--label"
-        raise InputError(f"{where}: {named} is for models that were not trained here", "leave it out")
+        named = "prompt" if label is None else "label"
+        raise InputError(f"{where}: a {named} is for models that were not trained here", f"leave out --{named}")
     adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).exists() else None
     if adapter is not None and not adapter.get("base_model_name_or_path"):
         raise CheckpointError(f"{folder / ADAPTER} names no base model", "write base_model_name_or_path into it")

@@ -26,7 +26,7 @@ from rmtrain.model.published.layouts import ENCODER_TYPES
 from rmtrain.model.quantization import quantization_config
 from rmtrain.recipe.schema import ModelSection
 
-NO_HEAD = "it is no reward model: train one from it, or score it by --reference REF or --reference-free avg"
+NO_HEAD = "it is no reward model: train one from it, or read it as a policy with --reference or --reference-free"
 
 
 def reward_model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
@@ -38,7 +38,7 @@ def reward_model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise InputError(
             f"transformers has no sequence-classification head for the architecture {config.model_type!r}",
-            "choose another model.name",
+            "choose another model",
         )
     base = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     return type(base.__name__, (RewardForward, base), {"__module__": base.__module__})
@@ -93,7 +93,7 @@ def load_config(name: str, revision: str | None) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{name}: no model config could be loaded: {why_not_loaded(name, error)}",
-            "model.name must be a folder or a hub id of a model that transformers knows; remote code is never run",
+            "a model is a folder or a hub id of an architecture that transformers knows; remote code is never run",
         ) from error
 
 
@@ -107,7 +107,7 @@ def recipe_renderer(section: ModelSection) -> Renderer:
     if config.model_type in ENCODER_TYPES:
         raise InputError(
             f"{section.name} is an encoder ({config.model_type}), which can be scored but not trained here",
-            "model.name must be a decoder",
+            "choose a decoder",
         )
     return Renderer.for_tokenizer(load_tokenizer(section.name, section.revision, section.chat_template))
 
@@ -160,7 +160,7 @@ def load_backbone(
     if not isinstance(getattr(module, HEAD, None), nn.Linear):
         raise InputError(
             f"{name}: {type(module).__name__} has no linear score head called {HEAD}: it is no decoder with one",
-            "choose another model.name",
+            "choose another model",
         )
     missing = sorted(info["missing_keys"])
     if [key for key in missing if not key.startswith(f"{HEAD}.")]:

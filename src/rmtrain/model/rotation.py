@@ -38,5 +38,5 @@ def require_fixed_rotation(config: PretrainedConfig, longest: int) -> None:
         raise InputError(
             f"a row has {longest} tokens, and beyond {limit} the rotary frequencies of this model follow the longest "
             "row of a batch: rewards would depend on what is scored together",
-            f"set data.max_length (or --max-length) to at most {limit}",
+            f"set data.max_length to at most {limit}",
         )

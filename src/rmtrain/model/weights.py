@@ -13,6 +13,7 @@ from rmtrain.data.render import first_line
 from rmtrain.errors import CheckpointError
 from rmtrain.files import sha256_file
 
+SIDECAR = "rmtrain.json"
 _COMPANIONS = ["*.json", "*.model", "*.jinja", "*.txt"]
 _PICKLES = ["*.bin", "*.pt"]
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler")  # that trainers leave beside them

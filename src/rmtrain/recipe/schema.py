@@ -153,6 +153,10 @@ class DataSection(Section):
     """Groups that the built-in `demo` source makes for each split."""
 
 
+# fields of DataSection that say how a source's rows are read
+MAPPING = ("row_schema", "columns", "answers", "label", "better", "ties", "scores")
+
+
 class LossSection(Section):
     """Bradley-Terry over a group's preferences; every group weighs the same, whatever its K."""
 

@@ -153,7 +153,7 @@ class _Limit:
         self._say(f"out of memory at {tokens:,} tokens at once: {self.tokens:,} from now on")
 
     def _say(self, line: str) -> None:
-        self.line = self.line or f"{line}; lower evaluation.tokens_per_batch to avoid this"
+        self.line = self.line or f"{line}; lower tokens_per_batch to avoid this"
 
 
 def _batch_or_error(
@@ -212,7 +212,7 @@ def _score_part(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: in
         position += len(group.suffixes)
         if not all(map(math.isfinite, rewards[-1])):
             raise RunFailedError(
-                f"group {group.id}: a reward is not finite", "check the checkpoint; try model.dtype: float32"
+                f"group {group.id}: a reward is not finite", "check the checkpoint; try float32 as model.dtype"
             )
     return rewards
 

@@ -254,7 +254,7 @@ def label_index(where: str, labels: int, names: dict[str, str], label: str | Non
             return None
         raise CheckpointError(
             f"{where}: its score head has {labels} labels, a reward has one",
-            f"name the label that is the reward, or its number from 0, as --label: {', '.join(known[:20])}",
+            f"name the label that is the reward, or its number from 0, with --label: {', '.join(known[:20])}",
         )
     if label in known:
         return known.index(label)

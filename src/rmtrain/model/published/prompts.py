@@ -86,7 +86,5 @@ def template_of(prompt: str) -> str:
     if prompt in PROMPTS:
         return PROMPTS[prompt].chat_template
     if prompt != "raw" and "{" not in prompt and not Path(prompt).is_file():
-        raise InputError(
-            f"--prompt: there is no prompt {prompt!r}", f"take a .jinja file, raw, or one of {', '.join(PROMPTS)}"
-        )
+        raise InputError(f"there is no prompt {prompt!r}", f"take a .jinja file, raw, or one of {', '.join(PROMPTS)}")
     return prompt
