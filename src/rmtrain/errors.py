@@ -3,7 +3,26 @@
 Every error carries a message (what is wrong and where), a hint (how to mend it) and the exit code of the command.
 """
 
+import re
+import unicodedata
 from pathlib import Path
+
+_LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")  # what stands before the host in an address
+
+
+def masked(text: str) -> str:
+    """Text in which the user and password of an address are hidden."""
+    return _LOGIN.sub("***@", text)
+
+
+def printable(text: str) -> str:
+    """Text for a screen: passwords hidden, and what would steer a terminal or fail to encode shown as an escape."""
+    return "".join(map(_shown, masked(text)))
+
+
+def _shown(character: str) -> str:
+    kept = character == "\n" or character.isprintable() or unicodedata.category(character) == "Zs"
+    return character if kept else ascii(character)[1:-1]
 
 
 class RmtrainError(Exception):
@@ -17,9 +36,8 @@ class RmtrainError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = masked(message), masked(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -23,7 +24,8 @@ from rmtrain.cli.processes import (
     report_exit,
     tie_to_launcher,
 )
-from rmtrain.errors import Interrupted, LostProcessError, RmtrainError
+from rmtrain.errors import Interrupted, LostProcessError, RmtrainError, printable
+from rmtrain.files import why_unwritten
 from rmtrain.signals import interrupt, on_signal
 
 app = typer.Typer(
@@ -72,9 +74,11 @@ def _run(arguments: list[str]) -> int:
         join_slurm()
         result = typer.main.get_command(app).main(arguments, prog_name="rmtrain", standalone_mode=False)
         code = result if isinstance(result, int) else 0
+        sys.stdout.flush()
     except typer.Exit as leaving:
         code = leaving.exit_code
     except TyperException as error:
+        error.message = printable(error.message)
         rich_format_error(error)  # type: ignore[arg-type]  # all that Typer raises here are usage errors
         code = 2
     except BrokenPipeError:  # the reader of our output has gone
@@ -86,10 +90,10 @@ def _run(arguments: list[str]) -> int:
         code, told = _code_and_words(error)
         # every process finds the same fault in the input; of a failed run, each has its own story
         if is_main_process() or code == 1:
-            print(told, file=sys.stderr)
+            print(printable(told), file=sys.stderr)
         lost = error.run if isinstance(error, LostProcessError) else None
         if debug:
-            traceback.print_exc()
+            print(printable(traceback.format_exc()), file=sys.stderr)
     report_exit(code, lost)
     if code == 0:  # after a fault the others may wait in a collective, and leaving could wait for them
         leave_group()
@@ -110,6 +114,9 @@ def _code_and_words(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted"
     if isinstance(error, RmtrainError):
         return error.exit_code, f"error: {error}"
+    if isinstance(error, OSError) and (why := why_unwritten(error, Path(error.filename or "."))):
+        where = error.filename or "standard output, or another file"
+        return 1, f"error: {where}: {why[0]}\n  hint: {why[1]}"
     told = f"{type(error).__name__}: {error}"
     if joined():
         from rmtrain.model.devices import lost_another

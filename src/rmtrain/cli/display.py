@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from rmtrain.cli.processes import is_child, is_main_process
+from rmtrain.errors import printable
 
 _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 _WAITING = 0.02  # share of a step spent on waiting for data, from which on it is shown
@@ -28,7 +29,7 @@ class TerminalDisplay:
 
     def note(self, line: str) -> None:
         """One line, as it is."""
-        self.console.print(Text(line))
+        self.console.print(Text(printable(line)))
 
     def note_once(self, line: str) -> None:
         """A line that the command which started this process, if one did, has said already."""

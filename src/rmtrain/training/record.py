@@ -17,7 +17,14 @@ from typing import Any
 import torch
 
 from rmtrain.data.prepare import ReadySplit
-from rmtrain.errors import CheckpointError, InputError, Interrupted, LostProcessError, RmtrainError, RunFailedError
+from rmtrain.errors import (
+    InputError,
+    Interrupted,
+    LostProcessError,
+    RmtrainError,
+    RunFailedError,
+    masked,
+)
 from rmtrain.files import write_atomic
 from rmtrain.model.devices import lost_another, process_state
 from rmtrain.recipe.load import LoadedRecipe
@@ -38,7 +45,7 @@ def start_run(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], stack: Exi
     try:
         stack.enter_context(locked(building))
         write_atomic(building / "recipe.yaml", dump_recipe(loaded.recipe))
-        first = {"format": 1, "started": now(), "recipe": str(loaded.path), "command": _command()}
+        first = {"format": 1, "started": now(), "recipe": masked(str(loaded.path)), "command": _command()}
         update_manifest(building, **_running(loaded, splits), **first, git_commit=_git_commit())
         return reveal(building)
     except BaseException:
@@ -103,7 +110,7 @@ def record_failure(folder: Path, error: BaseException, new: bool) -> RmtrainErro
     if not stopped:
         _log(folder, error)
     message = _message(error)
-    with contextlib.suppress(OSError, CheckpointError):
+    with contextlib.suppress(OSError, RmtrainError):
         if read_manifest(folder)["state"] == "running":
             update_manifest(folder, state="interrupted" if stopped else "failed", ended=now(), error=message)
     if isinstance(error, RmtrainError):
@@ -129,12 +136,12 @@ def recording_what_follows(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt as signal:
         stop = Interrupted("the model is trained; stopped before all of it was scored", _go_on(folder))
-        with contextlib.suppress(OSError, CheckpointError):
+        with contextlib.suppress(OSError, RmtrainError):
             update_manifest(folder, state="interrupted", error=stop.message)
         raise stop from signal
     except Exception as error:
         _log(folder, error)
-        with contextlib.suppress(OSError, CheckpointError):
+        with contextlib.suppress(OSError, RmtrainError):
             if read_manifest(folder)["error"] is None:  # the first to fail is named
                 update_manifest(folder, error=f"after training: {_message(error)}")
         if isinstance(error, RunFailedError):
@@ -155,20 +162,20 @@ def _log(folder: Path, error: BaseException) -> None:
     # a full disk must not hide what happened
     with contextlib.suppress(OSError), open(folder / "log.txt", "a", encoding="utf-8") as stream:
         stream.write(f"{now()} process {state.process_index} of {state.num_processes}\n")
-        stream.write("".join(traceback.format_exception(error)))
+        stream.write(masked("".join(traceback.format_exception(error))))
 
 
 def _message(error: BaseException) -> str:
     if isinstance(error, RmtrainError):
         return error.message
-    state, message = process_state(), f"{type(error).__name__}: {error}"
+    state, message = process_state(), masked(f"{type(error).__name__}: {error}")
     if lost_another(error):
         message = f"another process ended first ({message})"
     return f"process {state.process_index}: {message}" if state.num_processes > 1 else message
 
 
 def _command() -> list[str]:
-    return ["rmtrain", *sys.argv[1:]]  # argv[0] is __main__.py in a process that was started by rmtrain
+    return ["rmtrain", *map(masked, sys.argv[1:])]  # argv[0] is __main__.py in a process that was started by rmtrain
 
 
 def now() -> str:
