@@ -79,7 +79,7 @@ FILES = [
     "gone.jsonl",
 ]
 RESULTS = ["manifest.json", "eval/test.json", "eval/test.rows.jsonl", "rewardbench/rewardbench-1.json"]
-RESULTS += ["metrics.jsonl", "recipe.yaml", "rewardbench/rewardbench-1.rows.jsonl", "final/rmtrain.json"]
+RESULTS += ["metrics.jsonl", "recipe.yaml", "final/rmtrain.json"]
 MODEL = ["final/adapter_model.safetensors", "final/adapter_config.json", "final/rmtrain.json", "final/tokenizer.json"]
 MODEL += ["final/tokenizer_config.json", "final/config.json", "final/chat_template.jinja"]
 VALUES: list[Any] = [

@@ -22,14 +22,15 @@ LEVELS = {
     "data": 2,
     "recipe": 1,
 }
-LEAVES = {"errors", "files", "runs", "signals", "display", "metrics"}  # usable by anyone
+LEAVES = {"documents", "errors", "files", "runs", "signals", "display", "metrics"}  # usable by anyone
 LEAF_USES = {
     "errors": set(),
     "files": {"errors"},
     "signals": set(),
     "display": set(),
     "metrics": set(),
-    "runs": {"errors", "files"},
+    "documents": {"errors", "files"},
+    "runs": {"documents", "errors", "files"},
 }
 DOORS = {  # library → where it may be imported
     "trl": ("training/",),

@@ -93,7 +93,7 @@ def test_a_manifest_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (None, "is not a run folder: manifest.json can't be read"),
+        (None, "is not a run folder: .*manifest.json: no such file"),
         ("{", "is not a run folder"),
         ("[1]", "no state among running, finished, failed, interrupted"),
         ('{"state": "lost"}', "no state among"),

@@ -7,12 +7,12 @@ import re
 import unicodedata
 from pathlib import Path
 
-_LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")  # what stands before the host in an address
+_LOGIN = re.compile(r"(?<=:/)(/?)[^\s/?#]*@")  # before the host of an address, which a path has with one slash
 
 
 def masked(text: str) -> str:
     """Text in which the user and password of an address are hidden."""
-    return _LOGIN.sub("***@", text)
+    return _LOGIN.sub(r"\1***@", text)
 
 
 def printable(text: str) -> str:

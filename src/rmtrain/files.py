@@ -88,7 +88,7 @@ def why_unwritten(error: BaseException, place: Path, needed: int | None = None) 
     number = _error_number(error)
     if number is None:
         return None
-    while not place.exists() and place != place.parent:
+    while not os.path.exists(place) and place != place.parent:
         place = place.parent
     if number == errno.EFBIG:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -142,13 +142,13 @@ def writing(path: Path, needed: int | None = None, left: str = "") -> Iterator[N
         raise WriteError(f"{path} can't be written: {why[0]}", "; ".join(filter(None, [why[1], left]))) from error
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, sync it, and rename it into place.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, sync it, and rename it into place.
 
     Raises:
         WriteError: the disk is full or the folder can't be written; an older file is untouched.
     """
-    content = text.encode()
+    content = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # the file's own name may be as long as a name can be
     with writing(path, len(content)):
         try:

@@ -1,6 +1,5 @@
 """Run folders: `<parent>/<name>-<YYYYMMDD-HHMMSS>-<4 hex>/`, each with a manifest that says what it is."""
 
-import contextlib
 import json
 import os
 import secrets
@@ -51,19 +50,24 @@ def _revealed(folder: Path) -> Path:
     return folder.with_name(folder.name.removeprefix(_HIDDEN))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run folder.
+def read_manifest(folder: Path, notes: list[str] | None = None) -> dict[str, Any]:
+    """The manifest of a run folder; entries that are not of their type are left out, with a sentence in `notes`.
 
     Raises:
         CheckpointError: there is none, or it can't be read.
     """
+    from rmtrain.documents import Manifest, read_json, sound
+
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is not a run folder: {MANIFEST} can't be read ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("state") not in STATES:
+        whole = read_json(folder / MANIFEST, error=CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} is not a run folder: {error.message}") from error
+    if not isinstance(whole, dict) or whole.get("state") not in STATES:
         raise CheckpointError(f"{folder / MANIFEST}: no state among {', '.join(STATES)}")
-    return manifest
+    manifest, faults = sound(whole, Manifest)
+    if notes is not None:
+        notes += [f"{MANIFEST}: {fault}; this entry is left out." for fault in faults]
+    return dict(manifest)
 
 
 def update_manifest(folder: Path, **values: Any) -> None:
@@ -73,12 +77,15 @@ def update_manifest(folder: Path, **values: Any) -> None:
     write_json(path, {**manifest, **values})
 
 
-def list_runs(parent: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """All run folders under a parent with their manifests, oldest first."""
+def list_runs(parent: Path, faults: dict[Path, str] | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """All run folders under a parent with their manifests, oldest first; `faults` takes those that can't be read."""
     runs = []
     for folder in parent.glob("[!.]*"):
-        with contextlib.suppress(CheckpointError):
+        try:
             runs.append((folder, read_manifest(folder)))
+        except CheckpointError as error:
+            if faults is not None and os.path.lexists(folder / MANIFEST):
+                faults[folder] = error.message
     return sorted(runs, key=lambda run: (_instant(run[1].get("started")), run[0].name))
 
 
@@ -90,13 +97,13 @@ def _instant(started: Any) -> float:
         return 0.0
 
 
-def newest_finished(parent: Path) -> Path:
-    """The newest finished run under a parent.
+def newest_finished(parent: Path, faults: dict[Path, str] | None = None) -> Path:
+    """The newest finished run under a parent; `faults` takes the runs that can't be read.
 
     Raises:
         InputError: there is none.
     """
-    finished = [folder for folder, manifest in list_runs(parent) if manifest["state"] == "finished"]
+    finished = [folder for folder, manifest in list_runs(parent, faults) if manifest["state"] == "finished"]
     if not finished:
         raise InputError(f"no finished run under {parent}/", "train one, or name a checkpoint with --ckpt")
     return finished[-1]

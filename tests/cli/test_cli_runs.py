@@ -141,3 +141,37 @@ def test_show_names_what_there_is_not(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing: no such run here or under .*/") as raised:
         run("show", "nothing", "--folder", tmp_path)
     assert raised.value.hint == "see `rmtrain runs list`"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("manifest.json", "[" * 1000 + "]" * 1000),
+        ("manifest.json", '{"state": "finished", "started": 5, "steps": ' + "9" * 400 + "}"),
+        ("eval/test.json", '{"accuracy": ' + "9" * 400 + ', "n": "many", "by_source": [1]}'),
+        ("rewardbench/rewardbench-1.json", '{"benchmark": "rewardbench-1", "scores": {}, "incomplete_subsets": "999"}'),
+        ("metrics.jsonl", '{"step": ' + "9" * 400 + "}\n[" + "[" * 1000),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", [["runs", "list"], ["runs", "list", "--json"], ["leaderboard"], ["runs", "show", "b"]]
+)
+@pytest.mark.usefixtures("inside")
+def test_a_damaged_run_does_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, text: str, command: list[str]
+) -> None:
+    from reporting.run_cases import make_run
+
+    from rmtrain.cli.app import run as rmtrain
+
+    for name in ("a", "b"):
+        make_run(tmp_path / "runs", name)
+    (tmp_path / "runs" / "a" / file).write_text(text)
+    assert rmtrain(command) == 0
+    told = capsys.readouterr()
+    if command[:2] == ["runs", "list"]:
+        assert ("can't be read" in told.out) is (text[0] == "[")
+        assert told.out.count("finished") >= 1 + (text[0] != "[")
+    if command == ["leaderboard"]:
+        assert ("left out: runs/a" in told.err) is file.startswith("rewardbench")
+        assert "runs/b" in told.out or "\nb " in told.out or " b " in told.out

@@ -355,7 +355,7 @@ def test_the_json_of_the_command_is_the_board(tmp_path: Path) -> None:
 
 def test_wrong_input_is_refused(tmp_path: Path) -> None:
     assert invoke("--era", "2023").exit_code == 2
-    for path, said in ((tmp_path / "a.xyz", "xyz"), (tmp_path / "no" / "a.png", "No such file")):
+    for path, said in ((tmp_path / "a.xyz", "xyz"), (tmp_path / "no" / "a.png", "no such folder")):
         error = invoke("--runs", str(tmp_path), "--plot", str(path)).exception
         assert isinstance(error, InputError)
         assert said in error.message

@@ -92,7 +92,10 @@ def choose(
 
 def _find(ckpt: str | None, runs: Path, display: TerminalDisplay) -> Chosen:
     if ckpt is None:
-        folder = Path(handed_down("NEWEST_RUN", lambda: str(newest_finished(runs))))
+        faults: dict[Path, str] = {}
+        folder = Path(handed_down("NEWEST_RUN", lambda: str(newest_finished(runs, faults))))
+        for fault in faults.values():
+            display.note_once(f"passed over: {fault}")
         display.note_once(f"checkpoint: {folder} (the newest finished run under {runs}/)")
         return Chosen(str(folder / "final"), folder, folder.name)
     path = Path(ckpt)

@@ -32,22 +32,31 @@ def list_folder(folder: Folder = Path("runs"), json: options.Json = False) -> No
     """
     from rmtrain.reporting.record import read_run
 
-    found = [_summary(read_run(path, with_rows=False)) for path, _ in list_runs(folder)]
+    faults: dict[Path, str] = {}
+    found = [_summary(read_run(path, with_rows=False)) for path, _ in list_runs(folder, faults)]
+    unread = dict.fromkeys(found[0] if found else ("run", "name", "state"))
+    found += [{**unread, "run": str(path), "name": path.name, "error": faults[path]} for path in sorted(faults)]
     if json:
         print(jsonlib.dumps(found, indent=2, ensure_ascii=False))
         return
-    console = Console(highlight=False)
-    if not found:
-        console.print(f"no runs under {folder}/", markup=False)
-        return
     from rmtrain.reporting.tables import figure_table, safe_text
 
+    console = Console(highlight=False)
+    if not found:
+        console.print(safe_text(f"no runs under {folder}/"))
+        return
     table = figure_table("run", "state", "started", "steps", "test accuracy", texts=3)
     for run in found:
+        if "error" in run:
+            table.add_row(*map(safe_text, (run["name"], "can't be read", "", "", "")))
+            continue
         state = "died" if run["alive"] is False else run["state"]
         cells = (run["name"], state, str(run["started"] or "")[:10], _steps(run), _accuracy(run))
         table.add_row(*map(safe_text, cells))
     console.print(table)
+    for run in found:
+        if "error" in run:
+            console.print(safe_text(run["error"]), soft_wrap=True)
 
 
 @app.command()

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rmtrain.documents import Result, checked, read_json
 from rmtrain.errors import DataError
 from rmtrain.evaluation.bench_figures import Subset
 from rmtrain.evaluation.benchmarks import BENCHMARKS
-from rmtrain.evaluation.results import read_json
 
 _FORMS = 'expected {"subset": accuracy, …}, or {"model": {"subsets": {…}, "prior_sets": {…}}, …}'
 _DESCRIPTION = ("model_type", "ref_model", "log_probabilities", "chat_template")  # of the model, in flat files
@@ -77,9 +77,12 @@ def _models_in(path: Path, benchmark: str) -> list[tuple[str | None, dict[str, A
     if not isinstance(value, dict) or not value:
         raise DataError(f"{path}: holds no accuracies", _FORMS)
     if isinstance(value.get("benchmark"), str) and isinstance(value.get("scores"), dict):
-        if value["benchmark"] != benchmark:
-            raise DataError(f"{path}: a result of {value['benchmark']}", f"add --benchmark {value['benchmark']}")
-        return [(value["ckpt"], to_flat(value), str(path))]
+        result = checked(value, Result, path, _FORMS)
+        if result["benchmark"] != benchmark:
+            raise DataError(f"{path}: a result of {result['benchmark']}", f"add --benchmark {result['benchmark']}")
+        if not {"ckpt", "subsets"} <= result.keys():
+            raise DataError(f"{path}: a result without ckpt or subsets", _FORMS)
+        return [(result["ckpt"], to_flat(result), str(path))]
     several = "subsets" not in value and all(isinstance(entry, dict) for entry in value.values())
     entries = [(f"{path}: {name}", name, entry) for name, entry in value.items()] if several else []
     return [

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from rmtrain.documents import Result, read_json, sound
 from rmtrain.errors import DataError
 from rmtrain.evaluation.bench_rows import ties_id
 from rmtrain.evaluation.benchmarks import BENCHMARKS
 from rmtrain.evaluation.differences import paired_figures, rewardbench2_differences
-from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of, gaps_of, read_json
+from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of, gaps_of
 from rmtrain.metrics import rewardbench, rewardbench2, rm_bench
 from rmtrain.metrics.rankings import Floats, Ints, credits_of
 
@@ -196,6 +197,6 @@ def result_beside(rows: Path) -> dict[str, Any]:
 def _read_result(path: Path) -> dict[str, Any]:
     try:
         result = read_json(path)
+        return dict(sound(result, Result)[0]) if isinstance(result, dict) else {}
     except DataError:
         return {}
-    return result if isinstance(result, dict) else {}

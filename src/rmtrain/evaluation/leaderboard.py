@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
+from rmtrain.documents import Result, checked, read_json
 from rmtrain.errors import DataError
 from rmtrain.evaluation.bench_figures import Subset, weighted_figures
 from rmtrain.evaluation.bench_published import published_result, results_from_published
-from rmtrain.evaluation.results import read_json
 from rmtrain.metrics.rewardbench import COUNTS, PRIOR_COUNTS, PRIOR_SETS, SECTION_WEIGHTS, SECTIONS
 
 BENCHMARK = "rewardbench-1"
@@ -193,6 +193,7 @@ def _read(path: Path, era: str) -> list[Entry]:
     result = read_json(path, "name a result of rmtrain rewardbench")
     if not isinstance(result, dict) or "benchmark" not in result:
         return [_own_entry(one, path, era, "binomial") for one in results_from_published(path)]
+    result = checked(result, Result, path, "score the checkpoint again")
     if result["benchmark"] != BENCHMARK:
         raise DataError(f"{path}: a result of {result['benchmark']}", f"the leaderboard is of {BENCHMARK}")
     try:

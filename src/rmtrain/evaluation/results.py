@@ -4,18 +4,19 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.errors import DataError, RunFailedError
-from rmtrain.files import write_atomic
+from rmtrain.files import read_text, write_atomic
 from rmtrain.metrics.calibration import brier_score, expected_calibration_error
 from rmtrain.metrics.intervals import clustered_interval
 from rmtrain.metrics.rankings import Labels, RewardGaps, credits_of, ranking_accuracy, reward_gaps, spearman
 
+_ROWS_LIMIT = 8 << 30  # bytes of a rows file
 NO_SOURCE = "(none)"  # what by_source calls rows without a source
 
 
@@ -159,6 +160,9 @@ def _row_line(row: ScoredRow) -> str:
         raise RunFailedError(f"group {row.id}: a reward is not finite", "check the checkpoint") from None
 
 
+_Float32 = Annotated[float, Field(ge=-3.5e38, le=3.5e38)]
+
+
 class _Line(BaseModel):
     """A line of a rows file, with the fields of ScoredRow; what else it holds is of no account."""
 
@@ -166,13 +170,13 @@ class _Line(BaseModel):
 
     id: str
     source: str
-    rewards: tuple[float, ...]
+    rewards: tuple[_Float32, ...]
     preferences: tuple[tuple[NonNegativeInt, NonNegativeInt], ...]
     truncated: bool
-    lengths: tuple[NonNegativeInt, ...] = ()
+    lengths: tuple[Annotated[int, Field(ge=0, lt=2**53)], ...] = ()
     cluster: str = ""
-    margins: tuple[float, ...] = ()
-    identical: NonNegativeInt = 0
+    margins: tuple[_Float32, ...] = ()
+    identical: Annotated[int, Field(ge=0, lt=2**53)] = 0
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -196,10 +200,7 @@ def read_rows(path: Path) -> list[ScoredRow]:
     """
     lines: dict[str, int] = {}
     rows: list[ScoredRow] = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read: {error}") from error
+    text = read_text(path, limit=_ROWS_LIMIT, error=DataError)
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         try:
             row = ScoredRow(**dict(_Line.model_validate_json(line)))
@@ -212,15 +213,3 @@ def read_rows(path: Path) -> list[ScoredRow]:
         lines[row.id] = number
         rows.append(row)
     return rows
-
-
-def read_json(path: Path, hint: str = "") -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        DataError: it can't be read.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: can't be read as JSON: {error}", hint) from error

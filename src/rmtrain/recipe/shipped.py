@@ -1,9 +1,11 @@
 """The recipes that come with rmtrain."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from rmtrain.errors import RecipeError
+from rmtrain.files import write_atomic
 
 _SCHEMA_LINE = "# yaml-language-server: $schema=schema.json\n"  # editors complete and check by it
 
@@ -76,11 +78,10 @@ def copy(name: str, destination: Path | str | None = None) -> Path:
         target = target / recipe.path.name
     text = recipe.text.removeprefix(_SCHEMA_LINE)  # an editor would complain of the missing schema
     try:
+        if os.path.lexists(target):
+            raise RecipeError(f"{target} exists and was left as it is", "name another file to copy to")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise RecipeError(f"{target} exists and was left as it is", "name another file to copy to") from None
+        write_atomic(target, text)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RecipeError(f"{target}: can't be written: {reason}", "name another file to copy to") from None

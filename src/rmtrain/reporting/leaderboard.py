@@ -1,5 +1,6 @@
 """The leaderboard, for people: a table for the terminal, one in Markdown, and a plot."""
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from rmtrain.errors import InputError
 from rmtrain.evaluation.leaderboard import sort_figure
+from rmtrain.files import write_atomic
 from rmtrain.metrics.rewardbench import SECTIONS
 from rmtrain.reporting.tables import figure_table, safe_text
 from rmtrain.reporting.text import MISSING, dash, is_figure, markdown, plain, points
@@ -116,8 +118,14 @@ def save_plot(board: Mapping[str, Any], path: Path) -> None:
     """A dot a model for today's figure with its interval, and a ring for what was published of it, on one scale.
 
     Raises:
-        InputError: the file's suffix names no format that can be drawn, or it can't be written.
+        InputError: the file's suffix names no format that can be drawn, or there is no such folder.
+        WriteError: it can't be written.
     """
+    form = path.suffix.removeprefix(".").lower()
+    if form not in ("png", "svg", "pdf") or path.is_dir():
+        raise InputError(f"--plot {path}: its ending names no format", "name a .png, .svg or .pdf file")
+    if not path.parent.is_dir():
+        raise InputError(f"--plot {path}: no such folder", "name a file in an existing folder")
     from matplotlib.figure import Figure
 
     sort = board["sort"]
@@ -151,7 +159,6 @@ def save_plot(board: Mapping[str, Any], path: Path) -> None:
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     figure.legend(list(once.values()), list(once), loc="outside upper right", ncols=4, frameon=False, fontsize="small")
-    try:
-        figure.savefig(path, dpi=150)
-    except (ValueError, OSError) as error:
-        raise InputError(f"--plot {path}: {error}", "name a .png, .svg or .pdf file in an existing folder") from error
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=form)
+    write_atomic(path, picture.getvalue())

@@ -1,6 +1,6 @@
 """What a run folder holds, read for people: whatever is missing or damaged becomes a sentence, never an error."""
 
-import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
-from rmtrain.errors import RmtrainError
+from rmtrain.documents import LogLine, Result, parse_json, sound
+from rmtrain.errors import DataError, RmtrainError
 from rmtrain.evaluation.results import ScoredRow, read_rows
+from rmtrain.files import read_bytes, read_text
 from rmtrain.runs import read_manifest
 
 _ORDER = ("validation", "test")  # of splits; others follow by name
@@ -64,9 +66,10 @@ def read_run(folder: Path, with_rows: bool = True) -> RunRecord:
     Raises:
         CheckpointError: it is no run folder.
     """
-    manifest, notes = read_manifest(folder), list[str]()
+    notes = list[str]()
+    manifest = read_manifest(folder, notes)
     recipe = _read(folder, "recipe.yaml", yaml.safe_load, notes)
-    sidecar = _read(folder, "final/rmtrain.json", json.loads, notes) if (folder / "final").is_dir() else {}
+    sidecar = _read(folder, "final/rmtrain.json", parse_json, notes) if (folder / "final").is_dir() else {}
     if not (folder / "final").is_dir():
         notes.append("There is no final model.")
     steps, validations = _read_metrics(folder, notes)
@@ -95,14 +98,15 @@ def _rank(split: str) -> tuple[int, str]:
 def _read(folder: Path, name: str, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
     """A file that holds a mapping; an empty one, with a note, if it is missing or holds something else."""
     try:
-        value = parse((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        notes.append(f"There is no {name}.")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        notes.append(f"{name} can't be read ({type(error).__name__}) and is left out.")
+        value = parse(read_text(folder / name)) if os.path.lexists(folder / name) else None
+    except (RmtrainError, ValueError, RecursionError, yaml.YAMLError):
+        notes.append(f"{name} can't be read and is left out.")
     else:
         if isinstance(value, dict):
             return value
+        if not os.path.lexists(folder / name):
+            notes.append(f"There is no {name}.")
+            return {}
         notes.append(f"{name} does not hold what it should and is left out.")
     return {}
 
@@ -110,17 +114,22 @@ def _read(folder: Path, name: str, parse: Callable[[str], Any], notes: list[str]
 def _read_results(folder: Path, room: str, notes: list[str]) -> dict[str, dict[str, Any]]:
     """The results in a folder of the run, by the files' names."""
     paths = [path for path in sorted((folder / room).glob("*.json")) if not path.name.endswith(".flat.json")]
-    found = {path.stem: _read(folder, f"{room}/{path.name}", json.loads, notes) for path in paths}
-    return {name: result for name, result in found.items() if result}
+    found = {}
+    for path in paths:
+        if value := _read(folder, f"{room}/{path.name}", parse_json, notes):
+            result, faults = sound(value, Result)
+            notes += [f"{room}/{path.name}: {fault}; this figure is left out." for fault in faults]
+            found[path.stem] = dict(result)
+    return found
 
 
 def _read_metrics(folder: Path, notes: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Log lines of training and of validation."""
     path, lines = folder / "metrics.jsonl", list[str]()
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    except OSError as error:
-        notes.append(f"metrics.jsonl can't be read ({type(error).__name__}) and is left out.")
+        lines = read_bytes(path).decode(errors="replace").splitlines() if os.path.lexists(path) else []
+    except RmtrainError:
+        notes.append("metrics.jsonl can't be read and is left out.")
     values = [value for value in map(_parse_line, lines) if value is not None]
     if len(values) < len(lines):
         unread = len(lines) - len(values)
@@ -133,10 +142,10 @@ def _read_metrics(folder: Path, notes: list[str]) -> tuple[list[dict[str, Any]],
 
 def _parse_line(line: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line)
+        return dict(sound(value, LogLine)[0]) if isinstance(value, dict) else None
+    except (ValueError, DataError):
         return None
-    return value if isinstance(value, dict) and type(value.get("step")) is int else None
 
 
 def _read_rows(folder: Path, splits: Mapping[str, Mapping[str, Any]], notes: list[str]) -> dict[str, list[ScoredRow]]:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from rmtrain.errors import RmtrainError
 from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of
-from rmtrain.files import write_atomic
+from rmtrain.files import read_bytes, write_atomic
 from rmtrain.metrics.calibration import reliability_bins
 from rmtrain.metrics.intervals import effective_size
 from rmtrain.metrics.rankings import credits_of
@@ -71,8 +72,8 @@ def _render(record: RunRecord) -> str:
 
 def _recipe_text(folder: Path) -> str:
     try:
-        return (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return read_bytes(folder / "recipe.yaml").decode(errors="replace")
+    except RmtrainError:
         return ""
 
 

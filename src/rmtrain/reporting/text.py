@@ -103,7 +103,9 @@ def duration(seconds: Any) -> str:
 
 def is_figure(value: Any) -> bool:
     """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 10**300 if isinstance(value, int) else math.isfinite(value)
 
 
 def render(template: str, shown: Callable[[Any], str], values: dict[str, Any]) -> str:
