@@ -110,6 +110,13 @@ def test_arena_turns_of_the_kaggle_competition(mark: str, better: str | None) ->
             read(row | {"response_a": wrong})
 
 
+def test_an_arena_judgement_of_the_first_turn_leaves_out_the_second() -> None:
+    long = {"conversation_a": messages(Q, GOOD, MORE, BAD), "conversation_b": messages(Q, BAD, MORE, GOOD)}
+    row = ARENA | long | {"winner": "model_b"}
+    assert read(row).completions == ((GOOD,), (BAD,))
+    assert read(row | {"turn": 2}).completions == ((GOOD, MORE, BAD), (BAD, MORE, GOOD))
+
+
 def test_strengths_are_gaps_and_scores_beside_a_label_must_agree() -> None:
     assert read(HELPSTEER2 | {"preference_strength": -2}).stated == (Preference(0, 1, 2.0),)
     assert read(HELPSTEER2 | {"preference_strength": "2"}).stated == (Preference(1, 0, 2.0),)
@@ -322,9 +329,19 @@ def test_scores_in_columns_and_in_lists() -> None:
             read({"prompt": "q", "replies": ["x", "y", "z"], "best": 2, **row}, answers=["replies"], label="best")
     with pytest.raises(DataError, match="there is none of that name"):
         read({"prompt": "q", "a": "x"}, answers=["a", "b"], scores=["s", "t"])
+    with pytest.raises(DataError, match="no column holds the prompt"):
+        read({"ask": "q", "a": "x", "b": "y", "best": 0}, answers=["a", "b"], label="best")
 
 
 # whole files
+
+
+def test_a_shared_beginning_is_noted(tmp_path: Path) -> None:
+    found = load(tmp_path / "x.jsonl", [{"chosen": f"{i}: yes", "rejected": f"{i}: no"} for i in range(3)])
+    assert [group.prompt[0].content for group in found.splits["train"].groups] == ["0:", "1:", "2:"]
+    assert found.notes == [
+        "train: no column holds a prompt: what chosen and rejected begin with alike is the prompt, as TRL has it"
+    ]
 
 
 def load(path: Path, rows: list[dict[str, Any]], **data: Any) -> Any:

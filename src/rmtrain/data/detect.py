@@ -9,7 +9,7 @@ from rmtrain.data.layout import Label, Layout, label_key
 from rmtrain.data.layouts import LAYOUTS, PAIR, SUBSETS
 from rmtrain.data.prompts import alpaca_prompt, prompt_column
 from rmtrain.data.rows import Row
-from rmtrain.data.transcripts import list_in
+from rmtrain.data.transcripts import list_in, messages_in, turns
 from rmtrain.data.ultrafeedback import parse_ultrafeedback
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
@@ -34,7 +34,7 @@ def find_layout(columns: Collection[str], sample: Row, data: DataSection) -> Lay
         DataError: no layout fits, or several do; the message says what would.
     """
     if data.answers:
-        return _described(columns, data)
+        return _described(columns, sample, data)
     known = [layout for layout in LAYOUTS if data.row_schema in ("auto", layout.name)]
     fitting = [layout for layout in known if all(_has(columns, sample, need) for need in layout.needs)]
     if data.row_schema == "auto":
@@ -94,7 +94,7 @@ def _label(data: DataSection) -> Label:
     return Label((str(data.label),), better, frozenset(map(label_key, data.ties)))
 
 
-def _described(columns: Collection[str], data: DataSection) -> Layout:
+def _described(columns: Collection[str], sample: Row, data: DataSection) -> Layout:
     """The layout that the recipe's own answers, label and scores make."""
     needs = [name.partition(".")[0] for name in (*data.answers, *data.scores)] + ([data.label] if data.label else [])
     if lacking := [name for name in needs if name not in columns]:
@@ -107,6 +107,12 @@ def _described(columns: Collection[str], data: DataSection) -> Layout:
         raise DataError(
             f"several columns could hold the prompt: {', '.join(prompts)}",
             f"say which, such as data.columns: {{prompt: {prompts[0]}}}",
+        )
+    answer = sample.get(data.answers[0])
+    if not prompts and isinstance(answer, str) and messages_in(answer) is None and turns(answer) is None:
+        raise DataError(
+            "no column holds the prompt of the answers that data.answers names",
+            f"say which, such as data.columns: {{prompt: question}}; the columns are: {', '.join(sorted(columns))}",
         )
     instruction = prompts == ["instruction"]
     return Layout(

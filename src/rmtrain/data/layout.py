@@ -100,6 +100,7 @@ class Layout:
     scores: tuple[str, ...] = ()  # like answers
     ranked: bool = False  # the scores are ranks, of which 1 is the best
     turns: bool = False  # prompt and answers may be lists of what either side said, turn by turn
+    judged: str = ""  # column with the number of answers that were judged, where conversations may go on behind them
     source: tuple[str, ...] = ("source",)  # columns for the subset that figures are broken down by
     read_prompt: Callable[[Row, str], Conversation] = prompt_column
     reads: tuple[str, ...] = ()  # further columns
@@ -109,7 +110,7 @@ class Layout:
     @property
     def columns(self) -> frozenset[str]:
         """All columns that are read."""
-        named = {*self.needs, *self.answers, *self.scores, *self.source, *self.reads, self.prompt}
+        named = {*self.needs, *self.answers, *self.scores, *self.source, *self.reads, self.prompt, self.judged}
         named |= {*self.label.columns} if self.label else set()
         named |= _PAIR_READS if self._best_first else set()
         return frozenset(_ALWAYS_READ | {name.partition(".")[0] for name in named if name})
@@ -172,6 +173,8 @@ class Layout:
         if not self.prompt and len(texts) == len(values) > 1:
             prompt, completions = split_texts(texts)
             return with_system(row, prompt), completions
+        if isinstance(judged := row.get(self.judged), int):
+            answers = [_first_answers(answer, judged) for answer in answers]
         if all(answer[0].role == "assistant" for answer in answers):
             return with_system(row, self.read_prompt(row, self.prompt or "prompt")), tuple(answers)
         prompt, completions = split_prompt(answers, as_messages(row.get(self.prompt), self.prompt))
@@ -203,6 +206,12 @@ class Layout:
         if self.ranked:
             values = [None if value is None else -value for value in values]
         return None if all(value is None for value in values) else tuple(values)
+
+
+def _first_answers(conversation: Conversation, count: int) -> Conversation:
+    """A conversation up to its `count`-th answer."""
+    ends = [place for place, message in enumerate(conversation, 1) if message.role == "assistant"]
+    return conversation[: ends[count - 1]] if 0 < count < len(ends) else conversation
 
 
 def rating_faults(scores: tuple[float | None, ...] | None) -> tuple[str | None, ...] | None:

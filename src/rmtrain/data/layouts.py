@@ -100,7 +100,14 @@ LAYOUTS = (
     Layout("swift", ("messages", "rejected_response"), reads=("margin",), reader=_swift),
     Layout("swift", ("messages", "rejected_messages"), answers=("messages", "rejected_messages"), prompt=""),
     Layout("ultrainteract", ("trajectory", *PAIR), prompt="trajectory", source=("dataset", "task")),
-    Layout("arena", ("conversation_a", "conversation_b", "winner"), ("conversation_a", "conversation_b"), "", _WINNER),
+    Layout(
+        "arena",
+        ("conversation_a", "conversation_b", "winner"),
+        ("conversation_a", "conversation_b"),
+        "",
+        _WINNER,
+        judged="turn",
+    ),
     Layout("arena", ("prompt", *_AB, "winner"), _AB, label=_WINNER, turns=True),
     Layout(
         "arena",

@@ -52,7 +52,8 @@ def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_f
     try:
         _check_renames(columns, data)
         columns = (columns - {*data.columns.values()}) | data.columns.keys()
-        layout = find_layout(columns, _sample(rows, columns), data)
+        sample = _sample(rows, columns)
+        layout = find_layout(columns, sample, data)
         left = unread(layout, rows, columns, data)
     except DataError as error:
         raise LayoutError(f"{source.description}: {error.message}", error.hint) from None
@@ -74,6 +75,8 @@ def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_f
             "data.row_schema states another schema, data.columns renames columns",
         )
     notes = [f"columns that are not read: {', '.join(left)}"] if left else []
+    if not layout.prompt and isinstance(sample.get("chosen"), str):
+        notes.append("no column holds a prompt: what chosen and rejected begin with alike is the prompt, as TRL has it")
     if "margin" in columns & layout.columns:
         notes.append("the column margin is each pair's score gap; loss.margin times it is taken off the reward gap")
     ids = unique_ids([f"{split}-{index}" if row.id is None else row.id for index, row in good])

@@ -214,7 +214,7 @@ def completion_of(value: object, column: str = "completion") -> Conversation:
         return transcript(value, column) if begins_as_transcript(value) else (Message("assistant", value),)
     messages = conversation(value, column)
     if messages[-1].role != "assistant":
-        raise RowFault(UNANSWERED, column)
+        raise RowFault(UNANSWERED, f"{column}, whose last message is of the {messages[-1].role}")
     return messages
 
 
