@@ -189,6 +189,8 @@ def test_a_system_column_is_read_once() -> None:
     row = {"prompt": messages(SYSTEM, Q), "chosen": "good", "rejected": "bad"}
     assert read(row | {"system": "be brief"}).prompt == (SYSTEM, Q) == read(row | {"system": ""}).prompt
     assert read({**row, "prompt": "q", "system": "be brief"}).prompt == (SYSTEM, Q)
+    rated = {"instruction": "q", "completions": [{"response": "good", "overall_score": 1}] * 2, "system": "be brief"}
+    assert read(rated).prompt == (SYSTEM, Q)
     with pytest.raises(RowFault, match="two system messages"):
         read(row | {"system": "be long"})
 
@@ -386,6 +388,11 @@ def test_a_label_that_renamed_answers_would_hide_is_an_error(tmp_path: Path) -> 
     with pytest.raises(DataError) as caught:
         load(tmp_path / "y.jsonl", arena, columns={"chosen": "response_a", "rejected": "response_b"})
     assert caught.value.hint == "leave data.columns out: row schema arena reads these columns"
+    strengths = [HELPSTEER2 | {"preference_strength": 1}] * 3  # all above 0: nothing but the name tells
+    renamed = {"chosen": "response_1", "rejected": "response_2", "margin": "preference_strength"}
+    with pytest.raises(DataError, match="preference_strength looks as if it said which one is better") as caught:
+        load(tmp_path / "z.jsonl", strengths, columns=renamed)
+    assert "row schema helpsteer" in caught.value.hint
 
 
 def test_a_rename_that_drops_a_part_of_the_prompt_is_an_error(tmp_path: Path) -> None:
@@ -405,7 +412,7 @@ def test_a_negative_margin_contradicts_chosen_and_a_margin_is_noted(tmp_path: Pa
     rows[2]["margin"] = -2
     with pytest.raises(DataError, match=r"x\.jsonl:3: negative margin: column margin holds the number -2") as caught:
         load(tmp_path / "x.jsonl", rows)
-    assert "data.better: {positive: 0, negative: 1}" in caught.value.hint
+    assert "data.label: margin, and data.better with the answer, 0 or 1" in caught.value.hint
     turned = load(
         tmp_path / "x.jsonl",
         rows,

@@ -139,3 +139,10 @@ def test_rows_of_one_id_are_told_apart_and_that_is_said_once():
     assert said == ["rows with the id of an earlier one: 2, told apart by a number, such as hep-go/7#3"]
     twice = benchmark_groups(BENCHMARKS["rewardbench-2"], [TIES, TIES])
     assert [ties_id(group.id)[1] for group in told_apart(twice, said.append)] == ["3", "3#2"]
+
+
+def test_texts_of_a_benchmark_are_taken_as_they_stand() -> None:
+    asked, answer = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c", '[{"role": "user", "content": "x"}]'
+    group = group_of("rewardbench-1", {**RB1, "prompt": asked, "chosen": answer})
+    assert group.prompt == (Message("user", asked),)
+    assert group.completions[0] == (Message("assistant", answer),)

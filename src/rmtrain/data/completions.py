@@ -1,7 +1,6 @@
 """Rows of a prompt with any number of completions, and the preferences or scores among them."""
 
 from rmtrain.data.layout import listed, rating_faults, score_gap
-from rmtrain.data.prompts import with_system
 from rmtrain.data.rows import (
     BAD_PREFERENCE,
     WRONG_TYPE,
@@ -24,7 +23,7 @@ def parse_completions(row: Row) -> ParsedRow:
     completions = tuple(completion_of(value, f"completions[{place}]") for place, value in enumerate(values))
     scores = _scores(row.get("scores"), len(completions))
     return ParsedRow(
-        prompt=with_system(row, prompt_of(row.get("prompt"))),
+        prompt=prompt_of(row.get("prompt")),
         completions=completions,
         stated=_stated(row.get("preferences"), scores, len(completions)),
         scores=scores,

@@ -160,10 +160,11 @@ def unread(layout: Layout, rows: Sequence[Row], columns: Collection[str], data: 
     """
     left = sorted(set(columns) - layout.columns)
     renamed = data.columns
-    labels = [column for column in left if _LIKE_LABELS.fullmatch(column)]
+    # a column that is renamed to margin says more than by how much: its sign says which answer is better
+    labels = [column for column in (*left, renamed.get("margin", "")) if _LIKE_LABELS.fullmatch(column)]
     if labels and renamed.keys() & set(PAIR) and data.row_schema == "auto":
         chosen, rejected = (renamed.get(name, name) for name in PAIR)
-        values = sorted({label_key(row.get(labels[0])) for row in rows[:1000]})
+        values = sorted({label_key(row.get(labels[0], row.get("margin"))) for row in rows[:1000]})
         whole = {*columns, *renamed.values()}
         native = next((known.name for known in LAYOUTS if known.label and whole >= {*known.needs}), None)
         raise DataError(

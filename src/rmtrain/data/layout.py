@@ -125,8 +125,10 @@ class Layout:
         Raises:
             RowFault: what is wrong with it.
         """
-        if self.reader:
-            return self.reader(row)
+        parsed = self.reader(row) if self.reader else self._read(row)
+        return parsed._replace(prompt=with_system(row, parsed.prompt))
+
+    def _read(self, row: Row) -> ParsedRow:
         named = _values(row, self.answers)
         if self._best_first and any(is_texts(value) for _, value in named):
             return self._right_and_wrong(row, named)
@@ -171,14 +173,12 @@ class Layout:
                 raise RowFault(WRONG_TYPE, column, value, f"{kind}, as in {first}")
         texts = [value for _, value in values if isinstance(value, str) and not begins_as_transcript(value)]
         if not self.prompt and len(texts) == len(values) > 1:
-            prompt, completions = split_texts(texts)
-            return with_system(row, prompt), completions
+            return split_texts(texts)
         if isinstance(judged := row.get(self.judged), int):
             answers = [_first_answers(answer, judged) for answer in answers]
         if all(answer[0].role == "assistant" for answer in answers):
-            return with_system(row, self.read_prompt(row, self.prompt or "prompt")), tuple(answers)
-        prompt, completions = split_prompt(answers, as_messages(row.get(self.prompt), self.prompt))
-        return with_system(row, prompt), completions
+            return self.read_prompt(row, self.prompt or "prompt"), tuple(answers)
+        return split_prompt(answers, as_messages(row.get(self.prompt), self.prompt))
 
     def _right_and_wrong(self, row: Row, named: list[tuple[str, Any]]) -> ParsedRow:
         """Lists of right and of wrong texts: each right one is preferred to each wrong one."""
@@ -190,7 +190,7 @@ class Layout:
         right, wrong = (texts for _, texts in named)
         pairs = product(range(len(right)), range(len(right), len(right) + len(wrong)))
         return ParsedRow(
-            prompt=with_system(row, self.read_prompt(row, self.prompt)),
+            prompt=self.read_prompt(row, self.prompt),
             completions=tuple(completion_of(text) for text in [*right, *wrong]),
             stated=tuple(Preference(better, worse) for better, worse in pairs),
             id=row_id(row),

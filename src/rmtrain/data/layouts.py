@@ -2,7 +2,7 @@
 
 from rmtrain.data.completions import parse_completions
 from rmtrain.data.layout import Label, Layout, pair_scores
-from rmtrain.data.prompts import alpaca_prompt, marked_prompt, post_prompt, split_prompt, with_system
+from rmtrain.data.prompts import alpaca_prompt, marked_prompt, post_prompt, split_prompt
 from rmtrain.data.rows import (
     NO_COMMON_PROMPT,
     ParsedRow,
@@ -41,10 +41,8 @@ def _swift(row: Row) -> ParsedRow:
         raise RowFault(NO_COMMON_PROMPT)
     rejected = completion_of(row.get("rejected_response"), "rejected_response")
     scores, gap = pair_scores(row)
-    whole = with_system(row, tuple(prompt))
-    return ParsedRow(
-        whole, ((chosen,), rejected), (Preference(0, 1, gap),), scores, id=row_id(row), source=row_source(row, "source")
-    )
+    stated, source = (Preference(0, 1, gap),), row_source(row, "source")
+    return ParsedRow(tuple(prompt), ((chosen,), rejected), stated, scores, id=row_id(row), source=source)
 
 
 def _is_transcript(row: Row) -> bool:

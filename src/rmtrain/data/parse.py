@@ -96,8 +96,8 @@ def _sample(rows: Sequence[dict[str, Any]], columns: set[str]) -> dict[str, Any]
 def _contradiction(place: str, fault: RowFault) -> DataError:
     return DataError(
         f"{place}: {fault.detail}",
-        "if its sign says which answer is better: data.answers: [chosen, rejected], data.label: margin, "
-        "data.better: {positive: 0, negative: 1}",
+        "if its sign says which answer is better: data.answers: [chosen, rejected], data.label: margin, and "
+        "data.better with the answer, 0 or 1, that `positive` and `negative` mean",
     )
 
 

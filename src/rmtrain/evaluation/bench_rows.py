@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-from rmtrain.data.rows import Row, RowFault, completion_of, is_texts, prompt_of, row_id
-from rmtrain.data.types import Conversation, Preference, PreferenceGroup
+from rmtrain.data.rows import Row, RowFault, conversation, is_texts, row_id
+from rmtrain.data.types import Conversation, Message, Preference, PreferenceGroup
 from rmtrain.metrics import rewardbench2, rm_bench
 
 JUDGEBENCH_SECTIONS = {  # section → how the sources of its questions begin
@@ -68,7 +68,7 @@ def judgebench_group(row: Row) -> PreferenceGroup:
         raise ValueError(f"label is {label!r}, expected A>B or B>A")
     better, worse = _text(row, f"response_{label[0]}"), _text(row, f"response_{label[2]}")
     section = next((name for name, start in JUDGEBENCH_SECTIONS.items() if source.startswith(start)), source)
-    return _group(_text(row, "pair_id"), prompt_of(_text(row, "question")), [better], [worse], section)
+    return _group(_text(row, "pair_id"), _asked(_text(row, "question")), [better], [worse], section)
 
 
 def _group(name: str, prompt: Conversation, right: Sequence[str], wrong: Sequence[str], source: str) -> PreferenceGroup:
@@ -77,7 +77,7 @@ def _group(name: str, prompt: Conversation, right: Sequence[str], wrong: Sequenc
     return PreferenceGroup(
         id=name,
         prompt=prompt,
-        completions=tuple(completion_of(text) for text in [*right, *wrong]),
+        completions=tuple((Message("assistant", text),) for text in [*right, *wrong]),
         preferences=tuple(Preference(better, worse) for better, worse in pairs),
         source=source,
     )
@@ -113,7 +113,13 @@ def _texts(row: Row, column: str) -> list[str]:
 
 
 def _prompt(row: Row) -> Conversation:
+    value = _value(row, "prompt")
     try:
-        return prompt_of(_value(row, "prompt"))
+        return _asked(value) if isinstance(value, str) else conversation(value)
     except RowFault as fault:
         raise ValueError(f"prompt is neither text nor messages: {fault.cause}") from None
+
+
+def _asked(text: str) -> Conversation:
+    """A prompt as it stands: of a benchmark, even one that looks like a transcript is what was asked."""
+    return (Message("user", text),)
