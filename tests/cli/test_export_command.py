@@ -42,12 +42,33 @@ def test_what_people_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert run(["export", "--ckpt", str(folder), "--output", "plain", "--dtype", "bfloat16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("exported: plain (bfloat16, ")
-    assert [line.split(" by ")[1].split()[0] for line in lines[2:]] == ["merging", "storing"]
+    assert [line.split(" by ")[1].split()[0] for line in lines[2:4]] == ["merging", "storing"]
+    assert lines[4].endswith(": vllm serve plain --runner pooling --dtype bfloat16")
     card = Path("plain/README.md").read_text()
     assert "merged into the base in float32" in card
     assert "stored in bfloat16" in card
     assert "No evaluation came with it." in card
     assert "peft" not in card.split("## How it was made")[0]
+    assert card.split("# ")[1].startswith("plain\n")
+    assert "`vllm serve . --runner pooling --dtype bfloat16`" in card
+
+
+def test_no_place_on_this_machine_is_exported(folder: Path, tmp_path: Path) -> None:
+    sidecar = json.loads((folder / "rmtrain.json").read_text())
+    sidecar["base"] = {"name": str(tmp_path / "private" / "base-7b"), "commit": None}
+    sidecar["recipe"]["model"]["name"] = str(tmp_path / "private" / "base-7b")
+    sidecar["recipe"]["data"]["source"] = {"train": str(tmp_path / "rows.jsonl"), "test": "some-lab/preferences@v1"}
+    (folder / "rmtrain.json").write_text(json.dumps(sidecar))
+    assert run(["export", "--ckpt", str(folder), "--output", "plain"]) == 0
+    for path in Path("plain").iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+        assert b"private" not in path.read_bytes(), path
+    recipe = json.loads(Path("plain/rmtrain.json").read_text())["recipe"]
+    assert recipe["model"]["name"] == "./base-7b"  # no name of the hub
+    assert recipe["data"]["source"] == {"train": "./rows.jsonl", "test": "some-lab/preferences@v1"}
+    card = Path("plain/README.md").read_text()
+    assert "the local base-7b" in card
+    assert "base_model" not in card
 
 
 def test_json_is_one_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

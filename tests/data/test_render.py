@@ -161,6 +161,8 @@ def test_gpt2_s_tokenizer_pads_with_a_word_that_no_text_spells(tmp_path: Path) -
     assert word[0] == "Ġ"
     assert len(word) > 1
     assert renderer.pad_id not in (tokenizer.eos_token_id, renderer.tokenize([PAIR])[0][-1])
+    assert renderer.notes[0].startswith(f"the tokenizer has no special token to pad with, so {word!r} ")
+    assert not Renderer.for_tokenizer(make_tokenizer()).notes
     renderer.save_pretrained(tmp_path)
     again = load_tokenizer(str(tmp_path))
     assert [again(text)["input_ids"] for text in [*texts, "!", "!!", "wall"]] == before

@@ -44,11 +44,14 @@ def test_front_matter_of_an_adapter(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     path = write_model_card(run)
     assert path == run / "final" / "README.md"
-    assert front_matter(path.read_text()) == {
+    found = front_matter(path.read_text())
+    assert found.pop("model-index")[0]["name"] == run.name
+    assert found == {
         "library_name": "peft",
         "pipeline_tag": "text-classification",
         "base_model": BASE,
-        "tags": ["reward-model", "rmtrain", "lora"],
+        "base_model_relation": "adapter",
+        "tags": ["reward-model", "trl", "reward-trainer", "rmtrain", "lora"],
         "datasets": [DATASET],
     }
 
@@ -57,8 +60,44 @@ def test_front_matter_of_a_whole_model(tmp_path: Path) -> None:
     sources = {"train": f"{DATASET}:cfg@{COMMIT}", "validation": f"{DATASET}:cfg", "test": "rows.jsonl"}
     found = front_matter(read(make_run(tmp_path, recipe=make_recipe(data__source=sources, lora=None), adapter=False)))
     assert found["library_name"] == "transformers"
-    assert found["tags"] == ["reward-model", "rmtrain"]
-    assert set(found["datasets"]) == {DATASET}
+    assert found["base_model_relation"] == "finetune"
+    assert found["tags"] == ["reward-model", "trl", "reward-trainer", "rmtrain"]
+    assert found["datasets"] == [DATASET]
+
+
+def test_the_model_index_holds_the_results_as_the_hub_reads_them(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    run = make_run(tmp_path)
+    data = ModelCard(read(run)).data
+    assert data.model_name == run.name
+    results = {(found.dataset_type, found.dataset_split): found for found in data.eval_results}
+    assert set(results) == {(DATASET, "validation"), (DATASET, "test"), ("allenai/reward-bench", None)}
+    result = json.loads((run / "eval" / "test.json").read_text())
+    assert results[DATASET, "test"].metric_value == result["accuracy"]
+    assert f"n = {result['n']}; 95 % interval" in results[DATASET, "test"].metric_name
+    scores = json.loads((run / "rewardbench" / "rewardbench-1.json").read_text())["scores"]
+    assert results["allenai/reward-bench", None].metric_value == scores["current"]["mean_of_sections"]
+    assert "scored as current" in results["allenai/reward-bench", None].metric_name
+
+
+def test_a_license_is_what_the_base_s_own_card_states(tmp_path: Path) -> None:
+    from rmtrain.model.weights import stated_license
+
+    assert stated_license(str(tmp_path), None) == {}
+    assert stated_license("nobody/nothing", None) == {}
+    text = "---\nlicense: other\nlicense_name: made\ntags: [x]\n---\n# A base\n"
+    (tmp_path / "README.md").write_text(text)
+    assert stated_license(str(tmp_path), None) == {"license": "other", "license_name": "made"}
+    for damaged in ("# no head", "---\nlicense: [\n---\n", "---\nlicense: [a, b]\n---\n"):
+        (tmp_path / "README.md").write_text(damaged)
+        assert stated_license(str(tmp_path), None) == {}
+    run = make_run(tmp_path)
+    sidecar = json.loads((run / "final" / "rmtrain.json").read_text())
+    sidecar["base"]["license"] = {"license": "other", "license_name": "made"}
+    (run / "final" / "rmtrain.json").write_text(json.dumps(sidecar))
+    found = front_matter(read(run))
+    assert (found["license"], found["license_name"]) == ("other", "made")
 
 
 def test_figures_are_those_of_the_results(tmp_path: Path) -> None:
@@ -91,7 +130,7 @@ def test_text_from_data_stays_text(tmp_path: Path) -> None:
     run = make_run(tmp_path, recipe=recipe, manifest=manifest)
     (run / "eval" / f"{CANARY.replace('/', '')[:80]}.json").write_text(json.dumps({"n": 1}))
     card = read(run)
-    assert set(front_matter(card)) == {"library_name", "pipeline_tag", "tags"}
+    assert set(front_matter(card)) == {"library_name", "pipeline_tag", "tags", "model-index"}
     assert "<script" not in card
     assert "](javascript:" not in card
     assert "http://evil" not in card.replace("\\x3c", "").split("The resolved recipe")[0]
@@ -150,7 +189,17 @@ def test_snippets_follow_the_recipe_and_the_contract(tmp_path: Path, quantizatio
     assert "[tokenizer.bos_token_id, *ids]" in code
     assert "[*ids, tokenizer.eos_token_id]" in code
     if adapter:
-        assert f"revision='{COMMIT}'" in code
+        assert f'revision="{COMMIT}"' in code
+
+
+def test_the_readme_prints_the_card_s_own_snippet(tmp_path: Path) -> None:
+    from rmtrain.recipe.load import load_recipe
+
+    root = Path(__file__).parents[2]
+    recipe = load_recipe(root / "configs" / "mistral_lora.yaml").recipe.model_dump(mode="json")
+    base = {"name": recipe["model"]["name"], "commit": None}
+    run = make_run(tmp_path, recipe=recipe, manifest=make_manifest(model=base))
+    assert snippet(read(run)) in (root / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ def _told(result: dict[str, Any]) -> str:
     for step in ("dequantising", "merging", "storing"):
         if step in proof:
             lines.append(f"  {proof[step]:.2g} by {step} ({proof[f'{step}_allowed']:.2g} allowed)")
+    lines.append(f"serve it with the same rewards, which POST /classify gives for messages: {result['serve']}")
     return "\n".join([*lines, *([f"pushed: {result['pushed']}"] if result["pushed"] else [])])
 
 

@@ -247,9 +247,15 @@ class Renderer:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of it, one line each."""
-        if not asks_for_date(self.tokenizer.chat_template or ""):
-            return ()
-        return (f"the chat template prints the date: it is given {self.date}, whatever the day",)
+        tokenizer, notes = self.tokenizer, []
+        if asks_for_date(tokenizer.chat_template or ""):
+            notes.append(f"the chat template prints the date: it is given {self.date}, whatever the day")
+        if (pad := tokenizer.convert_ids_to_tokens(self.pad_id)) not in _special_tokens(tokenizer):
+            notes.append(
+                f"the tokenizer has no special token to pad with, so {pad!r} ({self.pad_id}) is saved as its pad "
+                "token; rmtrain's own packed rows hold no padding"
+            )
+        return tuple(notes)
 
     def baked(self) -> "Renderer":
         """The same rendering by a template alone, for those who read nothing else; itself, where that can't be had."""

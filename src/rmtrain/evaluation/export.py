@@ -17,10 +17,12 @@ from rmtrain.files import sync_folder, sync_tree, write_json
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.digests import seal
 from rmtrain.model.export import merge, stored_bytes, write_model
+from rmtrain.model.portable import serve_command
 from rmtrain.model.quantization import dequantise, in_float32, is_quantised
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.sidecar import SIDECAR
 from rmtrain.model.weights import read_json
+from rmtrain.places import local_name, without_places
 from rmtrain.scoring.score import score_groups
 
 SAMPLE = "demo"
@@ -106,7 +108,7 @@ def export(
         scoring = checkpoint.scoring.model_copy(
             update={"dtype": stored, "quantization": "none", "max_length": checkpoint.max_length}
         )
-        write_model(model.module, checkpoint.renderer, scoring, kept, staging)
+        write_model(model.module, checkpoint.renderer, scoring, without_places(kept, local_name), staging)
         del model, checkpoint
         gc.collect()
         notify(f"scoring them with the {stored} folder, read by transformers alone")
@@ -125,7 +127,13 @@ def export(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     size = sum(path.stat().st_size for path in output.iterdir())
-    return {"ckpt": where, "output": str(output), "bytes": size, **exported}
+    return {
+        "ckpt": where,
+        "output": str(output),
+        "bytes": size,
+        **exported,
+        "serve": serve_command(str(output), stored),
+    }
 
 
 def _load(where: str, revision: str | None, verify: bool) -> Checkpoint:

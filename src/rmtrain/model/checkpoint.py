@@ -55,7 +55,8 @@ class Checkpoint:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how it is run."""
-        undated = self.renderer.notes and self.scoring.contract and "date" not in self.scoring.contract
+        contract = self.scoring.contract
+        undated = contract and "date" not in contract and "date" in self.renderer.contract()
         older = ("which date it was given in training is not recorded in this checkpoint",) if undated else ()
         return (*self.model.notes, *self.renderer.notes, *older)
 

@@ -1,5 +1,6 @@
 """Config and tokenizer files that older and other readers (transformers 4, vLLM) read as transformers 5 does."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ def make_portable(folder: Path) -> None:
         write_json(config, {**values, **old_rotation(values), "problem_type": "regression"})
     if tokenizer.exists():
         write_json(tokenizer, _old_tokenizer(read_json(tokenizer)))
+
+
+def serve_command(folder: str, dtype: str) -> str:
+    """The command by which vLLM serves a whole model with the same rewards; its own choice of dtype halves float32."""
+    return shlex.join(["vllm", "serve", folder, "--runner", "pooling", "--dtype", dtype])
 
 
 def old_rotation(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rmtrain.data.render import first_line
 from rmtrain.errors import CheckpointError
-from rmtrain.files import sha256_file
+from rmtrain.files import read_text, sha256_file
 
 SIDECAR = "rmtrain.json"
 _COMPANIONS = ["*.json", "*.model", "*.jinja", "*.txt"]
@@ -103,6 +103,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: not a JSON object", "use another checkpoint")
     return value
+
+
+def stated_license(name: str, commit: str | None) -> dict[str, str]:
+    """What a model's own card says of its license, by the keys of the hub; nothing where there is no such card."""
+    from huggingface_hub import ModelCard, hf_hub_download
+
+    try:
+        folder = Path(name)
+        card = folder / "README.md" if folder.is_dir() else Path(hf_hub_download(name, "README.md", revision=commit))
+        stated = ModelCard(read_text(card), ignore_metadata_errors=True).data
+    except (
+        Exception
+    ):  # no card, no network, no YAML: each library has its own errors, and all mean that it is not known
+        return {}
+    found = {key: stated.get(key) for key in ("license", "license_name", "license_link")}
+    return {key: value for key, value in found.items() if isinstance(value, str)}
 
 
 def hub_name(where: str) -> tuple[str, str | None]:

@@ -52,7 +52,9 @@ def markdown(value: Any) -> str:
 
 def python_literal(value: Any) -> str:
     """Text from data as a Python string in a fenced block; neither the fence nor a page can be broken out of."""
-    return "".join(f"\\x{ord(c):02x}" if c in "`<>" else c for c in ascii(plain(value)))
+    text = ascii(plain(value))
+    text = f'"{text[1:-1]}"' if text[0] == "'" and '"' not in text else text
+    return "".join(f"\\x{ord(c):02x}" if c in "`<>" else c for c in text)
 
 
 def percent(fraction: Any, digits: int = 1) -> str:

@@ -19,6 +19,7 @@ from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
 from rmtrain.model.saving import save_final
 from rmtrain.model.sidecar import scoring_of
+from rmtrain.model.weights import stated_license
 from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.runs import update_manifest
@@ -201,7 +202,11 @@ def _make_trainer(job: _Job, start: _Start, model: RewardModel, callbacks: list[
         record={
             "recipe": recipe.model_dump(mode="json"),
             "data": {name: split.fingerprint for name, split in job.splits.items()},
-            "base": {"name": recipe.model.name, "commit": model.commit},
+            "base": {
+                "name": recipe.model.name,
+                "commit": model.commit,
+                "license": stated_license(recipe.model.name, model.commit) if process_state().is_main_process else {},
+            },
         },
         fingerprint=job.fingerprint,
         tokens_per_batch=recipe.evaluation.tokens_per_batch,

@@ -1,0 +1,87 @@
+"""What the hub reads of a model card: base, licence, tags, data sets, and the evaluation results as its model index."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from rmtrain.evaluation.benchmarks import BENCHMARKS
+from rmtrain.places import name_only
+from rmtrain.reporting.record import RunRecord
+from rmtrain.reporting.summary import BENCHMARK_NAMES, eras, mapping
+from rmtrain.reporting.text import count, interval, is_figure, plain
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_FILE = re.compile(r"\.(jsonl|jsonl\.gz|json|parquet|csv)$")
+
+
+def front_matter(record: RunRecord, base_id: str | None, adapter: bool) -> str:
+    """The YAML at the head of a card; what is not known is left out."""
+    results = [*_of_splits(record), *_of_benchmarks(record)]
+    stated = mapping(mapping(record.sidecar.get("base")).get("license"))
+    licence: dict[str, Any] = {key: plain(value) for key, value in stated.items() if value}
+    values = ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-classification",
+        base_model=base_id,
+        base_model_relation=("adapter" if adapter else "finetune") if base_id else None,
+        tags=["reward-model", "trl", "reward-trainer", "rmtrain", *(["lora"] if adapter else [])],
+        datasets=list(dict.fromkeys(hub_part(s) for s in sources(record) if is_dataset_id(s))) or None,
+        eval_results=results or None,
+        model_name=plain(record.name) if results else None,
+        **licence,
+    )
+    return yaml.safe_dump(values.to_dict(), sort_keys=False, allow_unicode=False, width=10_000)  # type: ignore[no-untyped-call]
+
+
+def sources(record: RunRecord) -> list[str]:
+    """The data sources of the recipe, each once."""
+    source = record.setting("data", "source")
+    found = source.values() if isinstance(source, dict) else [source] if source else []
+    flat = [entry for value in found for entry in (value if isinstance(value, list) else [value])]
+    return list(dict.fromkeys(plain(entry) for entry in flat))
+
+
+def is_dataset_id(source: str) -> bool:
+    """Whether a source is a data set of the hub."""
+    name = hub_part(source)
+    return name != "demo" and bool(HUB_ID.fullmatch(name)) and not _FILE.search(name)
+
+
+def hub_part(source: str) -> str:
+    """A source without its revision and configuration."""
+    return re.split("[@:]", source)[0]
+
+
+def _of_splits(record: RunRecord) -> Iterator[EvalResult]:
+    data, planned = mapping(record.manifest.get("data")), record.setting("data", "source")
+    for name, split in record.splits.items():
+        stated = planned.get(name) if isinstance(planned, dict) else planned
+        source = plain(mapping(data.get(name)).get("source") or stated or "unnamed")
+        dataset = hub_part(source) if is_dataset_id(source) else _slug(name_only(source))
+        yield from _result(dataset, dataset, _slug(name), split.get("accuracy"), "accuracy", split, "accuracy_")
+
+
+def _of_benchmarks(record: RunRecord) -> Iterator[EvalResult]:
+    for name, result in record.benchmarks.items():
+        era, score = next(iter(eras(result).items()), ("", {}))
+        if name in BENCHMARKS:
+            value, called = score.get("mean_of_sections"), f"mean of sections, scored as {_slug(era)}"
+            figures = {**score, "n": result.get("n")}
+            yield from _result(BENCHMARKS[name].hub_id, BENCHMARK_NAMES[name], None, value, called, figures, "")
+
+
+def _result(
+    dataset: str, name: str, split: str | None, value: Any, called: str, figures: Mapping[str, Any], prefix: str
+) -> Iterator[EvalResult]:
+    if is_figure(value):
+        low, high = figures.get(f"{prefix}low"), figures.get(f"{prefix}high")
+        metric = f"{called} (n = {count(figures.get('n'))}; 95 % interval {interval(low, high)})"
+        task = ("text-classification", dataset, name, "accuracy", value, "preference ranking")
+        yield EvalResult(*task, dataset_split=split, metric_name=metric)
+
+
+def _slug(text: Any) -> str:
+    return re.sub(r"[^\w.-]+", "-", plain(text))[:80].strip("-") or "unnamed"
