@@ -22,10 +22,11 @@ LEVELS = {
     "data": 2,
     "recipe": 1,
 }
-LEAVES = {"documents", "errors", "files", "runs", "signals", "display", "metrics"}  # usable by anyone
+LEAVES = {"documents", "errors", "files", "places", "runs", "signals", "display", "metrics"}  # usable by anyone
 LEAF_USES = {
     "errors": set(),
     "files": {"errors"},
+    "places": set(),
     "signals": set(),
     "display": set(),
     "metrics": set(),
