@@ -85,6 +85,7 @@ KAGGLE = {"id": 5, "model_a": "m", "model_b": "n", "prompt": '["q", "more"]'}
         ({"conversations": spoken(Q), "chosen": spoken(GOOD)[0], "rejected": spoken(BAD)[0]}, "sharegpt", "good"),
         ({"messages": messages(Q, GOOD), "rejected_response": "bad"}, "swift", "good"),
         ({"messages": messages(Q, GOOD), "rejected_messages": messages(Q, BAD)}, "swift", "good"),
+        ({"query": "q", "response": "good", "rejected_response": "bad"}, "swift", "good"),
         ({"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"}, "alpaca", "good"),
         ({"instruction": "q", "output": ["good", "bad"]}, "alpaca", "good"),
         ({"question": "q", "chosen": "good", "rejected": "bad"}, "pair", "good"),
@@ -105,7 +106,7 @@ def test_arena_turns_of_the_kaggle_competition(mark: str, better: str | None) ->
     parsed = read(row)
     assert (name(row), parsed.prompt, winner(parsed)) == ("arena", (Q,), better)
     assert parsed.completions[0] == (GOOD, MORE, Message("assistant", "good too"))
-    for wrong in ('["good", null]', '["good"]'):
+    for wrong in ('["good", null]', '["good"]', '["good", "\\ud83d"]', '["good", "too]'):
         with pytest.raises(RowFault):
             read(row | {"response_a": wrong})
 
@@ -251,6 +252,9 @@ def test_messages_that_cannot_be_read_are_refused_with_their_column() -> None:
         messages_in("[{'role': 'user', 'content': '" + "x" * 1_000_001 + "'}]")
     with pytest.raises(ValueError, match="neither"):
         messages_in("[{'role': " + "(" * 5000)
+    for strange in ("'\\ud83d'", "b'q'"):
+        with pytest.raises(ValueError, match="surrogate"):
+            messages_in(f"[{{'role': 'user', 'content': {strange}}}]")
 
 
 @pytest.mark.parametrize("start", ["\n\nHuman: q", "Human: q"])

@@ -158,7 +158,8 @@ class Layout:
 
     def _conversations(self, row: Row, named: list[tuple[str, Any]]) -> tuple[Conversation, tuple[Conversation, ...]]:
         """Prompt and answers: each in columns of its own, or the prompt inside of every answer."""
-        said = [spoken(value) for value in (row.get(self.prompt), *(value for _, value in named))] if self.turns else []
+        asked = (self.prompt, row.get(self.prompt))
+        said = [spoken(value, column) for column, value in (asked, *named)] if self.turns else []
         if said and None not in said:
             return in_turns(*said)  # type: ignore[arg-type]
         values = [(column, as_messages(value, column)) for column, value in named]
@@ -174,8 +175,8 @@ class Layout:
         texts = [value for _, value in values if isinstance(value, str) and not begins_as_transcript(value)]
         if not self.prompt and len(texts) == len(values) > 1:
             return split_texts(texts)
-        if isinstance(judged := row.get(self.judged), int):
-            answers = [_first_answers(answer, judged) for answer in answers]
+        if judged := number(row.get(self.judged), self.judged):
+            answers = [_first_answers(answer, int(judged)) for answer in answers]
         if all(answer[0].role == "assistant" for answer in answers):
             return self.read_prompt(row, self.prompt or "prompt"), tuple(answers)
         return split_prompt(answers, as_messages(row.get(self.prompt), self.prompt))

@@ -97,6 +97,14 @@ LAYOUTS = (
     Layout("sharegpt", ("conversations", *PAIR), prompt="conversations"),
     Layout("swift", ("messages", "rejected_response"), reads=("margin",), reader=_swift),
     Layout("swift", ("messages", "rejected_messages"), answers=("messages", "rejected_messages"), prompt=""),
+    Layout(
+        "swift",
+        ("query", "response", "rejected_response"),
+        ("response", "rejected_response"),
+        "query",
+        read_prompt=alpaca_prompt,
+        reads=("input", "history"),
+    ),
     Layout("ultrainteract", ("trajectory", *PAIR), prompt="trajectory", source=("dataset", "task")),
     Layout(
         "arena",

@@ -93,9 +93,11 @@ def with_system(row: Row, prompt: Conversation) -> Conversation:
     return prompt
 
 
-def spoken(value: object) -> list[Any] | None:
+def spoken(value: object, column: str) -> list[Any] | None:
     """What one side said, turn by turn, as a list or as its text; None for anything else."""
     found = list_in(value)
+    if found is None and isinstance(value, str) and value.startswith('["') and value.endswith("]"):
+        raise RowFault("unreadable turns", column, value, "a list of texts as JSON")
     return found if found and all(entry is None or isinstance(entry, str) for entry in found) else None
 
 

@@ -58,9 +58,17 @@ def _is_message(entry: object) -> bool:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        pass
+        value = _parse_python(text)
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError("it holds what is neither text nor number, or half of a surrogate pair") from None
+    return value
+
+
+def _parse_python(text: str) -> Any:
     if len(text) > _LONGEST_REPR:
         raise ValueError("it is no JSON, and too long for a Python literal")
     try:
