@@ -201,10 +201,11 @@ def test_an_unreachable_hub(tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE=1" in dead["hint"]
 
 
-def test_a_folder_of_the_same_name_does_not_stand_in_for_the_hub(
+def test_a_folder_of_the_same_name_is_read_as_one_and_a_revision_is_of_the_hub(
     online: Online, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_jsonl(tmp_path / "org" / "pairs" / "test.jsonl", pairs(90, 92))
     monkeypatch.chdir(tmp_path)
-    (found,) = read(online.hub, online.home, [("org/pairs", "test")])
-    assert "is a folder" in found["error"]
+    local, there = read(online.hub, online.home, [("org/pairs", "test"), ("org/pairs@main", "test")])
+    assert (local["source"], local["revision"], len(local["prompts"])) == ("org/pairs (test)", None, 2)
+    assert (there["revision"] is not None, len(there["prompts"])) == (True, 3)

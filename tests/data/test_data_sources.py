@@ -23,9 +23,9 @@ ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen
         ("org/na.me-2:fil_tered", Source("hub", "org/na.me-2", "fil_tered")),
         ("org/name:config@refs/pr/1", Source("hub", "org/name", "config", "refs/pr/1")),
         ("org/name@v1:config", Source("hub", "org/name", "config", "v1")),
-        ("x.jsonl", Source("file", "x.jsonl")),
-        ("../a b/x.JSONL.gz", Source("file", "../a b/x.JSONL.gz")),
-        ("org/x.parquet", Source("file", "org/x.parquet")),
+        ("x.jsonl", Source("file", "x.jsonl", files=("x.jsonl",))),
+        ("../a b/x.JSONL.gz", Source("file", "../a b/x.JSONL.gz", files=("../a b/x.JSONL.gz",))),
+        ("org/x.parquet", Source("file", "org/x.parquet", files=("org/x.parquet",))),
     ],
 )
 def test_forms(text: str, source: Source) -> None:
@@ -43,11 +43,13 @@ def test_anything_else_is_refused_with_the_forms(text: str) -> None:
     assert ".jsonl.gz" in caught.value.hint
 
 
-def test_a_folder_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_comes_before_a_hub_dataset_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="'org/name' is a folder"):
-        parse_source("org/name")
+    assert parse_source("org/name").kind == "file"
+    assert parse_source("org/name@main").kind == "hub"
+    with pytest.raises(DataError, match="org/name: no data files in this folder"):
+        read_rows("org/name")
 
 
 NAME = st.text("abcXYZ019_-.", min_size=1, max_size=8)

@@ -222,14 +222,14 @@ class _Reader:
         return self._names_there.get(split) in train.splits
 
     def read(self, split: str) -> SourceRows:
-        text = self._data.source if isinstance(self._data.source, str) else self._data.source.get(split)
+        text = self._data.source.get(split) if isinstance(self._data.source, dict) else self._data.source
         if text is None:
             raise DataError(
                 f"data.source has no entry for the split {split}", f"it has: {', '.join(self._data.source)}"
             )
-        if text not in self._pinned:
-            self._pinned[text] = pin_source(parse_source(text))
-        source = self._pinned[text]
+        if str(text) not in self._pinned:
+            self._pinned[str(text)] = pin_source(parse_source(text))
+        source = self._pinned[str(text)]
         name_there = self._names_there.get(split, split)
         try:
             return read_rows(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from rmtrain.data.curate import unique_ids
 from rmtrain.data.detect import find_layout, unread
-from rmtrain.data.layout import NEGATIVE_MARGIN
+from rmtrain.data.layout import NEGATIVE_MARGIN, Layout
 from rmtrain.data.rows import ParsedRow, RowFault, empty_cause, template_arguments
 from rmtrain.data.sources import SourceRows
 from rmtrain.errors import DataError
@@ -55,6 +55,7 @@ def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_f
         sample = _sample(rows, columns)
         layout = find_layout(columns, sample, data)
         left = unread(layout, rows, columns, data)
+        partly = _check_shards(source, rows, layout)
     except DataError as error:
         raise LayoutError(f"{source.description}: {error.message}", error.hint) from None
     good: list[tuple[int, ParsedRow]] = []
@@ -77,10 +78,28 @@ def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_f
     notes = [f"columns that are not read: {', '.join(left)}"] if left else []
     if not layout.prompt and isinstance(sample.get("chosen"), str):
         notes.append("no column holds a prompt: what chosen and rejected begin with alike is the prompt, as TRL has it")
+    notes += [f"columns that only some of the files have: {', '.join(partly)}"] if partly else []
     if "margin" in columns & layout.columns:
         notes.append("the column margin is each pair's score gap; loss.margin times it is taken off the reward gap")
     ids = unique_ids([f"{split}-{index}" if row.id is None else row.id for index, row in good])
     return ParsedSplit(source, layout.name, good, faults, ids, len(rows), tuple(notes))
+
+
+def _check_shards(source: SourceRows, rows: Sequence[dict[str, Any]], layout: Layout) -> list[str]:
+    """The columns that are read and that only some of a source's files have; what the layout needs, each must have."""
+    seen: list[set[str]] = []
+    start = 0
+    for shard in source.shards:
+        seen.append({name for row in rows[start : start + shard.rows] for name in row})
+        start += shard.rows
+    for shard, columns in zip(source.shards, seen, strict=True):
+        if lacking := [need for need in layout.needs if need.partition(".")[0] not in columns]:
+            raise DataError(
+                f"{shard.name} lacks the column {lacking[0]}, which other files of the source have",
+                f"its columns are: {', '.join(sorted(columns))}",
+            )
+    partly = {name for columns in seen for name in columns if not all(name in others for others in seen)}
+    return sorted(partly & layout.columns)
 
 
 def _sample(rows: Sequence[dict[str, Any]], columns: set[str]) -> dict[str, Any]:

@@ -1,31 +1,36 @@
-"""SOURCE → rows: a hub dataset, a local file, or the built-in demo data."""
+"""SOURCE → rows: a hub dataset, local files, or the built-in demo data."""
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rmtrain.data import demo
-from rmtrain.data.files import SUFFIXES, read_file, suffix_of
+from rmtrain.data.files import SUFFIXES, suffix_of
 from rmtrain.data.hub import load_hub, resolve_commit, rows_of
+from rmtrain.data.shards import Shard, fingerprint, is_glob, read_local
 from rmtrain.errors import DataError
-from rmtrain.files import sha256_file
 from rmtrain.recipe.schema import DataSection
 
 _DEMO_SEED = 0  # fixed, so that runs with different seeds are scored on the same demo rows
 _HUB = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(?P<marks>([:@][^:@\s]+){0,2})")
-_FORMS = f"a hub id such as org/name:config@revision, a file ending in {', '.join(SUFFIXES)}, or demo"
+_FORMS = (
+    f"a hub id such as org/name:config@revision, a file ending in {', '.join(SUFFIXES)}, a folder or a pattern "
+    "(shards/*.parquet) of such files, or demo"
+)
 
 
 class Source(NamedTuple):
     """Where rows come from."""
 
     kind: Literal["hub", "file", "demo"]
-    name: str  # hub id or path
+    name: str  # hub id, path, or several paths with commas
     config: str | None = None
     revision: str | None = None
+    files: tuple[str, ...] = ()  # a file, folder or pattern; or several files
 
     def __str__(self) -> str:
         config = f":{self.config}" if self.config else ""
@@ -41,33 +46,48 @@ class SourceRows(NamedTuple):
     revision: str | None  # commit of a hub dataset
     description: str
     splits: tuple[str, ...]  # all that the source has
-    lines: Sequence[int] | None = None  # the line that each row begins on
-    path: Path | None = None  # of a file
+    shards: Sequence[Shard] = ()  # of local rows, in their order
+    paths: Sequence[Path] = ()  # the files
 
     def where(self, index: int) -> str:
         """The place of a row, for messages."""
-        return f"{self.description}:{self.lines[index]}" if self.lines else f"{self.description} row {index + 1}"
+        name = self.description
+        for shard in self.shards:
+            if index < shard.rows:
+                if shard.lines:
+                    return f"{shard.name}:{shard.lines[index]}"
+                name = shard.name if len(self.shards) > 1 else name
+                break
+            index -= shard.rows
+        return f"{name} row {index + 1}"
 
 
 class MissingSplitError(DataError):
     """A source that has no split of the name asked for."""
 
 
-def parse_source(text: str) -> Source:
-    """Tell what kind of source `text` names, without looking whether it exists.
+def parse_source(text: str | Sequence[str]) -> Source:
+    """Tell what kind of source `text` names, or several texts, which are files of one source.
+
+    A folder comes before a hub dataset of the same name, as it does for other libraries; `org/name@main` is of the hub.
 
     Raises:
         DataError: it is none of the forms.
     """
+    if not isinstance(text, str):
+        names = tuple(each.strip() for each in text)
+        if other := next((each for each in names if not suffix_of(each)), None):
+            raise DataError(f"{other!r} in a list of files is no file", f"files end in {', '.join(SUFFIXES)}")
+        return Source("file", ", ".join(names), files=names)
     text = text.strip()
     if text == "demo":
         return Source("demo", "demo")
-    if suffix_of(text):
-        return Source("file", text)
+    if suffix_of(text) or (text and (is_glob(text) or os.path.isdir(os.path.expanduser(text)))):
+        return Source("file", text, files=(text,))
     match = _HUB.fullmatch(text)
-    if match is None or Path(text).is_dir():
-        kind = "is a folder" if Path(text).is_dir() else "is not a source"
-        raise DataError(f"{text!r} {kind}", f"a source is {_FORMS}")
+    if match is None:
+        here = f" (no such file or folder in {os.getcwd()})" if "/" in text else ""
+        raise DataError(f"{text!r} is not a source{here}", f"a source is {_FORMS}")
     marks = re.findall(r"([:@])([^:@]+)", match["marks"])
     given = dict(marks)
     if len(given) != len(marks):
@@ -83,7 +103,7 @@ def pin_source(source: Source) -> Source:
 
 
 def read_rows(
-    source: Source | str,
+    source: Source | str | Sequence[str],
     split: str | None = None,
     *,
     any_split: bool = False,
@@ -91,15 +111,14 @@ def read_rows(
 ) -> SourceRows:
     """Read one split of a source; None stands for the only split there is.
 
-    A file that names no splits (all but .json objects) has the one split `train`; with `any_split` it stands for
-    whatever split is asked for. `demo_groups` says how many groups the demo source makes for each split; left out, the
-    recipe's defaults.
+    Files that name no splits have the one split `train`; with `any_split` it stands for whatever split is asked for.
+    `demo_groups` says how many groups the demo source makes for each split; left out, the recipe's defaults.
 
     Raises:
         MissingSplitError: naming the splits there are.
         DataError: the source can't be read; with file and line where there are lines.
     """
-    source = parse_source(source) if isinstance(source, str) else source
+    source = source if isinstance(source, Source) else parse_source(source)
     if source.kind == "hub":
         hub = load_hub(source.name, source.config, pin_source(source).revision)
         name = _choose_split(source.name, split, tuple(hub.splits))
@@ -109,23 +128,24 @@ def read_rows(
         description = f"{source._replace(revision=hub.commit)} ({name})"
         return SourceRows(rows, name, fingerprint, hub.commit, description, tuple(hub.splits))
     if source.kind == "file":
-        path = Path(source.name).expanduser()
-        file = read_file(path)
-        name = _choose_split(source.name, None if any_split and not file.named else split, tuple(file.splits))
-        rows = file.splits[name]
-        description = f"{source.name} ({name})" if file.named else source.name
-        if not file.named and split is None:
-            name = path.name[: -len(suffix_of(path.name) or "")]
-        return SourceRows(rows, name, file.fingerprint, None, description, tuple(file.splits), file.lines, path)
+        local = read_local(source.files)
+        splits = tuple(local.splits)
+        chosen = _choose_split(source.name, None if any_split and not local.named else split, splits)
+        description, name = source.name, chosen
+        if local.named:
+            description = f"{source.name} ({name})"
+        elif split is None:
+            whole = os.path.basename(os.path.abspath(source.files[0]))
+            name = whole[: len(whole) - len(suffix_of(whole) or "")]
+        found = local.splits[chosen]()
+        return SourceRows(found.rows, name, found.fingerprint, None, description, splits, found.shards, found.files)
     return _demo_rows(split, demo_groups)
 
 
 def has_changed(rows: SourceRows) -> bool:
-    """Whether the file that rows were read from holds something else by now, or is gone; never of other sources."""
-    if rows.path is None:
-        return False
+    """Whether the files that rows were read from hold something else by now, or are gone; never of other sources."""
     try:
-        return sha256_file(rows.path) != rows.fingerprint
+        return bool(rows.paths) and fingerprint(rows.paths) != rows.fingerprint
     except OSError:
         return True
 

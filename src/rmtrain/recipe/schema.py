@@ -13,6 +13,7 @@ from rmtrain.recipe.agreement import DISAGREEMENT, disagreements
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Shards = Annotated[list[NonEmpty], Field(min_length=1)]  # files of one source
 PositiveInt = Annotated[int, Field(ge=1)]
 FOLDER_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"  # no trailing dot: Windows drops it
 
@@ -82,9 +83,10 @@ class HoldoutSection(Section):
 class DataSection(Section):
     """Where the preferences come from and which are used."""
 
-    source: NonEmpty | Annotated[dict[NonEmpty, NonEmpty], Field(min_length=1)]
-    """Hub dataset id (`@revision`, `:config`), local .jsonl, .jsonl.gz, .json, .parquet or .csv file, `demo`, or a
-    mapping of split to such a source."""
+    source: NonEmpty | Shards | Annotated[dict[NonEmpty, NonEmpty | Shards], Field(min_length=1)]
+    """Hub dataset id (`@revision`, `:config`); local .jsonl, .jsonl.gz, .json, .parquet or .csv file; a pattern
+    (`shards/*.parquet`), folder or list of such files; folder that `save_to_disk` wrote; `demo`; or a mapping of split
+    to such a source."""
     splits: dict[Literal["train", "validation", "test"], NonEmpty] = {
         "train": "train",
         "validation": "validation",
