@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rmtrain.errors import InputError, WriteError
+from rmtrain.errors import InputError, RmtrainError, WriteError
 
 TEXT_LIMIT = 64 << 20  # bytes; more than any template, manifest or result needs
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -135,6 +135,8 @@ def writing(path: Path, needed: int | None = None, left: str = "") -> Iterator[N
     """
     try:
         yield
+    except RmtrainError:
+        raise
     except Exception as error:
         why = why_unwritten(error, path, needed)
         if why is None:
@@ -207,32 +209,23 @@ def held(lock: Path, what: Path, *, remove: bool = False) -> Iterator[None]:
     """
     while True:
         try:
-            stream = open(lock, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise InputError(
-                f"{what} can't be written: {error.strerror}", f"make {lock.parent} writable, or choose another place"
-            ) from error
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            stream.close()
-            raise InputError(f"{what} is in use by {holder}", "wait for it, or stop it") from None
-        except BaseException:
-            stream.close()
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
-                break
-        stream.close()  # the process that held it has just taken the file away
-    with stream:
-        with writing(lock):
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-            stream.flush()
-        try:
-            yield
-        finally:
+            hint = f"make {lock.parent} writable, or choose another place"
+            raise InputError(f"{what} can't be written: {error.strerror}", hint) from error
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
+                raise InputError(f"{what} is in use by {holder}", "wait for it, or stop it") from None
+            if not lock.exists() or not os.path.samestat(os.fstat(descriptor), lock.stat()):
+                continue  # the process that held it has just taken the file away
             if remove:
-                lock.unlink(missing_ok=True)
+                stack.callback(lock.unlink, missing_ok=True)
+            with contextlib.suppress(OSError):  # a full disk: others are told less
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            yield
+            return

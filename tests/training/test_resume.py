@@ -428,7 +428,7 @@ def test_a_disk_without_room_for_a_run_is_said_and_leaves_none(
 
     before = read_manifest(whole)
     monkeypatch.setattr(record, "update_manifest", refuse)
-    with pytest.raises(InputError, match=r"the run folder can't be written: .*No space left") as caught:
+    with pytest.raises(InputError, match=r"the run folder can't be written: the disk is full") as caught:
         run(base, tmp_path, resume=whole if resumed else None, **CASE)
     assert "run.folder" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]

@@ -82,7 +82,7 @@ def _run(arguments: list[str]) -> int:
         rich_format_error(error)  # type: ignore[arg-type]  # all that Typer raises here are usage errors
         code = 2
     except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_unwritten_output()
         code = 1
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, RmtrainError):
@@ -91,6 +91,7 @@ def _run(arguments: list[str]) -> int:
         # every process finds the same fault in the input; of a failed run, each has its own story
         if is_main_process() or code == 1:
             print(printable(told), file=sys.stderr)
+        _give_up_unwritten_output()
         lost = error.run if isinstance(error, LostProcessError) else None
         if debug:
             print(printable(traceback.format_exc()), file=sys.stderr)
@@ -98,6 +99,14 @@ def _run(arguments: list[str]) -> int:
     if code == 0:  # after a fault the others may wait in a collective, and leaving could wait for them
         leave_group()
     return code
+
+
+def _give_up_unwritten_output() -> None:
+    """Drop what standard output has no room for, which Python would try to write once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _options() -> dict[str, set[str]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rmtrain.cli import options
+from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import choose
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import InputError, RunFailedError
@@ -48,7 +48,8 @@ def export(
         write_exported_card(folder, chosen.run, sidecar)
 
     where, revision = hub_name(chosen.where)
-    result = export_model(where, output, dtype, revision, not no_verify, display.note, finish)
+    with processes.alone(output):
+        result = export_model(where, output, dtype, revision, not no_verify, display.note, finish)
     result["pushed"] = _push(output, push, private) if push is not None else None
     print(jsonlib.dumps(result, indent=2) if json else _told(result))
 

@@ -1,10 +1,11 @@
 """Tokenised splits: a memory-mapped table on disk, made once for all processes, and checked whenever it is opened."""
 
+import contextlib
 import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import compress
 from pathlib import Path
@@ -16,6 +17,7 @@ from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, tokenize_groups
 from rmtrain.data.types import Preference, PreferenceGroup
 from rmtrain.errors import RunFailedError
+from rmtrain.files import writing
 
 OVER_LENGTH = "over length"
 IDENTICAL = ("identical after rendering", "identical after truncation")  # the cause in a whole group, and in a cut one
@@ -120,8 +122,6 @@ def tokenize_split(
     Raises:
         DataError: as tokenize_groups.
     """
-    from filelock import FileLock
-
     rule = [_VERSION, renderer.contract(), max_length, over_length, drop_identical]
     digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode())
     digest.update(renderer.tokenizer.backend_tokenizer.to_str().encode())
@@ -129,8 +129,7 @@ def tokenize_split(
         digest.update(repr(group).encode("utf-8", "surrogatepass"))
     fingerprint = digest.hexdigest()
     folder = cache / fingerprint[:32]
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{folder.name}.lock"):
+    with writing(cache, left="RMTRAIN_CACHE names another place"), _locked(cache / f"{folder.name}.lock"):
         found = _open(folder)
         if found is None:
             if folder.exists():
@@ -148,6 +147,15 @@ def tokenize_split(
                 raise RunFailedError(f"{folder}: what was written can't be read back", "the disk may be damaged")
     table, books = found
     return TokenizedSplit(fingerprint, table, books.dropped, books.identical, books.truncated)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        yield
 
 
 @dataclass
@@ -229,10 +237,14 @@ def _write(folder: Path, columns: dict[str, list[Any]], books: _Books) -> None:
     for left in (staging, folder):
         shutil.rmtree(left, ignore_errors=True)
     # left to itself, datasets writes no shard for no rows, and can't read that
-    Dataset.from_dict(columns, features=_features()).save_to_disk(staging, num_shards=1)
-    (staging / _BOOKS).write_text(json.dumps(asdict(books)))
-    (staging / _CHECKSUMS).write_bytes(_checksums(staging))
-    staging.rename(folder)
+    try:
+        Dataset.from_dict(columns, features=_features()).save_to_disk(staging, num_shards=1)
+        (staging / _BOOKS).write_text(json.dumps(asdict(books)))
+        (staging / _CHECKSUMS).write_bytes(_checksums(staging))
+        staging.rename(folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
 
 
 def _checksums(folder: Path) -> bytes:

@@ -1,5 +1,6 @@
 """A checkpoint exported, with the proof: sample rows scored before merging, after it, and as others will read it."""
 
+import contextlib
 import gc
 import shutil
 from collections.abc import Callable, Sequence
@@ -8,12 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from rmtrain.data.load import read_source
 from rmtrain.data.tokenize import TokenizedGroup, tokenize_groups
 from rmtrain.errors import InputError, RunFailedError
-from rmtrain.files import sync_folder, sync_tree, write_json
+from rmtrain.files import sync_folder, sync_tree, write_json, writing
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.digests import seal
 from rmtrain.model.export import merge, stored_bytes, write_model
@@ -102,7 +102,8 @@ def export(
     exported = {"dtype": stored, "trained_dtype": trained_dtype, "merged": merges, "quantization": kind, "proof": proof}
     staging = output.with_name(f".{output.name}.export")
     shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with writing(output, left="nothing is left of it"), contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
         staging.mkdir()
         kept = {key: value for key, value in checkpoint.sidecar.items() if key not in ("format", "contract", "scoring")}
         scoring = checkpoint.scoring.model_copy(
@@ -122,10 +123,6 @@ def export(
             output.rmdir()
         staging.rename(output)
         sync_folder(output.resolve().parent)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        raise RunFailedError(f"{output}: the export can't be written: {error}", "nothing is left of it") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     size = sum(path.stat().st_size for path in output.iterdir())
     return {
         "ckpt": where,

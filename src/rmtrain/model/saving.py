@@ -3,12 +3,13 @@
 import math
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rmtrain.data.render import Renderer
-from rmtrain.errors import CheckpointError, RunFailedError
-from rmtrain.files import sync_folder, sync_tree, write_json
+from rmtrain.errors import CheckpointError
+from rmtrain.files import sync_folder, sync_tree, write_json, writing
 from rmtrain.model.digests import seal
 from rmtrain.model.forward import HEAD
 from rmtrain.model.portable import make_portable
@@ -45,11 +46,10 @@ def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:
         RunFailedError: it can't be written, on a full disk say; nothing of it is left.
         CheckpointError: what was written is damaged.
     """
-    from safetensors import SafetensorError
-
     staging = folder.with_name(f".{folder.name}")
     shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with writing(folder, left="the checkpoints are whole: go on with --resume"), ExitStack() as stack:
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
         staging.mkdir()
         _copy_model(checkpoint, staging, dtype)
         check_weights(staging)
@@ -58,12 +58,6 @@ def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)
         sync_folder(folder.parent)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        raise RunFailedError(
-            f"{folder}: the final model can't be written: {error}", "the checkpoints are whole: make room, and --resume"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _copy_model(checkpoint: Path, staging: Path, dtype: str) -> None:

@@ -12,7 +12,7 @@ from accelerate.utils import reduce
 from torch.distributed import distributed_c10d
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rmtrain.files import write_atomic
+from rmtrain.files import write_atomic, writing
 from rmtrain.training.plan import whole_steps
 
 Emit = Callable[[dict[str, Any]], None]
@@ -120,7 +120,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         figures = {name: value if math.isfinite(value) else None for name, value in logs.items() if name != "epoch"}
         epoch = round(state.global_step / self.steps_per_epoch, 6)
         line = {"step": state.global_step, "steps": state.max_steps, "epoch": epoch, **figures}
-        with open(self.path, "a", encoding="utf-8") as stream:
+        with writing(self.path), open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         self.emit(line)
 

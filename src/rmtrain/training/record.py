@@ -23,13 +23,14 @@ from rmtrain.errors import (
     LostProcessError,
     RmtrainError,
     RunFailedError,
+    WriteError,
     masked,
 )
-from rmtrain.files import write_atomic
+from rmtrain.files import why_unwritten, write_atomic
 from rmtrain.model.devices import lost_another, process_state
 from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.recipe.render import dump_recipe
-from rmtrain.runs import create_run, locked, read_manifest, reveal, update_manifest
+from rmtrain.runs import MANIFEST, create_run, locked, read_manifest, reveal, update_manifest
 from rmtrain.training.resume import ResumePoint
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "rmtrain")
@@ -112,7 +113,12 @@ def record_failure(folder: Path, error: BaseException, new: bool) -> RmtrainErro
     message = _message(error)
     with contextlib.suppress(OSError, RmtrainError):
         if read_manifest(folder)["state"] == "running":
-            update_manifest(folder, state="interrupted" if stopped else "failed", ended=now(), error=message)
+            try:
+                update_manifest(folder, state="interrupted" if stopped else "failed", ended=now(), error=message)
+            except WriteError:
+                _fail_in_place(folder)
+    if isinstance(error, OSError) and (why := why_unwritten(error, folder)):
+        return WriteError(f"{error.filename or folder} can't be written: {why[0]}", f"{why[1]}; {_go_on(folder)}")
     if isinstance(error, RmtrainError):
         # exit code 2 says that nothing was started, which is no longer so
         return RunFailedError(error.message, error.hint) if isinstance(error, InputError) else error
@@ -151,6 +157,15 @@ def recording_what_follows(folder: Path) -> Iterator[None]:
         whole = f"the model is whole: rmtrain eval --ckpt {folder}; the traceback is in {folder / 'log.txt'}"
         hint = "; ".join(filter(None, [getattr(error, "hint", ""), whole]))
         raise RunFailedError(f"training is finished, what follows failed: {_message(error)}", hint) from error
+
+
+def _fail_in_place(folder: Path) -> None:
+    """Turn the manifest's state from running to failed where there is no room for another manifest."""
+    running, failed = b'"state": "running"', b'"state": "failed" '
+    with open(folder / MANIFEST, "r+b") as stream:
+        place = stream.read().index(running)
+        stream.seek(place)
+        stream.write(failed)
 
 
 def _go_on(folder: Path) -> str:

@@ -13,7 +13,8 @@ from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.display import Display, Silent
-from rmtrain.errors import CheckpointError, InputError, Interrupted, RmtrainError, RunFailedError
+from rmtrain.errors import CheckpointError, InputError, Interrupted, RmtrainError, RunFailedError, WriteError
+from rmtrain.files import why_unwritten
 from rmtrain.model.adapters import add_lora
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
@@ -124,11 +125,14 @@ def _begin(job: _Job, resume: Path | None, allow_changes: bool, stack: ExitStack
         try:
             check_login(job.loaded.recipe.tracking.wandb)
             answer = [_open(job, resume, allow_changes, stack)]
+        except (OSError, WriteError) as error:  # a full disk, say, or a file system without locks
+            place, cause = Path(resume or job.loaded.recipe.run.folder), error
+            told = (error.message, error.hint) if isinstance(error, WriteError) else why_unwritten(error, place)
+            why, hint = told or (str(error), "")
+            hint = "; ".join(filter(None, [hint, "run.folder names another place"]))
+            answer = [InputError(f"{place}: the run folder can't be written: {why}", hint)]
         except RmtrainError as error:
             answer = [error]
-        except OSError as error:  # a full disk, say, or a file system without locks
-            place, cause = resume or job.loaded.recipe.run.folder, error
-            answer = [InputError(f"{place}: the run folder can't be written: {error}", "make room, or set run.folder")]
         except Exception as error:
             cause, hint = error, "this is a fault in rmtrain; run again with --debug for the traceback"
             answer = [RunFailedError(f"the run can't be begun: {type(error).__name__}: {error}", hint)]

@@ -17,6 +17,7 @@ from rmtrain.data.render import Renderer
 from rmtrain.data.token_cache import TokenizedSplit
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import NonFiniteError, RmtrainError, RunFailedError
+from rmtrain.files import why_unwritten
 from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
 from rmtrain.model.batch import Batch
 from rmtrain.model.digests import seal
@@ -259,11 +260,11 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             if self.args.should_save:
                 self._commit(staging / name, root / name)
         except Exception as error:  # a full disk surfaces as SafetensorError, RuntimeError or OSError
-            free = f"{shutil.disk_usage(root).free / 2**20:.0f} MiB are free"
-            why, hint = (error.message, error.hint) if isinstance(error, RmtrainError) else (str(error), "make room")
+            told = (error.message, error.hint) if isinstance(error, RmtrainError) else why_unwritten(error, root)
+            why, hint = told or (f"{type(error).__name__}: {error}", "")
             raise RunFailedError(
-                f"checkpoint {name} could not be written ({why}); {free}; earlier checkpoints are whole",
-                f"{hint}; go on with --resume",
+                f"checkpoint {name} could not be written ({why}); earlier checkpoints are whole",
+                "; ".join(filter(None, [hint, "go on with --resume"])),
             ) from error
         finally:
             self._staging = None
