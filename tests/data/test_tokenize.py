@@ -252,8 +252,8 @@ def test_what_the_length_makes_equal_is_held_once(renderer: Renderer) -> None:
 
 def test_equal_texts_are_tokenised_once(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    original = Renderer.tokenize
-    monkeypatch.setattr(Renderer, "tokenize", lambda self, chats: (seen.append(len(chats)), original(self, chats))[1])
+    original = Renderer.encode
+    monkeypatch.setattr(Renderer, "encode", lambda self, texts: (seen.append(len(texts)), original(self, texts))[1])
     (tokenized,) = (one for one in tokenize_groups([group(("w9",), ("w1", "w2") * 500)], renderer, 64, "error") if one)
     assert (seen, len(tokenized.suffix_of), len(tokenized.suffixes)) == ([2], 1000, 2)
 

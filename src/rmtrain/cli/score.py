@@ -66,7 +66,7 @@ def score(
             lines = [{**source.rows[index], "rewards": list(row.rewards)} for index, row in rows]
             write_atomic(path, "".join(jsonlib.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
-        scored = score_rows(checkpoint, input_file.name, split.groups, budget, output, display, write)
+        scored = score_rows(checkpoint, input_file.name, split.groups, budget, output, display, write, split)
         if not processes.is_main_process():
             return
         remove_partials(output)  # of other rows, that an interrupted command left

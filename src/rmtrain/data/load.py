@@ -40,12 +40,17 @@ class SplitData:
     fingerprint: str  # SHA-256 of the source's content
     rows: tuple[int, ...]  # the source row that each group was made of, from 0
     read_as: dict[str, Any] = field(default_factory=dict)  # the mapping that the rows were read by
+    where: Callable[[int], str] = "row {}".format  # the place of a source row
 
     @property
     def origin(self) -> dict[str, Any]:
         """What a result says of the rows."""
         read_as = {"read_as": self.read_as} if self.read_as else {}
         return {"source": self.source, "revision": self.revision, "fingerprint": self.fingerprint, **read_as}
+
+    def place(self, group_id: str) -> str:
+        """The place of the row that a group was made of."""
+        return next(self.where(row) for group, row in zip(self.groups, self.rows, strict=True) if group.id == group_id)
 
 
 @dataclass(frozen=True)
@@ -297,6 +302,7 @@ def _finish(name: str, parsed: ParsedSplit, draft: Draft, data: DataSection) -> 
         fingerprint=source.fingerprint,
         rows=tuple(entry.row for entry in draft.entries),
         read_as=mapping_of(data),
+        where=source.where,
     )
 
 

@@ -11,7 +11,7 @@ from rmtrain.data.sources import SourceRows
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
 
-_MOST_MALFORMED = 0.2  # share of a split's rows above which the layout or the source must be wrong
+MOST_MALFORMED = 0.2  # share of a split's rows above which the layout or the source must be wrong
 
 
 class Unreadable(NamedTuple):
@@ -69,7 +69,7 @@ def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_f
             faults.append(Unreadable(index, fault.cause, fault.detail))
     empty = [Unreadable(index, cause, cause) for index, row in good if empty_is_fault and (cause := empty_cause(row))]
     malformed = sorted(faults + empty)
-    if len(malformed) > _MOST_MALFORMED * len(rows):
+    if len(malformed) > MOST_MALFORMED * len(rows):
         shown = "; ".join(f"{source.where(fault.row)}: {fault.detail}" for fault in malformed[:3])
         raise DataError(
             f"{source.description}: {len(malformed)} of {len(rows)} rows are no use as {layout.name} rows: {shown}",

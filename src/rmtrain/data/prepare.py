@@ -1,18 +1,21 @@
 """Source → tokenised splits, the way that every command takes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from rmtrain.data.curate import Ledger
 from rmtrain.data.load import PreparedData, SplitData, load_data
+from rmtrain.data.omissions import NO_ROLES
+from rmtrain.data.parse import MOST_MALFORMED
 from rmtrain.data.render import Renderer
-from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
+from rmtrain.data.token_cache import REFUSED, TokenizedSplit, tokenize_split
 from rmtrain.data.tokenize import OverLength
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
+from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Recipe
 
 BOOKS = ("rows", "completions", "preferences")
@@ -54,7 +57,8 @@ def prepare(recipe: Recipe, renderer: Renderer, display: Display) -> ReadyData:
     """Read, curate and tokenise the splits of a recipe.
 
     Raises:
-        DataError: as `load_data`, or a sequence that is too long where the recipe has that as an error.
+        DataError: as `load_data`, a sequence that is too long where the recipe has that as an error, or a chat template
+            that refuses more than a fifth of a split.
     """
     data, section = load_data(recipe.data, recipe.run.seed), recipe.data
     data.notes.extend(renderer.notes)
@@ -64,12 +68,39 @@ def prepare(recipe: Recipe, renderer: Renderer, display: Display) -> ReadyData:
             "the chat template can't write BOS or the end token by itself: who renders without rmtrain must add them"
         )
     splits = tokenize_splits(data, renderer, section.max_length, section.over_length, display)
-    ties = [
-        f"{name}: preferences between completions that are {cause}, kept as ties: {n}"
-        for name, split in splits.items()
-        for cause, n in split.tokens.identical.items()
+    notes = [
+        f"{name}: {note}" for name, split in splits.items() for note in token_notes(split.tokens, split.data.place)
     ]
-    return ReadyData(replace(data, notes=[*data.notes, *ties]), renderer, splits)
+    return ReadyData(replace(data, notes=[*data.notes, *notes]), renderer, splits)
+
+
+def token_notes(tokens: TokenizedSplit, place: Callable[[str], str]) -> list[str]:
+    """What a user should know of a split as tokenised, one line each; `place` says where the row of a group is."""
+    notes = [
+        f"preferences between completions that are {cause}, kept as ties: {n}" for cause, n in tokens.identical.items()
+    ]
+    if lost := tokens.dropped.get(REFUSED):
+        notes.append(f"rows {REFUSED}, dropped: {lost.rows}; the first: {place(lost.first)}: {lost.why}")
+    notes += [
+        f"rows whose {what if what in NO_ROLES else f'{what} text'} the chat template leaves out, wholly or in part: "
+        f"{omitted.rows}; the first: {place(omitted.first)}: {omitted.words!r}"
+        for what, omitted in tokens.omitted.items()
+    ]
+    return notes
+
+
+def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
+    """Refuse a split of which the chat template refuses more than a fifth.
+
+    Raises:
+        DataError: with the first such row.
+    """
+    lost, total = tokens.dropped.get(REFUSED), len(tokens) + sum(lost.rows for lost in tokens.dropped.values())
+    if lost and lost.rows > MOST_MALFORMED * total:
+        raise DataError(
+            f"{lost.rows} of {total} rows are {REFUSED}; the first: {place(lost.first)}: {lost.why}",
+            "give a model.chat_template that takes such rows, or mend them",
+        )
 
 
 def cache_folder() -> Path:
@@ -105,6 +136,7 @@ def tokenize_splits(
         trains = name == "train"
         rule = over_length if trains else evaluation_rule(over_length)
         tokens = tokenize_named(name, split.groups, renderer, max_length, rule, display, drop_identical=trains)
+        require_most(tokens, split.place)
         ready[name] = ReadySplit(split, tokens)
     return ready
 

@@ -32,9 +32,9 @@ def mark_responses(
     for group, tokens in zip(groups, tokenized, strict=True):
         prompt = group.prompt
         if tokens.truncated:
-            whole = renderer.tokenize([group.prompt + completion for completion in group.completions])
+            whole = renderer.tokenize([group.prompt + completion for completion in group.completions], group.arguments)
             prompt = truncate_group(group, whole, renderer, max_length, over_length == "truncate_prompt")[0]
-        before = np.asarray(renderer.tokenize_prompt(prompt) if prompt else [], dtype=np.int32)
+        before = np.asarray(renderer.tokenize_prompt(prompt, group.arguments) if prompt else [], dtype=np.int32)
         starts = []
         for suffix in tokens.suffixes:
             sequence = np.concatenate([tokens.prefix, suffix])

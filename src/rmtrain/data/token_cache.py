@@ -20,9 +20,10 @@ from rmtrain.errors import RunFailedError
 from rmtrain.files import writing
 
 OVER_LENGTH = "over length"
+REFUSED = "refused by the chat template"
 IDENTICAL = ("identical after rendering", "identical after truncation")  # the cause in a whole group, and in a cut one
 
-_VERSION = "2"  # raise when tokenisation or rendering changes what tokens come out, or when rows change
+_VERSION = "3"  # raise when tokenisation or rendering changes what tokens come out, or when rows change
 _BOOKS, _CHECKSUMS = "books.json", "checksums"  # files in an entry of the cache, beside those of datasets
 
 
@@ -33,6 +34,15 @@ class Lost(NamedTuple):
     completions: int
     preferences: int
     first: str  # id of the first group
+    why: str = ""  # in detail, of the first group
+
+
+class Omitted(NamedTuple):
+    """What a chat template leaves out of the rows of a split."""
+
+    rows: int
+    first: str  # id of the first group
+    words: str  # that are lost there
 
 
 class TokenizedSplit(NamedTuple):
@@ -43,6 +53,7 @@ class TokenizedSplit(NamedTuple):
     dropped: dict[str, Lost]  # by cause
     identical: dict[str, int]  # preferences that are kept between completions of the same tokens, by cause
     truncated: int  # groups
+    omitted: dict[str, Omitted]  # by what the chat template leaves out of kept groups: text of a role, tools, calls
 
     def __len__(self) -> int:
         return len(self.table)
@@ -135,9 +146,10 @@ def tokenize_split(
             if folder.exists():
                 notify(f"the cached tokens in {folder} are damaged, and are made anew")
             columns: dict[str, list[Any]] = {name: [] for name in _features()}
-            books = _Books({}, {}, 0)
-            for done, made in enumerate(tokenize_groups(groups, renderer, max_length, over_length), start=1):
-                kept = books.enter(groups[done - 1], made, drop_identical)
+            books, refused = _Books({}, {}, 0, {}), dict[str, str]()
+            tokenized = tokenize_groups(groups, renderer, max_length, over_length, refused)
+            for done, made in enumerate(tokenized, start=1):
+                kept = books.enter(groups[done - 1], made, drop_identical, refused)
                 for name, value in (group_to_row(kept) if kept is not None else {}).items():
                     columns[name].append(value)
                 progress(done)
@@ -146,7 +158,7 @@ def tokenize_split(
             if found is None:
                 raise RunFailedError(f"{folder}: what was written can't be read back", "the disk may be damaged")
     table, books = found
-    return TokenizedSplit(fingerprint, table, books.dropped, books.identical, books.truncated)
+    return TokenizedSplit(fingerprint, table, books.dropped, books.identical, books.truncated, books.omitted)
 
 
 @contextlib.contextmanager
@@ -165,11 +177,15 @@ class _Books:
     dropped: dict[str, Lost]
     identical: dict[str, int]
     truncated: int
+    omitted: dict[str, Omitted]
 
-    def enter(self, group: PreferenceGroup, made: TokenizedGroup | None, drop_identical: bool) -> TokenizedGroup | None:
+    def enter(
+        self, group: PreferenceGroup, made: TokenizedGroup | None, drop_identical: bool, refused: dict[str, str]
+    ) -> TokenizedGroup | None:
         """Book a group; answers with what is kept of it."""
         if made is None:
-            self._lose(OVER_LENGTH, group, len(group.preferences), whole=True)
+            cause, why = (REFUSED, refused[group.id]) if group.id in refused else (OVER_LENGTH, "")
+            self._lose(cause, group, len(group.preferences), whole=True, why=why)
             return None
         if alike := sum(made.identical):
             cause = IDENTICAL[made.truncated]
@@ -182,15 +198,19 @@ class _Books:
                     return None
                 made = made._replace(preferences=left)
         self.truncated += made.truncated
+        for omission in made.omitted:
+            before = self.omitted.get(omission.what, Omitted(0, group.id, omission.words))
+            self.omitted[omission.what] = before._replace(rows=before.rows + 1)
         return made
 
-    def _lose(self, cause: str, group: PreferenceGroup, preferences: int, whole: bool) -> None:
-        before = self.dropped.get(cause, Lost(0, 0, 0, group.id))
+    def _lose(self, cause: str, group: PreferenceGroup, preferences: int, whole: bool, why: str = "") -> None:
+        before = self.dropped.get(cause, Lost(0, 0, 0, group.id, why))
         self.dropped[cause] = Lost(
             before.rows + whole,
             before.completions + whole * len(group.completions),
             before.preferences + preferences,
             before.first,
+            before.why,
         )
 
 
@@ -224,7 +244,8 @@ def _open(folder: Path) -> tuple[Any, _Books] | None:
             return None
         books = json.loads((folder / _BOOKS).read_bytes())
         dropped = {cause: Lost(*lost) for cause, lost in books["dropped"].items()}
-        return load_from_disk(folder), _Books(dropped, books["identical"], books["truncated"])
+        omitted = {what: Omitted(*lost) for what, lost in books["omitted"].items()}
+        return load_from_disk(folder), _Books(dropped, books["identical"], books["truncated"], omitted)
     except (OSError, ValueError):  # pyarrow's errors are among these
         return None
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtrain.data.omissions import Omission, find_omissions
 from rmtrain.data.render import Renderer
-from rmtrain.data.types import Conversation, Message, Preference, PreferenceGroup
+from rmtrain.data.template import RunawayTemplateError, TemplateRefusalError
+from rmtrain.data.types import Conversation, Preference, PreferenceGroup
 from rmtrain.errors import DataError
 
 Tokens = NDArray[np.int32]
@@ -34,6 +36,7 @@ class TokenizedGroup(NamedTuple):
     truncated: bool
     starts: tuple[int, ...] = ()  # D places at which the responses start; only where log-probabilities are asked for
     suffix_of: tuple[int, ...] = ()  # K indices of suffixes; empty: each completion has the suffix of its own number
+    omitted: tuple[Omission, ...] = ()  # what the chat template leaves out, each kind once; not kept in tables
 
     def spread(self, values: Sequence[Value]) -> tuple[Value, ...]:
         """D values, one a suffix, as K values, one a completion."""
@@ -69,9 +72,13 @@ def split_prefix(sequences: Sequence[Sequence[int]]) -> tuple[Tokens, tuple[Toke
 
 
 def tokenize_groups(
-    groups: Sequence[PreferenceGroup], renderer: Renderer, max_length: int, over_length: OverLength
+    groups: Sequence[PreferenceGroup],
+    renderer: Renderer,
+    max_length: int,
+    over_length: OverLength,
+    refused: dict[str, str] | None = None,
 ) -> Iterator[TokenizedGroup | None]:
-    """Tokenise groups in order; None stands for one dropped as over-length.
+    """Tokenise groups in order; None stands for one dropped, as over-length or because the template refuses it.
 
     All completions of a group keep the same part of their prompt, so that they are judged on the same question.
 
@@ -82,17 +89,22 @@ def tokenize_groups(
         over_length: `truncate_prompt` cuts the oldest prompt text first, and a completion only where that is not
             enough; `truncate_completion` cuts the end of long completions, and the prompt only where that is not
             enough; `drop` yields None; `error` raises. Template tokens, BOS and end token always survive.
+        refused: takes, by group id, why the template refuses a group; None raises instead.
 
     Raises:
-        DataError: an over-length group under `error`, or a template that alone exceeds max_length.
+        DataError: an over-length group under `error`, a template that alone exceeds max_length, or a refused group.
+        RunawayTemplateError: the template finds no end.
     """
     for start in range(0, len(groups), _CHUNK):
         chunk = groups[start : start + _CHUNK]
-        texts = [tuple(dict.fromkeys(group.completions)) for group in chunk]  # equal texts are tokenised once
-        whole = [group.prompt + text for group, own in zip(chunk, texts, strict=True) for text in own]
-        flat = iter(renderer.tokenize(whole))
-        for group, own in zip(chunk, texts, strict=True):
-            sequences = list(islice(flat, len(own)))
+        distinct = [group._replace(completions=tuple(dict.fromkeys(group.completions))) for group in chunk]
+        texts = [_texts(group, renderer, refused) for group in distinct]  # equal completions are tokenised once
+        flat = iter(renderer.encode([text for of_one in texts for text in of_one]))
+        for group, own, rendered in zip(chunk, distinct, texts, strict=True):
+            sequences = list(islice(flat, len(rendered)))
+            if not sequences:
+                yield None
+                continue
             longest = max(len(sequence) for sequence in sequences)
             truncated = longest > max_length
             if truncated:
@@ -104,16 +116,52 @@ def tokenize_groups(
                         f"group {group.id}: {longest} tokens, more than data.max_length {max_length}",
                         "raise data.max_length or choose another data.over_length",
                     )
-                distinct = group._replace(completions=own)
-                sequences = truncate_group(distinct, sequences, renderer, max_length, over_length == "truncate_prompt")[
-                    1
-                ]
-            by_text = dict(zip(own, sequences, strict=True))
+                try:
+                    prompt_first = over_length == "truncate_prompt"
+                    sequences = truncate_group(own, sequences, renderer, max_length, prompt_first)[1]
+                except TemplateRefusalError as error:
+                    _refuse(group, error, refused)
+                    yield None
+                    continue
+            by_text = dict(zip(own.completions, sequences, strict=True))
             merged, suffix_of = merge_equal(by_text[text] for text in group.completions)
             prefix, suffixes = split_prefix(merged)
             yield TokenizedGroup(
-                group.id, group.source, prefix, suffixes, group.preferences, truncated, suffix_of=suffix_of
+                group.id,
+                group.source,
+                prefix,
+                suffixes,
+                group.preferences,
+                truncated,
+                suffix_of=suffix_of,
+                omitted=_omitted(own, rendered),
             )
+
+
+def _texts(group: PreferenceGroup, renderer: Renderer, refused: dict[str, str] | None) -> list[Any]:
+    """What the renderer encodes of a group's sequences; nothing where the template refuses one."""
+    try:
+        return [renderer.text(group.prompt + completion, group.arguments) for completion in group.completions]
+    except TemplateRefusalError as error:
+        _refuse(group, error, refused)
+        return []
+    except RunawayTemplateError as error:
+        raise RunawayTemplateError(f"group {group.id}: {error.message}", error.hint) from error
+
+
+def _refuse(group: PreferenceGroup, error: TemplateRefusalError, refused: dict[str, str] | None) -> None:
+    if refused is None:
+        raise TemplateRefusalError(f"group {group.id}: {error.message}", error.hint) from error
+    refused[group.id] = error.message
+
+
+def _omitted(group: PreferenceGroup, rendered: list[Any]) -> tuple[Omission, ...]:
+    found: dict[str, Omission] = {}
+    for completion, text in zip(group.completions, rendered, strict=True):
+        if isinstance(text, str):  # not a pair of texts, which leaves nothing out
+            for omission in find_omissions(text, group.prompt + completion, group.arguments):
+                found.setdefault(omission.what, omission)
+    return tuple(found.values())
 
 
 def truncate_group(
@@ -143,7 +191,7 @@ def truncate_group(
                 completions = [_cut(renderer, completion, over, from_start=False) for completion, over in pairs]
             if (prompt, completions) == before:
                 break
-            sequences = renderer.tokenize([prompt + completion for completion in completions])
+            sequences = renderer.tokenize([prompt + completion for completion in completions], group.arguments)
     if max(map(len, sequences)) > max_length:
         raise DataError(
             f"group {group.id}: the chat template alone takes more than {max_length} tokens",
@@ -170,6 +218,6 @@ def _cut(renderer: Renderer, messages: Conversation, tokens: int, from_start: bo
             rest = content[: spans[len(spans) - tokens][0]]
         if rest == content:  # a cut inside a character's bytes: take the whole character
             rest = content[1:] if from_start else content[:-1]
-        kept[index] = Message(kept[index].role, rest)
+        kept[index] = kept[index]._replace(content=rest)
         tokens -= len(spans)
     return tuple(kept)

@@ -13,10 +13,6 @@ class Message(NamedTuple):
     content: str  # "" where the source has null
     fields: str = ""  # JSON of what else the message holds, such as tool_calls; "" for nothing
 
-    def __repr__(self) -> str:  # what token caches and run fingerprints hash: as it was before messages had fields
-        fields = f", fields={self.fields!r}" if self.fields else ""
-        return f"Message(role={self.role!r}, content={self.content!r}{fields})"
-
     @property
     def calls(self) -> str:
         """JSON of the tools that the turn calls; "" for none."""
@@ -58,7 +54,3 @@ class PreferenceGroup(NamedTuple):
     source: str = ""  # the subset or origin that figures are broken down by
     scores: tuple[float, ...] | None = None  # K graded scores, where the source has them
     arguments: str = ""  # JSON of what the chat template is given beside the messages, such as tools
-
-    def __repr__(self) -> str:  # see Message
-        shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name != "arguments" or value)
-        return f"PreferenceGroup({', '.join(shown)})"

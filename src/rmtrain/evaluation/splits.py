@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from rmtrain.data.load import SplitData
-from rmtrain.data.prepare import tokenize_named
+from rmtrain.data.prepare import require_most, token_notes, tokenize_named
 from rmtrain.data.responses import mark_responses
-from rmtrain.data.token_cache import TokenizedSplit
+from rmtrain.data.token_cache import REFUSED, TokenizedSplit
 from rmtrain.data.tokenize import OverLength
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
+from rmtrain.errors import InputError
 from rmtrain.evaluation.results import ScoredRow, scored_row, summarise, write_rows
 from rmtrain.files import write_json, writing
 from rmtrain.model.checkpoint import Checkpoint
@@ -31,22 +32,27 @@ def score_rows(
     path: Path,
     display: Display,
     write: Callable[[Path, list[ScoredRow]], None] = write_rows,
+    split: SplitData | None = None,
+    drops: bool = False,
 ) -> list[ScoredRow]:
     """Score groups and write their rows file, whole; an interrupted scoring goes on where it stopped.
 
     Args:
         checkpoint: the reward model, or the policy.
         name: of the groups, for the display.
-        groups: what to score; none is dropped, longer ones are truncated.
+        groups: what to score; longer ones are truncated.
         tokens_per_batch: most tokens through the backbone at once.
         path: of the rows file.
         display: of the main process.
         write: writes that file, on the main process.
+        split: that the groups are of; messages say where their rows are.
+        drops: leave out the groups that the chat template refuses, up to a fifth of all.
 
     Returns:
         The rows, on every process.
 
     Raises:
+        InputError: the chat template refuses a group, or with `drops` too many.
         RunFailedError: the processes have read different rows or weights; or as `score_groups`.
         WriteError: the file can't be written.
     """
@@ -68,6 +74,7 @@ def score_rows(
             rows = _compared_rows(cast(Checkpoint, checkpoint), groups, tokens_per_batch, partial, progress, display)
     else:
         tokens, rule = tokenize_for(checkpoint, name, groups, display)
+        groups = _tokenized(groups, tokens, name, split, drops, display)
         tokenized, partial = tokens.groups(), partial_of(tokens.fingerprint)
         how = (tokens_per_batch, partial, progress, display.note)
         with _kept(partial, display):
@@ -86,6 +93,30 @@ def score_rows(
         for left in _partials(partial):
             left.unlink()
     return rows
+
+
+def _tokenized(
+    groups: Sequence[PreferenceGroup],
+    tokens: TokenizedSplit,
+    name: str,
+    split: SplitData | None,
+    drops: bool,
+    display: Display,
+) -> Sequence[PreferenceGroup]:
+    """The groups that could be tokenised, with what there is to say of the others."""
+    place = split.place if split is not None else "group {}".format
+    lost = tokens.dropped.get(REFUSED)
+    if lost and not drops:
+        raise InputError(
+            f"{place(lost.first)}: {lost.why}", f"every row must be scored; rows that are {REFUSED}: {lost.rows}"
+        )
+    require_most(tokens, place)
+    for note in token_notes(tokens, place):
+        display.note(f"{name}: {note}")
+    if not lost:
+        return groups
+    kept = set(tokens.table["id"])
+    return [group for group in groups if group.id in kept]
 
 
 def _partials(partial: Path) -> list[Path]:
@@ -172,9 +203,10 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """Ranking accuracy on a split, as `eval --json` gives it; writes `<name>.json` and `<name>.rows.jsonl`."""
     path = folder / f"{name}.rows.jsonl"
-    rows = score_rows(checkpoint, name, split.groups, tokens_per_batch, path, display)
+    rows = score_rows(checkpoint, name, split.groups, tokens_per_batch, path, display, split=split, drops=True)
     result = {
         **summarise(rows, checkpoint.where, name, str(path)),
+        "refused": len(split.groups) - len(rows),
         **reading_of(checkpoint),
         "data": split.origin,
     }

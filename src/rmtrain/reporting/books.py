@@ -45,10 +45,11 @@ def _describe(split: ReadySplit) -> dict[str, Any]:
         **{book: asdict(split.ledger(book)) for book in BOOKS},
         "first_dropped": {
             **report.examples,
-            **{cause: f"group {lost.first}" for cause, lost in tokens.dropped.items()},
+            **{cause: split.data.place(lost.first) for cause, lost in tokens.dropped.items()},
         },
         "truncated": tokens.truncated,
         "identical": sum(tokens.identical.values()),
+        "left_out_by_template": {what: omitted.rows for what, omitted in tokens.omitted.items()},
         "lengths": _spread(lengths),
         "tokens": {
             "prompts_shared": int(sum(prefix + sum(suffixes) for prefix, suffixes in sizes)),

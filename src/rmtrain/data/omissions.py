@@ -1,0 +1,113 @@
+"""What a chat template leaves out: texts, tool calls and tools of a conversation that its rendering does not hold."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rmtrain.data.types import Conversation, Message
+
+_ANYWHERE = ("system", "developer")  # some templates put these before the last question
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_FEW = 20  # characters, without white space, that can be found by chance
+_SHOWN = 60
+NO_ROLES = ("tool calls", "tools", "documents", "reasoning")  # what an omission is of, if not of a role's text
+
+
+class Omission(NamedTuple):
+    """Something that a rendering does not hold."""
+
+    what: str  # the role whose text is lost, or one of NO_ROLES
+    words: str  # how it begins
+
+
+def find_omissions(text: str, conversation: Conversation, arguments: str = "") -> list[Omission]:
+    """What of a conversation its rendering leaves out.
+
+    The text of every message must be found, in order, but for white space and the escapes of JSON; of a tool or a call
+    of one, its name.
+    """
+    plain = not arguments and not any(message.fields for message in conversation)
+    if plain and _holds_all(text, conversation):
+        return []
+    whole, place, found = _squeezed(text), 0, []
+    for message in conversation:
+        anywhere = message.role in _ANYWHERE
+        after = _after(whole, message.content, 0 if anywhere else place)
+        if after is None:
+            found.append(Omission(message.role, _words(whole, message.content)))
+        place = place if after is None or anywhere else after
+        found += [omission for omission in _of_fields(message) if _after(whole, omission.words, 0) is None]
+    found += [omission for omission in _of_arguments(arguments) if _after(whole, omission.words, 0) is None]
+    return [omission._replace(words=omission.words.strip()[:_SHOWN]) for omission in found]
+
+
+def _holds_all(text: str, conversation: Conversation) -> bool:
+    place = 0
+    for message in conversation:
+        wanted = message.content.strip()
+        place = text.find(wanted, place)
+        if place < 0:
+            return False
+        place += len(wanted)
+    return True
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _after(whole: str, content: str, start: int) -> int | None:
+    """Where a text ends that is found from `start` on, as it is or as JSON; None where it is not."""
+    for wanted in (content, json.dumps(content, ensure_ascii=False)[1:-1]):
+        wanted = _squeezed(wanted)
+        place = whole.find(wanted, start)
+        if place >= 0:
+            return place + len(wanted)
+    return None
+
+
+def _words(whole: str, content: str) -> str:
+    """A lost text from where it is no longer found."""
+    wanted = _squeezed(content)
+    kept, least_lost = 0, len(wanted)
+    while least_lost - kept > 1:
+        middle = (kept + least_lost) // 2
+        kept, least_lost = (middle, least_lost) if wanted[:middle] in whole else (kept, middle)
+    if kept < _FEW:
+        return content
+    seen = 0
+    for place, character in enumerate(content):
+        if seen == kept:
+            return content[place:]
+        seen += not character.isspace()
+    return content
+
+
+def _of_fields(message: Message) -> Iterator[Omission]:
+    """What the other fields of a message should bring into its rendering."""
+    fields = json.loads(message.fields) if message.fields else {}
+    for call in _objects(fields.get("tool_calls")) + _objects([fields.get("function_call")]):
+        yield from _named("tool calls", call)
+    for key in _REASONING:
+        if isinstance(fields.get(key), str):
+            yield Omission("reasoning", fields[key])
+
+
+def _of_arguments(arguments: str) -> Iterator[Omission]:
+    given = json.loads(arguments) if arguments else {}
+    for tool in _objects(given.get("tools")):
+        yield from _named("tools", tool)
+    for document in _objects(given.get("documents")):
+        if texts := [value for value in document.values() if isinstance(value, str)]:
+            yield Omission("documents", max(texts, key=len))
+
+
+def _named(what: str, entry: dict[str, Any]) -> Iterator[Omission]:
+    function = entry.get("function")
+    name = (function if isinstance(function, dict) else entry).get("name")
+    if isinstance(name, str):
+        yield Omission(what, name)
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
