@@ -353,6 +353,7 @@ def test_unknown_columns_are_named_beside_the_schemas(row: dict[str, Any]) -> No
     assert ", ".join(sorted(row)) in caught.value.message
     assert all(layout.name in caught.value.hint for layout in LAYOUTS)
     assert "hh_rlhf: chosen, rejected" in caught.value.hint
+    assert ("if asked holds the prompt, data.columns: {prompt: asked}" in caught.value.hint) == ("asked" in row)
 
 
 # any row at all

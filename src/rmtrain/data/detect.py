@@ -40,7 +40,7 @@ def find_layout(columns: Collection[str], sample: Row, data: DataSection) -> Lay
     if data.row_schema == "auto":
         fitting = [layout for layout in fitting if layout.when is None or layout.when(sample)]
         if not fitting:
-            raise _unknown(columns)
+            raise _unknown(columns, sample)
     elif not fitting:
         options = sorted(([need for need in layout.needs if need not in columns] for layout in known), key=len)
         raise DataError(
@@ -128,7 +128,7 @@ def _described(columns: Collection[str], sample: Row, data: DataSection) -> Layo
     )
 
 
-def _unknown(columns: Collection[str]) -> DataError:
+def _unknown(columns: Collection[str], sample: Row) -> DataError:
     seen = ", ".join(sorted(columns))
     if any(tokens <= set(columns) for tokens in _TOKENS):
         return DataError(
@@ -136,13 +136,16 @@ def _unknown(columns: Collection[str]) -> DataError:
             "give the texts that they were made of, as prompt, chosen and rejected: rmtrain renders and tokenises them "
             "by the model's own template, in training and in scoring alike",
         )
+    texts = [column for column in sorted({*columns} - {*PAIR}) if isinstance(sample.get(column), (str, list))]
+    prompt = f"if {texts[0]} holds the prompt, data.columns: {{prompt: {texts[0]}}}; " if texts else ""
+    missing = prompt if {*PAIR} <= {*columns} else ""
     known: dict[str, str] = {}
     for layout in LAYOUTS:
         known.setdefault(layout.name, ", ".join(layout.needs))
     return DataError(
         f"the columns ({seen}) are of no known row schema",
-        "data.columns renames columns; data.answers with data.label or data.scores describes rows of your own. "
-        f"Known: {'; '.join(f'{name}: {needs}' for name, needs in known.items())}",
+        f"{missing}data.columns renames columns; data.answers with data.label or data.scores describes rows of your "
+        f"own. Known: {'; '.join(f'{name}: {needs}' for name, needs in known.items())}",
     )
 
 
