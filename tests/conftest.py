@@ -171,7 +171,8 @@ def write_pairs(path: Path, count: int, seed: int = 0) -> Path:
 def save_reward_model(module: Any, renderer: Any, folder: Path, sidecar: dict[str, Any]) -> None:
     """Write a model as the trainer does, without a training run."""
     from rmtrain.model.saving import check_weights, write_companions
-    from rmtrain.model.sidecar import SIDECAR, read_scoring
+    from rmtrain.model.sidecar import read_scoring
+    from rmtrain.model.weights import SIDECAR
 
     module.save_pretrained(folder)
     scoring = read_scoring({"contract": {}, **sidecar}, folder / SIDECAR)

@@ -19,10 +19,11 @@ from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapters import add_lora
 from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
-from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
+from rmtrain.model.export import merge
+from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, recipe_renderer
 from rmtrain.model.saving import save_final
-from rmtrain.model.weights import fingerprint_of
-from rmtrain.recipe.schema import LoraSection
+from rmtrain.model.weights import fingerprint_of, weight_files
+from rmtrain.recipe.schema import LoraSection, ModelSection
 
 GROUPS = make_groups(3, seed=5)
 SIDECAR = {
@@ -353,6 +354,18 @@ DAMAGE: dict[str, tuple[Callable[[Saved], Any], str]] = {
     "contract torn": (lambda s: s.contract.write_text('{"contract": {'), r"rmtrain\.json: can't be read"),
     "contract gone": (lambda s: s.contract.write_text('{"format": 1}'), r"rmtrain\.json: no rendering contract"),
     "contract a list": (lambda s: s.contract.write_text("[1]"), r"rmtrain\.json: not a JSON object"),
+    "contract deep": (
+        lambda s: s.contract.write_text('{"scoring":' + "[" * 5000 + "]" * 5000 + "}"),
+        r"rmtrain\.json: ",
+    ),
+    "tokenizer of another vocabulary": (
+        lambda s: (s.folder / "tokenizer.json").write_text(
+            (s.folder / "tokenizer.json").read_text().replace('"<unk>": 0', '"<un>": 0')
+        ),
+        r"tokenizer|vocabulary|render",
+    ),
+    "tokenizer torn": (lambda s: (s.folder / "tokenizer.json").write_text('{"version": "1.0", "mod'), r"tokenizer"),
+    "tokenizer binary": (lambda s: (s.folder / "tokenizer.json").write_bytes(bytes(range(256))), r"tokenizer"),
     "tokenizer gone": (lambda s: (s.folder / "tokenizer.json").unlink(), r"tokenizer"),
 }
 
@@ -365,6 +378,18 @@ def test_every_damage_is_refused_by_name(copy: Saved, damage: str) -> None:
         load_checkpoint(str(copy.folder))
     assert str(copy.folder) in error.value.message
     assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    "change", [{"peft_type": None}, {"peft_type": "EVIL"}, {"r": "two"}, {"target_modules": 5}], ids=str
+)
+def test_a_damaged_adapter_config_is_refused_by_name(copy: Saved, change: dict[str, Any]) -> None:
+    if copy.lora:
+        values = {**json.loads(copy.config.read_text()), **change}
+        copy.config.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+        with pytest.raises(CheckpointError, match="the adapter does not fit its base") as error:
+            load_checkpoint(str(copy.folder))
+        assert str(copy.folder) in error.value.message
 
 
 def test_another_template_than_in_training_is_refused(copy: Saved) -> None:
@@ -423,3 +448,60 @@ def test_a_name_that_is_nowhere_is_refused() -> None:
         load_checkpoint("nobody/nothing")
     with pytest.raises(CheckpointError, match="neither a folder nor a hub id"):
         load_checkpoint("a b/ c")
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+METHODS = ["evil", "gptq", "torchao", "bitsandbytes", "awq", None]
+UNUSED = [{"quantization_config": {"quant_method": method, "bits": 4}} for method in METHODS]
+UNUSED += [{"attn_implementation": name} for name in ("flash_attention_2", "evil", "a/b")]
+
+
+@pytest.mark.parametrize("values", UNUSED, ids=str)
+def test_a_base_that_asks_for_what_is_not_run_is_refused_by_name(tmp_path: Path, values: dict[str, Any]) -> None:
+    base = write_base(tmp_path / "base")
+    change_config(base, **values)
+    section, asked = ModelSection(name=str(base)), str(values.get("attn_implementation", "quantised"))
+    for load in (
+        lambda: load_backbone(str(base), None, BackboneOptions("float32"), 0, seed=0),
+        lambda: recipe_renderer(section),
+    ):
+        with pytest.raises(InputError, match=asked) as error:
+            load()
+        assert str(base) in error.value.message
+
+
+def test_an_older_adapter_beside_the_config_of_its_quantised_base_is_still_read(saved: Saved, copy: Saved) -> None:
+    if saved.lora:
+        config = json.loads((copy.base / "config.json").read_text())
+        values = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+        (copy.folder / "config.json").write_text(json.dumps(values))
+        same(load_checkpoint(str(copy.folder)), copy)
+
+
+def test_a_pickle_beside_a_safetensors_file_of_another_name_is_read_and_counts(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    assert [path.name for path in weight_files(base)] == ["model.safetensors"]
+    (base / "model.safetensors").rename(base / "x.safetensors")
+    assert [path.name for path in weight_files(base)] == ["pytorch_model.bin"]
+    before = fingerprint_of(base)
+    torch.save({"a": torch.ones(1)}, base / "pytorch_model.bin")
+    assert fingerprint_of(base) != before
+
+
+def test_an_adapter_with_biases_that_its_base_has_no_place_for_can_t_be_merged(
+    base: Path, tmp_path: Path, renderer: Renderer
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = load_backbone(str(base), None, BackboneOptions("float32"), renderer.pad_id, seed=0)
+    with pytest.warns(UserWarning, match="lora_bias"):
+        module = get_peft_model(
+            model.module, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], lora_bias=True)
+        )
+    with pytest.raises(CheckpointError, match=r"can't be merged: .*lora_bias"):
+        merge(RewardModel(module, model.packing))

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -21,6 +22,7 @@ from training_cases import Recorder, at_step, fork, import_all, only_run, run, w
 from rmtrain.errors import InputError, Interrupted, RunFailedError
 from rmtrain.runs import locked, read_manifest
 from rmtrain.training import record
+from rmtrain.training.checkpoints import commit
 from rmtrain.training.resume import sampled_digest
 from rmtrain.training.trainer import GroupRewardTrainer
 
@@ -269,6 +271,65 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(base: Path, tmp_path: Path
     assert passed in display.notes
     assert any(note.startswith("resuming from checkpoint-") for note in display.notes)
     assert_equal_runs(folder, whole)
+
+
+class Hostile:
+    """A pickle that would write a file."""
+
+    def __reduce__(self) -> Any:
+        return (os.system, ("touch was_run",))
+
+
+CONTENTS: dict[str, Callable[[Path], Any]] = {
+    "hostile": lambda path: path.write_bytes(pickle.dumps(Hostile())),
+    "of no kind": lambda path: torch.save(["x"], path),
+    "text": lambda path: path.write_text("x"),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_state_that_can_t_be_read_is_named_and_nothing_of_it_is_run(
+    base: Path, tmp_path: Path, whole: Path, name: str, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(shutil.copytree(whole, tmp_path / whole.name))
+    shutil.rmtree(folder / "checkpoints" / f"checkpoint-{STEPS}")
+    checkpoint = folder / "checkpoints" / f"checkpoint-{STEPS - 2}"
+    CONTENTS[content](checkpoint / name)
+    manifest = described(checkpoint)
+    (checkpoint / "checkpoint.json").unlink()
+    shutil.move(checkpoint, tmp_path / "staged")
+    commit(tmp_path / "staged", checkpoint, manifest)
+    with pytest.raises(RunFailedError, match=rf"{name}: damaged, or it holds what is never loaded") as error:
+        run(base, tmp_path, resume=folder, **CASE)
+    assert "weights_only" not in str(error.value)
+    assert not (tmp_path / "was_run").exists()
+
+
+def described(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint's manifest says beside its digests."""
+    manifest = json.loads((checkpoint / "checkpoint.json").read_text())
+    return {key: value for key, value in manifest.items() if key not in ("files", "digest")}
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", ".lock"])
+def test_a_link_in_a_run_folder_is_not_written_through(base: Path, tmp_path: Path, whole: Path, name: str) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / whole.name))
+    (target := tmp_path / "precious").write_text("kept")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(target)
+    with pytest.raises(InputError, match=rf"{name} is a symbolic link"):
+        run(base, tmp_path, resume=folder, **CASE)
+    assert target.read_text() == "kept"
+
+
+def test_a_log_that_is_no_text_is_named(base: Path, tmp_path: Path, whole: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / whole.name))
+    with open(folder / "metrics.jsonl", "ab") as stream:
+        stream.write(b'{"step": 1, "x": "\xff"}\n')
+    with pytest.raises(RunFailedError, match=r"metrics\.jsonl:\d+: not UTF-8 text"):
+        run(base, tmp_path, resume=folder, **CASE)
 
 
 def test_a_best_checkpoint_that_is_damaged_is_no_final_model(base: Path, tmp_path: Path, whole: Path) -> None:

@@ -65,8 +65,8 @@ def make_splits(folder: Path, train: Sequence[Any], validation: Sequence[Any] = 
     ready = {}
     for name, groups in {"train": train, "validation": validation}.items():
         if groups:
-            books = Ledger(len(groups), len(groups), {})
-            report = SplitReport(name, "completions", books, books, books, {}, ())
+            books, count = Ledger(len(groups), len(groups), {}), sum(len(group.preferences) for group in groups)
+            report = SplitReport(name, "completions", books, books, Ledger(count, count, {}), {}, ())
             data = SplitData(name, list(groups), report, "made", None, "made", tuple(range(len(groups))))
             tokens = tokenize_split(groups, make_renderer(), MAX_LENGTH, "truncate_prompt", folder)
             ready[name] = ReadySplit(data, tokens)

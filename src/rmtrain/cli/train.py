@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.errors import InputError
+from rmtrain.errors import CheckpointError, InputError, RecipeError
 from rmtrain.runs import offline_wandb
 
 if TYPE_CHECKING:
@@ -80,8 +80,26 @@ def _load(recipe: Path | None, overrides: list[str], resume: Path | None) -> "Lo
             raise InputError("no recipe named", "rmtrain train RECIPE; `rmtrain recipes list` shows the shipped ones")
         if not (resume / "recipe.yaml").exists():
             raise InputError(f"{resume} is not a run folder: it has no recipe.yaml", "see `rmtrain runs list`")
-        recipe = resume / "recipe.yaml"
+        return _recipe_of_run(resume / "recipe.yaml", overrides)
     return load_recipe(recipe, overrides)
+
+
+def _recipe_of_run(path: Path, overrides: list[str]) -> "LoadedRecipe":
+    """The recipe that a run wrote down.
+
+    Raises:
+        CheckpointError: it is damaged, or of another version.
+    """
+    from rmtrain.recipe.load import load_recipe
+
+    try:
+        load_recipe(path)
+    except RecipeError as error:
+        raise CheckpointError(
+            f"the run's own recipe is damaged, or of another version: {error}",
+            f"name the recipe that it began with: rmtrain train RECIPE --resume {path.parent}",
+        ) from error
+    return load_recipe(path, overrides)
 
 
 def _prepare(loaded: "LoadedRecipe", display: TerminalDisplay) -> "ReadyData":

@@ -59,7 +59,7 @@ def load_tokenizer(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file trips up the tokenizers library in any way
         raise InputError(
             f"{name}: no tokenizer could be loaded: {why_not_loaded(name, error)}",
             "a model is a folder or a hub id with tokenizer files",
@@ -149,9 +149,15 @@ class Renderer:
                 "end the template with one, or set the tokenizer's eos_token",
             )
         bos = tokenizer.bos_token
-        uses_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        renderer = cls(tokenizer, uses_bos and bos not in head, append_eos, pad_id=-1)
-        last_id = renderer.tokenize([_PROBE_CONVERSATION])[0][-1]
+        try:
+            uses_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+            renderer = cls(tokenizer, uses_bos and bos not in head, append_eos, pad_id=-1)
+            last_id = renderer.tokenize([_PROBE_CONVERSATION])[0][-1]
+        except Exception as error:  # the tokenizers library has no error class of its own
+            raise InputError(
+                f"{tokenizer.name_or_path}: its tokenizer can't turn text into tokens: {first_line(error)}",
+                "the tokenizer.json is damaged, or lacks its unknown token",
+            ) from error
         return replace(renderer, pad_id=_choose_pad(tokenizer, last_id))
 
     def tokenize(self, conversations: Sequence[Conversation], arguments: str = "") -> list[list[int]]:

@@ -20,8 +20,7 @@ from rmtrain.model.export import merge, stored_bytes, write_model
 from rmtrain.model.portable import serve_command
 from rmtrain.model.quantization import dequantise, in_float32, is_quantised
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.model.sidecar import SIDECAR
-from rmtrain.model.weights import read_json
+from rmtrain.model.weights import SIDECAR, read_json
 from rmtrain.places import local_name, without_places
 from rmtrain.scoring.score import score_groups
 

@@ -9,6 +9,7 @@ from typing import Any
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapters import keep_label, make_room, prepare_adapters
+from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.digests import verify_files
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.encoder import TEXT_PAIR, EncoderModel
@@ -18,8 +19,8 @@ from rmtrain.model.published.pair_rm import MAX_LENGTH, PairRenderer
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
 from rmtrain.model.saving import check_weights
-from rmtrain.model.sidecar import ADAPTER, SIDECAR, Scoring, read_scoring
-from rmtrain.model.weights import download, fingerprint_of, fingerprint_read, read_json, read_tensors
+from rmtrain.model.sidecar import Scoring, read_scoring
+from rmtrain.model.weights import ADAPTER, SIDECAR, download, fingerprint_of, fingerprint_read, read_json, read_tensors
 
 _OTHER = "the checkpoint is damaged or of another model"
 
@@ -244,8 +245,11 @@ def attach_adapter(module: Any, folder: Path, base: str) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
             module = PeftModel.from_pretrained(module, folder)
-    except (RuntimeError, ValueError, TypeError) as error:  # misshapen, misnamed, misconfigured
-        raise CheckpointError(f"{folder}: the adapter does not fit its base {base}: {error}", _OTHER) from error
+    except Exception as error:  # misshapen, misnamed, misconfigured, damaged: each in its own way
+        if is_out_of_memory(error):
+            raise
+        why = f"{ADAPTER} lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{folder}: the adapter does not fit its base {base}: {why}", _OTHER) from error
     expected = set(get_peft_model_state_dict(module, save_embedding_layers=False))
     found = {name for _, name, _ in read_tensors(folder)}
     if missing := sorted(expected - found):

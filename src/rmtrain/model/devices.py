@@ -50,3 +50,8 @@ def require_agreement(value: str, what: str) -> None:
 def lost_another(error: BaseException) -> bool:
     """Whether a collective failed because another process of the group has ended."""
     return isinstance(error, RuntimeError) and _GONE.search(str(error)) is not None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether something failed because memory was out, on a GPU or on the host."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -10,8 +10,8 @@ from typing import Any
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import write_json
-from rmtrain.model.sidecar import ADAPTER, MANIFEST, SIDECAR, read_scoring
-from rmtrain.model.weights import digest_of, read_json, weight_files
+from rmtrain.model.sidecar import read_scoring
+from rmtrain.model.weights import ADAPTER, MANIFEST, SIDECAR, digest_of, read_json, weight_files
 
 _KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # that make a model and its tokenizer
 _OTHERS = (SIDECAR, MANIFEST, "trainer_state.json")

@@ -19,14 +19,18 @@ def merge(model: RewardModel) -> RewardModel:
     """The model with its adapters added to the weights; it must be float32 and not quantised. In place.
 
     Raises:
-        CheckpointError: the sum is not finite.
+        CheckpointError: the sum is not finite, or the base has no place for it.
     """
     if not hasattr(model.module, "merge_and_unload"):
         return model
     try:
         whole = model.module.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise CheckpointError(f"the adapters can't be merged: {error}", "use another checkpoint") from error
+    except (ValueError, RuntimeError) as error:
+        if "merge" not in str(error) and isinstance(error, RuntimeError):  # memory, say
+            raise
+        raise CheckpointError(
+            f"the adapters can't be merged: {error}", "use the adapter as it is, without export"
+        ) from error
     return RewardModel(whole, model.packing, model.notes, model.commit)
 
 

@@ -26,8 +26,8 @@ from rmtrain.model.checkpoint import attach_adapter, check_finite, dtype_in_conf
 from rmtrain.model.forward import PackedForward
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, load_config, load_module
-from rmtrain.model.sidecar import ADAPTER, Scoring
-from rmtrain.model.weights import fingerprint_of, fingerprint_read, local_folder, read_json
+from rmtrain.model.sidecar import Scoring
+from rmtrain.model.weights import ADAPTER, fingerprint_of, fingerprint_read, local_folder, read_json
 
 Reading = Literal["sum", "avg", "norm"]
 

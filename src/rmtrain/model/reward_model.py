@@ -11,7 +11,6 @@ from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -21,9 +20,11 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model import attention
 from rmtrain.model.batch import Batch, Packing, pack
+from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.forward import HEAD, RewardForward
 from rmtrain.model.published.layouts import ENCODER_TYPES
 from rmtrain.model.quantization import quantization_config
+from rmtrain.model.weights import ADAPTER
 from rmtrain.recipe.schema import ModelSection
 
 NO_HEAD = "it is no reward model: train one from it, or read it as a policy with --reference or --reference-free"
@@ -86,15 +87,34 @@ def load_config(name: str, revision: str | None) -> PretrainedConfig:
     """Load a model's config from a folder or the hub.
 
     Raises:
-        InputError: there is none, or it asks for remote code.
+        InputError: there is none, or it asks for remote code, quantised weights or a kernel.
     """
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, num_labels=1, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(name, revision=revision, num_labels=1, trust_remote_code=False)
+    except Exception as error:  # a damaged one trips up transformers in any way
         raise InputError(
             f"{name}: no model config could be loaded: {why_not_loaded(name, error)}",
             "a model is a folder or a hub id of an architecture that transformers knows; remote code is never run",
         ) from error
+    _refuse_what_is_not_run(config, name)
+    return config
+
+
+def _refuse_what_is_not_run(config: PretrainedConfig, name: str) -> None:
+    """Refuse a config that asks for quantised weights, or for another attention than torch's own."""
+    adapter = (Path(name) / ADAPTER).exists()  # older adapters have beside them the config that their base ran with
+    for part in () if adapter else (config, config.get_text_config()):
+        if found := getattr(part, "quantization_config", None):
+            method = found.get("quant_method") if isinstance(found, dict) else found
+            raise InputError(
+                f"{name}: its config says that its weights are quantised ({method!r}), which can't be used here",
+                "take the model as it was before quantisation; model.quantization: nf4 or int8 quantises it on loading",
+            )
+    if (asked := config._attn_implementation) not in (None, "eager", "sdpa"):
+        raise InputError(
+            f"{name}: its config asks for the attention implementation {asked!r}, which is not used here",
+            "take attn_implementation out of its config.json; model.attention says which one runs",
+        )
 
 
 def recipe_renderer(section: ModelSection) -> Renderer:
@@ -217,9 +237,13 @@ def load_module(
             return model_class.from_pretrained(  # type: ignore[no-any-return]
                 **place, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
-        except (OSError, SafetensorError, UnpicklingError) as error:
+        except Exception as error:  # a config or a file that is damaged trips up transformers in any way
+            if is_out_of_memory(error):
+                raise
+            pickled = isinstance(error, UnpicklingError)  # torch's words are of no use here
+            why = "its pickle is damaged or holds more than tensors" if pickled else first_line(error)
             raise CheckpointError(
-                f"{name}: no weights could be loaded: {first_line(error)}", "the checkpoint is incomplete or damaged"
+                f"{name}: no weights could be loaded: {why}", "the checkpoint is incomplete or damaged"
             ) from error
 
 

@@ -14,8 +14,8 @@ from rmtrain.model.digests import seal
 from rmtrain.model.forward import HEAD
 from rmtrain.model.portable import make_portable
 from rmtrain.model.reward_model import NO_HEAD
-from rmtrain.model.sidecar import ADAPTER, MANIFEST, SIDECAR, Scoring
-from rmtrain.model.weights import read_json, read_tensors
+from rmtrain.model.sidecar import Scoring
+from rmtrain.model.weights import ADAPTER, MANIFEST, SIDECAR, read_json, read_tensors
 
 
 def write_companions(config: Any, renderer: Renderer, folder: Path, scoring: Scoring, record: dict[str, Any]) -> None:

@@ -8,11 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rmtrain.data.prepare import evaluation_rule
 from rmtrain.errors import CheckpointError
 from rmtrain.model.reward_model import BackboneOptions
-from rmtrain.model.weights import SIDECAR as SIDECAR
 from rmtrain.recipe.schema import EvaluationSection, Recipe
 
-ADAPTER = "adapter_config.json"
-MANIFEST = "checkpoint.json"  # of a training checkpoint: the digest of each of its files
 FORMAT = 1  # of the block; a change that today's readers would misread gets the next number
 
 _PLACES = {  # of each value in a recipe

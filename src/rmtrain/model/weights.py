@@ -14,17 +14,22 @@ from rmtrain.errors import CheckpointError
 from rmtrain.files import read_text, sha256_file
 
 SIDECAR = "rmtrain.json"
+ADAPTER = "adapter_config.json"
+MANIFEST = "checkpoint.json"  # of a training checkpoint: the digest of each of its files
 _COMPANIONS = ["*.json", "*.model", "*.jinja", "*.txt"]
 _PICKLES = ["*.bin", "*.pt"]
+_SAFE = ("model", "adapter_model", "pytorch_model")  # how names of safetensors files of weights begin
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler")  # that trainers leave beside them
 _OTHERS = ["*/*", "consolidated*", *(f"{name}*" for name in _NO_WEIGHTS)]  # and the same weights in other formats
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's tensors: pickles only where there is no safetensors file."""
+    """The files that hold a checkpoint's tensors: pickles only where no safetensors file has a name of weights."""
     safe = sorted(folder.glob("*.safetensors"))
+    if any(path.name.startswith(_SAFE) for path in safe):
+        return safe
     pickles = [path for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
-    return safe or [path for path in pickles if not path.name.startswith(_NO_WEIGHTS)]
+    return [path for path in pickles if not path.name.startswith(_NO_WEIGHTS)] or safe
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Any]]:
@@ -70,7 +75,7 @@ def fingerprint_of(*folders: Path) -> str:
             state = path.stat()
             content = digest_of(path) if state.st_size < 2**30 else f"{state.st_size} {state.st_mtime_ns}"
             digest.update(f"{path.name} {content}\n".encode())
-        adapter = folder / "adapter_config.json"
+        adapter = folder / ADAPTER
         base = read_json(adapter).get("base_model_name_or_path") if adapter.exists() else None
         if base and Path(base).is_dir():
             digest.update(fingerprint_of(Path(base)).encode())
@@ -97,8 +102,8 @@ def fingerprint_read(weights: str, *reading: Any) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a checkpoint; raises CheckpointError if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_text(path, error=CheckpointError))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: can't be read: {first_line(error)}", "use another checkpoint") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: not a JSON object", "use another checkpoint")
@@ -136,7 +141,7 @@ def download(where: str, revision: str | None, weights: bool = True) -> Path:
     """Fetch a hub repository's config, tokenizer and weights; pickles only where it has no safetensors file."""
     wanted = [*_COMPANIONS, *(["*.safetensors"] if weights else [])]
     folder = _snapshot(where, revision, wanted)
-    if weights and not weight_files(folder):
+    if weights and not any(path.name.startswith(_SAFE) for path in folder.glob("*.safetensors")):
         folder = _snapshot(where, revision, [*wanted, *_PICKLES])
     return folder
 

@@ -53,8 +53,3 @@ def free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + cached
     return int(psutil.virtual_memory().available // process_state().num_processes)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a pass failed because memory was out, on a GPU or on the host."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

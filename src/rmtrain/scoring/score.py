@@ -16,10 +16,10 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import RunFailedError
 from rmtrain.files import writing
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens, plan_batches
-from rmtrain.model.devices import process_state
+from rmtrain.model.devices import is_out_of_memory, process_state
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.rotation import require_fixed_rotation
-from rmtrain.scoring.room import CPU_PASS, is_out_of_memory, room_of, shrink_room
+from rmtrain.scoring.room import CPU_PASS, room_of, shrink_room
 
 Rewards = tuple[float, ...]  # K float32 values
 Progress = Callable[[int, int], None]  # groups done, groups in all

@@ -12,7 +12,8 @@ from accelerate.utils import reduce
 from torch.distributed import distributed_c10d
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rmtrain.files import write_atomic, writing
+from rmtrain.errors import CheckpointError
+from rmtrain.files import read_text, write_atomic, writing
 from rmtrain.training.plan import whole_steps
 
 Emit = Callable[[dict[str, Any]], None]
@@ -108,7 +109,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Cut off lines of steps that a resumed run will make again."""
         if state.is_world_process_zero and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = read_text(self.path, limit=1 << 32, error=CheckpointError).splitlines(keepends=True)
             write_atomic(self.path, "".join(line for line in lines if _is_done(line, state.global_step)))
 
     def on_log(

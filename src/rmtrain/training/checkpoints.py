@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import sha256_file, sync_folder, sync_tree, write_json
-from rmtrain.model.sidecar import MANIFEST
+from rmtrain.model.weights import MANIFEST
 
 STAGING = ".staging"  # not "checkpoint-...": the Trainer's own rotation would count it
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -18,6 +18,7 @@ import torch
 
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.errors import (
+    CheckpointError,
     InputError,
     Interrupted,
     LostProcessError,
@@ -33,6 +34,7 @@ from rmtrain.recipe.render import dump_recipe
 from rmtrain.runs import MANIFEST, create_run, locked, read_manifest, reveal, update_manifest
 from rmtrain.training.resume import ResumePoint
 
+_APPENDED = (".lock", "log.txt", "metrics.jsonl")  # written in place; all else is replaced
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "rmtrain")
 
 
@@ -58,9 +60,15 @@ def take_up_run(folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Lock a run folder that is there, until the stack closes, and read its manifest; on the main process.
 
     Raises:
-        InputError: it is no run, or in use.
+        InputError: it is no run, in use, or would write into a file elsewhere.
     """
     read_manifest(folder)  # before a lock file is made in what is no run
+    for path in (folder / name for name in _APPENDED):
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{path} is a symbolic link, and the run would write into the file that it points to",
+                "put the file itself in its place, or remove the link",
+            )
     stack.enter_context(locked(folder))
     return read_manifest(folder)
 

@@ -1,14 +1,18 @@
 """Which checkpoint a run goes on from, and whether it is still the same run."""
 
 import hashlib
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
 from rmtrain.display import Display
-from rmtrain.errors import InputError
+from rmtrain.errors import CheckpointError, InputError
+from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.weights import weight_files
 from rmtrain.recipe.schema import Recipe
 from rmtrain.training.checkpoints import newest_valid
@@ -24,6 +28,13 @@ FREE = {
     "distributed": ("timeout_minutes", "deepspeed_config"),
 }
 _PIECES, _PIECE = 64, 1 << 16  # of a file, and bytes of a piece: 4 MiB of each, whatever its size
+
+
+_STATE = {  # by the Trainer's method that reads them
+    "_load_optimizer_and_scheduler": ("optimizer.*", "scheduler.pt"),
+    "_load_rng_state": ("rng_state*.pth",),
+    "_load_scaler": ("scaler.pt",),
+}
 
 
 class ResumePoint(NamedTuple):
@@ -140,3 +151,29 @@ def _require_readable(checkpoint: Path, before: dict[str, Any], now: dict[str, A
             "part of the optimiser's state",
             f"resume with {key}={there}" if before[key] is None else f"resume with a number as {key}",
         )
+
+
+def damaged_state(error: Exception, checkpoint: Path) -> CheckpointError | None:
+    """What to say of an error that reading a checkpoint's training state raised; None for any other error.
+
+    Pickles are read without running what they hold, and torch's advice would be to do without that.
+    """
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    readers = [code.co_name for code in frames if "transformers" in Path(code.co_filename).parts]  # the Trainer's own
+    found = next((name for reader, name in _STATE.items() if reader in readers), None)
+    if found is None or is_out_of_memory(error):
+        return None
+    named = [path for part in found for path in sorted(checkpoint.glob(part))]
+    broken = [path for path in named if not _is_readable(path)] if len(named) > 1 else []
+    return CheckpointError(
+        f"{' or '.join(map(str, broken or named or [checkpoint]))}: damaged, or it holds what is never loaded "
+        f"({type(error).__name__}); nothing of it was run",
+        "move this checkpoint away, and --resume goes on from the one before it",
+    )
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return isinstance(torch.load(path, map_location="cpu", weights_only=True), dict)
+    except Exception:  # a damaged pickle can fail in any way
+        return False

@@ -33,7 +33,7 @@ from rmtrain.training.memory import describe_need
 from rmtrain.training.plan import TrainingPlan
 from rmtrain.training.prospect import Prospect, look_ahead
 from rmtrain.training.record import now, record_failure, record_resume, start_run, take_up_run
-from rmtrain.training.resume import ResumePoint, choose_checkpoint, run_fingerprint
+from rmtrain.training.resume import ResumePoint, choose_checkpoint, damaged_state, run_fingerprint
 from rmtrain.training.selection import Selection, StoppedEarly
 from rmtrain.training.telemetry import peak_memory
 from rmtrain.training.tracking import WandbLog, check_login
@@ -241,9 +241,11 @@ def _run(trainer: GroupRewardTrainer, prospect: Prospect, folder: Path, point: R
         trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)
     except StoppedEarly:
         pass
-    except RuntimeError as error:
+    except Exception as error:
         step = trainer.state.global_step + 1
-        failure = memory_failure(error, prospect.forecast, prospect.layout, step, folder)
+        failure: RmtrainError | None = damaged_state(error, point.checkpoint) if point else None
+        if failure is None and isinstance(error, RuntimeError):
+            failure = memory_failure(error, prospect.forecast, prospect.layout, step, folder)
         if failure is None:
             raise
         raise failure from error
