@@ -41,9 +41,8 @@ CASES = {
     ],
     "vllm": [("Llama", "default"), ("Llama", "llama3"), ("Mistral", "default"), ("Qwen2", "yarn")],
 }
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' }}\n{{ m['content'] }}{{ eos_token }}{% endfor %}"
-)
+# neither BOS nor end token, as rmtrain adds them: the exported template must
+TEMPLATE = "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}\n{{ m['content'] }}\n{% endfor %}"
 
 
 def make_config(family: str, kind: str) -> Any:
