@@ -1,13 +1,16 @@
-"""Datasets of the Hugging Face hub, read at one commit, with the hub's errors told in one line."""
+"""Datasets of the Hugging Face hub, read at one commit, with the hub's errors told in one line; and absent models."""
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from rmtrain.errors import DataError
 
+_HUB_SECONDS = 5.0  # to connect, and then to answer
+_MODEL_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -17,6 +20,37 @@ class HubDataset(NamedTuple):
     name: str
     commit: str
     splits: dict[str, Any]  # a `datasets.Dataset` for each split
+
+
+def why_absent(name: str, revision: str | None = None) -> str | None:
+    """Why a model is neither in a folder nor on the hub; None where it is, or may be. The hub has seconds to answer."""
+    from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    if os.path.isdir(name):
+        return None
+    path = os.path.abspath(name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.isfile(name):
+        return "no such folder" if name == path else f"no such folder: {path}"
+    try:
+        validate_repo_id(name)
+        if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in _MODEL_FILES):
+            return None
+        HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
+    except errors.HFValidationError:
+        return f"no folder {path}, and no id of the hub"
+    except errors.GatedRepoError:
+        return None
+    except errors.RevisionNotFoundError:
+        return f"no revision {revision!r} of it on {constants.ENDPOINT}"
+    except errors.RepositoryNotFoundError:
+        return f"no folder {path}, and no such model on {constants.ENDPOINT}"
+    except errors.OfflineModeIsEnabled:
+        return f"no folder {path}, and not in the cache of the hub, while offline mode is on"
+    except Exception as error:
+        if type(error).__name__ in _UNREACHABLE:
+            return f"no folder {path}, and {constants.ENDPOINT} can't be reached ({type(error).__name__})"
+    return None
 
 
 def resolve_commit(dataset: str, revision: str | None) -> str | None:

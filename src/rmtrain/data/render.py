@@ -11,11 +11,11 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from rmtrain.data.hub import why_absent
 from rmtrain.data.template import (
     DATE,
     RAW,
@@ -58,10 +58,12 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
+        if absent := why_absent(name, revision):
+            raise OSError(absent)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # a damaged file trips up the tokenizers library in any way
         raise InputError(
-            f"{name}: no tokenizer could be loaded: {why_not_loaded(name, error)}",
+            f"{name}: no tokenizer could be loaded: {first_line(error)}",
             "a model is a folder or a hub id with tokenizer files",
         ) from error
     if not tokenizer.is_fast:
@@ -82,12 +84,6 @@ def load_tokenizer(
 def first_line(error: BaseException) -> str:
     """First line of an error's text, for one-line messages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def why_not_loaded(name: str, error: BaseException) -> str:
-    """What transformers has against a folder or hub id; of a path, it says that it is no hub id."""
-    absent = name.startswith(("/", ".", "~")) and not Path(name).exists()
-    return "no such folder" if absent else first_line(error)
 
 
 def _template_text(template: str) -> str:

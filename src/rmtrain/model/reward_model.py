@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from rmtrain.data.render import Renderer, first_line, load_tokenizer, why_not_loaded
+from rmtrain.data.hub import why_absent
+from rmtrain.data.render import Renderer, first_line, load_tokenizer
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model import attention
@@ -90,10 +91,12 @@ def load_config(name: str, revision: str | None) -> PretrainedConfig:
         InputError: there is none, or it asks for remote code, quantised weights or a kernel.
     """
     try:
+        if absent := why_absent(name, revision):
+            raise OSError(absent)
         config = AutoConfig.from_pretrained(name, revision=revision, num_labels=1, trust_remote_code=False)
     except Exception as error:  # a damaged one trips up transformers in any way
         raise InputError(
-            f"{name}: no model config could be loaded: {why_not_loaded(name, error)}",
+            f"{name}: no model config could be loaded: {first_line(error)}",
             "a model is a folder or a hub id of an architecture that transformers knows; remote code is never run",
         ) from error
     _refuse_what_is_not_run(config, name)

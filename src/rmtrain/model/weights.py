@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rmtrain.data.hub import why_absent
 from rmtrain.data.render import first_line
 from rmtrain.errors import CheckpointError
 from rmtrain.files import read_text, sha256_file
@@ -151,6 +152,8 @@ def _snapshot(where: str, revision: str | None, wanted: list[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
+        if absent := why_absent(where, revision):
+            raise OSError(absent)
         return Path(snapshot_download(where, revision=revision, allow_patterns=wanted, ignore_patterns=_OTHERS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
