@@ -223,6 +223,7 @@ def test_several_layouts_at_once_are_an_error_that_names_them() -> None:
         repr(messages(Q, GOOD)),
         "[{'role': 'user', 'content': 'q'}\n {'role': 'assistant', 'content': 'good'}]",  # as numpy prints it
         json.dumps(spoken(Q, GOOD), indent=1),
+        str([{"weight": None, **turn} for turn in spoken(Q, GOOD)]),
     ],
 )
 def test_messages_in_texts_are_read(text: str) -> None:
@@ -237,7 +238,14 @@ def test_messages_in_texts_are_read(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[1, 2]", '{"role": "user", "content": "q"}', '[{"name": "x"}]', "[{}]", '[{"role": "king", "content": "x"}]'],
+    [
+        "[1, 2]",
+        "[{'x': 1}",
+        '{"role": "user", "content": "q"}',
+        '[{"name": "x"}]',
+        "[{}]",
+        '[{"role": "king", "content": "x"}]',
+    ],
 )
 def test_answers_that_are_json_are_texts(text: str) -> None:
     assert read({"prompt": "q", "chosen": text, "rejected": "bad"}).completions[0] == (Message("assistant", text),)

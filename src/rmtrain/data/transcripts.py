@@ -8,6 +8,7 @@ from typing import Any
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
+_OBJECTS = re.compile(r"\s*\[\s*\{\s*['\"]")
 _LIKE_MESSAGES = re.compile(r"\s*\[\s*\{\s*(['\"])(?:role|content|from|value)\1\s*:")
 _LONGEST_REPR = 1_000_000  # characters that Python's parser is given
 SPEAKERS = {  # what `from` calls the roles
@@ -33,9 +34,14 @@ def messages_in(text: str) -> list[dict[str, Any]] | None:
     Raises:
         ValueError: it begins as such a list and can't be read.
     """
-    if not _LIKE_MESSAGES.match(text):
+    if not _OBJECTS.match(text):
         return None
-    value = _parse(text.strip())
+    try:
+        value = _parse(text.strip())
+    except ValueError:
+        if _LIKE_MESSAGES.match(text):
+            raise
+        return None
     entries = value if isinstance(value, list) else []
     return entries if entries and all(map(_is_message, entries)) else None
 
