@@ -1,5 +1,8 @@
 """The Typer application, and how errors reach the user."""
 
+import codecs
+import errno
+import io
 import logging
 import os
 import sys
@@ -59,9 +62,20 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit code (0, 1, 2 or 130)."""
+    codecs.register_error("escaped", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console of another encoding, or a path that is no text
+            stream.reconfigure(errors="escaped")
     tie_to_launcher()
     with on_signal(interrupt):  # training's steps hold it back until they end
         return _run(own_arguments(arguments))
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks, as JSON and Python escape it."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4)), error.end
 
 
 def _run(arguments: list[str]) -> int:
@@ -123,6 +137,8 @@ def _code_and_words(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted"
     if isinstance(error, RmtrainError):
         return error.exit_code, f"error: {error}"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return 2, f"error: {str(error.filename)[:80]}…: the name is too long\n  hint: choose one of at most 255 bytes"
     if isinstance(error, OSError) and (why := why_unwritten(error, Path(error.filename or "."))):
         where = error.filename or "standard output, or another file"
         return 1, f"error: {where}: {why[0]}\n  hint: {why[1]}"

@@ -1,5 +1,6 @@
 """Options that several verbs share."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,12 +68,20 @@ NoVerify = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 
 
+_LONGEST_OUTPUT = 180  # bytes of a name, of which 255 can be had
+
+
 def check_output(path: Path, overwrite: bool = False) -> None:
     """Refuse a file that can't be written there, before anything is done for it.
 
     Raises:
         InputError: it exists, is no regular file, or has no folder.
     """
+    if len(os.fsencode(path.name)) > _LONGEST_OUTPUT:
+        raise InputError(
+            f"--output {path.name[:40]}…: the name has more than {_LONGEST_OUTPUT} bytes",
+            "choose a shorter one: files beside it get longer names while it is written",
+        )
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file", "choose another --output")
     if path.exists() and not overwrite:

@@ -129,6 +129,9 @@ def handed_down(name: str, find: Callable[[], str]) -> str:
     return os.environ[key]
 
 
+_MOST_PER_CORE = 16
+
+
 def processes_wanted(number: int | None, here: bool = True) -> int:
     """How many processes to start: the number asked for, else one a GPU, else one.
 
@@ -137,12 +140,15 @@ def processes_wanted(number: int | None, here: bool = True) -> int:
         here: they are to run on this machine.
 
     Raises:
-        InputError: fewer than one, or more than there are GPUs here.
+        InputError: fewer than one, more than there are GPUs here, or far more than there are cores.
     """
     import torch
 
     if number is not None and number < 1:
         raise InputError(f"--num-processes {number}: at least 1 is needed")
+    most = _MOST_PER_CORE * (os.cpu_count() or 1)
+    if here and number is not None and number > most:
+        raise InputError(f"--num-processes {number}: that is too many for this machine", f"ask for at most {most}")
     devices = torch.cuda.device_count()
     if here and number is not None and 0 < devices < number:
         raise InputError(f"--num-processes {number}: there are {devices} GPUs", f"ask for at most {devices}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def score(
     input_file: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="Rows with prompt and completions, or prompt, chosen and rejected.")
+        str, typer.Argument(metavar="INPUT", help="Rows with prompt and completions, or prompt, chosen and rejected.")
     ],
     output: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="The input rows with their rewards added.")],
     ckpt: options.Ckpt = None,
@@ -49,8 +49,8 @@ def score(
     with TerminalDisplay() as display, processes.alone(output):
         reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
         chosen = choose(ckpt, runs, display, reading, not no_verify)
-        source = read_rows(str(input_file))
-        section, trained = of_other_source(own_way(chosen, display.note_once), str(input_file), mapping)
+        source = read_rows(input_file)
+        section, trained = of_other_source(own_way(chosen, display.note_once), input_file, mapping)
         split = read_source(source, None, section, evaluation=False, trained=trained, notify=display.note_once)
         processes.spread(num_processes)
         from rmtrain.evaluation.splits import remove_partials, score_rows  # import torch: not needed to refuse an input
@@ -64,9 +64,9 @@ def score(
             changed = has_changed(source)
             rows = zip(split.rows, scored, strict=True)
             lines = [{**source.rows[index], "rewards": list(row.rewards)} for index, row in rows]
-            write_atomic(path, "".join(jsonlib.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            write_atomic(path, "".join(jsonlib.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines))
 
-        scored = score_rows(checkpoint, input_file.name, split.groups, budget, output, display, write, split)
+        scored = score_rows(checkpoint, Path(input_file).name, split.groups, budget, output, display, write, split)
         if not processes.is_main_process():
             return
         remove_partials(output)  # of other rows, that an interrupted command left

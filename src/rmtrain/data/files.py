@@ -240,6 +240,6 @@ def _read_parquet(path: Path) -> list[Row]:
         if len(set(names)) != len(names):
             raise DataError(f"{path}: two columns have the same name: {', '.join(names)}")
         return [row for batch in table.to_batches() for row in batch.to_pylist()]
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # or values that Python has not
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"{path}: not a readable parquet file: {reason}", "fetch the file again") from None

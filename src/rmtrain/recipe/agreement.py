@@ -36,6 +36,12 @@ def disagreements(recipe: "Recipe") -> list[Disagreement]:
             "add `train:` with the name of the source's training split",
         ),
         (
+            isinstance(data.source, dict) and "train" not in data.source,
+            ("data.source",),
+            "names no source of the training split",
+            "add `train:` with a source",
+        ),
+        (
             bool(data.answers) and not data.label and not data.scores,
             ("data.answers", "data.label", "data.scores"),
             "nothing says which answer is better",
