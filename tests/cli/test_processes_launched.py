@@ -382,5 +382,54 @@ def test_slurm_requeues_what_was_interrupted_and_nothing_else(tmp_path: Path, co
     assert "rmtrain train --resume runs/slurm-4711/tiny-20260101-000000-abcd optim.epochs=2" in submit()[0]
 
 
+# What lies in the current folder is not run
+
+DECOYS = ("yaml", "json", "typing", "torch", "numpy", "transformers", "sitecustomize", "usercustomize", "rmtrain")
+LAUNCHES = {  # with the decoys that Python itself takes before any code of rmtrain runs
+    "console": ([str(Path(sys.executable).parent / "rmtrain")], ()),
+    "module": (["-m", "rmtrain"], ("rmtrain",)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "processes"), [("console", 2), ("module", 1)])
+def test_modules_in_the_current_folder_are_not_run(scored: Path, tmp_path: Path, name: str, processes: int) -> None:
+    start, left_out = LAUNCHES[name]
+    for decoy in set(DECOYS) - set(left_out):
+        (tmp_path / f"{decoy}.py").write_text(f"open({str(tmp_path / decoy)!r} + '.ran', 'w')", encoding="utf-8")
+    write_pairs(tmp_path / "rows.jsonl", 4)
+    number = ["--num-processes", str(processes)]
+    score = ["score", "--ckpt", str(scored / "rm"), "rows.jsonl", "--output", "out.jsonl", *number]
+    done = subprocess.run(
+        [sys.executable, *start, *score], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.glob("*.ran")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["train", "eval"])
+def test_modules_in_the_current_folder_are_not_run_by_other_commands(
+    scored: Path, base: Path, tmp_path: Path, verb: str
+) -> None:
+    recipe = write_recipe(tmp_path, base, epochs=1)
+    for decoy in DECOYS:
+        (tmp_path / f"{decoy}.py").write_text(f"open({str(tmp_path / decoy)!r} + '.ran', 'w')", encoding="utf-8")
+    arguments = {
+        "train": ["train", str(recipe), "optim.max_steps=1"],
+        "eval": ["eval", "--ckpt", str(scored / "rm"), "--data", "test.jsonl"],
+    }
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "rmtrain", *arguments[verb], "--num-processes", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.glob("*.ran")] == []
+
+
 if __name__ == "__main__":
     _main(sys.argv[1], Path(sys.argv[2]))

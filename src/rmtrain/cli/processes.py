@@ -181,7 +181,8 @@ def launch(number: int) -> int:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
         status = Path(folder) / "status"
-        os.environ |= {_STATUS: str(status), _LAUNCHER: str(os.getpid())}
+        # without the last, Python would look for modules in the current folder first
+        os.environ |= {_STATUS: str(status), _LAUNCHER: str(os.getpid()), "PYTHONSAFEPATH": "1"}
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN_SECONDS)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
