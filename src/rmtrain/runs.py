@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import tempfile
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +37,19 @@ def create_run(parent: Path, name: str) -> Path:
         if not os.path.lexists(_revealed(folder)):
             return folder
         folder.rmdir()
+
+
+def require_writable(parent: Path) -> None:
+    """See whether a folder could be made under `parent`, which need not exist; leaves nothing there.
+
+    Raises:
+        InputError: it could not.
+    """
+    place = next(path for path in (parent.absolute(), *parent.absolute().parents) if os.path.lexists(path))
+    try:
+        tempfile.TemporaryDirectory(prefix=_HIDDEN, dir=place).cleanup()
+    except OSError as error:
+        raise InputError(f"{parent}: can't make a run folder: {error.strerror}", "set run.folder") from error
 
 
 def reveal(folder: Path) -> Path:

@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_groups, make_tokenizer
+from conftest import make_config, make_groups, make_tokenizer
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import tokenize_groups
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
+from rmtrain.model.footprint import meta_model
+from rmtrain.recipe.schema import LoraSection
 
 GROUPS = make_groups(2, seed=5)
 
@@ -82,3 +84,31 @@ def test_an_adapter_with_two_labels_says_how_to_name_one(base: Path, tmp_path: P
     assert "--label: LABEL_0, LABEL_1" in (caught.value.hint or "")
     with pytest.raises(InputError, match="there is no label 'good'"):
         load_checkpoint(str(tmp_path), label="good")
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"),
+    [
+        (r".*layers\.1\.self_attn\.[qv]_proj", ["layers.1.self_attn.q_proj", "layers.1.self_attn.v_proj"]),
+        (r"model\.layers\.0\.mlp\.up_proj", ["layers.0.mlp.up_proj"]),
+    ],
+)
+def test_a_regular_expression_names_layers_by_their_whole_names(targets: str, adapted: list[str]) -> None:
+    module = meta_model(make_config(), LoraSection(rank=2, targets=targets))
+    found = {name.split(".lora_A")[0] for name, _ in module.named_parameters() if ".lora_A." in name}
+    assert sorted(name.split("model.")[-1] for name in found) == adapted
+    assert [n for n, p in module.named_parameters() if "score" in n and p.requires_grad]
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ("q_proj", r"no layer's whole name fits the regular expression 'q_proj'"),
+        (r".*layers\.9\..*", "no layer's whole name fits"),
+        (r".*(score|q_proj)", "fits the score head"),
+    ],
+)
+def test_a_regular_expression_that_fits_no_layer_or_the_head_is_refused(targets: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        meta_model(make_config(), LoraSection(rank=2, targets=targets))
+    assert caught.value.hint

@@ -9,7 +9,7 @@ import torch
 from training_cases import make_recipe
 
 from rmtrain.errors import InputError
-from rmtrain.training.engines import deepspeed_config, engine_arguments, engine_of, fsdp_config
+from rmtrain.training.engines import deepspeed_config, engine_of, fsdp_config, require_engine
 
 
 def recipe(tmp_path: Path, **changes: Any) -> Any:
@@ -70,7 +70,7 @@ def test_a_deepspeed_file_that_is_none_is_refused(
 
 def test_fsdp_offloading_on_one_process_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fsdp on a single process moves nothing"):
-        engine_arguments(recipe(tmp_path, strategy="fsdp", offload="all"), "none", 1)
+        require_engine(recipe(tmp_path, strategy="fsdp", offload="all"), "none", 1)
 
 
 def test_one_process_takes_one_of_the_gpus_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

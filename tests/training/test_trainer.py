@@ -23,7 +23,8 @@ from rmtrain.model.quantization import is_quantised
 from rmtrain.scoring.score import score_groups
 from rmtrain.training.checkpoints import newest_valid
 from rmtrain.training.prospect import make_plan
-from rmtrain.training.train import build_model, validation_groups
+from rmtrain.training.selection import validation_groups
+from rmtrain.training.train import build_model
 from rmtrain.training.trainer import GroupRewardTrainer
 
 EVEN = {"lora__dropout": 0.0, "evaluation__every": 0.0}

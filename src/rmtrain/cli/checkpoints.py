@@ -194,6 +194,7 @@ def _load_reward_model(chosen: Chosen, needs_rewards: str, options: "BackboneOpt
 
 def _as_read(found: "Checkpoint", chosen: Chosen) -> "Checkpoint":
     """The checkpoint under the name that the user gave it, with the length asked for; its fingerprint says so."""
+    from rmtrain.model.positions import position_table
     from rmtrain.model.published.encoder import EncoderModel
     from rmtrain.model.published.pair_rm import PairRenderer
     from rmtrain.model.weights import fingerprint_read
@@ -203,7 +204,8 @@ def _as_read(found: "Checkpoint", chosen: Chosen) -> "Checkpoint":
         if isinstance(found.renderer, PairRenderer):
             raise InputError(f"{chosen.where} is PairRM, whose lengths are fixed", "leave out --max-length")
         length = reading.max_length
-        room = getattr(found.model.module.config.get_text_config(), "max_position_embeddings", None)
+        module = found.model.module
+        room = position_table(module) or getattr(module.config.get_text_config(), "max_position_embeddings", None)
         room = found.max_length if isinstance(found.model, EncoderModel) else room
         if room and length > room:
             raise InputError(f"--max-length {length}: {chosen.where} has {room} positions", "ask for no more")

@@ -1,6 +1,7 @@
 """`rmtrain train --dry-run`: everything that can be known before the machine is spent."""
 
 import json as jsonlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,18 +19,26 @@ if TYPE_CHECKING:
     from rmtrain.training.prospect import Prospect
 
 
-def dry_run(recipe: "Recipe", num_processes: int | None, as_json: bool) -> None:
-    """Read and tokenise the data, count parameters on the meta device, plan the steps, and show the first group."""
+def dry_run(
+    recipe: "Recipe", num_processes: int | None, as_json: bool, resume: Path | None = None, allow_changes: bool = False
+) -> None:
+    """Read and tokenise the data, check all that `train` checks, plan the steps, and show the first group.
+
+    Raises:
+        InputError: as `train` would; for want of memory once all is shown.
+    """
     from rmtrain.data.prepare import prepare
     from rmtrain.model.footprint import count_parameters
     from rmtrain.model.reward_model import load_config, recipe_renderer
-    from rmtrain.reporting.books import describe_splits, ledger_table
+    from rmtrain.reporting.books import describe_splits
     from rmtrain.training.prospect import look_ahead
+    from rmtrain.training.rehearsal import rehearse
 
     with TerminalDisplay() as display:
         data, renderer, splits = prepare(recipe, recipe_renderer(recipe.model), display)
-    processes = processes_wanted(num_processes, here=False)
-    prospect = look_ahead(recipe, splits, processes)
+        processes = processes_wanted(num_processes, here=False)
+        prospect = look_ahead(recipe, splits, processes)
+        unchecked = rehearse(recipe, splits, renderer, prospect, resume, allow_changes, display)
     plan, packing = prospect.plan, prospect.packing
     sizes = splits["train"].tokens.lengths()
     distinct = sum(prefix + sum(suffixes) for prefix, suffixes in sizes)
@@ -48,20 +57,26 @@ def dry_run(recipe: "Recipe", num_processes: int | None, as_json: bool) -> None:
     }
     first = _first_group(splits["train"], renderer)
     books = describe_splits(data, splits)
-    memory = _memory(prospect)
+    memory, notes = _memory(prospect), [*prospect.notes, *unchecked]
+    answer = {"derived": derived, "memory": memory, "data": books, "first_group": first, "notes": notes}
     if as_json:
-        answer = {"derived": derived, "memory": memory, "data": books, "first_group": first, "notes": prospect.notes}
         print(jsonlib.dumps(answer, indent=2))
-        return
+    else:
+        _show(answer)
+    prospect.forecast.require_room(prospect.room)
+
+
+def _show(answer: dict[str, Any]) -> None:
+    from rmtrain.reporting.books import ledger_table
+
+    derived, memory, books, first = (answer[key] for key in ("derived", "memory", "data", "first_group"))
     console = Console(highlight=False, markup=False)
     width = max(map(len, derived))
     for key, value in derived.items():
         console.print(f"{key.replace('_', ' '):<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
     console.print(_memory_table(memory))
-    if memory["too_large"] is not None:
-        console.print(memory["too_large"])
     console.print(ledger_table(books))
-    for note in [*prospect.notes, *books["notes"]]:
+    for note in [*answer["notes"], *books["notes"]]:
         console.print(f"note: {note}")
     console.print(f"\nfirst group: {first['id']}, preferences {first['preferences']}")
     for index, sequence in enumerate(first["sequences"]):

@@ -54,7 +54,7 @@ def train(
     if dry_run:
         from rmtrain.cli.dry_run import dry_run as check
 
-        check(loaded.recipe, num_processes, json)
+        check(loaded.recipe, num_processes, json, resume, allow_changes)
         return
     number = 1 if processes.joined() else processes.processes_wanted(num_processes)
     with TerminalDisplay() as display:

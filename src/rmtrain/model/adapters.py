@@ -1,10 +1,13 @@
 """LoRA adapters beside a frozen backbone; the score head is trained in full and saved with them."""
 
+import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from rmtrain.data.render import first_line
 from rmtrain.errors import InputError
@@ -46,24 +49,39 @@ def wrap(module: nn.Module, lora: LoraSection, revision: str | None = None) -> A
     """PEFT's model around a backbone, on the meta device or with weights; errors as of `add_lora`."""
     from peft import get_peft_model
 
-    if isinstance(lora.targets, list):  # PEFT is content if one of them matches
-        _check_targets(module, lora.targets)
+    _check_targets(module, lora.targets)
     try:
-        return get_peft_model(module, adapter_config(lora, revision))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it as GPT-2's layers need it
+            return get_peft_model(module, adapter_config(lora, revision))
     except ValueError as error:
         raise InputError(
             f"lora.targets: {first_line(error)}", "name linear layers of the model, or all-linear"
         ) from error
 
 
-def _check_targets(module: nn.Module, targets: list[str]) -> None:
+def _check_targets(module: nn.Module, targets: str | list[str]) -> None:
+    """Refuse a name that no layer has (PEFT is content if one of several has), and an expression that fits none."""
+    if targets == "all-linear":
+        return
     names = [name for name, _ in module.named_modules() if not f"{name}.".startswith(f"{HEAD}.")]
-    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
-    if unknown:
-        linear = {n.rpartition(".")[2] for n, layer in module.named_modules() if isinstance(layer, nn.Linear)} - {HEAD}
+    linear = [n for n, layer in module.named_modules() if isinstance(layer, (nn.Linear, Conv1D)) and n != HEAD]
+    if isinstance(targets, str):
+        if re.fullmatch(targets, HEAD):
+            raise InputError(
+                f"lora.targets: {targets!r} fits the score head ({HEAD}), which is trained in full",
+                "write an expression that fits layers of the backbone alone",
+            )
+        if not any(re.fullmatch(targets, name) for name in names):
+            raise InputError(
+                f"lora.targets: no layer's whole name fits the regular expression {targets!r}",
+                f"layers are called {', '.join(linear[:3])}; a list of names takes the last part alone, as in [q_proj]",
+            )
+    elif unknown := [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]:
+        last = sorted({name.rpartition(".")[2] for name in linear})
         raise InputError(
             f"lora.targets: no layer beside the score head is called {', '.join(unknown)}",
-            f"the model's linear layers are {', '.join(sorted(linear))}" if linear else "take all-linear",
+            f"the model's linear layers are {', '.join(last)}" if last else "take all-linear",
         )
 
 

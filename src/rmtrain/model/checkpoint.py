@@ -12,6 +12,7 @@ from rmtrain.model.adapters import keep_label, make_room, prepare_adapters
 from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.digests import verify_files
 from rmtrain.model.forward import HEAD
+from rmtrain.model.positions import position_table
 from rmtrain.model.published.encoder import TEXT_PAIR, EncoderModel
 from rmtrain.model.published.layouts import ENCODER, PAIR_RM
 from rmtrain.model.published.load import Published, find_published, label_index
@@ -139,6 +140,10 @@ def load_checkpoint(
         model = load_backbone(str(folder), None, options, renderer.pad_id, seed=None)
     _place(model, where, options, device)
     length = scoring.max_length or min(_positions(model), 4096)
+    room = position_table(model.module)
+    if room is not None and length > room:
+        told = f"it has {room} positions: sequences are truncated to them, not to the {length} tokens of its recipe"
+        model, length = replace(model, notes=(*model.notes, told)), room
     weights = fingerprint_of(folder)
     read = weights if label is None else fingerprint_read(weights, published)
     return Checkpoint(model, renderer, length, sidecar, where, read, published, config_pad, weights, scoring)
@@ -268,4 +273,5 @@ def check_finite(module: Any, where: str) -> None:
 
 
 def _positions(model: RewardModel) -> int:
-    return int(getattr(model.module.config.get_text_config(), "max_position_embeddings", 4096) or 4096)
+    told = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
+    return position_table(model.module) or int(told or 4096)

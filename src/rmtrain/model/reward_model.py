@@ -152,6 +152,7 @@ def load_backbone(
     pad_id: int | None,
     seed: int | None,
     trainable: bool = False,
+    on_meta: bool = False,
 ) -> RewardModel:
     """Load a base model or a whole reward model, with a float32 score head.
 
@@ -162,6 +163,7 @@ def load_backbone(
         pad_id: written to the config, for those who pool by pad id.
         seed: of the score head where the weights have none; None refuses such weights.
         trainable: the backbone itself will be trained, so its weights are held in float32.
+        on_meta: check all of it, and read the weights' names and shapes alone.
 
     Raises:
         InputError: an architecture without a head.
@@ -174,7 +176,7 @@ def load_backbone(
         set_pad(config, pad_id, name)
     model_class = reward_model_class(config)
     packing, notes = choose_packing(model_class, config, options.packing)
-    module, info = load_module(model_class, name, revision, config, options, packing, trainable)
+    module, info = load_module(model_class, name, revision, config, options, packing, trainable, on_meta=on_meta)
     for key, found, expected in sorted(info["mismatched_keys"]):
         labels = f": its score head has {found[0]} labels, a reward model has one" if key == f"{HEAD}.weight" else ""
         raise CheckpointError(
@@ -216,6 +218,7 @@ def load_module(
     packing: Packing,
     trainable: bool = False,
     tensors: dict[str, Any] | None = None,
+    on_meta: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """A model's weights in the dtype and quantisation of the options, and what transformers says of their loading.
 
@@ -232,6 +235,8 @@ def load_module(
         kwargs["quantization_config"] = quantization_config(options.quantization, dtype)
     if torch.cuda.is_available() and options.quantization != "none":
         kwargs["device_map"] = {"": torch.cuda.current_device()}
+    if on_meta:
+        kwargs["device_map"] = "meta"
     place: dict[str, Any] = {"pretrained_model_name_or_path": name, "revision": revision}
     if tensors is not None:
         place = {"pretrained_model_name_or_path": None, "state_dict": tensors}
@@ -248,6 +253,8 @@ def load_module(
             raise CheckpointError(
                 f"{name}: no weights could be loaded: {why}", "the checkpoint is incomplete or damaged"
             ) from error
+        except ImportError as error:  # of flash attention
+            raise InputError(f"model.attention: {first_line(error)}", "set model.attention to auto") from error
 
 
 def set_pad(config: PretrainedConfig, pad_id: int, name: str) -> None:

@@ -1,5 +1,6 @@
 """What the sections of a recipe must agree on: values that are right by themselves and contradict each other."""
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -139,6 +140,9 @@ def disagreements(recipe: "Recipe") -> list[Disagreement]:
             "set distributed.strategy to zero2 or zero3, or leave deepspeed_config out",
         ),
     ]
+    if fault := _no_expression(recipe.lora.targets if recipe.lora else []):
+        hint = "write all-linear, a list of layers' names, or a regular expression of Python for whole names"
+        rules.append((True, ("lora.targets",), f"it is no regular expression: {fault}", hint))
     rules += [
         (
             every > 1 and not every.is_integer(),
@@ -149,3 +153,12 @@ def disagreements(recipe: "Recipe") -> list[Disagreement]:
         for key, every in (("evaluation.every", recipe.evaluation.every), ("run.save_every", recipe.run.save_every))
     ]
     return [Disagreement(keys, message, hint) for broken, keys, message, hint in rules if broken]
+
+
+def _no_expression(targets: str | list[str]) -> str:
+    """Why a regular expression is none; empty if it is one, or a list of names."""
+    try:
+        re.compile(targets if isinstance(targets, str) else "")
+    except re.error as error:
+        return str(error)
+    return ""

@@ -61,8 +61,9 @@ class LoraSection(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapters' input. Above 0 it costs memory and time; a shared prompt has one mask for all its
     completions."""
-    targets: Literal["all-linear"] | Annotated[list[NonEmpty], Field(min_length=1)] = "all-linear"
-    """Module names that get an adapter, or all linear layers of the backbone."""
+    targets: NonEmpty | Annotated[list[NonEmpty], Field(min_length=1)] = "all-linear"
+    """Layers that get an adapter: all-linear (all of the backbone), a list of names, or a regular expression for whole
+    names, such as `.*layers\\.[0-9]+\\.self_attn\\.[qv]_proj`."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) (arXiv 2312.03732)."""
     dora: bool = False

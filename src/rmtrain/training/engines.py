@@ -52,7 +52,7 @@ def engine_arguments(recipe: Recipe, strategy: str, processes: int) -> dict[str,
         processes: in all.
 
     Raises:
-        InputError: the recipe's DeepSpeed file can't be used, or these processes can't run the strategy.
+        InputError: the recipe's DeepSpeed file can't be used.
     """
     import torch
 
@@ -60,8 +60,6 @@ def engine_arguments(recipe: Recipe, strategy: str, processes: int) -> dict[str,
     arguments = _ddp_arguments(recipe)
     if processes > 1 and not torch.cuda.is_available():
         arguments["ddp_backend"] = "gloo"
-    if "fsdp" in (strategy, recipe.distributed.strategy):
-        _require_fsdp(processes, recipe.distributed.offload)
     if strategy == "fsdp":
         arguments |= configs["fsdp"]
     elif strategy in ("zero2", "zero3"):
@@ -84,14 +82,18 @@ def _launch_alone() -> None:
     os.environ.update(names, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
-def _require_fsdp(processes: int, offload: str) -> None:
-    """Refuse what accelerate would silently run as plain data parallelism."""
+def require_engine(recipe: Recipe, strategy: str, processes: int) -> None:
+    """Refuse FSDP where accelerate would silently run plain data parallelism (arguments as of `engine_arguments`)."""
+    import torch
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
-    if PartialState().distributed_type == DistributedType.MULTI_CPU:
+    if "fsdp" not in (strategy, recipe.distributed.strategy):
+        return
+    planned = processes > 1 and PartialState().num_processes == 1 and not torch.cuda.is_available()  # a dry run
+    if planned or PartialState().distributed_type == DistributedType.MULTI_CPU:
         raise InputError("distributed.strategy: fsdp needs GPUs", "set distributed.strategy to ddp, zero2 or zero3")
-    if processes == 1 and offload != "none":
+    if processes == 1 and recipe.distributed.offload != "none":
         raise InputError(
             "distributed.offload: fsdp on a single process moves nothing", "set distributed.strategy to zero2 or zero3"
         )

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.token_cache import IDENTICAL, OVER_LENGTH
-from rmtrain.errors import DataError
+from rmtrain.errors import DataError, InputError
 from rmtrain.model.batch import GroupSize, Packing
+from rmtrain.model.positions import check_positions
 from rmtrain.model.reward_model import choose_packing, load_config, reward_model_class
 from rmtrain.model.rotation import require_fixed_rotation
 from rmtrain.recipe.schema import Recipe
+from rmtrain.training.engines import require_engine
 from rmtrain.training.fit import Forecast
 from rmtrain.training.memory import Layout, Workload, free_memory
 from rmtrain.training.plan import TrainingPlan, plan_training
@@ -20,7 +22,7 @@ class Prospect(NamedTuple):
 
     plan: TrainingPlan
     packing: Packing
-    notes: list[str]  # on the packing
+    notes: list[str]  # on the packing and on long rows
     forecast: Forecast
     room: int | None  # free bytes of a GPU; None without GPUs
     layout: Layout
@@ -31,19 +33,27 @@ def look_ahead(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int)
     """Plan a run's micro-batches, and choose how it is spread, from the model's config alone.
 
     Raises:
-        InputError: nothing to train on, no such model, an architecture without a score head, or rows too long for its
-            rotary frequencies.
+        InputError: no such model, an architecture without a score head, rows too long for it, nothing to train on or
+            to stop by, or an engine that these processes can't run.
     """
     if len(splits["train"].tokens) == 0:
         raise _nothing_left(splits["train"], recipe)
+    if recipe.evaluation.stop_after is not None and "validation" not in splits:
+        raise InputError(
+            "evaluation.stop_after: the data has no validation split", "add one (data.holdout), or leave it out"
+        )
     config = load_config(recipe.model.name, recipe.model.revision)
     lengths = [prefix + max(suffixes) for split in splits.values() for prefix, suffixes in split.tokens.lengths()]
     require_fixed_rotation(config, max(lengths, default=0))
-    packing, notes = choose_packing(reward_model_class(config), config, recipe.model.packing)
+    model_class = reward_model_class(config)
+    beyond = check_positions(config, model_class, recipe.data.max_length, max(lengths, default=0))
+    packing, notes = choose_packing(model_class, config, recipe.model.packing)
     plan = make_plan(recipe, splits["train"], packing, processes)
     forecast = Forecast(recipe, config, Workload.of(recipe, plan, splits, packing), processes)
     room = free_memory()
-    return Prospect(plan, packing, notes, forecast, room, *forecast.choose(room))
+    layout, reason = forecast.choose(room)
+    require_engine(recipe, layout.strategy, processes)
+    return Prospect(plan, packing, [*notes, *beyond], forecast, room, layout, reason)
 
 
 def make_plan(recipe: Recipe, train_split: ReadySplit, packing: Any, processes: int) -> TrainingPlan:

@@ -1,11 +1,14 @@
 """The checkpoint that becomes the final model, and the end of a run that no longer improves."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rmtrain.data.prepare import ReadySplit
+from rmtrain.data.tokenize import TokenizedGroup
+from rmtrain.recipe.schema import Recipe
 from rmtrain.training.checkpoints import numbered
 
 # a validation before and one after a change of these can't be compared
@@ -104,3 +107,12 @@ class Selection(TrainerCallback):  # type: ignore[misc]
 
 def _validations(state: TrainerState) -> list[dict[str, float]]:
     return [line for line in state.log_history if "eval_loss" in line]
+
+
+def validation_groups(recipe: Recipe, splits: Mapping[str, ReadySplit]) -> list[TokenizedGroup]:
+    """What is scored during training: all of the validation split, or the recipe's limit of it, spread evenly."""
+    if "validation" not in splits or recipe.evaluation.every == 0:
+        return []
+    tokens = splits["validation"].tokens
+    limit = min(recipe.evaluation.limit or len(tokens), len(tokens))
+    return [tokens.group(i * len(tokens) // limit) for i in range(limit)]

@@ -11,7 +11,6 @@ from transformers import TrainerCallback
 
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.display import Display, Silent
 from rmtrain.errors import CheckpointError, InputError, Interrupted, RmtrainError, RunFailedError, WriteError
 from rmtrain.files import why_unwritten
@@ -34,7 +33,7 @@ from rmtrain.training.plan import TrainingPlan
 from rmtrain.training.prospect import Prospect, look_ahead
 from rmtrain.training.record import now, record_failure, record_resume, start_run, take_up_run
 from rmtrain.training.resume import ResumePoint, choose_checkpoint, damaged_state, run_fingerprint
-from rmtrain.training.selection import Selection, StoppedEarly
+from rmtrain.training.selection import Selection, StoppedEarly, validation_groups
 from rmtrain.training.telemetry import peak_memory
 from rmtrain.training.tracking import WandbLog, check_login
 from rmtrain.training.trainer import GroupRewardTrainer, Parts
@@ -157,7 +156,7 @@ def _train(job: _Job, start: _Start) -> TrainingResult:
     tell(f"run folder: {folder}")
     tell(f"strategy {job.prospect.layout}: {job.prospect.reason}")
     model = build_model(recipe, job.renderer.pad_id, start.commit)
-    for note in model.notes:
+    for note in dict.fromkeys([*job.prospect.notes, *model.notes]):
         tell(note)
     tell(describe_plan(plan, recipe, job.splits["train"], model))
     tell(describe_need(job.prospect.forecast.need(job.prospect.layout)))
@@ -251,19 +250,20 @@ def _run(trainer: GroupRewardTrainer, prospect: Prospect, folder: Path, point: R
         raise failure from error
 
 
-def build_model(recipe: Recipe, pad_id: int, commit: str | None = None) -> RewardModel:
+def build_model(recipe: Recipe, pad_id: int, commit: str | None = None, on_meta: bool = False) -> RewardModel:
     """Load the recipe's model, with adapters where it has a lora section.
 
     Args:
         recipe: of the run.
         pad_id: of the tokenizer.
         commit: of the hub that the run began with, in place of the recipe's revision, which may have moved on.
+        on_meta: check all of it, and read the weights' names and shapes alone.
     """
     section, lora, seed = recipe.model, recipe.lora, recipe.run.seed
     options = BackboneOptions(section.dtype, section.quantization, section.attention, section.packing)
     # a folder by its absolute path, since an adapter names its base for readers elsewhere
     name = str(Path(section.name).resolve()) if Path(section.name).is_dir() else section.name
-    model = load_backbone(name, commit or section.revision, options, pad_id, seed, trainable=lora is None)
+    model = load_backbone(name, commit or section.revision, options, pad_id, seed, lora is None, on_meta)
     return model if lora is None else add_lora(model, lora, seed)
 
 
@@ -275,15 +275,6 @@ def describe_plan(plan: TrainingPlan, recipe: Recipe, train_split: ReadySplit, m
         f"{plan.processes} processes x {plan.accumulation} micro-batches; packing {model.packing}; "
         f"{trained:,} parameters trained; {recipe.model.dtype}"
     )
-
-
-def validation_groups(recipe: Recipe, splits: Mapping[str, ReadySplit]) -> list[TokenizedGroup]:
-    """What is scored during training: all of the validation split, or the recipe's limit of it, spread evenly."""
-    if "validation" not in splits or recipe.evaluation.every == 0:
-        return []
-    tokens = splits["validation"].tokens
-    limit = min(recipe.evaluation.limit or len(tokens), len(tokens))
-    return [tokens.group(i * len(tokens) // limit) for i in range(limit)]
 
 
 def _selected_checkpoint(folder: Path, trainer: GroupRewardTrainer) -> Path:

@@ -1,0 +1,70 @@
+"""How many tokens a model takes: the rows of its table of positions, or the window of its rotary embeddings."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from rmtrain.errors import InputError
+
+_OFFSET = 2  # rows before the first position, at most (OPT, BioGPT)
+
+
+def position_table(module: Any) -> int | None:
+    """Positions of a model that looks them up in a table; None if it computes them for any position.
+
+    Args:
+        module: with weights or on the meta device.
+    """
+    text = module.config.get_text_config()
+    if longest := getattr(text, "max_seq_len", None):  # MPT: its biases are made for so many tokens
+        return int(longest)
+    positions = getattr(text, "max_position_embeddings", None)
+    if not positions:
+        return None
+    tokens = module.get_input_embeddings()
+    tables = [m.weight for m in module.modules() if isinstance(m, nn.Embedding) and m is not tokens]
+    tables += [buffer for buffer in module.buffers() if buffer.ndim > 1]
+    known = any(positions <= table.shape[0] <= positions + _OFFSET for table in tables)
+    return int(positions) if known else None
+
+
+def rotary_window(config: PretrainedConfig) -> int | None:
+    """Tokens up to which a model was made to work, with the scaling of its rotary embeddings; None if not told."""
+    text = config.get_text_config()
+    window = getattr(text, "max_position_embeddings", None)
+    parameters: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    if not window or not parameters:
+        return None
+    kinds = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    scaled = [
+        (each.get("factor") or 1.0) * (each.get("original_max_position_embeddings") or window)
+        for each in kinds
+        if each.get("rope_type", "default") != "default"
+    ]
+    return int(max([window, *scaled]))
+
+
+def check_positions(config: PretrainedConfig, model_class: type, max_length: int, longest: int) -> list[str]:
+    """Refuse a length that a model's table of positions has no room for; a note on rows beyond a rotary window.
+
+    Args:
+        config: of the model.
+        model_class: of the config.
+        max_length: that is asked for.
+        longest: tokens of the longest row.
+
+    Raises:
+        InputError: says how many positions there are.
+    """
+    with torch.device("meta"):
+        table = position_table(model_class(config))
+    if table is not None and max_length > table:
+        raise InputError(
+            f"data.max_length: {max_length} tokens, and the model has {table} positions", f"set it to at most {table}"
+        )
+    window = rotary_window(config)
+    if window is None or longest <= window:
+        return []
+    return [f"a row has {longest:,} tokens, and the model was made for {window:,}: rewards beyond may be poor"]

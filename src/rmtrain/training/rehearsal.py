@@ -1,0 +1,57 @@
+"""What `train` does before its first step, by the same functions, with no weights loaded and no run begun."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from rmtrain.data.prepare import ReadySplit
+from rmtrain.data.render import Renderer
+from rmtrain.display import Display
+from rmtrain.model.reward_model import load_config, set_pad
+from rmtrain.recipe.schema import ModelSection, Recipe
+from rmtrain.runs import require_writable
+from rmtrain.training.prospect import Prospect
+from rmtrain.training.record import take_up_run
+from rmtrain.training.resume import choose_checkpoint, run_fingerprint
+from rmtrain.training.tracking import check_login
+from rmtrain.training.train import build_model
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def rehearse(
+    recipe: Recipe,
+    splits: Mapping[str, ReadySplit],
+    renderer: Renderer,
+    prospect: Prospect,
+    resume: Path | None,
+    allow_changes: bool,
+    display: Display,
+) -> list[str]:
+    """Check what comes after `look_ahead` and before the first step, but for the memory; notes on what could not be.
+
+    Raises:
+        InputError: as `train` would.
+        CheckpointError: as `train` would.
+    """
+    check_login(recipe.tracking.wandb)
+    if resume is None:
+        require_writable(Path(recipe.run.folder))
+    else:
+        with ExitStack() as stack:
+            take_up_run(resume, stack)
+            strategy, processes = prospect.layout.strategy, prospect.plan.processes
+            fingerprint = run_fingerprint(recipe, splits, renderer, strategy, processes)
+            choose_checkpoint(resume, fingerprint, display, allow_changes)
+    if _has_weights(recipe.model):
+        build_model(recipe, renderer.pad_id, on_meta=True)
+        return []
+    set_pad(load_config(recipe.model.name, recipe.model.revision), renderer.pad_id, recipe.model.name)
+    return [f"{recipe.model.name}: its weights are not on this machine yet, so they are not checked"]
+
+
+def _has_weights(section: ModelSection) -> bool:
+    cached = (try_to_load_from_cache(section.name, name, revision=section.revision) for name in _WEIGHTS)
+    return Path(section.name).is_dir() or any(isinstance(path, str) for path in cached)
