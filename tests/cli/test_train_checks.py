@@ -104,7 +104,7 @@ def says(overrides: str) -> Callable[..., str]:
         (few_positions, "data.max_length: 64 tokens, and the model has 32 positions"),
         (no_memory, "of the host's memory"),
         (no_key, "there is no wandb key"),
-        (nothing_to_train_on, "the training split is empty"),
+        (nothing_to_train_on, "no preference is left to train on"),
         (a_file_in_the_way, "can't make a run folder"),
         (says("lora.targets=[nope]"), "is called nope"),
         (says("lora.targets=nope.*"), "no layer's whole name fits"),
