@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -82,13 +82,15 @@ def _values(node: dict[str, Any]) -> st.SearchStrategy[Any]:
 @st.composite
 def recipes(draw: Callable[..., Any]) -> Recipe:
     try:
-        return Recipe.model_validate(draw(_values(json_schema())))
+        values = draw(_values(json_schema()))
+        values.get("evaluation", {}).pop("stop_after", None)  # half of what is drawn beside it would disagree
+        return Recipe.model_validate(values)
     except ValidationError as error:
         assume(any(item["type"] != DISAGREEMENT for item in error.errors()))  # sections that disagree are no recipe
         raise
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(recipes())
 def test_dumped_recipes_load_as_equal_ones(recipe: Recipe) -> None:
     loaded = parse_recipe_text(dump_recipe(recipe), "r.yaml")
@@ -96,7 +98,7 @@ def test_dumped_recipes_load_as_equal_ones(recipe: Recipe) -> None:
     assert set(loaded.origins.values()) & {"default", "command line"} == set()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(recipes())
 def test_readers_of_yaml_1_1_and_the_json_schema_agree_with_the_dump(recipe: Recipe) -> None:
     plain = recipe.model_dump(mode="json")
