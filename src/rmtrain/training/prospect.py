@@ -8,7 +8,7 @@ from rmtrain.data.token_cache import IDENTICAL, OVER_LENGTH
 from rmtrain.errors import DataError, InputError
 from rmtrain.model.batch import GroupSize, Packing
 from rmtrain.model.positions import check_positions
-from rmtrain.model.reward_model import choose_packing, load_config, reward_model_class
+from rmtrain.model.reward_model import RewardModel, choose_packing, load_config, reward_model_class
 from rmtrain.model.rotation import require_fixed_rotation
 from rmtrain.recipe.schema import Recipe
 from rmtrain.training.engines import require_engine
@@ -54,6 +54,16 @@ def look_ahead(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int)
     layout, reason = forecast.choose(room)
     require_engine(recipe, layout.strategy, processes)
     return Prospect(plan, packing, [*notes, *beyond], forecast, room, layout, reason)
+
+
+def describe_plan(plan: TrainingPlan, recipe: Recipe, train_split: ReadySplit, model: RewardModel) -> str:
+    """One line of derived numbers, before the machine is spent."""
+    trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    return (
+        f"{len(plan.steps)} steps of {min(recipe.optim.global_batch_size, len(train_split.tokens))} groups = "
+        f"{plan.processes} processes x {plan.accumulation} micro-batches; packing {model.packing}; "
+        f"{trained:,} parameters trained; {recipe.model.dtype}"
+    )
 
 
 def make_plan(recipe: Recipe, train_split: ReadySplit, packing: Any, processes: int) -> TrainingPlan:

@@ -29,8 +29,7 @@ from rmtrain.training.callbacks import GracefulStop, GroupTimeouts, MetricsLog, 
 from rmtrain.training.checkpoints import verify
 from rmtrain.training.fit import memory_failure
 from rmtrain.training.memory import describe_need
-from rmtrain.training.plan import TrainingPlan
-from rmtrain.training.prospect import Prospect, look_ahead
+from rmtrain.training.prospect import Prospect, describe_plan, look_ahead
 from rmtrain.training.record import now, record_failure, record_resume, start_run, take_up_run
 from rmtrain.training.resume import ResumePoint, choose_checkpoint, damaged_state, run_fingerprint
 from rmtrain.training.selection import Selection, StoppedEarly, validation_groups
@@ -265,16 +264,6 @@ def build_model(recipe: Recipe, pad_id: int, commit: str | None = None, on_meta:
     name = str(Path(section.name).resolve()) if Path(section.name).is_dir() else section.name
     model = load_backbone(name, commit or section.revision, options, pad_id, seed, lora is None, on_meta)
     return model if lora is None else add_lora(model, lora, seed)
-
-
-def describe_plan(plan: TrainingPlan, recipe: Recipe, train_split: ReadySplit, model: RewardModel) -> str:
-    """One line of derived numbers, before the machine is spent."""
-    trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
-    return (
-        f"{len(plan.steps)} steps of {min(recipe.optim.global_batch_size, len(train_split.tokens))} groups = "
-        f"{plan.processes} processes x {plan.accumulation} micro-batches; packing {model.packing}; "
-        f"{trained:,} parameters trained; {recipe.model.dtype}"
-    )
 
 
 def _selected_checkpoint(folder: Path, trainer: GroupRewardTrainer) -> Path:
