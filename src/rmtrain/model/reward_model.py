@@ -245,6 +245,8 @@ def load_module(
             return model_class.from_pretrained(  # type: ignore[no-any-return]
                 **place, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
+        except ImportError as error:  # of flash attention
+            raise InputError(f"model.attention: {first_line(error)}", "set model.attention to auto") from error
         except Exception as error:  # a config or a file that is damaged trips up transformers in any way
             if is_out_of_memory(error):
                 raise
@@ -253,8 +255,6 @@ def load_module(
             raise CheckpointError(
                 f"{name}: no weights could be loaded: {why}", "the checkpoint is incomplete or damaged"
             ) from error
-        except ImportError as error:  # of flash attention
-            raise InputError(f"model.attention: {first_line(error)}", "set model.attention to auto") from error
 
 
 def set_pad(config: PretrainedConfig, pad_id: int, name: str) -> None:
