@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, TypeVar
@@ -225,14 +225,21 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
 
 
-def parse_json(text: str) -> Any:
-    """A value from JSON; a number that is not finite, or has more digits than any count, is None.
+def parse_json(text: str, odd: Callable[[str], Any] = lambda number: None) -> Any:
+    """A value from JSON; `odd` makes a value of a number that is not finite, or has more digits than any count.
 
     Raises:
         ValueError: it is no JSON, or nested too deeply.
     """
+
+    def whole(digits: str) -> Any:
+        return int(digits) if len(digits) <= _DIGITS else odd(digits)
+
+    def fraction(number: str) -> Any:
+        return value if math.isfinite(value := float(number)) else odd(number)
+
     try:
-        value = json.loads(text, parse_int=_whole, parse_float=_fraction, parse_constant=_fraction)
+        value = json.loads(text, parse_int=whole, parse_float=fraction, parse_constant=fraction)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level, depth = [value], 0
@@ -249,22 +256,19 @@ def _parts(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _whole(digits: str) -> int | None:
-    return int(digits) if len(digits) <= _DIGITS else None
-
-
-def _fraction(text: str) -> float | None:
-    return value if math.isfinite(value := float(text)) else None
-
-
-def read_json(path: Path, hint: str = "", error: type[InputError] = DataError) -> Any:
-    """What a JSON file holds.
+def read_json(
+    path: Path,
+    hint: str = "",
+    error: type[InputError] = DataError,
+    odd: Callable[[str], Any] = lambda number: None,
+) -> Any:
+    """What a JSON file holds; `odd` is that of `parse_json`.
 
     Raises:
         InputError: of the class asked for: it can't be read, is no JSON, or is beyond the bounds of `parse_json`.
     """
     try:
-        return parse_json(read_text(path, error=error))
+        return parse_json(read_text(path, error=error), odd)
     except ValueError as fault:
         raise error(f"{path}: can't be read as JSON: {fault}", hint) from None
 

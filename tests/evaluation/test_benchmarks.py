@@ -289,6 +289,7 @@ def test_published_rewardbench_2(tmp_path):
         ('{"hep-go": "0.5"}', "hep-go is '0.5', not a number"),
         ('{"hep-go": true}', "hep-go is True, not a number"),
         ('{"hep-go": NaN}', "hep-go is nan, not a number"),
+        ('{"hep-go": -1e999}', "hep-go is -inf"),
         ('{"hep-go": 91.5}', "hep-go is 91.5"),
         ('{"m": {"subsets": [1]}}', "m: subsets or prior_sets is not an object"),
         ('{"m": {"subsets": {"x": 1}}}', "m: no subset of rewardbench-1 among: x"),

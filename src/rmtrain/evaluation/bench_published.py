@@ -73,7 +73,7 @@ def flat_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _models_in(path: Path, benchmark: str) -> list[tuple[str | None, dict[str, Any], str]]:
     """Name, flat form and place of each model in a file."""
-    value = read_json(path, _FORMS)
+    value = read_json(path, _FORMS, odd=float)  # messages show it
     if not isinstance(value, dict) or not value:
         raise DataError(f"{path}: holds no accuracies", _FORMS)
     if isinstance(value.get("benchmark"), str) and isinstance(value.get("scores"), dict):
@@ -153,7 +153,7 @@ def published_result(benchmark: str, model: str | None, flat: Mapping[str, Any],
         "unknown_subsets": [name for name, value in flat.items() if _is_number(value) and name not in known],
         "truncated": None,
         "rows": None,
-        "description": {key: flat[key] for key in _DESCRIPTION if key in flat},
+        "description": {key: flat[key] for key in _DESCRIPTION if isinstance(flat.get(key, 0), str | None)},
     }
 
 
