@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 
 from rmtrain.cli.app import run as rmtrain
@@ -23,6 +25,12 @@ def test_passwords_in_addresses_are_hidden(text: str, shown: str | None) -> None
 def test_what_steers_a_terminal_is_shown_as_an_escape() -> None:
     assert printable("a\x1b[31mb\x07\u202ec\udcff\td\u2028e\x9b") == r"a\x1b[31mb\x07\u202ec\udcff\td\u2028e\x9b"
     assert printable("two\nlines, “quotes”, 日本, \u00a0 and 👍") == "two\nlines, “quotes”, 日本, \u00a0 and 👍"
+
+
+def test_what_libraries_log_has_no_password(caplog: pytest.LogCaptureFixture) -> None:
+    rmtrain(["--version"])
+    logging.getLogger("huggingface_hub").warning("'%s' thrown while requesting %s", 111, "http://user:secret@host/x")
+    assert caplog.messages == ["'111' thrown while requesting http://***@host/x"]
 
 
 HOSTILE = "\x1b[31mx\x1b]0;title\x07"

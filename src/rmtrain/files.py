@@ -77,6 +77,17 @@ def read_text(path: Path | str, limit: int = TEXT_LIMIT, error: type[InputError]
         raise error(f"{path}:{line}: not UTF-8 text ({what})", "save the file as UTF-8") from None
 
 
+def require_regular(folder: Path, error: type[InputError] = InputError) -> None:
+    """Refuse a folder of a model that holds a device or a pipe, on which those who read it would wait.
+
+    Raises:
+        InputError: it does.
+    """
+    for path in folder.iterdir():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise error(f"{path}: can't be read: it is a device or a pipe", "put a regular file there")
+
+
 def why_unwritten(error: BaseException, place: Path, needed: int | None = None) -> tuple[str, str] | None:
     """Why the system did not let a file be written, and how to mend it; None where it is an error of another kind.
 

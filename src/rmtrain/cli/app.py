@@ -27,7 +27,7 @@ from rmtrain.cli.processes import (
     report_exit,
     tie_to_launcher,
 )
-from rmtrain.errors import Interrupted, LostProcessError, RmtrainError, printable
+from rmtrain.errors import Interrupted, LostProcessError, RmtrainError, masked, printable
 from rmtrain.files import why_unwritten
 from rmtrain.signals import interrupt, on_signal
 
@@ -83,6 +83,7 @@ def _run(arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not debug:
         quiet_libraries()
+    logging.setLogRecordFactory(_masked_record)
     code, lost = 0, None
     try:
         join_slurm()
@@ -113,6 +114,13 @@ def _run(arguments: list[str]) -> int:
     if code == 0:  # after a fault the others may wait in a collective, and leaving could wait for them
         leave_group()
     return code
+
+
+def _masked_record(*arguments: Any, **values: Any) -> logging.LogRecord:
+    """What a library logs, without the password of an address."""
+    record = logging.LogRecord(*arguments, **values)
+    record.msg, record.args = masked(record.getMessage()), ()
+    return record
 
 
 def _give_up_unwritten_output() -> None:

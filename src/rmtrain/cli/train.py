@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.errors import CheckpointError, InputError, RecipeError
+from rmtrain.errors import CheckpointError, InputError, RecipeError, masked, printable
 from rmtrain.runs import offline_wandb
 
 if TYPE_CHECKING:
@@ -164,9 +164,9 @@ def _print_config(loaded: "LoadedRecipe", as_json: bool) -> None:
     if as_json:
         settings: dict[str, Any] = {key: {"value": value, "origin": origin} for key, value, origin in rows}
         engine = {"value": engines, "origin": "made from the recipe"}
-        print(jsonlib.dumps({**settings, "engine": engine}, indent=2))
+        print(masked(jsonlib.dumps({**settings, "engine": engine}, indent=2)))
         return
     for key, value, origin in rows:
-        print(f"{f'{key}: {inline(value)}':<60}  # {origin}")
+        print(printable(f"{f'{key}: {inline(value)}':<60}  # {origin}"))
     for name, config in engines.items():
         print(f"\n# {name}, made from the recipe\n{jsonlib.dumps(config, indent=2)}")

@@ -29,7 +29,7 @@ from rmtrain.data.template import (
 )
 from rmtrain.data.types import Conversation, Message
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.files import read_text
+from rmtrain.files import read_text, require_regular
 
 _PROBE = "An answer that no template holds"
 _BLANKS = ("Ġ", "▁")
@@ -57,6 +57,8 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    if Path(name).is_dir():
+        require_regular(Path(name))
     try:
         if absent := why_absent(name, revision):
             raise OSError(absent)

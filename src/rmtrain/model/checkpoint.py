@@ -8,6 +8,7 @@ from typing import Any
 
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError
+from rmtrain.files import require_regular
 from rmtrain.model.adapters import keep_label, make_room, prepare_adapters
 from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.digests import verify_files
@@ -112,6 +113,7 @@ def load_checkpoint(
     folder = Path(where)
     if not folder.is_dir():
         folder = download(where, revision)
+    require_regular(folder, CheckpointError)
     if verify:
         verify_files(folder)
     sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}

@@ -129,6 +129,8 @@ def stated_license(name: str, commit: str | None) -> dict[str, str]:
 
 def hub_name(where: str) -> tuple[str, str | None]:
     """A hub id and its revision; of a folder, which may have any name, the folder."""
+    if "://" in where:
+        raise CheckpointError(f"{where}: an address is no checkpoint", "give a folder or a hub id")
     name, _, revision = (where, "", "") if Path(where).is_dir() else where.partition("@")
     return name, revision or None
 
