@@ -40,6 +40,7 @@ def export(
     chosen = choose(ckpt, runs, display)
     if push is not None:
         _check_login(push)
+    from rmtrain.evaluation.export import check_output
     from rmtrain.evaluation.export import export as export_model
     from rmtrain.model.weights import hub_name
     from rmtrain.reporting.card import write_exported_card
@@ -48,6 +49,7 @@ def export(
         write_exported_card(folder, chosen.run, sidecar)
 
     where, revision = hub_name(chosen.where)
+    check_output(output)
     with processes.alone(output):
         result = export_model(where, output, dtype, revision, not no_verify, display.note, finish)
     result["pushed"] = _push(output, push, private) if push is not None else None

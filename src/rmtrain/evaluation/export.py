@@ -70,10 +70,7 @@ def export(
         CheckpointError: the checkpoint is damaged.
         RunFailedError: a reward moved further than allowed, or the disk has no room; nothing is left behind.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists", "choose another --output")
-    if not output.resolve().parent.is_dir():
-        raise InputError(f"{output.resolve().parent}: no such folder", "make it, or choose another --output")
+    check_output(output)
     checkpoint = _load(where, revision, verify)
     in_float32(checkpoint.model.module)
     sample = _sample(checkpoint)
@@ -130,6 +127,18 @@ def export(
         **exported,
         "serve": serve_command(str(output), stored),
     }
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder that can't be made, or that holds something.
+
+    Raises:
+        InputError: it is such a one.
+    """
+    if output.exists() and (not output.name or not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists", "choose another --output")
+    if not output.resolve().parent.is_dir():
+        raise InputError(f"{output.resolve().parent}: no such folder", "make it, or choose another --output")
 
 
 def _load(where: str, revision: str | None, verify: bool) -> Checkpoint:
