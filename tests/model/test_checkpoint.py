@@ -20,8 +20,9 @@ from rmtrain.model.adapters import add_lora
 from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.export import merge
-from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, recipe_renderer
+from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
 from rmtrain.model.saving import save_final
+from rmtrain.model.start import recipe_renderer
 from rmtrain.model.weights import fingerprint_of, weight_files
 from rmtrain.recipe.schema import LoraSection, ModelSection
 

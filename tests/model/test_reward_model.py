@@ -19,8 +19,8 @@ from rmtrain.model.reward_model import (
     check_head,
     load_backbone,
     load_config,
-    recipe_renderer,
 )
+from rmtrain.model.start import recipe_renderer
 from rmtrain.recipe.schema import LoraSection, ModelSection
 
 LORA = LoraSection(rank=2, alpha=4.0)

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def dry_run(
-    recipe: "Recipe", num_processes: int | None, as_json: bool, resume: Path | None = None, allow_changes: bool = False
+    recipe: "Recipe",
+    num_processes: int | None,
+    as_json: bool,
+    resume: Path | None = None,
+    allow_changes: bool = False,
+    verify: bool = True,
 ) -> None:
     """Read and tokenise the data, check all that `train` checks, plan the steps, and show the first group.
 
@@ -29,13 +34,13 @@ def dry_run(
     """
     from rmtrain.data.prepare import prepare
     from rmtrain.model.footprint import count_parameters
-    from rmtrain.model.reward_model import load_config, recipe_renderer
+    from rmtrain.model.start import recipe_renderer, start_config
     from rmtrain.reporting.books import describe_splits
     from rmtrain.training.prospect import look_ahead
     from rmtrain.training.rehearsal import rehearse
 
     with TerminalDisplay() as display:
-        data, renderer, splits = prepare(recipe, recipe_renderer(recipe.model), display)
+        data, renderer, splits = prepare(recipe, recipe_renderer(recipe.model, verify), display)
         processes = processes_wanted(num_processes, here=False)
         prospect = look_ahead(recipe, splits, processes)
         unchecked = rehearse(recipe, splits, renderer, prospect, resume, allow_changes, display)
@@ -53,7 +58,7 @@ def dry_run(
         "packing": packing,
         "tokens_per_epoch": distinct if packing == "shared_prompt" else twice,
         "tokens_saved_by_sharing": twice - distinct if packing == "shared_prompt" else 0,
-        **count_parameters(load_config(recipe.model.name, recipe.model.revision), recipe.lora),
+        **count_parameters(start_config(recipe), recipe.lora),
     }
     first = _first_group(splits["train"], renderer)
     books = describe_splits(data, splits)

@@ -39,6 +39,7 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print every value and where it came from; train nothing.")
     ] = False,
+    no_verify: options.NoVerify = False,
     json: options.Json = False,
 ) -> None:
     """Train a reward model, then score the recipe's validation and test splits.
@@ -54,11 +55,11 @@ def train(
     if dry_run:
         from rmtrain.cli.dry_run import dry_run as check
 
-        check(loaded.recipe, num_processes, json, resume, allow_changes)
+        check(loaded.recipe, num_processes, json, resume, allow_changes, not no_verify)
         return
     number = 1 if processes.joined() else processes.processes_wanted(num_processes)
     with TerminalDisplay() as display:
-        ready = _prepare(loaded, display)  # before there is a process group that could wait too long for it
+        ready = _prepare(loaded, not no_verify, display)  # before a process group could wait too long for it
         if number > 1:
             raise typer.Exit(processes.launch(number))
         result = _train_and_score(loaded, ready, resume, allow_changes, display)
@@ -102,11 +103,11 @@ def _recipe_of_run(path: Path, overrides: list[str]) -> "LoadedRecipe":
     return load_recipe(path, overrides)
 
 
-def _prepare(loaded: "LoadedRecipe", display: TerminalDisplay) -> "ReadyData":
+def _prepare(loaded: "LoadedRecipe", verify: bool, display: TerminalDisplay) -> "ReadyData":
     from rmtrain.data.prepare import prepare
-    from rmtrain.model.reward_model import recipe_renderer
+    from rmtrain.model.start import recipe_renderer
 
-    ready = prepare(loaded.recipe, recipe_renderer(loaded.recipe.model), display)
+    ready = prepare(loaded.recipe, recipe_renderer(loaded.recipe.model, verify), display)
     for name, split in ready.splits.items():
         rows = split.ledger("rows")
         dropped = ", ".join(f"{n} {cause}" for cause, n in rows.dropped.items()) or "none"

@@ -240,18 +240,21 @@ def _load_adapter(
     return RewardModel(module, model.packing, model.notes, model.commit), index
 
 
-def attach_adapter(module: Any, folder: Path, base: str) -> Any:
-    """The PEFT model of a base and the adapter that lies in a folder.
+def attach_adapter(module: Any, folder: Path, base: str, dropout: float | None = None) -> Any:
+    """The PEFT model of a base and the adapter that lies in a folder; with a dropout, it is to be trained further.
 
     Raises:
         CheckpointError: names what does not fit.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
-            module = PeftModel.from_pretrained(module, folder)
+            config = PeftConfig.from_pretrained(folder)
+            if dropout is not None:
+                config.lora_dropout = dropout
+            module = PeftModel.from_pretrained(module, folder, config=config, is_trainable=dropout is not None)
     except Exception as error:  # misshapen, misnamed, misconfigured, damaged: each in its own way
         if is_out_of_memory(error):
             raise

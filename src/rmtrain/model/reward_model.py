@@ -16,17 +16,15 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from rmtrain.data.hub import why_absent
-from rmtrain.data.render import Renderer, first_line, load_tokenizer
+from rmtrain.data.render import first_line
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model import attention
 from rmtrain.model.batch import Batch, Packing, pack
 from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.forward import HEAD, RewardForward
-from rmtrain.model.published.layouts import ENCODER_TYPES
 from rmtrain.model.quantization import quantization_config
 from rmtrain.model.weights import ADAPTER
-from rmtrain.recipe.schema import ModelSection
 
 NO_HEAD = "it is no reward model: train one from it, or read it as a policy with --reference or --reference-free"
 
@@ -118,21 +116,6 @@ def _refuse_what_is_not_run(config: PretrainedConfig, name: str) -> None:
             f"{name}: its config asks for the attention implementation {asked!r}, which is not used here",
             "take attn_implementation out of its config.json; model.attention says which one runs",
         )
-
-
-def recipe_renderer(section: ModelSection) -> Renderer:
-    """How a recipe's model reads conversations.
-
-    Raises:
-        InputError: no such model or tokenizer, no chat template, or a model that is no decoder.
-    """
-    config = load_config(section.name, section.revision)
-    if config.model_type in ENCODER_TYPES:
-        raise InputError(
-            f"{section.name} is an encoder ({config.model_type}), which can be scored but not trained here",
-            "choose a decoder",
-        )
-    return Renderer.for_tokenizer(load_tokenizer(section.name, section.revision, section.chat_template))
 
 
 def hub_commit(name: str, revision: str | None) -> str | None:

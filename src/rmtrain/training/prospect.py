@@ -8,8 +8,9 @@ from rmtrain.data.token_cache import IDENTICAL, OVER_LENGTH
 from rmtrain.errors import DataError, InputError
 from rmtrain.model.batch import GroupSize, Packing
 from rmtrain.model.positions import check_positions
-from rmtrain.model.reward_model import RewardModel, choose_packing, load_config, reward_model_class
+from rmtrain.model.reward_model import RewardModel, choose_packing, reward_model_class
 from rmtrain.model.rotation import require_fixed_rotation
+from rmtrain.model.start import start_config
 from rmtrain.recipe.schema import Recipe
 from rmtrain.training.engines import require_engine
 from rmtrain.training.fit import Forecast
@@ -42,7 +43,7 @@ def look_ahead(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int)
         raise InputError(
             "evaluation.stop_after: the data has no validation split", "add one (data.holdout), or leave it out"
         )
-    config = load_config(recipe.model.name, recipe.model.revision)
+    config = start_config(recipe)
     lengths = [prefix + max(suffixes) for split in splits.values() for prefix, suffixes in split.tokens.lengths()]
     require_fixed_rotation(config, max(lengths, default=0))
     model_class = reward_model_class(config)

@@ -10,13 +10,13 @@ from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
 from rmtrain.display import Display
 from rmtrain.model.reward_model import load_config, set_pad
+from rmtrain.model.start import build_model
 from rmtrain.recipe.schema import ModelSection, Recipe
 from rmtrain.runs import require_writable
 from rmtrain.training.prospect import Prospect
 from rmtrain.training.record import take_up_run
 from rmtrain.training.resume import choose_checkpoint, run_fingerprint
 from rmtrain.training.tracking import check_login
-from rmtrain.training.train import build_model
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 

@@ -13,6 +13,7 @@ from rmtrain.data.render import Renderer
 from rmtrain.display import Display
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.devices import is_out_of_memory
+from rmtrain.model.start import find_start
 from rmtrain.model.weights import weight_files
 from rmtrain.recipe.schema import Recipe
 from rmtrain.training.checkpoints import newest_valid
@@ -61,7 +62,8 @@ def run_fingerprint(
     settings = {f"{section}.{key}": value for section, part in values.items() for key, value in (part or {}).items()}
     settings["distributed.strategy"] = "ddp" if strategy == "none" else strategy  # their checkpoints are alike
     data = {f"rows of {name}": split.fingerprint for name, split in splits.items() if name != "test"}
-    path, base = recipe.distributed.deepspeed_config, Path(recipe.model.name)
+    path, start = recipe.distributed.deepspeed_config, find_start(recipe.model)
+    base = start.adapter or Path(start.name)
     files: dict[str, Any] = {"weights of the base": sampled_digest(base)} if base.is_dir() else {}
     if path is not None:
         files["content of distributed.deepspeed_config"] = read_deepspeed_config(Path(path))

@@ -14,14 +14,13 @@ from rmtrain.data.render import Renderer
 from rmtrain.display import Display, Silent
 from rmtrain.errors import CheckpointError, InputError, Interrupted, RmtrainError, RunFailedError, WriteError
 from rmtrain.files import why_unwritten
-from rmtrain.model.adapters import add_lora
 from rmtrain.model.devices import process_state
-from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
+from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.saving import save_final
 from rmtrain.model.sidecar import scoring_of
+from rmtrain.model.start import build_model
 from rmtrain.model.weights import stated_license
 from rmtrain.recipe.load import LoadedRecipe
-from rmtrain.recipe.schema import Recipe
 from rmtrain.runs import update_manifest
 from rmtrain.signals import on_signal
 from rmtrain.training.arguments import training_arguments
@@ -247,23 +246,6 @@ def _run(trainer: GroupRewardTrainer, prospect: Prospect, folder: Path, point: R
         if failure is None:
             raise
         raise failure from error
-
-
-def build_model(recipe: Recipe, pad_id: int, commit: str | None = None, on_meta: bool = False) -> RewardModel:
-    """Load the recipe's model, with adapters where it has a lora section.
-
-    Args:
-        recipe: of the run.
-        pad_id: of the tokenizer.
-        commit: of the hub that the run began with, in place of the recipe's revision, which may have moved on.
-        on_meta: check all of it, and read the weights' names and shapes alone.
-    """
-    section, lora, seed = recipe.model, recipe.lora, recipe.run.seed
-    options = BackboneOptions(section.dtype, section.quantization, section.attention, section.packing)
-    # a folder by its absolute path, since an adapter names its base for readers elsewhere
-    name = str(Path(section.name).resolve()) if Path(section.name).is_dir() else section.name
-    model = load_backbone(name, commit or section.revision, options, pad_id, seed, lora is None, on_meta)
-    return model if lora is None else add_lora(model, lora, seed)
 
 
 def _selected_checkpoint(folder: Path, trainer: GroupRewardTrainer) -> Path:

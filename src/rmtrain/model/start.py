@@ -1,0 +1,157 @@
+"""The model that a training run starts from: a base, a reward model, or an adapter on its base."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import safe_open
+from transformers import PretrainedConfig
+
+from rmtrain.data.render import Renderer, load_tokenizer
+from rmtrain.errors import CheckpointError, InputError
+from rmtrain.model.adapters import adapter_config, add_lora
+from rmtrain.model.checkpoint import attach_adapter
+from rmtrain.model.digests import verify_files
+from rmtrain.model.export import merge
+from rmtrain.model.forward import HEAD
+from rmtrain.model.published.layouts import ENCODER_TYPES
+from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config
+from rmtrain.model.weights import ADAPTER, read_json, weight_files
+from rmtrain.recipe.schema import LoraSection, ModelSection, Recipe
+from rmtrain.runs import MANIFEST
+
+_EXPORT = "merge it first: rmtrain export --ckpt {name} --output DIR, and train from DIR"
+
+
+class Start(NamedTuple):
+    """Where the weights are that a run starts from."""
+
+    name: str  # folder or hub id of a whole model; a folder by its absolute path, as adapters name their base
+    revision: str | None
+    adapter: Path | None = None  # on it
+
+
+def find_start(section: ModelSection) -> Start:
+    """What `model.name` names: a hub id, a folder of a model or of an adapter, or a run with one of them as `final`.
+
+    Raises:
+        CheckpointError: an adapter that names no base.
+    """
+    folder = Path(section.name)
+    if not folder.is_dir():
+        return Start(section.name, section.revision)
+    if (folder / MANIFEST).exists() and (folder / "final").is_dir():
+        folder = folder / "final"
+    folder = folder.resolve()
+    if not (folder / ADAPTER).exists():
+        return Start(str(folder), section.revision)
+    values = read_json(folder / ADAPTER)
+    base = values.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{folder / ADAPTER} names no base model", "set base_model_name_or_path there")
+    return Start(str(Path(base).resolve()) if Path(base).is_dir() else base, values.get("revision"), folder)
+
+
+def start_config(recipe: Recipe) -> PretrainedConfig:
+    """The config of a recipe's model; errors as of `load_config`, and as of `build_model` for an adapter."""
+    start = find_start(recipe.model)
+    if start.adapter is not None and recipe.lora is not None:
+        _require_same_shape(start.adapter, recipe.lora, recipe.model.name)
+    return load_config(start.name, start.revision)
+
+
+def recipe_renderer(section: ModelSection, verify: bool = True) -> Renderer:
+    """How a recipe's model reads conversations, once it is known to be one that can be trained.
+
+    Args:
+        section: names the model.
+        verify: check its files against the digests that were recorded with them.
+
+    Raises:
+        InputError: no such model or tokenizer, no chat template, or a model that is no decoder.
+        CheckpointError: it is damaged, or its score head has several labels.
+    """
+    start = find_start(section)
+    config = load_config(start.name, start.revision)
+    if config.model_type in ENCODER_TYPES:
+        raise InputError(
+            f"{section.name} is an encoder ({config.model_type}), which can be scored but not trained here",
+            "choose a decoder",
+        )
+    folder = start.adapter or Path(start.name)
+    if folder.is_dir():
+        if verify:
+            verify_files(folder)
+        _require_one_label(folder)
+    tokenizer = str(folder) if start.adapter and (folder / "tokenizer_config.json").exists() else start.name
+    revision = None if tokenizer == str(folder) and start.adapter else start.revision
+    return Renderer.for_tokenizer(load_tokenizer(tokenizer, revision, section.chat_template))
+
+
+def build_model(recipe: Recipe, pad_id: int, commit: str | None = None, on_meta: bool = False) -> RewardModel:
+    """Load the recipe's model, with adapters where it has a lora section.
+
+    An adapter of the same shape is trained further; in full fine-tuning an adapter is merged into its base.
+
+    Args:
+        recipe: of the run.
+        pad_id: of the tokenizer.
+        commit: of the hub that the run began with, in place of the recipe's revision, which may have moved on.
+        on_meta: check all of it, and read the weights' names and shapes alone; an adapter's are left out.
+
+    Raises:
+        InputError: an adapter of another shape than the lora section's.
+    """
+    section, lora, seed, start = recipe.model, recipe.lora, recipe.run.seed, find_start(recipe.model)
+    options = BackboneOptions(section.dtype, section.quantization, section.attention, section.packing)
+    if start.adapter is not None and lora is not None:
+        _require_same_shape(start.adapter, lora, section.name)
+    model = load_backbone(start.name, commit or start.revision, options, pad_id, seed, lora is None, on_meta)
+    if start.adapter is None or on_meta:
+        return model if lora is None else add_lora(model, lora, seed)
+    dropout = lora.dropout if lora is not None else 0.0
+    module = attach_adapter(model.module, start.adapter, start.name, dropout)
+    note = f"{start.adapter}: an adapter on {start.name}, "
+    if lora is not None:
+        return replace(model, module=module, notes=(*model.notes, f"{note}which is trained further"))
+    whole = merge(replace(model, module=module))
+    whole.module.requires_grad_(True)
+    return replace(whole, notes=(*model.notes, f"{note}merged into it; all weights are trained"))
+
+
+def _require_same_shape(folder: Path, lora: LoraSection, name: str) -> None:
+    """Refuse an adapter that a recipe's lora section would not make: trained further, it keeps its shape.
+
+    Raises:
+        InputError: names each difference.
+    """
+    there, wanted = read_json(folder / ADAPTER), adapter_config(lora)
+    keys = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
+    pairs = {f"lora.{ours}": (there.get(key), getattr(wanted, key)) for key, ours in keys.items()}
+    if isinstance(lora.targets, list):
+        pairs["lora.targets"] = (sorted(there.get("target_modules") or []), sorted(lora.targets))
+    if wrong := [
+        f"{key}: {mine} in the recipe, {found} there" for key, (found, mine) in pairs.items() if found != mine
+    ]:
+        raise InputError(
+            f"model.name: {name} is an adapter of another shape than the lora section's ({'; '.join(wrong)})",
+            f"give the lora section its shape to train it further, or {_EXPORT.format(name=name)}",
+        )
+
+
+def _require_one_label(folder: Path) -> None:
+    for file in weight_files(folder):
+        if file.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                heads = [name for name in tensors.keys() if f".{name}".endswith(f".{HEAD}.weight")]  # noqa: SIM118
+                shapes = [tensors.get_slice(name).get_shape() for name in heads]
+        except Exception as error:  # safetensors has errors of its own
+            raise CheckpointError(f"{file}: {error}", "the file is damaged; use another checkpoint") from error
+        for shape in shapes:
+            if shape[0] != 1:
+                raise CheckpointError(
+                    f"{folder}: its score head has {shape[0]} labels, a reward model has one",
+                    "choose another checkpoint",
+                )
