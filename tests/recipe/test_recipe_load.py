@@ -3,7 +3,9 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from rmtrain.errors import RecipeError
 from rmtrain.recipe import wording
 from rmtrain.recipe.load import load_recipe, parse_recipe_text
+from rmtrain.recipe.schema import Recipe
 
 SMALL = "model: {name: m}\ndata: {source: d}\n"
 
@@ -418,3 +421,44 @@ def test_a_layout_that_does_not_say_enough_is_refused(tmp_path: Path, data: str,
     path.write_text(f"model: {{name: m}}\ndata: {{source: s, {data}}}\n")
     with pytest.raises(RecipeError, match=re.escape(said)):
         load_recipe(path)
+
+
+# Values that nothing can be done with
+
+
+def _numeric(
+    schema: dict[str, Any], definitions: dict[str, Any], path: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The numbers that a schema takes, by the dotted key that takes them."""
+    schema = {**definitions.get(str(schema.get("$ref")).rpartition("/")[2], {}), **schema}
+    if schema.get("type") in ("integer", "number"):
+        yield path, schema
+    for key, inner in schema.get("properties", {}).items():
+        yield from _numeric(inner, definitions, f"{path}.{key}" if path else key)
+    others = [schema.get("items"), schema.get("additionalProperties"), *schema.get("prefixItems", ())]
+    for inner in [*schema.get("anyOf", ()), *(other for other in others if isinstance(other, dict))]:
+        yield from _numeric(inner, definitions, path)
+
+
+def test_every_number_has_a_least_and_a_greatest_value() -> None:
+    schema = Recipe.model_json_schema()
+    numbers = [
+        (key, one) for key, one in _numeric(schema, schema["$defs"]) if key != "data.ties"
+    ]  # compared as they are
+    assert len(numbers) > 30
+    for key, one in numbers:
+        assert {"minimum", "exclusiveMinimum"} & {*one}, f"{key} has no least value"
+        assert {"maximum", "exclusiveMaximum"} & {*one}, f"{key} has no greatest value"
+
+
+NUMBERS = sorted({key for key, _ in _numeric(Recipe.model_json_schema(), Recipe.model_json_schema()["$defs"])})
+
+
+@pytest.mark.parametrize("value", [str(2**63 - 1), str(1 - 2**63), "1e308", "-1e308"])
+def test_absurd_numbers_are_refused_by_key(value: str) -> None:
+    mappings = ("data.limit", "data.demo_groups", "data.better", "data.ties", "optim.betas")
+    keys = [key for key in NUMBERS if key not in mappings]
+    assert len(keys) > 25
+    lines = [line for line in faults(SMALL, *(f"{key}={value}" for key in keys)).splitlines() if "error: " in line]
+    refused = {line.removeprefix("error: ").partition(": expected ")[0] for line in lines}
+    assert (sorted(refused), len(lines)) == (keys, len(keys))

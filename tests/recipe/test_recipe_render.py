@@ -1,6 +1,7 @@
 """Resolved YAML, settings, fingerprint and JSON schema."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,14 @@ def _values(node: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.from_regex(node["pattern"], fullmatch=True)
     match node["type"]:
         case "integer":
-            return st.integers(node.get("minimum", -(2**53)), node.get("exclusiveMaximum", 2**53) - 1)
+            high = min(node.get("maximum", 2**53), node.get("exclusiveMaximum", 2**53) - 1)
+            return st.integers(node.get("minimum", -(2**53)), high)
         case "number":
             low = node.get("minimum", node.get("exclusiveMinimum", 0))
             high = node.get("maximum", node.get("exclusiveMaximum", 1e6))
             inside = {"exclude_min": "exclusiveMinimum" in node, "exclude_max": "exclusiveMaximum" in node}
-            return st.floats(low, high, **inside) | st.integers(0, 100).filter(lambda n: low < n < high)
+            whole = range(math.floor(low) + 1, min(100, math.ceil(high)))
+            return st.floats(low, high, **inside) | (st.sampled_from(whole) if whole else st.nothing())
         case "array":
             items = node.get("prefixItems")
             return st.tuples(*map(_values, items)).map(list) if items else st.lists(_values(node["items"]), min_size=1)

@@ -14,7 +14,11 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Shards = Annotated[list[NonEmpty], Field(min_length=1)]  # files of one source
-PositiveInt = Annotated[int, Field(ge=1)]
+MOST = 2**31 - 1  # of whatever is counted: what tensors of 32-bit positions hold
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
+Coefficient = Annotated[float, Field(ge=0, le=1e4)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Interval = Annotated[float, Field(ge=0, le=MOST)]
 FOLDER_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"  # no trailing dot: Windows drops it
 
 
@@ -54,9 +58,9 @@ class ModelSection(Section):
 class LoraSection(Section):
     """Low-rank adapters (arXiv 2106.09685). Leave the section out for full fine-tuning."""
 
-    rank: PositiveInt = 32
+    rank: Annotated[int, Field(ge=1, le=2**16)] = 32
     """Rank r of the adapters."""
-    alpha: Annotated[float, Field(gt=0)] = 64.0
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 64.0
     """Numerator of the adapters' scale alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapters' input. Above 0 it costs memory and time; a shared prompt has one mask for all its
@@ -73,11 +77,11 @@ class LoraSection(Section):
 class HoldoutSection(Section):
     """Splits made from the training split, by prompt, where the source has no such split."""
 
-    validation: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0
+    validation: Annotated[int, Field(ge=0, le=MOST)] | Annotated[float, Field(ge=0, lt=1)] = 0
     """Rows (an integer) or share (a fraction) held out for validation."""
-    test: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0
+    test: Annotated[int, Field(ge=0, le=MOST)] | Annotated[float, Field(ge=0, lt=1)] = 0
     """Rows (an integer) or share (a fraction) held out for the test."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**62), lt=2**62)] = 0
     """Seed of the draw; it depends on the prompts alone, not on the order of the rows."""
 
 
@@ -123,7 +127,7 @@ class DataSection(Section):
     `replies.text` for that key of its entries). `label` or `scores` says which answer is better."""
     label: NonEmpty | None = None
     """The column that says which answer is better."""
-    better: dict[NonEmpty, Annotated[int, Field(ge=0)]] = {}
+    better: dict[NonEmpty, Annotated[int, Field(ge=0, le=MOST)]] = {}
     """What the label's values mean: which answer is better, from 0, such as `{model_a: 0, model_b: 1}`. `negative` and
     `positive` stand for numbers by their sign. Left out, the value itself is that number."""
     ties: list[str | int | float | bool] = []
@@ -134,7 +138,7 @@ class DataSection(Section):
     """Which preferences to make of a scored group; as_given takes only those that the row states."""
     score: Literal["fine_grained", "overall"] = "fine_grained"
     """Raw UltraFeedback: rank by the mean of the four aspect ratings, or by the overall score."""
-    min_gap: Annotated[float, Field(ge=0)] = 0.0
+    min_gap: Annotated[float, Field(ge=0, le=1e12)] = 0.0
     """Least score difference that makes a preference; a difference of 0 is always a tie."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows whose prompt and completions were seen before in the split."""
@@ -142,13 +146,13 @@ class DataSection(Section):
     """Pairs that some other row of the training split states the other way round: drop drops all of them."""
     leaks: Literal["drop", "keep"] = "drop"
     """Training rows whose prompt is also in validation or test: dropped from train, or kept; reported in any case."""
-    max_length: Annotated[int, Field(ge=8)] = 2048
+    max_length: Annotated[int, Field(ge=8, le=2**24)] = 2048
     """Tokens of prompt and one completion together."""
     over_length: Literal["truncate_prompt", "truncate_completion", "drop", "error"] = "truncate_prompt"
     """What training does with a longer sequence. Evaluation never drops: it truncates the prompt there."""
     limit: dict[Literal["train", "validation", "test"], PositiveInt] = {}
     """Use at most so many groups of a split, drawn with the run's seed."""
-    demo_groups: dict[Literal["train", "validation", "test"], PositiveInt] = {
+    demo_groups: dict[Literal["train", "validation", "test"], Annotated[int, Field(ge=1, le=10**6)]] = {
         "train": 600,
         "validation": 100,
         "test": 200,
@@ -163,20 +167,20 @@ MAPPING = ("row_schema", "columns", "answers", "label", "better", "ties", "score
 class LossSection(Section):
     """Bradley-Terry over a group's preferences; every group weighs the same, whatever its K."""
 
-    centering: Annotated[float, Field(ge=0)] = 0.0
+    centering: Coefficient = 0.0
     """Coefficient of (r_better + r_worse)^2, which keeps rewards near 0 (arXiv 2312.09244); 0 is off."""
-    margin: Annotated[float, Field(ge=0)] = 0.0
+    margin: Coefficient = 0.0
     """Times the score gap, taken off the reward gap inside the sigmoid (arXiv 2307.09288, eq. 2); 0 is off."""
 
 
 class OptimSection(Section):
     """Optimiser, schedule and batch."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    learning_rate: Rate = 5e-5
     """Peak learning rate of the adapters, or of the backbone in full fine-tuning."""
-    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    head_learning_rate: Rate | None = None
     """Peak learning rate of the score head; null is learning_rate."""
-    epochs: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[float, Field(gt=0, le=10_000)] = 1.0
     """Passes over the training groups; may be a fraction."""
     max_steps: PositiveInt | None = None
     """Stop after so many optimiser steps; null is epochs' worth."""
@@ -196,9 +200,9 @@ class OptimSection(Section):
     # not strict: YAML has lists only, and strict mode takes none for a tuple; the two numbers stay strict
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     """AdamW's decay rates."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Coefficient = 0.0
     """AdamW's decoupled weight decay."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e12)] = 1.0
     """Gradients are clipped to this norm."""
     gradient_checkpointing: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again instead of keeping it: nothing; selective: all but matrix products and
@@ -217,14 +221,14 @@ class DistributedSection(Section):
     """Keep the optimiser's state (and with zero3 or fsdp the parameters) in the host's memory."""
     deepspeed_config: str | None = None
     """Path of a DeepSpeed JSON file that replaces the one made from this recipe."""
-    timeout_minutes: Annotated[float, Field(gt=0)] = 30.0
+    timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 30.0
     """A collective that waits longer ends the run."""
 
 
 class EvaluationSection(Section):
     """Validation during training, and the splits scored after it."""
 
-    every: Annotated[float, Field(ge=0)] = 0.25
+    every: Interval = 0.25
     """Validate every so many steps (1 or more), or every such share of the run (below 1); 0 is never."""
     limit: PositiveInt | None = None
     """Validation groups used during training; null is all. The figures after training always use all."""
@@ -259,10 +263,10 @@ class RunSection(Section):
     """First part of the run folder's name; null is the recipe's file name."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seeds the score head, the adapters and the order of the data."""
-    save_every: Annotated[float, Field(ge=0)] = 0.25
+    save_every: Interval = 0.25
     """Checkpoint every so many steps (1 or more), or every such share of the run (below 1); 0 only at the end. Every
     validation is followed by a checkpoint."""
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    keep_checkpoints: Annotated[int, Field(ge=2, le=MOST)] = 2
     """Newest checkpoints kept, beside the best one."""
 
 
