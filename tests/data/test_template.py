@@ -167,6 +167,17 @@ def test_a_saved_template_makes_the_same_tokens_by_itself(text: str, tmp_path: P
     assert renderer.tokenizer.chat_template == text  # what trains is left as it was
 
 
+def test_a_checkpoint_whose_template_was_saved_as_it_is_renders_as_ever(tmp_path: Path) -> None:
+    """Earlier versions left BOS and the end token to the contract, and recorded no date."""
+    renderer = Renderer.for_tokenizer(adding_bos(with_template("{{ strftime_now('%Y') }}" + BARE)))
+    renderer.save_pretrained(tmp_path)
+    contract = {key: value for key, value in renderer.contract().items() if key != "date"}
+    assert (contract["prepend_bos"], contract["append_eos"]) == (True, True)
+    again = Renderer.for_tokenizer(load_tokenizer(str(tmp_path))).check_contract(contract, "there")
+    assert again.tokenize([PAIR, LONGER]) == renderer.tokenize([PAIR, LONGER])
+    assert again.tokenize([PAIR])[0][0] == 1
+
+
 def test_a_template_that_can_not_be_completed_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = Renderer.for_tokenizer(adding_bos(with_template(BARE)))
     assert renderer.baked() is not renderer

@@ -43,7 +43,10 @@ class ModelSection(Section):
     revision: str | None = None
     """Branch, tag or commit of the hub id; null is the default branch. The manifest pins the commit."""
     chat_template: str | None = None
-    """Jinja text, or a path to a .jinja file, for a tokenizer that has no chat template; replaces its own otherwise."""
+    """Jinja text, the path of a .jinja file, or `raw` (prompt, completion, end token; for base models).
+
+    It serves a tokenizer that has no chat template, and replaces the own one of any other.
+    """
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Type of the backbone's weights and arithmetic. The score head and the rewards are float32 in any case."""
     quantization: Literal["none", "nf4", "int8"] = "none"
