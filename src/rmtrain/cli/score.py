@@ -49,8 +49,8 @@ def score(
     with TerminalDisplay() as display, processes.alone(output):
         reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
         chosen = choose(ckpt, runs, display, reading, not no_verify)
-        source = read_rows(input_file)
-        section, trained = of_other_source(own_way(chosen, display.note_once), input_file, mapping)
+        source = read_rows(str(input_file))
+        section, trained = of_other_source(own_way(chosen, display.note_once), str(input_file), mapping)
         split = read_source(source, None, section, evaluation=False, trained=trained, notify=display.note_once)
         processes.spread(num_processes)
         from rmtrain.evaluation.splits import remove_partials, score_rows  # import torch: not needed to refuse an input

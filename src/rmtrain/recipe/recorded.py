@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from rmtrain.errors import CheckpointError
+from rmtrain.files import read_text
 from rmtrain.recipe.document import parse_document
 from rmtrain.recipe.faults import Source
 from rmtrain.recipe.schema import DataSection, EvaluationSection, RunSection
@@ -57,10 +58,7 @@ def read_recorded_file(path: Path) -> Recorded:
     Raises:
         CheckpointError: it can't be read.
     """
-    try:
-        document = parse_document(Source(str(path), path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: can't be read: {error}", "name the data with --data SOURCE") from error
+    document = parse_document(Source(str(path), read_text(path, error=CheckpointError)))
     return read_recorded(document.value, str(path))
 
 
