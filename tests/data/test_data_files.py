@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -218,3 +219,18 @@ JSON = st.recursive(
 @given(JSON, st.booleans())
 def test_parse_json_agrees_with_the_standard_library(value: object, ascii_only: bool) -> None:
     assert parse_json(json.dumps(value, ensure_ascii=ascii_only)) == value
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rmtrain.data import files
+
+    path, whole = tmp_path / "rows.jsonl", files._read_jsonl
+
+    def read(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+        yield from whole(path)
+        path.write_text('{"a": 2}\n{"a": 3}\n')
+
+    path.write_text('{"a": 1}\n')
+    monkeypatch.setattr(files, "_read_jsonl", read)
+    with pytest.raises(DataError, match="has changed while it was read"):
+        files.read_file(path)

@@ -51,6 +51,7 @@ def read_file(path: Path) -> FileRows:
         raise DataError(f"{path}: no such file", _nearest(path))
     try:
         with open_regular(path, DataError) as file:
+            before = os.fstat(file.fileno())
             head = file.read(512)
             file.seek(0)
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
@@ -64,8 +65,11 @@ def read_file(path: Path) -> FileRows:
             read = _read_csv if suffix == ".csv" else _read_jsonl
             numbered = list(read(path))
             rows = FileRows({"train": [row for _, row in numbered]}, [line for line, _ in numbered], False, fingerprint)
+        after = os.stat(path)
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
+    if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
+        raise DataError(f"{path}: the file has changed while it was read", "run the command again")
     for split, found in rows.splits.items():
         if not found:
             raise DataError(f"{path}: {f'split {split}' if rows.named else 'the file'} holds no rows")

@@ -1,5 +1,6 @@
 """A recipe's training run, from prepared data to `final/`."""
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ from rmtrain.data.render import Renderer
 from rmtrain.display import Display, Silent
 from rmtrain.errors import CheckpointError, InputError, Interrupted, RmtrainError, RunFailedError, WriteError
 from rmtrain.files import why_unwritten
-from rmtrain.model.devices import process_state
+from rmtrain.model.devices import process_state, require_agreement
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.saving import save_final
 from rmtrain.model.sidecar import scoring_of
@@ -79,6 +80,7 @@ def train(
     prospect = look_ahead(recipe, splits, state.num_processes)
     prospect.forecast.require_room(prospect.room)
     fingerprint = run_fingerprint(recipe, splits, renderer, prospect.layout.strategy, state.num_processes)
+    require_agreement(json.dumps(fingerprint, sort_keys=True, default=str), "rows, weights or settings")
     shown = display if state.is_main_process else Silent()
     job = _Job(loaded, splits, renderer, prospect, fingerprint, shown)
     with ExitStack() as stack:
