@@ -90,7 +90,7 @@ def test_eval_leaves_them_out_and_score_refuses_them(models: Path, capsys: pytes
     alone = json.loads(capsys.readouterr().out)
     assert (alone["accuracy"], alone["refused"]) == (result["accuracy"], 0)
     with pytest.raises(InputError, match=r"some.jsonl:5: the chat template refuses"):
-        score(Path("some.jsonl"), Path("out.jsonl"), ckpt=str(models / "rm"))
+        score("some.jsonl", Path("out.jsonl"), ckpt=str(models / "rm"))
     assert not Path("out.jsonl").exists()
     with pytest.raises(DataError, match="3 of 12 rows"):
         evaluate(ckpt=str(models / "rm"), data=write("more.jsonl", rows(refused=(1, 4, 7))))
