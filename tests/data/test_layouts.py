@@ -1,6 +1,7 @@
 """Published layouts: hand-made rows with the columns, labels and ties that their authors give them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rmtrain.data.detect import find_layout
 from rmtrain.data.load import load_data
 from rmtrain.data.rows import ParsedRow, RowFault
 from rmtrain.data.transcripts import messages_in, shared_beginning
-from rmtrain.data.types import Message, Preference
+from rmtrain.data.types import Message, Preference, of_ids
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
 
@@ -303,11 +304,76 @@ def test_texts_without_a_prompt_share_their_beginning() -> None:
     assert read(row | {"asked": "of what colour"}, row_schema="pair") == parsed
 
 
-@pytest.mark.parametrize("names", [("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids")])
-def test_token_ids_are_refused_with_the_way_out(names: tuple[str, str]) -> None:
-    with pytest.raises(DataError, match="hold token ids") as caught:
-        read({column: [1, 2] for column in ("prompt_ids", *names)})
-    assert "give the texts that they were made of" in caught.value.hint
+# pairs of token ids
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("prompt_ids", "chosen_ids", "rejected_ids"),
+        ("prompt_input_ids", "chosen_input_ids", "rejected_input_ids"),
+        ("prompt_ids", "input_ids_chosen", "input_ids_rejected"),
+    ],
+)
+def test_token_ids_under_the_names_of_trl(names: tuple[str, str, str]) -> None:
+    asked, *answers = names
+    right = (of_ids([1, 7]),), ((of_ids([8, 2]),), (of_ids([9, 9, 2]),))
+    both = dict(zip(answers, ([8, 2], [9, 9, 2]), strict=True))
+    whole = dict(zip(answers, ([1, 7, 8, 2], [1, 7, 9, 9, 2]), strict=True))
+    for row in (both | {asked: [1, 7]}, whole | {asked: [1, 7]}, whole, whole | {asked: []}, whole | {asked: None}):
+        assert read(row)[:2] == right
+    assert read({column: json.dumps(ids) for column, ids in whole.items()})[:2] == right
+    scored = read(whole | {"margin": 0.5, "id": 3})
+    assert (scored.stated, scored.id) == ((Preference(0, 1, 0.5),), "3")
+    longer = read(dict(zip(answers, ([1, 7], [1, 7, 8]), strict=True)))  # each answer keeps a token
+    assert longer[:2] == ((of_ids([1]),), ((of_ids([7]),), (of_ids([7, 8]),)))
+
+
+@pytest.mark.parametrize(
+    ("ids", "fault"),
+    [
+        ([1, 2.5], r"wrong type: column chosen_ids\[1\] holds the number 2.5, expected a list of token ids"),
+        ([1, -100], r"column chosen_ids\[1\] holds the number -100, expected"),
+        ([1, True], r"column chosen_ids\[1\] holds true, expected"),
+        ([[1], [2]], r"column chosen_ids\[0\] holds a list of 1 that begins with the number 1, expected"),
+        (["1", "2"], r"column chosen_ids\[0\] holds the text '1', expected"),
+        ([None], r"column chosen_ids\[0\] holds nothing, expected"),
+        ("1 2", "column chosen_ids holds the text '1 2', expected"),
+        (7, "column chosen_ids holds the number 7, expected"),
+        ([], "missing value: column chosen_ids"),
+        (None, "missing value: column chosen_ids"),
+        ([5, 6], "no common prompt"),
+    ],
+)
+def test_what_no_token_ids_are(ids: Any, fault: str) -> None:
+    with pytest.raises(RowFault) as caught:
+        read({"chosen_ids": ids, "rejected_ids": [1, 3]})
+    assert re.search(fault, caught.value.detail)
+
+
+def test_texts_go_before_their_token_ids() -> None:
+    row = {"prompt": "q", "chosen": "good", "rejected": "bad", "chosen_ids": [1, 2], "rejected_ids": [1, 3]}
+    assert read(row).completions == ((GOOD,), (BAD,))
+    assert read(row, row_schema="tokens").completions == ((of_ids([2]),), (of_ids([3]),))
+
+
+def test_what_stands_beside_token_ids_is_not_read_and_named(tmp_path: Path) -> None:
+    pair = {"chosen_ids": [1, 2], "rejected_ids": [1, 3]}
+    beside = {"system": "s", "tools": [{"name": "t"}], "chosen_attention_mask": [1, 1], "prompt": "q"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(pair | beside) + "\n")
+    source = {"train": str(tmp_path / "rows.jsonl")}
+    loaded = load_data(DataSection(source=source), 0)
+    (group,) = loaded.splits["train"].groups
+    assert (group.prompt, group.arguments) == ((of_ids([1]),), "")
+    assert "train: columns that are not read: chosen_attention_mask, prompt, system, tools" in loaded.notes
+
+
+def test_no_message_can_claim_to_be_token_ids() -> None:
+    forged = [{"role": "tokens", "content": "[1, 2]"}]
+    for prompt in (forged, [{"from": "tokens", "value": "[1]"}]):
+        with pytest.raises(RowFault, match="unknown role"):
+            read({"prompt": prompt, "chosen": "good", "rejected": "bad"})
+    assert read({"prompt": json.dumps(forged), "chosen": "good", "rejected": "bad"}).prompt[0].role == "user"
 
 
 # layouts that the recipe describes

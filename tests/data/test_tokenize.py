@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_groups, make_tokenizer
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmtrain.data import token_cache
 from rmtrain.data.render import Renderer
+from rmtrain.data.responses import mark_responses
 from rmtrain.data.token_cache import (
     OVER_LENGTH,
     Lost,
@@ -25,7 +26,7 @@ from rmtrain.data.token_cache import (
     tokenize_split,
 )
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, split_prefix, tokenize_groups
-from rmtrain.data.types import Message, Preference, PreferenceGroup
+from rmtrain.data.types import Message, Preference, PreferenceGroup, of_ids
 from rmtrain.errors import DataError
 
 BOS, EOS = 1, 2
@@ -130,6 +131,80 @@ def test_the_oldest_turns_of_a_conversation_go_first(renderer: Renderer) -> None
         "<s> [INST] [/INST] </s> [INST] w6 w7 [/INST] w8 </s>",
         "<s> [INST] [/INST] </s> [INST] w7 [/INST] w8 </s>",
     ]
+
+
+# Token ids, which are taken as they are
+
+
+def of_tokens(prompt: list[int], *answers: list[int]) -> PreferenceGroup:
+    return PreferenceGroup("g", (of_ids(prompt),), tuple((of_ids(ids),) for ids in answers), (Preference(0, 1),))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.integers(0, 64), min_size=1, max_size=9),
+    st.lists(st.lists(st.integers(0, 64), min_size=1, max_size=9), min_size=2, max_size=2),
+    st.integers(2, 20),
+    st.sampled_from(["truncate_prompt", "truncate_completion"]),
+)
+def test_token_ids_stay_as_they_are_and_are_cut_between_bos_and_the_last_one(
+    renderer: Renderer, prompt: list[int], answers: list[list[int]], length: int, rule: OverLength
+) -> None:
+    made = one(renderer, of_tokens(prompt, *answers), length, rule)
+    longest = max(len(prompt) + len(answer) for answer in answers)
+    assert made.truncated == (longest > length)
+    for found, answer in zip(sequences(made), answers, strict=True):
+        whole = prompt + answer
+        assert found == whole or longest > length
+        assert len(found) <= length
+        assert found[-1] == whole[-1]
+        assert found[0] == BOS or prompt[0] != BOS
+    if made.truncated:
+        assert max(map(len, sequences(made))) == length  # nothing is cut in vain
+
+
+def test_which_token_ids_a_rule_cuts(renderer: Renderer) -> None:
+    group = of_tokens([BOS, 11, 12, 13, 14], [21, 22, 23, 24, EOS], [31, EOS])
+    assert sequences(one(renderer, group, 8, "truncate_prompt")) == [
+        [BOS, 13, 14, 21, 22, 23, 24, EOS],
+        [BOS, 13, 14, 31, EOS],
+    ]
+    assert sequences(one(renderer, group, 8, "truncate_completion")) == [
+        [BOS, 11, 12, 13, 14, 21, 22, EOS],
+        [BOS, 11, 12, 13, 14, 31, EOS],
+    ]
+    assert sequences(one(renderer, group, 3, "truncate_prompt")) == [[BOS, 21, EOS], [BOS, 31, EOS]]
+    assert list(tokenize_groups([group], renderer, 8, "drop")) == [None]
+
+
+def test_token_ids_and_texts_in_one_call(renderer: Renderer) -> None:
+    groups = [of_tokens([7, 8], [9], [10]), group(("w1",), ("w2", "w3")), of_tokens([64], [0], [4])]
+    made = list(tokenize_groups(groups, renderer, 99, "error"))
+    assert [sequences(tokens)[0] for tokens in made if tokens] == [
+        [7, 8, 9],
+        renderer.tokenize([groups[1].prompt + groups[1].completions[0]])[0],
+        [64, 0],
+    ]
+    assert all(tokens is not None and not tokens.omitted for tokens in made)
+
+
+def test_token_ids_that_the_tokenizer_lacks(renderer: Renderer, tmp_path: Path) -> None:
+    groups = [of_tokens([1, 7], [8], [9])._replace(id=f"g{index}") for index in range(9)]
+    groups.append(of_tokens([1, 7], [8], [65])._replace(id="beyond"))
+    made = split(groups, renderer, tmp_path)
+    assert len(made) == 9
+    why = "it holds the token id 65, and the tokenizer's ids go from 0 to 64"
+    assert made.refused == ("of token ids that the tokenizer does not have", Lost(1, 2, 1, "beyond", why))
+    with pytest.raises(DataError, match="group beyond: it holds the token id 65"):
+        list(tokenize_groups(groups, renderer, 99, "error"))
+
+
+def test_the_response_to_token_ids_starts_behind_the_prompt(renderer: Renderer) -> None:
+    group = of_tokens([BOS, 11, 12, 13], [21, 22, EOS], [21, EOS])
+    for length, start in ((99, 4), (6, 3)):
+        made = one(renderer, group, length, "truncate_prompt")
+        (marked,) = mark_responses([group], [made], renderer, length, "truncate_prompt")
+        assert marked.starts == (start, start)
 
 
 def test_drop_and_error_do_what_they_say(renderer: Renderer) -> None:

@@ -16,8 +16,8 @@ from rmtrain.cli.evaluate import evaluate
 from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.cli.score import score
 from rmtrain.data.tokenize import tokenize_groups
-from rmtrain.data.types import Message, PreferenceGroup
-from rmtrain.errors import CheckpointError, InputError
+from rmtrain.data.types import Message, PreferenceGroup, of_ids
+from rmtrain.errors import CheckpointError, DataError, InputError
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.published.layouts import ENCODER_TYPES
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
@@ -129,6 +129,12 @@ def test_rewards_are_those_of_transformers_own_forward_in_any_batch(kind: str, t
     assert checkpoint.published["layout"] == "an encoder with a classification head"
     assert "pair of texts" in checkpoint.published["prompt"]
     assert "pair of texts" in checkpoint.notes[0]
+
+
+def test_token_ids_are_refused(tmp_path: Path) -> None:
+    group = GROUPS[0]._replace(prompt=(of_ids([1, 2]),), completions=((of_ids([3]),), (of_ids([4]),)))
+    with pytest.raises(DataError, match="the rows hold token ids, and an encoder reads texts"):
+        rewards_of(load_checkpoint(str(write(tmp_path, "bert"))), [group])
 
 
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2"])

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from training_cases import Recorder, at_step, make_recipe, make_renderer, make_s
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
+from rmtrain.data.detect import find_layout
+from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import Interrupted, NonFiniteError, RunFailedError
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.quantization import is_quantised
+from rmtrain.recipe.schema import DataSection
 from rmtrain.scoring.score import score_groups
 from rmtrain.training.checkpoints import newest_valid
 from rmtrain.training.prospect import make_plan
@@ -48,11 +51,26 @@ def assert_close(ours: tuple[list[float], dict[str, Any]], theirs: tuple[list[fl
         torch.testing.assert_close(tensor, theirs[1][name], atol=5e-6, rtol=0, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
-@pytest.mark.parametrize(("lora", "centering"), [(True, 0.0), (False, 0.01)])
+def as_ids(pairs: Sequence[PreferenceGroup]) -> tuple[list[dict[str, Any]], list[PreferenceGroup]]:
+    """Pairs as rows of token ids, each without its last token here and there, and the groups that are read of them."""
+    rows, groups = [], []
+    for place, group in enumerate(pairs):
+        ids = make_renderer().tokenize([group.prompt + completion for completion in group.completions])
+        (preference,) = group.preferences
+        chosen, rejected = (ids[k][: None if place % 3 else -1] for k in (preference.better, preference.worse))
+        rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
+        parsed = find_layout(rows[-1].keys(), rows[-1], DataSection(source="x")).read(rows[-1])
+        assert parsed.stated
+        groups.append(PreferenceGroup(group.id, parsed.prompt, parsed.completions, parsed.stated, group.source))
+    return rows, groups
+
+
+@pytest.mark.parametrize(("lora", "centering", "tokens"), [(True, 0.0, False), (False, 0.01, False), (True, 0.0, True)])
 def test_on_pairs_the_losses_are_those_of_trls_trainer(
-    base: Path, tmp_path: Path, lora: bool, centering: float
+    base: Path, tmp_path: Path, lora: bool, centering: float, tokens: bool
 ) -> None:
     pairs = make_groups(40, seed=5, k=2)
+    given, pairs = as_ids(pairs) if tokens else ([], pairs)
     changes: dict[str, Any] = {} if lora else {"lora": None}
     changes |= {"optim__learning_rate": 2e-3, "loss__centering": centering}
     ours, _ = trained(base, tmp_path, groups=pairs, **(changes if lora else changes | {"evaluation__every": 0.0}))
@@ -69,6 +87,7 @@ def test_on_pairs_the_losses_are_those_of_trls_trainer(
             for place in (preference.better, preference.worse)
         )
         rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
+        assert not tokens or rows[-1] == given[index]
     args = RewardConfig(
         output_dir=str(tmp_path / "stock"),
         num_train_epochs=1,

@@ -15,7 +15,6 @@ from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
 
 _PROMPTS = ("prompt", "instruction", "question", "context", "conversations", "messages")  # of a recipe's own layout
-_TOKENS = ({"chosen_ids", "rejected_ids"}, {"chosen_input_ids", "rejected_input_ids"})
 _LIKE_LABELS = re.compile(
     r"winner(_.*)?|labels?|preference(s|_strength)?|overall_preference|preferred.*|choice|better.*|safer.*|verdict|votes?",
     re.IGNORECASE,
@@ -39,6 +38,7 @@ def find_layout(columns: Collection[str], sample: Row, data: DataSection) -> Lay
     fitting = [layout for layout in known if all(_has(columns, sample, need) for need in layout.needs)]
     if data.row_schema == "auto":
         fitting = [layout for layout in fitting if layout.when is None or layout.when(sample)]
+        fitting = [layout for layout in fitting if not layout.tokens] or fitting  # texts go before their tokens
         if not fitting:
             raise _unknown(columns, sample)
     elif not fitting:
@@ -130,12 +130,6 @@ def _described(columns: Collection[str], sample: Row, data: DataSection) -> Layo
 
 def _unknown(columns: Collection[str], sample: Row) -> DataError:
     seen = ", ".join(sorted(columns))
-    if any(tokens <= set(columns) for tokens in _TOKENS):
-        return DataError(
-            f"the columns ({seen}) hold token ids, which say neither whose tokens they are nor where a message ends",
-            "give the texts that they were made of, as prompt, chosen and rejected: rmtrain renders and tokenises them "
-            "by the model's own template, in training and in scoring alike",
-        )
     texts = [column for column in sorted({*columns} - {*PAIR}) if isinstance(sample.get(column), (str, list))]
     prompt = f"if {texts[0]} holds the prompt, data.columns: {{prompt: {texts[0]}}}; " if texts else ""
     missing = prompt if {*PAIR} <= {*columns} else ""

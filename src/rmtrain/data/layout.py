@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from rmtrain.data.prompts import in_turns, prompt_column, split_prompt, split_texts, spoken, with_system
+from rmtrain.data.prompts import in_turns, prompt_column, split_ids, split_prompt, split_texts, spoken, with_system
 from rmtrain.data.rows import (
     ARGUMENTS,
     MISSING,
@@ -19,6 +19,7 @@ from rmtrain.data.rows import (
     number,
     row_id,
     row_source,
+    template_arguments,
 )
 from rmtrain.data.transcripts import begins_as_transcript, list_in
 from rmtrain.data.types import Conversation, Preference
@@ -31,7 +32,8 @@ _PAIR_SCORES = (  # the names under which pairs carry their scores: of the chose
     ("chosen-rating", "rejected-rating"),
     ("chosen_rating", "rejected_rating"),
 )
-_ALWAYS_READ = {"id", "prompt_id", "system", *ARGUMENTS}
+_IDS = {"id", "prompt_id"}
+_FOR_TEMPLATES = {"system", *ARGUMENTS}
 _PAIR_READS = {"margin", "metadata", *(name for names in _PAIR_SCORES for name in names)}
 
 
@@ -105,6 +107,7 @@ class Layout:
     read_prompt: Callable[[Row, str], Conversation] = prompt_column
     reads: tuple[str, ...] = ()  # further columns
     reader: Callable[[Row], ParsedRow] | None = None  # where rows are read in a way of their own
+    tokens: bool = False  # prompt and answers are token ids, which no chat template is applied to
     when: Callable[[Row], bool] | None = None  # what else a sample must be for the columns to tell this layout
 
     @property
@@ -113,7 +116,8 @@ class Layout:
         named = {*self.needs, *self.answers, *self.scores, *self.source, *self.reads, self.prompt, self.judged}
         named |= {*self.label.columns} if self.label else set()
         named |= _PAIR_READS if self._best_first else set()
-        return frozenset(_ALWAYS_READ | {name.partition(".")[0] for name in named if name})
+        named |= set() if self.tokens else _FOR_TEMPLATES
+        return frozenset(_IDS | {name.partition(".")[0] for name in named if name})
 
     @property
     def _best_first(self) -> bool:
@@ -126,11 +130,13 @@ class Layout:
             RowFault: what is wrong with it.
         """
         parsed = self.reader(row) if self.reader else self._read(row)
-        return parsed._replace(prompt=with_system(row, parsed.prompt))
+        if self.tokens:
+            return parsed
+        return parsed._replace(prompt=with_system(row, parsed.prompt), arguments=template_arguments(row))
 
     def _read(self, row: Row) -> ParsedRow:
         named = _values(row, self.answers)
-        if self._best_first and any(is_texts(value) for _, value in named):
+        if self._best_first and not self.tokens and any(is_texts(value) for _, value in named):
             return self._right_and_wrong(row, named)
         prompt, completions = self._conversations(row, named)
         parsed = ParsedRow(prompt, completions, id=row_id(row), source=row_source(row, *self.source))
@@ -158,6 +164,8 @@ class Layout:
 
     def _conversations(self, row: Row, named: list[tuple[str, Any]]) -> tuple[Conversation, tuple[Conversation, ...]]:
         """Prompt and answers: each in columns of its own, or the prompt inside of every answer."""
+        if self.tokens:
+            return split_ids(row.get(self.prompt), self.prompt, named)
         asked = (self.prompt, row.get(self.prompt))
         said = [spoken(value, column) for column, value in (asked, *named)] if self.turns else []
         if said and None not in said:

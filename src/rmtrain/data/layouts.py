@@ -70,6 +70,11 @@ def _has_lists(row: Row) -> bool:
 PAIR = ("chosen", "rejected")
 _AB = ("response_a", "response_b")
 SUBSETS = ("subset", "domain", "source")
+_TOKENS = (  # the names that TRL's versions gave them: prompt, chosen, rejected
+    ("prompt_ids", "chosen_ids", "rejected_ids"),
+    ("prompt_input_ids", "chosen_input_ids", "rejected_input_ids"),
+    ("prompt_ids", "input_ids_chosen", "input_ids_rejected"),
+)
 LAYOUTS = (
     Layout("ultrafeedback", ("instruction", "completions"), reader=parse_ultrafeedback),
     Layout(
@@ -81,6 +86,7 @@ LAYOUTS = (
     Layout("pair", ("prompt", *PAIR)),
     Layout("pair", ("question", *PAIR), prompt="question"),
     Layout("pair", PAIR, prompt="", when=_holds_prompt),
+    *(Layout("tokens", tuple(pair), tuple(pair), prompt, tokens=True) for prompt, *pair in _TOKENS),
     Layout("hh_rlhf", PAIR, reader=_hh_rlhf, when=_is_transcript),
     Layout(
         "alpaca", ("instruction", *PAIR), prompt="instruction", read_prompt=alpaca_prompt, reads=("input", "history")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from rmtrain.data.curate import unique_ids
 from rmtrain.data.detect import find_layout, unread
 from rmtrain.data.layout import NEGATIVE_MARGIN, Layout
-from rmtrain.data.rows import ParsedRow, RowFault, empty_cause, template_arguments
+from rmtrain.data.rows import ParsedRow, RowFault, empty_cause
 from rmtrain.data.sources import SourceRows
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
@@ -62,7 +62,7 @@ def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_f
     faults: list[Unreadable] = []
     for index, row in enumerate(rows):
         try:
-            good.append((index, layout.read(row)._replace(arguments=template_arguments(row))))
+            good.append((index, layout.read(row)))
         except RowFault as fault:
             if fault.cause == NEGATIVE_MARGIN:
                 raise _contradiction(source.where(index), fault) from None

@@ -1,7 +1,7 @@
 """Source → tokenised splits, the way that every command takes."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +11,10 @@ from rmtrain.data.load import PreparedData, SplitData, load_data
 from rmtrain.data.omissions import NO_ROLES
 from rmtrain.data.parse import MOST_MALFORMED
 from rmtrain.data.render import Renderer
-from rmtrain.data.token_cache import REFUSED, TokenizedSplit, tokenize_split
+from rmtrain.data.template import UNKNOWN
+from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
 from rmtrain.data.tokenize import OverLength
-from rmtrain.data.types import PreferenceGroup
+from rmtrain.data.types import TOKENS, PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Recipe
@@ -69,18 +70,24 @@ def prepare(recipe: Recipe, renderer: Renderer, display: Display) -> ReadyData:
         )
     splits = tokenize_splits(data, renderer, section.max_length, section.over_length, display)
     notes = [
-        f"{name}: {note}" for name, split in splits.items() for note in token_notes(split.tokens, split.data.place)
+        f"{name}: {note}"
+        for name, split in splits.items()
+        for note in token_notes(split.tokens, split.data.place, split.data.groups, renderer)
     ]
     return ReadyData(replace(data, notes=[*data.notes, *notes]), renderer, splits)
 
 
-def token_notes(tokens: TokenizedSplit, place: Callable[[str], str]) -> list[str]:
+def token_notes(
+    tokens: TokenizedSplit, place: Callable[[str], str], groups: Sequence[PreferenceGroup], renderer: Renderer
+) -> list[str]:
     """What a user should know of a split as tokenised, one line each; `place` says where the row of a group is."""
     notes = [
         f"preferences between completions that are {cause}, kept as ties: {n}" for cause, n in tokens.identical.items()
     ]
-    if lost := tokens.dropped.get(REFUSED):
-        notes.append(f"rows {REFUSED}, dropped: {lost.rows}; the first: {place(lost.first)}: {lost.why}")
+    if tokens.refused:
+        cause, lost = tokens.refused
+        notes.append(f"rows {cause}, dropped: {lost.rows}; the first: {place(lost.first)}: {lost.why}")
+    notes += _ids_notes(groups, renderer, place)
     notes += [
         f"rows whose {what if what in NO_ROLES else f'{what} text'} the chat template leaves out, wholly or in part: "
         f"{omitted.rows}; the first: {place(omitted.first)}: {omitted.words!r}"
@@ -89,17 +96,34 @@ def token_notes(tokens: TokenizedSplit, place: Callable[[str], str]) -> list[str
     return notes
 
 
+def _ids_notes(groups: Sequence[PreferenceGroup], renderer: Renderer, place: Callable[[str], str]) -> Iterator[str]:
+    """What to know of rows of token ids."""
+    given = {group.id: [one[0].content for one in group.completions if one[0].role == TOKENS] for group in groups}
+    if any(given.values()):
+        yield (
+            "rows hold token ids: they are taken as they are, and the chat template is not applied; make sure that "
+            "they were made with this model's tokenizer"
+        )
+        ends = tuple(f"{before}{token}]" for token in renderer.ends for before in (" ", "["))
+        unended = [name for name, texts in given.items() if not all(text.endswith(ends) for text in texts)]
+        if unended:
+            yield f"rows of token ids without an end token at the end: {len(unended)}; the first: {place(unended[0])}"
+
+
 def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
-    """Refuse a split of which the chat template refuses more than a fifth.
+    """Refuse a split of which the renderer refuses more than a fifth.
 
     Raises:
         DataError: with the first such row.
     """
-    lost, total = tokens.dropped.get(REFUSED), len(tokens) + sum(lost.rows for lost in tokens.dropped.values())
+    cause, lost = tokens.refused or ("", None)
+    total = len(tokens) + sum(lost.rows for lost in tokens.dropped.values())
     if lost and lost.rows > MOST_MALFORMED * total:
         raise DataError(
-            f"{lost.rows} of {total} rows are {REFUSED}; the first: {place(lost.first)}: {lost.why}",
-            "give a model.chat_template that takes such rows, or mend them",
+            f"{lost.rows} of {total} rows are {cause}; the first: {place(lost.first)}: {lost.why}",
+            "make them with this model's tokenizer"
+            if cause == UNKNOWN
+            else "give a model.chat_template that takes such rows, or mend them",
         )
 
 

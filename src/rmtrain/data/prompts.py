@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from rmtrain.data.rows import (
@@ -14,9 +15,10 @@ from rmtrain.data.rows import (
     conversation,
     is_texts,
     prompt_of,
+    token_ids,
 )
 from rmtrain.data.transcripts import list_in, shared_beginning
-from rmtrain.data.types import Conversation, Message
+from rmtrain.data.types import Conversation, Message, of_ids
 
 
 def prompt_column(row: Row, column: str) -> Conversation:
@@ -122,3 +124,26 @@ def split_texts(texts: Sequence[str]) -> tuple[Conversation, tuple[Conversation,
     if not texts[0][:shared].strip():
         raise RowFault(NO_COMMON_PROMPT)
     return (Message("user", texts[0][:shared]),), tuple((Message("assistant", text[shared:]),) for text in texts)
+
+
+def split_ids(
+    given: object, column: str, answers: list[tuple[str, Any]]
+) -> tuple[Conversation, tuple[Conversation, ...]]:
+    """A prompt and answers of token ids as messages; where there is no prompt, the answers' shared beginning is it.
+
+    Answers that all begin with the prompt are whole sequences.
+    """
+    whole = [token_ids(value, of_one) for of_one, value in answers]
+    if given in (None, "", "[]", []):
+        prompt = [same[0] for same in takewhile(_are_equal, zip(*(ids[:-1] for ids in whole), strict=False))]
+        if not prompt:
+            raise RowFault(NO_COMMON_PROMPT)
+    else:
+        prompt = token_ids(given, column)
+    repeated = all(ids[: len(prompt)] == prompt and len(ids) > len(prompt) for ids in whole)
+    rest = [ids[len(prompt) :] for ids in whole] if repeated else whole
+    return (of_ids(prompt),), tuple((of_ids(ids),) for ids in rest)
+
+
+def _are_equal(tokens: tuple[int, ...]) -> bool:
+    return len({*tokens}) == 1

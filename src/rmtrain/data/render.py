@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rmtrain.data.template import (
     DATE,
     RAW,
     TemplateRefusalError,
+    UnknownTokenError,
     alternating,
     apply_template,
     asks_for_date,
@@ -28,7 +30,7 @@ from rmtrain.data.template import (
     check_template,
     name_of,
 )
-from rmtrain.data.types import Conversation, Message
+from rmtrain.data.types import Conversation, Message, ids_in
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.files import read_text, require_regular
 
@@ -172,13 +174,31 @@ class Renderer:
         return self.encode([self.text(conversation, arguments) for conversation in conversations])
 
     def text(self, conversation: Conversation, arguments: str = "") -> Any:
-        """What `encode` takes of a whole conversation; raises as `tokenize`."""
-        return self.render(conversation, arguments)
+        """What `encode` takes of a whole conversation: its text, or the ids it is given as; raises as `tokenize`."""
+        ids = ids_in(conversation)
+        if ids is None:
+            return self.render(conversation, arguments)
+        if unknown := next((str(token) for token in ids if token not in self._vocabulary), ""):
+            raise UnknownTokenError(
+                f"it holds the token id {unknown}, and the tokenizer's ids go from 0 to {max(self._vocabulary)}",
+                "give rows that were made with this model's tokenizer",
+            )
+        return ids
+
+    @cached_property
+    def _vocabulary(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.get_vocab().values())
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a sequence: the tokenizer's own, and what the chat template ends with."""
+        return frozenset({self.tokenizer.eos_token_id, self.tokenize([_PROBE_CONVERSATION])[0][-1]})
 
     def encode(self, texts: Sequence[Any]) -> list[list[int]]:
         """The tokens of whole conversations, with the BOS and the end token that the template leaves out."""
         tail = [self.tokenizer.eos_token_id] if self.append_eos else []
-        return [ids + tail for ids in self._encode(texts)]
+        made = iter(self._encode([text for text in texts if isinstance(text, str)]))
+        return [next(made) + tail if isinstance(text, str) else text for text in texts]
 
     def tokenize_prompt(self, prompt: Conversation, arguments: str = "") -> list[int]:
         """A prompt as it is before a language model answers: with the generation prompt, and with no end.
@@ -186,7 +206,8 @@ class Renderer:
         Raises:
             TemplateRefusalError: the template refuses the prompt.
         """
-        return self._encode([self.render(prompt, arguments, generation=True)])[0]
+        ids = ids_in(prompt)
+        return self._encode([self.render(prompt, arguments, generation=True)])[0] if ids is None else ids
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rmtrain.data.transcripts import SPEAKERS, begins_as_transcript, messages_in, turns
+from rmtrain.data.transcripts import SPEAKERS, begins_as_transcript, list_in, messages_in, turns
 from rmtrain.data.types import Conversation, Message, Preference, as_json
 
 Row = Mapping[str, Any]
@@ -165,6 +165,24 @@ def _text(content: object, place: str) -> str:
             raise RowFault(WRONG_TYPE, place, part, "parts of text")
         texts.append(text)
     return "".join(texts)
+
+
+def token_ids(value: object, column: str) -> list[int]:
+    """A list of token ids, or the JSON of one.
+
+    Raises:
+        RowFault: it is none, it is empty, or an entry is no number that a token could have.
+    """
+    found = list_in(value)
+    wanted = "a list of token ids, which are whole numbers from 0"
+    if value is None or value == "" or found == []:
+        raise RowFault(MISSING, column)
+    if found is None:
+        raise RowFault(WRONG_TYPE, column, value, wanted)
+    for place, entry in enumerate(found):
+        if type(entry) is not int or entry < 0:
+            raise RowFault(WRONG_TYPE, f"{column}[{place}]", entry, wanted)
+    return found
 
 
 def template_arguments(row: Row) -> str:

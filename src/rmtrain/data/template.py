@@ -18,6 +18,9 @@ from rmtrain.errors import DataError, InputError
 RAW = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # texts in their order, nothing between
 DATE = "2024-07-26"  # what templates that print today's date are given: Llama 3's own where there is no clock
 
+REFUSED = "refused by the chat template"
+UNKNOWN = "of token ids that the tokenizer does not have"
+
 _SECONDS = 5.0  # of processor time for one conversation; an ordinary template takes a thousandth
 _MEMORY = 2 << 30  # bytes for one conversation, beyond what the process has
 _LONGEST = 64 << 20  # characters of one conversation
@@ -25,7 +28,15 @@ _DATE_CODES = (*"aAbBcdDeFGHIjmMpSuUVwWxXyY", "-d", "-m")  # of strftime
 
 
 class TemplateRefusalError(DataError):
-    """A conversation that the chat template refuses, or fails on."""
+    """A conversation that the chat template refuses, or fails on; `cause` is what the ledger books it under."""
+
+    cause = REFUSED
+
+
+class UnknownTokenError(TemplateRefusalError):
+    """Token ids that the tokenizer does not have."""
+
+    cause = UNKNOWN
 
 
 class RunawayTemplateError(InputError):

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmtrain.data.render import Renderer
+from rmtrain.data.template import REFUSED, UNKNOWN, TemplateRefusalError
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, tokenize_groups
 from rmtrain.data.types import Preference, PreferenceGroup
 from rmtrain.errors import RunFailedError
 from rmtrain.files import writing
 
 OVER_LENGTH = "over length"
-REFUSED = "refused by the chat template"
 IDENTICAL = ("identical after rendering", "identical after truncation")  # the cause in a whole group, and in a cut one
 
 _VERSION = "3"  # raise when tokenisation or rendering changes what tokens come out, or when rows change
@@ -57,6 +57,11 @@ class TokenizedSplit(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def refused(self) -> tuple[str, Lost] | None:
+        """What the renderer refused, and why: a split of texts has one cause, and a split of token ids the other."""
+        return next(((cause, self.dropped[cause]) for cause in (REFUSED, UNKNOWN) if cause in self.dropped), None)
 
     def group(self, index: int) -> TokenizedGroup:
         """The group at a row."""
@@ -146,7 +151,7 @@ def tokenize_split(
             if folder.exists():
                 notify(f"the cached tokens in {folder} are damaged, and are made anew")
             columns: dict[str, list[Any]] = {name: [] for name in _features()}
-            books, refused = _Books({}, {}, 0, {}), dict[str, str]()
+            books, refused = _Books({}, {}, 0, {}), dict[str, TemplateRefusalError]()
             tokenized = tokenize_groups(groups, renderer, max_length, over_length, refused)
             for done, made in enumerate(tokenized, start=1):
                 kept = books.enter(groups[done - 1], made, drop_identical, refused)
@@ -180,11 +185,16 @@ class _Books:
     omitted: dict[str, Omitted]
 
     def enter(
-        self, group: PreferenceGroup, made: TokenizedGroup | None, drop_identical: bool, refused: dict[str, str]
+        self,
+        group: PreferenceGroup,
+        made: TokenizedGroup | None,
+        drop_identical: bool,
+        refused: dict[str, TemplateRefusalError],
     ) -> TokenizedGroup | None:
         """Book a group; answers with what is kept of it."""
         if made is None:
-            cause, why = (REFUSED, refused[group.id]) if group.id in refused else (OVER_LENGTH, "")
+            error = refused.get(group.id)
+            cause, why = (error.cause, error.message) if error else (OVER_LENGTH, "")
             self._lose(cause, group, len(group.preferences), whole=True, why=why)
             return None
         if alike := sum(made.identical):

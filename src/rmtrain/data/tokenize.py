@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rmtrain.data.omissions import Omission, find_omissions
 from rmtrain.data.render import Renderer
 from rmtrain.data.template import RunawayTemplateError, TemplateRefusalError
-from rmtrain.data.types import Conversation, Preference, PreferenceGroup
+from rmtrain.data.types import Conversation, Preference, PreferenceGroup, ids_in, of_ids
 from rmtrain.errors import DataError
 
 Tokens = NDArray[np.int32]
@@ -76,7 +76,7 @@ def tokenize_groups(
     renderer: Renderer,
     max_length: int,
     over_length: OverLength,
-    refused: dict[str, str] | None = None,
+    refused: dict[str, TemplateRefusalError] | None = None,
 ) -> Iterator[TokenizedGroup | None]:
     """Tokenise groups in order; None stands for one dropped, as over-length or because the template refuses it.
 
@@ -89,7 +89,7 @@ def tokenize_groups(
         over_length: `truncate_prompt` cuts the oldest prompt text first, and a completion only where that is not
             enough; `truncate_completion` cuts the end of long completions, and the prompt only where that is not
             enough; `drop` yields None; `error` raises. Template tokens, BOS and end token always survive.
-        refused: takes, by group id, why the template refuses a group; None raises instead.
+        refused: takes, by group id, why the renderer refuses a group; None raises instead.
 
     Raises:
         DataError: an over-length group under `error`, a template that alone exceeds max_length, or a refused group.
@@ -138,7 +138,7 @@ def tokenize_groups(
             )
 
 
-def _texts(group: PreferenceGroup, renderer: Renderer, refused: dict[str, str] | None) -> list[Any]:
+def _texts(group: PreferenceGroup, renderer: Renderer, refused: dict[str, TemplateRefusalError] | None) -> list[Any]:
     """What the renderer encodes of a group's sequences; nothing where the template refuses one."""
     try:
         return [renderer.text(group.prompt + completion, group.arguments) for completion in group.completions]
@@ -149,10 +149,12 @@ def _texts(group: PreferenceGroup, renderer: Renderer, refused: dict[str, str] |
         raise RunawayTemplateError(f"group {group.id}: {error.message}", error.hint) from error
 
 
-def _refuse(group: PreferenceGroup, error: TemplateRefusalError, refused: dict[str, str] | None) -> None:
+def _refuse(
+    group: PreferenceGroup, error: TemplateRefusalError, refused: dict[str, TemplateRefusalError] | None
+) -> None:
     if refused is None:
-        raise TemplateRefusalError(f"group {group.id}: {error.message}", error.hint) from error
-    refused[group.id] = error.message
+        raise type(error)(f"group {group.id}: {error.message}", error.hint) from error
+    refused[group.id] = error
 
 
 def _omitted(group: PreferenceGroup, rendered: list[Any]) -> tuple[Omission, ...]:
@@ -202,6 +204,10 @@ def truncate_group(
 
 def _cut(renderer: Renderer, messages: Conversation, tokens: int, from_start: bool) -> Conversation:
     """Take `tokens` tokens of text off the first messages (or the last), leaving the messages themselves."""
+    if (ids := ids_in(messages)) is not None:  # its BOS stays, and the token at which the reward is read
+        first, tokens = from_start and ids[:1] == [renderer.tokenizer.bos_token_id], max(0, tokens)
+        left = max(0, len(ids) - tokens - 1)
+        return (of_ids(ids[:first] + ids[first + tokens :] if from_start else ids[:left] + ids[-1:]),)
     kept = list(messages)
     order = range(len(kept)) if from_start else reversed(range(len(kept)))
     for index in order:

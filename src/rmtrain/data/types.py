@@ -3,6 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
+TOKENS = "tokens"  # role of a message of token ids, which no row can give: its content is their JSON
 _CALLS = ("tool_calls", "function_call")
 
 
@@ -26,6 +27,18 @@ class Message(NamedTuple):
 
 
 Conversation = tuple[Message, ...]
+
+
+def of_ids(ids: list[int]) -> Message:
+    """Token ids as a message."""
+    return Message(TOKENS, json.dumps(ids))
+
+
+def ids_in(conversation: Conversation) -> list[int] | None:
+    """The token ids that a conversation is given as; None where it is given as messages."""
+    if not conversation or conversation[0].role != TOKENS:
+        return None
+    return [token for message in conversation for token in json.loads(message.content)]
 
 
 def as_json(values: dict[str, Any]) -> str:

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from rmtrain.data.load import SplitData
 from rmtrain.data.prepare import require_most, token_notes, tokenize_named
+from rmtrain.data.render import Renderer
 from rmtrain.data.responses import mark_responses
-from rmtrain.data.token_cache import REFUSED, TokenizedSplit
+from rmtrain.data.token_cache import TokenizedSplit
 from rmtrain.data.tokenize import OverLength
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
@@ -74,7 +75,7 @@ def score_rows(
             rows = _compared_rows(cast(Checkpoint, checkpoint), groups, tokens_per_batch, partial, progress, display)
     else:
         tokens, rule = tokenize_for(checkpoint, name, groups, display)
-        groups = _tokenized(groups, tokens, name, split, drops, display)
+        groups = _tokenized(groups, tokens, checkpoint.renderer, name, split, drops, display)
         tokenized, partial = tokens.groups(), partial_of(tokens.fingerprint)
         how = (tokens_per_batch, partial, progress, display.note)
         with _kept(partial, display):
@@ -98,6 +99,7 @@ def score_rows(
 def _tokenized(
     groups: Sequence[PreferenceGroup],
     tokens: TokenizedSplit,
+    renderer: Renderer,
     name: str,
     split: SplitData | None,
     drops: bool,
@@ -105,13 +107,13 @@ def _tokenized(
 ) -> Sequence[PreferenceGroup]:
     """The groups that could be tokenised, with what there is to say of the others."""
     place = split.place if split is not None else "group {}".format
-    lost = tokens.dropped.get(REFUSED)
+    cause, lost = tokens.refused or ("", None)
     if lost and not drops:
         raise InputError(
-            f"{place(lost.first)}: {lost.why}", f"every row must be scored; rows that are {REFUSED}: {lost.rows}"
+            f"{place(lost.first)}: {lost.why}", f"every row must be scored; rows that are {cause}: {lost.rows}"
         )
     require_most(tokens, place)
-    for note in token_notes(tokens, place):
+    for note in token_notes(tokens, place, groups, renderer):
         display.note(f"{name}: {note}")
     if not lost:
         return groups

@@ -121,6 +121,7 @@ class DataSection(Section):
         "stack_exchange",
         "nectar",
         "summarize",
+        "tokens",
     ] = "auto"
     """Row schema; auto tells it by the columns."""
     columns: dict[NonEmpty, NonEmpty] = {}

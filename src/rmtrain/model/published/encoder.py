@@ -12,7 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from rmtrain.data.render import Renderer, load_tokenizer
 from rmtrain.data.tokenize import TokenizedGroup
-from rmtrain.data.types import Conversation, Message
+from rmtrain.data.types import Conversation, Message, ids_in
+from rmtrain.errors import DataError
 from rmtrain.model.batch import Batch
 from rmtrain.model.published.prompts import template_of
 from rmtrain.model.reward_model import RewardModel
@@ -107,6 +108,11 @@ class TextPairRenderer(Renderer):
 
     def text(self, conversation: Conversation, arguments: str = "") -> Any:
         """What `encode` takes of a whole conversation: question and answer, or the template's text."""
+        if ids_in(conversation) is not None:
+            raise DataError(
+                "the rows hold token ids, and an encoder reads texts, with tokens of its own around them",
+                "give the texts that the ids were made of, as prompt, chosen and rejected",
+            )
         if not self.reads_pairs:
             return self.render(conversation, arguments)
         return "\n\n".join(message.content for message in conversation[:-1]), conversation[-1].content
