@@ -56,7 +56,7 @@ def disagreements(recipe: "Recipe") -> list[Disagreement]:
         ),
         (
             bool(data.better or data.ties) and not data.label,
-            ("data.better", "data.label"),
+            ("data.better" if data.better else "data.ties", "data.label"),
             "no label has these values",
             "give data.label, the column that they are in",
         ),
