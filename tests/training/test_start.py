@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_groups
+from conftest import make_groups, make_tokenizer
 from training_cases import MAX_LENGTH, make_recipe, make_renderer, run
 
 from rmtrain.data.tokenize import tokenize_groups
@@ -68,7 +68,9 @@ def test_an_adapter_of_another_shape_is_refused_before_anything_starts(first: Pa
     for check in (start_config, lambda each: build_model(each, 0)):
         with pytest.raises(InputError, match=r"lora\.rank: 8 in the recipe, 4 there") as error:
             check(recipe)
-        assert "rmtrain export" in error.value.hint
+        assert error.value.hint.endswith(
+            f"rmtrain export --ckpt {first} --output merged, then rmtrain train RECIPE model.name=merged"
+        )
 
 
 def test_a_damaged_adapter_is_refused_before_anything_starts(first: Path, tmp_path: Path) -> None:
@@ -93,3 +95,38 @@ def test_a_head_of_two_labels_is_refused_before_anything_starts(base: Path, tmp_
     make_renderer().save_pretrained(tmp_path / "two")
     with pytest.raises(CheckpointError, match="its score head has 2 labels"):
         recipe_renderer(ModelSection(name=str(tmp_path / "two")))
+
+
+@pytest.fixture(params=["resized", "trained"])
+def grown(request: pytest.FixtureRequest, base: Path, tmp_path: Path) -> Path:
+    """An adapter whose vocabulary has one token more than its base's, with its embeddings beside it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    torch.manual_seed(0)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    more = {"modules_to_save": ["score", "embed_tokens"]} if request.param == "trained" else {}
+    model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj"], **more))
+    model.save_pretrained(tmp_path / "grown")
+    tokenizer.save_pretrained(tmp_path / "grown")
+    return tmp_path / "grown"
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("lora", [{"rank": 4, "alpha": 8, "targets": ["q_proj"]}, None], ids=["further", "merged"])
+def test_an_adapter_with_a_grown_vocabulary_is_trained_further(
+    grown: Path, tmp_path: Path, lora: dict[str, Any] | None
+) -> None:
+    recipe = make_recipe(grown, tmp_path, lora=lora)
+    pad = recipe_renderer(recipe.model).pad_id
+    assert build_model(recipe, pad, on_meta=True).module.config.vocab_size == 66  # as a dry run does
+    torch.testing.assert_close(
+        rewards(build_model(recipe, pad)), rewards(load_checkpoint(str(grown)).model), atol=1e-5, rtol=0
+    )
+    again = run(grown, tmp_path, lora=lora, optim__max_steps=2).run
+    trained = load_checkpoint(str(again / "final"))
+    assert trained.model.module.config.vocab_size == 66
+    run(grown, tmp_path, lora=lora, optim__max_steps=2, resume=again)

@@ -21,15 +21,13 @@ def data(
     [dim]rmtrain data configs/mistral_lora.yaml[/]
     """
     from rmtrain.data.prepare import prepare
-    from rmtrain.data.render import Renderer, load_tokenizer
+    from rmtrain.model.start import start_renderer
     from rmtrain.recipe.load import load_recipe
     from rmtrain.reporting.books import describe_splits, ledger_table
 
     wanted = load_recipe(recipe, overrides or []).recipe
-    model = wanted.model
-    renderer = Renderer.for_tokenizer(load_tokenizer(model.name, model.revision, model.chat_template))
     with TerminalDisplay() as display:
-        ready = prepare(wanted, renderer, display)
+        ready = prepare(wanted, start_renderer(wanted.model), display)
     books = describe_splits(ready.data, ready.splits)
     if json:
         print(jsonlib.dumps(books, indent=2, ensure_ascii=False))

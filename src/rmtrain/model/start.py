@@ -1,26 +1,29 @@
 """The model that a training run starts from: a base, a reward model, or an adapter on its base."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import safe_open
 from transformers import PretrainedConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
+from rmtrain.data.hub import why_absent
 from rmtrain.data.render import Renderer, load_tokenizer
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.model.adapters import adapter_config, add_lora
+from rmtrain.model.adapters import adapter_config, add_lora, make_room
 from rmtrain.model.checkpoint import attach_adapter
 from rmtrain.model.digests import verify_files
 from rmtrain.model.export import merge
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.layouts import ENCODER_TYPES
-from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config
-from rmtrain.model.weights import ADAPTER, read_json, weight_files
+from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
+from rmtrain.model.weights import ADAPTER, download, read_json, read_tensors, weight_files
 from rmtrain.recipe.schema import LoraSection, ModelSection, Recipe
 from rmtrain.runs import MANIFEST
 
-_EXPORT = "merge it first: rmtrain export --ckpt {name} --output DIR, and train from DIR"
+_MERGE = "rmtrain export --ckpt {name} --output merged, then rmtrain train RECIPE model.name=merged"
 
 
 class Start(NamedTuple):
@@ -32,14 +35,17 @@ class Start(NamedTuple):
 
 
 def find_start(section: ModelSection) -> Start:
-    """What `model.name` names: a hub id, a folder of a model or of an adapter, or a run with one of them as `final`.
+    """What `model.name` names: a folder or a hub id of a model or of an adapter, or a run with one of them as `final`.
 
     Raises:
-        CheckpointError: an adapter that names no base.
+        CheckpointError: an adapter that names no base, or that can't be fetched.
     """
     folder = Path(section.name)
     if not folder.is_dir():
-        return Start(section.name, section.revision)
+        fetched = _fetch_adapter(section.name, section.revision)
+        if fetched is None:
+            return Start(section.name, section.revision)
+        folder = fetched
     if (folder / MANIFEST).exists() and (folder / "final").is_dir():
         folder = folder / "final"
     folder = folder.resolve()
@@ -52,11 +58,29 @@ def find_start(section: ModelSection) -> Start:
     return Start(str(Path(base).resolve()) if Path(base).is_dir() else base, values.get("revision"), folder)
 
 
+@functools.cache
+def _fetch_adapter(name: str, revision: str | None) -> Path | None:
+    """The folder of an adapter of the hub, at one commit for the whole process; None if the name is of no adapter."""
+    if why_absent(name, revision):  # reading the config says why
+        return None
+    try:
+        found = find_adapter_config_file(name, revision=revision)
+    except OSError:
+        return None
+    return download(name, Path(found).parent.name) if found else None  # .../snapshots/<commit>/adapter_config.json
+
+
+def base_name(section: ModelSection) -> str:
+    """What is recorded as a run's base: of an adapter its own base, else `model.name` as it is written."""
+    start = find_start(section)
+    return section.name if start.adapter is None else start.name
+
+
 def start_config(recipe: Recipe) -> PretrainedConfig:
     """The config of a recipe's model; errors as of `load_config`, and as of `build_model` for an adapter."""
     start = find_start(recipe.model)
     if start.adapter is not None and recipe.lora is not None:
-        _require_same_shape(start.adapter, recipe.lora, recipe.model.name)
+        _require_same_shape(start.adapter, recipe.lora, recipe.model)
     return load_config(start.name, start.revision)
 
 
@@ -83,9 +107,19 @@ def recipe_renderer(section: ModelSection, verify: bool = True) -> Renderer:
         if verify:
             verify_files(folder)
         _require_one_label(folder)
-    tokenizer = str(folder) if start.adapter and (folder / "tokenizer_config.json").exists() else start.name
-    revision = None if tokenizer == str(folder) and start.adapter else start.revision
-    return Renderer.for_tokenizer(load_tokenizer(tokenizer, revision, section.chat_template))
+    return start_renderer(section)
+
+
+def start_renderer(section: ModelSection) -> Renderer:
+    """How a recipe's model reads conversations, by its tokenizer alone; an adapter without one has its base's.
+
+    Raises:
+        InputError: no such tokenizer, or no chat template.
+    """
+    start = find_start(section)
+    own = start.adapter is not None and (start.adapter / "tokenizer_config.json").exists()
+    name, revision = (str(start.adapter), None) if own else (start.name, start.revision)
+    return Renderer.for_tokenizer(load_tokenizer(name, revision, section.chat_template))
 
 
 def build_model(recipe: Recipe, pad_id: int, commit: str | None = None, on_meta: bool = False) -> RewardModel:
@@ -105,8 +139,12 @@ def build_model(recipe: Recipe, pad_id: int, commit: str | None = None, on_meta:
     section, lora, seed, start = recipe.model, recipe.lora, recipe.run.seed, find_start(recipe.model)
     options = BackboneOptions(section.dtype, section.quantization, section.attention, section.packing)
     if start.adapter is not None and lora is not None:
-        _require_same_shape(start.adapter, lora, section.name)
-    model = load_backbone(start.name, commit or start.revision, options, pad_id, seed, lora is None, on_meta)
+        _require_same_shape(start.adapter, lora, section)
+    pad = pad_id if start.adapter is None else None  # an adapter may bring more embeddings than its base has
+    model = load_backbone(start.name, commit or start.revision, options, pad, seed, lora is None, on_meta)
+    if start.adapter is not None:
+        make_room(model.module, {name: tuple(tensor.shape) for _, name, tensor in read_tensors(start.adapter)}, 1)
+        set_pad(model.module.config, pad_id, start.name)
     if start.adapter is None or on_meta:
         return model if lora is None else add_lora(model, lora, seed)
     dropout = lora.dropout if lora is not None else 0.0
@@ -119,7 +157,7 @@ def build_model(recipe: Recipe, pad_id: int, commit: str | None = None, on_meta:
     return replace(whole, notes=(*model.notes, f"{note}merged into it; all weights are trained"))
 
 
-def _require_same_shape(folder: Path, lora: LoraSection, name: str) -> None:
+def _require_same_shape(folder: Path, lora: LoraSection, section: ModelSection) -> None:
     """Refuse an adapter that a recipe's lora section would not make: trained further, it keeps its shape.
 
     Raises:
@@ -133,9 +171,11 @@ def _require_same_shape(folder: Path, lora: LoraSection, name: str) -> None:
     if wrong := [
         f"{key}: {mine} in the recipe, {found} there" for key, (found, mine) in pairs.items() if found != mine
     ]:
+        at = f"@{section.revision}" if section.revision and not Path(section.name).is_dir() else ""
         raise InputError(
-            f"model.name: {name} is an adapter of another shape than the lora section's ({'; '.join(wrong)})",
-            f"give the lora section its shape to train it further, or {_EXPORT.format(name=name)}",
+            f"model.name: {section.name} is an adapter of another shape than the lora section's ({'; '.join(wrong)})",
+            "give the lora section the adapter's shape to train it further, or merge it and begin a new one: "
+            + _MERGE.format(name=section.name + at),
         )
 
 

@@ -10,8 +10,8 @@ from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
 from rmtrain.display import Display
 from rmtrain.model.reward_model import load_config, set_pad
-from rmtrain.model.start import build_model
-from rmtrain.recipe.schema import ModelSection, Recipe
+from rmtrain.model.start import Start, build_model, find_start
+from rmtrain.recipe.schema import Recipe
 from rmtrain.runs import require_writable
 from rmtrain.training.prospect import Prospect
 from rmtrain.training.record import take_up_run
@@ -45,13 +45,15 @@ def rehearse(
             strategy, processes = prospect.layout.strategy, prospect.plan.processes
             fingerprint = run_fingerprint(recipe, splits, renderer, strategy, processes)
             choose_checkpoint(resume, fingerprint, display, allow_changes)
-    if _has_weights(recipe.model):
+    start = find_start(recipe.model)
+    if _has_weights(start):
         build_model(recipe, renderer.pad_id, on_meta=True)
         return []
-    set_pad(load_config(recipe.model.name, recipe.model.revision), renderer.pad_id, recipe.model.name)
-    return [f"{recipe.model.name}: its weights are not on this machine yet, so they are not checked"]
+    if start.adapter is None:  # it may bring more embeddings than its base has
+        set_pad(load_config(start.name, start.revision), renderer.pad_id, start.name)
+    return [f"{start.name}: its weights are not on this machine yet, so they are not checked"]
 
 
-def _has_weights(section: ModelSection) -> bool:
-    cached = (try_to_load_from_cache(section.name, name, revision=section.revision) for name in _WEIGHTS)
-    return Path(section.name).is_dir() or any(isinstance(path, str) for path in cached)
+def _has_weights(start: Start) -> bool:
+    cached = (try_to_load_from_cache(start.name, name, revision=start.revision) for name in _WEIGHTS)
+    return Path(start.name).is_dir() or any(isinstance(path, str) for path in cached)

@@ -19,7 +19,7 @@ from rmtrain.model.devices import process_state, require_agreement
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.saving import save_final
 from rmtrain.model.sidecar import scoring_of
-from rmtrain.model.start import build_model
+from rmtrain.model.start import base_name, build_model
 from rmtrain.model.weights import stated_license
 from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.runs import update_manifest
@@ -147,7 +147,7 @@ def _open(job: _Job, resume: Path | None, allow_changes: bool, stack: ExitStack)
     base = take_up_run(resume, stack).get("model", {})
     point = choose_checkpoint(resume, job.fingerprint, job.display, allow_changes)
     record_resume(resume, job.loaded, job.splits, point)
-    return _Start(resume, point, base.get("commit") if base.get("name") == job.loaded.recipe.model.name else None)
+    return _Start(resume, point, base.get("commit") if base.get("name") == base_name(job.loaded.recipe.model) else None)
 
 
 def _train(job: _Job, start: _Start) -> TrainingResult:
@@ -161,7 +161,7 @@ def _train(job: _Job, start: _Start) -> TrainingResult:
     tell(describe_plan(plan, recipe, job.splits["train"], model))
     tell(describe_need(job.prospect.forecast.need(job.prospect.layout)))
     if state.is_main_process:
-        update_manifest(folder, model={"name": recipe.model.name, "commit": model.commit}, steps=len(plan.steps))
+        update_manifest(folder, model={"name": base_name(recipe.model), "commit": model.commit}, steps=len(plan.steps))
     tracker = WandbLog(recipe.tracking, folder, recipe.model_dump(mode="json"))
     trainer = _make_trainer(job, start, model, [stop, tracker])
     if start.point is not None:
@@ -194,6 +194,7 @@ def _train(job: _Job, start: _Start) -> TrainingResult:
 def _make_trainer(job: _Job, start: _Start, model: RewardModel, callbacks: list[TrainerCallback]) -> GroupRewardTrainer:
     recipe, plan, folder = job.loaded.recipe, job.prospect.plan, start.folder
     validation, total = validation_groups(recipe, job.splits), len(plan.steps)
+    base = base_name(recipe.model)
     if not validation and recipe.evaluation.select != "last":
         job.display.note("no validation during training: the last checkpoint becomes the final model")
     parts = Parts(
@@ -206,9 +207,9 @@ def _make_trainer(job: _Job, start: _Start, model: RewardModel, callbacks: list[
             "recipe": recipe.model_dump(mode="json"),
             "data": {name: split.fingerprint for name, split in job.splits.items()},
             "base": {
-                "name": recipe.model.name,
+                "name": base,
                 "commit": model.commit,
-                "license": stated_license(recipe.model.name, model.commit) if process_state().is_main_process else {},
+                "license": stated_license(base, model.commit) if process_state().is_main_process else {},
             },
         },
         fingerprint=job.fingerprint,
