@@ -272,6 +272,22 @@ def test_training_from_the_hub_pins_the_commits(work: Path, tmp_path: Path) -> N
         assert manifest["model"]["commit"] == hub.commit(("model", "org/tiny"))
         rmtrain("eval", "--ckpt", answer(done)["run"], "--split", "test", **{**environment, "HF_HUB_OFFLINE": "0"})
 
+        hub.repos["model", "org/adapter"] = Path(answer(done)["run"]) / "final"
+        further = (
+            *("train", work / "tiny.yaml", "model.name=org/adapter", "optim.max_steps=2", "--json"),
+            f"run.folder={tmp_path / 'further'}",
+        )
+        rmtrain(*further, "--dry-run", **{**environment, "HF_HUB_OFFLINE": "0"})
+        again = rmtrain(*further, **{**environment, "HF_HUB_OFFLINE": "0"})
+        assert "an adapter on org/tiny, which is trained further" in again.stderr
+        run = Path(answer(again)["run"])
+        pinned = {"name": "org/tiny", "commit": hub.commit(("model", "org/tiny"))}
+        assert json.loads((run / "manifest.json").read_text())["model"] == pinned
+        named = json.loads((run / "final" / "adapter_config.json").read_text())
+        assert (named["base_model_name_or_path"], named["revision"]) == tuple(pinned.values())
+        asked = [request for request in hub.requests if "org/adapter/resolve" in request]
+        assert any(hub.commit(("model", "org/adapter")) in request for request in asked)
+
 
 def test_help_answers_without_heavy_imports() -> None:
     code = (
