@@ -108,6 +108,14 @@ def test_what_is_no_manifest_is_refused_by_name(tmp_path: Path, content: str | N
     assert str(tmp_path) in error.value.message
 
 
+def test_a_manifest_beyond_all_bounds_is_neither_read_nor_changed(tmp_path: Path) -> None:
+    with open(tmp_path / "manifest.json", "wb") as stream:
+        stream.truncate(1 << 40)
+    for use in (read_manifest, update_manifest):
+        with pytest.raises(CheckpointError, match="the file has more than"):
+            use(tmp_path)
+
+
 def test_runs_are_listed_oldest_first_and_strangers_left_out(tmp_path: Path) -> None:
     late = make(tmp_path, "a", state="failed", started="2026-03-01T00:00:00")
     early = make(tmp_path, "b", state="finished", started="2026-01-01T00:00:00")

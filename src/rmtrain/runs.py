@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.files import held, sync_folder, write_json
+from rmtrain.files import held, read_text, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 _HIDDEN = "."  # before the name of a run folder that is not whole yet
@@ -87,7 +87,7 @@ def read_manifest(folder: Path, notes: list[str] | None = None) -> dict[str, Any
 def update_manifest(folder: Path, **values: Any) -> None:
     """Change entries of a run's manifest, atomically."""
     path = folder / MANIFEST
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    manifest = json.loads(read_text(path, error=CheckpointError)) if path.exists() else {}
     write_json(path, {**manifest, **values})
 
 

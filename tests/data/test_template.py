@@ -229,6 +229,19 @@ def test_a_template_that_finds_no_end_is_stopped(told: str, monkeypatch: pytest.
     assert (signal.getsignal(signal.SIGVTALRM), signal.getitimer(signal.ITIMER_VIRTUAL)) == (handler, (0.0, 0.0))
 
 
+def test_without_proc_time_alone_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has no /proc."""
+
+    def refuse(path: str, **how: str) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(template, "open", refuse, raising=False)
+    monkeypatch.setattr(template, "_SECONDS", 0.3)
+    assert Renderer.for_tokenizer(with_template(BARE)).tokenize([LONGER])
+    with pytest.raises(RunawayTemplateError, match=r"0\.3 seconds"):
+        Renderer.for_tokenizer(with_template(ENDLESS["0.3 seconds"] + BARE))
+
+
 def test_a_failure_on_one_conversation_is_a_refusal_of_it() -> None:
     renderer = Renderer.for_tokenizer(with_template(BARE + "{{ messages[1].content.index('w4') / 3 if false }}"))
     strange = with_template(BARE + "{{ 1 / (messages | length - 4) }}")

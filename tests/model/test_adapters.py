@@ -10,6 +10,7 @@ from conftest import make_config, make_groups, make_tokenizer
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import tokenize_groups
 from rmtrain.errors import CheckpointError, InputError
+from rmtrain.evaluation.export import export
 from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.footprint import meta_model
@@ -82,6 +83,9 @@ def test_an_adapter_with_two_labels_says_how_to_name_one(base: Path, tmp_path: P
     with pytest.raises(CheckpointError, match="its score head has 2 labels") as caught:
         load_checkpoint(str(tmp_path))
     assert "--label: LABEL_0, LABEL_1" in (caught.value.hint or "")
+    with pytest.raises(CheckpointError, match="its score head has 2 labels") as caught:
+        export(str(tmp_path), tmp_path / "whole")
+    assert "choose another checkpoint; `rmtrain eval --label NAME`" in (caught.value.hint or "")
     with pytest.raises(InputError, match="there is no label 'good'"):
         load_checkpoint(str(tmp_path), label="good")
 

@@ -164,6 +164,19 @@ def test_a_strange_manifest_is_refused(tmp_path: Path, content: str) -> None:
         verify(path)
 
 
+def test_a_manifest_beyond_all_bounds_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-4"
+    path.mkdir()
+    with open(path / MANIFEST, "wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match="the file has more than"):
+        verify(path)
+    (path / MANIFEST).unlink()
+    os.mkfifo(path / MANIFEST)
+    with pytest.raises(CheckpointError, match="a device or a pipe"):
+        verify(path)
+
+
 def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"a")
     path = write(tmp_path / "run", 1, {"a": b"a"})
@@ -194,8 +207,8 @@ def test_only_whole_checkpoints_of_this_run_are_taken(tmp_path: Path) -> None:
     assert found.path == whole
     assert {path.name: reason.partition(": ")[2] for path, reason in found.passed_over} == {
         "checkpoint-93": "checkpoint.json is of step 3",
-        "checkpoint-92": "no valid checkpoint.json (FileNotFoundError)",
-        "checkpoint-91": "no valid checkpoint.json (FileNotFoundError)",
+        "checkpoint-92": "no such file",
+        "checkpoint-91": "no such file",
     }
 
 

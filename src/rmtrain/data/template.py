@@ -129,12 +129,15 @@ def _bounded() -> Iterator[None]:
         raise _OutOfTime
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm", encoding="ascii") as stream:
-        most = int(stream.read().split()[0]) * resource.getpagesize() + _MEMORY
+    try:
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            most = int(stream.read().split()[0]) * resource.getpagesize() + _MEMORY
+    except OSError:  # macOS has no such file: time alone is bounded
+        most = resource.RLIM_INFINITY
     limits = [limit for limit in (soft, hard, most) if limit != resource.RLIM_INFINITY]
     before = signal.signal(signal.SIGVTALRM, stop)
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+        resource.setrlimit(resource.RLIMIT_AS, (min(limits, default=soft), hard))
         signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS, 0.5)  # again, where the first one fell on deaf ears
         yield
     finally:

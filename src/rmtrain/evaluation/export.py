@@ -20,7 +20,8 @@ from rmtrain.model.export import merge, stored_bytes, write_model
 from rmtrain.model.portable import serve_command
 from rmtrain.model.quantization import dequantise, in_float32, is_quantised
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.model.weights import SIDECAR, read_json
+from rmtrain.model.start import require_one_label
+from rmtrain.model.weights import SIDECAR, download, read_json
 from rmtrain.places import local_name, without_places
 from rmtrain.scoring.score import score_groups
 
@@ -142,6 +143,7 @@ def check_output(output: Path) -> None:
 
 
 def _load(where: str, revision: str | None, verify: bool) -> Checkpoint:
+    require_one_label(Path(where) if Path(where).is_dir() else download(where, revision))
     checkpoint = load_checkpoint(where, revision=revision, verify=verify)
     checkpoint.need_rewards("export")
     if checkpoint.published:

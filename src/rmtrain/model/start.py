@@ -12,6 +12,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from rmtrain.data.hub import why_absent
 from rmtrain.data.render import Renderer, load_tokenizer
 from rmtrain.errors import CheckpointError, InputError
+from rmtrain.files import require_regular
 from rmtrain.model.adapters import adapter_config, add_lora, make_room
 from rmtrain.model.checkpoint import attach_adapter
 from rmtrain.model.digests import verify_files
@@ -106,7 +107,7 @@ def recipe_renderer(section: ModelSection, verify: bool = True) -> Renderer:
     if folder.is_dir():
         if verify:
             verify_files(folder)
-        _require_one_label(folder)
+        require_one_label(folder)
     return start_renderer(section)
 
 
@@ -179,7 +180,13 @@ def _require_same_shape(folder: Path, lora: LoraSection, section: ModelSection) 
         )
 
 
-def _require_one_label(folder: Path) -> None:
+def require_one_label(folder: Path) -> None:
+    """Refuse a model whose score head has several labels, or whose weights' files can't be read.
+
+    Raises:
+        CheckpointError: says how many labels it has, or which file is damaged.
+    """
+    require_regular(folder, CheckpointError)
     for file in weight_files(folder):
         if file.suffix != ".safetensors":
             continue
@@ -193,5 +200,5 @@ def _require_one_label(folder: Path) -> None:
             if shape[0] != 1:
                 raise CheckpointError(
                     f"{folder}: its score head has {shape[0]} labels, a reward model has one",
-                    "choose another checkpoint",
+                    "choose another checkpoint; `rmtrain eval --label NAME` reads one of its labels as the reward",
                 )

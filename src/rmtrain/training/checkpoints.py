@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmtrain.errors import CheckpointError
-from rmtrain.files import sha256_file, sync_folder, sync_tree, write_json
+from rmtrain.files import read_text, sha256_file, sync_folder, sync_tree, write_json
 from rmtrain.model.weights import MANIFEST
 
 STAGING = ".staging"  # not "checkpoint-...": the Trainer's own rotation would count it
@@ -92,10 +92,10 @@ def verify(path: Path) -> dict[str, Any]:
         CheckpointError: names the file that is missing, cut or changed.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(path / MANIFEST, error=CheckpointError))
         digest = manifest.pop("digest")
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: no valid {MANIFEST} ({type(error).__name__})") from error
     if digest != _digest(manifest):
         raise CheckpointError(f"{path}: {MANIFEST} has changed since it was written")
