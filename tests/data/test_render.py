@@ -257,8 +257,30 @@ def test_a_recipes_template_replaces_the_tokenizers_own(tmp_path: Path) -> None:
             load_tokenizer(str(tmp_path / "tokenizer"), chat_template=path)
 
 
-def test_of_several_templates_the_default_one_is_taken(tmp_path: Path) -> None:
-    with_template(TEMPLATE, chat_template={"default": TEMPLATE, "tool_use": BARE}).save_pretrained(tmp_path)
+def test_of_several_templates_that_of_tools_is_taken_for_rows_with_tools(tmp_path: Path) -> None:
+    """As transformers chooses, from the base's tokenizer and from one that is saved with BOS and end baked in."""
+    several = {"default": TEMPLATE, "tool_use": "{{ tools[0].function.name }}" + BARE, "rag": "{{ never }}"}
+    with_template(TEMPLATE, chat_template=several).save_pretrained(tmp_path / "base")
+    renderer = Renderer.for_tokenizer(load_tokenizer(str(tmp_path / "base")))
+    conversation = (Message("user", "w1"), Message("assistant", "w2"))
+    messages = [message.as_dict() for message in conversation]
+    tools = [{"type": "function", "function": {"name": "w7", "parameters": {}}}]
+    arguments = json.dumps({"tools": tools})
+    plain, with_tools = (renderer.tokenize([conversation], each)[0] for each in ("", arguments))
+    assert renderer.render(conversation, arguments).startswith("w7")
+    assert renderer.render(conversation) == renderer.tokenizer.apply_chat_template(messages, tokenize=False)
+    renderer.baked().save_pretrained(tmp_path / "saved")
+    saved = Renderer.for_tokenizer(load_tokenizer(str(tmp_path / "saved")))
+    assert saved.check_contract(renderer.baked().contract(), "here").tokenize([conversation], arguments) == [with_tools]
+    assert saved.tokenize([conversation]) == [plain]
+    assert "chat_templates" not in [path.name for path in (tmp_path / "saved").iterdir()]
+    other = Renderer.for_tokenizer(with_template(TEMPLATE, chat_template={**several, "tool_use": BARE}))
+    with pytest.raises(CheckpointError, match="tool_use_template_sha256"):
+        other.check_contract(renderer.contract(), "here")
+
+
+def test_a_lone_default_template_is_the_template(tmp_path: Path) -> None:
+    with_template(TEMPLATE, chat_template={"default": TEMPLATE, "rag": BARE}).save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path)).chat_template == TEMPLATE
 
 

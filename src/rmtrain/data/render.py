@@ -18,6 +18,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from rmtrain.data.hub import why_absent
+from rmtrain.data.padding import choose_pad, special_tokens
 from rmtrain.data.template import (
     DATE,
     RAW,
@@ -29,14 +30,15 @@ from rmtrain.data.template import (
     bake,
     check_template,
     name_of,
+    templates_of,
 )
 from rmtrain.data.types import Conversation, Message, ids_in
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.files import read_text, require_regular
 
 _PROBE = "An answer that no template holds"
-_BLANKS = ("Ġ", "▁")
 _PROBE_CONVERSATION = (Message("user", "A question"), Message("assistant", _PROBE))
+_TOOLS = '{"tools": [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]}'
 _PROBES = (
     _PROBE_CONVERSATION,
     (Message("system", "Be brief"), *_PROBE_CONVERSATION),
@@ -75,9 +77,10 @@ def load_tokenizer(
         raise InputError(f"{name}: its tokenizer has no fast version", "the folder must hold a tokenizer.json")
     if chat_template is not None:
         tokenizer.chat_template = _template_text(chat_template)
-    if isinstance(tokenizer.chat_template, dict):  # several by name; that of plain conversations is called default
-        tokenizer.chat_template = tokenizer.chat_template.get("default")
-    if template_needed and not isinstance(tokenizer.chat_template, str):
+    if isinstance(tokenizer.chat_template, dict):  # by name; transformers chooses tool_use for rows with tools
+        named = {name: text for name, text in tokenizer.chat_template.items() if name in ("default", "tool_use")}
+        tokenizer.chat_template = named if len(named) > 1 else named.get("default")
+    if template_needed and tokenizer.chat_template is None:
         raise InputError(
             f"{name}: the tokenizer has no chat template",
             "give one as model.chat_template: Jinja text, the path of a .jinja file, or `raw` for the "
@@ -143,7 +146,7 @@ class Renderer:
         if not found:
             raise InputError(f"{name_of(tokenizer)} leaves out the answer", "give another as model.chat_template")
         if append_eos is None:
-            append_eos = not any(token in tail for token in _special_tokens(tokenizer))
+            append_eos = not any(token in tail for token in special_tokens(tokenizer))
         if append_eos and tokenizer.eos_token_id is None:
             raise InputError(
                 "neither the chat template nor the tokenizer has an end token",
@@ -159,7 +162,7 @@ class Renderer:
                 f"{tokenizer.name_or_path}: its tokenizer can't turn text into tokens: {first_line(error)}",
                 "the tokenizer.json is damaged, or lacks its unknown token",
             ) from error
-        return replace(renderer, pad_id=_choose_pad(tokenizer, last_id))
+        return replace(renderer, pad_id=choose_pad(tokenizer, last_id))
 
     def tokenize(self, conversations: Sequence[Conversation], arguments: str = "") -> list[list[int]]:
         """Render and tokenise whole conversations (prompt and completion), which share the template's arguments.
@@ -235,16 +238,18 @@ class Renderer:
 
     def contract(self) -> dict[str, Any]:
         """What must hold for a reward to mean the same: kept in rmtrain.json, compared on load."""
-        template = self.tokenizer.chat_template
+        templates = templates_of(self.tokenizer)
+        digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in templates.items()}
         return {
-            "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+            "chat_template_sha256": digests["default"],
+            **({"tool_use_template_sha256": digests["tool_use"]} if "tool_use" in digests else {}),
             "bos_token_id": self.tokenizer.bos_token_id,
             "prepend_bos": self.prepend_bos,
             "eos_token_id": self.tokenizer.eos_token_id,
             "append_eos": self.append_eos,
             "pad_token_id": self.pad_id,
             "position": "last token",
-            **({"date": self.date} if asks_for_date(template) else {}),
+            **({"date": self.date} if asks_for_date("".join(templates.values())) else {}),
         }
 
     def check_contract(self, contract: dict[str, Any], where: str) -> "Renderer":
@@ -274,9 +279,9 @@ class Renderer:
     def notes(self) -> tuple[str, ...]:
         """What a user should know of it, one line each."""
         tokenizer, notes = self.tokenizer, []
-        if asks_for_date(tokenizer.chat_template or ""):
+        if asks_for_date("".join(templates_of(tokenizer).values())):
             notes.append(f"the chat template prints the date: it is given {self.date}, whatever the day")
-        if (pad := tokenizer.convert_ids_to_tokens(self.pad_id)) not in _special_tokens(tokenizer):
+        if (pad := tokenizer.convert_ids_to_tokens(self.pad_id)) not in special_tokens(tokenizer):
             notes.append(
                 f"the tokenizer has no special token to pad with, so {pad!r} ({self.pad_id}) is saved as its pad "
                 "token; rmtrain's own packed rows hold no padding"
@@ -285,62 +290,31 @@ class Renderer:
 
     def baked(self) -> "Renderer":
         """The same rendering by a template alone, for those who read nothing else; itself, where that can't be had."""
-        own = self.tokenizer.chat_template
-        template = bake(own, self.prepend_bos, self.append_eos, self.date)
-        if template == own:
+        own = templates_of(self.tokenizer)
+        templates = {name: bake(text, self.prepend_bos, self.append_eos, self.date) for name, text in own.items()}
+        if templates == own:
             return self
         tokenizer = copy.copy(self.tokenizer)
-        tokenizer.chat_template = template
+        tokenizer.chat_template = templates if len(templates) > 1 else templates["default"]
         baked = replace(self, tokenizer=tokenizer, prepend_bos=False, append_eos=False)
-        return baked if all(self._agrees(baked, probe) for probe in _PROBES) else self
+        given = ("", _TOOLS) if len(templates) > 1 else ("",)
+        return baked if all(self._agrees(baked, probe, each) for probe in _PROBES for each in given) else self
 
-    def _agrees(self, baked: "Renderer", probe: Conversation) -> bool:
+    def _agrees(self, baked: "Renderer", probe: Conversation, arguments: str) -> bool:
         """Whether a baked template, left to the clock, makes the same tokens of a conversation and of its prompt."""
         try:
-            whole = apply_template(self.tokenizer, probe, today=self.date)
-            asked = apply_template(self.tokenizer, probe[:-1], today=self.date, generation=True)
+            whole = apply_template(self.tokenizer, probe, today=self.date, arguments=arguments)
+            asked = apply_template(self.tokenizer, probe[:-1], today=self.date, arguments=arguments, generation=True)
         except TemplateRefusalError:  # such a conversation is rearranged here, which no template can do
             return True
         texts = [
-            apply_template(baked.tokenizer, probe, today=None),
-            apply_template(baked.tokenizer, probe[:-1], today=None, generation=True),
+            apply_template(baked.tokenizer, probe, today=None, arguments=arguments),
+            apply_template(baked.tokenizer, probe[:-1], today=None, arguments=arguments, generation=True),
         ]
         return baked.encode(texts) == [*self.encode([whole]), *self._encode([asked])]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the tokenizer, with the pad token that pooling needs."""
+        """Write the tokenizer, with the pad token that pooling needs; several templates go into its config."""
         self.tokenizer.pad_token_id = self.pad_id
-        self.tokenizer.save_pretrained(folder)
-
-
-def _special_tokens(tokenizer: Any) -> list[str]:
-    """Special tokens by role, then those that the vocabulary alone marks as special, such as some ends of turn."""
-    added = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
-    return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
-
-
-def _choose_pad(tokenizer: Any, last_id: int) -> int:
-    """A pad id that needs no new vocabulary entry and is never the token at which a reward is read."""
-    taken = {tokenizer.eos_token_id, last_id}
-    specials = [tokenizer.convert_tokens_to_ids(token) for token in _special_tokens(tokenizer)]
-    candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id]
-    candidates += sorted(specials, key=lambda index: index == tokenizer.bos_token_id)  # BOS last
-    for candidate in candidates:
-        if candidate is not None and candidate not in taken:
-            return int(candidate)
-    if (ordinary := _ordinary_pad(tokenizer, taken)) is not None:
-        return ordinary
-    raise InputError(
-        "the tokenizer has no token that can serve for padding beside its end token",
-        "set its pad_token to a token other than its eos_token",
-    )
-
-
-def _ordinary_pad(tokenizer: Any, taken: set[int | None]) -> int | None:
-    """A word's token, for a tokenizer such as GPT-2's, whose one special token is the end token.
-
-    A tokenizer finds its pad token in texts by its spelling there, so it is one that no text spells: with the mark that
-    byte-level and SentencePiece vocabularies put in place of a blank.
-    """
-    words = ((token, index) for token, index in tokenizer.get_vocab().items() if token[:1] in _BLANKS and token[1:])
-    return max((index for _, index in words if index not in taken), default=None)
+        several = isinstance(self.tokenizer.chat_template, dict)
+        self.tokenizer.save_pretrained(folder, save_jinja_files=not several)

@@ -54,11 +54,17 @@ def check_template(tokenizer: Any) -> None:
         InputError: names the line.
         TemplateError: the template is no Jinja.
     """
-    for line, kind, value in Environment().lex(tokenizer.chat_template):
-        if kind == "operator" and value == "**":
-            raise InputError(
-                f"line {line} of {name_of(tokenizer)} has the operator **, which is not allowed", "write the number out"
-            )
+    for text in templates_of(tokenizer).values():
+        for line, kind, value in Environment().lex(text):
+            if kind == "operator" and value == "**":
+                where = f"line {line} of {name_of(tokenizer)}"
+                raise InputError(f"{where} has the operator **, which is not allowed", "write the number out")
+
+
+def templates_of(tokenizer: Any) -> dict[str, str]:
+    """The chat templates of a tokenizer by name: `default`, and where rows with tools have their own, `tool_use`."""
+    templates = tokenizer.chat_template
+    return dict(templates) if isinstance(templates, dict) else {"default": templates} if templates else {}
 
 
 def name_of(tokenizer: Any) -> str:
@@ -91,7 +97,8 @@ def apply_template(
     """
     variables = json.loads(arguments) if arguments else {}
     if today is not None:
-        template = bake(template or tokenizer.chat_template, False, False, today)
+        template = template or tokenizer.get_chat_template(tools=variables.get("tools"))
+        template = bake(template, False, False, today)
     messages = [message.as_dict() for message in conversation]
     try:
         with _bounded():

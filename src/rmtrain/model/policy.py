@@ -210,7 +210,7 @@ def load_policy(
     found = [_language_config(folder, name) for folder, name in zip(folders, names, strict=True)]
     renderer = make_renderer(str(folders[0]), prompt)
     if reference is not None:
-        other = load_tokenizer(str(folders[1]), chat_template=renderer.tokenizer.chat_template)
+        other = load_tokenizer(str(folders[1]), chat_template="raw")
         chats = [[{"role": "user", "content": text}] for text in _PROBES]
         probes = [*_PROBES, *renderer.tokenizer.apply_chat_template(chats, tokenize=False)]
         for text in probes:
