@@ -22,7 +22,15 @@ def settings_of(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def retune(optimizer: Any, scheduler: Any, settings: list[dict[str, Any]]) -> tuple[float, float]:
+def settings_by_group(optimizer: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The settings of all parameter groups, and of those that hold parameters: DeepSpeed leaves out the others."""
+    groups = optimizer.param_groups
+    return [settings_of(group) for group in groups], [settings_of(group) for group in groups if group["params"]]
+
+
+def retune(
+    optimizer: Any, scheduler: Any, before_loading: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+) -> tuple[float, float]:
     """Give an optimiser that was just loaded the run's own settings, and the learning rates of the run's own schedule.
 
     A checkpoint holds the settings of the run that wrote it. Where these are the same, nothing changes, to the bit.
@@ -30,11 +38,12 @@ def retune(optimizer: Any, scheduler: Any, settings: list[dict[str, Any]]) -> tu
     Args:
         optimizer: as the engine has wrapped it.
         scheduler: a LambdaLR, at the step of the checkpoint.
-        settings: of each parameter group, before the checkpoint was loaded.
+        before_loading: what `settings_by_group` found when the optimiser was made.
 
     Returns:
         The highest learning rate of the next step, by the checkpoint's settings and by the run's own.
     """
+    settings = next(each for each in before_loading if len(each) == len(optimizer.param_groups))
     before = max(group["lr"] for group in optimizer.param_groups)
     scheduler.base_lrs = [own["lr"] for own in settings]
     rates = [

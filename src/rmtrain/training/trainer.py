@@ -29,7 +29,7 @@ from rmtrain.training.callbacks import Schedule
 from rmtrain.training.checkpoints import STAGING, commit, rotate, state_files
 from rmtrain.training.loss import bradley_terry_loss
 from rmtrain.training.microbatches import MicrobatchDataset, microbatch_loader
-from rmtrain.training.optimizer import retune, separate_head, settings_of
+from rmtrain.training.optimizer import retune, separate_head, settings_by_group
 from rmtrain.training.plan import TrainingPlan
 from rmtrain.training.selection import Selection
 from rmtrain.training.telemetry import COUNTS, Meter, measure_matrix_rate, operations_per_token
@@ -111,7 +111,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         optimizer = super().create_optimizer(model)
         if self._parts.head_learning_rate is not None:
             separate_head(optimizer, self.model, self._parts.head_learning_rate)
-        self._settings = [settings_of(group) for group in optimizer.param_groups]
+        self._settings = settings_by_group(optimizer)
         return optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
