@@ -16,6 +16,7 @@ from rmtrain.files import require_regular
 from rmtrain.model.adapters import adapter_config, add_lora, make_room
 from rmtrain.model.checkpoint import attach_adapter
 from rmtrain.model.digests import verify_files
+from rmtrain.model.dropout import disable_dropout
 from rmtrain.model.export import merge
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.layouts import ENCODER_TYPES
@@ -143,6 +144,8 @@ def build_model(recipe: Recipe, pad_id: int, commit: str | None = None, on_meta:
         _require_same_shape(start.adapter, lora, section)
     pad = pad_id if start.adapter is None else None  # an adapter may bring more embeddings than its base has
     model = load_backbone(start.name, commit or start.revision, options, pad, seed, lora is None, on_meta)
+    if not section.dropout:
+        disable_dropout(model.module)
     if start.adapter is not None:
         make_room(model.module, {name: tuple(tensor.shape) for _, name, tensor in read_tensors(start.adapter)}, 1)
         set_pad(model.module.config, pad_id, start.name)

@@ -51,6 +51,8 @@ class ModelSection(Section):
     """Type of the backbone's weights and arithmetic. The score head and the rewards are float32 in any case."""
     quantization: Literal["none", "nf4", "int8"] = "none"
     """bitsandbytes quantisation of the frozen base; needs a lora section."""
+    dropout: bool = False
+    """Train with the dropout that the base's config asks for; false leaves only that of the adapters (lora.dropout)."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention implementation of the padded path (packing: none); auto is transformers' own choice."""
     packing: Literal["shared_prompt", "padding_free", "none"] = "shared_prompt"

@@ -13,6 +13,8 @@ from rmtrain.data.render import Renderer
 from rmtrain.display import Display
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.devices import is_out_of_memory
+from rmtrain.model.dropout import has_dropout
+from rmtrain.model.reward_model import load_config
 from rmtrain.model.start import find_start
 from rmtrain.model.weights import weight_files
 from rmtrain.recipe.schema import Recipe
@@ -28,6 +30,7 @@ FREE = {
     "evaluation": ("splits", "tokens_per_batch"),
     "distributed": ("timeout_minutes", "deepspeed_config"),
 }
+_DROPOUT = "dropout of the base (model.dropout)"
 _PIECES, _PIECE = 64, 1 << 16  # of a file, and bytes of a piece: 4 MiB of each, whatever its size
 
 
@@ -69,6 +72,9 @@ def run_fingerprint(
         files["content of distributed.deepspeed_config"] = read_deepspeed_config(Path(path))
     free = {f"{section}.{key}" for section, keys in FREE.items() for key in keys}
     bound = {key: value for key, value in settings.items() if key not in free}
+    dropped = bound.pop("model.dropout")
+    if has_dropout(load_config(start.name, start.revision)):
+        files[_DROPOUT] = "on" if dropped else "off"
     return {**bound, **data, **files, "rendering": renderer.contract(), "processes": processes}
 
 
@@ -101,6 +107,8 @@ def choose_checkpoint(
         display.note("no checkpoint to go on from: starting at step 0")
         return None
     before = found.manifest["fingerprint"]
+    if _DROPOUT in fingerprint:
+        before.setdefault(_DROPOUT, "on")  # earlier versions left it as it was
     _require_readable(found.path, before, fingerprint)
     changed = {
         key: (before.get(key), fingerprint.get(key))
