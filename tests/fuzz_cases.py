@@ -242,7 +242,7 @@ def of_results(rng: random.Random, world: Path) -> Case:
         ],
     )
     outputs = ("runs/s/eval/", "runs/r/eval/", "results/", "runs/r/compare/", "runs/s/compare/", "out/flat.json")
-    return Case(argv, "; ".join(told), outputs if argv[0] in ("eval", "compare", "rewardbench") else ("runs/r/.lock",))
+    return Case(argv, "; ".join(told), outputs if argv[0] in ("eval", "compare", "rewardbench") else ())
 
 
 def of_checkpoints(rng: random.Random, world: Path) -> Case:

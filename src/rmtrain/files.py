@@ -83,7 +83,7 @@ def require_regular(folder: Path, error: type[InputError] = InputError) -> None:
     Raises:
         InputError: it does.
     """
-    for path in folder.iterdir():
+    for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise error(f"{path}: can't be read: it is a device or a pipe", "put a regular file there")
 
@@ -182,8 +182,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with open(path, "rb") as stream:
+    """Hex digest of a file's content; refuses what `open_regular` does."""
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -208,21 +208,25 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(lock: Path, what: Path, *, remove: bool = False) -> Iterator[None]:
+def held(lock: Path, what: Path, *, remove: bool = False, write: bool = True) -> Iterator[None]:
     """Hold a lock file for this process; the lock goes with the process, however it ends.
 
     Args:
         lock: the file.
         what: it stands for, for the message.
         remove: take the file away at the end.
+        write: make the file where it is missing, and write this process into it; else nothing is written.
 
     Raises:
         InputError: another process holds it, or it can't be made.
     """
     while True:
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(lock, os.O_RDWR | (os.O_CREAT if write else 0), 0o666)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not write:
+                yield
+                return
             hint = f"make {lock.parent} writable, or choose another place"
             raise InputError(f"{what} can't be written: {error.strerror}", hint) from error
         with contextlib.ExitStack() as stack:
@@ -236,8 +240,9 @@ def held(lock: Path, what: Path, *, remove: bool = False) -> Iterator[None]:
                 continue  # the process that held it has just taken the file away
             if remove:
                 stack.callback(lock.unlink, missing_ok=True)
-            with contextlib.suppress(OSError):  # a full disk: others are told less
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            if write:
+                with contextlib.suppress(OSError):  # a full disk: others are told less
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             yield
             return

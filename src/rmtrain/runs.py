@@ -129,10 +129,10 @@ def offline_wandb(folder: Path) -> list[Path]:
     return [path for path in found if not list(path.glob("*.wandb.synced"))]
 
 
-def locked(folder: Path) -> AbstractContextManager[None]:
+def locked(folder: Path, write: bool = True) -> AbstractContextManager[None]:
     """Hold a run folder for this process; the lock goes with the process, however it ends.
 
     Raises:
         InputError: another process holds it.
     """
-    return held(folder / ".lock", folder)
+    return held(folder / ".lock", folder, write=write)

@@ -130,6 +130,7 @@ def handed_down(name: str, find: Callable[[], str]) -> str:
 
 
 _MOST_PER_CORE = 16
+_MOST_PLANNED = 1024  # for another machine
 
 
 def processes_wanted(number: int | None, here: bool = True) -> int:
@@ -146,9 +147,10 @@ def processes_wanted(number: int | None, here: bool = True) -> int:
 
     if number is not None and number < 1:
         raise InputError(f"--num-processes {number}: at least 1 is needed")
-    most = _MOST_PER_CORE * (os.cpu_count() or 1)
-    if here and number is not None and number > most:
-        raise InputError(f"--num-processes {number}: that is too many for this machine", f"ask for at most {most}")
+    most = max(_MOST_PER_CORE * (os.cpu_count() or 1), 0 if here else _MOST_PLANNED)
+    if number is not None and number > most:
+        place = "for this machine" if here else "to plan for"
+        raise InputError(f"--num-processes {number}: that is too many {place}", f"ask for at most {most}")
     devices = torch.cuda.device_count()
     if here and number is not None and 0 < devices < number:
         raise InputError(f"--num-processes {number}: there are {devices} GPUs", f"ask for at most {devices}")

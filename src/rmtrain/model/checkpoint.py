@@ -8,7 +8,6 @@ from typing import Any
 
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.files import require_regular
 from rmtrain.model.adapters import keep_label, make_room, prepare_adapters
 from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.digests import verify_files
@@ -22,7 +21,16 @@ from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
 from rmtrain.model.saving import check_weights
 from rmtrain.model.sidecar import Scoring, read_scoring
-from rmtrain.model.weights import ADAPTER, SIDECAR, download, fingerprint_of, fingerprint_read, read_json, read_tensors
+from rmtrain.model.weights import (
+    ADAPTER,
+    SIDECAR,
+    download,
+    fingerprint_of,
+    fingerprint_read,
+    read_json,
+    read_tensors,
+    require_files,
+)
 
 _OTHER = "the checkpoint is damaged or of another model"
 
@@ -113,7 +121,7 @@ def load_checkpoint(
     folder = Path(where)
     if not folder.is_dir():
         folder = download(where, revision)
-    require_regular(folder, CheckpointError)
+    require_files(folder)
     if verify:
         verify_files(folder)
     sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}

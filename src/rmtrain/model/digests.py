@@ -11,7 +11,7 @@ from typing import Any
 from rmtrain.errors import CheckpointError
 from rmtrain.files import write_json
 from rmtrain.model.sidecar import read_scoring
-from rmtrain.model.weights import ADAPTER, MANIFEST, SIDECAR, digest_of, read_json, weight_files
+from rmtrain.model.weights import ADAPTER, MANIFEST, SIDECAR, base_folder, digest_of, read_json, weight_files
 
 _KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # that make a model and its tokenizer
 _OTHERS = (SIDECAR, MANIFEST, "trainer_state.json")
@@ -29,7 +29,7 @@ def seal(folder: Path, own: bool = True) -> None:
     block = {key: value for key, value in sidecar["scoring"].items() if key != "sha256"}
     kinds = _KINDS if own else (ADAPTER,)
     block["files"] = _digests(path for kind in kinds for path in folder.glob(kind) if path.name not in _OTHERS)
-    if (base := _base(folder)) is not None:
+    if (base := base_folder(folder)) is not None:
         block["base_files"] = _digests([*weight_files(base), base / "config.json"])
     write_json(folder / SIDECAR, {**sidecar, "scoring": {**block, "sha256": _digest_of_block(block)}})
 
@@ -49,7 +49,7 @@ def verify_files(folder: Path) -> None:
     if (folder / MANIFEST).exists():
         _check(folder, _of_manifest(folder / MANIFEST), "has changed since it was saved")
     _check(folder, block.get("files", {}), "has changed since it was saved")
-    if block.get("base_files") and (base := _base(folder)) is not None:
+    if block.get("base_files") and (base := base_folder(folder)) is not None:
         _check(base, block["base_files"], f"has changed since the adapter in {folder} was trained on it")
 
 
@@ -91,12 +91,6 @@ def _of_manifest(path: Path) -> dict[str, Any]:
     kinds = tuple(kind.removeprefix("*") for kind in _KINDS)
     own = (name for name in entries if name.endswith(kinds) and "/" not in name and name != ADAPTER)
     return {name: entries[name] for name in own}
-
-
-def _base(folder: Path) -> Path | None:
-    """The folder of an adapter's base, where it is one."""
-    name = read_json(folder / ADAPTER).get("base_model_name_or_path") if (folder / ADAPTER).exists() else None
-    return Path(name) if isinstance(name, str) and Path(name).is_dir() else None
 
 
 def _digest_of_block(block: dict[str, Any]) -> str:

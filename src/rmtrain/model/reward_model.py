@@ -19,6 +19,7 @@ from rmtrain.data.hub import why_absent
 from rmtrain.data.render import first_line
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError, InputError
+from rmtrain.files import require_regular
 from rmtrain.model import attention
 from rmtrain.model.batch import Batch, Packing, pack
 from rmtrain.model.devices import is_out_of_memory
@@ -91,6 +92,8 @@ def load_config(name: str, revision: str | None) -> PretrainedConfig:
     try:
         if absent := why_absent(name, revision):
             raise OSError(absent)
+        if Path(name).is_dir():
+            require_regular(Path(name))
         config = AutoConfig.from_pretrained(name, revision=revision, num_labels=1, trust_remote_code=False)
     except Exception as error:  # a damaged one trips up transformers in any way
         raise InputError(

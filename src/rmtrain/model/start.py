@@ -21,7 +21,7 @@ from rmtrain.model.export import merge
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.layouts import ENCODER_TYPES
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
-from rmtrain.model.weights import ADAPTER, download, read_json, read_tensors, weight_files
+from rmtrain.model.weights import ADAPTER, download, read_json, read_tensors, require_files, weight_files
 from rmtrain.recipe.schema import LoraSection, ModelSection, Recipe
 from rmtrain.runs import MANIFEST
 
@@ -53,7 +53,7 @@ def find_start(section: ModelSection) -> Start:
     folder = folder.resolve()
     if not (folder / ADAPTER).exists():
         return Start(str(folder), section.revision)
-    values = read_json(folder / ADAPTER)
+    values = read_json(require_files(folder) / ADAPTER)
     base = values.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{folder / ADAPTER} names no base model", "set base_model_name_or_path there")

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from rmtrain.data.hub import why_absent
 from rmtrain.data.render import first_line
 from rmtrain.errors import CheckpointError
-from rmtrain.files import read_text, sha256_file
+from rmtrain.files import read_text, require_regular, sha256_file
 
 SIDECAR = "rmtrain.json"
 ADAPTER = "adapter_config.json"
@@ -76,12 +77,33 @@ def fingerprint_of(*folders: Path) -> str:
             state = path.stat()
             content = digest_of(path) if state.st_size < 2**30 else f"{state.st_size} {state.st_mtime_ns}"
             digest.update(f"{path.name} {content}\n".encode())
-        adapter = folder / ADAPTER
-        base = read_json(adapter).get("base_model_name_or_path") if adapter.exists() else None
-        if base and Path(base).is_dir():
-            digest.update(fingerprint_of(Path(base)).encode())
+        if (base := base_folder(folder)) is not None:
+            digest.update(fingerprint_of(base).encode())
         digest.update(b"\n" if len(folders) > 1 else b"")
     return digest.hexdigest()
+
+
+def base_folder(folder: Path) -> Path | None:
+    """The folder of an adapter's base, where it is one."""
+    name = read_json(folder / ADAPTER).get("base_model_name_or_path") if (folder / ADAPTER).exists() else None
+    return Path(name) if isinstance(name, str) and os.path.isdir(name) else None
+
+
+def require_files(folder: Path) -> Path:
+    """The folder of a checkpoint, once neither it nor its base holds a device or a pipe, on which a reader would wait.
+
+    Raises:
+        CheckpointError: one does, or an adapter is its own base.
+    """
+    seen: set[Path] = set()
+    place: Path | None = folder
+    while place is not None and place.resolve() not in seen:
+        require_regular(place, CheckpointError)
+        seen.add(place.resolve())
+        place = base_folder(place)
+    if place is not None:
+        raise CheckpointError(f"{place / ADAPTER}: the adapter is its own base", "write its base into it")
+    return folder
 
 
 def digest_of(path: Path) -> str:
@@ -137,7 +159,7 @@ def hub_name(where: str) -> tuple[str, str | None]:
 
 def local_folder(where: str) -> Path:
     """A folder, or the one into which a hub id, with `@revision` or without, is fetched."""
-    return Path(where) if Path(where).is_dir() else download(*hub_name(where))
+    return require_files(Path(where) if Path(where).is_dir() else download(*hub_name(where)))
 
 
 def download(where: str, revision: str | None, weights: bool = True) -> Path:

@@ -56,8 +56,10 @@ def start_run(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], stack: Exi
         raise
 
 
-def take_up_run(folder: Path, stack: ExitStack) -> dict[str, Any]:
+def take_up_run(folder: Path, stack: ExitStack, write: bool = True) -> dict[str, Any]:
     """Lock a run folder that is there, until the stack closes, and read its manifest; on the main process.
+
+    Where nothing is to be written, the lock is held only if the run has its file.
 
     Raises:
         InputError: it is no run, in use, or would write into a file elsewhere.
@@ -69,7 +71,7 @@ def take_up_run(folder: Path, stack: ExitStack) -> dict[str, Any]:
                 f"{path} is a symbolic link, and the run would write into the file that it points to",
                 "put the file itself in its place, or remove the link",
             )
-    stack.enter_context(locked(folder))
+    stack.enter_context(locked(folder, write))
     return read_manifest(folder)
 
 

@@ -41,7 +41,7 @@ def rehearse(
         require_writable(Path(recipe.run.folder))
     else:
         with ExitStack() as stack:
-            take_up_run(resume, stack)
+            take_up_run(resume, stack, write=False)
             strategy, processes = prospect.layout.strategy, prospect.plan.processes
             fingerprint = run_fingerprint(recipe, splits, renderer, strategy, processes)
             choose_checkpoint(resume, fingerprint, display, allow_changes)
