@@ -41,6 +41,7 @@ LONG = "n" * 300
         ["data", "r.yaml", f"model.name={LONG}"],
         ["score", "", "--output", "o.jsonl", "--ckpt", "m"],
         ["score", "x.jsonl", "--output", "o.jsonl", "--ckpt", "m", "--num-processes", "1000000"],
+        ["train", "r.yaml", "--dry-run", "--num-processes", "1000000"],
         ["data", "r.yaml", "data.source=fifo.jsonl"],
         ["data", "/dev/zero"],
         ["compare", "/dev/zero", "/dev/full"],

@@ -10,6 +10,7 @@ import pytest
 from conftest import make_config, make_tokenizer, write_base, write_pairs
 
 from rmtrain.cli.app import run
+from rmtrain.runs import locked
 from rmtrain.training import fit
 
 RECIPE = """
@@ -141,6 +142,12 @@ def test_a_dry_run_of_a_resumed_run_says_what_has_changed(recipe: Path, tmp_path
     again = ["train", "--resume", folder, "--dry-run"]
     assert run([*again, "optim.weight_decay=0.5"]) == 2
     assert "optim.weight_decay: 0.0 there, 0.5 now" in capsys.readouterr().err
+    lock = Path(folder, ".lock")
+    with locked(Path(folder)):
+        lock.write_text("process 7 on another machine")
+        assert run(again) == 2
+    assert "is in use by process 7 on another machine" in capsys.readouterr().err
+    lock.unlink()
     before = {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
     assert run([*again, "optim.weight_decay=0.5", "--allow-changes"]) == 0
     assert before == {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}

@@ -75,7 +75,9 @@ def files() -> set[str]:
 
 
 @pytest.mark.parametrize("kib", [1, 30])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=pytest.mark.slow) if name == "train" else name for name in COMMANDS]
+)
 def test_a_limit_on_the_size_of_files_is_named_and_nothing_half_written_is_left(
     command: str, kib: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Saved reward models, opened by readers that know nothing of rmtrain; damaged ones, refused by name."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -473,6 +474,42 @@ def test_a_base_that_asks_for_what_is_not_run_is_refused_by_name(tmp_path: Path,
         with pytest.raises(InputError, match=asked) as error:
             load()
         assert str(base) in error.value.message
+
+
+PIPES = ["config.json", "tokenizer_config.json", "model.safetensors", "additional_chat_templates/tool.jinja"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_pipe_in_a_base_or_beside_its_adapter_is_refused_at_once(
+    tmp_path: Path, renderer: Renderer, name: str, verify: bool
+) -> None:
+    saved = Saved(write_base(tmp_path / "base"), tmp_path / "adapter", renderer, lora=True)
+    for folder in (saved.base, saved.folder):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        for load in (
+            lambda: load_checkpoint(str(saved.folder), verify=verify),
+            lambda: recipe_renderer(ModelSection(name=str(saved.folder)), verify),
+        ):
+            with pytest.raises(InputError, match="it is a device or a pipe") as error:
+                load()
+            assert str(path) in error.value.message
+        path.unlink()
+        if name.endswith(("json", "safetensors")) and folder == saved.base:
+            write_base(saved.base)
+
+
+def test_an_adapter_that_is_its_own_base_is_refused(tmp_path: Path, renderer: Renderer) -> None:
+    saved = Saved(write_base(tmp_path / "base"), tmp_path / "adapter", renderer, lora=True)
+    config = json.loads((saved.folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(saved.folder)
+    (saved.folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="is its own base"):
+        load_checkpoint(str(saved.folder))
 
 
 def test_an_older_adapter_beside_the_config_of_its_quantised_base_is_still_read(saved: Saved, copy: Saved) -> None:
