@@ -21,11 +21,12 @@ from rmtrain.model.adapters import add_lora
 from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.export import merge
+from rmtrain.model.footprint import count_parameters
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
 from rmtrain.model.saving import save_final
-from rmtrain.model.start import recipe_renderer
+from rmtrain.model.start import recipe_renderer, start_config
 from rmtrain.model.weights import fingerprint_of, weight_files
-from rmtrain.recipe.schema import LoraSection, ModelSection
+from rmtrain.recipe.schema import LoraSection, ModelSection, Recipe
 
 GROUPS = make_groups(3, seed=5)
 SIDECAR = {
@@ -510,6 +511,34 @@ def test_an_adapter_that_is_its_own_base_is_refused(tmp_path: Path, renderer: Re
     (saved.folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="is its own base"):
         load_checkpoint(str(saved.folder))
+
+
+IMPOSSIBLE: list[dict[str, Any]] = [{"num_hidden_layers": value} for value in ("999", 2.5, 10**9, [2], {})]
+IMPOSSIBLE += [{name: -1} for name in ("hidden_size", "intermediate_size", "num_attention_heads", "head_dim")]
+IMPOSSIBLE += [{name: 10**9} for name in ("hidden_size", "intermediate_size", "num_attention_heads", "head_dim")]
+IMPOSSIBLE += [
+    {"hidden_act": "evil"},
+    {"dtype": 2.5},
+    {"dtype": {"a": 1}},
+    {"vocab_size": 2**70},
+    {"x": {"y": [10**400]}},
+]
+IMPOSSIBLE += [{"rope_parameters": "x"}, {"rms_norm_eps": "x"}, {"text_config": {"num_layers": 10**9}}]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("values", IMPOSSIBLE, ids=lambda values: str(values)[:40])
+def test_a_config_of_no_model_is_refused_by_name(tmp_path: Path, values: dict[str, Any]) -> None:
+    base = write_base(tmp_path / "base")
+    change_config(base, **values)
+    recipe = Recipe.model_validate({"model": {"name": str(base)}, "data": {"source": "x.jsonl"}, "lora": {"rank": 2}})
+    for load in (
+        lambda: load_backbone(str(base), None, BackboneOptions("float32"), 0, seed=0),
+        lambda: count_parameters(start_config(recipe), recipe.lora),
+    ):
+        with pytest.raises(InputError) as error:
+            load()
+        assert str(base) in error.value.message
 
 
 def test_an_older_adapter_beside_the_config_of_its_quantised_base_is_still_read(saved: Saved, copy: Saved) -> None:

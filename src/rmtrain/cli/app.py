@@ -151,10 +151,12 @@ def _code_and_words(error: BaseException) -> tuple[int, str]:
         where = error.filename or "standard output, or another file"
         return 1, f"error: {where}: {why[0]}\n  hint: {why[1]}"
     told = f"{type(error).__name__}: {error}"
-    if joined():
-        from rmtrain.model.devices import lost_another
+    if "torch" in sys.modules:
+        from rmtrain.model.devices import is_out_of_memory, lost_another
 
-        if lost_another(error):
+        if is_out_of_memory(error):
+            return 1, f"error: no memory is left ({told})\n  hint: take a smaller model, or fewer tokens at once"
+        if joined() and lost_another(error):
             return 1, f"error: process {os.environ['RANK']}: another process ended first ({told})"
     return 1, f"error: {told}\n  hint: this is a fault in rmtrain; run again with --debug for the traceback"
 

@@ -18,6 +18,7 @@ from rmtrain.data.render import first_line
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import InputError
 from rmtrain.model.batch import pack
+from rmtrain.model.config_check import model_without_weights
 
 NAME = "rmtrain_shared_prompt"
 # what layers pass on that does not bear on attention; anything else could, so it is refused
@@ -248,8 +249,8 @@ def packing_obstacle(model_class: type[Any], config: PretrainedConfig) -> str | 
     config = copy.deepcopy(config)
     # with a pad id, some models look into the ids, and here are none; some configs' own checks would refuse None
     vars(config.get_text_config())["pad_token_id"] = None
+    module = model_without_weights(model_class, config).to(torch.bfloat16).train()
     with torch.device("meta"), torch.no_grad():
-        module = model_class(config).to(torch.bfloat16).train()
         module.set_attn_implementation(NAME)
         backbone = getattr(module, module.base_model_prefix)
         try:

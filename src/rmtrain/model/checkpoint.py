@@ -9,6 +9,7 @@ from typing import Any
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapters import keep_label, make_room, prepare_adapters
+from rmtrain.model.config_check import require_bounded
 from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.digests import verify_files
 from rmtrain.model.forward import HEAD
@@ -256,6 +257,7 @@ def attach_adapter(module: Any, folder: Path, base: str, dropout: float | None =
     """
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
+    require_bounded(read_json(folder / ADAPTER), str(folder / ADAPTER))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from rmtrain.model.adapters import wrap
+from rmtrain.model.config_check import model_without_weights
 from rmtrain.model.forward import HEAD
 from rmtrain.model.layer_shape import LayerShape, shape_of
 from rmtrain.model.reward_model import reward_model_class
@@ -73,9 +74,9 @@ class Census(NamedTuple):
 
 def meta_model(config: PretrainedConfig, lora: LoraSection | None) -> Any:
     """The model with its adapters, without weights."""
-    with torch.device("meta"):
-        module: Any = reward_model_class(config)(config)
-        if lora is not None:
+    module = model_without_weights(reward_model_class(config), config)
+    if lora is not None:
+        with torch.device("meta"):
             module = wrap(module, lora)
     return module
 

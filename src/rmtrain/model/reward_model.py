@@ -22,6 +22,7 @@ from rmtrain.errors import CheckpointError, InputError
 from rmtrain.files import require_regular
 from rmtrain.model import attention
 from rmtrain.model.batch import Batch, Packing, pack
+from rmtrain.model.config_check import require_bounded
 from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.forward import HEAD, RewardForward
 from rmtrain.model.quantization import quantization_config
@@ -94,7 +95,12 @@ def load_config(name: str, revision: str | None) -> PretrainedConfig:
             raise OSError(absent)
         if Path(name).is_dir():
             require_regular(Path(name))
+        require_bounded(PretrainedConfig.get_config_dict(name, revision=revision)[0], name)
         config = AutoConfig.from_pretrained(name, revision=revision, num_labels=1, trust_remote_code=False)
+        if not isinstance(config.get_text_config(), PretrainedConfig):
+            raise ValueError("its text_config is no config")
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged one trips up transformers in any way
         raise InputError(
             f"{name}: no model config could be loaded: {first_line(error)}",

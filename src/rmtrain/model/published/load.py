@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from rmtrain.data.render import Renderer, first_line, load_tokenizer
 from rmtrain.errors import CheckpointError, InputError
+from rmtrain.model.config_check import require_bounded
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.encoder import TEXT_PAIR, EncoderModel, TextPairRenderer, encoder_class
 from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, Layout, recognise
@@ -234,6 +235,7 @@ def _config(where: str, layout: Layout, values: dict[str, Any]) -> PretrainedCon
     """The backbone's config; the class that the published one names is not transformers' own."""
     if values.get("pooling", "last") != "last":
         raise CheckpointError(f"{where}: its config pools by {values['pooling']!r}, not by the last token", _OTHER)
+    require_bounded(values, where)
     kept = {key: value for key, value in values.items() if key not in _OWN_KEYS}
     try:
         return CONFIG_MAPPING[str(layout.backbone)].from_dict({**kept, "num_labels": 1})
