@@ -101,7 +101,7 @@ def says(overrides: str) -> Callable[..., str]:
         (pad_outside, "lies outside of the model's vocabulary"),
         (two_labels, "its score head has 2 labels, a reward model has one"),
         (lacking_layer, "the weights lack model.layers.1.mlp"),
-        (cut_weights, "no weights could be loaded"),
+        (cut_weights, "model.safetensors: "),
         (few_positions, "data.max_length: 64 tokens, and the model has 32 positions"),
         (no_memory, "of the host's memory"),
         (no_key, "there is no wandb key"),
