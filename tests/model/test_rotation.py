@@ -51,7 +51,7 @@ def test_rows_within_the_limit_do_not_feel_each_other_and_longer_ones_are_refuse
     np.testing.assert_allclose(np.array(together), np.array(alone), atol=1e-5)
     with pytest.raises(InputError, match=rf"a row has {LIMIT + 9} tokens, and beyond {LIMIT}") as error:
         score.score_groups(model, [short, long], 0, 1000)
-    assert f"data.max_length (or --max-length) to at most {LIMIT}" in error.value.hint
+    assert f"data.max_length to at most {LIMIT}" in error.value.hint
     monkeypatch.setattr(score, "require_fixed_rotation", lambda *_: None)  # what the refusal is for
     beside = score.score_groups(model, [short, long], 0, 1000)
     assert np.abs(np.array(beside[0]) - np.array(alone[0])).max() > 1e-4

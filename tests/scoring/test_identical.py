@@ -135,7 +135,7 @@ def test_training_tells_and_drops_what_the_length_makes_equal(
     books = answer(data, Path("recipe.yaml"))
     lost = {"total": 40, "kept": 12, "dropped": {"identical after truncation": 28}}
     assert books["splits"]["train"]["rows"] == books["splits"]["train"]["preferences"] == lost
-    assert books["splits"]["train"]["first_dropped"] == {"identical after truncation": "group train-0"}
+    assert books["splits"]["train"]["first_dropped"] == {"identical after truncation": "train.jsonl:1"}
     assert books["splits"]["validation"]["rows"] == {"total": 10, "kept": 10, "dropped": {}}
     assert books["splits"]["validation"]["identical"] == 3
     note = "validation: preferences between completions that are identical after truncation, kept as ties: 3"

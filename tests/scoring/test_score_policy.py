@@ -303,8 +303,7 @@ def test_a_policy_is_no_reward_model_and_the_options_are_named(policy: Path) -> 
 
     with pytest.raises(RmtrainError, match="no score head") as caught:
         load_checkpoint(str(policy))
-    assert "--reference REF" in caught.value.hint
-    assert "--reference-free avg" in caught.value.hint
+    assert "with --reference or --reference-free" in caught.value.hint
 
 
 def test_weights_without_a_language_head(base: Path, policy: Path) -> None:

@@ -12,7 +12,7 @@ from rmtrain.data import demo
 from rmtrain.data.files import SUFFIXES, suffix_of
 from rmtrain.data.hub import load_hub, resolve_commit, rows_of
 from rmtrain.data.shards import Shard, fingerprint, is_glob, read_local
-from rmtrain.errors import DataError
+from rmtrain.errors import DataError, InputError
 from rmtrain.recipe.schema import DataSection
 
 _DEMO_SEED = 0  # fixed, so that runs with different seeds are scored on the same demo rows
@@ -146,7 +146,7 @@ def has_changed(rows: SourceRows) -> bool:
     """Whether the files that rows were read from hold something else by now, or are gone; never of other sources."""
     try:
         return bool(rows.paths) and fingerprint(rows.paths) != rows.fingerprint
-    except OSError:
+    except (OSError, InputError):
         return True
 
 
