@@ -38,7 +38,7 @@ def run(script: str, folder: Path, *options: str) -> tuple[str, dict[str, Any]]:
 def test_training_sides_learn_the_same(tmp_path: Path, ways: int) -> None:
     data = tmp_path / "rows.jsonl"
     rows = [
-        {"prompt": f"say {'the ' * (3 * i)}word", "chosen": f"the word {i} " * (i + 1), "rejected": f"some {i} word"}
+        {"prompt": f"w1 {'w2 ' * (3 * i)}w3", "chosen": f"w4 w{i + 5} " * (i + 1), "rejected": f"w{i + 20} w6"}
         for i in range(8)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -104,6 +104,7 @@ def test_random_model_is_one_that_can_be_trained(tmp_path: Path) -> None:
     assert len(found["runs"]["padded"][0]["rewards"]) == 4
 
 
+@pytest.mark.skipif(os.environ.get("RMTRAIN_REHEARSE_GPU") != "1", reason="part of a rehearsal of the GPU's stages")
 def test_memory_is_predicted_and_measured(tmp_path: Path) -> None:
     options = ["--groups", "8", "--steps", "1", "--max-length", "64", "--tokens", "256", "--free", "1"]
     _, found = run("bench_memory.py", tmp_path, *options, "--dtype", "float32", "--rank", "2")
