@@ -1,4 +1,4 @@
-"""What the README says of the tree and of the commands is so."""
+"""What the README and docs/code.md say of the commands and of the files is so."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from conftest import TEMPLATE  # noqa: F401  (sets the environment before anythi
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TREE = README[README.index("## Where things are") :]
+TREE = (ROOT / "docs/code.md").read_text(encoding="utf-8")
 
 
 def test_the_tree_names_every_source_file() -> None:

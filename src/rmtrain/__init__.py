@@ -1,3 +1,3 @@
 """rmtrain: train, score and compare reward models from one YAML recipe."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -199,7 +199,7 @@ def test_the_readme_prints_the_card_s_own_snippet(tmp_path: Path) -> None:
     recipe = load_recipe(root / "configs" / "mistral_lora.yaml").recipe.model_dump(mode="json")
     base = {"name": recipe["model"]["name"], "commit": None}
     run = make_run(tmp_path, recipe=recipe, manifest=make_manifest(model=base))
-    assert snippet(read(run)) in (root / "README.md").read_text(encoding="utf-8")
+    assert snippet(read(run)) in (root / "docs/using.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

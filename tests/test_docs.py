@@ -1,0 +1,69 @@
+"""The commands and recipe keys that the README and the guides show are real ones."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from conftest import TEMPLATE  # noqa: F401  (sets the environment before anything heavy is imported)
+
+from rmtrain.recipe.schema import Recipe
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+SECTIONS = Recipe.model_fields
+BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """The rmtrain command lines of a page: in its blocks, and alone in backticks."""
+    lines = [line.strip() for block in BLOCK.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    found = [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?rmtrain [a-z]", line)]
+    return found + re.findall(r"`(rmtrain [a-z][^`]*)`", BLOCK.sub("", text))
+
+
+@pytest.fixture(scope="module")
+def command_line() -> Any:
+    from rmtrain.cli.app import app
+
+    return typer.main.get_command(app)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_command_line_is_one_that_the_program_takes(page: Path, command_line: Any) -> None:
+    for line in commands(page.read_text(encoding="utf-8")):
+        if "…" in line or " | " in line or "[" in line:
+            continue  # a form, not a command
+        command, arguments = command_line, shlex.split(line, comments=True)[1:]
+        while arguments and hasattr(command, "commands") and arguments[0] in command.commands:
+            command, arguments = command.commands[arguments[0]], arguments[1:]
+        if not arguments and hasattr(command, "commands"):
+            continue
+        try:
+            command.make_context(line, arguments, resilient_parsing=False).close()
+        except Exception as error:
+            pytest.fail(f"{page.name}: {line}: {error}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_recipe_key_is_in_the_schema(page: Path) -> None:
+    text = re.sub(r"^```python\n.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for section, key in re.findall(r"\b([a-z]+)\.([a-z_]+)(?=[`:= ,.)])", text):
+        if section not in SECTIONS or key in ("py", "yaml", "json", "md"):
+            continue
+        model: Any = SECTIONS[section].annotation
+        model = next((part for part in getattr(model, "__args__", ()) if hasattr(part, "model_fields")), model)
+        assert key in model.model_fields, f"{page.name}: {section}.{key}"
+
+
+def test_every_guide_opens_with_a_command_and_is_named_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"docs/{page.name}" in readme, page.name
+    assert "@@" not in "".join(page.read_text(encoding="utf-8") for page in PAGES)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
