@@ -1,9 +1,9 @@
 """Run folders: `<parent>/<name>-<YYYYMMDD-HHMMSS>-<4 hex>/`, each with a manifest that says what it is."""
 
+import errno
 import json
 import os
 import secrets
-import tempfile
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -40,16 +40,15 @@ def create_run(parent: Path, name: str) -> Path:
 
 
 def require_writable(parent: Path) -> None:
-    """See whether a folder could be made under `parent`, which need not exist; leaves nothing there.
+    """See whether a folder could be made under `parent`, which need not exist; nothing is written.
 
     Raises:
         InputError: it could not.
     """
     place = next(path for path in (parent.absolute(), *parent.absolute().parents) if os.path.lexists(path))
-    try:
-        tempfile.TemporaryDirectory(prefix=_HIDDEN, dir=place).cleanup()
-    except OSError as error:
-        raise InputError(f"{parent}: can't make a run folder: {error.strerror}", "set run.folder") from error
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = os.strerror(errno.EACCES if place.is_dir() else errno.ENOTDIR)
+        raise InputError(f"{parent}: can't make a run folder: {why}", "set run.folder")
 
 
 def reveal(folder: Path) -> Path:

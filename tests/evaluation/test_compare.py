@@ -362,3 +362,10 @@ def test_a_result_without_rows_says_why(tmp_path, monkeypatch, content, message,
         rows_of_result((tmp_path / "r.json").relative_to(tmp_path))
     assert caught.value.message.startswith(message)
     assert hint in caught.value.hint
+
+
+def test_a_link_that_leads_nowhere_is_no_rows_file(tmp_path):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/test.rows.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    (tmp_path / "eval/validation.rows.jsonl").write_text("")
+    assert list(scored_rows(tmp_path)) == ["validation"]

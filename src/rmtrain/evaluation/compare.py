@@ -156,7 +156,7 @@ def _verdict(figures: Mapping[str, Any]) -> str:
 def scored_rows(folder: Path) -> dict[str, Path]:
     """Rows files in a run folder or a folder of results, by split, then by benchmark: `test` first, prior sets last."""
     files = [*sorted((folder / "eval").glob(f"*{_SUFFIX}")), *sorted((folder / "rewardbench").glob(f"*{_SUFFIX}"))]
-    found = {path.name.removesuffix(_SUFFIX): path for path in files}
+    found = {path.name.removesuffix(_SUFFIX): path for path in files if path.is_file()}  # a link may lead nowhere
     return {name: found[name] for name in sorted(found, key=lambda name: (name != "test", name.endswith(_PRIOR)))}
 
 
