@@ -75,7 +75,7 @@ def _check(folder: Path, recorded: Any, what: str) -> None:
             raise CheckpointError(f"{path}: is missing", "use another checkpoint")
     found = _digests(paths)
     if changed := [path for path in paths if found[path.name] != recorded[path.name]]:
-        raise CheckpointError(f"{changed[0]}: {what}: its SHA-256 is another", _HINT)
+        raise CheckpointError(f"{changed[0]}: {what}: its SHA-256 differs", _HINT)
 
 
 def _of_manifest(path: Path) -> dict[str, Any]:
