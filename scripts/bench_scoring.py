@@ -24,7 +24,8 @@ def load(settings: dict[str, Any], packing: str) -> Any:
     from rmtrain.cli.app import quiet_libraries
     from rmtrain.data.load import load_data
     from rmtrain.data.prepare import tokenize_splits
-    from rmtrain.data.render import Renderer, load_tokenizer
+    from rmtrain.data.render import Renderer
+    from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.display import Silent
     from rmtrain.model.reward_model import BackboneOptions, load_backbone
     from rmtrain.recipe.load import parse_recipe_text

@@ -21,7 +21,8 @@ WAYS = ("each prompt once", "packed, prompt before each", "padded pairs")
 
 def build(options: argparse.Namespace) -> tuple[Any, int, int]:
     from rmtrain.cli.app import quiet_libraries
-    from rmtrain.data.render import Renderer, load_tokenizer
+    from rmtrain.data.render import Renderer
+    from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.recipe.load import parse_recipe_text
     from rmtrain.training.train import build_model
 

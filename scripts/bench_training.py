@@ -51,7 +51,8 @@ def prepare(settings: dict[str, Any], packing: str) -> Any:
     from rmtrain.cli.app import quiet_libraries
     from rmtrain.data.load import load_data
     from rmtrain.data.prepare import tokenize_splits
-    from rmtrain.data.render import Renderer, load_tokenizer
+    from rmtrain.data.render import Renderer
+    from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.display import Silent
     from rmtrain.recipe.load import parse_recipe_text
 
@@ -242,7 +243,8 @@ def write_groups(options: argparse.Namespace, path: Path) -> int:
     groups of real lengths, and speed depends on nothing else.
     """
     from rmtrain.data.load import load_data
-    from rmtrain.data.render import Renderer, load_tokenizer
+    from rmtrain.data.render import Renderer
+    from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.recipe.load import parse_recipe_text
 
     text = "model: {name: x}\ndata: {source: %s, splits: {train: train}, preferences: best_vs_worst}\n"

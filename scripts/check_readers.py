@@ -92,8 +92,9 @@ def write_exports(reader: str, folder: Path) -> None:
 
     from rmtrain.cli.app import quiet_libraries
     from rmtrain.data.load import read_source
-    from rmtrain.data.render import Renderer, load_tokenizer
+    from rmtrain.data.render import Renderer
     from rmtrain.data.tokenize import tokenize_groups
+    from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.evaluation.export import export
     from rmtrain.model.adapters import add_lora
     from rmtrain.model.checkpoint import load_checkpoint

@@ -25,6 +25,11 @@ def _shown(character: str) -> str:
     return character if kept else ascii(character)[1:-1]
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's text; the name of its class where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class RmtrainError(Exception):
     """Base of all errors shown to the user without a traceback.
 

@@ -99,7 +99,8 @@ def test_eval_leaves_them_out_and_score_refuses_them(models: Path, capsys: pytes
 def test_tools_reach_the_tokens_of_a_row(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two rows that differ in their tools alone are two rows, and the tools are rendered."""
     from rmtrain.data.prepare import prepare
-    from rmtrain.data.render import Renderer, load_tokenizer
+    from rmtrain.data.render import Renderer
+    from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.display import Silent
 
     template = "{{ bos_token }}{% for t in tools or [] %} {{ t.name }}{% endfor %}" + TEMPLATE.removeprefix(

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from conftest import TEMPLATE, make_tokenizer
 
-from rmtrain.data.render import Renderer, load_tokenizer
+from rmtrain.data.render import Renderer
 from rmtrain.data.template import alternating
+from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.data.types import Conversation, Message
 from rmtrain.errors import CheckpointError, DataError, InputError
 

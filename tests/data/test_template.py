@@ -11,9 +11,10 @@ from conftest import TEMPLATE, make_config, make_tokenizer
 from test_render import BARE, LONGER, PAIR, adding_bos, with_template
 
 from rmtrain.data import template
-from rmtrain.data.render import Renderer, load_tokenizer
+from rmtrain.data.render import Renderer
 from rmtrain.data.rows import template_arguments
 from rmtrain.data.template import RunawayTemplateError, TemplateRefusalError, bake
+from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.data.types import Message
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.saving import write_companions

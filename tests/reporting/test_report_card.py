@@ -209,8 +209,9 @@ def test_the_snippet_gives_rmtrain_s_own_reward(
 ) -> None:
     from conftest import save_reward_model
 
-    from rmtrain.data.render import Renderer, load_tokenizer
+    from rmtrain.data.render import Renderer
     from rmtrain.data.tokenize import tokenize_groups
+    from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.data.types import Message, PreferenceGroup
     from rmtrain.model.adapters import add_lora
     from rmtrain.model.checkpoint import load_checkpoint

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rmtrain.cli import options
-from rmtrain.data.render import first_line
+from rmtrain.errors import first_line
 
 State = Literal["ok", "warning", "problem"]
 

@@ -10,7 +10,7 @@ import typer
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import choose
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.errors import InputError, RunFailedError
+from rmtrain.errors import InputError, RunFailedError, first_line
 
 
 def export(
@@ -84,7 +84,7 @@ def _check_login(repository: str) -> None:
         HfApi().whoami()
     except Exception as error:  # no token, an old one, no network: each library version has its own errors
         raise InputError(
-            f"--push {repository}: the hub does not let us in: {str(error).splitlines()[0]}",
+            f"--push {repository}: the hub does not let us in: {first_line(error)}",
             "log in with `hf auth login`, or set HF_TOKEN; without --push nothing is uploaded",
         ) from error
 
@@ -99,7 +99,7 @@ def _push(folder: Path, repository: str, private: bool) -> str:
         done = api.upload_folder(repo_id=repository, folder_path=folder, commit_message="A reward model from rmtrain")
     except Exception as error:  # as above
         raise RunFailedError(
-            f"{repository}: the upload failed: {str(error).splitlines()[0]}",
+            f"{repository}: the upload failed: {first_line(error)}",
             f"the export is whole in {folder}; `hf upload {repository} {folder}` tries again",
         ) from error
     return str(done.commit_url)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmtrain.errors import DataError
+from rmtrain.errors import DataError, first_line
 from rmtrain.files import open_regular
 
 Row = dict[str, Any]
@@ -245,5 +245,5 @@ def _read_parquet(path: Path) -> list[Row]:
             raise DataError(f"{path}: two columns have the same name: {', '.join(names)}")
         return [row for batch in table.to_batches() for row in batch.to_pylist()]
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # or values that Python has not
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{path}: not a readable parquet file: {reason}", "fetch the file again") from None

@@ -12,16 +12,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from rmtrain.data.hub import why_absent
-from rmtrain.data.padding import choose_pad, special_tokens
 from rmtrain.data.template import (
     DATE,
-    RAW,
     TemplateRefusalError,
     UnknownTokenError,
     alternating,
@@ -32,9 +28,9 @@ from rmtrain.data.template import (
     name_of,
     templates_of,
 )
+from rmtrain.data.tokenizer import choose_pad, special_tokens
 from rmtrain.data.types import Conversation, Message, ids_in
-from rmtrain.errors import CheckpointError, InputError
-from rmtrain.files import read_text, require_regular
+from rmtrain.errors import CheckpointError, InputError, first_line
 
 _PROBE = "An answer that no template holds"
 _PROBE_CONVERSATION = (Message("user", "A question"), Message("assistant", _PROBE))
@@ -44,65 +40,6 @@ _PROBES = (
     (Message("system", "Be brief"), *_PROBE_CONVERSATION),
     (*_PROBE_CONVERSATION, Message("user", "Another\n question "), Message("assistant", "An answer\n")),
 )
-
-
-def load_tokenizer(
-    name: str, revision: str | None = None, chat_template: str | None = None, template_needed: bool = True
-) -> Any:
-    """Load a fast tokenizer from a folder or the hub.
-
-    Args:
-        name: folder or hub id.
-        revision: branch, tag or commit of the hub id.
-        chat_template: Jinja text, the path of a .jinja file, or `raw`, that replaces the tokenizer's own.
-        template_needed: refuse a tokenizer that is left without one.
-
-    Raises:
-        InputError: no tokenizer there, or no chat template anywhere.
-    """
-    from transformers import AutoTokenizer
-
-    if Path(name).is_dir():
-        require_regular(Path(name))
-    try:
-        if absent := why_absent(name, revision):
-            raise OSError(absent)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except Exception as error:  # a damaged file trips up the tokenizers library in any way
-        raise InputError(
-            f"{name}: no tokenizer could be loaded: {first_line(error)}",
-            "a model is a folder or a hub id with tokenizer files",
-        ) from error
-    if not tokenizer.is_fast:
-        raise InputError(f"{name}: its tokenizer has no fast version", "the folder must hold a tokenizer.json")
-    if chat_template is not None:
-        tokenizer.chat_template = _template_text(chat_template)
-    if isinstance(tokenizer.chat_template, dict):  # by name; transformers chooses tool_use for rows with tools
-        named = {name: text for name, text in tokenizer.chat_template.items() if name in ("default", "tool_use")}
-        tokenizer.chat_template = named if len(named) > 1 else named.get("default")
-    if template_needed and tokenizer.chat_template is None:
-        raise InputError(
-            f"{name}: the tokenizer has no chat template",
-            "give one as model.chat_template: Jinja text, the path of a .jinja file, or `raw` for the "
-            "texts alone, as a base model takes them",
-        )
-    return tokenizer
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's text, for one-line messages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _template_text(template: str) -> str:
-    if template == "raw" or "{" in template:
-        return RAW if template == "raw" else template
-    try:
-        return read_text(template)
-    except InputError as error:
-        raise InputError(
-            f"the chat template {error.message}", error.hint or "give Jinja text, the path of a .jinja file, or raw"
-        ) from None
 
 
 @dataclass(frozen=True)

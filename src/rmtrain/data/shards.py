@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rmtrain.data.files import SUFFIXES, FileRows, read_file, suffix_of
 from rmtrain.data.hub import HubDataset, rows_of
-from rmtrain.errors import DataError
+from rmtrain.errors import DataError, first_line
 from rmtrain.files import sha256_file
 
 _SPLIT = re.compile(r"(train|validation|test)(-(?P<shard>\d{5})-of-(?P<shards>\d{5})(-[0-9a-f]+)?)?")
@@ -141,7 +141,7 @@ def _saved(folder: Path) -> LocalRows:
     try:
         loaded = load_from_disk(str(folder))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(f"{folder}: can't be read as what save_to_disk wrote: {reason}", "save it again") from error
     if not isinstance(loaded, dict):
         return LocalRows({"train": partial(_saved_split, folder, loaded)}, False)

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rmtrain.data.render import first_line
-from rmtrain.errors import InputError
+from rmtrain.errors import InputError, first_line
 from rmtrain.model.forward import HEAD
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import LoraSection

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig
 
-from rmtrain.data.render import first_line
 from rmtrain.data.tokenize import TokenizedGroup
-from rmtrain.errors import InputError
+from rmtrain.errors import InputError, first_line
 from rmtrain.model.batch import pack
 from rmtrain.model.config_check import model_without_weights
 

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from rmtrain.data.render import first_line
-from rmtrain.errors import CheckpointError, InputError
+from rmtrain.errors import CheckpointError, InputError, first_line
 
 _HINT = "its config.json is damaged: use another copy of the model"
 # the largest number that an entry may have, by its name; a model beyond these would never be made, or fill the memory

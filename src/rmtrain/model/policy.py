@@ -17,8 +17,9 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from rmtrain.data.render import Renderer, load_tokenizer
+from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import TokenizedGroup
+from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model import attention
 from rmtrain.model.batch import Batch

@@ -16,9 +16,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from rmtrain.data.hub import why_absent
-from rmtrain.data.render import first_line
 from rmtrain.data.tokenize import TokenizedGroup
-from rmtrain.errors import CheckpointError, InputError
+from rmtrain.errors import CheckpointError, InputError, first_line
 from rmtrain.files import require_regular
 from rmtrain.model import attention
 from rmtrain.model.batch import Batch, Packing, pack

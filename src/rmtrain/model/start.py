@@ -10,7 +10,8 @@ from transformers import PretrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from rmtrain.data.hub import why_absent
-from rmtrain.data.render import Renderer, load_tokenizer
+from rmtrain.data.render import Renderer
+from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.files import require_regular
 from rmtrain.model.adapters import adapter_config, add_lora, make_room

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtrain.data.hub import why_absent
-from rmtrain.data.render import first_line
-from rmtrain.errors import CheckpointError
+from rmtrain.errors import CheckpointError, first_line
 from rmtrain.files import read_text, require_regular, sha256_file
 
 SIDECAR = "rmtrain.json"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PretrainedConfig
 
-from rmtrain.errors import InputError, RunFailedError
+from rmtrain.errors import InputError, RunFailedError, first_line
 from rmtrain.model.footprint import Census, take_census
 from rmtrain.recipe.check import with_changes
 from rmtrain.recipe.schema import Recipe
@@ -206,4 +206,4 @@ def memory_failure(
         return None
     savings, command = forecast.milder(layout), f"rmtrain train --resume {folder}"
     hint = f"go on with any of:\n{list_overrides(savings, f'{command} ')}" if savings else f"go on elsewhere: {command}"
-    return RunFailedError(f"out of memory at step {step}: {str(error).splitlines()[0]}", hint)
+    return RunFailedError(f"out of memory at step {step}: {first_line(error)}", hint)

@@ -5,8 +5,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from rmtrain.data.render import first_line
-from rmtrain.errors import InputError
+from rmtrain.errors import InputError, first_line
 from rmtrain.recipe.schema import TrackingSection
 
 

@@ -10,8 +10,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from rmtrain.data.render import Renderer, load_tokenizer
+from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import TokenizedGroup
+from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.data.types import Conversation, Message, ids_in
 from rmtrain.errors import DataError
 from rmtrain.model.batch import Batch

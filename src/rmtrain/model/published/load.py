@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from rmtrain.data.render import Renderer, first_line, load_tokenizer
-from rmtrain.errors import CheckpointError, InputError
+from rmtrain.data.render import Renderer
+from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.errors import CheckpointError, InputError, first_line
 from rmtrain.model.config_check import require_bounded
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.encoder import TEXT_PAIR, EncoderModel, TextPairRenderer, encoder_class

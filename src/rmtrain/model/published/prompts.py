@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from rmtrain.data.render import Renderer, load_tokenizer
+from rmtrain.data.render import Renderer
+from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import InputError
 
 

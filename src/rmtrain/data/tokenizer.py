@@ -1,0 +1,98 @@
+"""Tokenizers: loading one with its chat template, and choosing the token that pads."""
+
+from pathlib import Path
+from typing import Any
+
+from rmtrain.data.hub import why_absent
+from rmtrain.data.template import RAW
+from rmtrain.errors import InputError, first_line
+from rmtrain.files import read_text, require_regular
+
+_BLANKS = ("Ġ", "▁")
+
+
+def load_tokenizer(
+    name: str, revision: str | None = None, chat_template: str | None = None, template_needed: bool = True
+) -> Any:
+    """Load a fast tokenizer from a folder or the hub.
+
+    Args:
+        name: folder or hub id.
+        revision: branch, tag or commit of the hub id.
+        chat_template: Jinja text, the path of a .jinja file, or `raw`, that replaces the tokenizer's own.
+        template_needed: refuse a tokenizer that is left without one.
+
+    Raises:
+        InputError: no tokenizer there, or no chat template anywhere.
+    """
+    from transformers import AutoTokenizer
+
+    if Path(name).is_dir():
+        require_regular(Path(name))
+    try:
+        if absent := why_absent(name, revision):
+            raise OSError(absent)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except Exception as error:  # a damaged file trips up the tokenizers library in any way
+        raise InputError(
+            f"{name}: no tokenizer could be loaded: {first_line(error)}",
+            "a model is a folder or a hub id with tokenizer files",
+        ) from error
+    if not tokenizer.is_fast:
+        raise InputError(f"{name}: its tokenizer has no fast version", "the folder must hold a tokenizer.json")
+    if chat_template is not None:
+        tokenizer.chat_template = _template_text(chat_template)
+    if isinstance(tokenizer.chat_template, dict):  # by name; transformers chooses tool_use for rows with tools
+        named = {name: text for name, text in tokenizer.chat_template.items() if name in ("default", "tool_use")}
+        tokenizer.chat_template = named if len(named) > 1 else named.get("default")
+    if template_needed and tokenizer.chat_template is None:
+        raise InputError(
+            f"{name}: the tokenizer has no chat template",
+            "give one as model.chat_template: Jinja text, the path of a .jinja file, or `raw` for the "
+            "texts alone, as a base model takes them",
+        )
+    return tokenizer
+
+
+def _template_text(template: str) -> str:
+    if template == "raw" or "{" in template:
+        return RAW if template == "raw" else template
+    try:
+        return read_text(template)
+    except InputError as error:
+        raise InputError(
+            f"the chat template {error.message}", error.hint or "give Jinja text, the path of a .jinja file, or raw"
+        ) from None
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """Special tokens by role, then those that the vocabulary alone marks as special, such as some ends of turn."""
+    added = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+
+
+def choose_pad(tokenizer: Any, last_id: int) -> int:
+    """A pad id that needs no new vocabulary entry and is never the token at which a reward is read."""
+    taken = {tokenizer.eos_token_id, last_id}
+    specials = [tokenizer.convert_tokens_to_ids(token) for token in special_tokens(tokenizer)]
+    candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id]
+    candidates += sorted(specials, key=lambda index: index == tokenizer.bos_token_id)  # BOS last
+    for candidate in candidates:
+        if candidate is not None and candidate not in taken:
+            return int(candidate)
+    if (ordinary := _ordinary_pad(tokenizer, taken)) is not None:
+        return ordinary
+    raise InputError(
+        "the tokenizer has no token that can serve for padding beside its end token",
+        "set its pad_token to a token other than its eos_token",
+    )
+
+
+def _ordinary_pad(tokenizer: Any, taken: set[int | None]) -> int | None:
+    """A word's token, for a tokenizer such as GPT-2's, whose one special token is the end token.
+
+    A tokenizer finds its pad token in texts by its spelling there, so it is one that no text spells: with the mark that
+    byte-level and SentencePiece vocabularies put in place of a blank.
+    """
+    words = ((token, index) for token, index in tokenizer.get_vocab().items() if token[:1] in _BLANKS and token[1:])
+    return max((index for _, index in words if index not in taken), default=None)
