@@ -91,8 +91,8 @@ def test_splits_of_a_json_file(tmp_path: Path) -> None:
 def test_demo_rows_are_asked_for_by_split_and_count(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def demo_rows(split: str, count: int, seed: int) -> list[dict[str, Any]]:
-        calls.append((split, count, seed))
+    def demo_rows(split: str, count: int) -> list[dict[str, Any]]:
+        calls.append((split, count))
         return [{"instruction": f"{split} {i}", "completions": []} for i in range(count)]
 
     monkeypatch.setattr("rmtrain.data.demo.demo_rows", demo_rows)
@@ -100,6 +100,6 @@ def test_demo_rows_are_asked_for_by_split_and_count(monkeypatch: pytest.MonkeyPa
     assert (len(read.rows), read.splits, read.description) == (3, ("train", "validation", "test"), "demo (test)")
     assert read_rows("demo", "test", demo_groups={"train": 1}).fingerprint != read.fingerprint
     assert read_rows("demo", "test", demo_groups={"test": 3}).fingerprint == read.fingerprint
-    assert [call[:2] for call in calls] == [("test", 3), ("test", 200), ("test", 3)]
+    assert calls == [("test", 3), ("test", 200), ("test", 3)]
     with pytest.raises(MissingSplitError, match="several splits"):
         read_rows("demo")

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from rmtrain.data.demo import demo_rows
+from rmtrain.data.demo import ROWS, demo_rows
 
-SIZES = [("train", 600), ("validation", 100), ("test", 200), ("train", 4000), ("validation", 4000), ("test", 4000)]
+SIZES = [("train", 600), ("validation", 100), ("test", 200), *ROWS.items()]
 every_size = pytest.mark.parametrize(("split", "count"), SIZES)
 
 

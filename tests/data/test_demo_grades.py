@@ -6,11 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-from rmtrain.data.demo import demo_rows
-from rmtrain.data.demo.questions import TIPS
-from rmtrain.data.demo.row import CLOSINGS, OPENINGS
-from rmtrain.data.demo.tables import RELATIONS
+from make_demo import CLOSINGS, OPENINGS, RELATIONS, TIPS, demo_rows
 
 Found = tuple[bool, bool]  # deals with what was asked, is right and complete
 

@@ -1,16 +1,19 @@
-"""The demo rows: deterministic, distinct, disjoint between splits, in raw UltraFeedback's columns."""
+"""The demo rows: deterministic, distinct, disjoint between splits, in raw UltraFeedback's columns, and shipped."""
 
 import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import make_demo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_demo import MAX_ROWS, SHIPPED, demo_rows
 
-from rmtrain.data.demo import MAX_ROWS, demo_rows
+from rmtrain.data import demo
 from rmtrain.errors import DataError
 
 ASPECTS = {"instruction_following", "honesty", "truthfulness", "helpfulness"}
@@ -30,12 +33,16 @@ def test_rows_do_not_depend_on_how_many_are_asked_for(split: str, seed: int, sho
 
 def test_rows_are_the_same_in_another_process_with_another_hash_seed() -> None:
     code = (
-        "import hashlib, json; from rmtrain.data.demo import demo_rows;"
+        "import hashlib, json; from make_demo import demo_rows;"
         "print(hashlib.sha256(json.dumps(demo_rows('train', 50, 3), sort_keys=True).encode()).hexdigest())"
     )
     for hash_seed in ("1", "2"):
         result = subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(make_demo.__file__).parent)},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert result.stdout.strip() == fingerprint(demo_rows("train", 50, 3))
 
@@ -56,7 +63,7 @@ def test_no_prompt_recurs_within_a_split_or_between_splits_of_any_seeds() -> Non
 
 def test_the_largest_split_has_no_duplicate(monkeypatch: pytest.MonkeyPatch) -> None:
     # Prompts are drawn before completions, so leaving these out changes none of them.
-    monkeypatch.setattr("rmtrain.data.demo.make_row", lambda rng, question: {"instruction": question.prompt})
+    monkeypatch.setattr("make_demo.make_row", lambda rng, question: {"instruction": question.prompt})
     assert len({row["instruction"] for row in demo_rows("validation", MAX_ROWS)}) == MAX_ROWS
 
 
@@ -114,8 +121,18 @@ def test_prompts_and_completions_are_short() -> None:
     assert max(len(completion["response"]) for row in rows for completion in row["completions"]) <= 220
 
 
-def test_more_rows_than_there_are_prompts_for_are_refused_with_the_limit() -> None:
+def test_the_shipped_rows_are_the_ones_that_the_script_makes() -> None:
+    assert demo.ROWS == SHIPPED
+    for split, count in SHIPPED.items():
+        assert json.dumps(demo.demo_rows(split, count)) == json.dumps(demo_rows(split, count))
+
+
+def test_the_shipped_rows_take_less_than_half_a_megabyte() -> None:
+    assert sum(file.stat().st_size for file in Path(demo.__file__).parent.glob("*.xz")) < 500_000
+
+
+def test_more_rows_than_are_shipped_are_refused_with_the_limit() -> None:
     with pytest.raises(DataError) as caught:
-        demo_rows("train", MAX_ROWS + 1)
-    assert caught.value.message == "the demo source can't make 20001 rows of split 'train'"
-    assert caught.value.hint == "ask for at most 20000 rows of a split"
+        demo.demo_rows("train", 4001)
+    assert caught.value.message == "data.demo_groups.train = 4001: the demo source has 4000 rows in this split"
+    assert caught.value.hint == "ask for at most 4000"

@@ -15,7 +15,6 @@ from rmtrain.data.shards import Shard, fingerprint, is_glob, read_local
 from rmtrain.errors import DataError, InputError
 from rmtrain.recipe.schema import DataSection
 
-_DEMO_SEED = 0  # fixed, so that runs with different seeds are scored on the same demo rows
 _HUB = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(?P<marks>([:@][^:@\s]+){0,2})")
 _FORMS = (
     f"a hub id such as org/name:config@revision, a file ending in {', '.join(SUFFIXES)}, a folder or a pattern "
@@ -112,7 +111,7 @@ def read_rows(
     """Read one split of a source; None stands for the only split there is.
 
     Files that name no splits have the one split `train`; with `any_split` it stands for whatever split is asked for.
-    `demo_groups` says how many groups the demo source makes for each split; left out, the recipe's defaults.
+    `demo_groups` says how many rows of the demo source to use for each split; left out, the recipe's defaults.
 
     Raises:
         MissingSplitError: naming the splits there are.
@@ -151,11 +150,11 @@ def has_changed(rows: SourceRows) -> bool:
 
 
 def _demo_rows(split: str | None, demo_groups: Mapping[str, int] | None) -> SourceRows:
-    name = _choose_split("demo", split, demo.SPLITS)
+    name = _choose_split("demo", split, tuple(demo.ROWS))
     counts: dict[Any, int] = {**DataSection(source="demo").demo_groups, **(demo_groups or {})}
-    rows = demo.demo_rows(name, counts[name], _DEMO_SEED)
+    rows = demo.demo_rows(name, counts[name])
     fingerprint = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    return SourceRows(rows, name, fingerprint, None, f"demo ({name})", demo.SPLITS)
+    return SourceRows(rows, name, fingerprint, None, f"demo ({name})", tuple(demo.ROWS))
 
 
 def _choose_split(source: str, split: str | None, splits: tuple[str, ...]) -> str:
