@@ -43,7 +43,7 @@ def dry_run(
         data, renderer, splits = prepare(recipe, recipe_renderer(recipe.model, verify), display)
         processes = processes_wanted(num_processes, here=False)
         prospect = look_ahead(recipe, splits, processes)
-        unchecked = rehearse(recipe, splits, renderer, prospect, resume, allow_changes, display)
+        rehearsed = rehearse(recipe, splits, renderer, prospect, resume, allow_changes, display)
     plan, packing = prospect.plan, prospect.packing
     sizes = splits["train"].tokens.lengths()
     distinct = sum(prefix + sum(suffixes) for prefix, suffixes in sizes)
@@ -62,7 +62,7 @@ def dry_run(
     }
     first = _first_group(splits["train"], renderer)
     books = describe_splits(data, splits)
-    memory, notes = _memory(prospect), [*prospect.notes, *unchecked]
+    memory, notes = _memory(prospect), [*dict.fromkeys([*prospect.notes, *rehearsed])]
     answer = {"derived": derived, "memory": memory, "data": books, "first_group": first, "notes": notes}
     if as_json:
         print(jsonlib.dumps(answer, indent=2))

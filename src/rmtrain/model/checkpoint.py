@@ -28,6 +28,7 @@ from rmtrain.model.weights import (
     download,
     fingerprint_of,
     fingerprint_read,
+    read_adapter,
     read_json,
     read_tensors,
     require_files,
@@ -131,7 +132,7 @@ def load_checkpoint(
     if sidecar and (label is not None or prompt is not None):
         named = "prompt" if label is None else "label"
         raise InputError(f"{where}: a {named} is for models that were not trained here", f"leave out --{named}")
-    adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).exists() else None
+    adapter = read_adapter(folder) if (folder / ADAPTER).exists() else None
     if adapter is not None and not adapter.get("base_model_name_or_path"):
         raise CheckpointError(f"{folder / ADAPTER} names no base model", "write base_model_name_or_path into it")
     scoring = read_scoring(sidecar, folder / SIDECAR) if sidecar else Scoring()

@@ -3,7 +3,7 @@
 import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import safe_open
 from transformers import PretrainedConfig
@@ -18,15 +18,26 @@ from rmtrain.model.adapters import adapter_config, add_lora, make_room
 from rmtrain.model.checkpoint import attach_adapter
 from rmtrain.model.digests import verify_files
 from rmtrain.model.dropout import disable_dropout
-from rmtrain.model.export import merge
+from rmtrain.model.export import merge, stored_bytes
+from rmtrain.model.footprint import meta_model
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.layouts import ENCODER_TYPES
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
-from rmtrain.model.weights import ADAPTER, download, read_json, read_tensors, require_files, weight_files
-from rmtrain.recipe.schema import LoraSection, ModelSection, Recipe
+from rmtrain.model.saving import saved_shapes
+from rmtrain.model.weights import (
+    ADAPTER,
+    MERGED_BASE,
+    download,
+    read_adapter,
+    read_json,
+    read_tensors,
+    require_files,
+    weight_files,
+)
+from rmtrain.recipe.schema import ModelSection, Recipe
 from rmtrain.runs import MANIFEST
 
-_MERGE = "rmtrain export --ckpt {name} --output merged, then rmtrain train RECIPE model.name=merged"
+MERGED_PLACE = f"RUN/{MERGED_BASE}"  # of the merged base of a run that has not begun
 
 
 class Start(NamedTuple):
@@ -54,7 +65,7 @@ def find_start(section: ModelSection) -> Start:
     folder = folder.resolve()
     if not (folder / ADAPTER).exists():
         return Start(str(folder), section.revision)
-    values = read_json(require_files(folder) / ADAPTER)
+    values = read_adapter(require_files(folder))
     base = values.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{folder / ADAPTER} names no base model", "set base_model_name_or_path there")
@@ -80,10 +91,8 @@ def base_name(section: ModelSection) -> str:
 
 
 def start_config(recipe: Recipe) -> PretrainedConfig:
-    """The config of a recipe's model; errors as of `load_config`, and as of `build_model` for an adapter."""
+    """The config of a recipe's model; errors as of `load_config`."""
     start = find_start(recipe.model)
-    if start.adapter is not None and recipe.lora is not None:
-        _require_same_shape(start.adapter, recipe.lora, recipe.model)
     return load_config(start.name, start.revision)
 
 
@@ -125,7 +134,9 @@ def start_renderer(section: ModelSection) -> Renderer:
     return Renderer.for_tokenizer(load_tokenizer(name, revision, section.chat_template))
 
 
-def build_model(recipe: Recipe, pad_id: int, commit: str | None = None, on_meta: bool = False) -> RewardModel:
+def build_model(
+    recipe: Recipe, pad_id: int, commit: str | None = None, on_meta: bool = False, start: Start | None = None
+) -> RewardModel:
     """Load the recipe's model, with adapters where it has a lora section.
 
     An adapter of the same shape is trained further; in full fine-tuning an adapter is merged into its base.
@@ -134,24 +145,21 @@ def build_model(recipe: Recipe, pad_id: int, commit: str | None = None, on_meta:
         recipe: of the run.
         pad_id: of the tokenizer.
         commit: of the hub that the run began with, in place of the recipe's revision, which may have moved on.
-        on_meta: check all of it, and read the weights' names and shapes alone; an adapter's are left out.
-
-    Raises:
-        InputError: an adapter of another shape than the lora section's.
+        on_meta: check everything, and read only the names and shapes of the weights; an adapter's are left out.
+        start: the weights, where they are not those of `model.name` but of an adapter that `write_base` has merged.
     """
-    section, lora, seed, start = recipe.model, recipe.lora, recipe.run.seed, find_start(recipe.model)
+    section, lora, seed = recipe.model, recipe.lora, recipe.run.seed
+    start = start or find_start(section)
     options = BackboneOptions(section.dtype, section.quantization, section.attention, section.packing)
-    if start.adapter is not None and lora is not None:
-        _require_same_shape(start.adapter, lora, section)
     pad = pad_id if start.adapter is None else None  # an adapter may bring more embeddings than its base has
     model = load_backbone(start.name, commit or start.revision, options, pad, seed, lora is None, on_meta)
     if not section.dropout:
         disable_dropout(model.module)
     if start.adapter is not None:
-        make_room(model.module, {name: tuple(tensor.shape) for _, name, tensor in read_tensors(start.adapter)}, 1)
-        set_pad(model.module.config, pad_id, start.name)
+        fit_to_adapter(model.module, start, pad_id)
     if start.adapter is None or on_meta:
-        return model if lora is None else add_lora(model, lora, seed)
+        notes = (*model.notes, *merging_note(recipe, start, model.module.config, MERGED_PLACE))
+        return replace(model if lora is None else add_lora(model, lora, seed), notes=notes)
     dropout = lora.dropout if lora is not None else 0.0
     module = attach_adapter(model.module, start.adapter, start.name, dropout)
     note = f"{start.adapter}: an adapter on {start.name}, "
@@ -162,26 +170,54 @@ def build_model(recipe: Recipe, pad_id: int, commit: str | None = None, on_meta:
     return replace(whole, notes=(*model.notes, f"{note}merged into it; all weights are trained"))
 
 
-def _require_same_shape(folder: Path, lora: LoraSection, section: ModelSection) -> None:
-    """Refuse an adapter that a recipe's lora section would not make: trained further, it keeps its shape.
+def fit_to_adapter(module: Any, start: Start, pad_id: int) -> None:
+    """Give a base, not yet wrapped, the embeddings of the adapter that starts on it, and the pad id."""
+    if start.adapter is not None:
+        make_room(module, {name: tuple(tensor.shape) for _, name, tensor in read_tensors(start.adapter)}, 1)
+        set_pad(module.config, pad_id, start.name)
 
-    Raises:
-        InputError: names each difference.
+
+def shape_differences(recipe: Recipe, start: Start) -> list[str]:
+    """In what an adapter's shape differs from that of the recipe's lora section; such an adapter can't be trained on.
+
+    Its layers are compared by the tensors that it has, since targets can be written in several ways.
     """
-    there, wanted = read_json(folder / ADAPTER), adapter_config(lora)
+    folder, lora = start.adapter, recipe.lora
+    if folder is None or lora is None:
+        return []
+    values, wanted = read_json(folder / ADAPTER), adapter_config(lora)
     keys = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
-    pairs = {f"lora.{ours}": (there.get(key), getattr(wanted, key)) for key, ours in keys.items()}
-    if isinstance(lora.targets, list):
-        pairs["lora.targets"] = (sorted(there.get("target_modules") or []), sorted(lora.targets))
-    if wrong := [
-        f"{key}: {mine} in the recipe, {found} there" for key, (found, mine) in pairs.items() if found != mine
-    ]:
-        at = f"@{section.revision}" if section.revision and not Path(section.name).is_dir() else ""
-        raise InputError(
-            f"model.name: {section.name} is an adapter of another shape than the lora section's ({'; '.join(wrong)})",
-            "give the lora section the adapter's shape to train it further, or merge it and begin a new one: "
-            + _MERGE.format(name=section.name + at),
-        )
+    pairs = {f"lora.{ours}": (values.get(key) or False, getattr(wanted, key)) for key, ours in keys.items()}
+    found = [f"{key}: {mine} in the recipe, {its} in the adapter" for key, (its, mine) in pairs.items() if its != mine]
+    expected = saved_shapes(meta_model(load_config(start.name, start.revision), lora))
+    shapes = {name: tuple(tensor.shape) for _, name, tensor in read_tensors(folder)}
+    ours, its = (
+        {name.partition(".lora_")[0] for name in tensors if ".lora_" in name} for tensors in (expected, shapes)
+    )
+    if ours != its:
+        found.append(f"lora.targets: {len(ours)} layers in the recipe, {len(its)} in the adapter")
+        if only := sorted({name.rpartition(".")[2] for name in ours ^ its}):
+            found[-1] += f", which differ in {', '.join(only)}"
+    return found
+
+
+def merging_note(recipe: Recipe, start: Start, config: PretrainedConfig, place: str) -> list[str]:
+    """What is said of an adapter that is merged into its base before a new one begins; nothing for any other start.
+
+    Args:
+        recipe: of the run.
+        start: what it starts from.
+        config: of the merged base.
+        place: where the merged base is written.
+    """
+    if not (differences := shape_differences(recipe, start)):
+        return []
+    size = stored_bytes(meta_model(config, None), "float32")
+    return [
+        f"{start.adapter} is an adapter of another shape than the lora section ({'; '.join(differences)}): it is "
+        f"merged into its base {start.name}, written once as {place} ({size:,} bytes in float32), and a new adapter "
+        "begins there"
+    ]
 
 
 def require_one_label(folder: Path) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 from rmtrain.data.hub import why_absent
 from rmtrain.errors import CheckpointError, first_line
 from rmtrain.files import read_text, require_regular, sha256_file
+from rmtrain.runs import MANIFEST as RUN_MANIFEST
 
 SIDECAR = "rmtrain.json"
 ADAPTER = "adapter_config.json"
 MANIFEST = "checkpoint.json"  # of a training checkpoint: the digest of each of its files
+MERGED_BASE = "base"  # in a run folder: the adapter that the run started from, merged into its base
 _COMPANIONS = ["*.json", "*.model", "*.jinja", "*.txt"]
 _PICKLES = ["*.bin", "*.pt"]
 _SAFE = ("model", "adapter_model", "pytorch_model")  # how names of safetensors files of weights begin
@@ -84,8 +86,19 @@ def fingerprint_of(*folders: Path) -> str:
 
 def base_folder(folder: Path) -> Path | None:
     """The folder of an adapter's base, where it is one."""
-    name = read_json(folder / ADAPTER).get("base_model_name_or_path") if (folder / ADAPTER).exists() else None
+    name = read_adapter(folder).get("base_model_name_or_path") if (folder / ADAPTER).exists() else None
     return Path(name) if isinstance(name, str) and os.path.isdir(name) else None
+
+
+def read_adapter(folder: Path) -> dict[str, Any]:
+    """An adapter's config. A base that its run merged lies in the run folder, and is found there after a move."""
+    values = read_json(folder / ADAPTER)
+    name = values.get("base_model_name_or_path")
+    if isinstance(name, str) and os.path.isabs(name) and Path(name).name == MERGED_BASE and not os.path.isdir(name):
+        for run in folder.resolve().parents[:2]:  # of RUN/final and of RUN/checkpoints/checkpoint-N
+            if (run / RUN_MANIFEST).is_file() and (run / MERGED_BASE / SIDECAR).is_file():
+                return {**values, "base_model_name_or_path": str(run / MERGED_BASE)}
+    return values
 
 
 def require_files(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
 from rmtrain.display import Display
 from rmtrain.model.reward_model import load_config, set_pad
-from rmtrain.model.start import Start, build_model, find_start
+from rmtrain.model.start import MERGED_PLACE, Start, build_model, find_start, merging_note
 from rmtrain.recipe.schema import Recipe
 from rmtrain.runs import require_writable
 from rmtrain.training.prospect import Prospect
@@ -30,7 +30,7 @@ def rehearse(
     allow_changes: bool,
     display: Display,
 ) -> list[str]:
-    """Check what comes after `look_ahead` and before the first step, but for the memory; notes on what could not be.
+    """Check what comes after `look_ahead` and before the first step, except the memory; returns notes for the user.
 
     Raises:
         InputError: as `train` would.
@@ -47,11 +47,14 @@ def rehearse(
             choose_checkpoint(resume, fingerprint, display, allow_changes)
     start = find_start(recipe.model)
     if _has_weights(start):
-        build_model(recipe, renderer.pad_id, on_meta=True)
-        return []
+        return [*build_model(recipe, renderer.pad_id, on_meta=True).notes]
+    config = load_config(start.name, start.revision)
     if start.adapter is None:  # it may bring more embeddings than its base has
-        set_pad(load_config(start.name, start.revision), renderer.pad_id, start.name)
-    return [f"{start.name}: its weights are not on this machine yet, so they are not checked"]
+        set_pad(config, renderer.pad_id, start.name)
+    return [
+        *merging_note(recipe, start, config, MERGED_PLACE),
+        f"{start.name}: its weights are not on this machine yet, so they are not checked",
+    ]
 
 
 def _has_weights(start: Start) -> bool:

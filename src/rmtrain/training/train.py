@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ from rmtrain.display import Display, Silent
 from rmtrain.errors import CheckpointError, InputError, Interrupted, RmtrainError, RunFailedError, WriteError
 from rmtrain.files import why_unwritten
 from rmtrain.model.devices import process_state, require_agreement
-from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.merged_base import merged_start, write_base
+from rmtrain.model.reward_model import RewardModel, hub_commit
 from rmtrain.model.saving import save_final
 from rmtrain.model.sidecar import scoring_of
-from rmtrain.model.start import base_name, build_model
+from rmtrain.model.start import base_name, build_model, find_start, merging_note, shape_differences
 from rmtrain.model.weights import stated_license
 from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.runs import update_manifest
@@ -155,7 +157,7 @@ def _train(job: _Job, start: _Start) -> TrainingResult:
     state, stop = process_state(), GracefulStop()
     tell(f"run folder: {folder}")
     tell(f"strategy {job.prospect.layout}: {job.prospect.reason}")
-    model = build_model(recipe, job.renderer.pad_id, start.commit)
+    model = _load_model(job, start)
     for note in dict.fromkeys([*job.prospect.notes, *model.notes]):
         tell(note)
     tell(describe_plan(plan, recipe, job.splits["train"], model))
@@ -189,6 +191,20 @@ def _train(job: _Job, start: _Start) -> TrainingResult:
         update_manifest(folder, state="finished", ended=now(), totals=trainer.totals, final=final)
     state.wait_for_everyone()
     return _result(folder, trainer)
+
+
+def _load_model(job: _Job, begun: _Start) -> RewardModel:
+    """The recipe's model. An adapter of another shape is first merged into its base, by the main process."""
+    recipe, pad_id, start = job.loaded.recipe, job.renderer.pad_id, find_start(job.loaded.recipe.model)
+    if not shape_differences(recipe, start):
+        return build_model(recipe, pad_id, begun.commit)
+    state, merged = process_state(), merged_start(begun.folder)
+    if state.is_main_process:
+        write_base(begun.folder, start, begun.commit, job.renderer, scoring_of(recipe))
+    state.wait_for_everyone()
+    model = build_model(recipe, pad_id, start=merged)
+    notes = (*model.notes, *merging_note(recipe, start, model.module.config, merged.name))
+    return replace(model, notes=notes, commit=begun.commit or hub_commit(start.name, start.revision))
 
 
 def _make_trainer(job: _Job, start: _Start, model: RewardModel, callbacks: list[TrainerCallback]) -> GroupRewardTrainer:

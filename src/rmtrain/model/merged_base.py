@@ -1,0 +1,81 @@
+"""The adapter that a run starts from, merged into its base: written once into the run folder, for a new adapter."""
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from rmtrain.data.render import Renderer
+from rmtrain.errors import InputError
+from rmtrain.files import sync_folder, sync_tree, writing
+from rmtrain.model.checkpoint import attach_adapter, dtype_in_config
+from rmtrain.model.digests import seal, verify_files
+from rmtrain.model.export import merge, write_model
+from rmtrain.model.quantization import dequantise, in_float32, is_quantised
+from rmtrain.model.reward_model import hub_commit, load_backbone
+from rmtrain.model.sidecar import Scoring, read_scoring
+from rmtrain.model.start import Start, fit_to_adapter
+from rmtrain.model.weights import MERGED_BASE, SIDECAR, digest_of, read_adapter, read_json, weight_files
+
+
+def merged_start(run: Path) -> Start:
+    """The merged base of a run, as its new adapter names it."""
+    return Start(str((run / MERGED_BASE).resolve()), None)
+
+
+def write_base(run: Path, start: Start, commit: str | None, renderer: Renderer, scoring: Scoring) -> None:
+    """Merge an adapter into its base in float32, as `RUN/base`; what a run has already written is verified and kept.
+
+    A quantised base is merged as the weights that its quantised ones stand for: the model that the adapter belongs to.
+
+    Args:
+        run: the run folder.
+        start: the adapter and its base.
+        commit: of the base on the hub that the run began with.
+        renderer: the rendering contract.
+        scoring: how the merged model is scored.
+
+    Raises:
+        InputError: the run has merged another adapter before.
+        CheckpointError: the adapter does not fit its base, or the merged base was damaged since it was written.
+        WriteError: it can't be written; nothing of it is left.
+    """
+    folder, adapter = run / MERGED_BASE, cast(Path, start.adapter)
+    digests = [digest_of(path) for path in weight_files(adapter)]
+    if folder.exists():
+        verify_files(folder)
+        if read_json(folder / SIDECAR).get("merged", {}).get("digests") != digests:
+            raise InputError(
+                f"{folder} was merged from another adapter than {adapter}", "begin a new run, without --resume"
+            )
+        return
+    staging = run / f".{MERGED_BASE}"
+    shutil.rmtree(staging, ignore_errors=True)
+    with writing(folder), ExitStack() as stack:
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
+        staging.mkdir()
+        record = {
+            "base": {"name": start.name, "commit": commit or hub_commit(start.name, start.revision)},
+            "merged": {"adapter": str(adapter), "digests": digests},
+        }
+        model = _merged(start, commit, renderer.pad_id)
+        write_model(model, renderer, scoring.model_copy(update={"dtype": "float32"}), record, staging)
+        seal(staging)
+        sync_tree(staging)
+        staging.rename(folder)
+        sync_folder(run)
+
+
+def _merged(start: Start, commit: str | None, pad_id: int) -> Any:
+    """The whole model, in float32, that an adapter makes of its base."""
+    folder = cast(Path, start.adapter)
+    written = folder / SIDECAR
+    scoring = read_scoring(read_json(written), written) if written.exists() else Scoring()
+    options = scoring.options(dtype_in_config(folder, read_adapter(folder)), is_adapter=True)
+    model = load_backbone(start.name, commit or start.revision, options, None, seed=0)  # the adapter brings its head
+    fit_to_adapter(model.module, start, pad_id)
+    plain = dequantise(model.module) if is_quantised(model.module) else model.module
+    module = attach_adapter(plain, folder, start.name)
+    in_float32(module)
+    return merge(replace(model, module=module)).module
