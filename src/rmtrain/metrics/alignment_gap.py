@@ -1,0 +1,123 @@
+"""The alignment gap (arXiv 2405.19534): how a policy ranks its own preferences, and how its objective's optimum would.
+
+Every array holds one number a preference: the log-probability of the better completion minus that of the worse, summed
+over response tokens, or averaged over them where a figure is length-normalised (eq. 15). Log-probabilities are
+subtracted and never divided; a difference is a tie only where it is 0.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rmtrain.metrics.intervals import resampled_sums
+from rmtrain.metrics.rankings import Floats, Labels, bradley_terry_losses
+
+BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)  # KL coefficients that the paper takes the median over
+CONSTANT_ALPHA = 0.75  # share of raters for the better completion where none is known: that of the paper's code
+EPSILON = 0.001  # shares are kept this far from 0 and 1, so that their odds are finite
+_LARGEST_SCALE = 1e6  # of `fit_scale`, where every preference is ranked right
+
+
+def ideal_gaps(reference_gaps: Floats, alpha: ArrayLike, beta: float) -> Floats:
+    """Log-probability gaps of the policy that the objective's optimum is (theorem 3.1, corollary 3.3).
+
+    log pi*(y_w) - log pi*(y_l) = log pi_ref(y_w) - log pi_ref(y_l) + logit(alpha) / beta. With length-normalised gaps
+    of the reference it gives the paper's length-normalised ideal.
+
+    Args:
+        reference_gaps: [n] of the reference model.
+        alpha: [n] or one number, share of raters who prefer the better completion.
+        beta: KL coefficient of the objective, above 0.
+    """
+    share = np.clip(np.asarray(alpha, dtype=np.float64), EPSILON, 1 - EPSILON)
+    return np.asarray(reference_gaps + np.log(share / (1 - share)) / beta)
+
+
+def dpo_losses(policy_gaps: Floats, reference_gaps: Floats, beta: float) -> Floats:
+    """DPO losses in nats, -log sigmoid(beta * (policy gap - reference gap)) (arXiv 2305.18290, eq. 7)."""
+    return bradley_terry_losses(beta * (policy_gaps - reference_gaps))
+
+
+def loss_bounds(reference_gaps: Floats, beta: float) -> Floats:
+    """DPO loss at or below which the policy ranks a preference right, -log sigmoid(beta * c) (theorem 4.1).
+
+    c = log pi_ref(y_l) - log pi_ref(y_w) is the negative of the reference's gap.
+    """
+    return bradley_terry_losses(-beta * reference_gaps)
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Preferences by whether the reference and the policy rank them right; those that either ties are counted apart."""
+
+    both: int
+    only_reference: int
+    only_policy: int  # flipped by training from wrong to right
+    neither: int
+    ties: int
+
+    @property
+    def rate(self) -> float | None:
+        """Share of the preferences that the reference ranks wrong and the policy right; None if it has none wrong."""
+        wrong = self.only_policy + self.neither
+        return self.only_policy / wrong if wrong else None
+
+
+def count_flips(policy_gaps: Floats, reference_gaps: Floats) -> Flips:
+    """The two-by-two table of the paper's section 4."""
+    policy, reference = np.sign(policy_gaps), np.sign(reference_gaps)
+
+    def of(first: int, second: int) -> int:
+        return int(((reference == first) & (policy == second)).sum())
+
+    return Flips(of(1, 1), of(1, -1), of(-1, 1), of(-1, -1), int(((policy == 0) | (reference == 0)).sum()))
+
+
+def share_of_gaps(gaps: Floats, scale: float) -> Floats:
+    """alpha = sigmoid(scale * gap): the share of raters that a Bradley-Terry model reads off score or reward gaps."""
+    return np.asarray(np.exp(-bradley_terry_losses(scale * gaps)))
+
+
+def fit_scale(gaps: Floats) -> float:
+    """The scale above 0 at which sigmoid(scale * gap) is the most likely: calibration by one temperature.
+
+    The likelihood is concave in the scale; its derivative is bisected. 0 where the gaps rank no better than chance, and
+    a million where they rank every preference right.
+    """
+
+    def slope(scale: float) -> float:
+        return float((gaps * share_of_gaps(-gaps, scale)).mean())
+
+    low, high = 0.0, _LARGEST_SCALE
+    if not len(gaps) or slope(low) <= 0:
+        return 0.0
+    if slope(high) > 0 or gaps.min() >= 0:
+        return high
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+    return high
+
+
+def median_gap_draws(ideal: Floats, policy: Floats, clusters: Labels) -> Floats:
+    """[R] alignment gaps of resampled clusters: the median over beta of the ideal accuracy, minus the measured one.
+
+    Args:
+        ideal: [n, B] credit of the ideal policy at each beta.
+        policy: [n] credit of the policy.
+        clusters: [n] label of each preference's cluster.
+    """
+    names, places = np.unique(clusters, return_inverse=True)
+    sums = np.zeros((len(names), ideal.shape[1] + 2))
+    np.add.at(sums, places, np.column_stack([ideal, policy, np.ones(len(policy))]))
+    drawn = resampled_sums(sums)
+    return np.asarray((np.median(drawn[:, :-2], axis=1) - drawn[:, -2]) / drawn[:, -1])
+
+
+def bar_edges(gaps: Floats, bars: int = 40) -> Floats:
+    """Edges of about `bars` bars of equal width that hold all gaps; 0 is an edge if the gaps have both signs."""
+    if not len(gaps):
+        return np.zeros(1)
+    width = float(gaps.max() - gaps.min()) / bars or 1.0
+    return np.asarray(width * np.arange(np.floor(gaps.min() / width), np.floor(gaps.max() / width) + 2))
