@@ -14,7 +14,8 @@ from rmtrain.data.prepare import tokenize_splits
 from rmtrain.data.render import Renderer
 from rmtrain.display import Silent
 from rmtrain.recipe.schema import DataSection
-from rmtrain.reporting.books import BOOKS, describe_splits, ledger_table
+from rmtrain.reporting.books import BOOKS, describe_splits, ledger_tables
+from rmtrain.reporting.table import to_terminal
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_json_takes_the_books(books: dict[str, Any]) -> None:
 def test_the_table_shows_every_cause_and_fits_80_columns(books: dict[str, Any]) -> None:
     books["splits"]["train"]["source"] = "\x1b[31mred[/] source"
     stream = io.StringIO()
-    Console(file=stream, width=80).print(ledger_table(books))
+    Console(file=stream, width=80).print(to_terminal(*ledger_tables(books)))
     text = stream.getvalue()
     lines = [line.split("  ") for line in text.splitlines()]
     cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]

@@ -102,7 +102,7 @@ def test_sources_and_benchmark_carry_n_and_interval(tmp_path: Path) -> None:
     page = Page(read(run))
     result = json.loads((run / "eval" / "test.json").read_text())
     by_source = [
-        {row[0]: row[1:4] for row in table[1:]} for table in page.tables if table[0][:2] == ["source", "accuracy"]
+        {row[0]: row[1:4] for row in table[1:]} for table in page.tables if table[0][0].endswith(", by source")
     ]
     assert by_source[1] == {
         name: [
@@ -113,13 +113,13 @@ def test_sources_and_benchmark_carry_n_and_interval(tmp_path: Path) -> None:
         for name, part in result["by_source"].items()
     }
     bench = json.loads((run / "rewardbench" / "rewardbench-1.json").read_text())
-    sections = page.table("section")
+    sections = page.table("RewardBench sections")
     assert sections["Chat"][:3] == [
         f"{100 * bench['sections']['Chat']['score']:.2f} %",
         f"{100 * bench['sections']['Chat']['low']:.2f} to {100 * bench['sections']['Chat']['high']:.2f} %",
         "10",
     ]
-    eras = page.table("era")
+    eras = page.table("era, in %")
     assert {era: row[4] for era, row in eras.items() if era in bench["scores"]} == {
         era: f"{100 * score['mean_of_sections']:.2f}" for era, score in bench["scores"].items()
     }
@@ -297,8 +297,8 @@ def test_missing_subsets_are_named(tmp_path: Path) -> None:
     write_benchmark(run, leave_out=("hep-cpp",))
     page = Page(read(run))
     assert "Missing subsets: hep-cpp." in page.text
-    assert page.table("section")["Reasoning"][:2] == ["n/a", "n/a"]
-    assert "Other than the published number of rows: alpacaeval-easy 2 of 100" in page.text
+    assert page.table("RewardBench sections")["Reasoning"][:2] == ["n/a", "n/a"]
+    assert "Subsets with another number of rows than published: alpacaeval-easy 2 of 100" in page.text
 
 
 def test_only_a_run_folder_has_a_report(tmp_path: Path) -> None:

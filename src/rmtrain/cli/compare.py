@@ -121,9 +121,11 @@ def compare(
     if json:
         print(jsonlib.dumps(result, indent=2))
     else:
-        from rmtrain.reporting.tables import comparison_table
+        from rmtrain.reporting.table import key_values, spaced, to_terminal
+        from rmtrain.reporting.tables import comparison_tables
 
-        Console(highlight=False).print(comparison_table(result))
+        names = key_values(dict(zip("AB", result["rows"], strict=True)))
+        Console(highlight=False).print(spaced([names, to_terminal(*comparison_tables(result))]))
 
 
 def _side(letter: str, text: str, reading: Reading, display: TerminalDisplay) -> _Side:

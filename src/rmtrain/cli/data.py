@@ -23,7 +23,8 @@ def data(
     from rmtrain.data.prepare import prepare
     from rmtrain.model.start import start_renderer
     from rmtrain.recipe.load import load_recipe
-    from rmtrain.reporting.books import describe_splits, ledger_table
+    from rmtrain.reporting.books import describe_splits, ledger_tables
+    from rmtrain.reporting.table import to_terminal
 
     wanted = load_recipe(recipe, overrides or []).recipe
     with TerminalDisplay() as display:
@@ -33,6 +34,6 @@ def data(
         print(jsonlib.dumps(books, indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False)
-    console.print(ledger_table(books))
+    console.print(to_terminal(*ledger_tables(books)))
     for note in books["notes"]:
         console.print(f"note: {note}", markup=False)

@@ -54,7 +54,7 @@ def doctor(json: options.Json = False) -> None:
 
 
 def _render(checks: list[Check]) -> None:
-    from rmtrain.reporting.tables import safe_text
+    from rmtrain.reporting.table import safe_text
 
     console = Console(highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

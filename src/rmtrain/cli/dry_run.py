@@ -11,11 +11,10 @@ from rmtrain.cli.processes import processes_wanted
 from rmtrain.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rmtrain.data.prepare import ReadySplit
     from rmtrain.data.render import Renderer
     from rmtrain.recipe.schema import Recipe
+    from rmtrain.reporting.table import Table
     from rmtrain.training.prospect import Prospect
 
 
@@ -72,15 +71,15 @@ def dry_run(
 
 
 def _show(answer: dict[str, Any]) -> None:
-    from rmtrain.reporting.books import ledger_table
+    from rmtrain.reporting.books import ledger_tables
+    from rmtrain.reporting.table import to_terminal
 
     derived, memory, books, first = (answer[key] for key in ("derived", "memory", "data", "first_group"))
     console = Console(highlight=False, markup=False)
     width = max(map(len, derived))
     for key, value in derived.items():
         console.print(f"{key.replace('_', ' '):<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
-    console.print(_memory_table(memory))
-    console.print(ledger_table(books))
+    console.print(to_terminal(_memory_table(memory), *ledger_tables(books)))
     for note in [*answer["notes"], *books["notes"]]:
         console.print(f"note: {note}")
     console.print(f"\nfirst group: {first['id']}, preferences {first['preferences']}")
@@ -108,21 +107,20 @@ def _memory(prospect: "Prospect") -> dict[str, Any]:
 
 
 def _memory_table(memory: dict[str, Any]) -> "Table":
-    from rmtrain.reporting.tables import figure_table
+    from rmtrain.reporting.table import Table
 
     heads = {"parameters": "params", "gradients": "grads", "optimizer": "optim.", "buffers": "buffers"}
     heads |= {"activations": "activ.", "peak": "peak", "host": "host"}
-    table = figure_table("strategy", "offload", *heads.values(), texts=2)
+    rows = []
     for row in memory["layouts"]:
         taken = (row["strategy"], row["offload"]) == (memory["strategy"], memory["offload"])
         values = ["–" if row[name] is None else f"{row[name] / 2**30:.2f}" for name in heads]
-        table.add_row(f"{row['strategy']}{' ←' if taken else ''}", row["offload"], *values)
+        rows.append((f"{row['strategy']}{' ←' if taken else ''}", row["offload"], *values))
     room = memory["free_bytes"]
     free = f"{room / 2**30:.1f} GiB free on a GPU" if room is not None else "no GPU here"
-    table.title = f"GiB a process, predicted, at {memory['tokens']:,} tokens a micro-batch; {free}"
-    table.caption = f"strategy: {memory['strategy']}, {memory['reason']}"
-    table.title_justify = table.caption_justify = "left"
-    return table
+    title = f"GiB a process, predicted, at {memory['tokens']:,} tokens a micro-batch; {free}"
+    chosen = f"strategy: {memory['strategy']}, {memory['reason']}"
+    return Table(("strategy", "offload", *heads.values()), rows, title=title, texts=2, notes=[chosen])
 
 
 def _first_group(split: "ReadySplit", renderer: "Renderer") -> dict[str, Any]:

@@ -68,10 +68,11 @@ def evaluate(
     if json:
         print(jsonlib.dumps(results[0] if len(results) == 1 else results, indent=2))
     else:
-        from rmtrain.reporting.tables import split_table
+        from rmtrain.reporting.table import to_terminal
+        from rmtrain.reporting.tables import split_tables
 
         console = Console(highlight=False)
-        console.print(split_table(results))
+        console.print(to_terminal(*split_tables(results)))
         for result in results:
             console.print(f"rows: {result['rows']}", soft_wrap=True)
     missed = [result for result in results if (result["accuracy"] or 0.0) < (min_accuracy or 0.0)]

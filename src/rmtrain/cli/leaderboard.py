@@ -37,7 +37,8 @@ def leaderboard(
     """
     from rmtrain.evaluation.leaderboard import leaderboard as make_board
     from rmtrain.evaluation.leaderboard import own_entries
-    from rmtrain.reporting.leaderboard import leaderboard_markdown, leaderboard_table, save_plot
+    from rmtrain.reporting.leaderboard import leaderboard_tables, save_plot
+    from rmtrain.reporting.table import to_markdown, to_terminal
 
     own, faults = own_entries([runs, Path("results")], results or [], era)
     display = TerminalDisplay()
@@ -50,6 +51,6 @@ def leaderboard(
     if json or form == "json":
         print(jsonlib.dumps(board, indent=2, ensure_ascii=False))
     elif form == "markdown":
-        print(leaderboard_markdown(board))
+        print("\n\n".join(map(to_markdown, leaderboard_tables(board))))
     else:
-        Console(highlight=False).print(leaderboard_table(board))
+        Console(highlight=False).print(to_terminal(*leaderboard_tables(board, digits=1)))

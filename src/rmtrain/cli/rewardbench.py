@@ -169,10 +169,11 @@ def _render(result: Any, as_json: bool) -> None:
     if as_json:
         print(jsonlib.dumps(result, indent=2))
         return
-    from rmtrain.reporting.tables import rewardbench_table
+    from rmtrain.reporting.table import to_terminal
+    from rmtrain.reporting.tables import benchmark_tables
 
     console = Console(highlight=False)
     for one in result if isinstance(result, list) else [result]:
         if one["ckpt"]:
             console.print(Text(str(one["ckpt"]), style="bold"))
-        console.print(rewardbench_table(one), "")
+        console.print(to_terminal(*benchmark_tables(one)), "")

@@ -39,21 +39,20 @@ def list_folder(folder: Folder = Path("runs"), json: options.Json = False) -> No
     if json:
         print(jsonlib.dumps(found, indent=2, ensure_ascii=False))
         return
-    from rmtrain.reporting.tables import figure_table, safe_text
+    from rmtrain.reporting.table import Table, safe_text, to_terminal
 
     console = Console(highlight=False)
     if not found:
         console.print(safe_text(f"no runs under {folder}/"))
         return
-    table = figure_table("run", "state", "started", "steps", "test accuracy", texts=3)
+    rows = []
     for run in found:
         if "error" in run:
-            table.add_row(*map(safe_text, (run["name"], "can't be read", "", "", "")))
+            rows.append((run["name"], "can't be read", "", "", ""))
             continue
         state = "died" if run["alive"] is False else run["state"]
-        cells = (run["name"], state, str(run["started"] or "")[:10], _steps(run), _accuracy(run))
-        table.add_row(*map(safe_text, cells))
-    console.print(table)
+        rows.append((run["name"], state, str(run["started"] or "")[:10], _steps(run), _accuracy(run)))
+    console.print(to_terminal(Table(("run", "state", "started", "steps", "test accuracy"), rows, texts=3)))
     for run in found:
         if "error" in run:
             console.print(safe_text(run["error"]), soft_wrap=True)
@@ -88,7 +87,8 @@ def show(
 
 def _render(record: "RunRecord") -> None:
     from rmtrain.reporting.setup import run_lines, training_lines
-    from rmtrain.reporting.tables import key_values, rewardbench_table, safe_text, split_table
+    from rmtrain.reporting.table import key_values, safe_text, to_terminal
+    from rmtrain.reporting.tables import benchmark_tables, split_tables
 
     console, summary = Console(highlight=False), _summary(record)
     lines = {line.label: line.value for line in (*training_lines(record), *run_lines(record))}
@@ -102,10 +102,10 @@ def _render(record: "RunRecord") -> None:
     console.print(key_values(values))
     if record.splits:
         console.print()
-        console.print(split_table(list(record.splits.values())))
+        console.print(to_terminal(*split_tables(list(record.splits.values()))))
     for result in record.benchmarks.values():
         console.print()
-        console.print(rewardbench_table(result))
+        console.print(to_terminal(*benchmark_tables(result)))
     if record.notes:
         console.print()
     for note in record.notes:

@@ -145,10 +145,11 @@ def _train_and_score(
 
 
 def _render(result: dict[str, Any]) -> None:
-    from rmtrain.reporting.tables import split_table
+    from rmtrain.reporting.table import to_terminal
+    from rmtrain.reporting.tables import split_tables
 
     console = Console(highlight=False)
-    console.print(split_table(list(result["splits"].values())))
+    console.print(to_terminal(*split_tables(list(result["splits"].values()))))
     speed = result["tokens_per_second"]
     console.print(f"{result['steps']} steps, {result['tokens']:,} tokens, {speed:,.0f} tokens/s" if speed else "")
     console.print(f"results: {result['run']}", soft_wrap=True)

@@ -1,16 +1,15 @@
 """What a recipe's data holds: the books of every split, its lengths, and the prompts that splits share."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from rich.console import Group
-from rich.table import Table
 
 from rmtrain.data.load import PreparedData
 from rmtrain.data.prepare import BOOKS, ReadySplit
-from rmtrain.reporting.tables import figure_table, safe_text, spaced
+from rmtrain.reporting.summary import mapping
+from rmtrain.reporting.table import Table
 from rmtrain.reporting.text import count
 
 
@@ -66,10 +65,10 @@ def _spread(lengths: Any) -> dict[str, float] | None:
     return {"mean": float(lengths.mean()), "median": float(median), "p95": float(high), "longest": int(lengths.max())}
 
 
-def ledger_table(books: Mapping[str, Any]) -> Group:
-    """The books as tables, one a split: total, what went by which cause, and what was kept."""
-    parts = [
-        Group(safe_text(_heading(name, split)), _split_table(split), *map(safe_text, _remarks(split)))
+def ledger_tables(books: Mapping[str, Any]) -> list[Table]:
+    """One table a split: total, dropped by cause, and kept; then the prompts that splits share."""
+    tables = [
+        ledger_table(split, BOOKS, title=_heading(name, split), notes=list(_remarks(split)))
         for name, split in books["splits"].items()
     ]
     leaks = [
@@ -77,7 +76,7 @@ def ledger_table(books: Mapping[str, Any]) -> Group:
         f"rows with them were {'dropped from' if leak['dropped'] else 'kept in'} {leak['first']}"
         for leak in books["leaks"]
     ]
-    return spaced([*parts, *([Group(*map(safe_text, leaks))] if leaks else [])])
+    return [*tables, *([Table((), (), notes=leaks)] if leaks else [])]
 
 
 def _heading(name: str, split: Mapping[str, Any]) -> str:
@@ -85,15 +84,19 @@ def _heading(name: str, split: Mapping[str, Any]) -> str:
     return f"{name}: {split['source']}{revision}, row schema {split['schema']}"
 
 
-def _split_table(split: Mapping[str, Any]) -> Table:
-    causes = dict.fromkeys(cause for book in BOOKS for cause in split[book]["dropped"])
+def ledger_table(split: Mapping[str, Any], books: Sequence[str], title: str = "", notes: Sequence[str] = ()) -> Table:
+    """Total, dropped by cause, and kept, with a column for each book; a figure that is missing is `n/a`."""
+    ledgers = [mapping(split.get(book)) for book in books]
+    dropped = [mapping(ledger.get("dropped")) for ledger in ledgers]
     rows = [
-        ("total", *(count(split[book]["total"]) for book in BOOKS)),
-        *((f"dropped: {cause}", *(count(split[book]["dropped"].get(cause, 0)) for book in BOOKS)) for cause in causes),
+        ("total", *(count(ledger.get("total")) for ledger in ledgers)),
+        *(
+            (f"dropped: {cause}", *(count(causes.get(cause, 0)) for causes in dropped))
+            for cause in dict.fromkeys(cause for causes in dropped for cause in causes)
+        ),
+        ("kept", *(count(ledger.get("kept")) for ledger in ledgers)),
     ]
-    table = figure_table("", *BOOKS, rows=rows)
-    table.add_row("kept", *(count(split[book]["kept"]) for book in BOOKS), style="bold")
-    return table
+    return Table(("", *books), rows, title=title, bold=[len(rows) - 1], notes=notes)
 
 
 def _remarks(split: Mapping[str, Any]) -> Iterator[str]:

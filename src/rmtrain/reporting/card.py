@@ -14,11 +14,12 @@ from rmtrain.recipe.render import dump_values
 from rmtrain.reporting.metadata import HUB_ID, front_matter, is_dataset_id, sources
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, training_lines, version_text
-from rmtrain.reporting.summary import BENCHMARK_NAMES, eras, mapping
-from rmtrain.reporting.text import block, markdown, plain, python_literal, render
+from rmtrain.reporting.summary import Line, mapping
+from rmtrain.reporting.table import Table, to_markdown
+from rmtrain.reporting.tables import benchmark_tables, split_tables
+from rmtrain.reporting.text import block, count, markdown, plain, python_literal, render
 
 NAME = "README.md"
-_WITHOUT_PLACE = ("base model", "commit of the base model")  # the card tells these in its first sentence
 _UNFENCED = ("`", "<", ">", "](")  # kept out of the recipe's fence, for readers that are lax about fences
 
 
@@ -77,19 +78,35 @@ def _card(record: RunRecord, adapter: bool) -> str:
         "dtype": dtype if dtype in ("bfloat16", "float16") else "float32",
         "exported": exported,
         "serve": Markup(serve_command(".", dtype if dtype in ("bfloat16", "float16") else "float32")),
-        "scores": [
-            (BENCHMARK_NAMES.get(name, name), result.get("n"), era, score)
-            for name, result in record.benchmarks.items()
-            for era, score in eras(result).items()
+        "results": [
+            *split_tables(list(record.splits.values())),
+            *(table for result in record.benchmarks.values() for table in benchmark_tables(result)),
         ],
-        "training": [line for line in training_lines(record) if line.label not in _WITHOUT_PLACE],
-        "data": mapping(record.manifest.get("data")),
+        "training": Table(("setting", "value"), _settings(record), texts=2),
+        "data": _data_table(record),
         "versions": version_text(record),
         "recipe": Markup(_recipe(record)),
         "literal": lambda value: Markup(python_literal(value)),
-        "name_only": _name_only,
     }
-    return render("card.md.j2", lambda value: Markup(markdown(value)), values)
+    filters = {"to_markdown": lambda table: Markup(to_markdown(table))}
+    return render("card.md.j2", lambda value: Markup(markdown(value)), values, filters)
+
+
+def _settings(record: RunRecord) -> list[Line]:
+    """How the model was trained, without what the card's first sentence says already."""
+    return [line for line in training_lines(record) if line.label not in ("base model", "commit of the base model")]
+
+
+def _data_table(record: RunRecord) -> Table:
+    """One row a split: its rows kept, and dropped by cause."""
+    rows = []
+    for name, split in mapping(record.manifest.get("data")).items():
+        entry = mapping(split)
+        ledger = mapping(entry.get("rows"))
+        dropped = ", ".join(f"{cause} {count(n)}" for cause, n in mapping(ledger.get("dropped")).items()) or "none"
+        kept = count(ledger.get("total")), count(ledger.get("kept"))
+        rows.append((name, _name_only(entry.get("source") or ""), dropped, *kept, count(entry.get("groups"))))
+    return Table(("split", "source", "dropped", "rows", "kept", "groups used"), rows, texts=3)
 
 
 def _recipe(record: RunRecord) -> str:

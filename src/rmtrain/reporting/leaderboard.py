@@ -1,4 +1,4 @@
-"""The leaderboard, for people: a table for the terminal, one in Markdown, and a plot."""
+"""The leaderboard as tables, and as a plot."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,45 +6,42 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from rich.console import Group
-from rich.text import Text
-
 from rmtrain.errors import InputError
 from rmtrain.evaluation.leaderboard import sort_figure
 from rmtrain.files import write_atomic
 from rmtrain.metrics.rewardbench import SECTIONS
-from rmtrain.reporting.tables import figure_table, safe_text
-from rmtrain.reporting.text import MISSING, dash, is_figure, markdown, plain, points
+from rmtrain.reporting.table import SOFT_HYPHEN, Table
+from rmtrain.reporting.text import MISSING, dash, is_figure, plain, points
 
-_HEADINGS = ("#", "model", *SECTIONS, "prior sets", "mean of 4", "with prior", "95 % interval")
+_SECTIONS = [name.replace("Reasoning", f"Rea{SOFT_HYPHEN}soning") for name in SECTIONS]
+_HEADINGS = ("#", "model", *_SECTIONS, "prior sets", "mean of\N{NO-BREAK SPACE}4", "with prior", "95 % interval")
 _NAMED = 3  # subsets in a note
 _PUBLISHED, _OWN = "#4c72b0", "#c44e52"  # colours of the plot
 
 
-def leaderboard_table(board: Mapping[str, Any]) -> Group:
-    """The table in 80 columns; below each model what belongs to it, and below the table its notes."""
-    table = figure_table(*_HEADINGS, texts=2, gap=1, stacked=True)
-    for column, heading in enumerate(_HEADINGS[:2]):  # a long name goes on below its rank and figures
-        table.columns[column].no_wrap, table.columns[column].vertical = False, "top"
-        table.columns[column].header = Text(f"\n{heading}")
-    for column, heading in ((5, "Rea-\nsoning"), (7, "mean\nof 4")):
-        table.columns[column].header = Text(heading)
-    for beside, cells in _lines(board, lambda value: points(value, 1)):
-        table.add_row(*map(safe_text, cells), style="dim" if beside else None)
-    notes = (Text(f"{mark} {plain(note)}".strip()) for mark, note in _notes(board))
-    return Group(Text(_title(board), style="bold"), "", table, "", *notes)
+def leaderboard_tables(board: Mapping[str, Any], digits: int | None = None) -> list[Table]:
+    """The title, the models with what belongs to each below it, and the notes.
 
+    Args:
+        board: of `evaluation.leaderboard`.
+        digits: decimals of a figure; without it, figures have up to four digits.
+    """
 
-def leaderboard_markdown(board: Mapping[str, Any]) -> str:
-    """The same in Markdown, figures with up to four digits."""
-    lines = [f"**{_title(board)}**", "", "| " + " | ".join(_HEADINGS) + " |", "| ---: | --- |" + " ---: |" * 8]
-    for _, cells in _lines(board, lambda value: f"{100 * value:.4g}" if is_figure(value) else MISSING):
-        lines.append("| " + " | ".join(map(markdown, cells)) + " |")
-    return "\n".join([*lines, "", *(f"{mark} {markdown(note)}".strip() + "  " for mark, note in _notes(board))])
+    def shown(value: Any) -> str:
+        if digits is not None:
+            return points(value, digits)
+        return f"{100 * value:.4g}" if is_figure(value) else MISSING
 
-
-def _title(board: Mapping[str, Any]) -> str:
-    return f"RewardBench 1, scored by the era {board['era']}, sorted by {board['sort']}; in per cent"
+    lines = list(_lines(board, shown))
+    title = f"RewardBench 1, scored by the era {board['era']}, sorted by {board['sort']}; in per cent"
+    models = Table(
+        _HEADINGS,
+        [cells for _, cells in lines],
+        texts=2,
+        dim=[index for index, (beside, _) in enumerate(lines) if beside],
+    )
+    notes = [f"{mark} {plain(note)}".strip() for mark, note in _notes(board)]
+    return [Table((), (), title=title), models, Table((), (), notes=notes)]
 
 
 def _lines(board: Mapping[str, Any], shown: Callable[[Any], str]) -> Iterator[tuple[bool, list[str]]]:

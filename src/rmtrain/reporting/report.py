@@ -12,11 +12,13 @@ from rmtrain.files import read_bytes, write_atomic
 from rmtrain.metrics.calibration import reliability_bins
 from rmtrain.metrics.intervals import effective_size
 from rmtrain.metrics.rankings import credits_of
-from rmtrain.reporting import summary
+from rmtrain.reporting.books import ledger_table
 from rmtrain.reporting.figures import POINTS, Curve, curves, gap_histogram, reliability_diagram
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, run_lines, training_lines
-from rmtrain.reporting.summary import Share, mapping
+from rmtrain.reporting.summary import BENCHMARK_NAMES, eras, mapping
+from rmtrain.reporting.table import to_html
+from rmtrain.reporting.tables import benchmark_tables, split_tables
 from rmtrain.reporting.text import block, count, decimal, interval, is_figure, percent, plain, render
 
 NAME = "report.html"
@@ -53,13 +55,13 @@ def _render(record: RunRecord) -> str:
         "training": training_lines(record),
         "run": run_lines(record),
         "recipe": Markup.escape(block(_recipe_text(record.folder))),
-        "data": mapping(record.manifest.get("data")),
+        "data": {
+            name: (mapping(split), ledger_table(mapping(split), ("rows", "preferences")))
+            for name, split in mapping(record.manifest.get("data")).items()
+        },
         "curves": _curves(record),
         "averaged": POINTS if len(record.steps) > POINTS else None,
-        "split_lines": list(zip(*map(summary.split_lines, record.splits.values()), strict=True)),
-        "sources": [
-            (name, _strips(shares)) for name, result in record.splits.items() if (shares := summary.sources(result))
-        ],
+        "split_tables": split_tables(list(record.splits.values())),
         "distributions": [
             (name, _distributions(f"split{index}", result, record.rows[name]))
             for index, (name, result) in enumerate(record.splits.items())
@@ -67,7 +69,7 @@ def _render(record: RunRecord) -> str:
         ],
         "benchmarks": [_benchmark(result) for result in record.benchmarks.values()],
     }
-    return render("report.html.j2", plain, values)
+    return render("report.html.j2", plain, values, {"to_html": to_html})
 
 
 def _recipe_text(folder: Path) -> str:
@@ -137,26 +139,11 @@ def _distributions(name: str, result: Mapping[str, Any], rows: Sequence[ScoredRo
     ]
 
 
-def _strips(shares: Sequence[Share]) -> dict[str, Any]:
-    """Shares, each with its places in per cent of a scale's width; the scale starts at 50 % unless one lies lower."""
-    start = int(10 * min([0.5, *(share.low for share in shares if is_figure(share.low))])) / 10
-
-    def places(share: Share) -> list[float] | None:
-        values = (share.low, share.score, share.high)
-        return [100 * (min(1.0, v) - start) / (1 - start) for v in values] if all(map(is_figure, values)) else None
-
-    return {"scale": f"{100 * start:.0f} to 100 %", "rows": [(share, places(share)) for share in shares]}
-
-
 def _benchmark(result: Mapping[str, Any]) -> dict[str, Any]:
-    name, sections = str(result.get("benchmark")), summary.sections(result)
-    told = {section.name for section in sections}
+    name = str(result.get("benchmark"))
     return {
-        "title": summary.BENCHMARK_NAMES.get(name, name),
+        "title": BENCHMARK_NAMES.get(name, name),
         "n": result.get("n"),
-        "sections": _strips(sections),
-        "subsets": _strips([share for share in summary.subsets(result) if share.name not in told]),
-        "era_sections": summary.era_sections(result),
-        "eras": summary.eras(result),
-        "remarks": summary.gaps_in(result),
+        "current": eras(result).get("current", {}),
+        "tables": benchmark_tables(result),
     }

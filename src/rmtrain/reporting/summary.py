@@ -1,4 +1,4 @@
-"""What results say, as labelled lines: the same words and figures for the terminal, the page and the card."""
+"""Figures of results, with their names, for the tables of the terminal, the report and the model card."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Line(NamedTuple):
 
 
 class Share(NamedTuple):
-    """An accuracy or score with its interval and size; a part is None where it can't be had."""
+    """An accuracy or score with its interval and size; a part that is not known is None."""
 
     name: str
     score: Any
@@ -34,7 +34,7 @@ class Share(NamedTuple):
 
 
 def split_lines(result: Mapping[str, Any]) -> list[Line]:
-    """The figures of a split, in the order in which they are read."""
+    """The figures of a split, in the order of the table."""
     return [
         Line("accuracy", percent(result.get("accuracy"))),
         Line("95 % interval", interval(result.get("accuracy_low"), result.get("accuracy_high"))),
@@ -70,7 +70,7 @@ def sections(result: Mapping[str, Any]) -> list[Share]:
 
 
 def subsets(result: Mapping[str, Any]) -> list[Share]:
-    """A benchmark's subsets, the prior sets behind them."""
+    """A benchmark's subsets, then its prior sets."""
     found = {**mapping(result.get("subsets")), **mapping(mapping(result.get("prior_sets")).get("subsets"))}
     keys = ("accuracy", "low", "high", "n", "length_baseline")
     return [Share(name, *map(part.get, keys)) for name, part in found.items() if isinstance(part, Mapping)]
@@ -86,32 +86,30 @@ def era_sections(result: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for score in eras(result).values() for name in mapping(score.get("sections"))))
 
 
-def gaps_in(result: Mapping[str, Any]) -> list[str]:
-    """A sentence for each way in which a benchmark's rows differ from the published ones, were cut, or are tied."""
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """A sentence for each thing to know about a benchmark's rows: missing, unexpected, truncated or tied."""
     sentences = []
     if missing := _names(result.get("missing_subsets")):
-        sentences.append(
-            f"Missing subsets: {', '.join(missing)}. A section that lacks one has no score, nor has what depends on it."
-        )
+        sentences.append(f"Missing subsets: {', '.join(missing)}. A section that lacks a subset has no score.")
     others = [
         f"{name} {count(mapping(sizes).get('n'))} of {count(mapping(sizes).get('expected'))}"
         for name, sizes in mapping(result.get("incomplete_subsets")).items()
     ]
     if others:
-        sentences.append(f"Other than the published number of rows: {', '.join(others)}.")
+        sentences.append(f"Subsets with another number of rows than published: {', '.join(others)}.")
     if unknown := _names(result.get("unknown_subsets")):
-        sentences.append(f"Subsets that the benchmark does not have, in no score: {', '.join(unknown)}.")
+        sentences.append(f"Subsets unknown to the benchmark, left out of every score: {', '.join(unknown)}.")
     if result.get("truncated"):
-        sentences.append(f"Rows cut to the model's length: {count(result['truncated'])}.")
+        sentences.append(f"Rows truncated to the model's maximum length: {count(result['truncated'])}.")
     if result.get("identical"):
         sentences.append(
-            f"Preferences between completions of the same tokens, which are ties: {count(result['identical'])}."
+            f"Preferences between completions with the same tokens, counted as ties: {count(result['identical'])}."
         )
     ties: list[Any] = [mapping(part).get("ties") for part in mapping(result.get("subsets")).values()]
     if tied := sum(n for n in ties if is_figure(n)):
         half = mapping(mapping(result.get("scores")).get("current")).get("mean_half")
-        credit = f"; counting 1/2, the current mean is {percent(half, 2)}" if half is not None else ""
-        sentences.append(f"Ties, which the accuracies above count as the benchmark does: {count(tied)}{credit}.")
+        credit = f"; with ties counting 1/2, the current mean is {percent(half, 2)}" if half is not None else ""
+        sentences.append(f"Ties, counted above by the benchmark's own rule: {count(tied)}{credit}.")
     return sentences
 
 

@@ -3,9 +3,9 @@
 import math
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeGuard
 
 MISSING = "n/a"  # what stands for a figure that can't be had
 
@@ -103,14 +103,16 @@ def duration(seconds: Any) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def is_figure(value: Any) -> bool:
+def is_figure(value: object) -> TypeGuard[float]:
     """Whether it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) < 10**300 if isinstance(value, int) else math.isfinite(value)
 
 
-def render(template: str, shown: Callable[[Any], str], values: dict[str, Any]) -> str:
+def render(
+    template: str, shown: Callable[[Any], str], values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]]
+) -> str:
     """One of this room's templates, with each value put in as `shown` gives it; what a mapping lacks is nothing."""
     from jinja2 import ChainableUndefined, Environment
     from markupsafe import Markup
@@ -123,7 +125,6 @@ def render(template: str, shown: Callable[[Any], str], values: dict[str, Any]) -
         undefined=ChainableUndefined,
         finalize=lambda value: value if isinstance(value, Markup) else shown(value),
     )
-    forms = (percent, points, interval, decimal, count)
-    environment.filters |= {form.__name__: form for form in forms}
+    environment.filters.update({form.__name__: form for form in (percent, interval, decimal, count)}, **filters)
     source = files(__package__).joinpath(template).read_text(encoding="utf-8")
     return environment.from_string(source).render(values)
