@@ -62,10 +62,10 @@ def step(model: Any, group: Any, way: str, pad_id: int, parts: Any = None) -> tu
     """Loss of a forward and backward pass, and tokens through the backbone; of all parts, or of those given."""
     import torch
     from accelerate.utils import send_to_device
+    from torch.nn.functional import softplus
 
     from rmtrain.model.attention import NAME
     from rmtrain.model.batch import pack
-    from rmtrain.training.loss import bradley_terry_loss
 
     model.module.zero_grad(set_to_none=True)
     model.module.get_base_model().set_attn_implementation("sdpa" if way == "padded pairs" else NAME)
@@ -80,7 +80,7 @@ def step(model: Any, group: Any, way: str, pad_id: int, parts: Any = None) -> tu
         n = len(part) if way == "padded pairs" else len(better)
         chosen, rejected = (torch.tensor(side[:n], device=rewards.device) for side in (better, worse))
         weights = torch.full((n,), 1 / len(group.preferences), device=rewards.device)
-        loss = bradley_terry_loss(rewards, chosen, rejected, weights, torch.zeros_like(weights)).loss
+        loss = (weights * softplus(rewards[rejected] - rewards[chosen])).sum()
         loss.backward()
         total, tokens = total + loss.item(), tokens + batch["input_ids"].numel()
     return total, tokens

@@ -340,7 +340,9 @@ def test_equal_texts_are_tokenised_once(renderer: Renderer, monkeypatch: pytest.
 def test_a_row_is_a_group_again(k: int, pairs: list[tuple[int, int]], scored: bool) -> None:
     preferences = tuple(Preference(a, b, 0.5 * a if scored else None) for a, b in pairs)
     suffixes = tuple(np.arange(i + 1, dtype=np.int32) for i in range(k))
-    made = TokenizedGroup("id", "source", np.arange(7, dtype=np.int32), suffixes, preferences, truncated=scored)
+    scores = tuple(0.5 * i for i in range(k)) if scored else None
+    prefix = np.arange(7, dtype=np.int32)
+    made = TokenizedGroup("id", "source", prefix, suffixes, preferences, truncated=scored, scores=scores)
     row = {
         name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in group_to_row(made).items()
     }
@@ -469,7 +471,7 @@ def test_evaluation_keeps_and_counts_them(renderer: Renderer, tmp_path: Path) ->
 
 
 def entry(made: TokenizedSplit, cache: Path) -> Path:
-    return cache / made.fingerprint[:32]
+    return cache / f"{made.fingerprint[:32]}-2"
 
 
 FILES = ("data-00000-of-00001.arrow", "state.json", "dataset_info.json", "books.json", "checksums")
@@ -575,4 +577,4 @@ def test_what_a_killed_writer_left_is_not_read_and_is_cleared(
     (left[0] / "state.json").write_text("torn")
     made = split(make_groups(5), renderer, tmp_path)
     assert (len(made), counted) == (5, [5])
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [made.fingerprint[:32]]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [entry(made, tmp_path).name]

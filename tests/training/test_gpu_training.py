@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gpu_cases import NEEDS_GPU, REHEARSAL
 from training_cases import Recorder, at_step, only_run, run, weights
 
 from rmtrain.errors import Interrupted, NonFiniteError
+from rmtrain.training.trainer import GroupRewardTrainer
 
 pytestmark = [*NEEDS_GPU, pytest.mark.filterwarnings("ignore:MatMul8bitLt")]
 CLOSE = 1e-5 if REHEARSAL else 2e-3  # sums of a GPU's kernels come in no fixed order
@@ -66,15 +68,13 @@ def test_an_interrupted_run_ends_where_the_whole_one_does(base: Path, tmp_path: 
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rmtrain.training import trainer
+    plain = GroupRewardTrainer._rewards
 
-    made = trainer.bradley_terry_loss
+    def poisoned(self: Any, *args: Any) -> Any:
+        batch = plain(self, *args)
+        return replace(batch, rewards=batch.rewards * torch.nan)
 
-    def poisoned(*args: Any, **kwargs: Any) -> Any:
-        found = made(*args, **kwargs)
-        return found._replace(loss=found.loss * torch.nan, per_preference=found.per_preference * torch.nan)
-
-    monkeypatch.setattr(trainer, "bradley_terry_loss", poisoned)
+    monkeypatch.setattr(GroupRewardTrainer, "_rewards", poisoned)
     with pytest.raises(NonFiniteError):
         run(base, tmp_path)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,20 +122,12 @@ def _poison(place: Path) -> Callable[[], None]:
         from rmtrain.training.trainer import GroupRewardTrainer
 
         before = GroupRewardTrainer._require_finite
-        spoil = GroupRewardTrainer.compute_loss
-        from rmtrain.training import trainer as module
+        plain = GroupRewardTrainer._rewards
 
-        plain = module.bradley_terry_loss
-
-        def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def rewards(self: Any, *args: Any) -> Any:
+            batch = plain(self, *args)
             spoilt = self.state.global_step == 2 and self.args.process_index == 1
-
-            def loss(*values: Any) -> Any:
-                made = plain(*values)
-                return made._replace(loss=made.loss * torch.nan, per_preference=made.per_preference * torch.nan)
-
-            module.bradley_terry_loss = loss if spoilt else plain
-            return spoil(self, *args, **kwargs)
+            return replace(batch, rewards=batch.rewards * torch.nan) if spoilt else batch
 
         def require_finite(self: Any, norm: Any) -> None:
             try:
@@ -144,7 +137,7 @@ def _poison(place: Path) -> Callable[[], None]:
                 (place / f"finite-{self.args.process_index}").write_text(json.dumps(finite), encoding="utf-8")
                 raise
 
-        GroupRewardTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
+        GroupRewardTrainer._rewards = rewards  # type: ignore[method-assign]
         GroupRewardTrainer._require_finite = require_finite  # type: ignore[method-assign]
 
     return prepare

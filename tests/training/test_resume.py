@@ -23,7 +23,7 @@ from rmtrain.errors import InputError, Interrupted, RunFailedError
 from rmtrain.runs import locked, read_manifest
 from rmtrain.training import record
 from rmtrain.training.checkpoints import commit
-from rmtrain.training.resume import sampled_digest
+from rmtrain.training.resume import _with_defaults, sampled_digest
 from rmtrain.training.trainer import GroupRewardTrainer
 
 STEPS = 6
@@ -371,6 +371,13 @@ def test_a_changed_run_is_refused_by_what_has_changed(
     assert caught.value.exit_code == 2
     assert "--allow-changes" in caught.value.hint
     assert (whole / "manifest.json").read_bytes() == before  # nothing was started
+
+
+def test_a_key_that_the_checkpoints_version_did_not_have_stands_at_its_default() -> None:
+    before = {"loss.margin": 0.0, "data.splits": {}}
+    now = {"loss.margin": 0.0, "loss.centering": 0.1, "data.holdout": {}, "lora.rank": 4}
+    holdout = {"validation": 0, "test": 0, "seed": 0}
+    assert _with_defaults(before, now) == before | {"loss.centering": 0.0, "data.holdout": holdout}
 
 
 def test_other_weights_in_the_bases_folder_are_another_run(base: Path, tmp_path: Path, injected: Any) -> None:

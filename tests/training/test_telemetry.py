@@ -10,13 +10,12 @@ import pytest
 import torch
 from conftest import make_config, make_groups
 from torch.utils.flop_counter import FlopCounterMode
-from training_cases import Recorder, at_step, make_recipe, make_renderer, make_splits, only_run, run
+from training_cases import Recorder, at_step, make_recipe, make_renderer, make_splits, only_run, reward_batch, run
 
 from rmtrain.errors import Interrupted
 from rmtrain.model.batch import GroupSize, pack
 from rmtrain.model.reward_model import reward_model_class
 from rmtrain.training import telemetry
-from rmtrain.training.loss import bradley_terry_loss
 from rmtrain.training.microbatches import MicrobatchDataset
 from rmtrain.training.telemetry import Meter, measure_matrix_rate, operations_per_token
 from rmtrain.training.train import build_model
@@ -35,10 +34,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def fed(meter: Meter, rewards: list[float]) -> None:
     """One micro-batch of one group whose first completion is preferred to all others."""
-    better, worse = torch.zeros(len(rewards) - 1, dtype=torch.long), torch.arange(1, len(rewards))
-    loss = bradley_terry_loss(torch.tensor(rewards), better, worse, torch.ones(len(worse)), torch.zeros(len(worse)))
+    worse = torch.arange(1, len(rewards))
+    batch = reward_batch(torch.tensor(rewards), torch.zeros_like(worse), worse)
     meter.count({"tokens": 30, "distinct_tokens": 20, "pairs": len(worse), "groups": 1})
-    meter.learn(loss, torch.tensor(rewards))
+    meter.learn(batch)
 
 
 def test_figures_are_those_of_the_micro_batches_and_the_clock(clock: list[float]) -> None:

@@ -79,6 +79,19 @@ def make_renderer() -> Any:
     return Renderer.for_tokenizer(make_tokenizer())
 
 
+def reward_batch(rewards: Any, better: Any, worse: Any, **changes: Any) -> Any:
+    """What an objective sees of one group with these rewards and preferences; `changes` are of the preferences."""
+    import torch
+
+    from rmtrain.training.objectives import Completions, Preferences, RewardBatch
+
+    ones, places = torch.ones(len(better)), torch.zeros(len(rewards), dtype=torch.long)
+    preferences = Preferences(torch.as_tensor(better), torch.as_tensor(worse), ones, torch.zeros_like(ones), ones)
+    rows = Completions(places, torch.full((len(rewards),), 1 / len(rewards)), places + 5, rewards.detach() * torch.nan)
+    given = {name: torch.as_tensor(value) for name, value in changes.items()}
+    return RewardBatch(rewards, preferences._replace(**given), rows)
+
+
 def run(
     base: Path,
     folder: Path,

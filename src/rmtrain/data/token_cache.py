@@ -24,6 +24,7 @@ OVER_LENGTH = "over length"
 IDENTICAL = ("identical after rendering", "identical after truncation")  # the cause in a whole group, and in a cut one
 
 _VERSION = "3"  # raise when tokenisation or rendering changes what tokens come out, or when rows change
+_LAYOUT = "2"  # raise when a table gets other columns; it is no part of the fingerprint, which resumed runs compare
 _BOOKS, _CHECKSUMS = "books.json", "checksums"  # files in an entry of the cache, beside those of datasets
 
 
@@ -92,6 +93,7 @@ def row_to_group(row: dict[str, Any]) -> TokenizedGroup:
         preferences,
         row["truncated"],
         suffix_of=tuple(row["suffix_of"]),
+        scores=None if row["scores"] is None else tuple(row["scores"]),
     )
 
 
@@ -106,6 +108,7 @@ def group_to_row(group: TokenizedGroup) -> dict[str, Any]:
         "suffix_of": list(group.suffix_of),
         "preferences": [[p.better, p.worse] for p in group.preferences],
         "gaps": [p.gap for p in group.preferences],
+        "scores": group.scores,
         "truncated": group.truncated,
     }
 
@@ -144,7 +147,7 @@ def tokenize_split(
     for group in groups:
         digest.update(repr(group).encode("utf-8", "surrogatepass"))
     fingerprint = digest.hexdigest()
-    folder = cache / fingerprint[:32]
+    folder = cache / f"{fingerprint[:32]}-{_LAYOUT}"
     with writing(cache, left="RMTRAIN_CACHE names another place"), _locked(cache / f"{folder.name}.lock"):
         found = _open(folder)
         if found is None:
@@ -237,6 +240,7 @@ def _features() -> Any:
             "suffix_of": List(Value("int32")),
             "preferences": List(List(Value("int32"))),
             "gaps": List(Value("float64")),
+            "scores": List(Value("float64")),
             "truncated": Value("bool"),
         }
     )

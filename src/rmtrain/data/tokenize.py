@@ -1,5 +1,6 @@
 """PreferenceGroup → TokenizedGroup: each prompt's tokens once, then what each distinct completion adds."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -37,10 +38,20 @@ class TokenizedGroup(NamedTuple):
     starts: tuple[int, ...] = ()  # D places at which the responses start; only where log-probabilities are asked for
     suffix_of: tuple[int, ...] = ()  # K indices of suffixes; empty: each completion has the suffix of its own number
     omitted: tuple[Omission, ...] = ()  # what the chat template leaves out, each kind once; not kept in tables
+    scores: tuple[float, ...] | None = None  # K, of the source
 
     def spread(self, values: Sequence[Value]) -> tuple[Value, ...]:
         """D values, one a suffix, as K values, one a completion."""
         return tuple(values[place] for place in self.suffix_of or range(len(values)))
+
+    def suffix_scores(self) -> list[float]:
+        """D scores, each the mean over the completions that share a suffix; NaN where the source has none."""
+        if self.scores is None:
+            return [math.nan] * len(self.suffixes)
+        of_suffix: list[list[float]] = [[] for _ in self.suffixes]
+        for score, place in zip(self.scores, self.spread(range(len(self.suffixes))), strict=True):
+            of_suffix[place].append(score)
+        return [sum(values) / len(values) for values in of_suffix]
 
     @property
     def identical(self) -> tuple[bool, ...]:
@@ -135,6 +146,7 @@ def tokenize_groups(
                 truncated,
                 suffix_of=suffix_of,
                 omitted=_omitted(own, rendered),
+                scores=group.scores,
             )
 
 

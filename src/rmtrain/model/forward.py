@@ -1,5 +1,6 @@
 """Forward passes over packed batches: the backbone, and rewards read by position."""
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -44,6 +45,13 @@ class PackedForward:
         return cast(Tensor, hidden.flatten(0, 1))
 
 
+@dataclass
+class RewardOutput(SequenceClassifierOutput):  # type: ignore[misc]
+    """`logits` [N]: float32 rewards; `states` [N, H]: the last hidden states from which they are read."""
+
+    states: Tensor | None = None
+
+
 class RewardForward(PackedForward):
     """Mixin that reads rewards by position and applies the head in float32 to those positions alone.
 
@@ -72,7 +80,7 @@ class RewardForward(PackedForward):
             kwargs: passed on where `ends` is None.
 
         Returns:
-            An output whose `logits` are [N] float32 rewards.
+            A `RewardOutput`.
 
         Raises:
             InputError: a packed batch that not every layer attended to as its config says.
@@ -85,4 +93,4 @@ class RewardForward(PackedForward):
         head = getattr(self, HEAD)
         with torch.autocast(pooled.device.type, enabled=False):  # it would run even a float32 head in half precision
             rewards = head(pooled.to(next(head.parameters()).dtype)).float().squeeze(-1)
-        return SequenceClassifierOutput(logits=rewards)
+        return RewardOutput(logits=rewards, states=pooled)

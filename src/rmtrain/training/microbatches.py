@@ -3,12 +3,15 @@
 import os
 import signal
 import threading
+from collections.abc import Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from rmtrain.data.token_cache import TokenizedSplit
+from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.model.batch import Batch, GroupSize, Packing, pack
+from rmtrain.training.objectives import Completions, Preferences
 from rmtrain.training.plan import TrainingPlan
 
 _LOOK_SECONDS = 1.0  # between looks at whether the process that a worker works for is still there
@@ -25,7 +28,7 @@ class MicrobatchDataset(Dataset[Batch]):
         return len(self.share)
 
     def __getitem__(self, index: int) -> Batch:
-        """A packed batch with its preferences, their weights, and the ids of its groups."""
+        """A packed batch with its completions, its preferences, their weights, and the ids of its groups."""
         step = self.plan.steps[index // self.plan.accumulation]
         # each group weighs 1 / groups of the global batch; the trainer divides by micro-batches and processes again
         scale = self.plan.accumulation * self.plan.processes / sum(map(len, step))
@@ -33,31 +36,40 @@ class MicrobatchDataset(Dataset[Batch]):
         if not members:  # fewer groups than micro-batches: run any group, with no weight
             members, scale = next(part for part in step if part)[:1], 0.0
         groups = [self.split.group(i) for i in members]
-        batch = pack(groups, self.packing, self.pad_id)
-        better, worse, weights, gaps, first = [], [], [], [], 0
-        for group in groups:
-            places = group.spread(range(first, first + len(group.suffixes)))
-            for preference in group.preferences:
-                better.append(places[preference.better])
-                worse.append(places[preference.worse])
-                weights.append(scale / len(group.preferences))
-                gaps.append(preference.gap or 0.0)
-            first += len(group.suffixes)
         counts = {
-            "tokens": batch["input_ids"].numel(),
             "distinct_tokens": sum(GroupSize.of(group).distinct_tokens for group in groups),
-            "pairs": len(better),
+            "pairs": sum(len(group.preferences) for group in groups),
             "groups": len(groups),
         }
+        batch = pack(groups, self.packing, self.pad_id)
+        counts["tokens"] = batch["input_ids"].numel()
         return {
             **batch,
-            "better": torch.tensor(better),
-            "worse": torch.tensor(worse),
-            "weights": torch.tensor(weights, dtype=torch.float32),
-            "gaps": torch.tensor(gaps, dtype=torch.float32),
-            "ids": [group.id for group in groups for _ in group.preferences],
+            "preferences": _preferences(groups, scale),
+            "completions": _completions(groups, scale),
+            "ids": [group.id for group in groups],
             "counts": counts if scale else dict.fromkeys(counts, 0),
         }
+
+
+def _preferences(groups: Sequence[TokenizedGroup], weight: float) -> Preferences:
+    rows, first = [], 0
+    for group in groups:
+        places = group.spread(range(first, first + len(group.suffixes)))
+        share = weight / len(group.preferences)
+        rows += [(places[p.better], places[p.worse], share, p.gap or 0.0, 1.0) for p in group.preferences]
+        first += len(group.suffixes)
+    better, worse, *figures = zip(*rows, strict=True)
+    return Preferences(torch.tensor(better), torch.tensor(worse), *map(torch.tensor, figures))
+
+
+def _completions(groups: Sequence[TokenizedGroup], weight: float) -> Completions:
+    rows = [
+        (number, weight / len(group.suffixes), len(suffix), score)
+        for number, group in enumerate(groups)
+        for suffix, score in zip(group.suffixes, group.suffix_scores(), strict=True)
+    ]
+    return Completions(*map(torch.tensor, zip(*rows, strict=True)))
 
 
 def microbatch_loader(dataset: MicrobatchDataset, workers: int, pin_memory: bool) -> DataLoader[Batch]:

@@ -4,9 +4,10 @@ import hashlib
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
+from pydantic_core import to_jsonable_python
 
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
@@ -46,6 +47,7 @@ class ResumePoint(NamedTuple):
 
     checkpoint: Path
     totals: dict[str, float]  # the trainer's figures up to there
+    averages: dict[str, float]  # the objective's
     changed: dict[str, tuple[Any, Any]]  # by key: the checkpoint's value and the run's own
 
 
@@ -106,7 +108,7 @@ def choose_checkpoint(
     if found.path is None:
         display.note("no checkpoint to go on from: starting at step 0")
         return None
-    before = found.manifest["fingerprint"]
+    before = _with_defaults(found.manifest["fingerprint"], fingerprint)
     if _DROPOUT in fingerprint:
         before.setdefault(_DROPOUT, "on")  # earlier versions left it as it was
     _require_readable(found.path, before, fingerprint)
@@ -129,7 +131,20 @@ def choose_checkpoint(
             "carried over, so that dropout draws other masks"
         )
     display.note(f"resuming from {found.path.name}")
-    return ResumePoint(found.path, found.manifest["totals"], changed)
+    manifest = found.manifest
+    return ResumePoint(found.path, manifest["totals"], manifest.get("averages", {}), changed)
+
+
+def _with_defaults(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's fingerprint in which recipe keys that its version did not have yet stand at their defaults."""
+    present, filled = {key.partition(".")[0] for key in before}, dict(before)
+    for section, field in Recipe.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "model_fields")]
+        for key, setting in (kinds[0].model_fields if section in present else {}).items():
+            if f"{section}.{key}" in now and not setting.is_required():
+                default = to_jsonable_python(setting.get_default(call_default_factory=True))
+                filled.setdefault(f"{section}.{key}", default)
+    return filled
 
 
 def _require_readable(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rmtrain.model.forward import HEAD
-from rmtrain.training.loss import PreferenceLoss
+from rmtrain.training.objectives import RewardBatch
 
 COUNTS = ("tokens", "distinct_tokens", "pairs", "groups")
 _SIDE = 8192  # of the square matrices whose product is timed: large enough to fill any GPU
@@ -47,10 +47,11 @@ class Meter:
         for name, value in counts.items():
             self._counts[name] += value
 
-    def learn(self, loss: PreferenceLoss, rewards: Tensor) -> None:
-        """Add what a micro-batch with preferences came to."""
-        rewards = rewards.detach().double()
-        gaps = loss.gaps.detach().double()
+    def learn(self, batch: RewardBatch) -> None:
+        """Add the rewards and reward gaps of a micro-batch."""
+        rewards = batch.rewards.detach().double()
+        chosen, rejected = batch.pairs
+        gaps = (chosen - rejected).detach().double()
         right = (gaps > 0).sum() + 0.5 * (gaps == 0).sum()
         parts = [right, gaps.sum(), rewards.sum(), (rewards**2).sum(), torch.ones_like(rewards).sum()]
         sums = torch.stack(parts)

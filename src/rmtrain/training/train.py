@@ -31,6 +31,7 @@ from rmtrain.training.callbacks import GracefulStop, GroupTimeouts, MetricsLog, 
 from rmtrain.training.checkpoints import verify
 from rmtrain.training.fit import memory_failure
 from rmtrain.training.memory import describe_need
+from rmtrain.training.objectives import make_objective
 from rmtrain.training.prospect import Prospect, describe_plan, look_ahead
 from rmtrain.training.record import now, record_failure, record_resume, start_run, take_up_run
 from rmtrain.training.resume import ResumePoint, choose_checkpoint, damaged_state, run_fingerprint
@@ -167,7 +168,7 @@ def _train(job: _Job, start: _Start) -> TrainingResult:
     tracker = WandbLog(recipe.tracking, folder, recipe.model_dump(mode="json"))
     trainer = _make_trainer(job, start, model, [stop, tracker])
     if start.point is not None:
-        trainer.totals = start.point.totals
+        trainer.totals, trainer.averages = start.point.totals, start.point.averages
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     go_on = f"go on with: rmtrain train --resume {folder}"
@@ -230,8 +231,7 @@ def _make_trainer(job: _Job, start: _Start, model: RewardModel, callbacks: list[
         },
         fingerprint=job.fingerprint,
         tokens_per_batch=recipe.evaluation.tokens_per_batch,
-        margin=recipe.loss.margin,
-        centering=recipe.loss.centering,
+        objective=make_objective(recipe.loss),
         head_learning_rate=recipe.optim.head_learning_rate,
         keep_checkpoints=recipe.run.keep_checkpoints,
         schedule=Schedule(

@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +27,8 @@ from rmtrain.model.sidecar import Scoring
 from rmtrain.scoring.score import score_groups
 from rmtrain.training.callbacks import Schedule
 from rmtrain.training.checkpoints import STAGING, commit, rotate, state_files
-from rmtrain.training.loss import bradley_terry_loss
 from rmtrain.training.microbatches import MicrobatchDataset, microbatch_loader
+from rmtrain.training.objectives import Objective, RewardBatch, loss_of_step, move_averages
 from rmtrain.training.optimizer import retune, separate_head, settings_by_group
 from rmtrain.training.plan import TrainingPlan
 from rmtrain.training.selection import Selection
@@ -46,8 +46,7 @@ class Parts(NamedTuple):
     record: dict[str, Any]  # what rmtrain.json says besides
     fingerprint: dict[str, Any]  # of recipe and data, stored in every checkpoint and compared on resume
     tokens_per_batch: int  # when scoring
-    margin: float  # loss coefficient of the score gap
-    centering: float  # loss coefficient that keeps rewards near 0
+    objective: Objective
     head_learning_rate: float | None  # None is the adapters' own
     keep_checkpoints: int  # newest ones kept beside the best
     schedule: Schedule  # when to validate and save
@@ -68,7 +67,10 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def __init__(self, model: RewardModel, args: RewardConfig, parts: Parts, callbacks: list[TrainerCallback]) -> None:
         self._parts, self._packing, self._shapes = parts, model.packing, saved_shapes(model.module)
         self._staging: str | None = None
-        self._step_losses: list[tuple[list[str], torch.Tensor]] = []
+        self._step_losses: list[tuple[list[str], RewardBatch, torch.Tensor]] = []
+        self._step_parts: list[RewardBatch] = []  # of all processes, for an objective that needs the whole step
+        self._observed: list[Mapping[str, torch.Tensor]] = []  # what is averaged, by micro-batch of the step
+        self.averages: dict[str, float] = {}  # of that, over steps
         self.totals: dict[str, float] = dict.fromkeys([*COUNTS, "seconds", "loss_sum", "steps"], 0.0)
         rate = measure_matrix_rate(args.device, model.module.compute_dtype)
         self._meter = Meter(operations_per_token(model.module), rate)
@@ -98,9 +100,12 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         return microbatch_loader(dataset, args.dataloader_num_workers, args.dataloader_pin_memory)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, timed."""
+        """The micro-batches of a step: the Trainer's, timed; with their rewards where the objective needs them all."""
         with self._meter.waiting():
-            return super().get_batch_samples(*args, **kwargs)
+            samples, count = super().get_batch_samples(*args, **kwargs)
+        if self._parts.objective.whole_step:
+            self._step_parts = self._rewards_of_step(samples)
+        return samples, count
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         """To the device without waiting for it, in full: the Trainer would cut loss weights to DeepSpeed's dtype."""
@@ -128,20 +133,49 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Bradley-Terry over the micro-batch's preferences; figures stay on the device until they are logged."""
+        """The objective's loss of a micro-batch; figures stay on the device until they are logged."""
         self._meter.begin()
-        counts, ids = inputs.pop("counts"), inputs.pop("ids")
-        better, worse, weights, gaps = (inputs.pop(key) for key in ("better", "worse", "weights", "gaps"))
-        outputs = model(**inputs)
-        parts = self._parts
-        loss = bradley_terry_loss(outputs.logits, better, worse, weights, gaps, parts.margin, parts.centering)
-        self._step_losses.append((ids, loss.per_preference))
+        counts, ids, objective = inputs.pop("counts"), inputs.pop("ids"), self._parts.objective
+        batch = self._rewards(model, inputs)
+        if objective.whole_step:
+            place = self.args.process_index * len(self._step_parts) // self.args.world_size + len(self._step_losses)
+            loss = loss_of_step(objective, self._step_parts, place, batch)
+        else:
+            loss = objective.loss(batch)
+        self._step_losses.append((ids, batch.moved(self.args.device), loss.detach()))
+        if objective.observe is not None:
+            with torch.no_grad():
+                self._observed.append(objective.observe(batch))
         self._meter.count(counts)
         if counts["pairs"]:
-            self._meter.learn(loss, outputs.logits)
-        if self.is_deepspeed_enabled and self.accelerator.sync_gradients:  # it steps within the last backward pass
-            self._require_finite(None)
-        return (loss.loss, outputs) if return_outputs else loss.loss
+            self._meter.learn(batch)
+        if self.accelerator.sync_gradients:  # the last micro-batch of the step
+            if self._observed:
+                self.averages = move_averages(self.averages, self._observed, objective.decay)
+                self._observed = []
+            if self.is_deepspeed_enabled:  # it steps within the last backward pass
+                self._require_finite(None)
+        return (loss, None) if return_outputs else loss
+
+    def _rewards(self, model: Any, inputs: Batch) -> RewardBatch:
+        """A forward pass over a micro-batch, and what the objective sees of it."""
+        preferences, completions = inputs.pop("preferences"), inputs.pop("completions")
+        outputs = model(**inputs, **self._parts.objective.asks)
+        log_probs = getattr(outputs, "log_probs", None)
+        return RewardBatch(outputs.logits, preferences, completions, outputs.states, log_probs, self.averages)
+
+    def _rewards_of_step(self, samples: list[Batch]) -> list[RewardBatch]:
+        """All micro-batches of a step over all processes, by one more forward pass without gradients.
+
+        It draws the dropout masks that the pass with gradients draws again.
+        """
+        self.model_wrapped.train()
+        names = ("ids", "counts")
+        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            given = [{key: value for key, value in sample.items() if key not in names} for sample in samples]
+            own = [self._rewards(self.model_wrapped, self._prepare_inputs(sample)) for sample in given]
+        everyone = gather_object([part.moved("cpu") for part in own])
+        return [part.moved(self.args.device) for part in everyone]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The gradient norm, which must be finite before the optimiser may step."""
@@ -152,7 +186,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def _require_finite(self, norm: Any) -> None:
         """Stop all processes if a loss of the step, or the norm of its gradients, is not finite on one of them."""
         losses, self._step_losses = self._step_losses, []
-        finite = not losses or bool(torch.cat([values for _, values in losses]).isfinite().all())
+        finite = not losses or bool(torch.stack([loss for _, _, loss in losses]).isfinite().all())
         scaled = getattr(self.accelerator, "scaler", None) is not None  # of float16: it skips the step and scales less
         if norm is not None and not scaled:
             finite = finite and 0 <= float(norm) < math.inf  # DeepSpeed reports an overflow as -1
@@ -160,7 +194,12 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             finite = not reduce(torch.tensor(float(not finite), device=self.args.device), "sum")
         if finite:
             return
-        bad = [name for ids, values in losses for name, x in zip(ids, values.tolist(), strict=True) if x - x != 0]
+        bad = [
+            ids[group]
+            for ids, batch, _ in losses
+            for group, x in zip(batch.completions.groups.tolist(), batch.rewards.tolist(), strict=True)
+            if x - x != 0
+        ]
         if self.args.world_size > 1:
             bad = gather_object(bad)
         rows = f"groups {', '.join(dict.fromkeys(bad))}" if bad else "no single group; the gradients overflowed"
@@ -284,6 +323,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             "processes": self.args.world_size,
             "fingerprint": self._parts.fingerprint,
             "totals": self.totals,
+            "averages": self.averages,
         }
         scaled = getattr(self.accelerator, "scaler", None) is not None
         strategy = self._parts.fingerprint["distributed.strategy"]

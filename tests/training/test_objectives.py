@@ -1,5 +1,6 @@
-"""The loss is Bradley-Terry with each group weighing the same, however the groups are dealt out."""
+"""Objectives: their formulas, each group weighing the same, and the same step however the groups are dealt out."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from training_cases import make_renderer, make_splits
+from training_cases import Recorder, make_recipe, make_renderer, make_splits, reward_batch, run
 from transformers import AutoModelForSequenceClassification
 
 from rmtrain.data.types import Message, Preference
 from rmtrain.model.batch import GroupSize
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
-from rmtrain.training.loss import bradley_terry_loss
+from rmtrain.training.checkpoints import verify
 from rmtrain.training.microbatches import MicrobatchDataset
+from rmtrain.training.objectives import (
+    OBJECTIVES,
+    Objective,
+    RewardBatch,
+    bradley_terry,
+    join,
+    loss_of_step,
+    make_objective,
+    move_averages,
+)
 from rmtrain.training.plan import plan_training
 
 unhurried = settings(max_examples=80, deadline=None)
@@ -46,8 +57,9 @@ def preferences(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def tensors(case: dict[str, Any]) -> dict[str, Any]:
-    return {name: torch.tensor(value) if isinstance(value, list) else value for name, value in case.items()}
+def batch_of(case: dict[str, Any], **changes: Any) -> Any:
+    given = {"weights": case["weights"], "gaps": case["score_gaps"]} | changes
+    return reward_batch(torch.tensor(case["rewards"]), case["better"], case["worse"], **given)
 
 
 @unhurried
@@ -58,10 +70,12 @@ def test_loss_equals_an_independent_computation(case: dict[str, Any]) -> None:
     logits = chosen - rejected - case["margin"] * np.asarray(case["score_gaps"])
     nats = np.log1p(np.exp(-np.abs(logits))) + np.maximum(-logits, 0)
     expected = np.sum(np.asarray(case["weights"]) * (nats + case["centering"] * (chosen + rejected) ** 2))
-    made = bradley_terry_loss(**tensors(case))
-    assert made.loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    np.testing.assert_allclose(made.per_preference, nats, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(made.gaps, chosen - rejected, rtol=1e-5, atol=1e-5)
+    made = bradley_terry(batch_of(case), case["margin"], case["centering"])
+    assert made.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    alone = [bradley_terry(batch_of(case, weights=row), case["margin"]).item() for row in torch.eye(len(nats))]
+    np.testing.assert_allclose(alone, nats, rtol=1e-5, atol=1e-6)
+    pairs = batch_of(case).pairs
+    np.testing.assert_allclose(pairs[0] - pairs[1], chosen - rejected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.7])
@@ -75,9 +89,10 @@ def test_on_pairs_it_is_trls_formula(margin: float, centering: float) -> None:
 
     rewards = torch.stack([chosen.detach(), rejected.detach()], dim=1).flatten().requires_grad_()
     better = torch.arange(0, 32, 2)
-    made = bradley_terry_loss(rewards, better, better + 1, torch.full((16,), 1 / 16), gaps, margin, centering)
-    made.loss.backward()  # type: ignore[no-untyped-call]
-    assert made.loss.item() == pytest.approx(trl.item(), abs=1e-6)
+    batch = reward_batch(rewards, better, better + 1, weights=torch.full((16,), 1 / 16), gaps=gaps)
+    made = bradley_terry(batch, margin, centering)
+    made.backward()  # type: ignore[no-untyped-call]
+    assert made.item() == pytest.approx(trl.item(), abs=1e-6)
     assert rewards.grad is not None
     torch.testing.assert_close(rewards.grad, torch.stack([chosen.grad, rejected.grad], dim=1).flatten())  # type: ignore[list-item]
 
@@ -85,21 +100,25 @@ def test_on_pairs_it_is_trls_formula(margin: float, centering: float) -> None:
 def test_extreme_gaps_stay_finite() -> None:
     rewards = torch.tensor([1e4, -1e4], requires_grad=True)
     for better, worse, nats in ((0, 1, 0.0), (1, 0, 2e4)):
-        made = bradley_terry_loss(rewards, torch.tensor([better]), torch.tensor([worse]), torch.ones(1), torch.zeros(1))
-        made.loss.backward()  # type: ignore[no-untyped-call]
-        assert made.loss.item() == nats
+        made = bradley_terry(reward_batch(rewards, [better], [worse]))
+        made.backward()  # type: ignore[no-untyped-call]
+        assert made.item() == nats
         assert rewards.grad is not None
         assert rewards.grad.isfinite().all()
 
 
 def test_half_precision_rewards_are_compared_in_float32() -> None:
     rewards = torch.tensor([1.0, 1.0078125], dtype=torch.bfloat16)
-    made = bradley_terry_loss(rewards, torch.tensor([1]), torch.tensor([0]), torch.ones(1), torch.zeros(1))
-    assert made.per_preference.dtype == torch.float32
-    assert made.gaps.item() == 0.0078125
+    batch = reward_batch(rewards, [1], [0])
+    assert bradley_terry(batch).dtype == torch.float32
+    chosen, rejected = batch.pairs
+    assert (chosen - rejected).item() == 0.0078125
 
 
-def of_microbatches(split: Any, rewards: Tensor, **changes: Any) -> list[Tensor]:
+PLAIN = Objective(partial(bradley_terry, margin=0.5, centering=0.01))
+
+
+def of_microbatches(split: Any, rewards: Tensor, objective: Objective = PLAIN, **changes: Any) -> list[Tensor]:
     """Each step's loss as the trainer sums it: the mean over micro-batches and processes."""
     sizes = [GroupSize(prefix, suffixes) for prefix, suffixes in split.lengths()]
     values: dict[str, Any] = {
@@ -114,7 +133,7 @@ def of_microbatches(split: Any, rewards: Tensor, **changes: Any) -> list[Tensor]
     }
     plan = plan_training(sizes, **(values | changes))
     starts = np.cumsum([0] + [len(size.suffixes) for size in sizes])
-    losses = [torch.zeros(()) for _ in plan.steps]
+    steps: list[list[RewardBatch]] = [[] for _ in plan.steps]
     for process in range(plan.processes):
         data = MicrobatchDataset(split, plan, process, "shared_prompt", 0)
         for place, members in enumerate(data.share):
@@ -123,8 +142,14 @@ def of_microbatches(split: Any, rewards: Tensor, **changes: Any) -> list[Tensor]
             shown = members or next(part for part in plan.steps[step] if part)[:1]
             mine = torch.cat([rewards[starts[i] : starts[i + 1]] for i in shown])
             assert len(mine) == len(batch["ends"])
-            made = bradley_terry_loss(mine, batch["better"], batch["worse"], batch["weights"], batch["gaps"], 0.5, 0.01)
-            losses[step] = losses[step] + made.loss / (plan.accumulation * plan.processes)
+            steps[step].append(RewardBatch(mine, batch["preferences"], batch["completions"]))
+    if not objective.whole_step:
+        return [torch.stack([objective.loss(part) for part in parts]).mean() for parts in steps]
+    losses = []
+    for parts in steps:
+        still = [part.moved("cpu") for part in parts]
+        of_parts = [loss_of_step(objective, still, place, part) for place, part in enumerate(parts)]
+        losses.append(torch.stack(of_parts).mean())
     return losses
 
 
@@ -151,6 +176,106 @@ def test_any_split_into_microbatches_and_processes_is_the_same_step(split: Any) 
         torch.testing.assert_close(torch.stack(cut), torch.stack(whole))
         for loss, gradient in zip(cut, gradients, strict=True):
             torch.testing.assert_close(torch.autograd.grad(loss, rewards)[0], gradient)
+
+
+def sum_to_zero(batch: RewardBatch) -> Tensor:
+    """An objective of the whole step, and no sum over its parts."""
+    weights = batch.completions.weights
+    assert weights.sum().item() == pytest.approx(1)
+    mean = (weights * batch.rewards).sum()
+    return bradley_terry(batch) + 0.3 * mean**2 + (weights * batch.completions.lengths * batch.rewards).sum() ** 2
+
+
+def test_an_objective_of_the_whole_step_is_the_same_for_any_split(split: Any) -> None:
+    torch.manual_seed(0)
+    rewards = torch.randn(10 * 2 + 9 * 4, requires_grad=True)
+    objective = Objective(sum_to_zero, whole_step=True)
+    whole = of_microbatches(split, rewards, objective)
+    gradients = [torch.autograd.grad(loss, rewards)[0] for loss in whole]
+    for changes in ({"max_groups": 1}, {"max_groups": 3}, {"processes": 2}, {"processes": 5, "max_groups": 2}):
+        cut = of_microbatches(split, rewards, objective, **changes)
+        torch.testing.assert_close(torch.stack(cut), torch.stack(whole))
+        for loss, gradient in zip(cut, gradients, strict=True):
+            torch.testing.assert_close(torch.autograd.grad(loss, rewards)[0], gradient)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_the_trainer_gives_an_objective_all_that_it_reads(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    """The whole step under any accumulation, hidden states, and averages that a resumed run goes on with."""
+    seen: list[tuple[float, Tensor]] = []
+
+    def loss(batch: RewardBatch) -> Tensor:
+        seen.append((batch.averages.get("reward", 0.0), batch.rewards.detach()))
+        return sum_to_zero(batch)
+
+    def observe(batch: RewardBatch) -> dict[str, Tensor]:
+        assert batch.states is not None
+        assert len(batch.states) == len(batch.rewards)
+        weights = batch.completions.weights
+        return {"reward": torch.stack([(weights * batch.rewards).sum(), weights.sum()])}
+
+    objective = Objective(loss, whole_step=True, observe=observe, decay=0.5)
+    monkeypatch.setitem(OBJECTIVES, "bradley_terry", lambda section: objective)
+    figures = []
+    for tokens in (90, 100_000):
+        display = Recorder()
+        seen.clear()
+        changes: dict[str, Any] = {"optim__tokens_per_microbatch": tokens, "lora__dropout": dropout}
+        result = run(base, tmp_path / str(tokens), display=display, evaluation__every=0.0, **changes)
+        figures.append([line["loss"] for line in display.lines if "loss" in line])
+        assert len({average for average, _ in seen}) == 6  # one a step, the first 0
+        if tokens == 90:  # the pass before has the rewards, to the bit and with dropout, of the one with gradients
+            first = [rewards for average, rewards in seen if average == 0.0]
+            assert len(first) > 1
+            assert all(torch.equal(rewards, first[0]) for rewards in first)
+    if not dropout:
+        assert figures[0] == pytest.approx(figures[1], abs=1e-5)
+    checkpoint = verify(result.run / "checkpoints/checkpoint-6")
+    assert checkpoint["averages"].keys() == {"reward"}
+
+
+def test_a_moving_average_begins_with_the_first_mean() -> None:
+    observed = [{"x": torch.tensor([1.0, 1.0])}, {"x": torch.tensor([5.0, 2.0])}]
+    first = move_averages({}, observed, 0.9)
+    assert first == {"x": pytest.approx(2.0)}
+    assert move_averages(first, [{"x": torch.tensor([12.0, 1.0])}], 0.9) == {"x": pytest.approx(3.0)}
+
+
+def test_the_recipes_settings_reach_the_objective(base: Path, tmp_path: Path) -> None:
+    section = make_recipe(base, tmp_path, loss__margin=0.5, loss__centering=0.01).loss
+    batch = reward_batch(torch.tensor([0.2, 1.0]), [0], [1], gaps=torch.tensor([2.0]))
+    assert make_objective(section).loss(batch).item() == pytest.approx(np.log1p(np.exp(1.8)) + 0.01 * 1.44)
+
+
+def test_completions_know_their_group_length_and_score(tmp_path: Path) -> None:
+    (group,) = make_groups(1, k=4)
+    group = group._replace(completions=(*group.completions[:3], group.completions[0]), scores=(1.0, 2.0, 3.0, 4.0))
+    other = make_groups(1, seed=1, k=2)[0]._replace(id="other")
+    tokens = make_splits(tmp_path, [group, other])["train"].tokens
+    sizes = [GroupSize(prefix, suffixes) for prefix, suffixes in tokens.lengths()]
+    plan = plan_training(
+        sizes, epochs=1, max_steps=None, global_batch_size=2, processes=1, seed=0, packing="shared_prompt",
+        max_tokens=None, max_groups=None,
+    )  # fmt: skip
+    batch = MicrobatchDataset(tokens, plan, 0, "shared_prompt", 0)[0]
+    rows, order = batch["completions"], plan.steps[0][0]
+    by_group = [rows._replace(**{n: v[rows.groups == place] for n, v in rows._asdict().items()}) for place in (0, 1)]
+    first, second = by_group if order == [0, 1] else by_group[::-1]
+    assert first.lengths.tolist() == list(sizes[0].suffixes)
+    assert first.scores.tolist() == [2.5, 2.0, 3.0]  # equal completions have the mean of their scores
+    assert first.weights.tolist() == pytest.approx([1 / 6] * 3)
+    assert second.scores.isnan().all()
+    assert rows.weights.sum().item() == pytest.approx(1)
+
+
+def test_joined_batches_keep_their_preferences_and_groups_apart() -> None:
+    parts = [reward_batch(torch.tensor(rewards), [0], [1]) for rewards in ([1.0, 2.0, 3.0], [4.0, 5.0])]
+    whole = join(parts)
+    assert whole.preferences.better.tolist() == [0, 3]
+    assert whole.preferences.worse.tolist() == [1, 4]
+    assert whole.completions.groups.tolist() == [0, 0, 0, 1, 1]
 
 
 def test_each_group_weighs_the_same_whatever_its_k(split: Any) -> None:
@@ -191,7 +316,7 @@ def test_equal_completions_are_trained_on_as_if_each_were_there(base: Path, tmp_
         key: batch[key] for key in ("input_ids", "position_ids", "attention_mask", "ends", "layout") if key in batch
     }
     rewards = model.module(**inputs).logits
-    made = bradley_terry_loss(rewards, batch["better"], batch["worse"], batch["weights"], batch["gaps"], 0.3, 0.01)
+    made = bradley_terry(RewardBatch(rewards, batch["preferences"], batch["completions"]), 0.3, 0.01)
 
     renderer = make_renderer()
     plain = [renderer.tokenize([group.prompt + completion])[0] for completion in group.completions]
@@ -201,7 +326,7 @@ def test_equal_completions_are_trained_on_as_if_each_were_there(base: Path, tmp_
         np.log1p(np.exp(-(alone[b] - alone[w] - 0.3 * (gap or 0.0)))) + 0.01 * (alone[b] + alone[w]) ** 2
         for b, w, gap in pairs
     ]
-    assert made.loss.item() == pytest.approx(np.mean(nats), rel=1e-5)
+    assert made.item() == pytest.approx(np.mean(nats), rel=1e-5)
 
 
 def load_alone(base: Path, model: Any) -> Any:
@@ -227,5 +352,6 @@ def test_an_empty_microbatch_has_neither_weight_nor_counts(split: Any, tmp_path:
     batches = [MicrobatchDataset(split, plan, process, "shared_prompt", 0)[1] for process in range(2)]
     assert [batch["counts"]["groups"] for batch in batches] == [1, 0]
     assert batches[1]["counts"] == dict.fromkeys(batches[1]["counts"], 0)
-    assert not batches[1]["weights"].any()
+    assert not batches[1]["preferences"].weights.any()
+    assert not batches[1]["completions"].weights.any()
     assert batches[1]["input_ids"].numel()  # it still goes through the model: collectives need all processes
