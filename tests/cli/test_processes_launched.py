@@ -233,7 +233,7 @@ def test_a_signal_at_any_time_of_train_leaves_a_run_to_go_on_with(base: Path, tm
     recipe = write_recipe(tmp_path, base, epochs=1, splits="test")
     done = subprocess.run(
         [sys.executable, __file__, str(recipe), str(tmp_path / "runs")],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=200,

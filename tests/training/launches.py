@@ -22,12 +22,11 @@ COMPILER = shutil.which("c++") is not None  # DeepSpeed builds a small extension
 
 def results_of(script: str, folder: Path) -> dict[str, Any]:
     """What a script found that takes a folder and writes its results.json."""
-    source = [path for path in [os.environ.get("PYTHONPATH")] if path]  # that these tests run on
     done = subprocess.run(
         [sys.executable, script, str(folder)],
         env=os.environ
         | {
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *source]),
+            "PYTHONPATH": os.pathsep.join(sys.path),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # ninja, for DeepSpeed
         },
         capture_output=True,

@@ -320,7 +320,7 @@ def test_killed_anywhere_a_whole_checkpoint_is_left(tmp_path: Path) -> None:
     """The script below is killed before its k-th change to the disk, for every k."""
     done = subprocess.run(
         [sys.executable, __file__, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=120,

@@ -24,7 +24,7 @@ def start(base: Path, folder: Path, end: str) -> "subprocess.Popen[str]":
     """A process of its own: what an interpreter does when it exits is part of the matter."""
     return subprocess.Popen(
         [sys.executable, __file__, str(base), str(folder), end],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -535,10 +535,9 @@ def test_input_that_is_wrong_leaves_no_run_folder(base: Path, tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("killed")
-    tests = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, __file__, str(folder)],
-        env=os.environ | {"PYTHONPATH": str(tests)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=280,
