@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import rmtrain
+from rmtrain.data.benchmarks import BENCHMARKS
 
 SOURCE = Path(rmtrain.__file__).parent
 # a room may use rooms further down; training and evaluation are neighbours and use neither each other
@@ -108,6 +109,18 @@ def test_only_the_command_line_prints_or_exits() -> None:
 def test_the_rooms_are_those_of_the_plan() -> None:
     rooms = {path.name.removesuffix(".py") for path in SOURCE.iterdir() if not path.name.startswith(("_", "configs"))}
     assert rooms == {*LEVELS, *LEAVES}
+
+
+def test_a_benchmark_is_known_to_its_own_module_and_the_registry_alone() -> None:
+    """Its module lies in `data`, which may read its rows too; no other code tells benchmarks apart by their names."""
+    assert all(module.startswith("rmtrain.data.benchmarks.") for module in BENCHMARKS.values())
+    named = {
+        path
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in BENCHMARKS and not path.startswith("data/benchmarks/")
+    }
+    assert named <= {"cli/rewardbench.py"}  # the command's default
 
 
 def test_the_check_sees_arrows_that_turn_back() -> None:

@@ -142,7 +142,7 @@ class Result(Document, total=False):
     brier: Figure
     by_source: dict[str, Part]
     # of rewardbench; `ties` is a count of eval, and of RewardBench 2 the terms of its Ties
-    benchmark: Literal["rewardbench-1", "rewardbench-2", "rm-bench", "judgebench"]
+    benchmark: str
     ties: Count | dict[str, Figure]
     subsets: dict[str, Part]
     sections: dict[str, Section | None]

@@ -8,10 +8,10 @@ import pytest
 from bench_cases import ROWS, answer, write
 
 from rmtrain.cli.rewardbench import rewardbench
+from rmtrain.data.benchmarks import benchmark_named
+from rmtrain.data.benchmarks.load import prior_groups
+from rmtrain.data.benchmarks.rewardbench1 import SUBSETS
 from rmtrain.errors import DataError, InputError
-from rmtrain.evaluation.bench_data import prior_groups
-from rmtrain.evaluation.benchmarks import BENCHMARKS
-from rmtrain.metrics.rewardbench import SUBSETS
 
 pytestmark = pytest.mark.usefixtures("inside")
 
@@ -29,7 +29,7 @@ def test_prior_sets_are_read_from_a_folder_from_named_files_and_from_mixed_rows(
     import pyarrow
     import pyarrow.parquet
 
-    rb1, folder = BENCHMARKS["rewardbench-1"], tmp_path / "sets" / "data"
+    rb1, folder = benchmark_named("rewardbench-1"), tmp_path / "sets" / "data"
     folder.mkdir(parents=True)
     (folder / "README.md").write_text("# a card")
     (folder / "anthropic_hhh.jsonl").write_text(prior_rows(2))
@@ -63,10 +63,10 @@ def test_prior_sets_are_read_from_a_folder_from_named_files_and_from_mixed_rows(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["any.jsonl"], "any.jsonl:1: its subset 'split of its own' is no prior set"),
-        (["shq=any.jsonl"], "there is no prior set 'shq'"),
-        (["folder"], "any.jsonl is named after no prior set"),
-        (["pku_safer=any.jsonl"], "no rows of prior sets that are scored"),
+        (["any.jsonl"], "any.jsonl:1: its subset 'split of its own' is not a prior set"),
+        (["shq=any.jsonl"], "'shq' is not a prior set"),
+        (["folder"], "any.jsonl is not named after a prior set"),
+        (["pku_safer=any.jsonl"], "holds no rows of scored prior sets"),
     ],
 )
 def test_rows_of_no_prior_set_are_refused(tmp_path: Path, given: list[str], said: str) -> None:
@@ -74,7 +74,7 @@ def test_rows_of_no_prior_set_are_refused(tmp_path: Path, given: list[str], said
     for place in (tmp_path, tmp_path / "folder"):
         (place / "any.jsonl").write_text(prior_rows(2))
     with pytest.raises(DataError) as caught:
-        prior_groups(BENCHMARKS["rewardbench-1"], given, print)
+        prior_groups(benchmark_named("rewardbench-1"), given, print)
     assert said in str(caught.value)
 
 
@@ -133,7 +133,7 @@ def test_results_of_one_model_in_several_files_are_one(tmp_path: Path, capsys: p
     with pytest.raises(DataError, match="prior sets alone") as caught:
         rewardbench(results=[Path("prior.json")])
     assert "--results core.json --results prior.json" in caught.value.hint
-    with pytest.raises(DataError, match=r"hep-go is 0\.5, and 0\.75 in a file before it"):
+    with pytest.raises(DataError, match=r"hep-go is 0\.5, but 0\.75 in an earlier file"):
         rewardbench(results=[files[0], Path("wrong.json")])
     (tmp_path / "other.json").write_text(json.dumps({"other": core}))
     two = answer(capsys, results=[files[0], Path("other.json")], output=Path("two.json"))

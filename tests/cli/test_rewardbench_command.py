@@ -12,9 +12,9 @@ from conftest import make_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from rmtrain.cli.rewardbench import rewardbench
+from rmtrain.data.benchmarks import benchmark_named
+from rmtrain.data.benchmarks.load import core_groups
 from rmtrain.errors import DataError, InputError
-from rmtrain.evaluation.bench_data import core_groups
-from rmtrain.evaluation.benchmarks import BENCHMARKS
 
 pytestmark = pytest.mark.usefixtures("inside")
 
@@ -113,7 +113,7 @@ def test_both_ways_of_reading_a_policy_are_refused(models: Path) -> None:
 def test_the_scored_split_is_read_unless_another_is_named(tmp_path: Path) -> None:
     file = tmp_path / "judge.json"
     file.write_text(json.dumps({"claude": [{**JUDGE, "pair_id": "c"}], "gpt": [{**JUDGE, "pair_id": "g"}]}))
-    judge = BENCHMARKS["judgebench"]
+    judge = benchmark_named("judgebench")
     assert [group.id for group in core_groups(judge, str(file), None, print)[0]] == ["g"]
     groups, source = core_groups(judge, str(file), "claude", print)
     assert [group.id for group in groups] == ["c"]
@@ -125,7 +125,7 @@ def test_the_scored_split_is_read_unless_another_is_named(tmp_path: Path) -> Non
 def test_the_only_split_there_is_will_do(tmp_path: Path) -> None:
     file = tmp_path / "rm.json"
     file.write_text(json.dumps({"test": ROWS["rm-bench"]}))
-    assert len(core_groups(BENCHMARKS["rm-bench"], str(file), None, print)[0]) == 5
+    assert len(core_groups(benchmark_named("rm-bench"), str(file), None, print)[0]) == 5
     file.write_text(json.dumps({"a": ROWS["rm-bench"], "b": ROWS["rm-bench"]}))
     with pytest.raises(DataError, match="several splits, and none named"):
-        core_groups(BENCHMARKS["rm-bench"], str(file), None, print)
+        core_groups(benchmark_named("rm-bench"), str(file), None, print)

@@ -3,12 +3,14 @@ import json
 import numpy as np
 import pytest
 
+from rmtrain.data.benchmarks import BENCHMARKS, benchmark_named
+from rmtrain.data.benchmarks.definition import ScoredPrompt
+from rmtrain.data.benchmarks.rewardbench1 import COUNTS, ERAS, PRIOR_COUNTS, PRIOR_SETS, SECTIONS, SUBSETS
+from rmtrain.data.benchmarks.rewardbench2 import ties_score
 from rmtrain.errors import DataError
-from rmtrain.evaluation.bench_published import results_from_published, to_flat
-from rmtrain.evaluation.benchmarks import BENCHMARKS, benchmark_result
+from rmtrain.evaluation import benchmarks
+from rmtrain.evaluation.flat_results import flat_form, published_results
 from rmtrain.evaluation.results import ScoredRow
-from rmtrain.metrics.rewardbench import COUNTS, ERAS, PRIOR_COUNTS, PRIOR_SETS, SECTIONS, SUBSETS
-from rmtrain.metrics.rewardbench2 import TiesPrompt, ties_score
 
 # right answers of Ray2333/reward-model-Mistral-7B-instruct-Unified-Feedback, as the leaderboard published them
 RIGHT = {
@@ -20,7 +22,19 @@ RIGHT = {
 }  # fmt: skip
 PRIOR = {"anthropic_helpful": 0.702681, "anthropic_hhh": 0.895928, "shp": 0.643308, "summarize": 0.731778}
 
-PROMISED = {"benchmark", "ckpt", "n", "subsets", "sections", "scores", "missing_subsets", "rows"}
+PROMISED = {"benchmark", "ckpt", "n", "subsets", "sections", "scores", "missing_subsets"}
+
+
+def benchmark_result(name, rows, prior_rows=(), *, ckpt):
+    return benchmarks.benchmark_result(benchmark_named(name), rows, prior_rows, ckpt).to_json()
+
+
+def results_from_published(path, name="rewardbench-1"):
+    return [result.to_json() for result in published_results([path], benchmark_named(name))]
+
+
+def to_flat(result):
+    return flat_form([result])
 
 
 def pair_rows(subset, right, n, tied=0, lengths=(4, 2)):
@@ -33,11 +47,9 @@ def core_rows(right=RIGHT):
 
 
 def test_rewardbench_1_of_scored_rows():
-    result = benchmark_result("rewardbench-1", core_rows(), ckpt="final", path="rows.jsonl")
+    result = benchmark_result("rewardbench-1", core_rows(), ckpt="final")
     assert set(result) >= PROMISED
-    assert (result["benchmark"], result["ckpt"], result["n"], result["rows"]) == (
-        "rewardbench-1", "final", 2985, "rows.jsonl",
-    )  # fmt: skip
+    assert (result["benchmark"], result["ckpt"], result["n"]) == ("rewardbench-1", "final", 2985)
     assert list(result["subsets"]) == list(SUBSETS)
     assert {"n": 447, "accuracy": 249 / 447, "ties": 0}.items() <= result["subsets"]["math-prm"].items()
     sections = result["sections"]
@@ -58,7 +70,7 @@ def test_rewardbench_1_of_scored_rows():
 def test_rewardbench_1_with_prior_sets():
     prior = [row for name, value in PRIOR.items() for row in pair_rows(name, round(1000 * value), 1000)]
     prior += pair_rows("mtbench_human", 600, 1000) + pair_rows("pku_safer", 1, 2)
-    result = benchmark_result("rewardbench-1", core_rows(), prior, ckpt="c", path=None)
+    result = benchmark_result("rewardbench-1", core_rows(), prior, ckpt="c")
     expected = np.mean([round(1000 * value) / 1000 for value in PRIOR.values()])
     assert result["prior_sets"]["score"] == pytest.approx(expected)
     assert result["prior_sets"]["low"] < expected < result["prior_sets"]["high"]
@@ -71,7 +83,7 @@ def test_rewardbench_1_with_prior_sets():
 
 def test_a_prior_set_that_lacks_leaves_no_score_with_prior_sets():
     prior = [row for name in PRIOR_SETS[1:] for row in pair_rows(name, 1, 2)]
-    result = benchmark_result("rewardbench-1", core_rows(), prior, ckpt="c", path=None)
+    result = benchmark_result("rewardbench-1", core_rows(), prior, ckpt="c")
     assert result["prior_sets"]["score"] is None
     assert result["scores"]["current"]["with_prior_sets"] is None
     assert result["scores"]["current"]["mean_of_sections"] is not None
@@ -80,7 +92,7 @@ def test_a_prior_set_that_lacks_leaves_no_score_with_prior_sets():
 
 def test_ties_are_wrong_officially_and_half_beside():
     rows = core_rows({name: k for name, k in RIGHT.items() if name != "hep-go"}) + pair_rows("hep-go", 100, 164, 20)
-    subset = benchmark_result("rewardbench-1", rows, ckpt="c", path=None)["subsets"]["hep-go"]
+    subset = benchmark_result("rewardbench-1", rows, ckpt="c")["subsets"]["hep-go"]
     assert (subset["n"], subset["accuracy"], subset["accuracy_half"], subset["ties"]) == (
         164, 100 / 164, 110 / 164, 20,
     )  # fmt: skip
@@ -88,7 +100,7 @@ def test_ties_are_wrong_officially_and_half_beside():
 
 def test_a_missing_subset_makes_its_section_null():
     rows = [row for row in core_rows() if row.source != "donotanswer"] + pair_rows("surprise", 1, 2)
-    result = benchmark_result("rewardbench-1", rows, ckpt="c", path=None)
+    result = benchmark_result("rewardbench-1", rows, ckpt="c")
     assert result["sections"]["Safety"] is None
     assert result["sections"]["Chat"]["score"] == pytest.approx(0.977654, abs=1e-6)
     assert all(score["mean_of_sections"] is None for score in result["scores"].values())
@@ -99,7 +111,7 @@ def test_a_missing_subset_makes_its_section_null():
 
 def test_a_partial_subset_is_told():
     rows = [row for row in core_rows() if row.source != "math-prm"] + pair_rows("math-prm", 120, 200)
-    result = benchmark_result("rewardbench-1", rows, ckpt="c", path=None)
+    result = benchmark_result("rewardbench-1", rows, ckpt="c")
     assert result["incomplete_subsets"] == {"math-prm": {"n": 200, "expected": 447}}
     right = sum(RIGHT.values()) - 249 + 120
     assert result["scores"]["micro_accuracy"]["mean_of_sections"] == pytest.approx(right / (2985 - 247))
@@ -107,7 +119,7 @@ def test_a_partial_subset_is_told():
 
 def test_nothing_scored():
     for name in BENCHMARKS:
-        result = benchmark_result(name, [], ckpt="c", path=None)
+        result = benchmark_result(name, [], ckpt="c")
         assert result["n"] == 0
         assert all(figures is None for figures in result["sections"].values())
         assert all(score["mean_of_sections"] is None for score in result["scores"].values())
@@ -133,8 +145,8 @@ TIES = [
 def test_rewardbench_2():
     names = ("Factuality", "Precise IF", "Math", "Safety", "Focus")
     rows = [row for k, name in enumerate(names) for row in best_of_four(name, 4 + k, 10)] + TIES
-    result = benchmark_result("rewardbench-2", rows, ckpt="c", path=None)
-    prompts = [TiesPrompt(*row.id.split(":"), row.rewards, 1 + row.preferences[-1][0]) for row in TIES]
+    result = benchmark_result("rewardbench-2", rows, ckpt="c")
+    prompts = [ScoredPrompt(row.id, row.rewards, 1 + row.preferences[-1][0]) for row in TIES]
     expected = ties_score(prompts)
     assert result["subsets"]["Ties"]["accuracy"] == result["sections"]["Ties"]["score"] == expected.score
     assert result["sections"]["Ties"]["low"] < expected.score < result["sections"]["Ties"]["high"]
@@ -150,7 +162,7 @@ def test_rewardbench_2():
 
 def test_rewardbench_2_shares_a_tie_at_the_top():
     row = ScoredRow("Math/1", "Math", (1.0, 1.0, 0.0, 0.0), ((0, 1), (0, 2), (0, 3)), False, (9, 1, 1, 1))
-    result = benchmark_result("rewardbench-2", [row], ckpt="c", path=None)
+    result = benchmark_result("rewardbench-2", [row], ckpt="c")
     assert {"n": 1, "accuracy": 0.5, "ties": 1, "length_baseline": 1}.items() <= result["subsets"]["Math"].items()
     assert result["sections"]["Focus"] is None
     assert "Ties" in result["missing_subsets"]
@@ -162,7 +174,7 @@ def test_a_perfect_rewardbench_2_scores_just_above_one():
     for n in range(50):
         rows.append(ScoredRow(f"ref:{n}", "Ties", (900.0, 0.0), ((0, 1),), False))
         rows.append(ScoredRow(f"tied:{n}", "Ties", (901.0, 900.0, 0.0), ((0, 2), (1, 2)), False))
-    result = benchmark_result("rewardbench-2", rows, ckpt="c", path=None)
+    result = benchmark_result("rewardbench-2", rows, ckpt="c")
     score = result["scores"]["current"]
     assert result["sections"]["Ties"]["score"] == pytest.approx(1.01)
     assert 0.99 < score["low"] < 1 < score["mean_of_sections"] <= score["high"]
@@ -183,7 +195,7 @@ def test_rm_bench():
         ]
         for i in range(n)
     ]
-    result = benchmark_result("rm-bench", rows, ckpt="c", path=None)
+    result = benchmark_result("rm-bench", rows, ckpt="c")
     chat, safety = result["sections"]["Chat"], result["sections"]["Safety"]
     assert (chat["hard"], chat["normal"], chat["easy"], chat["score"]) == pytest.approx((0, 0, 1, 1 / 3))
     assert safety["score"] == pytest.approx((3 + 1 / 3) / 4)  # its prompts are pooled
@@ -192,7 +204,7 @@ def test_rm_bench():
     assert np.mean([score["hard"], score["normal"], score["easy"]]) == pytest.approx(score["mean_of_sections"])
     assert score["low"] < score["mean_of_sections"] < score["high"]
     assert result["n"] == 19
-    part = benchmark_result("rm-bench", [row for row in rows if row.source != "safety-refuse"], ckpt="c", path=None)
+    part = benchmark_result("rm-bench", [row for row in rows if row.source != "safety-refuse"], ckpt="c")
     assert part["sections"]["Safety"] is None
     assert part["scores"]["current"]["hard"] is None
     assert part["missing_subsets"] == ["safety-refuse"]
@@ -205,7 +217,7 @@ def test_judgebench_is_micro():
         + pair_rows("Math", 1, 2)
         + pair_rows("Coding", 2, 4)
     )
-    result = benchmark_result("judgebench", rows, ckpt="c", path=None)
+    result = benchmark_result("judgebench", rows, ckpt="c")
     assert result["scores"]["current"]["mean_of_sections"] == pytest.approx(13 / 20)
     assert result["scores"]["section_mean"]["mean_of_sections"] == pytest.approx((0.9 + 0.25 + 0.5 + 0.5) / 4)
     assert result["sections"]["Knowledge"]["score"] == 0.9
@@ -237,7 +249,7 @@ def test_a_published_flat_file_gives_every_era(tmp_path):
 
 def test_published_intervals_are_those_of_the_rows(tmp_path):
     (published,) = results_from_published(flat_file(tmp_path, PUBLISHED))
-    scored = benchmark_result("rewardbench-1", core_rows(), ckpt="c", path=None)
+    scored = benchmark_result("rewardbench-1", core_rows(), ckpt="c")
     for section in SECTIONS:
         for key in ("score", "low", "high"):
             # of rows there is a bootstrap, of published accuracies Wilson's, which takes strata for less known
@@ -263,7 +275,7 @@ def test_a_published_file_of_one_nested_model(tmp_path):
 
 def test_the_flat_form_of_a_result_gives_the_result_back(tmp_path):
     prior = [row for name in PRIOR_COUNTS for row in pair_rows(name, 3, 5)]
-    result = benchmark_result("rewardbench-1", core_rows(), prior, ckpt="org/m", path=None)
+    result = benchmark_result("rewardbench-1", core_rows(), prior, ckpt="org/m")
     flat = to_flat(result)
     assert (flat["model"], flat["donotanswer"]) == ("org/m", 84 / 136)
     (again,) = results_from_published(flat_file(tmp_path, flat))
@@ -341,7 +353,7 @@ def random_rows(name, seed=0):
 @pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_the_flat_form_of_every_benchmark_gives_its_scores_back(tmp_path, name):
     prior = [row._replace(source="shp") for row in random_rows(name)[:40]] if name == "rewardbench-1" else []
-    result = benchmark_result(name, random_rows(name), prior, ckpt="org/m", path=None)
+    result = benchmark_result(name, random_rows(name), prior, ckpt="org/m")
     flat = json.loads(json.dumps(to_flat(result)))
     (again,) = results_from_published(flat_file(tmp_path, flat), name)
     assert again["n"] == result["n"]
@@ -369,7 +381,7 @@ def sections_of(name):
 def test_sections_are_bootstrapped_over_prompts(name):
     """Prompts drawn with replacement one by one, and every formula computed again from their rows."""
     rows = random_rows(name)
-    result = benchmark_result(name, rows, ckpt="c", path=None)
+    result = benchmark_result(name, rows, ckpt="c")
     weights = sections_of(name)
     prompts = sorted({row.cluster for row in rows})
     table = {}  # prompt → subset → right, of
@@ -399,7 +411,7 @@ def test_sections_are_bootstrapped_over_prompts(name):
 
 def test_every_interval_of_every_era_holds_its_score():
     prior = [row for i, name in enumerate(PRIOR) for row in pair_rows(name, 30 + i, 50)]
-    result = benchmark_result("rewardbench-1", random_rows("rewardbench-1"), prior, ckpt="c", path=None)
+    result = benchmark_result("rewardbench-1", random_rows("rewardbench-1"), prior, ckpt="c")
     for era, score in result["scores"].items():
         assert score["low"] < score["mean_of_sections"] < score["high"], era
         if era == "micro_accuracy":
@@ -412,7 +424,7 @@ def test_every_interval_of_every_era_holds_its_score():
 def test_core_and_prior_sets_are_drawn_apart():
     prior = [row._replace(source=name) for name in PRIOR_SETS for row in pair_rows(name, 60, 100)]
     core = [row for name in SUBSETS for row in pair_rows(name, 60, 100)]
-    result = benchmark_result("rewardbench-1", core, prior, ckpt="c", path=None)
+    result = benchmark_result("rewardbench-1", core, prior, ckpt="c")
     score, of_prior = result["scores"]["current"], result["prior_sets"]
     halves = (score["high"] - score["low"]) / 2, (of_prior["high"] - of_prior["low"]) / 2
     apart = np.sqrt((8 * halves[0] / 9) ** 2 + (halves[1] / 9) ** 2)
@@ -426,7 +438,7 @@ def test_the_score_with_prior_sets_has_half_credit_and_a_length_baseline():
         row for i, name in enumerate(PRIOR) for row in pair_rows(name, 20 + i, 50, tied=10, lengths=(1 + i % 2, 1))
     ]
     core = [row for name in SUBSETS for row in pair_rows(name, 20, 50, tied=6)]
-    for era, score in benchmark_result("rewardbench-1", core, prior, ckpt="c", path=None)["scores"].items():
+    for era, score in benchmark_result("rewardbench-1", core, prior, ckpt="c")["scores"].items():
         if era == "micro_accuracy":
             assert score["with_prior_half"] is None
             continue
@@ -438,16 +450,16 @@ def test_the_score_with_prior_sets_has_half_credit_and_a_length_baseline():
 
 def test_near_one_the_interval_is_not_the_resamples():
     rows = [row for name in SECTIONS["Chat"] for row in pair_rows(name, 39, 40)]
-    chat = benchmark_result("rewardbench-1", rows, ckpt="c", path=None)["sections"]["Chat"]
+    chat = benchmark_result("rewardbench-1", rows, ckpt="c")["sections"]["Chat"]
     assert 0.93 < chat["low"] < chat["score"] < chat["high"] < 1  # 5 of 200 are wrong: fewer than ten
 
 
 @pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_length_baselines_and_half_credit_stand_beside_every_figure(name):
     rows = random_rows(name)
-    result = benchmark_result(name, rows, ckpt="c", path=None)
+    result = benchmark_result(name, rows, ckpt="c")
     as_lengths = [row._replace(rewards=tuple(map(float, row.lengths))) for row in rows]
-    by_length = benchmark_result(name, as_lengths, ckpt="c", path=None)
+    by_length = benchmark_result(name, as_lengths, ckpt="c")
     for kind in ("subsets", "sections"):
         for part, figures in result[kind].items():
             other = by_length[kind][part]
@@ -471,20 +483,20 @@ def test_length_baselines_and_half_credit_stand_beside_every_figure(name):
 
 def test_rows_that_are_not_all_there_are_told():
     rows = random_rows("judgebench")
-    result = benchmark_result("judgebench", rows, ckpt="c", path=None)
+    result = benchmark_result("judgebench", rows, ckpt="c")
     assert result["incomplete_subsets"] == {"all rows": {"n": len(rows), "expected": 350}}
     claude = [rows[0]._replace(id=str(i)) for i in range(270)]
-    assert benchmark_result("judgebench", claude, ckpt="c", path=None)["incomplete_subsets"] == {}
+    assert benchmark_result("judgebench", claude, ckpt="c")["incomplete_subsets"] == {}
 
 
 def test_ties_among_ties_rows_are_counted():
     rows = [TIES[0], TIES[1]._replace(rewards=(2.0, 0.0, 0.0)), TIES[2], TIES[3]]
-    assert benchmark_result("rewardbench-2", rows, ckpt="c", path=None)["subsets"]["Ties"]["ties"] == 1
+    assert benchmark_result("rewardbench-2", rows, ckpt="c")["subsets"]["Ties"]["ties"] == 1
 
 
 def test_ties_below_zero_can_be_published_and_have_an_interval(tmp_path):
     worst = [TIES[0]._replace(rewards=(0.0, 9.0)), TIES[3]._replace(id="tied:0", rewards=(2.0, 1.0, 9.0))]
-    result = benchmark_result("rewardbench-2", worst, ckpt="c", path=None)
+    result = benchmark_result("rewardbench-2", worst, ckpt="c")
     ties = result["sections"]["Ties"]
     assert -0.01 <= ties["score"] < 0
     assert ties["low"] <= ties["score"] < ties["high"] <= 1

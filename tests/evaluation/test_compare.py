@@ -4,13 +4,19 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from rmtrain.data.benchmarks import benchmark_named
+from rmtrain.data.benchmarks.definition import ScoredPrompt
+from rmtrain.data.benchmarks.rewardbench1 import COUNTS, SECTIONS
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks import benchmark_result
-from rmtrain.evaluation.compare import compare, result_beside, rows_of_result, scored_rows
+from rmtrain.evaluation.compare import result_beside, rows_of_result, scored_rows
+from rmtrain.evaluation.differences import compare_rows
 from rmtrain.evaluation.results import ScoredRow, write_rows
 from rmtrain.metrics.intervals import detectable_difference, difference_interval, resampled_means
-from rmtrain.metrics.rewardbench import COUNTS, SECTIONS
-from rmtrain.metrics.rewardbench2 import TiesPrompt
+
+
+def compare(a_rows, b_rows, benchmark=None):
+    return compare_rows(a_rows, b_rows, benchmark and benchmark_named(benchmark)).to_json()
 
 
 def rows_of(right, source="s", k=1):
@@ -55,7 +61,8 @@ def test_a_small_difference_is_called_noise():
     assert result["within_noise"] is True
     least = f"{100 * result['detectable']:.2f}"
     assert result["verdict"] == (
-        f"Within noise: A is ahead by 1.00 points (p = 1); here {least} would show four times in five."
+        f"Within noise: A is ahead by 1.00 points (p = 1); "
+        f"a difference of {least} would be detected four times in five."
     )
 
 
@@ -237,7 +244,7 @@ def rewardbench2_rows(seed, gain, ties=40):
 def test_rewardbench_2_is_compared_by_its_score():
     a, b = rewardbench2_rows(0, 1.0), rewardbench2_rows(1, 0.6)
     result = compare(a, b, "rewardbench-2")
-    own = [benchmark_result("rewardbench-2", rows, ckpt="c", path=None) for rows in (a, b)]
+    own = [benchmark_result(benchmark_named("rewardbench-2"), rows).to_json() for rows in (a, b)]
     for side, of_one in zip("ab", own, strict=True):
         assert result["score"][side] == pytest.approx(of_one["scores"]["current"]["mean_of_sections"])
         for name, figures in result["sections"].items():
@@ -258,7 +265,7 @@ def test_rewardbench_2_is_compared_by_its_score():
                 row = others[side][i]
                 credit.setdefault(row.source, []).append(row.rewards[0] == max(row.rewards))
             forms = [
-                TiesPrompt(form, str(k), ties[side][2 * n + place].rewards, right)
+                ScoredPrompt(f"{form}:{k}", ties[side][2 * n + place].rewards, right)
                 for k, n in enumerate(numbers)
                 for place, (form, right) in enumerate((("ref", 1), ("tied", 3)))
             ]
@@ -280,12 +287,12 @@ def test_rewardbench_2_is_compared_by_its_score():
 
 def plain_ties(prompts):
     """The formula of `rewardbench.md`, told anew."""
-    by = {(prompt.form, prompt.number): prompt for prompt in prompts}
+    by = {tuple(prompt.id.split(":")): prompt for prompt in prompts}
 
     def margin(prompt):
         return min(prompt.rewards[: prompt.right]) - max(prompt.rewards[prompt.right :])
 
-    numbers = sorted({prompt.number for prompt in prompts})
+    numbers = sorted({number for _, number in by})
     tied, ref = ([margin(by[form, n]) for n in numbers] for form in ("tied", "ref"))
     spread = [np.ptp(by["tied", n].rewards[: by["tied", n].right]) for n in numbers]
     least = np.minimum(tied, ref)

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 import rmtrain.evaluation.leaderboard as module
 from rmtrain.cli.leaderboard import leaderboard as command
+from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK, COUNTS, PRIOR_COUNTS
 from rmtrain.errors import DataError, InputError
 from rmtrain.evaluation.benchmarks import benchmark_result
 from rmtrain.evaluation.leaderboard import SORTS, leaderboard, own_entries
 from rmtrain.evaluation.results import ScoredRow
 from rmtrain.files import write_json
-from rmtrain.metrics.rewardbench import COUNTS, PRIOR_COUNTS
 
 KNOWN = yaml.safe_load(Path(module.__file__).with_name("published.yaml").read_text(encoding="utf-8"))
 RAY = "Ray2333 Mistral-7B"
@@ -49,7 +49,8 @@ def result_of(
         for sizes in (rows, prior or {})
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, benchmark_result("rewardbench-1", scored, scored_prior, ckpt=ckpt, path="r.rows.jsonl"))
+    result = benchmark_result(BENCHMARK, scored, scored_prior, ckpt).to_json()
+    write_json(path, {**result, "rows": "r.rows.jsonl"})
     return path
 
 

@@ -20,8 +20,8 @@ from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.cli.score import score
 from rmtrain.data.types import Message
 from rmtrain.errors import CheckpointError, DataError, InputError
-from rmtrain.evaluation.compare import _credits, _in_order_of
-from rmtrain.evaluation.compare import compare as compare_rows
+from rmtrain.evaluation.differences import _in_order_of, compare_rows
+from rmtrain.evaluation.figures import credits_by_rule
 from rmtrain.evaluation.results import ScoredRow, read_rows
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.published.pair_rm import PairRenderer
@@ -276,9 +276,9 @@ def test_benchmarks_of_pairs_are_scored_and_compared(tmp_path: Path, capsys: pyt
 def test_margins_follow_their_preferences_when_rows_are_matched() -> None:
     a = ScoredRow("1", "", (3.0, 2.0, 1.0), ((0, 1), (1, 2)), False)
     b = ScoredRow("1", "", (), ((1, 2), (0, 1)), False, (4, 4, 4), margins=(-1.0, 2.0))
-    result = compare_rows([a], [b])
-    assert (result["a"], result["b"]) == (1.0, 0.5)
-    assert _credits([_in_order_of(a, b)], "rewardbench-1")[0].tolist() == [1.0, 0.0]
+    result = compare_rows([a], [b]).overall
+    assert (result.a, result.b) == (1.0, 0.5)
+    assert credits_by_rule([_in_order_of(a, b)], "pairs").official.tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("margins", [[1.0], [1.0, "2"], 3])

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK, COUNTS
 from rmtrain.evaluation.benchmarks import benchmark_result
 from rmtrain.evaluation.results import ScoredRow, summarise, write_rows
-from rmtrain.metrics.rewardbench import COUNTS
 from rmtrain.recipe.schema import Recipe
 
 STEPS = 12
@@ -71,7 +71,7 @@ def write_benchmark(run: Path, leave_out: tuple[str, ...] = ()) -> dict[str, Any
         if subset not in leave_out
         for index in range(2)
     ]
-    result = benchmark_result("rewardbench-1", rows, ckpt=str(run / "final"), path=None)
+    result = {**benchmark_result(BENCHMARK, rows, ckpt=str(run / "final")).to_json(), "rows": None}
     folder = run / "rewardbench"
     folder.mkdir(exist_ok=True)
     (folder / "rewardbench-1.json").write_text(json.dumps(result))

@@ -12,12 +12,12 @@ from conftest import make_tokenizer
 from official_cases import at, pair, random_pairs, rewards_of, scorer, write_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rmtrain.data.benchmarks.rewardbench1 import PRIOR_SETS, SUBSETS
 from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.display import Silent
 from rmtrain.errors import InputError
-from rmtrain.evaluation.bench_parity import Rung, ladder_json, score_official
+from rmtrain.evaluation.parity import Rung, ladder_json, score_official
 from rmtrain.evaluation.results import ScoredRow
-from rmtrain.metrics.rewardbench import PRIOR_SETS, SUBSETS
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.reward_model import BackboneOptions
 from rmtrain.scoring import official

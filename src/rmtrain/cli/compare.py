@@ -13,6 +13,7 @@ from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import OWN, Chosen, Reading, choose, load, own_way, weights_of
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.evaluate import data_name, of_other_source
+from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.errors import CheckpointError, DataError, InputError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def compare(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of --data or --benchmark, or of both runs.")] = None,
     benchmark: Annotated[
-        options.Benchmark | None,
+        options.BenchmarkName | None,
         typer.Option(help="Compare on this benchmark; --data names its rows where they are not the hub's."),
     ] = None,
     prompt_a: Annotated[str | None, _of_side("prompt", "A", _PROMPT)] = None,
@@ -73,7 +74,7 @@ def compare(
     no_verify: options.NoVerify = False,
     json: options.Json = False,
 ) -> None:
-    """Compare two models on the same rows: difference, paired interval, exact test, and what could have been found.
+    """Compare two models on the same rows: difference, paired interval, exact test, and smallest detectable difference.
 
     A checkpoint that was not yet scored on these rows, or has other weights since, is scored first.
 
@@ -106,8 +107,8 @@ def compare(
             _score(chosen._replace(verify=not no_verify), wanted, path, tokens_per_batch, display)
     if not processes.is_main_process():
         return
-    from rmtrain.evaluation.compare import compare as compare_rows
     from rmtrain.evaluation.compare import result_beside
+    from rmtrain.evaluation.differences import compare_rows
     from rmtrain.evaluation.results import read_rows
 
     found = {found for path in paths if (found := result_beside(path).get("benchmark"))}
@@ -116,8 +117,8 @@ def compare(
             f"A and B were scored on different benchmarks: {' and '.join(sorted(found))}", "name one of them"
         )
     a_rows, b_rows = map(read_rows, paths)
-    compared = compare_rows(a_rows, b_rows, next(iter(found), None))
-    result = {**compared, "rows": [str(path) for path in paths]}
+    compared = compare_rows(a_rows, b_rows, benchmark_named(found.pop()) if found else None)
+    result = {**compared.to_json(), "rows": [str(path) for path in paths]}
     if json:
         print(jsonlib.dumps(result, indent=2))
     else:
@@ -257,12 +258,11 @@ def _read(
     how: "tuple[DataSection, list[dict[str, Any]]]",
     display: TerminalDisplay,
 ) -> _Wanted:
+    from rmtrain.data.benchmarks.load import core_groups
     from rmtrain.data.load import read_source
-    from rmtrain.evaluation.bench_data import core_groups
-    from rmtrain.evaluation.benchmarks import BENCHMARKS
 
     if benchmark is not None:
-        groups, source = core_groups(BENCHMARKS[benchmark], data, split, display.note_once)
+        groups, source = core_groups(benchmark_named(benchmark), data, split, display.note_once)
         return _Wanted(name, groups, source, benchmark)
     found = read_source(str(data), split, how[0], evaluation=True, trained=how[1], notify=display.note_once)
     return _Wanted(name, found.groups, found.origin, None)
@@ -289,11 +289,10 @@ def _rows_path(side: _Side, lying: Path | None, name: str, wanted: _Wanted | Non
 
 def _score(chosen: Chosen, wanted: _Wanted, path: Path, budget: int | None, display: TerminalDisplay) -> None:
     """Write the rows, and beside them the result that says what they are."""
-    from rmtrain.evaluation.benchmarks import BENCHMARKS
     from rmtrain.evaluation.splits import reading_of, score_rows
     from rmtrain.files import write_json
 
-    by_rewards = wanted.benchmark is not None and BENCHMARKS[wanted.benchmark].needs_rewards
+    by_rewards = wanted.benchmark is not None and benchmark_named(wanted.benchmark).needs_rewards
     display.note(f"scoring {chosen.where} on {wanted.name}")
     checkpoint = load(chosen, display, str(wanted.benchmark) if by_rewards else "")
     score_rows(checkpoint, wanted.name, wanted.groups, budget or checkpoint.scoring.tokens_per_batch, path, display)

@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rmtrain.data.benchmarks import BENCHMARKS
 from rmtrain.errors import InputError
 
 Ckpt = Annotated[
@@ -45,7 +46,10 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 Dtype = Annotated[
     DtypeName | None, typer.Option(help="Run the weights in this; default: as trained, or as the model's config says.")
 ]
-Benchmark = Literal["rewardbench-1", "rewardbench-2", "rm-bench", "judgebench"]
+if TYPE_CHECKING:
+    BenchmarkName = str
+else:
+    BenchmarkName = Literal[*BENCHMARKS]
 Columns = Annotated[
     str | None,
     typer.Option(

@@ -11,12 +11,13 @@ from rich.text import Text
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import Chosen, Reading, choose, load
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.display import Silent
 from rmtrain.errors import InputError
 
 if TYPE_CHECKING:
     from rmtrain.data.types import PreferenceGroup
-    from rmtrain.evaluation.bench_parity import Rung
+    from rmtrain.evaluation.parity import Rung
 
 
 def rewardbench(
@@ -25,7 +26,7 @@ def rewardbench(
     label: options.Label = None,
     reference: options.Reference = None,
     reference_free: options.ReferenceFree = None,
-    benchmark: Annotated[options.Benchmark, typer.Option(help="Which benchmark.")] = "rewardbench-1",
+    benchmark: Annotated[options.BenchmarkName, typer.Option(help="Which benchmark.")] = "rewardbench-1",
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Its rows; default: its dataset on the hub.")
     ] = None,
@@ -90,13 +91,13 @@ def rewardbench(
     with TerminalDisplay() as display:
         chosen = choose(ckpt, runs, display, reading, not no_verify)
         processes.spread(num_processes)
-        from rmtrain.evaluation.bench_data import core_groups, prior_groups
-        from rmtrain.evaluation.bench_published import to_flat
-        from rmtrain.evaluation.benchmarks import BENCHMARKS, benchmark_result
+        from rmtrain.data.benchmarks.load import core_groups, prior_groups
+        from rmtrain.evaluation.benchmarks import benchmark_result
+        from rmtrain.evaluation.flat_results import flat_form
         from rmtrain.evaluation.splits import reading_of, score_rows
         from rmtrain.files import write_json
 
-        definition, folder = BENCHMARKS[benchmark], chosen.results / "rewardbench"
+        definition, folder = benchmark_named(benchmark), chosen.results / "rewardbench"
         groups, source = core_groups(definition, data, split, display.note)
         prior, prior_sources = prior_groups(definition, prior_data, display.note) if prior_data else ([], [])
         partial = folder / f".{benchmark}.parity"
@@ -110,7 +111,8 @@ def rewardbench(
     if not processes.is_main_process():
         return
     result = {
-        **benchmark_result(benchmark, rows, prior_rows, ckpt=checkpoint.where, path=str(path)),
+        **benchmark_result(definition, rows, prior_rows, checkpoint.where).to_json(),
+        "rows": str(path),
         **reading_of(checkpoint),
         "asked": {key: value for key, value in (("max_length", max_length), ("dtype", dtype)) if value is not None},
         "data": source,
@@ -118,7 +120,7 @@ def rewardbench(
         "rendering": checkpoint.renderer.contract(),
     }
     if runner is not None:
-        from rmtrain.evaluation.bench_parity import Rung, ladder_json
+        from rmtrain.evaluation.parity import Rung, ladder_json
         from rmtrain.scoring.official import remove_partials
 
         settings, rungs = runner
@@ -127,18 +129,18 @@ def rewardbench(
         remove_partials(partial)
     write_json(folder / f"{benchmark}.json", result)
     for flat in (folder / f"{benchmark}.flat.json", *([output] if output is not None else [])):
-        write_json(flat, to_flat(result))
+        write_json(flat, flat_form([result]))
     _render(result, json)
 
 
 def _republish(files: list[Path], benchmark: str, output: Path | None, as_json: bool) -> None:
     """The results of published accuracies, with no model."""
-    from rmtrain.evaluation.bench_published import flat_of, results_from_published
+    from rmtrain.evaluation.flat_results import flat_form, published_results
     from rmtrain.files import write_json
 
-    found = results_from_published(files, benchmark)
+    found = [result.to_json() for result in published_results(files, benchmark_named(benchmark))]
     if output is not None:
-        write_json(output, flat_of(found))
+        write_json(output, flat_form(found))
     _render(found[0] if len(found) == 1 else found, as_json)
 
 
@@ -150,7 +152,7 @@ def _score_as_runner(
     display: TerminalDisplay,
 ) -> "tuple[dict[str, Any], list[Rung]]":
     """The rungs from the leaderboard's runner on; its model is let go of at the end."""
-    from rmtrain.evaluation.bench_parity import score_official
+    from rmtrain.evaluation.parity import score_official
     from rmtrain.model.checkpoint import Checkpoint
     from rmtrain.model.reward_model import BackboneOptions
 

@@ -1,131 +1,172 @@
-"""The benchmarks: where their rows are, how a row becomes a preference group, and how scored rows become a result."""
+"""Scored rows of a benchmark, or accuracies of its subsets → its result: subsets, sections and scores."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rmtrain.data.rows import Row
-from rmtrain.data.types import PreferenceGroup
-from rmtrain.errors import DataError
-from rmtrain.evaluation import bench_results
-from rmtrain.evaluation.bench_rows import judgebench_group, rewardbench1_group, rewardbench2_group, rm_bench_group
+import numpy as np
+
+from rmtrain.data.benchmarks.definition import Benchmark, Sizes, era_scores
+from rmtrain.evaluation.figures import Score, Subset, by_source, formula_subset, subsets_of, weighted_score
 from rmtrain.evaluation.results import ScoredRow
-from rmtrain.metrics import rewardbench, rewardbench2
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """One benchmark."""
+class EraResult:
+    """The scores by one formula; None where a subset is missing."""
 
-    name: str
-    hub_id: str
-    split: str
-    to_group: Callable[[Row], PreferenceGroup]
-    # of scored rows, or of subsets; and in RewardBench 1 those of the prior sets
-    figures: Callable[..., bench_results.Result]
-    of_subsets: Callable[..., bench_results.Result]
-    counts: Mapping[str, int] = field(default_factory=dict)  # rows of each subset, where they are published
-    rows: tuple[int, ...] = ()  # of its splits, where they are not
-    prior_counts: Mapping[str, int] = field(default_factory=dict)  # rows of each prior set, a split of that name
-    needs_rewards: bool = False  # margins between two completions are not enough
+    overall: Score | None
+    with_prior: Score | None
+    sections: Mapping[str, float | None]
+    prior_sets: float | None
 
-
-BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark(
-            name="rewardbench-1",
-            hub_id="allenai/reward-bench",
-            split="filtered",
-            to_group=rewardbench1_group,
-            figures=bench_results.rewardbench1_figures,
-            of_subsets=bench_results.rewardbench1_of_subsets,
-            counts=rewardbench.COUNTS,
-            prior_counts=rewardbench.PRIOR_COUNTS,
-        ),
-        Benchmark(
-            name="rewardbench-2",
-            hub_id="allenai/reward-bench-2",
-            split="test",
-            to_group=rewardbench2_group,
-            figures=bench_results.rewardbench2_figures,
-            of_subsets=bench_results.rewardbench2_of_subsets,
-            counts=rewardbench2.COUNTS,
-            needs_rewards=True,
-        ),
-        Benchmark(
-            name="rm-bench",
-            hub_id="THU-KEG/RM-Bench",
-            split="train",
-            to_group=rm_bench_group,
-            figures=bench_results.rm_bench_figures,
-            of_subsets=bench_results.rm_bench_of_subsets,
-            rows=(1327,),
-            needs_rewards=True,
-        ),
-        Benchmark(
-            name="judgebench",
-            hub_id="ScalerLab/JudgeBench",
-            split="gpt",
-            to_group=judgebench_group,
-            figures=bench_results.judgebench_figures,
-            of_subsets=bench_results.judgebench_of_subsets,
-            rows=(350, 270),  # of the splits gpt and claude
-        ),
-    )
-}
+    def to_json(self, benchmark: Benchmark) -> dict[str, Any]:
+        """The formula's entry in a result; what belongs to prior sets is in those of a benchmark that has some."""
+        entry = _renamed(self.overall, "mean_of_sections", "{}", "mean_half")
+        if benchmark.prior is None:
+            return {**entry, "with_prior_sets": None}
+        with_prior = _renamed(self.with_prior, "with_prior_sets", "with_prior_{}", "with_prior_half")
+        return {**entry, **with_prior, "sections": dict(self.sections), "prior_sets": self.prior_sets}
 
 
-def benchmark_groups(
-    benchmark: Benchmark,
-    rows: Sequence[Row],
-    subset: str | None = None,
-    where: Callable[[int], str] = lambda index: f"row {index + 1}",
-) -> list[PreferenceGroup]:
-    """Rows of a benchmark as preference groups, all of them, in order; ids are as published, which may repeat.
+def _renamed(score: Score | None, of_score: str, of_others: str, of_half: str) -> dict[str, Any]:
+    names = {"score": of_score, "score_half": of_half}
+    keys = ("score", "low", "high", "score_half", "length_baseline")
+    return {names.get(key, of_others.format(key)): getattr(score, key, None) for key in keys}
 
-    Args:
-        benchmark: whose rows they are.
-        rows: as the source holds them.
-        subset: takes the place of the rows' own `subset`; for splits of the prior sets.
-        where: the place of a row, for messages.
 
-    Raises:
-        DataError: a row lacks something or has the wrong type, with its place.
-    """
-    groups: list[PreferenceGroup] = []
-    for index, row in enumerate(rows):
-        try:
-            groups.append(benchmark.to_group(row if subset is None else {**row, "subset": subset}))
-        except ValueError as error:
-            raise DataError(
-                f"{where(index)}: {error}", f"{benchmark.name} rows have the columns of {benchmark.hub_id}"
-            ) from error
-    return groups
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """The result of a benchmark; a section or score that lacks a subset is None."""
+
+    benchmark: Benchmark
+    ckpt: str | None
+    subsets: Mapping[str, Subset]
+    prior: Mapping[str, Subset]  # by prior set; empty where they were not scored
+    details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # section → name → figure of its rows
+    terms: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # subset → terms of its own formula
+    truncated: int | None = None  # rows cut to the model's length; None where no rows were scored
+    identical: int | None = None  # preferences between completions of the same tokens; None as before
+
+    @property
+    def sections(self) -> dict[str, Score | None]:
+        """Scores of the sections."""
+        weights = self.benchmark.sections(_sizes(self.subsets))
+        return {section: weighted_score(self.subsets, by_subset) for section, by_subset in weights.items()}
+
+    @property
+    def eras(self) -> dict[str, EraResult]:
+        """Scores by each formula."""
+        every, sizes = {**self.subsets, **self.prior}, _sizes(self.subsets)
+        plain = era_scores(self.benchmark, _accuracies(self.subsets), _accuracies(self.prior), sizes)
+        return {
+            name: EraResult(
+                overall=weighted_score(self.subsets, era.overall),
+                with_prior=weighted_score(every, era.with_prior),
+                sections=plain[name].sections,
+                prior_sets=plain[name].prior_sets,
+            )
+            for name, era in self.benchmark.eras(sizes, self.prior).items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as `rewardbench --json` gives it, without what scored the rows."""
+        sections, details = self.sections, dict.fromkeys(self.benchmark.detail_names)
+        expected, given = self.benchmark.subsets, {**self.subsets, **self.prior}
+        prior = self.benchmark.prior if self.prior else None
+        unknown = sorted(set(self.subsets) - set(expected))
+        ordered = {name: self.subsets[name] for name in [*expected, *unknown] if name in self.subsets}
+        return {
+            "benchmark": self.benchmark.name,
+            "ckpt": self.ckpt,
+            **_totals(ordered),
+            "sections": {
+                name: None if score is None else {**asdict(score), **details, **self.details.get(name, {})}
+                for name, score in sections.items()
+            },
+            "prior_sets": self._prior_json() if prior else None,
+            "scores": {
+                name: {**era.to_json(self.benchmark), **details, **self._mean_details()}
+                for name, era in self.eras.items()
+            },
+            "missing_subsets": [name for name in (*expected, *(prior.in_score if prior else ())) if name not in given],
+            "incomplete_subsets": self._incomplete(),
+            "unknown_subsets": unknown + [name for name in self.prior if prior and name not in prior.counts],
+            **{subset.lower(): dict(terms) for subset, terms in self.terms.items()},
+            "truncated": self.truncated,
+            "identical": self.identical,
+        }
+
+    def _prior_json(self) -> dict[str, Any]:
+        assert self.benchmark.prior is not None
+        score = weighted_score(self.prior, dict.fromkeys(self.benchmark.prior.in_score, 1))
+        return {**(asdict(score) if score else dict.fromkeys(("score", "low", "high"))), **_totals(self.prior)}
+
+    def _mean_details(self) -> dict[str, float]:
+        """Means of the sections' details, where every section has them."""
+        names = self.benchmark.detail_names if set(self.details) == set(self.sections) else ()
+        return {name: float(np.mean([part[name] for part in self.details.values()])) for name in names}
+
+    def _incomplete(self) -> dict[str, dict[str, int]]:
+        """Subsets with another number of rows than was published."""
+        split_sizes, n = self.benchmark.split_sizes, sum(_sizes(self.subsets).values())
+        if split_sizes and n not in split_sizes:
+            return {"all rows": {"n": n, "expected": split_sizes[0]}}
+        counts = {**self.benchmark.counts, **self.benchmark.prior_counts}
+        return {
+            name: {"n": subset.n, "expected": counts[name]}
+            for name, subset in {**self.subsets, **self.prior}.items()
+            if subset.n != counts.get(name, subset.n)
+        }
 
 
 def benchmark_result(
-    name: str,
-    rows: Sequence[ScoredRow],
-    prior_rows: Sequence[ScoredRow] = (),
-    *,
-    ckpt: str | None,
-    path: str | None,
-) -> dict[str, Any]:
-    """The result of a benchmark, as `rewardbench --json` gives it.
+    benchmark: Benchmark, rows: Sequence[ScoredRow], prior_rows: Sequence[ScoredRow] = (), ckpt: str | None = None
+) -> BenchmarkResult:
+    """The result of scored rows.
 
-    The accuracy of a subset counts a tie as wrong, as the benchmarks do; `accuracy_half` counts it 1/2. Intervals are
-    95 %, clustered by prompt within subsets. A section that lacks a subset is None, and so is what depends on it.
+    The accuracy of a subset follows the benchmark's rule, and `accuracy_half` counts a tie 1/2. Intervals are 95 %,
+    clustered by prompt within subsets.
 
     Args:
-        name: of the benchmark.
-        rows: scored rows of the benchmark, whose `source` is the subset.
-        prior_rows: scored rows of the prior sets of rewardbench-1, whose `source` is the set.
-        ckpt: what scored them.
-        path: of the rows file.
+        benchmark: the rows' benchmark.
+        rows: scored rows, whose `source` is the subset.
+        prior_rows: scored rows of the prior sets, whose `source` is the set.
+        ckpt: the model that scored them.
     """
-    figures, sizes = BENCHMARKS[name].figures(rows, *([prior_rows] if prior_rows else [])), BENCHMARKS[name].rows
-    if sizes and figures["n"] not in sizes:
-        figures["incomplete_subsets"] = {"all rows": {"n": figures["n"], "expected": sizes[0]}}
-    sums = {key: sum(getattr(row, key) for row in [*rows, *prior_rows]) for key in ("truncated", "identical")}
-    return {"benchmark": name, "ckpt": ckpt, **figures, **sums, "rows": path}
+    groups = by_source(rows)
+    with_formula = {name: groups.pop(name) for name in benchmark.own_formulas if name in groups}
+    subsets, terms = subsets_of(groups, benchmark.rule, seed=0), {}
+    for name, own in with_formula.items():
+        subset, terms[name] = formula_subset(benchmark.own_formulas[name], own)
+        subsets |= {name: subset} if subset else {}
+    details = {}
+    if benchmark.details is not None:
+        for section, weights in benchmark.sections(_sizes(subsets)).items():
+            if set(weights) <= set(groups):
+                pooled = [row.rewards for name in weights for row in groups[name]]
+                details[section] = benchmark.details(np.array(pooled, dtype=np.float64))
+    return BenchmarkResult(
+        benchmark,
+        ckpt,
+        subsets,
+        subsets_of(by_source(prior_rows), benchmark.rule, seed=1),
+        details,
+        terms,
+        truncated=sum(row.truncated for row in [*rows, *prior_rows]),
+        identical=sum(row.identical for row in [*rows, *prior_rows]),
+    )
+
+
+def _sizes(subsets: Mapping[str, Subset]) -> Sizes:
+    return {name: subset.n for name, subset in subsets.items()}
+
+
+def _accuracies(subsets: Mapping[str, Subset]) -> dict[str, float]:
+    return {name: subset.accuracy for name, subset in subsets.items()}
+
+
+def _totals(subsets: Mapping[str, Subset]) -> dict[str, Any]:
+    """Number of rows, and entries of all subsets."""
+    entries = {name: subset.to_json() for name, subset in subsets.items()}
+    return {"n": sum(_sizes(subsets).values()), "subsets": entries}

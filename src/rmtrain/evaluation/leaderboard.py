@@ -6,13 +6,13 @@ from typing import Any
 
 import yaml
 
+from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK, COUNTS, PRIOR_COUNTS, PRIOR_SETS, SECTION_WEIGHTS, SECTIONS
 from rmtrain.documents import Result, checked, read_json
 from rmtrain.errors import DataError
-from rmtrain.evaluation.bench_figures import Subset, weighted_figures
-from rmtrain.evaluation.bench_published import published_result, results_from_published
-from rmtrain.metrics.rewardbench import COUNTS, PRIOR_COUNTS, PRIOR_SETS, SECTION_WEIGHTS, SECTIONS
+from rmtrain.evaluation.figures import Subset, weighted_score
+from rmtrain.evaluation.flat_results import published_model, published_result, published_results
 
-BENCHMARK = "rewardbench-1"
+_BENCHMARK = BENCHMARK.name
 _FIGURES = ("prior_sets", "mean_of_sections", "low", "high", "with_prior_sets", "with_prior_low", "with_prior_high")
 _SECTION_SORTS = {section.lower().replace(" ", "-"): section for section in SECTIONS}
 SORTS = ("mean", "with-prior", "published", *_SECTION_SORTS)
@@ -51,7 +51,7 @@ def leaderboard(era: str, sort: str, own: Sequence[Entry]) -> dict[str, Any]:
 
     rows.sort(key=lambda row: (figure(row) is None, -(figure(row) or 0), row["model"]))
     return {
-        "benchmark": BENCHMARK,
+        "benchmark": _BENCHMARK,
         "era": era,
         "sort": sort,
         "rows": [{"rank": None if figure(row) is None else rank, **row} for rank, row in enumerate(rows, 1)],
@@ -84,8 +84,8 @@ def published_entries(era: str) -> tuple[list[Entry], dict[str, str]]:
 
 def _published_entry(model: Mapping[str, Any], era: str, sources: Mapping[str, str]) -> Entry:
     if "subsets" in model:
-        figures = published_result(BENCHMARK, model["id"], {**model["subsets"], **model["prior_sets"]}, model["name"])
-        scored = _scored(figures, era, "binomial", sources["subsets"])
+        published = published_model(model["id"], model, model["name"])
+        scored = _scored(published_result(BENCHMARK, published).to_json(), era, "binomial", sources["subsets"])
     else:
         scored = _with_intervals(_stated(model["eras"].get(era, {}), sources), era)
     then = dict(model["published"])
@@ -132,8 +132,8 @@ def _with_intervals(figures: Entry, era: str) -> Entry:
     weights = dict.fromkeys(SECTIONS, 1 if era == "2024-03" else 2)
     ends: dict[str, float | None] = {}
     for prefix, weighted in (("", weights), ("with_prior_", {**weights, "prior sets": 1})):
-        if found := weighted_figures(parts, weighted):
-            ends |= {f"{prefix}low": found["low"], f"{prefix}high": found["high"]}
+        if score := weighted_score(parts, weighted):
+            ends |= {f"{prefix}low": score.low, f"{prefix}high": score.high}
     return {**figures, **ends, "interval": "sections"}
 
 
@@ -175,14 +175,14 @@ def own_entries(folders: Sequence[Path], given: Sequence[Path], era: str) -> tup
         DataError: a result given can't be read, or is of another benchmark.
     """
     entries, faults, seen = [], [], set()
-    for path in [path for folder in folders for path in sorted(folder.glob(f"*/rewardbench/{BENCHMARK}.json"))]:
+    for path in [path for folder in folders for path in sorted(folder.glob(f"*/rewardbench/{_BENCHMARK}.json"))]:
         seen.add(path.resolve())
         try:
             entries += _read(path, era)
         except DataError as error:
             faults.append(error.message)
     for path in given:
-        path = path / "rewardbench" / f"{BENCHMARK}.json" if path.is_dir() else path
+        path = path / "rewardbench" / f"{_BENCHMARK}.json" if path.is_dir() else path
         if path.resolve() not in seen:
             seen.add(path.resolve())
             entries += _read(path, era)
@@ -192,10 +192,10 @@ def own_entries(folders: Sequence[Path], given: Sequence[Path], era: str) -> tup
 def _read(path: Path, era: str) -> list[Entry]:
     result = read_json(path, "name a result of rmtrain rewardbench")
     if not isinstance(result, dict) or "benchmark" not in result:
-        return [_own_entry(one, path, era, "binomial") for one in results_from_published(path)]
+        return [_own_entry(one.to_json(), path, era, "binomial") for one in published_results([path], BENCHMARK)]
     result = checked(result, Result, path, "score the checkpoint again")
-    if result["benchmark"] != BENCHMARK:
-        raise DataError(f"{path}: a result of {result['benchmark']}", f"the leaderboard is of {BENCHMARK}")
+    if result["benchmark"] != _BENCHMARK:
+        raise DataError(f"{path}: a result of {result['benchmark']}", f"the leaderboard is of {_BENCHMARK}")
     try:
         return [_own_entry(result, path, era, "clustered" if result.get("rows") else "binomial")]
     except (KeyError, TypeError, AttributeError) as error:

@@ -62,6 +62,12 @@ def credits_of(gaps: Floats) -> Floats:
     return (np.sign(gaps) + 1) / 2
 
 
+def best_of_credit(rewards: Sequence[float], right: int = 1) -> float:
+    """1/k if one of the first `right` completions is among the k that share the highest reward, else 0."""
+    best = max(rewards)
+    return 1 / sum(reward == best for reward in rewards) if best in rewards[:right] else 0.0
+
+
 def bradley_terry_losses(gaps: Floats) -> Floats:
     """-log sigmoid(gap) of each preference, in nats, without overflow (arXiv 2203.02155, eq. 1)."""
     return np.logaddexp(0.0, -gaps)

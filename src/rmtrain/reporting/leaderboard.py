@@ -6,10 +6,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from rmtrain.data.benchmarks.rewardbench1 import SECTIONS
 from rmtrain.errors import InputError
 from rmtrain.evaluation.leaderboard import sort_figure
 from rmtrain.files import write_atomic
-from rmtrain.metrics.rewardbench import SECTIONS
 from rmtrain.reporting.table import SOFT_HYPHEN, Table
 from rmtrain.reporting.text import MISSING, dash, is_figure, plain, points
 

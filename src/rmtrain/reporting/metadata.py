@@ -7,10 +7,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from rmtrain.evaluation.benchmarks import BENCHMARKS
+from rmtrain.data.benchmarks import BENCHMARKS, benchmark_named
 from rmtrain.places import name_only
 from rmtrain.reporting.record import RunRecord
-from rmtrain.reporting.summary import BENCHMARK_NAMES, eras, mapping
+from rmtrain.reporting.summary import eras, mapping
 from rmtrain.reporting.text import count, interval, is_figure, plain
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -70,7 +70,8 @@ def _of_benchmarks(record: RunRecord) -> Iterator[EvalResult]:
         if name in BENCHMARKS:
             value, called = score.get("mean_of_sections"), f"mean of sections, scored as {_slug(era)}"
             figures = {**score, "n": result.get("n")}
-            yield from _result(BENCHMARKS[name].hub_id, BENCHMARK_NAMES[name], None, value, called, figures, "")
+            benchmark = benchmark_named(name)
+            yield from _result(benchmark.hub_id, benchmark.title, None, value, called, figures, "")
 
 
 def _result(

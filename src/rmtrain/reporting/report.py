@@ -16,7 +16,7 @@ from rmtrain.reporting.books import ledger_table
 from rmtrain.reporting.figures import POINTS, Curve, curves, gap_histogram, reliability_diagram
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, run_lines, training_lines
-from rmtrain.reporting.summary import BENCHMARK_NAMES, eras, mapping
+from rmtrain.reporting.summary import benchmark_title, eras, mapping
 from rmtrain.reporting.table import to_html
 from rmtrain.reporting.tables import benchmark_tables, split_tables
 from rmtrain.reporting.text import block, count, decimal, interval, is_figure, percent, plain, render
@@ -142,7 +142,7 @@ def _distributions(name: str, result: Mapping[str, Any], rows: Sequence[ScoredRo
 def _benchmark(result: Mapping[str, Any]) -> dict[str, Any]:
     name = str(result.get("benchmark"))
     return {
-        "title": BENCHMARK_NAMES.get(name, name),
+        "title": benchmark_title(name),
         "n": result.get("n"),
         "current": eras(result).get("current", {}),
         "tables": benchmark_tables(result),

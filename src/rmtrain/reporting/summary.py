@@ -3,16 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rmtrain.metrics.rewardbench import SECTIONS
-from rmtrain.metrics.rm_bench import DOMAINS
+from rmtrain.data.benchmarks import BENCHMARKS, benchmark_named
 from rmtrain.reporting.text import count, decimal, interval, is_figure, percent
-
-BENCHMARK_NAMES = {
-    "rewardbench-1": "RewardBench",
-    "rewardbench-2": "RewardBench 2",
-    "rm-bench": "RM-Bench",
-    "judgebench": "JudgeBench",
-}
 
 
 class Line(NamedTuple):
@@ -76,6 +68,11 @@ def subsets(result: Mapping[str, Any]) -> list[Share]:
     return [Share(name, *map(part.get, keys)) for name, part in found.items() if isinstance(part, Mapping)]
 
 
+def benchmark_title(name: Any) -> str:
+    """A benchmark's name in tables and cards."""
+    return benchmark_named(name).title if name in BENCHMARKS else str(name)
+
+
 def eras(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """A benchmark's scores by era, each a mapping."""
     return {name: mapping(score) for name, score in mapping(result.get("scores")).items()}
@@ -123,8 +120,7 @@ def _names(value: Any) -> list[str]:
 
 
 def _section_size(result: Mapping[str, Any], section: str) -> Any:
-    members = {"rewardbench-1": SECTIONS, "rm-bench": DOMAINS}.get(str(result.get("benchmark")), {})
-    found = mapping(result.get("subsets"))
-    names = found if section == "All" else members.get(section, (section,))
-    sizes = [mapping(found.get(name)).get("n") for name in names]
+    name, subsets = result.get("benchmark"), mapping(result.get("subsets"))
+    members = benchmark_named(name).sections({}) if name in BENCHMARKS else {}
+    sizes = [mapping(subsets.get(subset)).get("n") for subset in members.get(section, (section,))]
     return sum(sizes) if sizes and all(is_figure(size) for size in sizes) else None

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rmtrain.metrics.rewardbench import PRIOR_SETS
+from rmtrain.data.benchmarks import BENCHMARKS, benchmark_named
 from rmtrain.reporting.summary import (
-    BENCHMARK_NAMES,
     Share,
+    benchmark_title,
     era_sections,
     eras,
     mapping,
@@ -55,13 +55,14 @@ def share_table(heading: str, figure: str, shares: Sequence[Share], digits: int 
 
 def benchmark_tables(result: Mapping[str, Any]) -> list[Table]:
     """Result of `rewardbench`: sections, scores by era, subsets, and remarks on missing or unusual rows."""
-    name = str(result.get("benchmark"))
-    heading = f"{BENCHMARK_NAMES.get(name, name)} sections"
+    name = result.get("benchmark")
+    prior_sets = benchmark_named(name).prior if name in BENCHMARKS else None
+    heading = f"{benchmark_title(name)} sections"
     shares, prior = sections(result), mapping(result.get("prior_sets"))
-    if prior.get("score") is not None:
-        n = sum(part["n"] for name, part in mapping(prior.get("subsets")).items() if name in PRIOR_SETS)
+    if prior_sets and prior.get("score") is not None:
+        n = sum(part["n"] for name, part in mapping(prior.get("subsets")).items() if name in prior_sets.in_score)
         score, low, high, baseline = map(prior.get, ("score", "low", "high", "length_baseline"))
-        shares.append(Share("prior sets, mean of 4", score, low, high, n, baseline))
+        shares.append(Share(f"prior sets, mean of {len(prior_sets.in_score)}", score, low, high, n, baseline))
     if any(share.score is not None for share in shares):
         tables = [share_table(heading, "score", shares, 2)]
     else:
@@ -139,12 +140,12 @@ def _era_table(
 
 
 def _term_tables(result: Mapping[str, Any]) -> list[Table]:
-    """RM-Bench's sections by style, and the terms of RewardBench 2's Ties, where rows are known."""
-    tables = []
-    levels = ("hard", "normal", "easy")
+    """Further figures of the sections, such as RM-Bench's by style, and the terms of RewardBench 2's Ties."""
+    tables, benchmark = [], result.get("benchmark")
+    levels = benchmark_named(benchmark).detail_names if benchmark in BENCHMARKS else ()
     by_style = {name: mapping(part) for name, part in mapping(result.get("sections")).items()}
     by_style["mean"] = eras(result).get("current", {})
-    if any(part.get("hard") is not None for part in by_style.values()):
+    if any(part.get(level) is not None for part in by_style.values() for level in levels):
         rows = [(name, *(points(part.get(level)) for level in levels)) for name, part in by_style.items()]
         tables.append(Table(("by style, in %", *levels), rows))
     if terms := mapping(result.get("ties")):
@@ -159,8 +160,8 @@ def comparison_tables(result: Mapping[str, Any]) -> list[Table]:
     Args:
         result: of `compare`, with the paths of both rows files under `rows`.
     """
-    headings = ("accuracy, in %", "n", "A", "B", "A−B", "95 % interval", "McNemar p", "would show")
-    score = {"score (mean of sections)": result["score"]} if result["score"] else {}
+    headings = ("accuracy, in %", "n", "A", "B", "A−B", "95 % interval", "McNemar p", "detectable")
+    score = {"benchmark score": result["score"]} if result["score"] else {}
     # a source that is a section has its row already, and a single source is all rows
     several = len(result["by_source"]) > 1
     by_source = {name: part for name, part in result["by_source"].items() if several and name not in result["sections"]}

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from rmtrain.metrics.rewardbench import COUNTS, ERAS, PRIOR_COUNTS, SECTIONS, SUBSETS, rewardbench_scores
+from rmtrain.data.benchmarks.definition import era_scores
+from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK, COUNTS, ERAS, PRIOR_COUNTS, SECTIONS, SUBSETS
 
 # Ray2333/reward-model-Mistral-7B-instruct-Unified-Feedback, as the RewardBench leaderboard published it
 RAY2333 = {
@@ -30,6 +31,10 @@ RAY2333 = {
     "hep-rust": 150 / 164,
 }
 RAY2333_PRIOR = {"anthropic_helpful": 0.702681, "anthropic_hhh": 0.895928, "shp": 0.643308, "summarize": 0.731778}
+
+
+def rewardbench_scores(accuracies, prior, counts=COUNTS):
+    return era_scores(BENCHMARK, accuracies, prior, counts)
 
 
 def percent(values):

@@ -3,8 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmtrain.metrics.rewardbench2 import COUNTS, TiesPrompt, best_of_credit, ties_score
-from rmtrain.metrics.rm_bench import style_accuracy
+from rmtrain.data.benchmarks.definition import ScoredPrompt
+from rmtrain.data.benchmarks.rewardbench2 import COUNTS, ties_score
+from rmtrain.data.benchmarks.rm_bench import style_accuracy
+from rmtrain.metrics.rankings import best_of_credit
 
 
 def reference(ref, tied):
@@ -27,8 +29,8 @@ def reference(ref, tied):
 
 
 def prompts_of(ref, tied):
-    return [TiesPrompt("ref", n, *prompt) for n, prompt in ref.items()] + [
-        TiesPrompt("tied", n, *prompt) for n, prompt in tied.items()
+    return [ScoredPrompt(f"ref:{n}", *prompt) for n, prompt in ref.items()] + [
+        ScoredPrompt(f"tied:{n}", *prompt) for n, prompt in tied.items()
     ]
 
 
@@ -72,7 +74,7 @@ def test_prompts_without_spread_are_left_out_of_the_margin():
 
 
 def test_terms_over_both_forms_are_none_where_no_prompt_has_both():
-    figures = ties_score([TiesPrompt("ref", "0", [1.0, 0.0], 1)])
+    figures = ties_score([ScoredPrompt("ref:0", [1.0, 0.0], 1)])
     assert figures.score is None
     assert list(figures.terms.values()) == [None, 1, None, None, None]
     assert ties_score([]).score is None
@@ -81,8 +83,8 @@ def test_terms_over_both_forms_are_none_where_no_prompt_has_both():
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ([TiesPrompt("ref", "3", [1.0], 1)], "ref:3 has 1 right of 1"),
-        ([TiesPrompt("tied", "3", [1.0, 2.0, 0.0], 2)] * 2, "tied:3 comes twice"),
+        ([ScoredPrompt("ref:3", [1.0], 1)], "ref:3 has 1 right of 1"),
+        ([ScoredPrompt("tied:3", [1.0, 2.0, 0.0], 2)] * 2, "tied:3 comes twice"),
     ],
 )
 def test_prompts_that_can_not_be_scored_are_refused(prompts, message):

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmtrain.data.benchmarks.definition import era_scores
+from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
-from rmtrain.evaluation.bench_figures import by_source
+from rmtrain.evaluation.figures import by_source
 from rmtrain.evaluation.results import ScoredRow, gaps_of, scored_row
 from rmtrain.evaluation.splits import tokenize_for
 from rmtrain.metrics.rankings import Floats, credits_of
-from rmtrain.metrics.rewardbench import rewardbench_scores
 from rmtrain.model.checkpoint import Checkpoint
 from rmtrain.scoring.official import BATCH, MAX_LENGTH, OfficialScorer
 
@@ -46,7 +47,7 @@ def score_official(
     partial.parent.mkdir(parents=True, exist_ok=True)
 
     def scorer_of(part: Sequence[PreferenceGroup]) -> OfficialScorer:
-        tokenized = tokenize_for(checkpoint, "rewardbench-1", part, display)[0].groups()
+        tokenized = tokenize_for(checkpoint, BENCHMARK.name, part, display)[0].groups()
         return OfficialScorer(checkpoint, part, tokenized, own_prompt)
 
     scorer = scorer_of(groups)
@@ -94,7 +95,7 @@ def ladder_json(rungs: Sequence[Rung]) -> list[dict[str, Any]]:
         prior = _credit(prior_rows, half)[1]
         change = credit - credit if before is None else credit - before
         counts = {source: len(members) for source, members in by_source(rows).items()}
-        scores = rewardbench_scores(subsets, prior, counts)
+        scores = era_scores(BENCHMARK, subsets, prior, counts)
         entries.append(
             {
                 "rung": name,

@@ -1,10 +1,10 @@
 import pytest
 
+from rmtrain.data.benchmarks import benchmark_named
+from rmtrain.data.benchmarks.load import benchmark_groups, with_unique_ids
+from rmtrain.data.benchmarks.rewardbench2 import ties_id
 from rmtrain.data.types import Message
 from rmtrain.errors import DataError
-from rmtrain.evaluation.bench_data import told_apart
-from rmtrain.evaluation.bench_rows import ties_id
-from rmtrain.evaluation.benchmarks import BENCHMARKS, benchmark_groups
 
 RB1 = {"prompt": "p", "chosen": "good", "rejected": "bad", "subset": "hep-go", "id": 7, "chosen_model": "m"}
 RB2 = {"id": "12", "prompt": "p", "chosen": ["a"], "rejected": ["b", "c", "d"], "num_correct": 1, "subset": "Focus"}
@@ -21,7 +21,7 @@ JUDGE = {
 
 
 def group_of(name, row, **kwargs):
-    return benchmark_groups(BENCHMARKS[name], [row], **kwargs)[0]
+    return benchmark_groups(benchmark_named(name), [row], **kwargs)[0]
 
 
 def texts(group):
@@ -98,7 +98,7 @@ def test_judgebench_sections(source, section):
         (
             "rewardbench-1",
             {**RB1, "rejected": None},
-            "no rejected; there are: prompt, chosen, subset, id, chosen_model",
+            "no rejected; the row has: prompt, chosen, subset, id, chosen_model",
         ),
         ("rewardbench-1", {k: v for k, v in RB1.items() if k != "subset"}, "no subset"),
         ("rewardbench-1", {**RB1, "chosen": ["good"]}, "chosen is not text"),
@@ -106,7 +106,7 @@ def test_judgebench_sections(source, section):
         ("rewardbench-1", {**RB1, "id": 1.5}, "id is neither text nor a whole number"),
         ("rewardbench-2", {**RB2, "chosen": "a"}, "chosen is not a list of texts"),
         ("rewardbench-2", {**RB2, "rejected": []}, "rejected is not a list of texts"),
-        ("rewardbench-2", {**RB2, "num_correct": 2}, "num_correct is 2, but there are 1 chosen"),
+        ("rewardbench-2", {**RB2, "num_correct": 2}, "num_correct is 2, but chosen holds 1 completions"),
         ("rewardbench-2", {**RB2, "chosen": ["a", "b"], "num_correct": 2}, "chosen holds 2 completions, expected 1"),
         ("rewardbench-2", {**TIES, "id": "3"}, "id '3' of a Ties row is neither ref:N nor tied:N"),
         ("rm-bench", {**RM, "chosen": ["a"]}, "chosen and rejected hold 1 and 3 completions, expected 3 and 3"),
@@ -118,27 +118,27 @@ def test_a_bad_row_is_named(name, row, message):
     good = {"rewardbench-1": RB1, "rewardbench-2": RB2, "rm-bench": RM, "judgebench": JUDGE}[name]
     first = {**good, "id": "first", "pair_id": "first"}
     with pytest.raises(DataError) as caught:
-        benchmark_groups(BENCHMARKS[name], [first, row])
+        benchmark_groups(benchmark_named(name), [first, row])
     assert caught.value.message.startswith(f"row 2: {message}")
-    assert BENCHMARKS[name].hub_id in caught.value.hint
+    assert benchmark_named(name).hub_id in caught.value.hint
 
 
 def test_the_caller_says_where_a_row_is():
     with pytest.raises(DataError, match=r"^rows\.jsonl:4: no chosen"):
         benchmark_groups(
-            BENCHMARKS["rewardbench-1"], [{"subset": "x", "id": 1, "prompt": ""}], where=lambda i: "rows.jsonl:4"
+            benchmark_named("rewardbench-1"), [{"subset": "x", "id": 1, "prompt": ""}], where=lambda i: "rows.jsonl:4"
         )
 
 
-def test_rows_of_one_id_are_told_apart_and_that_is_said_once():
+def test_rows_of_one_id_are_renamed_and_that_is_said_once():
     rows = [RB1, {**RB1, "id": 8}, RB1, RB1, {**RB1, "id": "7#2"}, {**RB1, "subset": "hep-js"}]
     said = []
-    groups = told_apart(benchmark_groups(BENCHMARKS["rewardbench-1"], rows), said.append)
+    groups = with_unique_ids(benchmark_groups(benchmark_named("rewardbench-1"), rows), said.append)
     ids = ["hep-go/7", "hep-go/8", "hep-go/7#3", "hep-go/7#4", "hep-go/7#2", "hep-js/7"]
     assert [group.id for group in groups] == ids
-    assert said == ["rows with the id of an earlier one: 2, told apart by a number, such as hep-go/7#3"]
-    twice = benchmark_groups(BENCHMARKS["rewardbench-2"], [TIES, TIES])
-    assert [ties_id(group.id)[1] for group in told_apart(twice, said.append)] == ["3", "3#2"]
+    assert said == ["rows that repeat an earlier row's id: 2, renamed with a number, such as hep-go/7#3"]
+    twice = benchmark_groups(benchmark_named("rewardbench-2"), [TIES, TIES])
+    assert [ties_id(group.id)[1] for group in with_unique_ids(twice, said.append)] == ["3", "3#2"]
 
 
 def test_texts_of_a_benchmark_are_taken_as_they_stand() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hub_server import HubServer
 
-from rmtrain.metrics.rewardbench import PRIOR_COUNTS, PRIOR_LEFT_OUT
+from rmtrain.data.benchmarks.rewardbench1 import PRIOR_COUNTS, PRIOR_LEFT_OUT
 
 PAIR = {"id": 7, "prompt": "Hello?", "chosen": "Hello, how can I help?", "rejected": "No."}
 CORE = {**PAIR, "chosen_model": "human", "rejected_model": "alpaca", "subset": "alpacaeval-easy"}
@@ -23,16 +23,16 @@ JUDGE |= {"response_A": "a", "response_B": "b", "label": "B>A"}
 
 READ = """
 import json
-from rmtrain.evaluation.bench_data import core_groups, prior_groups
-from rmtrain.evaluation.benchmarks import BENCHMARKS
+from rmtrain.data.benchmarks import BENCHMARKS, benchmark_named
+from rmtrain.data.benchmarks.load import core_groups, prior_groups
 
 found, notes = {}, []
-for name, definition in BENCHMARKS.items():
-    groups, source = core_groups(definition, None, None, notes.append)
+for name in BENCHMARKS:
+    groups, source = core_groups(benchmark_named(name), None, None, notes.append)
     found[name] = {"groups": [(g.id, g.source, len(g.completions)) for g in groups], **source}
-groups, sources = prior_groups(BENCHMARKS["rewardbench-1"], ["allenai/preference-test-sets"], notes.append)
+groups, sources = prior_groups(benchmark_named("rewardbench-1"), ["allenai/preference-test-sets"], notes.append)
 found["prior"] = {"groups": [(g.id, g.source, len(g.completions)) for g in groups], "sources": sources}
-claude, _ = core_groups(BENCHMARKS["judgebench"], None, "claude", notes.append)
+claude, _ = core_groups(benchmark_named("judgebench"), None, "claude", notes.append)
 print(json.dumps({**found, "claude": len(claude), "notes": notes}))
 """
 
