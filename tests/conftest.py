@@ -66,6 +66,7 @@ def make_config(family: str = "mistral", **changes: Any) -> Any:
         "gemma3_text": "Gemma3TextConfig",
         "phi3": "Phi3Config",
         "gpt2": "GPT2Config",
+        "gpt_neox": "GPTNeoXConfig",
         "falcon": "FalconConfig",
         "granite": "GraniteConfig",
         "cohere": "CohereConfig",
@@ -85,7 +86,7 @@ def make_config(family: str = "mistral", **changes: Any) -> Any:
     }
     if family == "mistral":
         values["sliding_window"] = None
-    if family in ("gpt2", "falcon"):
+    if family in ("gpt2", "gpt_neox", "falcon"):
         for key in ("intermediate_size", "num_key_value_heads", "head_dim"):
             del values[key]
     if family == "gpt2":

@@ -1,6 +1,7 @@
 """`rmtrain score` in this process: rows keep their own rewards, whatever happens to their file meanwhile."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import make_config, make_tokenizer, save_reward_model
+from transformers import AutoModelForSequenceClassification
 
 import rmtrain.cli.score as module
 from rmtrain.cli.app import run as rmtrain
+from rmtrain.data.render import Renderer
 from rmtrain.files import held
 
 pytestmark = pytest.mark.usefixtures("inside")
@@ -29,6 +33,22 @@ def read(path: str) -> list[dict[str, Any]]:
 def command(models: Path) -> list[str]:
     write_rows(ROWS)
     return ["score", "in.jsonl", "--ckpt", str(models / "rm"), "--output", "out.jsonl"]
+
+
+def test_a_max_length_beyond_the_model_s_positions_is_cut_to_them_and_said(tmp_path: Path, capsys: Any) -> None:
+    """In `score` and in `eval`: GPT-2 learns a vector for each position, and has none for later ones."""
+    config = make_config("gpt2", max_position_embeddings=32, num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(config)
+    sidecar = {"recipe": {"data": {"max_length": 128}}}
+    save_reward_model(model, Renderer.for_tokenizer(make_tokenizer()), tmp_path / "rm", sidecar)
+    write_rows([{"prompt": "w1 " * 20, "completions": ["w2 " * 40, "w3 " * 5], "preferences": [[0, 1]]}])
+    for command in (["score", "in.jsonl", "--output", "out.jsonl"], ["eval", "--data", "in.jsonl"]):
+        assert rmtrain([*command, "--ckpt", str(tmp_path / "rm")]) == 0
+        told = capsys.readouterr()
+        assert "it has 32 positions: sequences are truncated to them, not to the 128 tokens" in " ".join(
+            told.err.split()
+        )
+    assert all(map(math.isfinite, read("out.jsonl")[0]["rewards"]))
 
 
 @pytest.fixture

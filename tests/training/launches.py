@@ -52,6 +52,7 @@ def launch(
     changes: dict[str, Any],
     prepare: Callable[[], None] | None = None,
     resume: Path | None = None,
+    then: Callable[[Path], None] | None = None,
 ) -> dict[str, Any]:
     place = resume.parent if resume else folder / name.replace(" ", "-")
     place.mkdir(exist_ok=True)
@@ -67,6 +68,8 @@ def launch(
         try:
             result = run(folder / "base", place, display=display, resume=resume, **changes)
             tokens = result.tokens
+            if then is not None:
+                then(result.run)
         except BaseException:
             tokens = None
             raise

@@ -6,13 +6,14 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make_config, write_base
 from launches import COMPILER, FULL, LORA, STEP, STEPS, launch, of, results_of
-from training_cases import at_step, cut, flipped, fork, import_all, make_recipe, missing, only_run, wait
+from training_cases import at_step, cut, flipped, fork, import_all, make_recipe, missing, only_run, run, wait
 
 from rmtrain.model.footprint import take_census
 from rmtrain.training.checkpoints import MANIFEST, newest_valid
@@ -40,6 +41,7 @@ OTHERS = {  # what was stopped is also gone on with by so many processes
     "lora zero2": {1: "one"},
 }
 HELD = LORA | {"lora__rank": 3, "distributed__strategy": "fsdp", "optim__max_steps": 1, "evaluation__every": 0.0}
+RETUNED: dict[str, Any] = {"optim__learning_rate": 1e-5, "optim__betas": [0.8, 0.95], "optim__weight_decay": 0.1}
 OWN = {"zero_optimization": {"stage": 1}, "steps_per_print": 2**31 - 1}  # a user's file
 if not COMPILER:
     RUNS = {name: value for name, value in RUNS.items() if "zero" not in name}
@@ -167,7 +169,35 @@ def test_zero_runs_on_a_single_process(results: dict[str, Any]) -> None:
     assert found["losses"] == pytest.approx(one["losses"][: len(found["losses"])], abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["fsdp held", *(["zero2 alone"] if COMPILER else [])])
+def test_a_resumed_run_has_the_optimiser_settings_of_its_own_recipe(results: dict[str, Any], name: str) -> None:
+    for group in json.loads((Path(of(results, name)["run"]).parent / "settings.json").read_text(encoding="utf-8")):
+        assert group["initial_lr"] == RETUNED["optim__learning_rate"]
+        assert 0 < group["lr"] <= group["initial_lr"]
+        assert group["betas"] == RETUNED["optim__betas"]
+        assert group["weight_decay"] in (RETUNED["optim__weight_decay"], 0.0)  # none on biases and norms
+
+
 # The script
+
+
+def _resume_retuned(changes: dict[str, Any], folder: Path) -> None:
+    """Make one more step of a run with other optimiser settings, and write what its optimiser held in that step."""
+    from rmtrain.training.trainer import GroupRewardTrainer
+
+    before = GroupRewardTrainer.compute_loss
+
+    def spied(self: Any, *args: Any, **kwargs: Any) -> Any:
+        keys = ("lr", "initial_lr", "betas", "weight_decay")
+        held = [{key: group[key] for key in keys} for group in self.optimizer.param_groups if group["params"]]
+        if self.args.process_index == 0:
+            (folder.parent / "settings.json").write_text(json.dumps(held), encoding="utf-8")
+        return before(self, *args, **kwargs)
+
+    GroupRewardTrainer.compute_loss = spied  # type: ignore[method-assign]
+    step = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["steps"]
+    again = changes | RETUNED | {"optim__epochs": 2.0, "optim__max_steps": step + 1}
+    run(folder.parent.parent / "base", folder.parent, resume=folder, allow_changes=True, **again)
 
 
 def _tell_what_is_held(folder: Path) -> None:
@@ -215,11 +245,12 @@ def _main(folder: Path) -> None:
         if name != "lora one":
             results[f"{name} resumed"] = launch(folder, f"{name} resumed", processes, changes, resume=mine)
     place = folder / "fsdp-held"
-    results["fsdp held"] = launch(folder, "fsdp held", 2, HELD, lambda: _tell_what_is_held(place))
+    retune = partial(_resume_retuned, HELD)
+    results["fsdp held"] = launch(folder, "fsdp held", 2, HELD, lambda: _tell_what_is_held(place), then=retune)
     results["fsdp refused"] = launch(folder, "fsdp refused", 2, LORA | {"distributed__strategy": "fsdp"})
     if COMPILER:
         alone = LORA | {"distributed__strategy": "zero2", "evaluation__every": 0.0}
-        results["zero2 alone"] = launch(folder, "zero2 alone", 1, alone)
+        results["zero2 alone"] = launch(folder, "zero2 alone", 1, alone, then=partial(_resume_retuned, alone))
         (folder / "own.json").write_text(json.dumps(OWN), encoding="utf-8")
         own = LORA | {"distributed__deepspeed_config": str(folder / "own.json")}
         results["own file"] = launch(folder, "own file", 2, own)

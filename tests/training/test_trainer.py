@@ -51,6 +51,18 @@ def assert_close(ours: tuple[list[float], dict[str, Any]], theirs: tuple[list[fl
         torch.testing.assert_close(tensor, theirs[1][name], atol=5e-6, rtol=0, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
+def test_a_base_with_dropout_in_its_config_is_trained_without_it(tmp_path: Path) -> None:
+    def first_loss(name: str, dropout: float, **changes: Any) -> float:
+        display = Recorder()
+        base = write_base(tmp_path / name, "gpt_neox", hidden_dropout=dropout, attention_dropout=dropout)
+        run(base, tmp_path, display=display, optim__max_steps=1, **EVEN, **changes)
+        return losses(display)[0]
+
+    without = first_loss("none", 0.0)
+    assert first_loss("half", 0.5) == pytest.approx(without, abs=1e-6)
+    assert abs(first_loss("kept", 0.5, model__dropout=True) - without) > 1e-4
+
+
 def as_ids(pairs: Sequence[PreferenceGroup]) -> tuple[list[dict[str, Any]], list[PreferenceGroup]]:
     """Pairs as rows of token ids, each without its last token here and there, and the groups that are read of them."""
     rows, groups = [], []
