@@ -44,7 +44,7 @@ def load(settings: dict[str, Any], packing: str) -> Any:
 
 
 def packed(settings: dict[str, Any]) -> Result:
-    from rmtrain.scoring.score import score_groups
+    from rmtrain.scoring.batches import score_groups
 
     model, groups, pad_id = load(settings, "shared_prompt")
     score_groups(model, groups[:ROWS_AT_ONCE], pad_id, settings["tokens_per_batch"])  # warm up

@@ -102,7 +102,7 @@ def write_exports(reader: str, folder: Path) -> None:
     from rmtrain.model.saving import write_companions
     from rmtrain.model.sidecar import Scoring
     from rmtrain.recipe.schema import LoraSection
-    from rmtrain.scoring.score import score_groups
+    from rmtrain.scoring.batches import score_groups
 
     quiet_libraries()
     disable_progress_bar()

@@ -83,7 +83,7 @@ def test_data_that_its_recipe_can_t_name_any_more_are_asked_for(kind: str, capsy
     assert "--data SOURCE" in said
     assert run(["eval", "--ckpt", kind, "--data", "test.jsonl", "--json"]) == 0
     said = capsys.readouterr()
-    assert "rows are read as without a recipe" in said.err
+    assert "the checkpoint's recipe is ignored" in said.err
     assert same(rewards(json.loads(said.out)["rows"]), kind)
 
 

@@ -9,14 +9,15 @@ import pytest
 from bench_cases import ROWS, answer, write
 from conftest import make_tokenizer
 
-from rmtrain.cli.checkpoints import Reading, choose, load
+from rmtrain.cli.checkpoints import choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.evaluate import evaluate
 from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.data.render import Renderer
 from rmtrain.errors import InputError
 from rmtrain.recipe.schema import Recipe
-from rmtrain.scoring import score as scoring
+from rmtrain.scoring import batches as scoring
+from rmtrain.scoring.scorer import ScoringOptions
 
 pytestmark = pytest.mark.usefixtures("inside")
 
@@ -63,8 +64,12 @@ def test_length_and_dtype_are_in_the_fingerprint(models: Path) -> None:
     display = TerminalDisplay()
     for kind in ({}, {"reference_free": "avg"}):
         where = str(models / ("policy" if kind else "rm"))
-        readings = [Reading(**kind), Reading(**kind, max_length=20), Reading(**kind, dtype="bfloat16")]  # type: ignore[arg-type]
-        loaded = [load(choose(where, Path("runs"), display, reading), display) for reading in readings]
+        readings = [
+            ScoringOptions(**kind),
+            ScoringOptions(**kind, max_length=20),
+            ScoringOptions(**kind, dtype="bfloat16"),
+        ]  # type: ignore[arg-type]
+        loaded = [load(choose(where, Path("runs"), display, reading), display).info for reading in readings]
         names = {(one.fingerprint, one.max_length) for one in loaded}
         assert len(names) == 3
         assert loaded[2].fingerprint != loaded[0].fingerprint

@@ -83,7 +83,7 @@ def test_an_input_that_changes_while_it_is_scored_gives_no_row_the_rewards_of_an
 def test_an_interrupted_scoring_goes_on_with_its_own_rows_alone(
     command: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import rmtrain.scoring.score as scoring
+    import rmtrain.scoring.batches as scoring
 
     whole = scoring._score_batch
     run: list[int] = []
@@ -100,7 +100,7 @@ def test_an_interrupted_scoring_goes_on_with_its_own_rows_alone(
     options = ["--overwrite", "--tokens-per-batch", "20"]
     assert rmtrain([*command, *options]) == 130
     (partial,) = Path().glob(".out.jsonl-*.partial")
-    assert f"what is scored so far is in {partial}; the same command goes on from it" in capsys.readouterr().err
+    assert f"finished batches are kept in {partial}; run the same command to continue" in capsys.readouterr().err
     kept = partial.read_bytes()
     run[:] = [0] * 3
     write_rows(ROWS[::-1])  # other rows: what was scored of the first is not theirs

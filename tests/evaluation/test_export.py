@@ -23,7 +23,7 @@ from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.quantization import dequantise, in_float32
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
 from rmtrain.recipe.schema import LoraSection
-from rmtrain.scoring.score import score_groups
+from rmtrain.scoring.batches import score_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:MatMul8bitLt")
 GROUPS = make_groups(4, seed=5)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 from rmtrain.errors import DataError, RunFailedError
 from rmtrain.evaluation.results import ScoredRow, prompt_key, read_rows, scored_row, summarise, write_rows
+from rmtrain.scoring.scorer import GroupScore
 
 
 def pair(name, chosen, rejected, source="s", lengths=(5, 3), cluster="", truncated=False):
@@ -95,10 +96,10 @@ def test_a_reward_that_is_not_finite_is_refused():
 def test_a_group_becomes_a_row():
     prompt = (Message("user", "hi"),)
     group = PreferenceGroup("g", prompt, ((Message("assistant", "a"),),) * 2, (Preference(1, 0, 2.0),), "src")
-    row = scored_row(group, np.array([0.1, 0.2], dtype=np.float32), [3, 4], True)
+    row = scored_row(group, GroupScore(tuple(np.array([0.1, 0.2], dtype=np.float32)), (3, 4), True))
     assert row == ScoredRow("g", "src", (float(np.float32(0.1)), float(np.float32(0.2))), ((1, 0),), True, (3, 4),
                             prompt_key(prompt))  # fmt: skip
-    assert scored_row(group._replace(prompt=()), [0, 1], [], False).cluster == ""
+    assert scored_row(group._replace(prompt=()), GroupScore((0, 1), (), False)).cluster == ""
     assert prompt_key(prompt) != prompt_key((Message("system", "hi"),))
 
 

@@ -14,7 +14,7 @@ from rmtrain.model.adapters import add_lora
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
 from rmtrain.recipe.schema import LoraSection
-from rmtrain.scoring.score import score_groups
+from rmtrain.scoring.batches import score_groups
 
 
 @pytest.mark.slow

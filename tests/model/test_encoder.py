@@ -19,9 +19,10 @@ from rmtrain.data.tokenize import tokenize_groups
 from rmtrain.data.types import Message, PreferenceGroup, of_ids
 from rmtrain.errors import CheckpointError, DataError, InputError
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
+from rmtrain.model.published.encoder import TextPairRenderer, mark_answers
 from rmtrain.model.published.layouts import ENCODER_TYPES
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
-from rmtrain.scoring.score import score_groups
+from rmtrain.scoring.batches import score_groups
 
 POSITIONS = 64
 GROUPS = make_groups(4, seed=3, k=3)
@@ -110,8 +111,11 @@ def truth_of(folder: Path, label: int = 0) -> torch.Tensor:
 def rewards_of(
     checkpoint: Checkpoint, groups: list[PreferenceGroup] = GROUPS, tokens_per_batch: int = 4096
 ) -> torch.Tensor:
-    tokenized = [g for g in tokenize_groups(groups, checkpoint.renderer, checkpoint.max_length, "truncate_prompt") if g]
-    return torch.tensor(score_groups(checkpoint.model, tokenized, checkpoint.renderer.pad_id, tokens_per_batch))
+    renderer, length = checkpoint.renderer, checkpoint.max_length
+    assert isinstance(renderer, TextPairRenderer)
+    tokenized = [g for g in tokenize_groups(groups, renderer, length, "truncate_prompt") if g]
+    marked = mark_answers(groups, tokenized, renderer, length, "truncate_prompt")
+    return torch.tensor(score_groups(checkpoint.model, marked, renderer.pad_id, tokens_per_batch))
 
 
 def test_all_kinds_are_tested() -> None:
@@ -268,7 +272,7 @@ def test_commands_score_an_encoder_or_say_that_they_need_a_decoder(
     pair = {"prompt": "w1", "chosen": "w2", "rejected": "w3", "subset": "hep-go", "id": 1}
     (tmp_path / "rb.jsonl").write_text(json.dumps(pair) + "\n")
     with pytest.raises(
-        InputError, match=r"an encoder \(DebertaV2ForSequenceClassification\): --parity needs a decoder"
+        InputError, match=r"an encoder .*\(DebertaV2ForSequenceClassification\): --parity needs a decoder"
     ):
         rewardbench(ckpt=str(folder), data="rb.jsonl", parity="float32")
     with pytest.raises(InputError, match="it is no decoder with one"):

@@ -28,7 +28,7 @@ from rmtrain.model.footprint import activation_bytes, take_census
 from rmtrain.model.recompute import checkpointing_options
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config
 from rmtrain.recipe.schema import LoraSection, ModelSection
-from rmtrain.scoring.score import score_groups
+from rmtrain.scoring.batches import score_groups
 
 pytestmark = [*NEEDS_GPU, pytest.mark.filterwarnings("ignore:MatMul8bitLt")]
 WINDOW = 8  # tokens that a query of the windowed models sees

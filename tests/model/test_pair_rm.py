@@ -299,7 +299,7 @@ def test_commands_that_need_rewards_say_so(tmp_path: Path) -> None:
         rewardbench(ckpt=folder, benchmark="rm-bench", data="rm.jsonl")
     pair = {"prompt": "w1", "chosen": "w2", "rejected": "w3", "subset": "hep-go", "id": 1}
     (tmp_path / "rb.jsonl").write_text(json.dumps(pair) + "\n")
-    with pytest.raises(InputError, match="--parity needs rewards"):
+    with pytest.raises(InputError, match="--parity needs a decoder"):
         rewardbench(ckpt=folder, data="rb.jsonl", parity="float32")
     with pytest.raises(InputError, match="one prompt and no labels"):
         evaluate(ckpt=folder, data=str(data), prompt="raw")

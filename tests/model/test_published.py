@@ -17,7 +17,7 @@ from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.published import load
 from rmtrain.model.weights import fingerprint_of
-from rmtrain.scoring.score import score_groups
+from rmtrain.scoring.batches import score_groups
 
 
 def rewards_of(checkpoint: Checkpoint, tokens_per_batch: int = 4096) -> torch.Tensor:

@@ -11,7 +11,7 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import InputError
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
 from rmtrain.model.rotation import fixed_rotation, require_fixed_rotation
-from rmtrain.scoring import score
+from rmtrain.scoring import batches
 
 LIMIT = 24
 LONGROPE = {
@@ -46,14 +46,14 @@ def test_rows_within_the_limit_do_not_feel_each_other_and_longer_ones_are_refuse
 ) -> None:
     model = load(tmp_path, family, packing)
     short, whole, long = a_group(12, 1), a_group(LIMIT, 2), a_group(LIMIT + 9, 3)
-    alone = [score.score_groups(model, [group], 0, 1000)[0] for group in (short, whole)]
-    together = score.score_groups(model, [short, whole], 0, 1000)
+    alone = [batches.score_groups(model, [group], 0, 1000)[0] for group in (short, whole)]
+    together = batches.score_groups(model, [short, whole], 0, 1000)
     np.testing.assert_allclose(np.array(together), np.array(alone), atol=1e-5)
     with pytest.raises(InputError, match=rf"a row has {LIMIT + 9} tokens, and beyond {LIMIT}") as error:
-        score.score_groups(model, [short, long], 0, 1000)
+        batches.score_groups(model, [short, long], 0, 1000)
     assert f"data.max_length to at most {LIMIT}" in error.value.hint
-    monkeypatch.setattr(score, "require_fixed_rotation", lambda *_: None)  # what the refusal is for
-    beside = score.score_groups(model, [short, long], 0, 1000)
+    monkeypatch.setattr(batches, "require_fixed_rotation", lambda *_: None)  # what the refusal is for
+    beside = batches.score_groups(model, [short, long], 0, 1000)
     assert np.abs(np.array(beside[0]) - np.array(alone[0])).max() > 1e-4
 
 

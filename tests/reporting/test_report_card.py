@@ -221,7 +221,7 @@ def test_the_snippet_gives_rmtrain_s_own_reward(
     from rmtrain.model.checkpoint import load_checkpoint
     from rmtrain.model.reward_model import BackboneOptions, load_backbone
     from rmtrain.recipe.schema import LoraSection
-    from rmtrain.scoring.score import score_groups
+    from rmtrain.scoring.batches import score_groups
 
     base = write_base(tmp_path / "base")
     recipe = make_recipe(model__name=str(base), model__dtype="float32", lora={"rank": 4} if with_lora else None)

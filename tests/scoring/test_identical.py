@@ -23,7 +23,7 @@ from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.errors import DataError
 from rmtrain.model.batch import Packing
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
-from rmtrain.scoring.score import score_groups
+from rmtrain.scoring.batches import score_groups
 
 PACKINGS: tuple[Packing, ...] = ("shared_prompt", "padding_free", "none")
 
@@ -148,7 +148,7 @@ def test_training_tells_and_drops_what_the_length_makes_equal(
     assert sum("identical" in json.loads(line) for line in Path(result["rows"]).read_text().splitlines()) == 3
     manifest = json.loads((Path(found["run"]) / "manifest.json").read_text())
     assert (manifest["data"]["train"]["rows"], manifest["data"]["train"]["groups"]) == (lost, 12)
-    assert "| 40 | 12 | identical after truncation 28 | 12 |" in (Path(found["run"]) / "final/README.md").read_text()
+    assert "| identical after truncation 28 | 40 | 12 | 12 |" in (Path(found["run"]) / "final/README.md").read_text()
     page = (Path(found["run"]) / "report.html").read_text()
     assert "dropped: identical after truncation" in page
     assert "3 preferences between completions of the same tokens, kept as ties" in page

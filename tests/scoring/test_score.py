@@ -21,8 +21,8 @@ from rmtrain.data.tokenize import TokenizedGroup, tokenize_groups
 from rmtrain.errors import RunFailedError
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
-from rmtrain.scoring import room, score
-from rmtrain.scoring.score import Rewards, score_groups
+from rmtrain.scoring import batches, room
+from rmtrain.scoring.batches import Rewards, score_groups
 
 BUDGET = 150  # tokens a batch: several batches of several groups
 
@@ -63,13 +63,13 @@ def near(rewards: Sequence[Rewards], expected: Sequence[Rewards]) -> None:
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Ids of the groups of every pass through the model."""
     seen: list[list[str]] = []
-    original = score._forward
+    original = batches._forward
 
     def counting(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
         seen.append([group.id for group in groups])
         return original(model, groups, pad_id)
 
-    monkeypatch.setattr(score, "_forward", counting)
+    monkeypatch.setattr(batches, "_forward", counting)
     return seen
 
 
@@ -206,7 +206,7 @@ def test_pieces_hold_every_completion_that_is_not_done_once(
     places = [(i, k) for i, group in enumerate(groups) for k in range(len(group.suffixes))]
     done = set(data.draw(st.lists(st.sampled_from(places), unique=True)))
     most = data.draw(st.integers(1, 400))
-    pieces = score.cut_pieces(groups, done, packing, most)
+    pieces = batches.cut_pieces(groups, done, packing, most)
     assert sorted((piece.place, k) for piece in pieces for k in piece.completions) == sorted(set(places) - done)
     for piece in pieces:
         whole = groups[piece.place]
@@ -218,7 +218,7 @@ def test_pieces_hold_every_completion_that_is_not_done_once(
 
 
 def too_large(limit: int) -> Any:
-    original = score._forward
+    original = batches._forward
 
     def forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
         if len(groups) > limit:
@@ -244,7 +244,7 @@ def test_what_did_not_fit_is_told_of_once_and_not_tried_again(
     monkeypatch: pytest.MonkeyPatch,
     error: RuntimeError,
 ) -> None:
-    original, passes, most = score._forward, list[int](), 300
+    original, passes, most = batches._forward, list[int](), 300
 
     def forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
         passes.append(sum(GroupSize.of(group).distinct_tokens for group in groups))
@@ -252,7 +252,7 @@ def test_what_did_not_fit_is_told_of_once_and_not_tried_again(
             raise error
         return original(model, groups, pad_id)
 
-    monkeypatch.setattr(score, "_forward", forward)
+    monkeypatch.setattr(batches, "_forward", forward)
     told: list[str] = []
     near(score_groups(fresh, groups, 0, 900, notify=told.append), expected)
     failed = [tokens for tokens in passes if tokens > most]
@@ -273,7 +273,7 @@ def test_another_error_is_not_taken_for_full_memory(
     def forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(score, "_forward", forward)
+    monkeypatch.setattr(batches, "_forward", forward)
     with pytest.raises(RuntimeError, match="shapes differ"):
         score_groups(model, groups, 0, BUDGET)
 
@@ -312,7 +312,7 @@ def test_a_forward_pass_takes_about_the_memory_predicted(dtype: str, tmp_path: P
     tokens = np.arange(5, 15, dtype=np.int32)
     made = [TokenizedGroup(f"g{i}", "", np.tile(tokens, 10), (np.tile(tokens, 10),) * 2, (), False) for i in range(8)]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        score._forward(wide, made, 0)
+        batches._forward(wide, made, 0)
     alive = peak = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
@@ -327,7 +327,7 @@ def test_a_forward_pass_takes_about_the_memory_predicted(dtype: str, tmp_path: P
 def test_a_group_that_does_not_fit_alone_is_named(
     model: RewardModel, groups: list[TokenizedGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "_forward", too_large(0))
+    monkeypatch.setattr(batches, "_forward", too_large(0))
     tokens = len(groups[3].prefix) + len(groups[3].suffixes[0])
     with pytest.raises(RunFailedError, match=rf"completion of group g3 alone \({tokens} tokens with") as error:
         score_groups(model, [groups[3]], 0, BUDGET)
@@ -340,7 +340,7 @@ def test_a_group_that_does_not_fit_is_cut_between_its_completions(
     expected: list[Rewards],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, completions = score._forward, list[int]()
+    original, completions = batches._forward, list[int]()
 
     def forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
         completions.append(sum(len(group.suffixes) for group in groups))
@@ -348,7 +348,7 @@ def test_a_group_that_does_not_fit_is_cut_between_its_completions(
             raise torch.OutOfMemoryError("no room")
         return original(model, groups, pad_id)
 
-    monkeypatch.setattr(score, "_forward", forward)
+    monkeypatch.setattr(batches, "_forward", forward)
     wide = [i for i, group in enumerate(groups) if len(group.suffixes) > 2][:3]
     assert wide
     near(score_groups(fresh, [groups[i] for i in wide], 0, 100_000), [expected[i] for i in wide])
@@ -358,7 +358,7 @@ def test_a_group_that_does_not_fit_is_cut_between_its_completions(
 def test_under_sharded_weights_a_batch_that_does_not_fit_ends_the_run(
     model: RewardModel, groups: list[TokenizedGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(score, "_forward", too_large(2))
+    monkeypatch.setattr(batches, "_forward", too_large(2))
     with pytest.raises(RunFailedError, match="out of memory while scoring") as error:
         score_groups(dataclasses.replace(model, sharded=True), groups, 0, 500)
     assert "evaluation.tokens_per_batch" in error.value.hint
@@ -371,7 +371,7 @@ def test_under_sharded_weights_a_batch_that_does_not_fit_ends_the_run(
 def test_a_reward_that_is_not_finite_names_its_group(
     model: RewardModel, groups: list[TokenizedGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    original = score._forward
+    original = batches._forward
 
     def forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
         flat, position = original(model, groups, pad_id), 0
@@ -381,7 +381,7 @@ def test_a_reward_that_is_not_finite_names_its_group(
             position += len(group.suffixes)
         return flat
 
-    monkeypatch.setattr(score, "_forward", forward)
+    monkeypatch.setattr(batches, "_forward", forward)
     partial = tmp_path / "partial"
     with pytest.raises(RunFailedError, match="group g5: a reward is not finite") as error:
         score_groups(model, groups, 0, BUDGET, partial)
@@ -398,7 +398,7 @@ from pathlib import Path
 from rmtrain.data.token_cache import row_to_group
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
-from rmtrain.scoring.score import score_groups
+from rmtrain.scoring.batches import score_groups
 folder, out, *budgets = sys.argv[1:]
 state = process_state(timeout_minutes=2)
 model = load_backbone(folder, None, BackboneOptions("float32"), pad_id=0, seed=0)

@@ -20,10 +20,11 @@ from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.display import Silent
 from rmtrain.errors import CheckpointError, InputError, RmtrainError
 from rmtrain.evaluation.splits import score_rows
-from rmtrain.model import policy as policy_module
-from rmtrain.model.policy import Policy, PolicyForward, load_policy
+from rmtrain.model import language_model
+from rmtrain.model.language_model import LogProbForward
 from rmtrain.model.reward_model import choose_packing
-from rmtrain.scoring.policy import score_policy
+from rmtrain.scoring.implicit import PolicyScorer
+from rmtrain.scoring.scorer import ScorerRequest, ScoringOptions
 
 GENERATION = TEMPLATE + "{% if add_generation_prompt %} [/INST] [INST]{% endif %}"  # a header before every answer
 WITH_HEADER = GENERATION.replace(
@@ -40,6 +41,13 @@ def write_policy(folder: Path, seed: int, family: str = "mistral", template: str
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def load_policy(where: str, reference: str | None, reduction: Any = "sum") -> PolicyScorer:
+    options = ScoringOptions(reference=reference, reference_free=None if reference else reduction)
+    scorer = PolicyScorer.open(ScorerRequest(where, options))
+    assert scorer is not None
+    return scorer
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +91,9 @@ def token_log_probs(where: Path, group: PreferenceGroup) -> list[torch.Tensor]:
     return found
 
 
-def scores(policy: Policy, groups: list[TokenizedGroup], folder: Path, tokens: int = 100_000) -> np.ndarray:
+def scores(policy: PolicyScorer, groups: list[TokenizedGroup], folder: Path, tokens: int = 100_000) -> np.ndarray:
     folder.mkdir(exist_ok=True)
-    rewards = score_policy(policy, groups, tokens, folder / "partial", lambda done, total: None, lambda line: None)
+    rewards = policy.rewards(groups, tokens, folder / "partial")
     assert list(map(len, rewards)) == [len(group.spread(group.suffixes)) for group in groups]
     return np.concatenate(rewards)
 
@@ -125,7 +133,7 @@ def test_neither_batch_nor_packing_nor_company_matter(
     loaded = load_policy(str(policy), None)
     marked = tokenized(policy, groups)
     expected = scores(loaded, one_by_one(marked), tmp_path / "alone", 1)
-    monkeypatch.setattr(policy_module, "choose_packing", lambda c, config, wanted: choose_packing(c, config, packing))
+    monkeypatch.setattr(language_model, "choose_packing", lambda c, config, wanted: choose_packing(c, config, packing))
     for tokens in (1, 120, 100_000):
         found = scores(loaded, marked, tmp_path, tokens)
         np.testing.assert_allclose(found, expected, atol=2e-5, rtol=0)
@@ -149,7 +157,7 @@ def test_few_logits_at_once_change_nothing(
     loaded, marked = load_policy(str(policy), None), tokenized(policy, groups)
     expected = scores(loaded, marked, tmp_path)
     (tmp_path / "partial.0").unlink()
-    monkeypatch.setattr(policy_module, "_LOGITS_AT_ONCE", 3 * 65)
+    monkeypatch.setattr(language_model, "_LOGITS_AT_ONCE", 3 * 65)
     np.testing.assert_allclose(scores(loaded, marked, tmp_path), expected, atol=1e-5, rtol=0)
 
 
@@ -276,7 +284,7 @@ def test_what_one_reference_or_reading_left_is_not_taken_up_by_another(
     with pytest.raises(KeyboardInterrupt):
         score_rows(load_policy(str(policy), str(other)), "made", groups, 100, path, Stop())
     for against, reading in ((str(reference), "sum"), (None, "sum"), (None, "avg"), (None, "norm")):
-        loaded = load_policy(str(policy), against, reading)  # type: ignore[arg-type]
+        loaded = load_policy(str(policy), against, reading)
         whole = score_rows(loaded, "made", groups, 100, tmp_path / "whole.jsonl", Silent())
         assert score_rows(loaded, "made", groups, 100, path, Silent()) == whole
     assert len(list(tmp_path.glob(".rows*"))) == 2  # of the first alone
@@ -309,7 +317,7 @@ def test_a_policy_is_no_reward_model_and_the_options_are_named(policy: Path) -> 
 def test_weights_without_a_language_head(base: Path, policy: Path) -> None:
     loaded = load_policy(str(policy), str(base))
     with pytest.raises(CheckpointError, match=r"the weights lack lm_head\.weight"):
-        loaded.load(loaded.folders[1])
+        loaded.models[1].load("sum", "float32", None)
 
 
 def test_another_tokenizer_is_refused(policy: Path, tmp_path: Path) -> None:
@@ -322,11 +330,11 @@ def test_another_tokenizer_is_refused(policy: Path, tmp_path: Path) -> None:
 
 
 def test_logits_made_in_another_way_are_refused(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = PolicyForward.token_logits
-    monkeypatch.setattr(PolicyForward, "token_logits", lambda self, states: 1.1 * own(self, states))
+    own = LogProbForward.token_logits
+    monkeypatch.setattr(LogProbForward, "token_logits", lambda self, states: 1.1 * own(self, states))
     loaded = load_policy(str(policy), None)
     with pytest.raises(CheckpointError, match="MistralForCausalLM makes its logits in a way that is not read here"):
-        loaded.load(loaded.folders[0])
+        loaded.models[0].load("sum", "float32", None)
 
 
 WORKER = """
@@ -335,10 +343,9 @@ from pathlib import Path
 from rmtrain.display import Silent
 from rmtrain.evaluation.splits import score_rows
 from rmtrain.model.devices import process_state
-from rmtrain.model.policy import load_policy
 state = process_state(timeout_minutes=2)
 sys.path.insert(0, sys.argv[4])
-from test_score_policy import groups_to_score  # takes the launcher's variables away
+from test_score_policy import groups_to_score, load_policy  # takes the launcher's variables away
 loaded = load_policy(sys.argv[1], sys.argv[2])
 rows = score_rows(loaded, "made", groups_to_score(), 100, Path(sys.argv[3]) / "two.jsonl", Silent())
 (Path(sys.argv[3]) / f"{state.process_index}.json").write_text(json.dumps([row.rewards for row in rows]))

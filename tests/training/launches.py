@@ -107,7 +107,7 @@ def launch(
 def _score(final: Path, place: Path) -> None:
     """Score other groups with the final model, as any later command would."""
     from rmtrain.model.checkpoint import load_checkpoint
-    from rmtrain.scoring.score import score_groups
+    from rmtrain.scoring.batches import score_groups
 
     groups = make_splits(place / "cache", make_groups(8, seed=11))["train"].tokens.groups()
     checkpoint = load_checkpoint(str(final))

@@ -23,7 +23,7 @@ from rmtrain.errors import Interrupted, NonFiniteError, RunFailedError
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.quantization import is_quantised
 from rmtrain.recipe.schema import DataSection
-from rmtrain.scoring.score import score_groups
+from rmtrain.scoring.batches import score_groups
 from rmtrain.training.checkpoints import newest_valid
 from rmtrain.training.prospect import make_plan
 from rmtrain.training.selection import validation_groups

@@ -3,6 +3,7 @@
 import hashlib
 import json as jsonlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -10,11 +11,12 @@ import typer
 from rich.console import Console
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import OWN, Chosen, Reading, choose, load, own_way, weights_of
+from rmtrain.cli.checkpoints import DEFAULTS, CheckpointRef, choose, data_section, load, weights_of
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.evaluate import data_name, of_other_source
 from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.errors import CheckpointError, DataError, InputError
+from rmtrain.scoring.scorer import ScoringOptions
 
 if TYPE_CHECKING:
     from rmtrain.data.types import PreferenceGroup
@@ -25,7 +27,7 @@ class _Side(NamedTuple):
     """A or B."""
 
     rows: Path | None  # named by the user
-    chosen: Chosen | None  # else the checkpoint; None of a folder of results alone
+    chosen: CheckpointRef | None  # else the checkpoint; None of a folder of results alone
     scored: dict[str, Path]  # rows that lie with it, by split or benchmark
 
 
@@ -84,8 +86,8 @@ def compare(
     """
     with TerminalDisplay() as display:
         sides = [
-            _side("a", a, Reading(prompt_a, label_a, reference_a, reference_free_a, max_length, dtype), display),
-            _side("b", b, Reading(prompt_b, label_b, reference_b, reference_free_b, max_length, dtype), display),
+            _side("a", a, ScoringOptions(prompt_a, label_a, reference_a, reference_free_a, max_length, dtype), display),
+            _side("b", b, ScoringOptions(prompt_b, label_b, reference_b, reference_free_b, max_length, dtype), display),
         ]
         if (max_length is not None or dtype is not None) and not any(side.chosen for side in sides):
             raise InputError("A and B both name rows: --max-length and --dtype are for checkpoints", "leave them out")
@@ -129,18 +131,18 @@ def compare(
         Console(highlight=False).print(spaced([names, to_terminal(*comparison_tables(result))]))
 
 
-def _side(letter: str, text: str, reading: Reading, display: TerminalDisplay) -> _Side:
+def _side(letter: str, text: str, asked: ScoringOptions, display: TerminalDisplay) -> _Side:
     """What A or B names."""
     from rmtrain.evaluation.compare import rows_of_result, scored_rows
 
-    own = reading._replace(max_length=None, dtype=None)  # of this side alone
+    own = replace(asked, max_length=None, dtype=None)  # of this side alone
     path = Path(text)
     folder, mark, split = text.rpartition(":")
     of_run = mark and Path(folder).is_dir() and not path.exists()
     # results that were moved, or of weights that are gone
     rows_alone = bool(scored_rows(path)) and not any(path.glob("*config.json")) and not (path / "final").is_dir()
-    if own != OWN and (path.is_file() or of_run or rows_alone):
-        names = [name.replace("_", "-") for name, value in own._asdict().items() if value is not None]
+    if own != DEFAULTS and (path.is_file() or of_run or rows_alone):
+        names = [name.replace("_", "-") for name, value in vars(own).items() if value is not None]
         given = ", ".join(f"--{name}-{letter}" for name in names)
         raise InputError(
             f"{text} names rows, which were read as they were read: {given}", "name the checkpoint instead"
@@ -157,7 +159,7 @@ def _side(letter: str, text: str, reading: Reading, display: TerminalDisplay) ->
         raise DataError(f"{text}: no such file", "name a .rows.jsonl file, a result .json file, RUN[:split] or a CKPT")
     if rows_alone:
         return _Side(None, None, scored_rows(path))
-    chosen = choose(text, Path("runs"), display, reading)
+    chosen = choose(text, Path("runs"), display, asked)
     return _Side(None, chosen, scored_rows(chosen.results))
 
 
@@ -223,7 +225,7 @@ def _wanted(
         return _scored_on(scored, name, display)
     if data is None and benchmark is None:
         raise DataError(f"neither A nor B was scored on {name!r} yet", "name its rows with --data")
-    ways = [own_way(side.chosen, display.note_once) for side in sides if side.chosen and benchmark is None]
+    ways = [data_section(side.chosen, display.note_once) for side in sides if side.chosen and benchmark is None]
     return _read(name, data, split, benchmark, of_other_source(None, str(data), given, ways), display)
 
 
@@ -287,16 +289,16 @@ def _rows_path(side: _Side, lying: Path | None, name: str, wanted: _Wanted | Non
     return side.chosen.results / "compare" / f"{name}-{digest[:12]}.rows.jsonl"
 
 
-def _score(chosen: Chosen, wanted: _Wanted, path: Path, budget: int | None, display: TerminalDisplay) -> None:
+def _score(chosen: CheckpointRef, wanted: _Wanted, path: Path, budget: int | None, display: TerminalDisplay) -> None:
     """Write the rows, and beside them the result that says what they are."""
-    from rmtrain.evaluation.splits import reading_of, score_rows
+    from rmtrain.evaluation.splits import score_rows
     from rmtrain.files import write_json
 
     by_rewards = wanted.benchmark is not None and benchmark_named(wanted.benchmark).needs_rewards
     display.note(f"scoring {chosen.where} on {wanted.name}")
-    checkpoint = load(chosen, display, str(wanted.benchmark) if by_rewards else "")
-    score_rows(checkpoint, wanted.name, wanted.groups, budget or checkpoint.scoring.tokens_per_batch, path, display)
+    scorer = load(chosen, display, str(wanted.benchmark) if by_rewards else "")
+    score_rows(scorer, wanted.name, wanted.groups, budget or scorer.info.tokens_per_batch, path, display)
     what = {"benchmark": wanted.benchmark} if wanted.benchmark is not None else {"split": wanted.name}
-    result = {"ckpt": checkpoint.where, **what, **reading_of(checkpoint), "data": wanted.source, "rows": str(path)}
+    result = {"ckpt": scorer.info.where, **what, **scorer.info.record(), "data": wanted.source, "rows": str(path)}
     if processes.is_main_process():
         write_json(path.with_name(path.name.removesuffix(".rows.jsonl") + ".json"), result)

@@ -13,14 +13,13 @@ import typer
 from rich.console import Console
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import Chosen, Reading, choose, load, own_way, recorded_recipe
+from rmtrain.cli.checkpoints import CheckpointRef, choose, data_section, load, recorded_recipe
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import InputError
+from rmtrain.scoring.scorer import Scorer, ScoringOptions
 
 if TYPE_CHECKING:
     from rmtrain.data.load import SplitData
-    from rmtrain.model.checkpoint import Checkpoint
-    from rmtrain.model.policy import Policy
     from rmtrain.recipe.schema import DataSection
 
 
@@ -55,14 +54,13 @@ def evaluate(
     [dim]rmtrain eval --ckpt runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl --min-accuracy 0.7[/]
     """
     with TerminalDisplay() as display:
-        reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
-        chosen = choose(ckpt, runs, display, reading, not no_verify)
+        asked = ScoringOptions(prompt, label, reference, reference_free, max_length, dtype)
+        ref = choose(ckpt, runs, display, asked, not no_verify)
         mapping = options.given_mapping(columns, row_schema)
         processes.spread(num_processes)
-        checkpoint = load(chosen, display)
-        splits = _read(checkpoint, chosen, split or [], data, mapping, display)
-        budget = tokens_per_batch or checkpoint.scoring.tokens_per_batch
-        results = _score(checkpoint, chosen, splits, budget, display)
+        scorer = load(ref, display)
+        splits = _read(ref, split or [], data, mapping, display)
+        results = _score(scorer, ref, splits, tokens_per_batch or scorer.info.tokens_per_batch, display)
     if not processes.is_main_process():
         return
     if json:
@@ -83,8 +81,7 @@ def evaluate(
 
 
 def _read(
-    checkpoint: "Checkpoint | Policy",
-    chosen: Chosen,
+    ref: CheckpointRef,
     names: list[str],
     source: str | None,
     mapping: dict[str, Any] | None,
@@ -94,13 +91,13 @@ def _read(
     from rmtrain.data.load import load_data, read_source
 
     if source is not None:
-        section, trained = of_other_source(own_way(chosen, display.note), source, mapping)
+        section, trained = of_other_source(data_section(ref, display.note), source, mapping)
         splits: list[str | None] = [*names] or [None]
         read = partial(read_source, source, data=section, evaluation=True, trained=trained, notify=display.note)
         return {data_name(source, name): read(name) for name in splits}
-    recorded = recorded_recipe(checkpoint.sidecar, checkpoint.where, display.note)
+    recorded = recorded_recipe(ref, display.note)
     if recorded is None:
-        raise InputError(f"{checkpoint.where}: no recipe lies beside the weights", "name the data with --data SOURCE")
+        raise InputError(f"{ref.where}: no recipe lies beside the weights", "name the data with --data SOURCE")
     found = load_data(recorded.data.model_copy(update=mapping), recorded.seed, names or recorded.splits).splits
     return {split_name(name): split for name, split in found.items()}
 
@@ -146,8 +143,8 @@ def of_other_source(
 
 
 def _score(
-    checkpoint: "Checkpoint | Policy",
-    chosen: Chosen,
+    scorer: Scorer,
+    ref: CheckpointRef,
     splits: Mapping[str, "SplitData"],
     tokens_per_batch: int,
     display: TerminalDisplay,
@@ -156,7 +153,7 @@ def _score(
     from rmtrain.evaluation.splits import evaluate_split
 
     return [
-        evaluate_split(checkpoint, name, split, tokens_per_batch, chosen.results / "eval", display)
+        evaluate_split(scorer, name, split, tokens_per_batch, ref.results / "eval", display)
         for name, split in splits.items()
     ]
 
@@ -165,5 +162,5 @@ def score_splits(
     run: Path, splits: Mapping[str, "SplitData"], tokens_per_batch: int, display: TerminalDisplay
 ) -> list[dict[str, Any]]:
     """Evaluate a finished run on splits already read, with the model as it lies in `final/`."""
-    chosen = Chosen(str(run / "final"), run, run.name)
-    return _score(load(chosen, display), chosen, splits, tokens_per_batch, display) if splits else []
+    ref = CheckpointRef(str(run / "final"), run, run.name)
+    return _score(load(ref, display), ref, splits, tokens_per_batch, display) if splits else []

@@ -2,18 +2,18 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import Chosen, Reading, choose, load
+from rmtrain.cli.checkpoints import CheckpointRef, choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.data.benchmarks import benchmark_named
-from rmtrain.display import Silent
 from rmtrain.errors import InputError
+from rmtrain.scoring.scorer import ScoringOptions
 
 if TYPE_CHECKING:
     from rmtrain.data.types import PreferenceGroup
@@ -75,9 +75,9 @@ def rewardbench(
     """
     if output is not None:
         options.check_output(output)
-    reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
+    asked = ScoringOptions(prompt, label, reference, reference_free, max_length, dtype)
     if results:
-        idle = {"ckpt": ckpt, **reading._asdict(), "data": data, "split": split, "parity": parity}
+        idle = {"ckpt": ckpt, **vars(asked), "data": data, "split": split, "parity": parity}
         idle |= {"prior_data": prior_data, "tokens_per_batch": tokens_per_batch, "num_processes": num_processes}
         if given := [f"--{name.replace('_', '-')}" for name, value in idle.items() if value]:
             raise InputError(
@@ -86,38 +86,38 @@ def rewardbench(
             )
         _republish(results, benchmark, output, json)
         return
-    if parity and (benchmark != "rewardbench-1" or reading.of_policy):
+    if parity and (benchmark != "rewardbench-1" or asked.is_policy):
         raise InputError("--parity is for reward models on rewardbench-1", "leave it out, or choose that benchmark")
     with TerminalDisplay() as display:
-        chosen = choose(ckpt, runs, display, reading, not no_verify)
+        ref = choose(ckpt, runs, display, asked, not no_verify)
         processes.spread(num_processes)
         from rmtrain.data.benchmarks.load import core_groups, prior_groups
         from rmtrain.evaluation.benchmarks import benchmark_result
         from rmtrain.evaluation.flat_results import flat_form
-        from rmtrain.evaluation.splits import reading_of, score_rows
+        from rmtrain.evaluation.splits import score_rows
         from rmtrain.files import write_json
 
-        definition, folder = benchmark_named(benchmark), chosen.results / "rewardbench"
+        definition, folder = benchmark_named(benchmark), ref.results / "rewardbench"
         groups, source = core_groups(definition, data, split, display.note)
         prior, prior_sources = prior_groups(definition, prior_data, display.note) if prior_data else ([], [])
         partial = folder / f".{benchmark}.parity"
-        runner = _score_as_runner(chosen, parity, (groups, prior), partial, display) if parity else None
-        checkpoint = load(chosen, display, benchmark if definition.needs_rewards else "")
-        budget = tokens_per_batch or checkpoint.scoring.tokens_per_batch
+        runner = _score_as_runner(ref, parity, (groups, prior), partial, display) if parity else None
+        scorer = load(ref, display, benchmark if definition.needs_rewards else "")
+        budget = tokens_per_batch or scorer.info.tokens_per_batch
         path = folder / f"{benchmark}.rows.jsonl"
-        rows = score_rows(checkpoint, benchmark, groups, budget, path, display)
+        rows = score_rows(scorer, benchmark, groups, budget, path, display)
         prior_path = folder / f"{benchmark}-prior.rows.jsonl"
-        prior_rows = score_rows(checkpoint, "prior sets", prior, budget, prior_path, display) if prior else []
+        prior_rows = score_rows(scorer, "prior sets", prior, budget, prior_path, display) if prior else []
     if not processes.is_main_process():
         return
     result = {
-        **benchmark_result(definition, rows, prior_rows, checkpoint.where).to_json(),
+        **benchmark_result(definition, rows, prior_rows, scorer.info.where).to_json(),
         "rows": str(path),
-        **reading_of(checkpoint),
+        **scorer.info.record(),
         "asked": {key: value for key, value in (("max_length", max_length), ("dtype", dtype)) if value is not None},
         "data": source,
         "prior_data": prior_sources or None,
-        "rendering": checkpoint.renderer.contract(),
+        "rendering": scorer.info.rendering,
     }
     if runner is not None:
         from rmtrain.evaluation.parity import Rung, ladder_json
@@ -145,7 +145,7 @@ def _republish(files: list[Path], benchmark: str, output: Path | None, as_json: 
 
 
 def _score_as_runner(
-    chosen: Chosen,
+    ref: CheckpointRef,
     precision: str,
     groups: "tuple[list[PreferenceGroup], list[PreferenceGroup]]",
     partial: Path,
@@ -153,15 +153,12 @@ def _score_as_runner(
 ) -> "tuple[dict[str, Any], list[Rung]]":
     """The rungs from the leaderboard's runner on; its model is let go of at the end."""
     from rmtrain.evaluation.parity import score_official
-    from rmtrain.model.checkpoint import Checkpoint
     from rmtrain.model.reward_model import BackboneOptions
 
     dtype, quantization = ("float16", "int8") if precision == "int8" else (precision, "none")
-    official = cast(
-        Checkpoint, load(chosen, Silent(), "--parity", BackboneOptions(dtype, quantization, packing="none"))
-    )
-    official.need_decoder("--parity")
-    settings, rungs = score_official(official, *groups, chosen.reading.prompt is None, partial, display)
+    official = ref.request.load(BackboneOptions(dtype, quantization, packing="none"))
+    official.require_decoder("--parity")
+    settings, rungs = score_official(official, *groups, ref.options.prompt is None, partial, display)
     if settings["prompt"] is not None:
         display.note(f"as the leaderboard's runner, with the prompt {settings['prompt']}")
     return {"precision": precision, **settings}, rungs

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import Reading, choose, load, own_way
+from rmtrain.cli.checkpoints import choose, data_section, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.evaluate import of_other_source
 from rmtrain.errors import RunFailedError
 from rmtrain.files import write_atomic
+from rmtrain.scoring.scorer import ScoringOptions
 
 if TYPE_CHECKING:
     from rmtrain.evaluation.results import ScoredRow
@@ -47,16 +48,17 @@ def score(
     from rmtrain.data.sources import has_changed, read_rows
 
     with TerminalDisplay() as display, processes.alone(output):
-        reading = Reading(prompt, label, reference, reference_free, max_length, dtype)
-        chosen = choose(ckpt, runs, display, reading, not no_verify)
+        asked = ScoringOptions(prompt, label, reference, reference_free, max_length, dtype)
+        ref = choose(ckpt, runs, display, asked, not no_verify)
         source = read_rows(str(input_file))
-        section, trained = of_other_source(own_way(chosen, display.note_once), str(input_file), mapping)
+        section, trained = of_other_source(data_section(ref, display.note_once), str(input_file), mapping)
         split = read_source(source, None, section, evaluation=False, trained=trained, notify=display.note_once)
         processes.spread(num_processes)
-        from rmtrain.evaluation.splits import remove_partials, score_rows  # import torch: not needed to refuse an input
+        from rmtrain.evaluation.splits import score_rows  # imports torch, which is not needed to refuse an input
+        from rmtrain.scoring.partial import remove_partials
 
-        checkpoint = load(chosen, display, needs_rewards="score")
-        budget = tokens_per_batch or checkpoint.scoring.tokens_per_batch
+        scorer = load(ref, display, needs_rewards="score")
+        budget = tokens_per_batch or scorer.info.tokens_per_batch
         changed = False
 
         def write(path: Path, scored: "list[ScoredRow]") -> None:
@@ -66,12 +68,12 @@ def score(
             lines = [{**source.rows[index], "rewards": list(row.rewards)} for index, row in rows]
             write_atomic(path, "".join(jsonlib.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines))
 
-        scored = score_rows(checkpoint, Path(input_file).name, split.groups, budget, output, display, write, split)
+        scored = score_rows(scorer, Path(input_file).name, split.groups, budget, output, display, write, split)
         if not processes.is_main_process():
             return
         remove_partials(output)  # of other rows, that an interrupted command left
     truncated = sum(row.truncated for row in scored)
-    display.note(f"{len(scored)} rows scored, {truncated} truncated to {checkpoint.max_length} tokens: {output}")
+    display.note(f"{len(scored)} rows scored, {truncated} truncated to {scorer.info.max_length} tokens: {output}")
     if changed:
         raise RunFailedError(
             f"{input_file} has changed since it was read: {output} holds the rows as they were, with their rewards",

@@ -33,7 +33,7 @@ def mark_responses(
         prompt = group.prompt
         if tokens.truncated:
             whole = renderer.tokenize([group.prompt + completion for completion in group.completions], group.arguments)
-            prompt = truncate_group(group, whole, renderer, max_length, over_length == "truncate_prompt")[0]
+            prompt = truncate_group(group, whole, renderer, max_length, over_length == "truncate_prompt")[0].prompt
         before = np.asarray(renderer.tokenize_prompt(prompt, group.arguments) if prompt else [], dtype=np.int32)
         starts = []
         for suffix in tokens.suffixes:

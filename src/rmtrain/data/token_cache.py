@@ -24,7 +24,7 @@ OVER_LENGTH = "over length"
 IDENTICAL = ("identical after rendering", "identical after truncation")  # the cause in a whole group, and in a cut one
 
 _VERSION = "3"  # raise when tokenisation or rendering changes what tokens come out, or when rows change
-_LAYOUT = "2"  # raise when a table gets other columns; it is no part of the fingerprint, which resumed runs compare
+_LAYOUT = "3"  # raise when a table gets other columns or values; no part of the fingerprint, which resumed runs compare
 _BOOKS, _CHECKSUMS = "books.json", "checksums"  # files in an entry of the cache, beside those of datasets
 
 

@@ -180,8 +180,8 @@ def _omitted(group: PreferenceGroup, rendered: list[Any]) -> tuple[Omission, ...
 
 def truncate_group(
     group: PreferenceGroup, sequences: list[list[int]], renderer: Renderer, max_length: int, prompt_first: bool
-) -> tuple[Conversation, list[list[int]]]:
-    """A group's prompt cut to the length rule, and its sequences with the completions cut too.
+) -> tuple[PreferenceGroup, list[list[int]]]:
+    """A group cut to the length rule, and its sequences.
 
     Args:
         group: one that is too long.
@@ -211,7 +211,7 @@ def truncate_group(
             f"group {group.id}: the chat template alone takes more than {max_length} tokens",
             "raise data.max_length",
         )
-    return prompt, sequences
+    return group._replace(prompt=prompt, completions=tuple(completions)), sequences
 
 
 def _cut(renderer: Renderer, messages: Conversation, tokens: int, from_start: bool) -> Conversation:

@@ -23,7 +23,7 @@ from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.start import require_one_label
 from rmtrain.model.weights import SIDECAR, download, read_json
 from rmtrain.places import local_name, without_places
-from rmtrain.scoring.score import score_groups
+from rmtrain.scoring.batches import score_groups
 
 SAMPLE = "demo"
 SAMPLE_GROUPS = 16
@@ -145,7 +145,6 @@ def check_output(output: Path) -> None:
 def _load(where: str, revision: str | None, verify: bool) -> Checkpoint:
     require_one_label(Path(where) if Path(where).is_dir() else download(where, revision))
     checkpoint = load_checkpoint(where, revision=revision, verify=verify)
-    checkpoint.need_rewards("export")
     if checkpoint.published:
         raise InputError(
             f"{where} was published by others in the layout {checkpoint.published['layout']}",

@@ -8,14 +8,15 @@ import numpy as np
 
 from rmtrain.data.benchmarks.definition import era_scores
 from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK
+from rmtrain.data.prepare import tokenize_named
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.evaluation.figures import by_source
 from rmtrain.evaluation.results import ScoredRow, gaps_of, scored_row
-from rmtrain.evaluation.splits import tokenize_for
 from rmtrain.metrics.rankings import Floats, credits_of
 from rmtrain.model.checkpoint import Checkpoint
 from rmtrain.scoring.official import BATCH, MAX_LENGTH, OfficialScorer
+from rmtrain.scoring.scorer import GroupScore
 
 
 class Rung(NamedTuple):
@@ -47,8 +48,9 @@ def score_official(
     partial.parent.mkdir(parents=True, exist_ok=True)
 
     def scorer_of(part: Sequence[PreferenceGroup]) -> OfficialScorer:
-        tokenized = tokenize_for(checkpoint, BENCHMARK.name, part, display)[0].groups()
-        return OfficialScorer(checkpoint, part, tokenized, own_prompt)
+        rule = checkpoint.scoring.over_length
+        made = tokenize_named(BENCHMARK.name, part, checkpoint.renderer, checkpoint.max_length, rule, display)
+        return OfficialScorer(checkpoint, part, made.groups(), own_prompt)
 
     scorer = scorer_of(groups)
     ladder = scorer.ladder()
@@ -76,7 +78,10 @@ def _rows_by_rung(
         partial,
         lambda done, total: display.progress("score as the leaderboard did", done, total),
     )
-    return [[scored_row(*pair, (), False) for pair in zip(groups, rewards, strict=True)] for rewards in found]
+    return [
+        [scored_row(group, GroupScore(values, (), False)) for group, values in zip(groups, rewards, strict=True)]
+        for rewards in found
+    ]
 
 
 def ladder_json(rungs: Sequence[Rung]) -> list[dict[str, Any]]:

@@ -14,7 +14,17 @@ from rmtrain.errors import DataError, RunFailedError
 from rmtrain.files import read_text, write_atomic
 from rmtrain.metrics.calibration import brier_score, expected_calibration_error
 from rmtrain.metrics.intervals import clustered_interval
-from rmtrain.metrics.rankings import Labels, RewardGaps, credits_of, ranking_accuracy, reward_gaps, spearman
+from rmtrain.metrics.rankings import (
+    Labels,
+    RewardGaps,
+    credits_of,
+    join_gaps,
+    preference_gaps,
+    ranking_accuracy,
+    reward_gaps,
+    spearman,
+)
+from rmtrain.scoring.scorer import GroupScore
 
 _ROWS_LIMIT = 8 << 30  # bytes of a rows file
 NO_SOURCE = "(none)"  # what by_source calls rows without a source
@@ -40,19 +50,18 @@ def prompt_key(prompt: Conversation) -> str:
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:16]
 
 
-def scored_row(
-    group: PreferenceGroup, rewards: Sequence[float], lengths: Sequence[int], truncated: bool, identical: int = 0
-) -> ScoredRow:
-    """A group and its rewards as a row; groups of the same prompt get the same cluster."""
+def scored_row(group: PreferenceGroup, score: GroupScore) -> ScoredRow:
+    """A group and its score as a row; groups of the same prompt get the same cluster."""
     return ScoredRow(
         id=group.id,
         source=group.source,
-        rewards=tuple(float(reward) for reward in rewards),
+        rewards=tuple(float(reward) for reward in score.rewards),
         preferences=tuple((preference.better, preference.worse) for preference in group.preferences),
-        truncated=truncated,
-        lengths=tuple(int(length) for length in lengths),
+        truncated=score.truncated,
+        lengths=tuple(int(length) for length in score.lengths),
         cluster=prompt_key(group.prompt) if group.prompt else "",
-        identical=identical,
+        margins=score.margins,
+        identical=score.identical,
     )
 
 
@@ -62,9 +71,7 @@ def gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps:
     Raises:
         ValueError: a reward is not finite, or a preference does not fit its row.
     """
-    values = [(*row.margins, 0.0) if row.margins else row.rewards for row in rows]
-    pairs = [[(i, len(row.margins)) for i in range(len(row.margins))] or row.preferences for row in rows]
-    return reward_gaps(values, pairs, [row.id for row in rows])
+    return join_gaps([row.margins or preference_gaps(row.rewards, row.preferences, row.id) for row in rows])
 
 
 def length_gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps | None:

@@ -44,17 +44,27 @@ def reward_gaps(
     Raises:
         ValueError: a value is not finite, or a preference names a completion that its group has not.
     """
-    gaps: list[float] = []
-    groups: list[int] = []
-    for index, (values, pairs, name) in enumerate(zip(rewards, preferences, ids, strict=True)):
-        if not np.isfinite(values).all():
-            raise ValueError(f"group {name}: reward not finite: {list(values)}")
-        for better, worse, *_ in pairs:
-            if not (0 <= better < len(values) and 0 <= worse < len(values)):
-                raise ValueError(f"group {name}: preference ({better}, {worse}) among {len(values)} completions")
-            gaps.append(values[better] - values[worse])
-            groups.append(index)
-    return RewardGaps(np.array(gaps, dtype=np.float64), np.array(groups, dtype=np.int64))
+    parts = zip(rewards, preferences, ids, strict=True)
+    return join_gaps([preference_gaps(*part) for part in parts])
+
+
+def preference_gaps(rewards: Sequence[float], preferences: Sequence[Sequence[int]], name: str) -> list[float]:
+    """Reward gaps of one group's preferences; the arguments and what is raised are those of `reward_gaps`."""
+    if not np.isfinite(rewards).all():
+        raise ValueError(f"group {name}: reward not finite: {list(rewards)}")
+    gaps = []
+    for better, worse, *_ in preferences:
+        if not (0 <= better < len(rewards) and 0 <= worse < len(rewards)):
+            raise ValueError(f"group {name}: preference ({better}, {worse}) among {len(rewards)} completions")
+        gaps.append(rewards[better] - rewards[worse])
+    return gaps
+
+
+def join_gaps(gaps: Sequence[Sequence[float]]) -> RewardGaps:
+    """The gaps of each of G groups as one array, and the group of each."""
+    counts = [len(of_group) for of_group in gaps]
+    flat = [gap for of_group in gaps for gap in of_group]
+    return RewardGaps(np.array(flat, dtype=np.float64), np.repeat(np.arange(len(counts), dtype=np.int64), counts))
 
 
 def credits_of(gaps: Floats) -> Floats:

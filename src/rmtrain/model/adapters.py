@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def add_lora(model: RewardModel, lora: LoraSection, seed: int) -> RewardModel:
         torch.manual_seed(seed)
         module = wrap(model.module, lora, model.commit)
     prepare_adapters(module)
-    return RewardModel(module, model.packing, model.notes, model.commit)
+    return replace(model, module=module)
 
 
 def wrap(module: nn.Module, lora: LoraSection, revision: str | None = None) -> Any:

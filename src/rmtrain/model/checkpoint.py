@@ -14,10 +14,10 @@ from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.digests import verify_files
 from rmtrain.model.forward import HEAD
 from rmtrain.model.positions import position_table
-from rmtrain.model.published.encoder import TEXT_PAIR, EncoderModel
-from rmtrain.model.published.layouts import ENCODER, PAIR_RM
+from rmtrain.model.published.encoder import TEXT_PAIR, longest
+from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, Layout
 from rmtrain.model.published.load import Published, find_published, label_index
-from rmtrain.model.published.pair_rm import MAX_LENGTH, PairRenderer
+from rmtrain.model.published.pair_rm import MAX_LENGTH
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
 from rmtrain.model.saving import check_weights
@@ -45,48 +45,43 @@ class Checkpoint:
         model: ready to run.
         renderer: how conversations become tokens.
         max_length: tokens of prompt and one completion.
+        max_positions: most that `max_length` could be; None if the model takes any length.
         sidecar: the content of rmtrain.json, a record of how it was made; empty for other people's checkpoints.
         where: the folder or hub id.
         fingerprint: digest of its weights' files, and of how they are read.
         published: how other people's were read: layout, prompt and label.
-        config_pad: the pad id in its config as it lies there, or in its base's, before the renderer's replaced it.
+        config_pad: the pad id in its config as published, or in its base's, before the renderer's replaced it.
         weights: digest of its weights' files alone.
         scoring: how it is scored: as rmtrain.json says, or by default.
+        layout: how its files were published.
     """
 
     model: RewardModel
     renderer: Renderer
     max_length: int
+    max_positions: int | None
     sidecar: dict[str, Any]
     where: str
     fingerprint: str
+    weights: str
     published: dict[str, Any] = field(default_factory=dict)
     config_pad: int | None = None
-    weights: str = ""
     scoring: Scoring = field(default_factory=Scoring)
+    layout: Layout = PLAIN
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of how it is run."""
         contract = self.scoring.contract
         undated = contract and "date" not in contract and "date" in self.renderer.contract()
-        older = ("which date it was given in training is not recorded in this checkpoint",) if undated else ()
+        older = ("this checkpoint does not record which date its chat template printed in training",) if undated else ()
         return (*self.model.notes, *self.renderer.notes, *older)
 
-    def need_rewards(self, what: str) -> None:
-        """Raises InputError for a model that compares completions and gives them no rewards."""
-        if isinstance(self.renderer, PairRenderer):
+    def require_decoder(self, what: str) -> None:
+        """Raises InputError for encoders and for PairRM."""
+        if self.layout in (ENCODER, PAIR_RM):
             raise InputError(
-                f"{self.where} is PairRM, which compares two completions and gives none a reward: {what} needs rewards",
-                "use eval, or rewardbench on rewardbench-1 or judgebench",
-            )
-
-    def need_decoder(self, what: str) -> None:
-        """Raises InputError for encoders, and for a model that gives no rewards."""
-        self.need_rewards(what)
-        if isinstance(self.model, EncoderModel):
-            raise InputError(
-                f"{self.where} is an encoder ({type(self.model.module).__name__}): {what} needs a decoder",
+                f"{self.where} is {self.layout.name} ({type(self.model.module).__name__}): {what} needs a decoder",
                 "use eval, score, compare, or rewardbench without it",
             )
 
@@ -103,22 +98,75 @@ def load_checkpoint(
     through: Callable[[Any], Any] | None = None,
     verify: bool = True,
 ) -> Checkpoint:
-    """Load a reward model for scoring: an adapter folder, a model folder, or a hub id.
+    """Load a reward model for scoring; see `find_checkpoint` and `CheckpointFiles.load`."""
+    return find_checkpoint(where, revision, prompt, label, verify).load(options, dtype, device, through)
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """The files of a reward model, their weights not yet loaded.
+
+    Attributes:
+        where: the folder or hub id.
+        folder: with the files.
+        sidecar: the content of rmtrain.json; empty for other people's checkpoints.
+        adapter: the content of adapter_config.json; None for a whole model.
+        published: other people's whole model, recognised by its files.
+        prompt: of other people's models, see `make_renderer`.
+        label: of other people's models with several, the one that is the reward.
+    """
+
+    where: str
+    folder: Path
+    sidecar: dict[str, Any]
+    adapter: dict[str, Any] | None
+    published: Published | None
+    prompt: str | None
+    label: str | None
+
+    @property
+    def layout(self) -> Layout:
+        """How the files were published; checkpoints of ours and adapters are plain."""
+        return self.published.layout if self.published else PLAIN
+
+    def load(
+        self,
+        options: BackboneOptions | None = None,
+        dtype: str | None = None,
+        device: Any = None,
+        through: Callable[[Any], Any] | None = None,
+    ) -> Checkpoint:
+        """Load the model.
+
+        Args:
+            options: how to run it; None is as it was trained, or in the dtype of its config.
+            dtype: in place of theirs.
+            device: where to put it; None leaves it on the CPU.
+            through: applied to an adapter's base before the adapter is put on it.
+
+        Raises:
+            CheckpointError: it is no reward model, is damaged, or renders differently from its contract.
+        """
+        if self.published is not None:
+            return _load_published(self.published, options, dtype, device)
+        return _load_own(self, options, dtype, device, through)
+
+
+def find_checkpoint(
+    where: str, revision: str | None, prompt: str | None, label: str | None, verify: bool
+) -> CheckpointFiles:
+    """Recognise a reward model by its files: an adapter folder, a model folder, or a hub id.
 
     Args:
         where: folder or hub id.
         revision: of the hub id.
-        options: how to run it; None is as it was trained, or in the dtype of its config.
-        dtype: in place of theirs.
-        device: where to put it; None leaves it on the CPU.
-        prompt: of other people's models, see `make_renderer`.
-        label: of other people's models with several, the one that is the reward.
-        through: applied to an adapter's base before the adapter is put on it.
+        prompt: see `CheckpointFiles`.
+        label: see `CheckpointFiles`.
         verify: check its files against the digests that were recorded with them.
 
     Raises:
-        CheckpointError: it is no reward model, is damaged, or renders differently from its contract.
-        InputError: a prompt or a label that is not there, or of a model that brings its own.
+        CheckpointError: it is no reward model, or is damaged.
+        InputError: an unknown label, or a prompt or label for a model that brings its own.
     """
     folder = Path(where)
     if not folder.is_dir():
@@ -128,15 +176,28 @@ def load_checkpoint(
         verify_files(folder)
     sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
     if not sidecar and not (folder / ADAPTER).exists():
-        return _load_published(find_published(where, folder, prompt, label), options, dtype, device)
+        published = find_published(where, folder, prompt, label)
+        return CheckpointFiles(where, folder, sidecar, None, published, prompt, label)
     if sidecar and (label is not None or prompt is not None):
         named = "prompt" if label is None else "label"
         raise InputError(f"{where}: a {named} is for models that were not trained here", f"leave out --{named}")
     adapter = read_adapter(folder) if (folder / ADAPTER).exists() else None
     if adapter is not None and not adapter.get("base_model_name_or_path"):
         raise CheckpointError(f"{folder / ADAPTER} names no base model", "write base_model_name_or_path into it")
+    return CheckpointFiles(where, folder, sidecar, adapter, None, prompt, label)
+
+
+def _load_own(
+    files: CheckpointFiles,
+    options: BackboneOptions | None,
+    dtype: str | None,
+    device: Any,
+    through: Callable[[Any], Any] | None,
+) -> Checkpoint:
+    """A checkpoint trained here, or anyone's LoRA adapter."""
+    where, folder, sidecar, adapter = files.where, files.folder, files.sidecar, files.adapter
     scoring = read_scoring(sidecar, folder / SIDECAR) if sidecar else Scoring()
-    renderer = make_renderer(str(_tokenizer_place(folder, None if sidecar else adapter)), prompt)
+    renderer = make_renderer(str(_tokenizer_place(folder, None if sidecar else adapter)), files.prompt)
     if scoring.contract is not None:
         renderer = renderer.check_contract(scoring.contract, where)
     options = options or scoring.options(dtype_in_config(folder, adapter), adapter is not None)
@@ -144,21 +205,32 @@ def load_checkpoint(
     config_pad = load_config(*_config_place(folder, adapter)).get_text_config().pad_token_id
     published: dict[str, Any] = {}
     if adapter is not None:
-        model, index = _load_adapter(where, folder, adapter, options, renderer.pad_id, label, through)
-        model = model if sidecar else _told_of_pad(model, renderer, config_pad)
-        if prompt is not None or index is not None:
-            published = {"layout": "a LoRA adapter", "prompt": prompt, "label": index}
+        model, index = _load_adapter(files, adapter, options, renderer.pad_id, through)
+        model = model if sidecar else _with_pad_note(model, renderer, config_pad)
+        if files.prompt is not None or index is not None:
+            published = {"layout": "a LoRA adapter", "prompt": files.prompt, "label": index}
     else:
         model = load_backbone(str(folder), None, options, renderer.pad_id, seed=None)
     _place(model, where, options, device)
-    length = scoring.max_length or min(_positions(model), 4096)
-    room = position_table(model.module)
-    if room is not None and length > room:
-        told = f"it has {room} positions: sequences are truncated to them, not to the {length} tokens of its recipe"
-        model, length = replace(model, notes=(*model.notes, told)), room
+    length = scoring.max_length or min(_positions(model) or 4096, 4096)
+    table = position_table(model.module)
+    if table is not None and length > table:
+        note = f"it has {table} positions: sequences are truncated to them, not to the {length} tokens of its recipe"
+        model, length = replace(model, notes=(*model.notes, note)), table
     weights = fingerprint_of(folder)
-    read = weights if label is None else fingerprint_read(weights, published)
-    return Checkpoint(model, renderer, length, sidecar, where, read, published, config_pad, weights, scoring)
+    return Checkpoint(
+        model,
+        renderer,
+        length,
+        _positions(model),
+        sidecar=sidecar,
+        where=where,
+        fingerprint=weights if files.label is None else fingerprint_read(weights, published),
+        weights=weights,
+        published=published,
+        config_pad=config_pad,
+        scoring=scoring,
+    )
 
 
 def _load_published(found: Published, options: BackboneOptions | None, dtype: str | None, device: Any) -> Checkpoint:
@@ -166,25 +238,37 @@ def _load_published(found: Published, options: BackboneOptions | None, dtype: st
     options = replace(options, dtype=dtype or options.dtype)
     config_pad = found.config.get_text_config().pad_token_id
     reading = found.reading
-    model: RewardModel
     renderer: Renderer
     if found.layout is PAIR_RM:
         (model, renderer), length = found.load_pairs(options), MAX_LENGTH
+        positions: int | None = MAX_LENGTH
     elif found.layout is ENCODER:
         model, renderer = found.load_encoder(options)
-        length = model.longest(renderer.tokenizer)
+        length = positions = longest(model.module, renderer.tokenizer)
         reading = {**reading, "prompt": TEXT_PAIR} if renderer.reads_pairs else reading
     else:
         renderer = found.renderer()
-        model = _told_of_pad(found.load(options, renderer.pad_id), renderer, config_pad)
-        length = min(_positions(model), found.layout.max_length or 4096)
+        model = _with_pad_note(found.load(options, renderer.pad_id), renderer, config_pad)
+        positions = _positions(model)
+        length = min(positions or 4096, found.layout.max_length or 4096)
     _place(model, found.where, options, device)
     weights = fingerprint_of(found.folder)
-    read = fingerprint_read(weights, reading)
-    return Checkpoint(model, renderer, length, {}, found.where, read, reading, config_pad, weights)
+    return Checkpoint(
+        model,
+        renderer,
+        length,
+        positions,
+        sidecar={},
+        where=found.where,
+        fingerprint=fingerprint_read(weights, reading),
+        weights=weights,
+        published=reading,
+        config_pad=config_pad,
+        layout=found.layout,
+    )
 
 
-def _told_of_pad(model: RewardModel, renderer: Renderer, config_pad: int | None) -> RewardModel:
+def _with_pad_note(model: RewardModel, renderer: Renderer, config_pad: int | None) -> RewardModel:
     """The model of others, with a note where its pad token is its end token."""
     eos = renderer.tokenizer.eos_token_id
     if eos is None or eos not in (config_pad, renderer.tokenizer.pad_token_id):
@@ -225,20 +309,19 @@ def _tokenizer_place(folder: Path, adapter: dict[str, Any] | None) -> Path:
 
 
 def _load_adapter(
-    where: str,
-    folder: Path,
+    files: CheckpointFiles,
     config: dict[str, Any],
     options: BackboneOptions,
     pad_id: int,
-    label: str | None,
     through: Callable[[Any], Any] | None,
 ) -> tuple[RewardModel, int | None]:
     """The model of an adapter, and the label that is its reward, where its head has several."""
+    folder = files.folder
     check_weights(folder)
     shapes = {name: tuple(tensor.shape) for _, name, tensor in read_tensors(folder)}
     labels = next(shape[0] for name, shape in shapes.items() if name.endswith(f".{HEAD}.weight"))
     names = read_json(folder / "config.json").get("id2label") if (folder / "config.json").exists() else None
-    index = label_index(where, labels, names or {}, label)
+    index = label_index(files.where, labels, names or {}, files.label)
     base = config["base_model_name_or_path"]
     model = load_backbone(base, config.get("revision"), options, None, seed=0)  # the adapter brings its own head
     make_room(model.module, shapes, labels)
@@ -247,7 +330,7 @@ def _load_adapter(
     module = attach_adapter(module, folder, base)
     if index is not None:
         keep_label(module, index)
-    return RewardModel(module, model.packing, model.notes, model.commit), index
+    return replace(model, module=module), index
 
 
 def attach_adapter(module: Any, folder: Path, base: str, dropout: float | None = None) -> Any:
@@ -288,6 +371,6 @@ def check_finite(module: Any, where: str) -> None:
             raise CheckpointError(f"{where}: {name} is not finite", "the weights are damaged; use another checkpoint")
 
 
-def _positions(model: RewardModel) -> int:
-    told = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
-    return position_table(model.module) or int(told or 4096)
+def _positions(model: RewardModel) -> int | None:
+    stated = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
+    return position_table(model.module) or (int(stated) if stated else None)

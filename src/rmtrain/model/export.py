@@ -1,5 +1,6 @@
 """A checkpoint as one plain sequence-classification folder: adapters merged in float32, nothing of rmtrain needed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def merge(model: RewardModel) -> RewardModel:
         raise CheckpointError(
             f"the adapters can't be merged: {error}", "use the adapter as it is, without export"
         ) from error
-    return RewardModel(whole, model.packing, model.notes, model.commit)
+    return replace(model, module=whole)
 
 
 def stored_bytes(module: Any, dtype: str) -> int:

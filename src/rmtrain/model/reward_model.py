@@ -4,7 +4,7 @@ The score head is float32 on any base, and its initialisation is seeded.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -65,6 +65,7 @@ class RewardModel:
         notes: what a user should know of that, one line each.
         commit: of the hub, if the weights came from there.
         sharded: the weights are spread over processes, so all of these must run the same number of passes.
+        make_batch: lays out groups, given the packing and the pad token, as the module's forward takes them.
     """
 
     module: Any
@@ -72,6 +73,7 @@ class RewardModel:
     notes: tuple[str, ...] = ()
     commit: str | None = None
     sharded: bool = False
+    make_batch: Callable[[Sequence[TokenizedGroup], Packing, int], Batch] = pack
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +82,7 @@ class RewardModel:
 
     def batch(self, groups: Sequence[TokenizedGroup], pad_id: int) -> Batch:
         """Groups laid out as the module's forward takes them."""
-        return pack(groups, self.packing, pad_id)
+        return self.make_batch(groups, self.packing, pad_id)
 
 
 def load_config(name: str, revision: str | None) -> PretrainedConfig:

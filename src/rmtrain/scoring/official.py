@@ -9,8 +9,6 @@ pipelines of their own, which did neither, and prompts other than those of their
 
 import copy
 import hashlib
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaTokenizer
@@ -26,14 +24,14 @@ from transformers import LlamaTokenizer
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.data.types import Conversation, PreferenceGroup
-from rmtrain.files import writing
 from rmtrain.model.checkpoint import Checkpoint
 from rmtrain.model.devices import process_state
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.layouts import LAYOUTS, PLAIN
 from rmtrain.model.published.prompts import with_prompt
 from rmtrain.model.quantization import is_quantised
-from rmtrain.scoring.score import Progress, Rewards
+from rmtrain.scoring.batches import Progress, Rewards
+from rmtrain.scoring.partial import append_partial, read_partial
 
 BATCH = 64  # rows
 MAX_LENGTH = 2048  # tokens
@@ -193,9 +191,7 @@ class OfficialScorer:
         batches = [range(start, min(start + size, len(sequences))) for start in range(0, len(sequences), size)]
         digest = hashlib.sha256(repr((self._name, self.pads, readings, sequences)).encode()).hexdigest()[:16]
         path = partial.with_name(f"{partial.name}-{digest}.partial") if partial is not None else None
-        known = [_read(path) if state.is_main_process else {}]
-        broadcast_object_list(known)
-        found: dict[int, list[list[Rewards]]] = known[0]  # by batch: by row, by reading
+        found = read_partial(path, _parse_line)  # by batch: by row, by reading
         todo = [index for index in range(len(batches)) if index not in found]
         for start in range(0, len(todo), state.num_processes):
             index = todo[min(start + state.process_index, len(todo) - 1)]
@@ -207,9 +203,7 @@ class OfficialScorer:
             ]
             new = dict(gather_object([(index, by_row)]))
             found.update(new)
-            if path is not None and state.is_main_process:
-                with writing(path), open(path, "a", encoding="utf-8") as stream:
-                    stream.writelines(json.dumps([place, rows]) + "\n" for place, rows in sorted(new.items()))
+            append_partial(path, [[place, rows] for place, rows in sorted(new.items())])
             progress(len(found), len(batches))
         return [
             [rewards[reading] for index in range(len(batches)) for rewards in found[index]]
@@ -262,24 +256,10 @@ def _padded(sequences: list[list[int]], pads: PadIds) -> tuple[Tensor, Tensor]:
     return ids, pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=pads.side)
 
 
-def _read(path: Path | None) -> dict[int, list[list[Rewards]]]:
-    """Finished batches that an interrupted run left; what follows a torn line is cut off."""
-    found: dict[int, list[list[Rewards]]] = {}
-    if path is None or not path.exists():
-        return found
-    whole = 0
-    with open(path, "rb") as stream:
-        for line in stream:
-            try:
-                index, rows = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            found[index] = [[tuple(rewards) for rewards in row] for row in rows]
-            whole += len(line)
-    os.truncate(path, whole)
-    return found
+def _parse_line(line: Any) -> dict[int, list[list[Rewards]]]:
+    """A finished batch of a partial file: its number, and by row and reading the rewards."""
+    index, rows = line
+    return {index: [[tuple(rewards) for rewards in row] for row in rows]}
 
 
 def remove_partials(partial: Path) -> None:

@@ -24,7 +24,7 @@ from rmtrain.model.digests import seal
 from rmtrain.model.reward_model import RewardModel, check_head
 from rmtrain.model.saving import check_weights, saved_shapes, write_companions
 from rmtrain.model.sidecar import Scoring
-from rmtrain.scoring.score import score_groups
+from rmtrain.scoring.batches import score_groups
 from rmtrain.training.callbacks import Schedule
 from rmtrain.training.checkpoints import STAGING, commit, rotate, state_files
 from rmtrain.training.microbatches import MicrobatchDataset, microbatch_loader

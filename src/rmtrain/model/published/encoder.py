@@ -11,17 +11,14 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import TokenizedGroup
+from rmtrain.data.tokenize import OverLength, TokenizedGroup, truncate_group
 from rmtrain.data.tokenizer import load_tokenizer
-from rmtrain.data.types import Conversation, Message, ids_in
+from rmtrain.data.types import Conversation, Message, PreferenceGroup, ids_in
 from rmtrain.errors import DataError
-from rmtrain.model.batch import Batch
+from rmtrain.model.batch import Batch, Packing, pack
 from rmtrain.model.published.prompts import template_of
-from rmtrain.model.reward_model import RewardModel
 
 TEXT_PAIR = "question and answer as the tokenizer's pair of texts, earlier turns joined by a blank line"
-_TYPE_SHIFT = 24  # a token's type lies above the bits of its id, so that types go wherever tokens go
-_ID_BITS = (1 << _TYPE_SHIFT) - 1
 _PROBE = (Message("user", "A question"), Message("assistant", "An answer"))
 
 
@@ -32,7 +29,7 @@ class EncoderForward:
     compute_dtype: torch.dtype = torch.float32
 
     def forward(self, **batch: Any) -> SequenceClassifierOutput:
-        """[N] float32 rewards of a batch made by `EncoderModel.batch`."""
+        """[N] float32 rewards of a batch made by `encoder_batch`."""
         logits = super().forward(**batch).logits  # type: ignore[misc]
         return SequenceClassifierOutput(logits=logits[:, self.label].float())
 
@@ -48,25 +45,56 @@ def takes_types(config: PretrainedConfig) -> bool:
     return int(getattr(config, "type_vocab_size", 0) or 0) > 1
 
 
-@dataclass(frozen=True)
-class EncoderModel(RewardModel):
-    """An encoder ready to run, on padded rows."""
+def encoder_batch(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int, types: bool) -> Batch:
+    """Padded rows as transformers' own forward takes them; with `types`, tokens from a group's start on have type 1."""
+    padded = pack(groups, packing, pad_id)
+    inputs = {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
+    if types:
+        places = padded["position_ids"]
+        never = (places.shape[1],)
+        starts = [start for group in groups for start in group.starts or never * len(group.suffixes)]
+        inputs["token_type_ids"] = (places >= torch.tensor(starts)[:, None]).long() * padded["attention_mask"]
+    return inputs
 
-    def batch(self, groups: Sequence[TokenizedGroup], pad_id: int) -> Batch:
-        """Groups laid out as transformers' own forward takes them."""
-        padded = super().batch(groups, pad_id)
-        inputs = {"input_ids": padded["input_ids"] & _ID_BITS, "attention_mask": padded["attention_mask"]}
-        if takes_types(self.module.config):
-            inputs["token_type_ids"] = padded["input_ids"] >> _TYPE_SHIFT
-        return inputs
 
-    def longest(self, tokenizer: Any) -> int:
-        """Tokens that it takes: of its positions, less those that RoBERTa's kind leave unused, and its tokenizer's."""
-        positions = int(self.module.config.max_position_embeddings)
-        for name, layer in self.module.named_modules():
-            if name.endswith("position_embeddings") and isinstance(layer, nn.Embedding) and layer.padding_idx:
-                positions = layer.num_embeddings - layer.padding_idx - 1
-        return min(positions, int(tokenizer.model_max_length))
+def longest(module: Any, tokenizer: Any) -> int:
+    """Tokens that an encoder and its tokenizer take; RoBERTa's kind leave their first positions unused."""
+    positions = int(module.config.max_position_embeddings)
+    for name, layer in module.named_modules():
+        if name.endswith("position_embeddings") and isinstance(layer, nn.Embedding) and layer.padding_idx:
+            positions = layer.num_embeddings - layer.padding_idx - 1
+    return min(positions, int(tokenizer.model_max_length))
+
+
+def mark_answers(
+    groups: Sequence[PreferenceGroup],
+    tokenized: Sequence[TokenizedGroup],
+    renderer: "TextPairRenderer",
+    max_length: int,
+    over_length: OverLength,
+) -> list[TokenizedGroup]:
+    """The tokenised groups with `starts`, the first token of type 1, where the encoder has types for two texts.
+
+    Args:
+        groups: what was tokenised.
+        tokenized: of `tokenize_groups`, by the same rule, with none dropped.
+        renderer: of the encoder.
+        max_length: tokens of prompt and one completion.
+        over_length: the rule.
+    """
+    if not (renderer.types and renderer.reads_pairs):
+        return list(tokenized)
+    marked = []
+    for group, tokens in zip(groups, tokenized, strict=True):
+        kept = group
+        if tokens.truncated:
+            whole = renderer.tokenize([group.prompt + completion for completion in group.completions], group.arguments)
+            kept = truncate_group(group, whole, renderer, max_length, over_length == "truncate_prompt")[0]
+        borders = renderer.borders([kept.prompt + completion for completion in kept.completions])
+        numbers = tokens.suffix_of or range(len(borders))
+        starts = dict(zip(numbers, borders, strict=True))  # by suffix
+        marked.append(tokens._replace(starts=tuple(starts[number] for number in range(len(tokens.suffixes)))))
+    return marked
 
 
 @dataclass(frozen=True)
@@ -74,7 +102,7 @@ class TextPairRenderer(Renderer):
     """Question and answer as the tokenizer's own pair; with a chat template, the conversation as one text.
 
     Attributes:
-        types: tokens carry their types.
+        types: the model tells its two texts apart by token types.
         special_tokens: the tokenizer puts its own around a template's text, which has none of them.
     """
 
@@ -119,17 +147,17 @@ class TextPairRenderer(Renderer):
         return "\n\n".join(message.content for message in conversation[:-1]), conversation[-1].content
 
     def encode(self, texts: Sequence[Any]) -> list[list[int]]:
-        """The tokens of whole conversations, each with its type above the bits of the id."""
-        if not texts:
-            return []
+        """The tokens of whole conversations."""
+        return self._encoded(texts)["input_ids"] if texts else []
+
+    def borders(self, conversations: Sequence[Conversation]) -> list[int]:
+        """Tokens of type 0 with which each pair of texts begins: the question, with the special tokens around it."""
+        encoded = self._encoded([self.text(conversation) for conversation in conversations])
+        return [[*types, 1].index(1) for types in encoded["token_type_ids"]]
+
+    def _encoded(self, texts: Sequence[Any]) -> Any:
         # types are asked for by name: tokenizers of transformers 5 leave out some that the models were trained with
         options = {"return_token_type_ids": self.types, "verbose": False}
         if self.reads_pairs:
-            encoded = self.tokenizer(*map(list, zip(*texts, strict=True)), **options)
-        else:
-            encoded = self.tokenizer(list(texts), add_special_tokens=self.special_tokens, **options)
-        ids: list[list[int]] = encoded["input_ids"]
-        if not self.types:
-            return ids
-        pairs = zip(ids, encoded["token_type_ids"], strict=True)
-        return [[i + (kind << _TYPE_SHIFT) for i, kind in zip(*pair, strict=True)] for pair in pairs]
+            return self.tokenizer(*map(list, zip(*texts, strict=True)), **options)
+        return self.tokenizer(list(texts), add_special_tokens=self.special_tokens, **options)

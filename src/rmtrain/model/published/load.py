@@ -1,6 +1,7 @@
 """A published reward model's files → a backbone of transformers with the score head that they hold."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import CheckpointError, InputError, first_line
 from rmtrain.model.config_check import require_bounded
 from rmtrain.model.forward import HEAD
-from rmtrain.model.published.encoder import TEXT_PAIR, EncoderModel, TextPairRenderer, encoder_class
+from rmtrain.model.published.encoder import TEXT_PAIR, TextPairRenderer, encoder_batch, encoder_class, takes_types
 from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, Layout, recognise
 from rmtrain.model.published.pair_rm import PairModel, PairRenderer
 from rmtrain.model.published.prompts import make_renderer
@@ -129,7 +130,7 @@ class Published:
         module.compute_dtype = getattr(torch, options.dtype)
         return RewardModel(module, "none", ("read as PairRM: it compares, and gives no rewards",)), renderer
 
-    def load_encoder(self, options: BackboneOptions) -> tuple[EncoderModel, TextPairRenderer]:
+    def load_encoder(self, options: BackboneOptions) -> tuple[RewardModel, TextPairRenderer]:
         """An encoder with transformers' own head and forward, and what makes sequences for it.
 
         Raises:
@@ -142,7 +143,9 @@ class Published:
         self._check_names(info)
         module.compute_dtype, module.label = getattr(torch, options.dtype), self.label or 0
         read = TEXT_PAIR if renderer.reads_pairs else "with a chat template"
-        return EncoderModel(module, "none", (f"read as an encoder, {read}; it takes padded rows",)), renderer
+        note = f"read as an encoder, {read}; it takes padded rows"
+        make_batch = partial(encoder_batch, types=takes_types(self.config))
+        return RewardModel(module, "none", (note,), make_batch=make_batch), renderer
 
     def _check_names(self, info: dict[str, Any]) -> None:
         theirs = self.layout.theirs

@@ -1,24 +1,23 @@
 """Groups → rewards: token-budget batches, dealt to all processes, order restored, resumable."""
 
 import contextlib
-import json
+import functools
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from accelerate.utils import gather_object, send_to_device
 
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import RunFailedError
-from rmtrain.files import writing
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens, plan_batches
 from rmtrain.model.devices import is_out_of_memory, process_state
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.rotation import require_fixed_rotation
+from rmtrain.scoring.partial import append_partial, read_partial
 from rmtrain.scoring.room import CPU_PASS, room_of, shrink_room
 
 Rewards = tuple[float, ...]  # K float32 values
@@ -67,9 +66,7 @@ def score_groups(
     state = process_state()
     if groups and not model.sharded:
         require_fixed_rotation(model.module.config, max(max(group.lengths) for group in groups))
-    found = [_read_partial(partial, groups)] if state.is_main_process else [{}]
-    broadcast_object_list(found)
-    done: dict[tuple[int, int], float] = found[0]
+    done = read_partial(partial, functools.partial(_parse_line, groups))
     pieces = cut_pieces(groups, done.keys(), model.packing, tokens_per_batch)
     batches = plan_batches([GroupSize.of(piece.group) for piece in pieces], model.packing, tokens_per_batch)
     left = Counter(piece.place for piece in pieces)
@@ -78,10 +75,6 @@ def score_groups(
     model.module.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(model.module.train, was_training)
-        stream = None
-        if partial is not None and state.is_main_process:
-            stack.enter_context(writing(partial))
-            stream = stack.enter_context(open(partial, "a", encoding="utf-8"))
         for start in range(0, len(batches), state.num_processes):
             # a process without a batch of its own repeats the last one: sharded weights are gathered by all together
             index = min(start + state.process_index, len(batches) - 1)
@@ -97,9 +90,7 @@ def score_groups(
                 for piece, values in zip(members, rewards, strict=True):
                     done.update(zip([(piece.place, k) for k in piece.completions], values, strict=True))
                 left.subtract(piece.place for piece in members)
-                if stream:
-                    stream.write(json.dumps([[[piece.place, piece.completions] for piece in members], rewards]) + "\n")
-                    stream.flush()
+                append_partial(partial, [[[[piece.place, piece.completions] for piece in members], rewards]])
             progress(len(groups) - sum(count > 0 for count in left.values()), len(groups))
     return [group.spread([done[i, k] for k in range(len(group.suffixes))]) for i, group in enumerate(groups)]
 
@@ -223,27 +214,13 @@ def _forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) 
     return model.module(**batch).logits.tolist()  # type: ignore[no-any-return]
 
 
-def _read_partial(path: Path | None, groups: Sequence[TokenizedGroup]) -> dict[tuple[int, int], float]:
-    """Rewards by group and completion that an interrupted run left; what follows a torn or foreign line is cut off."""
-    done: dict[tuple[int, int], float] = {}
-    if path is None or not path.exists():
-        return done
-    whole = 0
-    with open(path, "rb") as stream:
-        for line in stream:
-            try:
-                places, rewards = json.loads(line)
-                found = {
-                    (index, k): float(value)
-                    for (index, completions), values in zip(places, rewards, strict=True)
-                    for k, value in zip(completions, values, strict=True)
-                }
-                known = all(0 <= i < len(groups) and 0 <= k < len(groups[i].suffixes) for i, k in found)
-            except (ValueError, TypeError):
-                break
-            if not (known and found and line.endswith(b"\n")):
-                break
-            done |= found
-            whole += len(line)
-    os.truncate(path, whole)
-    return done
+def _parse_line(groups: Sequence[TokenizedGroup], line: Any) -> dict[tuple[int, int], float] | None:
+    """Rewards by group and completion of a line of a partial file; None if they are not of these groups."""
+    places, rewards = line
+    found = {
+        (index, k): float(value)
+        for (index, completions), values in zip(places, rewards, strict=True)
+        for k, value in zip(completions, values, strict=True)
+    }
+    known = all(0 <= i < len(groups) and 0 <= k < len(groups[i].suffixes) for i, k in found)
+    return found if known else None

@@ -1,0 +1,217 @@
+"""Language models and their LoRA adapters: log-probabilities of completions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import PretrainedConfig
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from rmtrain.data.tokenize import TokenizedGroup
+from rmtrain.errors import CheckpointError
+from rmtrain.model import attention
+from rmtrain.model.batch import Batch, Packing, pack
+from rmtrain.model.checkpoint import attach_adapter, check_finite, dtype_in_config
+from rmtrain.model.forward import PackedForward
+from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, load_config, load_module
+from rmtrain.model.weights import ADAPTER, local_folder, read_json
+
+Reduction = Literal["sum", "avg", "norm"]
+
+_LOGITS_AT_ONCE = 2**26  # 256 MB of float32
+
+
+class LogProbForward(PackedForward):
+    """Mixin that reads completions' log-probabilities, with float32 logits of their own positions alone."""
+
+    reduction: Reduction = "sum"
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        targets: Tensor | None = None,
+        predictors: Tensor | None = None,
+        owners: Tensor | None = None,
+        completions: int = 0,
+        layout: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutput:
+        """Log-probabilities of a batch made by `target_batch`.
+
+        Args:
+            input_ids: [1, T] packed, or [N, L] padded.
+            attention_mask: [N, L] padded only.
+            position_ids: as `input_ids`.
+            targets: [R] ids of all response tokens; without them transformers' own forward answers.
+            predictors: [R] flat positions of the tokens before these.
+            owners: [R] completions that they belong to.
+            completions: N.
+            layout: of attention; None for padded rows.
+            kwargs: passed on where `targets` is None.
+
+        Returns:
+            An output whose `logits` are [N] float64: by `reduction` the sum of a completion's token log-probabilities,
+            their mean, or their negative L2 norm.
+        """
+        if targets is None:
+            return super().forward(  # type: ignore[misc]
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+            )
+        states = self.packed_states(cast(Tensor, input_ids), attention_mask, cast(Tensor, position_ids), layout)
+        rows = max(1, _LOGITS_AT_ONCE // int(self.get_output_embeddings().weight.shape[0]))  # type: ignore[attr-defined]
+        parts = []
+        for places, ids in zip(torch.split(cast(Tensor, predictors), rows), torch.split(targets, rows), strict=True):
+            logits = self.token_logits(states.index_select(0, places))
+            parts.append(logits.gather(1, ids[:, None]).squeeze(1) - logits.logsumexp(1))
+        values = torch.cat(parts).double()
+        zeros = values.new_zeros(completions)
+        if self.reduction == "norm":
+            return CausalLMOutput(logits=-zeros.index_add(0, cast(Tensor, owners), values**2).sqrt())
+        sums = zeros.index_add(0, cast(Tensor, owners), values)
+        if self.reduction == "avg":
+            sums = sums / zeros.index_add(0, cast(Tensor, owners), torch.ones_like(values))
+        return CausalLMOutput(logits=sums)
+
+    def token_logits(self, states: Tensor) -> Tensor:
+        """[n, H] hidden states to [n, V] logits, in float32 whatever the model's dtype."""
+        head = self.get_output_embeddings()  # type: ignore[attr-defined]
+        bias = getattr(head, "bias", None)
+        with torch.autocast(states.device.type, enabled=False):
+            logits = linear(states.float(), head.weight.float(), None if bias is None else bias.float())
+        config = self.config.get_text_config()  # type: ignore[attr-defined]
+        logits = logits * (getattr(self, "logit_scale", None) or 1)  # Cohere's; MPT's config has one without effect
+        logits = logits / (getattr(config, "logits_scaling", None) or 1)  # Granite's
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def target_batch(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int) -> Batch:
+    """Groups with marked responses, laid out as LogProbForward takes them.
+
+    The first token of a response is predicted by the last of its prompt; response tokens that completions share lie in
+    the group's prefix, once, and are read for each of them.
+    """
+    batch = pack(groups, packing, pad_id)
+    ends = iter(batch.pop("ends").tolist())
+    places: list[np.ndarray] = []
+    predictors: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
+    for group in groups:
+        prompt, first = len(group.prefix), None
+        for suffix, start in zip(group.suffixes, group.starts, strict=True):
+            own = next(ends) + 1 - len(suffix)
+            if first is None or packing != "shared_prompt":
+                first = own - prompt
+            sequence = np.concatenate([np.arange(first, first + prompt), np.arange(own, own + len(suffix))])
+            places.append(sequence[start:])
+            predictors.append(sequence[start - 1 : -1])
+            owners.append(np.full(len(sequence) - start, len(owners)))
+    return {
+        **batch,
+        "targets": batch["input_ids"].flatten()[torch.from_numpy(np.concatenate(places))],
+        "predictors": torch.from_numpy(np.concatenate(predictors)),
+        "owners": torch.from_numpy(np.concatenate(owners)),
+        "completions": len(owners),
+    }
+
+
+@dataclass(frozen=True)
+class LanguageModelFiles:
+    """The files of a language model, or of a LoRA adapter on one; the weights are loaded later.
+
+    Attributes:
+        name: folder or hub id, as named by the user.
+        folder: with the files.
+        config: of the model, or of the adapter's base.
+        base: folder or hub id of the weights.
+        adapter: what PEFT wrote of an adapter; None for a whole model.
+    """
+
+    name: str
+    folder: Path
+    config: PretrainedConfig
+    base: str
+    adapter: dict[str, Any] | None
+
+    @property
+    def dtype(self) -> str:
+        """That of the config."""
+        return dtype_in_config(self.folder, self.adapter)
+
+    def load(self, reduction: Reduction, dtype: str, device: Any) -> RewardModel:
+        """The model ready to run; its forward gives log-probabilities where a reward model's gives rewards.
+
+        Raises:
+            CheckpointError: the weights are incomplete, or their logits are made in an unknown way.
+        """
+        options, revision = BackboneOptions(dtype), self.adapter.get("revision") if self.adapter else None
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)]
+        model_class = type(causal.__name__, (LogProbForward, causal), {"__module__": causal.__module__})
+        packing, notes = choose_packing(model_class, self.config, options.packing)
+        module, info = load_module(model_class, self.base, revision, self.config, options, packing)
+        if lacking := sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
+            raise CheckpointError(
+                f"{self.base}: the weights lack {', '.join(lacking[:5])}, or have them in another shape",
+                "the checkpoint is damaged, or no language model",
+            )
+        module.compute_dtype, module.reduction = getattr(torch, options.dtype), reduction
+        if self.adapter is not None:
+            module = attach_adapter(module, self.folder, self.base).get_base_model()
+        module.eval()
+        if device is not None:
+            module.to(device)
+        check_finite(module, str(self.folder))
+        _check_logits(module, self.base)
+        if packing != "none":
+            module.set_attn_implementation(attention.NAME)
+        return RewardModel(module, packing, tuple(notes), make_batch=target_batch)
+
+
+def find_language_model(name: str) -> LanguageModelFiles:
+    """Read the config of a folder, or of a hub id with `@revision`, of a language model or its adapter.
+
+    Raises:
+        CheckpointError: it is no language model, or can't be fetched.
+    """
+    folder = local_folder(name)
+    adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).exists() else None
+    base, revision = str(folder), None
+    if adapter is not None:
+        base, revision = adapter.get("base_model_name_or_path") or "", adapter.get("revision")
+        if not base:
+            raise CheckpointError(f"{folder / ADAPTER} names no base model")
+    config = load_config(base, revision)
+    kinds = [kind for kind in config.architectures or [] if kind.endswith("ForSequenceClassification")]
+    if kinds or (adapter or {}).get("task_type") == "SEQ_CLS":
+        raise CheckpointError(
+            f"{name}: {kinds[0] if kinds else 'a sequence-classification adapter'} is a reward model, not a policy",
+            "leave out --reference and --reference-free",
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise CheckpointError(
+            f"{name}: transformers has no language model of the architecture {config.model_type!r}",
+            "a policy and its reference must be causal language models",
+        )
+    return LanguageModelFiles(name, folder, config, base, adapter)
+
+
+@torch.no_grad()
+def _check_logits(module: Any, name: str) -> None:
+    """Compare the logits read here with the model's own, on a few tokens: some scale or cap theirs."""
+    ids = torch.arange(1, 9, device=module.device)[None] % module.config.get_text_config().vocab_size
+    mine = module.token_logits(module.packed_states(ids, None, torch.arange(8, device=module.device)[None], None))
+    with torch.autocast(ids.device.type, dtype=module.compute_dtype, enabled=module.compute_dtype != torch.float32):
+        theirs = module(input_ids=ids).logits[0].float()
+    if not torch.allclose(mine, theirs, rtol=0, atol=0.02 * float(theirs.abs().max())):  # 2 %: half precision
+        raise CheckpointError(
+            f"{name}: {type(module).__name__} makes its logits in a way that is not read here",
+            "its log-probabilities can't be had",
+        )

@@ -1,0 +1,130 @@
+"""Policies as scorers: the implicit reward of DPO, log pi - log pi_ref (arXiv 2305.18290).
+
+A policy trained by DPO holds, up to a term that depends on the prompt alone, the reward beta * (log pi - log pi_ref) of
+a completion (eq. 5); beta changes no ranking and is left out.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rmtrain.data.render import Renderer
+from rmtrain.data.responses import mark_responses
+from rmtrain.data.tokenize import OverLength, TokenizedGroup
+from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.errors import InputError
+from rmtrain.model.devices import process_state
+from rmtrain.model.language_model import LanguageModelFiles, Reduction, find_language_model
+from rmtrain.model.published.prompts import make_renderer
+from rmtrain.model.weights import fingerprint_of, fingerprint_read
+from rmtrain.scoring.batches import Progress, Rewards, score_groups
+from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScorerRequest, ScoringTask
+from rmtrain.scoring.tokens import tokenize_task
+
+OVER_LENGTH: OverLength = "truncate_prompt"
+_PROBES = (
+    "What is 1234 + 567890?  It's \"quoted\", isn't it?\n\n\tdef f(x): return x[0] != {'k': 1}\n",
+    "Zürich, naïve café — 東京で会いましょう 🙂 <|im_start|>user [INST] </s> <|eot_id|> <|endoftext|>",
+)
+
+
+@dataclass(frozen=True)
+class PolicyScorer:
+    """A policy with its reference, or alone; one model is in memory at a time.
+
+    Attributes:
+        info: what results record of it.
+        renderer: how conversations become tokens, for both models.
+        models: the policy, and the reference if there is one.
+        reduction: what makes log-probabilities of tokens one number; against a reference, the sum.
+        dtypes: of each model.
+    """
+
+    info: ScorerInfo
+    renderer: Renderer
+    models: tuple[LanguageModelFiles, ...]
+    reduction: Reduction
+    dtypes: tuple[str, ...]
+
+    @classmethod
+    def open(cls, request: ScorerRequest) -> "PolicyScorer | None":
+        """Check a policy and its reference; their weights are loaded later.
+
+        Raises:
+            CheckpointError: one of them is no language model, or can't be fetched.
+            InputError: they turn the same text into different tokens, or have fewer positions than `--max-length`.
+        """
+        options = request.options
+        if not options.is_policy:
+            return None
+        names = [name for name in (request.where, options.reference) if name is not None]
+        models = tuple(map(find_language_model, names))
+        renderer = make_renderer(str(models[0].folder), options.prompt)
+        if options.reference is not None:
+            _require_same_tokens(renderer, models)
+        stated = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+        positions = min((int(n) for n in stated if n), default=None)
+        if options.max_length and positions and options.max_length > positions:
+            raise InputError(
+                f"--max-length {options.max_length}: {' or '.join(names)} has {positions} positions", "ask for no more"
+            )
+        reduction = options.reference_free or "sum"
+        dtypes = tuple(options.dtype or model.dtype for model in models)
+        weights = fingerprint_of(*(model.folder for model in models))
+        prompt = {"prompt": options.prompt} if options.prompt is not None else {}
+        info = ScorerInfo(
+            request.where,
+            fingerprint=fingerprint_read(weights, reduction, options.prompt, dtypes),
+            weights=weights,
+            dtype=", ".join(dict.fromkeys(dtypes)),
+            max_length=options.max_length or min(4096, positions or 4096),
+            rendering=renderer.contract(),
+            details={"policy": {"reference": options.reference, "log_probabilities": reduction, **prompt}},
+        )
+        return cls(info, renderer, models, reduction, dtypes)
+
+    def score(self, task: ScoringTask) -> list[GroupScore | None]:
+        """Implicit rewards; see `Scorer`."""
+        made = tokenize_task(task, self.renderer, self.info.max_length, OVER_LENGTH)
+        marked = mark_responses(made.groups, made.tokens, self.renderer, self.info.max_length, OVER_LENGTH)
+        partial = task.partials.path(task.name, made.fingerprint, self.info.fingerprint)
+        rewards = self.rewards(marked, task.tokens_per_batch, partial, task.progress, task.display.note)
+        return made.scores(rewards, task)
+
+    def rewards(
+        self,
+        groups: Sequence[TokenizedGroup],
+        tokens_per_batch: int,
+        partial: Path,
+        progress: Progress = lambda done, total: None,
+        notify: Callable[[str], None] = lambda line: None,
+    ) -> list[Rewards]:
+        """log pi - log pi_ref of every completion, or log pi alone; as `score_groups`, for groups with `starts`.
+
+        Each model keeps its finished batches in a file of its own, whose name begins as `partial`.
+        """
+        found: list[list[Rewards]] = []
+        for files, dtype in zip(self.models, self.dtypes, strict=True):
+            model = files.load(self.reduction, dtype, process_state().device)
+            for note in model.notes:
+                notify(note)
+            own = partial.with_name(f"{partial.name}.{len(found)}")
+            found.append(score_groups(model, groups, self.renderer.pad_id, tokens_per_batch, own, progress, notify))
+            del model  # before the next is loaded
+        differences = (np.subtract(*k) if len(k) == 2 else np.array(k[0]) for k in zip(*found, strict=True))
+        return [tuple(values.astype(np.float32).tolist()) for values in differences]
+
+
+def _require_same_tokens(renderer: Renderer, models: Sequence[LanguageModelFiles]) -> None:
+    """Refuse a policy and a reference whose tokenizers differ, on texts that tokenizers tend to split differently."""
+    policy, reference = models
+    other = load_tokenizer(str(reference.folder), chat_template="raw")
+    chats = [[{"role": "user", "content": text}] for text in _PROBES]
+    for text in [*_PROBES, *renderer.tokenizer.apply_chat_template(chats, tokenize=False)]:
+        if renderer.tokenizer(text)["input_ids"] != other(text)["input_ids"]:
+            raise InputError(
+                f"{policy.name} and its reference {reference.name} turn the same text into different tokens",
+                "a policy is compared, token by token, with the model that it was trained from",
+            )

@@ -1,0 +1,25 @@
+"""The kinds of scorers that can be opened. A new kind is a class with `open` and `score`, and a line here."""
+
+from collections.abc import Callable
+
+from rmtrain.scoring.implicit import PolicyScorer
+from rmtrain.scoring.reward_models import EncoderScorer, PairScorer, RewardModelScorer
+from rmtrain.scoring.scorer import Scorer, ScorerRequest
+
+# in the order in which they are asked; each answers None where the request is for another kind
+SCORERS: list[Callable[[ScorerRequest], Scorer | None]] = [
+    PolicyScorer.open,
+    PairScorer.open,
+    EncoderScorer.open,
+    RewardModelScorer.open,
+]
+
+
+def open_scorer(request: ScorerRequest) -> Scorer:
+    """The scorer that a request names, ready to score on this process's device.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of no known kind.
+        InputError: an option that this kind does not have.
+    """
+    return next(scorer for opener in SCORERS if (scorer := opener(request)) is not None)

@@ -1,0 +1,109 @@
+"""Finished batches on disk, so that an interrupted scoring continues where it stopped."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate.utils import broadcast_object_list
+
+from rmtrain.display import Display
+from rmtrain.files import writing
+from rmtrain.model.devices import process_state, require_agreement
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Partials:
+    """The files of finished batches beside a rows file; scorers name theirs, and whoever scores removes them."""
+
+    def __init__(self, rows: Path, display: Display) -> None:
+        self._rows, self._display, self._names = rows, display, list[str]()
+
+    def path(self, what: str, tokens: str, scorer: str) -> Path:
+        """A file name that says what is being scored with what, so that nothing else is continued from it.
+
+        Args:
+            what: name of the groups.
+            tokens: digest of what is scored.
+            scorer: fingerprint of the scorer.
+
+        Raises:
+            RunFailedError: the processes have read different rows or weights.
+        """
+        require_agreement(f"{tokens} {scorer}", f"rows or weights for {what}")
+        path = self._rows.with_name(f".{self._rows.name}-{tokens[:16]}-{scorer[:16]}.partial")
+        self._names.append(path.name)
+        return path
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Report, where scoring ends early, which files it continues from; empty ones are removed."""
+        try:
+            yield
+        except BaseException:
+            if process_state().is_main_process:
+                for path in self._files():
+                    if path.stat().st_size:
+                        self._display.note(f"finished batches are kept in {path}; run the same command to continue")
+                    else:
+                        path.unlink()
+            raise
+
+    def remove(self) -> None:
+        """Remove the files that scorers have named."""
+        for path in self._files():
+            path.unlink()
+
+    def _files(self) -> list[Path]:
+        """All files whose names begin as one that a scorer asked for: a policy and its reference have one each."""
+        names = tuple(self._names)
+        return [path for path in self._rows.parent.iterdir() if names and path.name.startswith(names)]
+
+
+def remove_partials(rows: Path) -> None:
+    """Remove what interrupted scorings left beside a rows file, of whatever rows and weights they were."""
+    for path in rows.parent.iterdir():
+        if path.name.startswith(f".{rows.name}-") and path.name.endswith(".partial"):
+            path.unlink()
+
+
+def read_partial(path: Path | None, parse: Callable[[Any], dict[Key, Value] | None]) -> dict[Key, Value]:
+    """Results that an interrupted scoring left, on every process; whatever follows a damaged line is cut off.
+
+    Args:
+        path: of JSON lines, as the main process sees it; None, or a missing file, holds no results.
+        parse: turns a line's value into results; None, ValueError and TypeError refuse it.
+    """
+    done = [_read(path, parse) if path is not None and process_state().is_main_process else {}]
+    broadcast_object_list(done)
+    return done[0]
+
+
+def _read(path: Path, parse: Callable[[Any], dict[Key, Value] | None]) -> dict[Key, Value]:
+    done: dict[Key, Value] = {}
+    if not path.exists():
+        return done
+    whole = 0
+    with open(path, "rb") as stream:
+        for line in stream:
+            try:
+                results = parse(json.loads(line)) if line.endswith(b"\n") else None
+            except (ValueError, TypeError):
+                break
+            if not results:
+                break
+            done |= results
+            whole += len(line)
+    os.truncate(path, whole)
+    return done
+
+
+def append_partial(path: Path | None, values: list[Any]) -> None:
+    """Add lines of results to the file, on the main process."""
+    if path is not None and process_state().is_main_process:
+        with writing(path), open(path, "a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(value) + "\n" for value in values)

@@ -1,0 +1,128 @@
+"""Reward models, encoders and pair comparers as scorers."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from rmtrain.data.tokenize import TokenizedGroup
+from rmtrain.errors import InputError
+from rmtrain.model.checkpoint import Checkpoint
+from rmtrain.model.published.encoder import TextPairRenderer, mark_answers
+from rmtrain.model.published.layouts import ENCODER, PAIR_RM
+from rmtrain.model.published.pair_rm import PairRenderer
+from rmtrain.scoring.batches import Rewards, score_groups
+from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScorerRequest, ScoringTask
+from rmtrain.scoring.tokens import TokenizedTask, tokenize_task
+
+
+def describe(checkpoint: Checkpoint, gives_rewards: bool = True) -> ScorerInfo:
+    """What results record of a reward model."""
+    return ScorerInfo(
+        checkpoint.where,
+        fingerprint=checkpoint.fingerprint,
+        weights=checkpoint.weights,
+        dtype=str(checkpoint.model.module.compute_dtype).removeprefix("torch."),
+        max_length=checkpoint.max_length,
+        tokens_per_batch=checkpoint.scoring.tokens_per_batch,
+        rendering=checkpoint.renderer.contract(),
+        details={"published": checkpoint.published} if checkpoint.published else {},
+        notes=checkpoint.notes,
+        gives_rewards=gives_rewards,
+    )
+
+
+def tokenize_for(checkpoint: Checkpoint, task: ScoringTask) -> TokenizedTask:
+    """The groups of a task by the checkpoint's rendering, length, and rule for longer ones."""
+    return tokenize_task(task, checkpoint.renderer, checkpoint.max_length, checkpoint.scoring.over_length)
+
+
+@dataclass(frozen=True)
+class RewardModelScorer:
+    """A decoder with a score head; the reward is read at the last token."""
+
+    info: ScorerInfo
+    checkpoint: Checkpoint
+
+    @classmethod
+    def open(cls, request: ScorerRequest) -> "RewardModelScorer | None":
+        """Any checkpoint that no other kind claims; raises as `CheckpointFiles.load`."""
+        checkpoint = request.load()
+        return cls(describe(checkpoint), checkpoint)
+
+    def score(self, task: ScoringTask) -> list[GroupScore | None]:
+        """Rewards; see `Scorer`."""
+        made = tokenize_for(self.checkpoint, task)
+        return made.scores(_rewards(self.checkpoint, made.tokens, made.fingerprint, task), task)
+
+
+@dataclass(frozen=True)
+class EncoderScorer:
+    """An encoder with a classification head, which reads question and answer as a pair of texts."""
+
+    info: ScorerInfo
+    checkpoint: Checkpoint
+
+    @classmethod
+    def open(cls, request: ScorerRequest) -> "EncoderScorer | None":
+        """Encoders alone; raises as `CheckpointFiles.load`."""
+        if request.files.layout is not ENCODER:
+            return None
+        checkpoint = request.load()
+        return cls(describe(checkpoint), checkpoint)
+
+    def score(self, task: ScoringTask) -> list[GroupScore | None]:
+        """Rewards; see `Scorer`."""
+        made = tokenize_for(self.checkpoint, task)
+        renderer, rule = cast(TextPairRenderer, self.checkpoint.renderer), self.checkpoint.scoring.over_length
+        marked = mark_answers(made.groups, made.tokens, renderer, self.info.max_length, rule)
+        return made.scores(_rewards(self.checkpoint, marked, made.fingerprint, task), task)
+
+
+@dataclass(frozen=True)
+class PairScorer:
+    """PairRM: each preference is asked in both orders; the margin is half the difference of the two logits."""
+
+    info: ScorerInfo
+    checkpoint: Checkpoint
+
+    @classmethod
+    def open(cls, request: ScorerRequest) -> "PairScorer | None":
+        """PairRM alone; raises as `CheckpointFiles.load`."""
+        if request.files.layout is not PAIR_RM:
+            return None
+        if request.options.max_length is not None:
+            raise InputError(f"{request.where} is PairRM, whose lengths are fixed", "leave out --max-length")
+        checkpoint = request.load()
+        return cls(describe(checkpoint, gives_rewards=False), checkpoint)
+
+    def score(self, task: ScoringTask) -> list[GroupScore | None]:
+        """Margins; see `Scorer`."""
+        made = [cast(PairRenderer, self.checkpoint.renderer).tokenize_pairs(group) for group in task.groups]
+        asked = [tokens for tokens, _ in made if tokens.suffixes]
+        what = repr([self.info.rendering, task.groups]).encode("utf-8", "surrogatepass")
+        answers = iter(_rewards(self.checkpoint, asked, hashlib.sha256(what).hexdigest(), task))
+        scores: list[GroupScore | None] = []
+        for tokens, lengths in made:
+            logits = next(answers) if tokens.suffixes else ()
+            margins = tuple((one - other) / 2 for one, other in zip(logits[::2], logits[1::2], strict=True))
+            places = tokens.suffix_of
+            identical = sum(one == other for one, other in zip(places[::2], places[1::2], strict=True))
+            scores.append(GroupScore((), tuple(lengths), tokens.truncated, identical, margins))
+        return scores
+
+
+def _rewards(
+    checkpoint: Checkpoint, tokens: Sequence[TokenizedGroup], fingerprint: str, task: ScoringTask
+) -> list[Rewards]:
+    """One output of the model for each completion."""
+    partial = task.partials.path(task.name, fingerprint, checkpoint.fingerprint)
+    return score_groups(
+        checkpoint.model,
+        tokens,
+        checkpoint.renderer.pad_id,
+        task.tokens_per_batch,
+        partial,
+        task.progress,
+        task.display.note,
+    )

@@ -1,0 +1,215 @@
+"""`Scorer`: the protocol of everything that gives rewards or margins, and how a user asks for one."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from rmtrain.data.types import PreferenceGroup
+from rmtrain.display import Display
+from rmtrain.errors import InputError
+from rmtrain.files import read_text
+
+if TYPE_CHECKING:
+    from rmtrain.model.checkpoint import Checkpoint, CheckpointFiles
+    from rmtrain.model.reward_model import BackboneOptions
+    from rmtrain.scoring.partial import Partials
+
+TOKENS_PER_BATCH = 16384  # as a recipe's default
+
+
+class GroupScore(NamedTuple):
+    """What a scorer says of one group."""
+
+    rewards: tuple[float, ...]  # K float32 values; empty if the scorer only compares completions
+    lengths: tuple[int, ...]  # K, tokens of each completion; empty if unknown
+    truncated: bool
+    identical: int = 0  # preferences between completions of the same tokens, which are ties
+    margins: tuple[float, ...] = ()  # one a preference, if the scorer only compares: the better one's over the worse
+
+
+@dataclass(frozen=True)
+class ScorerInfo:
+    """What commands print and results record of a scorer.
+
+    Attributes:
+        where: folder or hub id, as named by the user.
+        fingerprint: digest of all that rewards depend on: weights, prompt, label, length and dtype.
+        weights: digest of the weights' files alone.
+        dtype: of the weights and the arithmetic.
+        max_length: tokens of prompt and one completion.
+        tokens_per_batch: maximum tokens per forward pass, unless the user asks for another number.
+        rendering: how conversations become tokens.
+        details: fields of results that only this kind of scorer has.
+        notes: what a user should know of it, one line each.
+        gives_rewards: every completion gets a reward; otherwise each preference gets a margin.
+    """
+
+    where: str
+    fingerprint: str
+    weights: str
+    dtype: str
+    max_length: int
+    tokens_per_batch: int = TOKENS_PER_BATCH
+    rendering: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    gives_rewards: bool = True
+
+    def record(self) -> dict[str, Any]:
+        """The fields of a result that say what scored it."""
+        return {
+            **self.details,
+            "dtype": self.dtype,
+            "max_length": self.max_length,
+            "weights_fingerprint": self.weights,
+        }
+
+    def require_rewards(self, what: str) -> None:
+        """Raises InputError for a scorer that only compares completions."""
+        if not self.gives_rewards:
+            raise InputError(
+                f"{self.where} compares two completions and gives no rewards: {what} needs rewards",
+                "use eval, or rewardbench on rewardbench-1 or judgebench",
+            )
+
+
+@dataclass(frozen=True)
+class ScoringTask:
+    """Groups to score, and where progress goes.
+
+    Attributes:
+        name: of the groups, for messages.
+        groups: what to score.
+        tokens_per_batch: maximum tokens per forward pass.
+        partials: files that keep finished batches.
+        display: of the main process.
+        place: says in which row a group is, by its id.
+        drop_refused: leave out groups that the chat template refuses, up to a fifth of all; otherwise they are errors.
+    """
+
+    name: str
+    groups: Sequence[PreferenceGroup]
+    tokens_per_batch: int
+    partials: "Partials"
+    display: Display
+    place: Callable[[str], str] = "group {}".format
+    drop_refused: bool = False
+
+    def progress(self, done: int, total: int) -> None:
+        """Show how many of the groups are scored."""
+        self.display.progress(f"score {self.name}", done, total)
+
+
+class Scorer(Protocol):
+    """Gives every completion a reward, or every preference a margin; see `rmtrain.scoring.kinds` for those known."""
+
+    @property
+    def info(self) -> ScorerInfo:
+        """What results record of it."""
+
+    def score(self, task: ScoringTask) -> list[GroupScore | None]:
+        """A score for each group of the task, in order and on every process; None for a refused group left out.
+
+        Raises:
+            InputError: a group can't be scored, and the task does not allow it to be dropped.
+            RunFailedError: a completion does not fit the memory, or a reward is not finite; on all processes.
+        """
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """Options of the command line by which a checkpoint is scored otherwise than it says itself."""
+
+    prompt: str | None = None
+    label: str | None = None
+    reference: str | None = None
+    reference_free: Literal["avg", "sum", "norm"] | None = None
+    max_length: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+    @property
+    def is_policy(self) -> bool:
+        """The checkpoint is a language model, to be read by its log-probabilities."""
+        return self.reference is not None or self.reference_free is not None
+
+    @property
+    def marks(self) -> list[str]:
+        """Parts of the name of a folder of results, which differ wherever rewards could."""
+        marks = []
+        if self.prompt is not None:
+            text = read_text(self.prompt) if os.path.isfile(self.prompt) else self.prompt
+            marks += ["prompt", self.prompt if re.fullmatch(r"[\w-]+", self.prompt) else short_digest(text)]
+        if self.label is not None:
+            marks += ["label", re.sub(r"[^\w-]", "_", self.label)]
+        if self.reference is not None:
+            marks += ["against", folder_name(self.reference)]
+        if self.reference_free is not None:
+            marks += ["ref-free", self.reference_free]
+        if self.max_length is not None:
+            marks += ["max-length", str(self.max_length)]
+        return [*marks, *([self.dtype] if self.dtype is not None else [])]
+
+
+def folder_name(where: str) -> str:
+    """A folder name for a hub id, or for a folder: its own name and a digest of its path."""
+    path = Path(where)
+    if path.is_dir():
+        return f"{path.resolve().name}-{short_digest(str(path.resolve()))}"
+    return where.replace("/", "--")
+
+
+def short_digest(text: str) -> str:
+    """Eight hexadecimal digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class ScorerRequest:
+    """A checkpoint that a user names, its files read at most once.
+
+    Attributes:
+        where: folder or hub id.
+        options: how it is to be scored.
+        verify: check its files against the digests that were recorded with them.
+    """
+
+    where: str
+    options: ScoringOptions = ScoringOptions()
+    verify: bool = True
+
+    @cached_property
+    def files(self) -> "CheckpointFiles":
+        """The files of a reward model; raises CheckpointError where they are not those of one."""
+        from rmtrain.model.checkpoint import find_checkpoint
+        from rmtrain.model.weights import hub_name
+
+        where, revision = hub_name(self.where)
+        return find_checkpoint(where, revision, self.options.prompt, self.options.label, self.verify)
+
+    def load(self, backbone: "BackboneOptions | None" = None) -> "Checkpoint":
+        """The reward model on this process's device, with the options applied; its fingerprint covers them.
+
+        Args:
+            backbone: dtype, quantisation, attention and packing, in place of those of the options and the checkpoint.
+        """
+        from dataclasses import replace
+
+        from rmtrain.model.devices import process_state
+        from rmtrain.model.weights import fingerprint_read
+
+        options, dtype = self.options, None if backbone else self.options.dtype
+        found = self.files.load(backbone, dtype, process_state().device)
+        length = options.max_length
+        if length is not None and found.max_positions and length > found.max_positions:
+            raise InputError(
+                f"--max-length {length}: {self.where} has {found.max_positions} positions", "ask for no more"
+            )
+        fingerprint = found.fingerprint
+        if length is not None or options.dtype is not None:
+            fingerprint = fingerprint_read(fingerprint, length, options.dtype)
+        return replace(found, where=self.where, max_length=length or found.max_length, fingerprint=fingerprint)

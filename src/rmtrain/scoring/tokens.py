@@ -1,0 +1,55 @@
+"""Groups of a scoring task → tokens, with what the chat template refuses dropped or reported."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rmtrain.data.prepare import require_most, token_notes, tokenize_named
+from rmtrain.data.render import Renderer
+from rmtrain.data.tokenize import OverLength, TokenizedGroup
+from rmtrain.data.types import PreferenceGroup
+from rmtrain.errors import InputError
+from rmtrain.scoring.scorer import GroupScore, ScoringTask
+
+
+@dataclass(frozen=True)
+class TokenizedTask:
+    """The groups of a task that could be tokenised.
+
+    Attributes:
+        groups: those not refused by the chat template.
+        tokens: of each.
+        fingerprint: digest of the groups, the rendering and the rules.
+    """
+
+    groups: Sequence[PreferenceGroup]
+    tokens: Sequence[TokenizedGroup]
+    fingerprint: str
+
+    def scores(self, rewards: Sequence[Sequence[float]], task: ScoringTask) -> list[GroupScore | None]:
+        """Rewards of the tokenised groups as scores of all groups of the task, None for those that were refused."""
+        scores = (
+            GroupScore(tuple(values), made.spread([*map(len, made.suffixes)]), made.truncated, sum(made.identical))
+            for made, values in zip(self.tokens, rewards, strict=True)
+        )
+        kept = {group.id for group in self.groups}
+        return [next(scores) if group.id in kept else None for group in task.groups]
+
+
+def tokenize_task(task: ScoringTask, renderer: Renderer, max_length: int, over_length: OverLength) -> TokenizedTask:
+    """Tokenise the groups of a task.
+
+    Raises:
+        InputError: the chat template refuses a group, or with `drop_refused` more than a fifth of all.
+    """
+    made = tokenize_named(task.name, task.groups, renderer, max_length, over_length, task.display)
+    cause, lost = made.refused or ("", None)
+    if lost and not task.drop_refused:
+        raise InputError(
+            f"{task.place(lost.first)}: {lost.why}", f"every row must be scored; rows that are {cause}: {lost.rows}"
+        )
+    require_most(made, task.place)
+    for note in token_notes(made, task.place, task.groups, renderer):
+        task.display.note(f"{task.name}: {note}")
+    kept = set(made.table["id"]) if lost else None
+    groups = task.groups if kept is None else [group for group in task.groups if group.id in kept]
+    return TokenizedTask(groups, made.groups(), made.fingerprint)
