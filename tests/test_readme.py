@@ -24,12 +24,12 @@ def test_the_tree_names_no_file_that_is_gone() -> None:
 
 def test_every_command_and_recipe_is_in_the_readme() -> None:
     from rmtrain.cli.app import app
-    from rmtrain.recipe.shipped import shipped_recipes
+    from rmtrain.recipe.bundled import bundled_recipes
 
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for name in commands:
         assert re.search(rf"`{name}\b", README) or re.search(rf"rmtrain {name}\b", README), name
-    for recipe in shipped_recipes():
+    for recipe in bundled_recipes():
         assert f"`{recipe.name}`" in README, recipe.name
 
 

@@ -10,7 +10,7 @@ import rmtrain
 from rmtrain.cli.app import _options
 from rmtrain.cli.app import run as command_line
 from rmtrain.cli.hints import _OPTIONS, in_words_of
-from rmtrain.recipe.wording import KEYS
+from rmtrain.recipe.hints import KEYS
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 

@@ -10,7 +10,7 @@ from conftest import write_base, write_pairs
 from hub_server import HubServer
 
 from rmtrain.data.demo import demo_rows
-from rmtrain.recipe.shipped import shipped_recipes
+from rmtrain.recipe.bundled import bundled_recipes
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,7 @@ def test_every_shipped_recipe_can_be_dry_run(tmp_path: Path) -> None:
         ],
     }
     hold_out = ["data.holdout={validation: 10, test: 10}"]  # of the sixty rows there are here
-    recipes = {recipe.name: recipe.path for recipe in shipped_recipes()}
+    recipes = {recipe.name: recipe.path for recipe in bundled_recipes()}
     assert {"quickstart", "smollm2_135m", "mistral_lora", "mistral_qlora", "mistral_full", "baseline_rlhflow"} <= set(
         recipes
     )

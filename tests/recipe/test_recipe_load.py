@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtrain.errors import RecipeError
-from rmtrain.recipe import wording
+from rmtrain.recipe import hints
 from rmtrain.recipe.load import load_recipe, parse_recipe_text
 from rmtrain.recipe.schema import Recipe
 
@@ -97,7 +97,7 @@ def test_a_fault_shows_its_line_a_caret_and_the_nearest_key() -> None:
 def test_a_fault_of_the_command_line_shows_the_argument() -> None:
     assert faults(SMALL, "optim.learning_rate=2e-5x") == "\n".join(
         [
-            "error: optim.learning_rate: expected a number, found the text '2e-5x'",
+            'error: optim.learning_rate: expected a valid number, found "2e-5x"',
             " --> command line: optim.learning_rate=2e-5x",
             "                                       ^^^^^",
             "help: Peak learning rate of the adapters, or of the backbone in full fine-tuning.",
@@ -118,26 +118,30 @@ def test_a_fault_of_the_command_line_shows_the_argument() -> None:
         ("loss: {qqq: 1}", "loss.qqq: unknown key", "its keys are centering, margin"),
         (
             "distributed: {strategy: zeor2}",
-            "distributed.strategy: expected 'auto', 'ddp', 'zero2', 'zero3' or 'fsdp', found the text 'zeor2'",
+            "distributed.strategy: expected 'auto', 'ddp', 'zero2', 'zero3' or 'fsdp', found \"zeor2\"",
             "did you mean zero2?",
         ),
         ("tracking: {wandb: false}", "found false", "did you mean off?"),
-        ("optim: {max_steps: '5'}", "expected a whole number, found the text '5'", "write 5, wi"),
-        ("optim: {max_steps: 1_000}", "found the text '1_000'", "write 1000"),
-        ("optim: {max_steps: 1e3}", "expected a whole number, found 1000.0", "write 1000"),
-        ("optim: {max_steps: true}", "expected a whole number, found true", "Stop after"),
-        ("optim: {activation_offloading: on}", "expected true or false, found the text 'on'", "write true"),
+        ("optim: {max_steps: '5'}", 'expected a valid integer, found "5"', "write 5, wi"),
+        ("optim: {max_steps: 1_000}", 'found "1_000"', "write 1000"),
+        ("optim: {max_steps: 1e3}", "expected a valid integer, found 1000.0", "write 1000"),
+        ("optim: {max_steps: true}", "expected a valid integer, found true", "Stop after"),
+        ("optim: {activation_offloading: on}", 'expected a valid boolean, found "on"', "write true"),
         (
             "optim: {gradient_checkpointing: on}",
-            "expected 'none', 'selective' or 'full', found the text 'on'",
+            "expected 'none', 'selective' or 'full', found \"on\"",
             "What the backward pass",
         ),
-        ("optim: {warmup_ratio: 1.5}", "expected at most 1.0, found 1.5", "Share of"),
-        ("optim: {betas: [1, 2, 3]}", "optim.betas: expected at most 2 items, found a list of 3", "AdamW"),
-        ("optim: {betas: [0.9]}", "optim.betas: expected another item, found a list of 1", "AdamW"),
-        ("lora: {targets: [q, 5]}", "lora.targets[1]: expected a text, found 5", "Layers that get an adapter"),
-        ("lora: {targets: 'q('}", "lora.targets: it is no regular expression: missing )", "write all-linear, a list"),
-        ("lora: {targets: []}", "expected a text or 1 or more items, found a list of 0", "Layers that get an adapter"),
+        ("optim: {warmup_ratio: 1.5}", "expected less than or equal to 1, found 1.5", "Share of"),
+        ("optim: {betas: [1, 2, 3]}", "optim.betas: expected a tuple with at most 2 items, found [1, 2, 3]", "AdamW"),
+        ("optim: {betas: [0.9]}", "optim.betas: expected one more item, found [0.9]", "AdamW"),
+        ("lora: {targets: [q, 5]}", "lora.targets[1]: expected a valid string, found 5", "Layers that get an adapter"),
+        ("lora: {targets: 'q('}", "lora.targets: not a regular expression: missing )", "write all-linear, a list"),
+        (
+            "lora: {targets: []}",
+            "expected a valid string or a list with at least 1 item, found []",
+            "Layers that get an adapter",
+        ),
         ("run: {name: ../x}", "run.name: expected a folder name (up to 100 letters", "First part"),
         ("loss: 1", "loss: expected a section with keys, found 1", "The training objective."),
         ("lora:", "lora: has no value", "write null, {} for a section's defaults"),
@@ -156,7 +160,7 @@ def test_the_wording(line: str, message: str, hint: str) -> None:
     [
         ("data: {source: d}", ["error: model: missing", " --> r.yaml\n"]),
         ("model: {dtype: float32}\ndata: {source: d}", ["error: model.name: missing", " --> r.yaml:1:1", "  | ^^^^^"]),
-        ("just text", ["a recipe is a mapping of sections, found the text 'just text'", " --> r.yaml:1:1"]),
+        ("just text", ['a recipe is a mapping of sections, found "just text"', " --> r.yaml:1:1"]),
         ("", ["error: the recipe is empty"]),
     ],
 )
@@ -256,8 +260,8 @@ def test_faults_of_overrides_come_in_their_order_after_the_files() -> None:
         ("run..seed=3", "expected KEY=VALUE"),
         ("run.seed=", "run.seed: has no value"),
         ("run.seed=# 3", "run.seed: has no value"),
-        ("data.source.train=x", "data.source is the text 'd' and has no keys"),
-        ("lora.targets.0=x", "lora.targets is a list of 1 and has no keys"),
+        ("data.source.train=x", 'data.source is "d" and has no keys'),
+        ("lora.targets.0=x", 'lora.targets is ["a"] and has no keys'),
         ("run.seed=*x", "not valid YAML: found undefined alias"),
         ("run.seed={", "not valid YAML"),
         ("optim.learning_rat=1", "optim.learning_rat: unknown key"),
@@ -314,7 +318,7 @@ def test_a_file_is_read_and_keeps_its_path(tmp_path: Path) -> None:
     assert loaded.origins["data.source"] == f"{path}:2"
 
 
-def test_a_missing_file_lists_the_shipped_recipes(tmp_path: Path) -> None:
+def test_a_missing_file_lists_the_bundled_recipes(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such recipe file") as raised:
         load_recipe(tmp_path / "nope.yaml")
     assert "mistral_lora" in raised.value.hint
@@ -361,7 +365,7 @@ def outcome(text: str, *overrides: str) -> str | None:
 _values = st.sampled_from(
     ["1", "-1", "1.5", "x", "null", "true", "[1, x]", "{a: 1}", "[]", "{}", "*x", ".nan", "", "'"]
 )
-_keys = st.sampled_from([*wording.KEYS, "optim", "lora", "data.splits.train", "data.source.x", "run.a.b", "..", "q"])
+_keys = st.sampled_from([*hints.KEYS, "optim", "lora", "data.splits.train", "data.source.x", "run.a.b", "..", "q"])
 
 
 @settings(max_examples=200, deadline=None)
@@ -379,7 +383,7 @@ def test_any_input_gives_a_recipe_or_a_recipe_error(pairs: list[tuple[str, str]]
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(wording.KEYS), _values)
+@given(st.sampled_from(hints.KEYS), _values)
 def test_every_fault_of_one_override_names_that_key(key: str, value: str) -> None:
     message = outcome(SMALL, f"{key}={value}")
     if message is not None:
@@ -388,13 +392,13 @@ def test_every_fault_of_one_override_names_that_key(key: str, value: str) -> Non
 
 
 def test_the_names_of_other_trainers_lead_to_keys_that_exist() -> None:
-    assert set(wording.OTHER_NAMES.values()) <= set(wording.KEYS)
+    assert set(hints.OTHER_NAMES.values()) <= set(hints.KEYS)
 
 
 def test_loading_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from rmtrain.recipe import load, render, shipped\n"
+        "from rmtrain.recipe import bundled, load, render\n"
         "from rmtrain.cli import recipes\n"
         "try: load.parse_recipe_text('optim: {epochs: x}', 'r.yaml')\n"
         "except Exception as error: assert 'optim.epochs' in str(error)\n"
@@ -407,11 +411,14 @@ def test_loading_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ("answers: [a, b]", "data.answers: nothing says which answer is better"),
-        ("scores: [s, t]", "data.scores: the scores are of no answers"),
-        ("better: {x: 0}", "data.better: no label has these values"),
-        ("answers: [a, b], label: w, row_schema: pair", "data.row_schema: pair says already where the answers are"),
-        ("answers: [a, b], label: w, better: {x: 2}", "data.better: names an answer beyond the 2 that there are"),
+        ("answers: [a, b]", "data.answers: no key says which answer is better"),
+        ("scores: [s, t]", "data.scores: scores need answers"),
+        ("better: {x: 0}", "data.better: needs the column of the label"),
+        (
+            "answers: [a, b], label: w, row_schema: pair",
+            "data.row_schema: pair already says which columns",
+        ),
+        ("answers: [a, b], label: w, better: {x: 2}", "data.better: names an answer beyond the 2 of data.answers"),
         ("answers: [a, b], scores: [s]", "data.scores: 1 for 2 answers"),
         ("answers: [a, b], label: w, better: {positive: 0}", "data.better: has only one of negative and positive"),
     ],

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rmtrain.recipe.document import Document, parse_document
 from rmtrain.recipe.faults import Source, recipe_error
+from rmtrain.recipe.yaml12 import Document, parse_document
 
 
 def read(text: str) -> Document:
@@ -183,7 +183,7 @@ plain_values = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(plain_values)
 def test_plain_values_written_by_inline_are_read_back(value: object) -> None:
-    from rmtrain.recipe.render import inline
+    from rmtrain.recipe.yaml12 import inline
 
     document = read(f"key: {inline(value)}\n")
     assert document.faults == []

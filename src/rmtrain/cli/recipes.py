@@ -8,28 +8,28 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rmtrain.recipe import shipped
+from rmtrain.recipe import bundled
 
-app = typer.Typer(no_args_is_help=True, help="List, show and copy the shipped recipes; print the recipe's JSON schema.")
+app = typer.Typer(no_args_is_help=True, help="List, show and copy the bundled recipes; print the recipe's JSON schema.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe, such as mistral_lora.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A bundled recipe, such as mistral_lora.")]
 
 
 @app.command("list")
 def list_recipes() -> None:
-    """List the shipped recipes, each with what it is for."""
+    """List the bundled recipes and their purpose."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("recipe", no_wrap=True)
     table.add_column("for")
-    for recipe in shipped.shipped_recipes():
+    for recipe in bundled.bundled_recipes():
         table.add_row(recipe.name, recipe.purpose)
     Console(markup=False, highlight=False).print(table)
 
 
 @app.command()
 def show(name: Name) -> None:
-    """Print a shipped recipe."""
-    print(shipped.find(name).text, end="")
+    """Print a bundled recipe."""
+    print(bundled.find(name).text, end="")
 
 
 @app.command()
@@ -39,8 +39,8 @@ def copy(
         Path | None, typer.Argument(metavar="DEST", help="File or folder to copy to; NAME.yaml here by default.")
     ] = None,
 ) -> None:
-    """Copy a shipped recipe, to edit it and train with it. Never overwrites a file."""
-    target = shipped.copy(name, destination)
+    """Copy a bundled recipe to edit and train with; never overwrites a file."""
+    target = bundled.copy(name, destination)
     print(f"wrote {target}\nnext: rmtrain train {target}")
 
 

@@ -78,7 +78,9 @@ def _load(recipe: Path | None, overrides: list[str], resume: Path | None) -> "Lo
         recipe, overrides = None, [str(recipe), *overrides]
     if recipe is None:
         if resume is None:
-            raise InputError("no recipe named", "rmtrain train RECIPE; `rmtrain recipes list` shows the shipped ones")
+            raise InputError(
+                "no recipe named", "rmtrain train RECIPE; `rmtrain recipes list` shows the bundled recipes"
+            )
         if not (resume / "recipe.yaml").exists():
             raise InputError(f"{resume} is not a run folder: it has no recipe.yaml", "see `rmtrain runs list`")
         return _recipe_of_run(resume / "recipe.yaml", overrides)
@@ -159,7 +161,8 @@ def _render(result: dict[str, Any]) -> None:
 
 
 def _print_config(loaded: "LoadedRecipe", as_json: bool) -> None:
-    from rmtrain.recipe.render import describe, inline
+    from rmtrain.recipe.render import describe
+    from rmtrain.recipe.yaml12 import inline
     from rmtrain.training.engines import engine_configs
 
     rows, engines = describe(loaded), engine_configs(loaded.recipe)

@@ -1,99 +1,59 @@
-"""A recipe's plain values → a Recipe, or all that the schema has against them, in the recipe's own terms."""
+"""Plain values → a validated Recipe, or all faults that the schema finds in them."""
 
+import json
+import re
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rmtrain.recipe import wording
-from rmtrain.recipe.agreement import DISAGREEMENT, Disagreement
-from rmtrain.recipe.document import Document
+from rmtrain.recipe import hints
 from rmtrain.recipe.faults import Fault, KeyPath, Source, Span
+from rmtrain.recipe.rules import CONFLICT, Conflict
 from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.yaml12 import Document
+
+_OWN_WORDS = {  # where pydantic's message names Python classes or a pattern
+    "missing": "one more item",
+    "model_type": "a section with keys",
+    "string_pattern_mismatch": "a folder name (up to 100 letters, digits, dots, dashes and underscores)",
+}
 
 
 def check(document: Document, source: Source) -> tuple[Recipe | None, list[Fault]]:
     """Validate a complete document.
 
     Args:
-        document: the values and their places. A value that one of its own faults names is not reported again.
+        document: values and their places. A value with a fault of its own is not reported again.
         source: the file, for faults that have no place in it.
     """
     try:
         return Recipe.model_validate(document.value), []
     except ValidationError as error:
-        found = [item for item in error.errors() if item["type"] != DISAGREEMENT]
+        errors = [each for each in error.errors() if each["type"] != CONFLICT]
     wrong: dict[KeyPath, list[ErrorDetails]] = {}
-    for item in found:
-        wrong.setdefault(_path(item, document.value), []).append(item)  # a union reports once for each alternative
+    for each in errors:
+        wrong.setdefault(_path(each, document.value), []).append(each)  # a union reports each of its alternatives
     reported = {fault.path for fault in document.faults}
     faults = [
         _fault(path, errors, document, source)
         for path, errors in wrong.items()
-        # what is wrong with an item says more than what is wrong with its list
+        # the fault of an item says more than the fault of its list
         if path not in reported and not any(len(path) < len(other) and _overlap(path, other) for other in wrong)
     ]
     unsound = [path for path in (*wrong, *reported) if path]
-    for disagreement in _disagreements(document.value, unsound):
-        paths: list[KeyPath] = [tuple(key.split(".")) for key in disagreement.keys]
+    for conflict in _conflicts(document.value, unsound):
+        paths: list[KeyPath] = [tuple(key.split(".")) for key in conflict.keys]
         if not any(_overlap(path, other) for path in paths for other in unsound):
-            at = next((path for path in paths if path in document.places), paths[0])
-            where = _where(at, document, source)
-            faults.append(Fault(paths[0], disagreement.message, where, disagreement.hint))
+            shown = next((path for path in paths if path in document.places), paths[0])
+            faults.append(Fault(paths[0], conflict.message, _where(shown, document, source), conflict.hint))
     return None, faults
 
 
-def _path(error: ErrorDetails, value: Any) -> KeyPath:
-    """The key that pydantic means; its names for a union's alternatives are stepped over."""
-    path: KeyPath = ()
-    for part in error["loc"]:
-        inside = isinstance(value, list) and isinstance(part, int) and part < len(value)
-        if inside or (isinstance(value, dict) and part in value):
-            value = value[part]
-            path = (*path, part)
-    return (*path, error["loc"][-1]) if error["type"] == "missing" and isinstance(value, dict) else path
-
-
-def _fault(path: KeyPath, errors: list[ErrorDetails], document: Document, source: Source) -> Fault:
-    """What pydantic has against one key."""
-    if path not in document.places:
-        hint = f"add `{path[-1]}:`. {wording.description(path)}"
-        return Fault(path, "missing", _where(path, document, source), hint)
-    key, where = document.places[path]
-    if errors[0]["type"] == "extra_forbidden" or errors[0]["loc"][-1] == "[key]":
-        return Fault(path, "unknown key", key, wording.unknown_key_hint(path))
-    value = errors[0]["input"]
-    hint = wording.value_hint(path, value, {error["type"] for error in errors})
-    return Fault(path, f"expected {wording.expected(errors)}, found {wording.found(value)}", where, hint)
-
-
-def _where(path: KeyPath, document: Document, source: Source) -> Span | Source:
-    """The key at a path, or the nearest section around it that has a place."""
-    while path and path not in document.places:
-        path = path[:-1]
-    return document.places[path].key if path else source
-
-
-def _disagreements(values: dict[str, Any], unsound: list[KeyPath]) -> list[Disagreement]:
-    """What the sections contradict each other in, once the keys that are wrong by themselves are left out."""
-    sound = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
-    for name, *keys in unsound:
-        if keys and isinstance(sound.get(str(name)), dict):
-            sound[str(name)].pop(keys[0], None)
-        else:
-            sound.pop(str(name), None)
-    for name, required in (("model", "name"), ("data", "source")):
-        sound.setdefault(name, {}).setdefault(required, "?")
-    try:
-        Recipe.model_validate(sound)
-    except ValidationError as error:
-        return [each for item in error.errors() if item["type"] == DISAGREEMENT for each in item["ctx"]["found"]]
-    return []
-
-
-def _overlap(one: KeyPath, other: KeyPath) -> bool:
-    """Whether one path is the other, or lies beneath it."""
-    return all(a == b for a, b in zip(one, other, strict=False))
+def shown(value: object) -> str:
+    """A wrong value as JSON, shortened."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def with_changes(recipe: Recipe, changes: dict[str, Any]) -> Recipe | None:
@@ -109,3 +69,62 @@ def with_changes(recipe: Recipe, changes: dict[str, Any]) -> Recipe | None:
         return Recipe.model_validate(values)
     except ValidationError:
         return None
+
+
+def _path(error: ErrorDetails, value: Any) -> KeyPath:
+    """The key of an error, without pydantic's names for the alternatives of a union."""
+    path: KeyPath = ()
+    for part in error["loc"]:
+        inside = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if inside or (isinstance(value, dict) and part in value):
+            value = value[part]
+            path = (*path, part)
+    return (*path, error["loc"][-1]) if error["type"] == "missing" and isinstance(value, dict) else path
+
+
+def _fault(path: KeyPath, errors: list[ErrorDetails], document: Document, source: Source) -> Fault:
+    if path not in document.places:
+        hint = f"add `{path[-1]}:`. {hints.description(path)}"
+        return Fault(path, "missing", _where(path, document, source), hint)
+    key, where = document.places[path]
+    if errors[0]["type"] == "extra_forbidden" or errors[0]["loc"][-1] == "[key]":
+        return Fault(path, "unknown key", key, hints.unknown_key_hint(path))
+    expected = " or ".join(dict.fromkeys(map(_expected, errors)))
+    value = errors[0]["input"]
+    hint = hints.value_hint(path, value, {error["type"] for error in errors})
+    return Fault(path, f"expected {expected}, found {shown(value)}", where, hint)
+
+
+def _expected(error: ErrorDetails) -> str:
+    """What pydantic's message asks for, such as `a valid number` or `a list with at least 1 item`."""
+    message = _OWN_WORDS.get(error["type"]) or error["msg"].removeprefix("Input should be ")
+    return re.sub(r"(\w+) should have (.*) after validation.*", lambda m: f"a {m[1].lower()} with {m[2]}", message)
+
+
+def _where(path: KeyPath, document: Document, source: Source) -> Span | Source:
+    """The key at a path, or the nearest section around it that has a place."""
+    while path and path not in document.places:
+        path = path[:-1]
+    return document.places[path].key if path else source
+
+
+def _conflicts(values: dict[str, Any], unsound: list[KeyPath]) -> list[Conflict]:
+    """The rules that the values break, once the keys that are wrong by themselves are left out."""
+    sound = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
+    for name, *keys in unsound:
+        if keys and isinstance(sound.get(str(name)), dict):
+            sound[str(name)].pop(keys[0], None)
+        else:
+            sound.pop(str(name), None)
+    for name, required in (("model", "name"), ("data", "source")):
+        sound.setdefault(name, {}).setdefault(required, "?")
+    try:
+        Recipe.model_validate(sound)
+    except ValidationError as error:
+        return [conflict for each in error.errors() if each["type"] == CONFLICT for conflict in each["ctx"]["found"]]
+    return []
+
+
+def _overlap(one: KeyPath, other: KeyPath) -> bool:
+    """Whether one path is the other, or lies beneath it."""
+    return all(a == b for a, b in zip(one, other, strict=False))

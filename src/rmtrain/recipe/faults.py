@@ -1,4 +1,4 @@
-"""What is wrong with a recipe and where, and how that is shown."""
+"""Faults of a recipe with their places, and the error message that shows them."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from rmtrain.errors import RecipeError
 KeyPath = tuple[str | int, ...]  # ("lora", "targets", 1)
 
 _LABEL = "error: "
-_SHOWN_COLUMNS = 110  # a longer source line is cut around its caret
+_SHOWN_COLUMNS = 110  # a longer source line is shortened around its caret
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Source:
 
     @cached_property
     def lines(self) -> list[str]:
-        """The text's lines and an empty one, where what is missing at its end can be pointed at."""
+        """The text's lines, and an empty one to point at what is missing at the end."""
         return [*self.text.splitlines(), ""]
 
 
@@ -53,7 +53,7 @@ class Fault(NamedTuple):
 
     path: KeyPath  # of the key; empty for the file as a whole
     message: str
-    where: Span | Source  # a source, where nothing in the text can be pointed at
+    where: Span | Source  # a source if no place in the text is at fault
     hint: str = ""
 
     @property
@@ -68,9 +68,9 @@ def dotted(path: KeyPath) -> str:
 
 
 def recipe_error(faults: Iterable[Fault]) -> RecipeError:
-    """All faults in one error, those of the file first and in its order.
+    """All faults in one error: those of the file in its order, then those of the command line.
 
-    The first `error: ` is left to whoever shows the error, as with every other error.
+    The message lacks its first `error: `, which the command line adds to every error.
     """
     blocks = [_render(fault) for fault in sorted(faults, key=_order)]
     if len(blocks) > 1:
@@ -79,7 +79,7 @@ def recipe_error(faults: Iterable[Fault]) -> RecipeError:
 
 
 def printable(text: str) -> str:
-    """The text with each character that a terminal might obey replaced by one that it shows."""
+    """The text with every control character replaced, one for one, so that carets stay aligned."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
@@ -100,8 +100,8 @@ def _render(fault: Fault) -> str:
 
 
 def _excerpt(span: Span) -> list[str]:
-    """The line that the span is on, with carets beneath it."""
-    # a tab is shown as one blank, so that the carets stand where they should whatever the terminal's stops
+    """The line of the span, with carets beneath it."""
+    # a tab is shown as one blank, since terminals differ in their tab stops
     line = printable(span.source.lines[span.line].replace("\t", " "))
     before, marked = line[: span.start], line[span.start : max(span.start + 1, span.end)][: _SHOWN_COLUMNS // 2]
     after = line[span.start + len(marked) :]
@@ -125,5 +125,5 @@ def _excerpt(span: Span) -> list[str]:
 
 
 def _width(text: str) -> int:
-    """Columns that a terminal gives the text."""
+    """Columns of a terminal that the text takes."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)

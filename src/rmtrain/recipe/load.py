@@ -1,4 +1,4 @@
-"""A recipe file and the command line's `KEY=VALUE` → one validated Recipe, or everything that is wrong with them."""
+"""A recipe file and the command line's `KEY=VALUE` → one validated Recipe, or one error with all faults."""
 
 import re
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from rmtrain.errors import RecipeError
 from rmtrain.files import read_text
-from rmtrain.recipe import shipped, wording
-from rmtrain.recipe.check import check
-from rmtrain.recipe.document import Document, Place, parse_document
+from rmtrain.recipe import bundled, hints
+from rmtrain.recipe.check import check, shown
 from rmtrain.recipe.faults import Fault, KeyPath, Source, Span, dotted, printable, recipe_error
 from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.yaml12 import Document, Place, parse_document
 
-_MAX_BYTES = 1 << 20  # parse_document has a bound on the characters
+_MAX_BYTES = 1 << 20  # parse_document limits the characters
 _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
 
 
@@ -24,7 +24,7 @@ class LoadedRecipe:
     recipe: Recipe
     origins: dict[str, str]  # dotted key → "file.yaml:12", "command line" or "default", in the schema's order
     path: Path
-    name: str  # run.name, or else the file's name without its ending, made fit for a folder's name
+    name: str  # run.name, or else the file's name without its suffix, as a valid folder name
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -36,7 +36,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
             over the file.
 
     Raises:
-        RecipeError: the file can't be read, or it or an override is wrong; all faults are in the one message.
+        RecipeError: the file can't be read, or it or an override has faults; the message lists all of them.
     """
     path = Path(path)
     try:
@@ -44,7 +44,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     except RecipeError as error:
         name = printable(str(path))
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
-            raise RecipeError(f"{name}: no such recipe file", shipped.missing_hint(path.stem)) from None
+            raise RecipeError(f"{name}: no such recipe file", bundled.missing_hint(path.stem)) from None
         what = printable(error.message.removeprefix(str(path)))
         raise RecipeError(f"{name}{what}", error.hint or "name a recipe's YAML file") from None
     return parse_recipe_text(text, str(path), overrides)
@@ -55,7 +55,7 @@ def parse_recipe_text(text: str, filename: str, overrides: Sequence[str] = ()) -
     source = Source(filename, text)
     document = parse_document(source)
     if document.complete and not isinstance(document.value, dict):
-        message = f"a recipe is a mapping of sections, found {wording.found(document.value)}"
+        message = f"a recipe is a mapping of sections, found {shown(document.value)}"
         document.faults.append(Fault((), message, document.places[()].value, "begin with `model:`"))
         document = document._replace(complete=False)
     for number, argument in enumerate(overrides):
@@ -63,17 +63,17 @@ def parse_recipe_text(text: str, filename: str, overrides: Sequence[str] = ()) -
     recipe, faults = check(document, source) if document.complete else (None, [])
     if recipe is None or document.faults:
         raise recipe_error([*document.faults, *faults])
-    # where there are no adapters, lora itself is a value
-    keys = dict.fromkeys("lora" if recipe.lora is None and key.startswith("lora.") else key for key in wording.KEYS)
+    # without adapters, lora itself is the value
+    keys = dict.fromkeys("lora" if recipe.lora is None and key.startswith("lora.") else key for key in hints.KEYS)
     origins = {key: _origin(tuple(key.split(".")), document.places) for key in keys}
     path = Path(filename)
     return LoadedRecipe(recipe, origins, path, recipe.run.name or _folder_name(path.stem))
 
 
 def _override(document: Document, source: Source) -> Document:
-    """The document with one `KEY=VALUE` put in as if the file had said it, its place and its faults included.
+    """The document with one `KEY=VALUE` applied, and with its place and faults.
 
-    A value replaces the whole of what stood at its key; sections on the way to it are made where there are none.
+    The value replaces everything at its key; missing sections on the way to it are made.
     """
     key, equals, _ = source.text.partition("=")
     if not equals or not _KEY.fullmatch(key):
@@ -96,7 +96,7 @@ def _override(document: Document, source: Source) -> Document:
         section = section[part]
         if not isinstance(section, dict):
             outer = dotted(path[:depth])
-            message = f"{outer} is {wording.found(section)} and has no keys"
+            message = f"{outer} is {shown(section)} and has no keys"
             fault = Fault(path, message, span, f"override {outer} as a whole: {outer}={{...}}")
             return document._replace(faults=[*faults, fault])
     section[path[-1]] = given.value
@@ -106,7 +106,7 @@ def _override(document: Document, source: Source) -> Document:
 
 
 def _origin(path: KeyPath, places: dict[KeyPath, Place]) -> str:
-    """Where a value was given; a mapping with one entry from the command line counts as from there."""
+    """Where a value was given; a mapping with any entry from the command line counts as from the command line."""
     sources = [place.key.source for at, place in places.items() if at[: len(path)] == path]
     if any(source.is_override for source in sources):
         return "command line"

@@ -1,4 +1,4 @@
-"""The recipe beside a checkpoint's weights: a record, perhaps of another version, that says how its data are read."""
+"""The recipe recorded beside a checkpoint, perhaps by another version: read only as far as evaluation needs it."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ from pydantic import BaseModel, ValidationError
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import read_text
-from rmtrain.recipe.document import parse_document
 from rmtrain.recipe.faults import Source
 from rmtrain.recipe.schema import DataSection, EvaluationSection, RunSection
+from rmtrain.recipe.yaml12 import parse_document
 
 
 class Recorded(NamedTuple):
@@ -18,16 +18,16 @@ class Recorded(NamedTuple):
 
     data: DataSection
     seed: int
-    splits: list[str]  # that were scored after training
-    unknown: list[str]  # keys of the data section that this version does not know, and leaves out
+    splits: list[str]  # scored after training
+    unknown: list[str]  # keys of the data section that this version does not know and ignores
 
 
 def read_recorded(recipe: Any, where: str) -> Recorded:
-    """Read a recipe as far as evaluation needs it; keys that are unknown today are left out, and named.
+    """Read a recorded recipe; unknown keys are ignored, and returned by name.
 
     Args:
         recipe: as it was recorded.
-        where: it lies.
+        where: its file, for messages.
 
     Raises:
         CheckpointError: its data section can't be read.
@@ -39,7 +39,7 @@ def read_recorded(recipe: Any, where: str) -> Recorded:
     except ValidationError as error:
         keys = "; ".join(f"{'.'.join(['data', *map(str, at['loc'])])}: {at['msg']}" for at in error.errors()[:5])
         raise CheckpointError(
-            f"{where}: its recipe does not say in words of this version how the data are read ({keys})",
+            f"{where}: this version can't read the data section of the recorded recipe ({keys})",
             "name the data with --data SOURCE",
         ) from error
     seed, splits = _value(sections, "run", "seed"), _value(sections, "evaluation", "splits")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from rmtrain.recipe.agreement import DISAGREEMENT, disagreements
+from rmtrain.recipe.rules import CONFLICT, conflicts
 
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -300,7 +300,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
-        if found := disagreements(self):
+        if found := conflicts(self):
             what = "; ".join(f"{each.keys[0]}: {each.message}" for each in found)
-            raise PydanticCustomError(DISAGREEMENT, "{what}", {"what": what, "found": found})
+            raise PydanticCustomError(CONFLICT, "{what}", {"what": what, "found": found})
         return self

@@ -10,7 +10,7 @@ from rmtrain.errors import CheckpointError
 from rmtrain.files import write_atomic
 from rmtrain.model.portable import serve_command
 from rmtrain.places import name_only, without_places
-from rmtrain.recipe.render import dump_values
+from rmtrain.recipe.yaml12 import dump_values
 from rmtrain.reporting.metadata import HUB_ID, front_matter, is_dataset_id, sources
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, training_lines, version_text

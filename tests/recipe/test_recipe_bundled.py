@@ -1,4 +1,4 @@
-"""The shipped recipes, and the commands that list, show and copy them."""
+"""The bundled recipes, and the commands that list, show and copy them."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from rmtrain.cli.recipes import app
 from rmtrain.errors import RecipeError
-from rmtrain.recipe import shipped
+from rmtrain.recipe import bundled
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.render import json_schema
 
@@ -18,7 +18,7 @@ NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
 def test_the_repositorys_recipes_are_the_shipped_ones() -> None:
-    assert [recipe.name for recipe in shipped.shipped_recipes()] == NAMES
+    assert [recipe.name for recipe in bundled.bundled_recipes()] == NAMES
     assert {"quickstart", "smollm2_135m", "mistral_lora", "mistral_qlora", "mistral_full", "baseline_rlhflow"} <= {
         *NAMES
     }
@@ -35,7 +35,7 @@ def test_a_shipped_recipe_loads_and_says_what_it_needs(name: str) -> None:
     assert "\n# Needs: " in header
     assert "\n# Launch: rmtrain " in header
     assert max(map(len, lines)) <= 120
-    assert 10 < len(shipped.find(name).purpose) < 110
+    assert 10 < len(bundled.find(name).purpose) < 110
     jsonschema.validate(loaded.recipe.model_dump(mode="json", exclude_unset=True), json_schema())
 
 
@@ -59,7 +59,7 @@ def test_full_fine_tuning_recipes_have_no_adapters() -> None:
 
 
 def test_a_copy_loads_and_points_to_no_schema_that_is_not_there(tmp_path: Path) -> None:
-    target = shipped.copy("mistral_lora", tmp_path)
+    target = bundled.copy("mistral_lora", tmp_path)
     assert target == tmp_path / "mistral_lora.yaml"
     assert "schema.json" not in target.read_text(encoding="utf-8")
     assert load_recipe(target).recipe == load_recipe(CONFIGS / "mistral_lora.yaml").recipe
@@ -67,8 +67,8 @@ def test_a_copy_loads_and_points_to_no_schema_that_is_not_there(tmp_path: Path) 
 
 def test_a_copy_goes_to_the_working_folder_and_makes_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert shipped.copy("quickstart") == Path("quickstart.yaml")
-    assert shipped.copy("quickstart", "a/b/c.yaml").is_file()
+    assert bundled.copy("quickstart") == Path("quickstart.yaml")
+    assert bundled.copy("quickstart", "a/b/c.yaml").is_file()
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     dangling = tmp_path / "link.yaml"
     dangling.symlink_to(tmp_path / "nowhere.yaml")
     for destination in tmp_path, target, dangling:
-        with pytest.raises(RecipeError, match="exists and was left as it is") as raised:
-            shipped.copy("quickstart", destination)
+        with pytest.raises(RecipeError, match="exists and was not changed") as raised:
+            bundled.copy("quickstart", destination)
         assert raised.value.exit_code == 2
     assert target.read_text() == "mine"
     assert not (tmp_path / "nowhere.yaml").exists()
@@ -87,13 +87,13 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_a_copy_to_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match=r"can't be written|exists"):
-        shipped.copy("quickstart", tmp_path / "file" / "x.yaml")
+        bundled.copy("quickstart", tmp_path / "file" / "x.yaml")
 
 
 @pytest.mark.parametrize("name", ["nope", "../quickstart", "", "schema"])
 def test_an_unknown_name_lists_the_others(name: str) -> None:
-    with pytest.raises(RecipeError, match="no shipped recipe has this name") as raised:
-        shipped.find(name)
+    with pytest.raises(RecipeError, match="no bundled recipe has this name") as raised:
+        bundled.find(name)
     assert "mistral_lora" in raised.value.hint
 
 
@@ -103,7 +103,7 @@ def test_an_unknown_name_lists_the_others(name: str) -> None:
 def test_list_names_every_recipe_and_its_purpose() -> None:
     result = CliRunner().invoke(app, ["list"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
-    for recipe in shipped.shipped_recipes():
+    for recipe in bundled.bundled_recipes():
         assert any(recipe.name in line and recipe.purpose in line for line in result.stdout.splitlines())
 
 

@@ -1,0 +1,116 @@
+"""Rules across the sections of a recipe: values that are valid alone and contradict each other."""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from rmtrain.recipe.schema import DataSection, Recipe
+
+CONFLICT = "conflict"  # type of the pydantic error whose context holds the conflicts
+
+
+class Conflict(NamedTuple):
+    """Keys whose values contradict each other."""
+
+    keys: tuple[str, ...]  # dotted; the error names the first
+    message: str
+    hint: str
+
+
+def conflicts(recipe: "Recipe") -> list[Conflict]:
+    """All rules that a recipe breaks."""
+    return [*_data_conflicts(recipe.data), *_training_conflicts(recipe), *_distribution_conflicts(recipe)]
+
+
+def _data_conflicts(data: "DataSection") -> Iterator[Conflict]:
+    count = len(data.answers)
+    if "train" not in data.splits:
+        yield Conflict(("data.splits",), "names no training split", "add `train:` with the source's training split")
+    if isinstance(data.source, dict) and "train" not in data.source:
+        yield Conflict(("data.source",), "names no source for the training split", "add `train:` with a source")
+    if data.answers and not data.label and not data.scores:
+        hint = "give data.label or data.scores; if the first is always better: data.columns: {chosen: …, rejected: …}"
+        yield Conflict(("data.answers", "data.label", "data.scores"), "no key says which answer is better", hint)
+    if data.scores and not data.answers:
+        yield Conflict(("data.scores", "data.answers"), "scores need answers", "give data.answers too")
+    if (data.better or data.ties) and not data.label:
+        keys = ("data.better" if data.better else "data.ties", "data.label")
+        yield Conflict(keys, "needs the column of the label", "give data.label")
+    if data.answers and data.row_schema != "auto":
+        message = f"{data.row_schema} already says which columns hold the answers"
+        yield Conflict(("data.row_schema", "data.answers"), message, "leave out one of the two")
+    if count > 1 and any(answer >= count for answer in data.better.values()):
+        message = f"names an answer beyond the {count} of data.answers"
+        yield Conflict(("data.better", "data.answers"), message, "the first answer is 0")
+    if data.scores and data.answers and len(data.scores) != count:
+        hint = "give a column of scores for each column of answers, or one list for one list"
+        yield Conflict(("data.scores", "data.answers"), f"{len(data.scores)} for {count} answers", hint)
+    if len({"negative", "positive"} & data.better.keys()) == 1:
+        hint = "give both: the better answer for numbers below 0, and for numbers above"
+        yield Conflict(("data.better",), "has only one of negative and positive", hint)
+
+
+def _training_conflicts(recipe: "Recipe") -> Iterator[Conflict]:
+    optim, evaluation = recipe.optim, recipe.evaluation
+    if fault := _regex_fault(recipe.lora.targets if recipe.lora else []):
+        hint = "write all-linear, a list of layer names, or a Python regular expression for whole names"
+        yield Conflict(("lora.targets",), f"not a regular expression: {fault}", hint)
+    if optim.tokens_per_microbatch is None and optim.microbatch_size is None:
+        message = "nothing limits a micro-batch: tokens_per_microbatch and microbatch_size are both null"
+        yield Conflict(("optim.tokens_per_microbatch", "optim.microbatch_size"), message, "give one of the two")
+    if evaluation.stop_after is not None and (evaluation.select == "last" or evaluation.every == 0):
+        keys = ("evaluation.stop_after", "evaluation.select", "evaluation.every")
+        hint = "set evaluation.select to accuracy or loss and evaluation.every above 0, or leave stop_after out"
+        yield Conflict(keys, "early stopping needs validations and a metric to compare them by", hint)
+    for key, every in (("evaluation.every", evaluation.every), ("run.save_every", recipe.run.save_every)):
+        if every > 1 and not every.is_integer():
+            message = f"a value of 1 or more is a number of steps and must be whole, found {every}"
+            yield Conflict((key,), message, "give a whole number, or a share of the run below 1")
+
+
+def _distribution_conflicts(recipe: "Recipe") -> Iterator[Conflict]:
+    """Abilities that a strategy, DeepSpeed or quantisation does not have."""
+    strategy, offload, config = (getattr(recipe.distributed, n) for n in ("strategy", "offload", "deepspeed_config"))
+    quantization = recipe.model.quantization
+    if quantization != "none" and recipe.lora is None:
+        message = f"{quantization} needs a lora section: the weights of a quantised base can't be trained"
+        hint = "add `lora: {}` for the default adapters, or set model.quantization to none"
+        yield Conflict(("model.quantization", "lora"), message, hint)
+    if quantization != "none" and strategy in ("zero3", "fsdp"):
+        message = f"{quantization} is not supported with {strategy}, which can't shard quantised weights"
+        hint = "set distributed.strategy to ddp or zero2, or model.quantization to none"
+        yield Conflict(("model.quantization", "distributed.strategy"), message, hint)
+    if recipe.model.dtype == "float16" and (strategy in ("zero2", "zero3") or config):
+        message = "float16 is not supported with DeepSpeed, which would hold the score head in float16 too"
+        hint = "set model.dtype to bfloat16, or distributed.strategy to ddp"
+        yield Conflict(("model.dtype", "distributed.strategy"), message, hint)
+    if offload != "none" and (strategy == "ddp" or (strategy == "auto" and not config)):
+        message = f"{offload} is not supported with {strategy}, which keeps everything on the device"
+        hint = "set distributed.strategy to zero2, zero3 or fsdp, or distributed.offload to none"
+        yield Conflict(("distributed.offload", "distributed.strategy"), message, hint)
+    if offload == "optimizer" and strategy == "fsdp":
+        message = "optimizer is not supported with fsdp, which offloads everything or nothing"
+        hint = "set distributed.offload to all or none, or distributed.strategy to zero2 or zero3"
+        yield Conflict(("distributed.offload", "distributed.strategy"), message, hint)
+    if config is not None and strategy in ("ddp", "fsdp"):
+        message = f"a DeepSpeed file has no effect with strategy {strategy}"
+        hint = "set distributed.strategy to zero2 or zero3, or leave deepspeed_config out"
+        yield Conflict(("distributed.deepspeed_config", "distributed.strategy"), message, hint)
+    if recipe.optim.gradient_checkpointing == "selective" and strategy == "zero3":
+        message = "selective checkpointing does not work with ZeRO-3 and LoRA, which need reentrant checkpoints"
+        hint = "set optim.gradient_checkpointing to full or none"
+        yield Conflict(("optim.gradient_checkpointing", "distributed.strategy"), message, hint)
+    if recipe.optim.activation_offloading and strategy in ("zero3", "fsdp"):
+        message = f"not supported with {strategy}, which would offload the gathered weights too"
+        hint = "set optim.activation_offloading to false, or distributed.strategy to ddp or zero2"
+        yield Conflict(("optim.activation_offloading", "distributed.strategy"), message, hint)
+
+
+def _regex_fault(targets: str | list[str]) -> str:
+    """Why a text is no regular expression; empty if it is one, or a list of names."""
+    try:
+        re.compile(targets if isinstance(targets, str) else "")
+    except re.error as error:
+        return str(error)
+    return ""
