@@ -102,7 +102,7 @@ def test_given_columns_override(capsys: pytest.CaptureFixture[str]) -> None:
         (("--columns", "chosen=a,chosen=b"), "not KEY=COLUMN,…"),
         (("--columns", ""), "not KEY=COLUMN,…"),
         (("--row-schema", "pears"), "--row-schema pears: there is no such row schema\n  hint: it is 'auto', "),
-        (("--columns", "chosen=gone"), "there is no column 'gone' to be read as 'chosen'"),
+        (("--columns", "chosen=gone"), "there is no column 'gone' to rename to 'chosen'"),
     ],
 )
 def test_what_is_no_mapping_is_told(capsys: pytest.CaptureFixture[str], given: tuple[str, str], told: str) -> None:

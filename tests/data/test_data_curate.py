@@ -1,4 +1,4 @@
-"""Curation: each drop under its cause, and books that balance."""
+"""Curation: each drop under its cause, and ledgers that balance."""
 
 from collections import Counter
 from typing import Any
@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from rmtrain.data.curate import (
     CONTRADICTION,
     DUPLICATE,
-    Draft,
+    Curation,
     Ledger,
     Purpose,
+    SplitReport,
+    make_candidate,
     mark_duplicates,
-    unique_ids,
 )
-from rmtrain.data.rows import ParsedRow
+from rmtrain.data.parse import unique_ids
+from rmtrain.data.schemas.rows import ParsedRow
 from rmtrain.data.types import Conversation, Message, Preference
 
 
@@ -32,15 +34,16 @@ def scored(prompt: str, **scores: float) -> ParsedRow:
     return ParsedRow((Message("user", prompt),), tuple(map(said, scores)), None, tuple(scores.values()))
 
 
-def draft(rows: list[ParsedRow], purpose: Purpose = "train") -> Draft:
-    result = Draft("train", "pair", lambda row: f"file:{row + 1}")
-    for index, row in enumerate(rows):
-        result.add(index, row, f"r{index}", purpose, "all", 0.0)
-    return result
+def curation(rows: list[ParsedRow], purpose: Purpose = "train") -> Curation:
+    return Curation([make_candidate(index, row, f"r{index}", purpose) for index, row in enumerate(rows)])
 
 
-def ids(split: Draft) -> list[str]:
-    return [entry.group.id for entry in split.entries]
+def report_of(split: Curation, rows: int) -> SplitReport:
+    return split.report("train", "pair", rows, lambda row: f"file:{row + 1}")
+
+
+def ids(split: Curation) -> list[str]:
+    return [group.id for group in split.groups]
 
 
 def calling(name: str) -> Conversation:
@@ -51,10 +54,10 @@ def test_answers_that_differ_in_their_tool_calls_alone_are_different_and_not_emp
     ask = (Message("user", "q"),)
     rows = [ParsedRow(ask, made, (Preference(0, 1),)) for made in ((calling("a"), calling("b")), (calling("a"),) * 2)]
     rows += [rows[0], rows[0]._replace(arguments='{"tools": [{}]}'), ParsedRow(ask, (said(""), calling("a")), ())]
-    split = draft(rows)
+    split = curation(rows)
     assert ids(split) == ["r0", "r2", "r3"]
-    assert split.report(5).rows.dropped == {"identical completions": 1, "empty completion": 1}
-    assert mark_duplicates(split) == [False, True, False]
+    assert report_of(split, 5).rows.dropped == {"identical completions": 1, "empty completion": 1}
+    assert mark_duplicates(split.groups) == [False, True, False]
 
 
 def test_a_ledger_that_does_not_balance_is_refused() -> None:
@@ -64,7 +67,7 @@ def test_a_ledger_that_does_not_balance_is_refused() -> None:
 
 
 def test_each_row_goes_by_its_cause() -> None:
-    split = draft(
+    split = curation(
         [
             pair("q", "a", "b"),
             pair(" \n", "a", "b"),
@@ -76,7 +79,7 @@ def test_each_row_goes_by_its_cause() -> None:
             ParsedRow((Message("user", "q"),), (said("a"),)),
         ]
     )
-    report = split.report(8)
+    report = report_of(split, 8)
     assert report.rows == Ledger(
         8,
         1,
@@ -96,12 +99,12 @@ def test_each_row_goes_by_its_cause() -> None:
 
 
 def test_larger_groups_lose_single_completions_and_preferences() -> None:
-    split = draft([scored("q", **{"a": 3.0, " ": 9.0, "b": 2.0, "c": 2.0})])
-    (entry,) = split.entries
-    assert [completion[0].content for completion in entry.group.completions] == ["a", "b", "c"]
-    assert entry.group.scores == (3.0, 2.0, 2.0)
-    assert [(p.better, p.worse) for p in entry.group.preferences] == [(0, 1), (0, 2)]
-    report = split.report(1)
+    split = curation([scored("q", **{"a": 3.0, " ": 9.0, "b": 2.0, "c": 2.0})])
+    (group,) = split.groups
+    assert [completion[0].content for completion in group.completions] == ["a", "b", "c"]
+    assert group.scores == (3.0, 2.0, 2.0)
+    assert [(p.better, p.worse) for p in group.preferences] == [(0, 1), (0, 2)]
+    report = report_of(split, 1)
     assert report.completions == Ledger(4, 3, {"empty completion": 1})
     assert report.preferences == Ledger(3, 2, {"tie": 1})
 
@@ -110,23 +113,23 @@ def test_stated_preferences_follow_their_completions_when_one_goes() -> None:
     row = ParsedRow(
         (Message("user", "q"),), tuple(map(said, ["", "a", "b"])), (Preference(2, 1, None), Preference(0, 1, None))
     )
-    (entry,) = draft([row]).entries
-    assert entry.group.preferences == (Preference(1, 0, None),)
-    assert entry.group.completions[1] == said("b")
+    (group,) = curation([row]).groups
+    assert group.preferences == (Preference(1, 0, None),)
+    assert group.completions[1] == said("b")
 
 
 def test_unrankable_completions_go_by_their_own_cause() -> None:
     row = scored("q", a=3.0, b=2.0, c=1.0)._replace(scores=(3.0, None, 1.0), faults=(None, "unrated completion", None))
-    split = draft([row, row._replace(faults=("x", "x", None)), row._replace(faults=("x", "y", None))])
-    assert [len(entry.group.completions) for entry in split.entries] == [2]
-    assert split.report(3).rows.dropped == {"x": 1, "fewer than two usable completions": 1}
+    split = curation([row, row._replace(faults=("x", "x", None)), row._replace(faults=("x", "y", None))])
+    assert [len(group.completions) for group in split.groups] == [2]
+    assert report_of(split, 3).rows.dropped == {"x": 1, "fewer than two usable completions": 1}
 
 
 def test_scoring_keeps_everything_in_place() -> None:
     rows = [pair(" ", "a", " "), pair("q", "a", "a"), ParsedRow((Message("user", "q"),), (said("a"),))]
-    split = draft(rows, "scoring")
+    split = curation(rows, "scoring")
     assert ids(split) == ["r0", "r1", "r2"]
-    assert split.report(3).completions == Ledger(5, 5, {})
+    assert report_of(split, 3).completions == Ledger(5, 5, {})
 
 
 def test_duplicates_are_rows_with_the_same_prompt_and_preferences() -> None:
@@ -138,21 +141,21 @@ def test_duplicates_are_rows_with_the_same_prompt_and_preferences() -> None:
         scored("p", a=3.0, b=2.0, c=1.0),
         scored("p", c=1.0, a=9.0, b=8.0),
     ]
-    split = draft(rows)
-    assert mark_duplicates(split) == [False, True, False, False, False, True]
-    split.drop(mark_duplicates(split), DUPLICATE)
-    report = split.report(6)
+    split = curation(rows)
+    assert mark_duplicates(split.groups) == [False, True, False, False, False, True]
+    split.drop(mark_duplicates(split.groups), DUPLICATE)
+    report = report_of(split, 6)
     assert report.rows == Ledger(6, 4, {DUPLICATE: 2})
     assert report.preferences.dropped == {DUPLICATE: 4}
     assert report.completions.dropped == {DUPLICATE: 5}
 
 
 def test_contradictions_go_both_ways_and_take_the_row_with_its_last_preference() -> None:
-    split = draft([pair("q", "a", "b"), pair("q", "b", "a"), pair("p", "b", "a"), scored("q", a=2.0, b=1.0, c=0.0)])
+    split = curation([pair("q", "a", "b"), pair("q", "b", "a"), pair("p", "b", "a"), scored("q", a=2.0, b=1.0, c=0.0)])
     split.drop_contradictions()
     assert ids(split) == ["r2", "r3"]
-    assert [(p.better, p.worse) for p in split.entries[1].group.preferences] == [(0, 2), (1, 2)]
-    report = split.report(4)
+    assert [(p.better, p.worse) for p in split.groups[1].preferences] == [(0, 2), (1, 2)]
+    report = report_of(split, 4)
     assert report.rows.dropped == {CONTRADICTION: 2}
     assert report.preferences == Ledger(6, 3, {CONTRADICTION: 3})
 
@@ -161,9 +164,9 @@ def test_a_row_that_loses_its_preferences_to_several_causes_says_so() -> None:
     tie_and_more = scored("q", a=2.0, b=2.0)._replace(
         completions=(said("a"), said("b"), said("c")), scores=(2.0, 2.0, 1.0)
     )
-    split = draft([tie_and_more, pair("q", "c", "a"), pair("q", "c", "b")])
+    split = curation([tie_and_more, pair("q", "c", "a"), pair("q", "c", "b")])
     split.drop_contradictions()
-    assert split.report(3).rows.dropped == {"no preference left": 1, CONTRADICTION: 2}
+    assert report_of(split, 3).rows.dropped == {"no preference left": 1, CONTRADICTION: 2}
 
 
 TEXT = st.sampled_from(["a", "b", "c", " "])
@@ -177,15 +180,14 @@ GROUP = st.lists(st.tuples(TEXT, st.integers(1, 3)), min_size=1, max_size=5).map
 
 @settings(deadline=None)
 @given(st.lists(PAIR | GROUP, max_size=12), st.sampled_from(["train", "evaluation"]))
-def test_books_balance_and_nothing_bad_is_left(rows: list[ParsedRow], purpose: Any) -> None:
-    split = draft(rows, purpose)
-    split.drop(mark_duplicates(split), DUPLICATE)
+def test_ledgers_balance_and_nothing_bad_is_left(rows: list[ParsedRow], purpose: Any) -> None:
+    split = curation(rows, purpose)
+    split.drop(mark_duplicates(split.groups), DUPLICATE)
     split.drop_contradictions()
-    report = split.report(len(rows))  # raises when they do not
+    report = report_of(split, len(rows))  # raises when they do not
     assert report.completions.total == sum(len(row.completions) for row in rows)
     stated: set[tuple[Any, Any, Any]] = set()
-    for entry in split.entries:
-        group = entry.group
+    for group in split.groups:
         assert group.preferences
         assert all(completion[0].content.strip() for completion in group.completions)
         stated |= {(group.prompt, group.completions[p.better], group.completions[p.worse]) for p in group.preferences}

@@ -179,7 +179,7 @@ def test_offline_takes_the_cache_and_says_its_commit(online: Online) -> None:
     assert len(online.hub.requests) == before
     assert newest == pinned == online.results["org/pairs", "test"]
     assert other["error"] == f"org/pairs: commit {COMMIT} could not be read; the cache holds {commit}"
-    assert "offline mode can't tell which commit 'main' stands for" in branch["error"]
+    assert "the commit of 'main' can't be looked up in offline mode" in branch["error"]
     assert absent["error"] == "org/none: not in the cache, and offline mode is on"
 
 

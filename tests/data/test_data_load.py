@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rmtrain.data.curate import Ledger
-from rmtrain.data.load import PreparedData, load_data, read_source, recipe_splits
+from rmtrain.data.load import CuratedData, load_data, read_source, recipe_splits
 from rmtrain.data.types import Message, Preference
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
@@ -25,7 +25,7 @@ def write(path: Path, rows: Sequence[Row]) -> str:
     return str(path)
 
 
-def load(only: Sequence[str] | None = None, **data: Any) -> PreparedData:
+def load(only: Sequence[str] | None = None, **data: Any) -> CuratedData:
     return load_data(DataSection(**data), 0, only)
 
 
@@ -62,7 +62,7 @@ def test_splits_are_mapped_to_the_names_of_the_source(tmp_path: Path) -> None:
     assert {name: len(split.groups) for name, split in found.splits.items()} == {"train": 3, "test": 2}
 
 
-def split_sizes(found: PreparedData) -> dict[str, int]:
+def split_sizes(found: CuratedData) -> dict[str, int]:
     return {name: len(split.groups) for name, split in found.splits.items()}
 
 
@@ -197,7 +197,7 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
     }
     path = write(tmp_path / "x.jsonl", rows)
     assert load(source=path, **TRAIN_ONLY, columns=columns).splits["train"].groups[0].preferences[0].gap == 1.5
-    with pytest.raises(DataError, match="there is no column 'nope' to be read as 'chosen'") as caught:
+    with pytest.raises(DataError, match="there is no column 'nope' to rename to 'chosen'") as caught:
         load(source=path, **TRAIN_ONLY, columns={**columns, "chosen": "nope"})
     assert "question, rejected-rating, response_a" in caught.value.hint
 
@@ -207,7 +207,7 @@ def test_a_stated_schema_needs_its_columns(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row schema ultrafeedback needs the columns instruction, completions"):
         load(source=path, **TRAIN_ONLY, row_schema="ultrafeedback")
     path = write(tmp_path / "y.jsonl", [{"question": "q"}])
-    with pytest.raises(DataError, match=r"y\.jsonl: the columns \(question\) are of no known row schema"):
+    with pytest.raises(DataError, match=r"y\.jsonl: the columns \(question\) fit no known row schema"):
         load(source=path, **TRAIN_ONLY)
 
 
@@ -220,7 +220,7 @@ def test_a_few_malformed_rows_are_counted_and_many_are_an_error(tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         load(source=path, **TRAIN_ONLY)
     assert caught.value.message == (
-        f"{path}: 3 of 12 rows are no use as pair rows: "
+        f"{path}: 3 of 12 rows are not valid pair rows: "
         f"{path}:1: wrong type: column prompt holds the number 1, expected text, or a list of messages with `role` and "
         f"`content`; {path}:2: missing value: column chosen; {path}:3: empty prompt"
     )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtrain.data.pairing import BELOW_MIN_GAP, DISAGREE, IDENTICAL, TIE, make_preferences
-from rmtrain.data.rows import ParsedRow
+from rmtrain.data.schemas.rows import ParsedRow
 from rmtrain.data.types import Message, Preference
 
 

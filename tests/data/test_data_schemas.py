@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.curate import Draft
-from rmtrain.data.detect import find_layout
-from rmtrain.data.layout import Layout
-from rmtrain.data.layouts import LAYOUTS
-from rmtrain.data.rows import ParsedRow, RowFault, template_arguments
+from rmtrain.data.curate import Curation, make_candidate
+from rmtrain.data.parse import UnusableRow
+from rmtrain.data.schemas.detect import find_schema
+from rmtrain.data.schemas.published import SCHEMAS
+from rmtrain.data.schemas.readers import ASPECTS, RECORDING_FAULT, read_ultrafeedback
+from rmtrain.data.schemas.rows import ParsedRow, RowFault, template_arguments
+from rmtrain.data.schemas.schema import RowSchema
 from rmtrain.data.types import Message, Preference
-from rmtrain.data.ultrafeedback import ASPECTS, RECORDING_FAULT, parse_ultrafeedback
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
 
@@ -26,7 +27,7 @@ def messages(*turns: Message) -> list[dict[str, str]]:
 
 
 def parse(schema: str, row: dict[str, Any], score: Any = "fine_grained") -> ParsedRow:
-    return find_layout(row.keys(), row, DataSection(source="x", row_schema=schema, score=score)).read(row)
+    return find_schema(row.keys(), row, DataSection(source="x", row_schema=schema, score=score)).read(row)
 
 
 def cause(schema: str, row: dict[str, Any]) -> str:
@@ -336,12 +337,12 @@ TRANSCRIPT = "\n\nHuman: q\n\nAssistant: a"
     ],
 )
 def test_schemas_are_told_apart_by_columns(row: dict[str, Any], schema: str) -> None:
-    assert find_layout(row.keys(), row, DataSection(source="x")).name == schema
+    assert find_schema(row.keys(), row, DataSection(source="x")).name == schema
 
 
-def test_the_recipe_knows_every_layout() -> None:
+def test_the_recipe_knows_every_schema() -> None:
     names = get_args(DataSection.model_fields["row_schema"].annotation)
-    assert {*names} == {"auto", *(layout.name for layout in LAYOUTS)}
+    assert {*names} == {"auto", *(schema.name for schema in SCHEMAS)}
 
 
 @pytest.mark.parametrize(
@@ -349,9 +350,9 @@ def test_the_recipe_knows_every_layout() -> None:
 )
 def test_unknown_columns_are_named_beside_the_schemas(row: dict[str, Any]) -> None:
     with pytest.raises(DataError) as caught:
-        find_layout(row.keys(), row, DataSection(source="x"))
+        find_schema(row.keys(), row, DataSection(source="x"))
     assert ", ".join(sorted(row)) in caught.value.message
-    assert all(layout.name in caught.value.hint for layout in LAYOUTS)
+    assert all(schema.name in caught.value.hint for schema in SCHEMAS)
     assert "hh_rlhf: chosen, rejected" in caught.value.hint
     assert ("if asked holds the prompt, data.columns: {prompt: asked}" in caught.value.hint) == ("asked" in row)
 
@@ -390,7 +391,7 @@ ANSWERS = st.lists(
     ),
     max_size=4,
 )
-COLUMNS = sorted({column for layout in LAYOUTS for column in layout.columns})
+COLUMNS = sorted({column for schema in SCHEMAS for column in schema.columns})
 EXTRA = st.dictionaries(st.sampled_from(COLUMNS), VALUE, max_size=4)
 
 
@@ -408,27 +409,27 @@ LIKELY: dict[str, Any] = {
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(LAYOUTS), st.sampled_from(["train", "evaluation", "scoring"]), st.data())
-def test_any_row_is_a_group_or_a_counted_drop(layout: Layout, purpose: Any, data: Any) -> None:
-    names = {column.partition(".")[0] for column in (*layout.needs, *layout.answers)}
+@given(st.sampled_from(SCHEMAS), st.sampled_from(["train", "evaluation", "scoring"]), st.data())
+def test_any_row_is_a_group_or_a_counted_drop(schema: RowSchema, purpose: Any, data: Any) -> None:
+    names = {column.partition(".")[0] for column in (*schema.needs, *schema.answers)}
     likely = st.fixed_dictionaries({column: LIKELY.get(column, VALUE) | VALUE for column in names})
     row = {**data.draw(EXTRA), **data.draw(likely)}
     mode = data.draw(st.sampled_from(["all", "best_vs_rest", "best_vs_worst", "as_given"]))
     score = data.draw(st.sampled_from(["fine_grained", "overall"]))
-    draft = Draft("train", layout.name, str)
+    curation = Curation([])
     try:
-        parsed = layout.read(row) if layout.name != "ultrafeedback" else parse_ultrafeedback(row, score)
+        parsed = schema.read(row) if schema.name != "ultrafeedback" else read_ultrafeedback(row, score)
     except RowFault as fault:
-        draft.lose_row(0, fault.cause, fault.detail)
+        curation.unusable = [UnusableRow(0, fault.cause, fault.detail)]
     else:
         assert len(parsed.completions) > 0
         assert all(parsed.completions)
-        draft.add(0, parsed, parsed.id or "train-0", purpose, mode, 0.0)
-    report = draft.report(1)  # raises when the books do not balance
-    for entry in draft.entries:
-        k = len(entry.group.completions)
-        assert purpose == "scoring" or (k >= 2 and entry.group.preferences)
-        assert all(0 <= p.better < k and 0 <= p.worse < k and p.better != p.worse for p in entry.group.preferences)
-        assert entry.group.scores is None or len(entry.group.scores) == k
-    assert report.rows.kept == len(draft.entries)
+        curation.candidates = [make_candidate(0, parsed, parsed.id or "train-0", purpose, mode, 0.0)]
+    report = curation.report("train", schema.name, 1, str)  # raises when a ledger does not balance
+    for group in curation.groups:
+        k = len(group.completions)
+        assert purpose == "scoring" or (k >= 2 and group.preferences)
+        assert all(0 <= p.better < k and 0 <= p.worse < k and p.better != p.worse for p in group.preferences)
+        assert group.scores is None or len(group.scores) == k
+    assert report.rows.kept == len(curation.groups)
     assert purpose != "scoring" or report.completions.dropped == {}

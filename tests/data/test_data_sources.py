@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.sources import MissingSplitError, Source, parse_source, read_rows
+from rmtrain.data.sources import MissingSplitError, Source, open_source, parse_source, read_rows
 from rmtrain.errors import DataError
 
+DEMO = Source("demo", "demo")
 ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen": "e", "rejected": "f"}]
 
 
@@ -96,10 +97,10 @@ def test_demo_rows_are_asked_for_by_split_and_count(monkeypatch: pytest.MonkeyPa
         return [{"instruction": f"{split} {i}", "completions": []} for i in range(count)]
 
     monkeypatch.setattr("rmtrain.data.demo.demo_rows", demo_rows)
-    read = read_rows("demo", "test", demo_groups={"test": 3})
+    read = open_source(DEMO, {"test": 3}).read("test")
     assert (len(read.rows), read.splits, read.description) == (3, ("train", "validation", "test"), "demo (test)")
-    assert read_rows("demo", "test", demo_groups={"train": 1}).fingerprint != read.fingerprint
-    assert read_rows("demo", "test", demo_groups={"test": 3}).fingerprint == read.fingerprint
+    assert open_source(DEMO, {"train": 1}).read("test").fingerprint != read.fingerprint
+    assert open_source(DEMO, {"test": 3}).read("test").fingerprint == read.fingerprint
     assert calls == [("test", 3), ("test", 200), ("test", 3)]
     with pytest.raises(MissingSplitError, match="several splits"):
         read_rows("demo")

@@ -6,54 +6,50 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.splits import find_leaks, hold_out, mark_beyond_limit, mark_leaks, prompt_key
-from rmtrain.data.types import Message, PreferenceGroup
+from rmtrain.data.splits import find_leaks, hold_out, leak_key, mark_beyond_limit, mark_leaks
+from rmtrain.data.types import Message
 from rmtrain.errors import DataError
 
 
 def key(text: str) -> bytes:
-    return prompt_key((Message("user", text),))
+    return leak_key((Message("user", text),))
 
 
-def group(text: str) -> PreferenceGroup:
-    return PreferenceGroup("x", (Message("user", text),), (), ())
-
-
-def test_prompt_keys_ignore_white_space_case_and_system_messages() -> None:
+def test_leak_keys_ignore_white_space_case_and_system_messages() -> None:
     same = [(Message("user", "What is  this\n?"),), (Message("system", "s"), Message("user", " what is THIS ?"))]
-    assert prompt_key(same[0]) == prompt_key(same[1])
-    assert prompt_key(same[0]) != key("what is that ?")
+    assert leak_key(same[0]) == leak_key(same[1])
+    assert leak_key(same[0]) != key("what is that ?")
 
 
 def test_hold_out_is_exact_for_unique_prompts() -> None:
     keys = [key(str(i)) for i in range(1000)]
-    sides = hold_out(keys, {"validation": 37, "test": 0.1}, seed=3)
-    assert (sides.count("validation"), sides.count("test"), sides.count(None)) == (37, 100, 863)
+    assignment = hold_out(keys, {"validation": 37, "test": 0.1}, seed=3)
+    assert (assignment.count("validation"), assignment.count("test"), assignment.count(None)) == (37, 100, 863)
     assert hold_out(keys, {"validation": 0.3}, seed=0).count("validation") == 300  # 0.3 * 1000 is 299.99...
 
 
 def test_hold_out_does_not_depend_on_the_order_of_the_rows_nor_on_a_later_split() -> None:
     texts = [str(i % 300) for i in range(500)]
     shares: dict[str, int | float] = {"validation": 40, "test": 60}
-    sides = dict(zip(texts, hold_out([key(t) for t in texts], shares, 1), strict=True))
+    assignment = dict(zip(texts, hold_out([key(t) for t in texts], shares, 1), strict=True))
     shuffled = random.Random(0).sample(texts, len(texts))
-    assert dict(zip(shuffled, hold_out([key(t) for t in shuffled], shares, 1), strict=True)) == sides
+    assert dict(zip(shuffled, hold_out([key(t) for t in shuffled], shares, 1), strict=True)) == assignment
     alone = hold_out([key(t) for t in texts], {"validation": 40}, 1)
-    assert [s for s in alone if s] == [s for s in map(sides.get, texts) if s == "validation"]
+    assert [s for s in alone if s] == [s for s in map(assignment.get, texts) if s == "validation"]
     other_seed = hold_out([key(t) for t in texts], shares, 2)
-    assert other_seed != [sides[t] for t in texts]
+    assert other_seed != [assignment[t] for t in texts]
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 12), min_size=4, max_size=40), st.integers(1, 3), st.integers(0, 5))
-def test_a_prompt_lies_on_one_side_and_the_share_is_reached(prompts: list[int], share: int, seed: int) -> None:
+def test_a_prompt_has_one_assignment_and_the_share_is_reached(prompts: list[int], share: int, seed: int) -> None:
     keys = [key(str(p)) for p in prompts]
     try:
-        sides = hold_out(keys, {"test": share}, seed)
+        assignment = hold_out(keys, {"test": share}, seed)
     except DataError:
         return
-    assert all(len({side for p, side in zip(prompts, sides, strict=True) if p == q}) == 1 for q in prompts)
-    held = [p for p, side in zip(prompts, sides, strict=True) if side]
+    assert all(len({split for p, split in zip(prompts, assignment, strict=True) if p == q}) == 1 for q in prompts)
+    held = [p for p, split in zip(prompts, assignment, strict=True) if split]
     assert len(held) >= share
     smallest_last = min(held.count(p) for p in held)
     assert len(held) - share < max(held.count(p) for p in held)
@@ -62,15 +58,15 @@ def test_a_prompt_lies_on_one_side_and_the_share_is_reached(prompts: list[int], 
 
 @pytest.mark.parametrize("share", [10, 11, 0.99])
 def test_hold_out_leaves_something_to_train_on(share: int | float) -> None:
-    with pytest.raises(DataError, match="leaves no training rows: there are 10 rows"):
+    with pytest.raises(DataError, match="leaves no training rows: the source has 10 rows"):
         hold_out([key(str(i)) for i in range(10)], {"test": share}, 0)
 
 
 def test_leaks_are_counted_between_every_two_splits() -> None:
     splits = {
-        "train": [group("a"), group("A "), group("b"), group("c")],
-        "validation": [group("a"), group("d")],
-        "test": [group("d"), group("b"), group("e")],
+        "train": [key("a"), key("A "), key("b"), key("c")],
+        "validation": [key("a"), key("d")],
+        "test": [key("d"), key("b"), key("e")],
     }
     assert find_leaks(splits, drop=True) == [
         ("train", "validation", 1, 2, True),

@@ -12,7 +12,7 @@ from test_render import BARE, LONGER, PAIR, adding_bos, with_template
 
 from rmtrain.data import template
 from rmtrain.data.render import Renderer
-from rmtrain.data.rows import template_arguments
+from rmtrain.data.schemas.rows import template_arguments
 from rmtrain.data.template import RunawayTemplateError, TemplateRefusalError, bake
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.data.types import Message
@@ -65,7 +65,7 @@ def test_the_order_of_keys_reaches_the_template() -> None:
 
 
 def test_a_row_can_not_set_what_is_no_variable_of_the_template() -> None:
-    from rmtrain.data.rows import RowFault
+    from rmtrain.data.schemas.rows import RowFault
 
     for name in ("chat_template", "tokenize", "strftime_now"):
         with pytest.raises(RowFault) as caught:

@@ -17,7 +17,7 @@ from training_cases import Recorder, at_step, make_recipe, make_renderer, make_s
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from rmtrain.data.detect import find_layout
+from rmtrain.data.schemas.detect import find_schema
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import Interrupted, NonFiniteError, RunFailedError
 from rmtrain.model.checkpoint import load_checkpoint
@@ -71,7 +71,7 @@ def as_ids(pairs: Sequence[PreferenceGroup]) -> tuple[list[dict[str, Any]], list
         (preference,) = group.preferences
         chosen, rejected = (ids[k][: None if place % 3 else -1] for k in (preference.better, preference.worse))
         rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
-        parsed = find_layout(rows[-1].keys(), rows[-1], DataSection(source="x")).read(rows[-1])
+        parsed = find_schema(rows[-1].keys(), rows[-1], DataSection(source="x")).read(rows[-1])
         assert parsed.stated
         groups.append(PreferenceGroup(group.id, parsed.prompt, parsed.completions, parsed.stated, group.source))
     return rows, groups

@@ -60,6 +60,7 @@ def make_splits(folder: Path, train: Sequence[Any], validation: Sequence[Any] = 
     from rmtrain.data.curate import Ledger, SplitReport
     from rmtrain.data.load import SplitData
     from rmtrain.data.prepare import ReadySplit
+    from rmtrain.data.sources import RowPlaces
     from rmtrain.data.token_cache import tokenize_split
 
     ready = {}
@@ -67,7 +68,8 @@ def make_splits(folder: Path, train: Sequence[Any], validation: Sequence[Any] = 
         if groups:
             books, count = Ledger(len(groups), len(groups), {}), sum(len(group.preferences) for group in groups)
             report = SplitReport(name, "completions", books, books, Ledger(count, count, {}), {}, ())
-            data = SplitData(name, list(groups), report, "made", None, "made", tuple(range(len(groups))))
+            rows, places = tuple(range(len(groups))), RowPlaces("made")
+            data = SplitData(name, list(groups), report, "made", None, "made", rows, places)
             tokens = tokenize_split(groups, make_renderer(), MAX_LENGTH, "truncate_prompt", folder)
             ready[name] = ReadySplit(data, tokens)
     return ready

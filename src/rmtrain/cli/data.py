@@ -23,17 +23,17 @@ def data(
     from rmtrain.data.prepare import prepare
     from rmtrain.model.start import start_renderer
     from rmtrain.recipe.load import load_recipe
-    from rmtrain.reporting.books import describe_splits, ledger_tables
+    from rmtrain.reporting.data_report import data_report, report_tables
     from rmtrain.reporting.table import to_terminal
 
-    wanted = load_recipe(recipe, overrides or []).recipe
+    loaded = load_recipe(recipe, overrides or []).recipe
     with TerminalDisplay() as display:
-        ready = prepare(wanted, start_renderer(wanted.model), display)
-    books = describe_splits(ready.data, ready.splits)
+        ready = prepare(loaded, start_renderer(loaded.model), display)
+    report = data_report(ready.data, ready.splits)
     if json:
-        print(jsonlib.dumps(books, indent=2, ensure_ascii=False))
+        print(jsonlib.dumps(report.as_json(), indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False)
-    console.print(to_terminal(*ledger_tables(books)))
-    for note in books["notes"]:
+    console.print(to_terminal(*report_tables(report)))
+    for note in report.notes:
         console.print(f"note: {note}", markup=False)

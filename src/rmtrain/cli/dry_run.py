@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rmtrain.data.prepare import ReadySplit
     from rmtrain.data.render import Renderer
     from rmtrain.recipe.schema import Recipe
+    from rmtrain.reporting.data_report import DataReport
     from rmtrain.reporting.table import Table
     from rmtrain.training.prospect import Prospect
 
@@ -34,7 +35,7 @@ def dry_run(
     from rmtrain.data.prepare import prepare
     from rmtrain.model.footprint import count_parameters
     from rmtrain.model.start import recipe_renderer, start_config
-    from rmtrain.reporting.books import describe_splits
+    from rmtrain.reporting.data_report import data_report
     from rmtrain.training.prospect import look_ahead
     from rmtrain.training.rehearsal import rehearse
 
@@ -60,27 +61,27 @@ def dry_run(
         **count_parameters(start_config(recipe), recipe.lora),
     }
     first = _first_group(splits["train"], renderer)
-    books = describe_splits(data, splits)
+    report = data_report(data, splits)
     memory, notes = _memory(prospect), [*dict.fromkeys([*prospect.notes, *rehearsed])]
-    answer = {"derived": derived, "memory": memory, "data": books, "first_group": first, "notes": notes}
+    answer = {"derived": derived, "memory": memory, "data": report.as_json(), "first_group": first, "notes": notes}
     if as_json:
         print(jsonlib.dumps(answer, indent=2))
     else:
-        _show(answer)
+        _show(answer, report)
     prospect.forecast.require_room(prospect.room)
 
 
-def _show(answer: dict[str, Any]) -> None:
-    from rmtrain.reporting.books import ledger_tables
+def _show(answer: dict[str, Any], report: "DataReport") -> None:
+    from rmtrain.reporting.data_report import report_tables
     from rmtrain.reporting.table import to_terminal
 
-    derived, memory, books, first = (answer[key] for key in ("derived", "memory", "data", "first_group"))
+    derived, memory, first = (answer[key] for key in ("derived", "memory", "first_group"))
     console = Console(highlight=False, markup=False)
     width = max(map(len, derived))
     for key, value in derived.items():
         console.print(f"{key.replace('_', ' '):<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
-    console.print(to_terminal(_memory_table(memory), *ledger_tables(books)))
-    for note in [*answer["notes"], *books["notes"]]:
+    console.print(to_terminal(_memory_table(memory), *report_tables(report)))
+    for note in [*answer["notes"], *report.notes]:
         console.print(f"note: {note}")
     console.print(f"\nfirst group: {first['id']}, preferences {first['preferences']}")
     for index, sequence in enumerate(first["sequences"]):

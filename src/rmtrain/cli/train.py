@@ -61,7 +61,11 @@ def train(
     with TerminalDisplay() as display:
         ready = _prepare(loaded, not no_verify, display)  # before a process group could wait too long for it
         if number > 1:
-            raise typer.Exit(processes.launch(number))
+            from rmtrain.data.prepare import shared_with_processes
+
+            with shared_with_processes(ready.data):
+                del ready  # the processes have their own copy
+                raise typer.Exit(processes.launch(number))
         result = _train_and_score(loaded, ready, resume, allow_changes, display)
     if not processes.is_main_process():
         return

@@ -1,17 +1,21 @@
-"""Curation of a split, with every row, completion and preference that is dropped booked by its cause."""
+"""Curation of a split: rows that are kept, rows that are dropped and why, and the ledgers that count both."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 from rmtrain.data.pairing import Mode, Pairing, make_preferences
-from rmtrain.data.rows import EMPTY_COMPLETION, ParsedRow, empty_cause, is_empty
+from rmtrain.data.parse import ParsedRows, UnusableRow
+from rmtrain.data.schemas.readers import RECORDING_FAULT
+from rmtrain.data.schemas.rows import EMPTY_COMPLETION, ParsedRow, empty_cause, is_empty
 from rmtrain.data.types import Conversation, Preference, PreferenceGroup
+from rmtrain.recipe.schema import DataSection
 
 TOO_FEW = "fewer than two usable completions"
 NO_PREFERENCE = "no preference"  # the row neither states one nor has scores that imply one
-NONE_LEFT = "no preference left"  # those it had were lost to several causes
+NONE_LEFT = "no preference left"  # the preferences that it had were dropped for several causes
 DUPLICATE = "duplicate"
 CONTRADICTION = "contradiction"
 
@@ -21,7 +25,7 @@ _PairKey = tuple[tuple[Conversation, str], Conversation, Conversation]  # prompt
 
 @dataclass(frozen=True)
 class Ledger:
-    """What came in, what stayed, and what went by which cause: total = kept + sum of dropped."""
+    """How many came in, how many were kept, and how many were dropped by which cause: total = kept + dropped."""
 
     total: int
     kept: int
@@ -34,10 +38,10 @@ class Ledger:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The books of one split.
+    """The ledgers of one split.
 
-    Completions and preferences are counted over the rows that could be read; a row that is dropped takes its
-    completions and preferences with it, under the same cause.
+    Completions and preferences are counted over the readable rows; a dropped row takes its completions and preferences
+    with it, under the same cause.
     """
 
     split: str
@@ -45,129 +49,166 @@ class SplitReport:
     rows: Ledger
     completions: Ledger
     preferences: Ledger  # total: those possible among the usable completions, under the recipe's choice
-    examples: Mapping[str, str]  # cause: the place of the first row lost to it
+    examples: Mapping[str, str]  # cause: the place of the first row that it dropped
     notes: tuple[str, ...]
 
 
 @dataclass
-class _Entry:
-    group: PreferenceGroup
+class Candidate:
+    """The group of a readable row, with what it lost on the way; it is dropped once it has a cause."""
+
     row: int  # index in the source
-    lost: Counter[str]  # preferences dropped so far, by cause
+    group: PreferenceGroup
+    lost_completions: tuple[str, ...] = ()  # the cause of each
+    lost_preferences: tuple[str, ...] = ()  # the cause of each
+    drop_cause: str | None = None
 
 
 @dataclass
-class Draft:
-    """A split under curation."""
+class Curation:
+    """The rows of one split: each rule drops some of those still kept, for one cause."""
 
-    split: str
-    schema: str
-    where: Callable[[int], str]  # the place of a row of the source
-    entries: list[_Entry] = field(default_factory=list)
+    candidates: list[Candidate]
+    unusable: Sequence[UnusableRow] = ()
     notes: list[str] = field(default_factory=list)
-    _rows: Counter[str] = field(default_factory=Counter)
-    _completions: Counter[str] = field(default_factory=Counter)
-    _preferences: Counter[str] = field(default_factory=Counter)
-    _all_completions: int = 0
-    _all_preferences: int = 0
-    _examples: dict[str, str] = field(default_factory=dict)
 
-    def lose_row(self, row: int, cause: str, detail: str = "") -> None:
-        """Book a row that never became a group; `detail` says more of it than the cause."""
-        self._rows[cause] += 1
-        more = f": {detail.removeprefix(f'{cause}: ')}" if detail not in ("", cause) else ""
-        self._examples.setdefault(cause, f"{self.where(row)}{more}")
+    @property
+    def kept(self) -> list[Candidate]:
+        """The rows not dropped so far."""
+        return [candidate for candidate in self.candidates if candidate.drop_cause is None]
 
-    def add(self, row: int, parsed: ParsedRow, group_id: str, purpose: Purpose, mode: Mode, min_gap: float) -> None:
-        """Make a row's group, without its unusable completions; book it where none can be made.
+    @property
+    def groups(self) -> list[PreferenceGroup]:
+        """The groups of the rows not dropped so far."""
+        return [candidate.group for candidate in self.kept]
 
-        For scoring, the group has every completion, usable or not, and every preference that can be made.
-        """
-        self._all_completions += len(parsed.completions)
-        usable, lost = (parsed, Counter[str]()) if purpose == "scoring" else drop_completions(parsed)
-        self._completions += lost
-        pairing = make_preferences(usable, mode, min_gap)
-        self._all_preferences += len(pairing.kept) + pairing.dropped.total()
-        self._preferences += pairing.dropped
-        cause = None if purpose == "scoring" else _fate(parsed, usable, lost, pairing)
-        scores = tuple(score for score in usable.scores or () if score is not None)
-        group = PreferenceGroup(
-            id=group_id,
-            prompt=usable.prompt,
-            completions=usable.completions,
-            preferences=pairing.kept,
-            source=usable.source,
-            scores=scores if len(scores) == len(usable.completions) else None,
-            arguments=usable.arguments,
-        )
-        entry = _Entry(group, row, pairing.dropped)
-        if cause is None:
-            self.entries.append(entry)
-        else:
-            self._lose(entry, cause)
-
-    def drop(self, doomed: Iterable[bool], cause: str) -> None:
-        """Drop the groups that are marked, in their order, all for one cause."""
-        kept = []
-        for entry, lost in zip(self.entries, doomed, strict=True):
-            if lost:
-                self._lose(entry, cause)
-            else:
-                kept.append(entry)
-        self.entries = kept
+    def drop(self, mask: Iterable[bool], cause: str) -> None:
+        """Drop those of the kept rows that the mask marks."""
+        for candidate, marked in zip(self.kept, mask, strict=True):
+            if marked:
+                candidate.drop_cause = cause
 
     def drop_contradictions(self) -> None:
-        """Drop the preferences also stated the other way round anywhere in the split, and groups that have no other."""
-        stated = {pair_key(entry.group, p) for entry in self.entries for p in entry.group.preferences}
-        kept = []
-        for entry in self.entries:
-            group, left = entry.group, []
-            for preference in group.preferences:
-                prompt, better, worse = pair_key(group, preference)
+        """Drop preferences that are also stated the other way round in the split, and rows left with none by that."""
+        kept = self.kept
+        stated = {pair_key(each.group, preference) for each in kept for preference in each.group.preferences}
+        for each in kept:
+            left = []
+            for preference in each.group.preferences:
+                prompt, better, worse = pair_key(each.group, preference)
                 if (prompt, worse, better) not in stated:
                     left.append(preference)
-            if gone := len(group.preferences) - len(left):
-                self._preferences[CONTRADICTION] += gone
-                entry.lost[CONTRADICTION] += gone
-                entry.group = group._replace(preferences=tuple(left))
-            if left or not gone:
-                kept.append(entry)
-            else:
-                self._lose(entry, CONTRADICTION if len(entry.lost) == 1 else NONE_LEFT)
-        self.entries = kept
+            if lost := len(each.group.preferences) - len(left):
+                each.lost_preferences += (CONTRADICTION,) * lost
+                each.group = each.group._replace(preferences=tuple(left))
+                if not left:
+                    each.drop_cause = CONTRADICTION if set(each.lost_preferences) == {CONTRADICTION} else NONE_LEFT
 
-    def report(self, total_rows: int) -> SplitReport:
-        """Close the books.
+    def report(self, split: str, schema: str, total_rows: int, place: Callable[[int], str]) -> SplitReport:
+        """Count what was kept and dropped.
+
+        Args:
+            split: its name.
+            schema: of its rows.
+            total_rows: that the split came with.
+            place: the place of a row of the source, for messages.
 
         Raises:
             AssertionError: a row, completion or preference is unaccounted for: a fault of this program.
         """
-        groups = [entry.group for entry in self.entries]
+        completions = Counter(chain.from_iterable(each.lost_completions for each in self.candidates))
+        preferences = Counter(chain.from_iterable(each.lost_preferences for each in self.candidates))
+        rows = Counter(row.cause for row in self.unusable)
+        examples: dict[str, str] = {}
+        for row in self.unusable:
+            more = f": {row.detail.removeprefix(f'{row.cause}: ')}" if row.detail not in ("", row.cause) else ""
+            if row.cause not in examples:
+                examples[row.cause] = f"{place(row.row)}{more}"
+        for each in self.candidates:
+            if (cause := each.drop_cause) is not None:
+                rows[cause] += 1
+                completions[cause] += len(each.group.completions)
+                if each.group.preferences:
+                    preferences[cause] += len(each.group.preferences)
+                if cause not in examples:
+                    examples[cause] = place(each.row)
+        groups = [(each.group, each) for each in self.candidates]
         return SplitReport(
-            split=self.split,
-            schema=self.schema,
-            rows=Ledger(total_rows, len(groups), dict(self._rows)),
-            completions=Ledger(self._all_completions, sum(len(g.completions) for g in groups), dict(self._completions)),
-            preferences=Ledger(self._all_preferences, sum(len(g.preferences) for g in groups), dict(self._preferences)),
-            examples=dict(self._examples),
+            split=split,
+            schema=schema,
+            rows=Ledger(total_rows, len(self.kept), dict(rows)),
+            completions=Ledger(
+                sum(len(group.completions) + len(each.lost_completions) for group, each in groups),
+                sum(len(group.completions) for group in self.groups),
+                dict(completions),
+            ),
+            preferences=Ledger(
+                sum(len(group.preferences) + len(each.lost_preferences) for group, each in groups),
+                sum(len(group.preferences) for group in self.groups),
+                dict(preferences),
+            ),
+            examples=examples,
             notes=tuple(self.notes),
         )
 
-    def _lose(self, entry: _Entry, cause: str) -> None:
-        self.lose_row(entry.row, cause)
-        self._completions[cause] += len(entry.group.completions)
-        if entry.group.preferences:
-            self._preferences[cause] += len(entry.group.preferences)
+
+def curate(parsed: ParsedRows, data: DataSection, purpose: Purpose) -> Curation:
+    """Make the groups of a split's rows, and drop what its purpose has no use for."""
+    min_gap = data.min_gap if purpose == "train" else 0.0
+    curation = Curation(
+        [
+            make_candidate(index, row, group_id, purpose, data.preferences, min_gap)
+            for (index, row), group_id in zip(parsed.rows, parsed.ids, strict=True)
+        ],
+        parsed.unusable,
+    )
+    if suspect := sum(row.suspect for _, row in parsed.rows):
+        what = "left out" if data.score == "overall" and purpose != "scoring" else "kept"
+        curation.notes.append(
+            f"completions with an {RECORDING_FAULT}, a recording fault of the source: {suspect}, {what}"
+        )
+    if purpose == "evaluation" and (duplicates := sum(mark_duplicates(curation.groups))):
+        curation.notes.append(f"duplicates, which evaluation splits keep: {duplicates}")
+    if purpose == "train":
+        if data.duplicates == "drop":
+            curation.drop(mark_duplicates(curation.groups), DUPLICATE)
+        if data.contradictions == "drop":
+            curation.drop_contradictions()
+    curation.notes += parsed.notes
+    return curation
 
 
-def drop_completions(parsed: ParsedRow) -> tuple[ParsedRow, Counter[str]]:
-    """A row without its empty and its unrankable completions, and how many went by which cause."""
+def make_candidate(
+    row: int, parsed: ParsedRow, group_id: str, purpose: Purpose, mode: Mode = "all", min_gap: float = 0.0
+) -> Candidate:
+    """Make a row's group, without its unusable completions; its cause says why it can't be used, if it can't.
+
+    For scoring, the group has every completion, usable or not, and every preference that can be made.
+    """
+    usable, lost = (parsed, ()) if purpose == "scoring" else drop_completions(parsed)
+    pairing = make_preferences(usable, mode, min_gap)
+    scores = tuple(score for score in usable.scores or () if score is not None)
+    group = PreferenceGroup(
+        id=group_id,
+        prompt=usable.prompt,
+        completions=usable.completions,
+        preferences=pairing.kept,
+        source=usable.source,
+        scores=scores if len(scores) == len(usable.completions) else None,
+        arguments=usable.arguments,
+    )
+    cause = None if purpose == "scoring" else _drop_cause(parsed, usable, lost, pairing)
+    return Candidate(row, group, lost, tuple(pairing.dropped.elements()), cause)
+
+
+def drop_completions(parsed: ParsedRow) -> tuple[ParsedRow, tuple[str, ...]]:
+    """A row without its empty and its unrankable completions, and the cause of each that was dropped."""
     faults = parsed.faults or (None,) * len(parsed.completions)
     causes = [
         EMPTY_COMPLETION if is_empty(completion) else fault
         for completion, fault in zip(parsed.completions, faults, strict=True)
     ]
-    lost = Counter(cause for cause in causes if cause is not None)
+    lost = tuple(cause for cause in causes if cause is not None)
     if not lost:
         return parsed, lost
     keep = [k for k, cause in enumerate(causes) if cause is None]
@@ -186,12 +227,24 @@ def drop_completions(parsed: ParsedRow) -> tuple[ParsedRow, Counter[str]]:
     return usable, lost
 
 
-def mark_duplicates(draft: Draft) -> list[bool]:
+def _drop_cause(row: ParsedRow, usable: ParsedRow, lost: tuple[str, ...], pairing: Pairing) -> str | None:
+    """Why a row can't be a group with preferences; None if it can."""
+    if empty := empty_cause(row):
+        return empty
+    if pairing.kept:
+        return None
+    if len(usable.completions) < 2:
+        return lost[0] if len(set(lost)) == 1 else TOO_FEW
+    causes = set(pairing.dropped or lost)
+    return causes.pop() if len(causes) == 1 else NONE_LEFT if causes else NO_PREFERENCE
+
+
+def mark_duplicates(groups: Iterable[PreferenceGroup]) -> list[bool]:
     """For each group, whether an earlier one has the same prompt and the same preferences, by their text."""
     seen: set[frozenset[_PairKey]] = set()
     marks = []
-    for entry in draft.entries:
-        key = frozenset(pair_key(entry.group, preference) for preference in entry.group.preferences)
+    for group in groups:
+        key = frozenset(pair_key(group, preference) for preference in group.preferences)
         marks.append(key in seen)
         seen.add(key)
     return marks
@@ -199,33 +252,5 @@ def mark_duplicates(draft: Draft) -> list[bool]:
 
 def pair_key(group: PreferenceGroup, preference: Preference) -> _PairKey:
     """A preference by its text: prompt, better and worse completion."""
-    asked = group.prompt, group.arguments
-    return asked, group.completions[preference.better], group.completions[preference.worse]
-
-
-def unique_ids(wanted: Sequence[str]) -> list[str]:
-    """The ids as wanted, but for those that were there before: these get `#2`, `#3` and so on behind them."""
-    taken, given = set(wanted), set[str]()
-    last: Counter[str] = Counter()  # by id: the number given last
-    result = []
-    for name in wanted:
-        unique = name
-        while unique in given or (unique != name and unique in taken):
-            last[name] += 1
-            unique = f"{name}#{last[name] + 1}"
-        given.add(unique)
-        result.append(unique)
-    return result
-
-
-def _fate(row: ParsedRow, usable: ParsedRow, lost: Counter[str], pairing: Pairing) -> str | None:
-    """Why a row can't be a group with preferences; None: it can."""
-    empty = empty_cause(row)
-    if empty:
-        return empty
-    if pairing.kept:
-        return None
-    if len(usable.completions) < 2:
-        return next(iter(lost)) if len(lost) == 1 else TOO_FEW
-    causes = pairing.dropped or lost
-    return next(iter(causes)) if len(causes) == 1 else NONE_LEFT if causes else NO_PREFERENCE
+    prompt = group.prompt, group.arguments
+    return prompt, group.completions[preference.better], group.completions[preference.worse]

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rmtrain.data.types import Row
 from rmtrain.errors import DataError, first_line
 from rmtrain.files import open_regular
-
-Row = dict[str, Any]
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
 _JSON_CELLS = ("completions", "preferences", "scores")  # csv columns whose cells hold JSON

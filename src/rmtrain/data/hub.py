@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, read at one commit, with the hub's errors told in one line; and absent models."""
+"""Datasets of the Hugging Face hub at one commit, why a model can't be found, and the hub's errors in one line."""
 
 import hashlib
 import json
@@ -7,11 +7,15 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from rmtrain.errors import DataError
+from rmtrain.data.types import Row
+from rmtrain.errors import DataError, first_line
 
 _HUB_SECONDS = 5.0  # to connect, and then to answer
 _MODEL_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# by name, since huggingface_hub has changed its HTTP library, which raises these errors, from version to version
+_UNREACHABLE = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "ProxyError", "TimeoutException"}
+_UNREACHABLE |= {"ConnectionError"}
 
 
 class HubDataset(NamedTuple):
@@ -23,7 +27,7 @@ class HubDataset(NamedTuple):
 
 
 def why_absent(name: str, revision: str | None = None) -> str | None:
-    """Why a model is neither in a folder nor on the hub; None where it is, or may be. The hub has seconds to answer."""
+    """Why a model is neither a folder nor on the hub; None where it is found, or may exist."""
     from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -54,9 +58,9 @@ def why_absent(name: str, revision: str | None = None) -> str | None:
 
 
 def resolve_commit(dataset: str, revision: str | None) -> str | None:
-    """The commit that a branch, tag or short commit (None: the default branch) stands for now.
+    """The commit that a branch, tag or short commit (None: the default branch) points to now.
 
-    None in offline mode without a revision. A full commit is taken as it stands.
+    None in offline mode without a revision. A full commit is returned unchanged.
 
     Raises:
         DataError: no such dataset or revision, no access, or the hub can't be reached.
@@ -72,54 +76,51 @@ def resolve_commit(dataset: str, revision: str | None) -> str | None:
         if revision is None:
             return None
         raise DataError(
-            f"{dataset}@{revision}: offline mode can't tell which commit {revision!r} stands for",
-            "give the full commit (40 hexadecimal digits), or none for the newest copy in the cache",
+            f"{dataset}@{revision}: the commit of {revision!r} can't be looked up in offline mode",
+            "give the full commit (40 hexadecimal digits), or no revision for the newest copy in the cache",
         ) from None
     except Exception as error:
         raise _explain(error, dataset, revision) from error
 
 
 def load_hub(dataset: str, config: str | None, commit: str | None) -> HubDataset:
-    """Download a dataset, or find it in the cache, through `datasets.load_dataset`.
+    """Download a dataset, or read it from the cache, through `datasets.load_dataset`.
 
-    `commit` None takes the newest copy in the cache, which is all that offline mode can offer. When the hub fails it,
-    `datasets` falls back on whatever commit is in the cache; that is refused here.
+    `commit` None takes the newest copy in the cache, which is all that offline mode offers. When the hub fails,
+    `datasets` falls back on any commit in the cache; another commit than the one asked for is refused here.
 
     Raises:
-        DataError: as `resolve_commit`; also no such configuration, damaged data, or another commit than asked for.
+        DataError: as `resolve_commit`; also no such configuration, damaged data, or another commit.
     """
     from datasets import load_dataset
 
     try:
-        # the prefix keeps a local folder of the same name from standing in for the hub's dataset
-        splits = {
-            str(name): table
-            for name, table in load_dataset(f"hf://datasets/{dataset}", config, revision=commit).items()
-        }
+        # the prefix keeps `datasets` from reading a local folder of the same name
+        loaded = load_dataset(f"hf://datasets/{dataset}", config, revision=commit)
     except Exception as error:
         raise _explain(error, dataset, commit) from error
-    found = _commit_of(splits.values())
-    if found is None or commit not in (None, found):
+    splits = {str(name): table for name, table in loaded.items()}
+    cached = _commit_of(splits.values())
+    if cached is None or commit not in (None, cached):
         raise DataError(
-            f"{dataset}: commit {commit} could not be read; the cache holds {found or 'no known commit'}",
+            f"{dataset}: commit {commit} could not be read; the cache holds {cached or 'no known commit'}",
             "leave offline mode, or name the commit that is in the cache",
         )
-    return HubDataset(dataset, found, splits)
+    return HubDataset(dataset, cached, splits)
 
 
-def rows_of(dataset: HubDataset, split: str) -> tuple[list[dict[str, Any]], str]:
-    """All rows of a split as plain values, and SHA-256 over them as JSON: a damaged cache can load without a word.
+def rows_of(dataset: HubDataset, split: str) -> tuple[list[Row], str]:
+    """All rows of a split as plain values, and SHA-256 over their JSON, since a damaged cache can load silently.
 
     Raises:
         DataError: the cached data is damaged.
     """
     digest = hashlib.sha256()
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     try:
         for batch in dataset.splits[split].iter(batch_size=1000):
-            columns = list(batch)
             for values in zip(*batch.values(), strict=True):
-                row = dict(zip(columns, values, strict=True))
+                row = dict(zip(batch, values, strict=True))
                 digest.update(json.dumps(row, sort_keys=True, default=str).encode())
                 rows.append(row)
     except Exception as error:
@@ -142,21 +143,21 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _explain(error: BaseException, dataset: str, revision: str | None) -> DataError:
+    """An error of the hub's clients as one line with a hint."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/datasets/{dataset}"
     chain = list(_causes(error))
-    for cause in chain:  # a gated repository is a kind of "not found" to the client: it must be asked for first
-        # `datasets` cuts the chain of causes here, so that its words are all there is to go by
-        if isinstance(cause, errors.GatedRepoError) or "is a gated dataset" in str(cause):
-            return DataError(
-                f"{dataset}: the dataset is gated and this account has no access",
-                f"accept its terms at {page}, then log in: hf auth login",
-            )
+    # first, since a gated repository is a kind of missing one to the client; `datasets` keeps only the words of it
+    if any(isinstance(cause, errors.GatedRepoError) or "is a gated dataset" in str(cause) for cause in chain):
+        return DataError(
+            f"{dataset}: the dataset is gated and this account has no access",
+            f"accept its terms at {page}, then log in: hf auth login",
+        )
     for cause in chain:
+        unreachable = type(cause).__name__ in _UNREACHABLE
         if isinstance(cause, errors.RevisionNotFoundError):
             return DataError(f"{dataset}: no revision {revision!r}", f"see {page}/commits")
-        unreachable = type(cause).__name__ in _UNREACHABLE
         if isinstance(cause, errors.OfflineModeIsEnabled) or (unreachable and constants.HF_HUB_OFFLINE):
             return DataError(
                 f"{dataset}: not in the cache, and offline mode is on", "unset HF_HUB_OFFLINE, or load it once online"
@@ -172,30 +173,20 @@ def _explain(error: BaseException, dataset: str, revision: str | None) -> DataEr
         if unreachable:
             return DataError(
                 f"{dataset}: {constants.ENDPOINT} can't be reached ({type(cause).__name__})",
-                "check the network; HF_HUB_OFFLINE=1 uses what is in the cache",
+                "check the network; HF_HUB_OFFLINE=1 uses the cache alone",
             )
-    text = " ".join(str(error).split())
+    return _explain_loading(chain, dataset)
+
+
+def _explain_loading(chain: list[BaseException], dataset: str) -> DataError:
+    """An error of `datasets` itself: a configuration that is missing, or a damaged file."""
+    text = " ".join(str(chain[0]).split())
     names = ", ".join(re.findall(r"'([^']+)'", text[text.find("[") : text.find("]")]))
     if "onfig name is missing" in text:
-        return DataError(
-            f"{dataset}: several configurations, and none named", f"name one as {dataset}:NAME, of: {names}"
-        )
+        return DataError(f"{dataset}: several configurations, and none named", f"use {dataset}:NAME, of: {names}")
     if "BuilderConfig" in text and "not found" in text:
         return DataError(f"{dataset}: no such configuration", f"it has: {names}")
-    if isinstance(error, StopIteration):  # all that `datasets` says of it
+    if isinstance(chain[0], StopIteration):  # `datasets` gives no more detail
         return DataError(f"{dataset}: can't be loaded: a data file is empty")
-    lines = [str(cause).strip() for cause in chain if type(cause).__name__ != "DatasetGenerationError"]
-    reason = next((line.splitlines()[0] for line in lines if line), type(error).__name__)
-    return DataError(f"{dataset}: can't be loaded: {reason[:300]}")
-
-
-# by name, since the client's own HTTP library, which raises them, has changed from version to version
-_UNREACHABLE = {
-    "ConnectError",
-    "ConnectTimeout",
-    "ReadTimeout",
-    "ReadError",
-    "ConnectionError",
-    "ProxyError",
-    "TimeoutException",
-}
+    causes = [cause for cause in chain if type(cause).__name__ != "DatasetGenerationError" and str(cause).strip()]
+    return DataError(f"{dataset}: can't be loaded: {first_line(causes[0] if causes else chain[0])[:300]}")

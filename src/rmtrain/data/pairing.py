@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import combinations
 from typing import Literal, NamedTuple
 
-from rmtrain.data.rows import ParsedRow
+from rmtrain.data.schemas.rows import ParsedRow
 from rmtrain.data.types import Conversation, Preference
 
 Mode = Literal["all", "best_vs_rest", "best_vs_worst", "as_given"]

@@ -1,134 +1,166 @@
-"""Source rows → rows read by their layout, with those that can't be read set aside by cause."""
+"""Sources → parsed splits: read the rows, find their schema, parse each row, and hold out what a split lacks."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from rmtrain.data.curate import unique_ids
-from rmtrain.data.detect import find_layout, unread
-from rmtrain.data.layout import NEGATIVE_MARGIN, Layout
-from rmtrain.data.rows import ParsedRow, RowFault, empty_cause
-from rmtrain.data.sources import SourceRows
+from rmtrain.data.schemas.detect import choose_schema
+from rmtrain.data.schemas.rows import ParsedRow, RowFault, empty_cause
+from rmtrain.data.schemas.schema import NEGATIVE_MARGIN
+from rmtrain.data.sources import MissingSplitError, OpenSource, SourceRows, open_source, parse_source, pin_source
+from rmtrain.data.splits import HELD_OUT, hold_out, leak_key
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
 
-MOST_MALFORMED = 0.2  # share of a split's rows above which the layout or the source must be wrong
+MAX_MALFORMED = 0.2  # a larger share of malformed rows means that the schema or the source is wrong
 
 
-class Unreadable(NamedTuple):
-    """A row that can't be read, or is left out before it is looked at."""
+class UnusableRow(NamedTuple):
+    """A row that never becomes a group: it can't be read, or is held out for another split."""
 
     row: int  # index in the source
-    cause: str  # what the ledger books it under
-    detail: str = ""  # the cause with the column, what it holds and what was expected
+    cause: str
+    detail: str = ""  # the cause with the column, its value and the expected one
 
 
-class LayoutError(DataError):
-    """Columns that no layout has, or that a stated one lacks."""
-
-
-class ParsedSplit(NamedTuple):
-    """A source's rows of one split, read by their layout."""
+class ParsedRows(NamedTuple):
+    """A source's rows of one split, read by their schema."""
 
     source: SourceRows
-    schema: str  # the layout's name
+    schema: str  # its name
     rows: list[tuple[int, ParsedRow]]  # index in the source, row
-    faults: list[Unreadable]
     ids: list[str]  # of the rows
-    total: int  # rows and faults together
+    unusable: list[UnusableRow]
+    total: int  # rows and unusable rows together
     notes: tuple[str, ...] = ()
 
 
-def parse_split(source: SourceRows, data: DataSection, split: str, *, empty_is_fault: bool = True) -> ParsedSplit:
-    """Read every row by the layout that the recipe states or the columns tell; `split` names rows without an id.
+def parse_splits(data: DataSection, needed: Sequence[str]) -> tuple[dict[str, ParsedRows], list[str]]:
+    """Read and parse the needed splits; those that the source lacks are drawn from the training split."""
+    sources, shares = _Sources(data), holdout_shares(data)
+    parsed: dict[str, ParsedRows] = {}
+    notes: list[str] = []
+    if "train" in needed or any(name in shares for name in needed):
+        drawn = {name: share for name, share in shares.items() if not sources.has(name)}
+        notes = [f"data.holdout.{name} is not used: the source has that split" for name in shares if name not in drawn]
+        if "train" in needed or any(name in drawn for name in needed):
+            train = parse_rows(sources.read("train"), data, "train")
+            keys = [leak_key(row.prompt) for _, row in train.rows]
+            parsed = _assign(train, hold_out(keys, drawn, data.holdout.seed), ["train", *drawn])
+    for name in needed:
+        if name not in parsed:
+            parsed[name] = parse_rows(sources.read(name), data, name)
+    return parsed, notes
+
+
+def parse_rows(source: SourceRows, data: DataSection, split: str, *, empty_is_fault: bool = True) -> ParsedRows:
+    """Read every row by the schema that the recipe names or that fits the columns.
+
+    Args:
+        source: the rows.
+        data: how to read them.
+        split: names the rows without an id.
+        empty_is_fault: rows with empty texts count as malformed.
 
     Raises:
-        LayoutError: no layout fits the columns, a column to be renamed lacks, or a label would go unread beside answers
-            that are renamed.
-        DataError: more than a fifth of the rows is not readable (or empty, if that is a fault), with the first three
-            of them.
+        SchemaError: as `choose_schema`.
+        DataError: more than a fifth of the rows are malformed, with the first three of them.
     """
-    columns = {name for row in source.rows for name in row}
-    rows = [_rename(row, data.columns) for row in source.rows] if data.columns else source.rows
-    try:
-        _check_renames(columns, data)
-        columns = (columns - {*data.columns.values()}) | data.columns.keys()
-        sample = _sample(rows, columns)
-        layout = find_layout(columns, sample, data)
-        left = unread(layout, rows, columns, data)
-        partly = _check_shards(source, rows, layout)
-    except DataError as error:
-        raise LayoutError(f"{source.description}: {error.message}", error.hint) from None
-    good: list[tuple[int, ParsedRow]] = []
-    faults: list[Unreadable] = []
+    schema, rows, notes = choose_schema(source, data)
+    parsed: list[tuple[int, ParsedRow]] = []
+    unusable: list[UnusableRow] = []
     for index, row in enumerate(rows):
         try:
-            good.append((index, layout.read(row)))
+            parsed.append((index, schema.read(row)))
         except RowFault as fault:
             if fault.cause == NEGATIVE_MARGIN:
-                raise _contradiction(source.where(index), fault) from None
-            faults.append(Unreadable(index, fault.cause, fault.detail))
-    empty = [Unreadable(index, cause, cause) for index, row in good if empty_is_fault and (cause := empty_cause(row))]
-    malformed = sorted(faults + empty)
-    if len(malformed) > MOST_MALFORMED * len(rows):
-        shown = "; ".join(f"{source.where(fault.row)}: {fault.detail}" for fault in malformed[:3])
+                raise DataError(
+                    f"{source.where(index)}: {fault.detail}",
+                    "if its sign says which answer is better: data.answers: [chosen, rejected], data.label: margin, "
+                    "and data.better with the answer, 0 or 1, that `positive` and `negative` mean",
+                ) from None
+            unusable.append(UnusableRow(index, fault.cause, fault.detail))
+    empty = [UnusableRow(i, cause, cause) for i, row in parsed if empty_is_fault and (cause := empty_cause(row))]
+    malformed = sorted(unusable + empty)
+    if len(malformed) > MAX_MALFORMED * len(rows):
+        examples = "; ".join(f"{source.where(fault.row)}: {fault.detail}" for fault in malformed[:3])
         raise DataError(
-            f"{source.description}: {len(malformed)} of {len(rows)} rows are no use as {layout.name} rows: {shown}",
-            "data.row_schema states another schema, data.columns renames columns",
+            f"{source.description}: {len(malformed)} of {len(rows)} rows are not valid {schema.name} rows: {examples}",
+            "data.row_schema names another schema, data.columns renames columns",
         )
-    notes = [f"columns that are not read: {', '.join(left)}"] if left else []
-    if not layout.prompt and isinstance(sample.get("chosen"), str):
-        notes.append("no column holds a prompt: what chosen and rejected begin with alike is the prompt, as TRL has it")
-    notes += [f"columns that only some of the files have: {', '.join(partly)}"] if partly else []
-    if "margin" in columns & layout.columns:
-        notes.append("the column margin is each pair's score gap; loss.margin times it is taken off the reward gap")
-    ids = unique_ids([f"{split}-{index}" if row.id is None else row.id for index, row in good])
-    return ParsedSplit(source, layout.name, good, faults, ids, len(rows), tuple(notes))
+    ids = unique_ids([f"{split}-{index}" if row.id is None else row.id for index, row in parsed])
+    return ParsedRows(source, schema.name, parsed, ids, unusable, len(rows), tuple(notes))
 
 
-def _check_shards(source: SourceRows, rows: Sequence[dict[str, Any]], layout: Layout) -> list[str]:
-    """The columns that are read and that only some of a source's files have; what the layout needs, each must have."""
-    seen: list[set[str]] = []
-    start = 0
-    for shard in source.shards:
-        seen.append({name for row in rows[start : start + shard.rows] for name in row})
-        start += shard.rows
-    for shard, columns in zip(source.shards, seen, strict=True):
-        if lacking := [need for need in layout.needs if need.partition(".")[0] not in columns]:
+def _assign(train: ParsedRows, assignment: list[str | None], names: Sequence[str]) -> dict[str, ParsedRows]:
+    """The training rows by the split that they are assigned to; unusable rows stay with `train`."""
+    splits = {}
+    for name in names:
+        places = [place for place, split in enumerate(assignment) if (split or "train") == name]
+        rows, ids = [train.rows[place] for place in places], [train.ids[place] for place in places]
+        splits[name] = train._replace(rows=rows, ids=ids, unusable=[], total=len(places))
+    away = [UnusableRow(index, HELD_OUT) for (index, _), split in zip(train.rows, assignment, strict=True) if split]
+    splits["train"] = splits["train"]._replace(unusable=[*train.unusable, *away], total=train.total)
+    return splits
+
+
+class _Sources:
+    """The sources of a recipe, each opened once, so that all splits are of one commit."""
+
+    def __init__(self, data: DataSection) -> None:
+        self._data = data
+        self._names: Mapping[str, str] = {str(split): name for split, name in data.splits.items()}
+        self._open: dict[str, OpenSource] = {}
+
+    def has(self, split: str) -> bool:
+        """Whether the recipe names a split and its source has it."""
+        if isinstance(self._data.source, dict):
+            return split in self._data.source
+        return self._names.get(split) in self._of(split).splits
+
+    def read(self, split: str) -> SourceRows:
+        """The rows of a split of the recipe."""
+        source, name = self._of(split), self._names.get(split, split)
+        try:
+            return source.read(name, any_split=isinstance(self._data.source, dict))
+        except MissingSplitError as error:
+            raise MissingSplitError(
+                f"{source.source}: no split {name!r}, which the recipe uses as its {split} split",
+                f"{error.hint}; data.splits says which splits are used, data.holdout draws some from train",
+            ) from None
+
+    def _of(self, split: str) -> OpenSource:
+        text = self._data.source.get(split) if isinstance(self._data.source, dict) else self._data.source
+        if text is None:
             raise DataError(
-                f"{shard.name} lacks the column {lacking[0]}, which other files of the source have",
-                f"its columns are: {', '.join(sorted(columns))}",
+                f"data.source has no entry for the split {split}", f"it has: {', '.join(self._data.source)}"
             )
-    partly = {name for columns in seen for name in columns if not all(name in others for others in seen)}
-    return sorted(partly & layout.columns)
+        if str(text) not in self._open:
+            self._open[str(text)] = open_recipe_source(text, self._data)
+        return self._open[str(text)]
 
 
-def _sample(rows: Sequence[dict[str, Any]], columns: set[str]) -> dict[str, Any]:
-    """The first value of each column."""
-    sample: dict[str, Any] = {}
-    for row in rows:
-        sample |= {name: value for name, value in row.items() if value is not None and name not in sample}
-        if len(sample) == len(columns):
-            break
-    return sample
+def open_recipe_source(source: str | Sequence[str], data: DataSection) -> OpenSource:
+    """Open a SOURCE at one commit, with as many rows of the demo source as the recipe asks for."""
+    return open_source(pin_source(parse_source(source)), {str(name): n for name, n in data.demo_groups.items()})
 
 
-def _contradiction(place: str, fault: RowFault) -> DataError:
-    return DataError(
-        f"{place}: {fault.detail}",
-        "if its sign says which answer is better: data.answers: [chosen, rejected], data.label: margin, and "
-        "data.better with the answer, 0 or 1, that `positive` and `negative` mean",
-    )
+def holdout_shares(data: DataSection) -> dict[str, int | float]:
+    """The splits that a recipe holds out if the source lacks them: rows (an integer) or share (a fraction)."""
+    shares = {"validation": data.holdout.validation, "test": data.holdout.test}
+    return {name: share for name, share in shares.items() if share}
 
 
-def _rename(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    renamed = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
-    return {name: value for name, value in row.items() if name not in columns.values()} | renamed
-
-
-def _check_renames(columns: set[str], data: DataSection) -> None:
-    for ours, theirs in data.columns.items():
-        if theirs not in columns:
-            raise DataError(
-                f"there is no column {theirs!r} to be read as {ours!r}",
-                f"mend data.columns; the columns are: {', '.join(sorted(columns))}",
-            )
+def unique_ids(wanted: Sequence[str]) -> list[str]:
+    """The ids as wanted; an id that was used before gets `#2`, `#3` and so on at its end."""
+    taken, given = set(wanted), set[str]()
+    last: Counter[str] = Counter()  # by id: the number given last
+    result = []
+    for name in wanted:
+        unique = name
+        while unique in given or (unique != name and unique in taken):
+            last[name] += 1
+            unique = f"{name}#{last[name] + 1}"
+        given.add(unique)
+        result.append(unique)
+    return result

@@ -1,15 +1,18 @@
-"""Source → tokenised splits, the way that every command takes."""
+"""Recipe → tokenised splits, as every command prepares them: load, tokenise through the cache, and note the losses."""
 
+import contextlib
 import os
+import pickle
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rmtrain.data.curate import Ledger
-from rmtrain.data.load import PreparedData, SplitData, load_data
+from rmtrain.data.load import CuratedData, SplitData, load_data
 from rmtrain.data.omissions import NO_ROLES
-from rmtrain.data.parse import MOST_MALFORMED
+from rmtrain.data.parse import MAX_MALFORMED
 from rmtrain.data.render import Renderer
 from rmtrain.data.template import UNKNOWN
 from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
@@ -19,26 +22,29 @@ from rmtrain.display import Display
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Recipe
 
-BOOKS = ("rows", "completions", "preferences")
+LedgerName = Literal["rows", "completions", "preferences"]
+LEDGERS: tuple[LedgerName, ...] = ("rows", "completions", "preferences")
+
+_CURATED = "RMTRAIN_CURATED"  # the file with the curated data that a launcher shares with its processes
 
 
 class ReadySplit(NamedTuple):
-    """A split as read and curated, and as tokenised."""
+    """A split as curated, and as tokenised."""
 
     data: SplitData
     tokens: TokenizedSplit
 
-    def ledger(self, book: str) -> Ledger:
-        """One of BOOKS, with what curation dropped and what was then dropped because of its tokens.
+    def ledger(self, name: LedgerName) -> Ledger:
+        """A ledger of the split with what tokenisation dropped.
 
         Raises:
             AssertionError: it does not balance: a fault of this program.
         """
-        tokens, curated = self.tokens, getattr(self.data.report, book)
-        column = {"completions": "suffix_of", "preferences": "preferences"}.get(book)
-        left = len(tokens) if column is None else sum(map(len, tokens.table[column]))
-        then = {cause: n for cause, lost in tokens.dropped.items() if (n := getattr(lost, book))}
-        return Ledger(curated.total, left, {**curated.dropped, **then})
+        tokens, curated = self.tokens, getattr(self.data.report, name)
+        column = {"completions": "suffix_of", "preferences": "preferences"}.get(name)
+        kept = len(tokens) if column is None else sum(map(len, tokens.table[column]))
+        dropped = {cause: n for cause, lost in tokens.dropped.items() if (n := getattr(lost, name))}
+        return Ledger(curated.total, kept, {**curated.dropped, **dropped})
 
     @property
     def fingerprint(self) -> str:
@@ -47,40 +53,53 @@ class ReadySplit(NamedTuple):
 
 
 class ReadyData(NamedTuple):
-    """All splits of a recipe, and the contract that they are tokenised by."""
+    """All splits of a recipe, and the renderer that they are tokenised with."""
 
-    data: PreparedData
+    data: CuratedData
     renderer: Renderer
     splits: dict[str, ReadySplit]
 
 
 def prepare(recipe: Recipe, renderer: Renderer, display: Display) -> ReadyData:
-    """Read, curate and tokenise the splits of a recipe.
+    """Load, curate and tokenise the splits of a recipe, or take what the launcher of this process has curated.
 
     Raises:
-        DataError: as `load_data`, a sequence that is too long where the recipe has that as an error, or a chat template
+        DataError: as `load_data`, a sequence that is too long where the recipe makes that an error, or a chat template
             that refuses more than a fifth of a split.
     """
-    data, section = load_data(recipe.data, recipe.run.seed), recipe.data
-    data.notes.extend(renderer.notes)
+    shared = os.environ.get(_CURATED)
+    data = pickle.loads(Path(shared).read_bytes()) if shared else load_data(recipe.data, recipe.run.seed)
+    splits = tokenize_splits(data, renderer, recipe.data.max_length, recipe.data.over_length, display)
+    notes = [*data.notes, *renderer.notes]
     baked = renderer.baked()
     if baked.prepend_bos or baked.append_eos:
-        data.notes.append(
-            "the chat template can't write BOS or the end token by itself: who renders without rmtrain must add them"
-        )
-    splits = tokenize_splits(data, renderer, section.max_length, section.over_length, display)
-    notes = [
+        notes.append("the chat template can't write BOS or the end token: code that renders without rmtrain must")
+    notes += [
         f"{name}: {note}"
         for name, split in splits.items()
         for note in token_notes(split.tokens, split.data.place, split.data.groups, renderer)
     ]
-    return ReadyData(replace(data, notes=[*data.notes, *notes]), renderer, splits)
+    return ReadyData(replace(data, notes=[*dict.fromkeys(notes)]), renderer, splits)
+
+
+@contextlib.contextmanager
+def shared_with_processes(data: CuratedData) -> Iterator[None]:
+    """Let the processes that are started within use this data, so that none of them reads the sources again."""
+    with tempfile.NamedTemporaryFile(prefix="rmtrain-") as file:
+        pickle.dump(data, file)
+        file.flush()
+        del data  # the launcher waits for hours, and has no use for it
+        os.environ[_CURATED] = file.name
+        try:
+            yield
+        finally:
+            del os.environ[_CURATED]
 
 
 def token_notes(
     tokens: TokenizedSplit, place: Callable[[str], str], groups: Sequence[PreferenceGroup], renderer: Renderer
 ) -> list[str]:
-    """What a user should know of a split as tokenised, one line each; `place` says where the row of a group is."""
+    """What a user should know about a tokenised split, one line each; `place` names the row of a group."""
     notes = [
         f"preferences between completions that are {cause}, kept as ties: {n}" for cause, n in tokens.identical.items()
     ]
@@ -118,7 +137,7 @@ def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
     """
     cause, lost = tokens.refused or ("", None)
     total = len(tokens) + sum(lost.rows for lost in tokens.dropped.values())
-    if lost and lost.rows > MOST_MALFORMED * total:
+    if lost and lost.rows > MAX_MALFORMED * total:
         raise DataError(
             f"{lost.rows} of {total} rows are {cause}; the first: {place(lost.first)}: {lost.why}",
             "make them with this model's tokenizer"
@@ -152,7 +171,7 @@ def tokenize_named(
 
 
 def tokenize_splits(
-    data: PreparedData, renderer: Renderer, max_length: int, over_length: OverLength, display: Display
+    data: CuratedData, renderer: Renderer, max_length: int, over_length: OverLength, display: Display
 ) -> dict[str, ReadySplit]:
     """Tokenise the splits of a recipe; only training drops or refuses for length, and drops what is identical."""
     ready = {}

@@ -4,14 +4,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rmtrain.data import demo
 from rmtrain.data.files import SUFFIXES, suffix_of
-from rmtrain.data.hub import load_hub, resolve_commit, rows_of
-from rmtrain.data.shards import Shard, fingerprint, is_glob, read_local
+from rmtrain.data.hub import HubDataset, load_hub, resolve_commit, rows_of
+from rmtrain.data.local_files import Shard, SplitRows, fingerprint_files, is_glob, open_local
+from rmtrain.data.types import Row
 from rmtrain.errors import DataError, InputError
 from rmtrain.recipe.schema import DataSection
 
@@ -36,20 +39,14 @@ class Source(NamedTuple):
         return f"{self.name}{config}@{self.revision}" if self.revision else f"{self.name}{config}"
 
 
-class SourceRows(NamedTuple):
-    """The rows of one split, as the source holds them."""
+class RowPlaces(NamedTuple):
+    """Where the rows of a split are, for messages."""
 
-    rows: list[dict[str, Any]]
-    split: str  # the source's own name of it; the file's name where it names none and none was asked for
-    fingerprint: str  # SHA-256 of the content: a local file's bytes, else the split's rows as JSON
-    revision: str | None  # commit of a hub dataset
-    description: str
-    splits: tuple[str, ...]  # all that the source has
-    shards: Sequence[Shard] = ()  # of local rows, in their order
-    paths: Sequence[Path] = ()  # the files
+    description: str  # of their source
+    shards: Sequence[Shard] = ()
 
-    def where(self, index: int) -> str:
-        """The place of a row, for messages."""
+    def of(self, index: int) -> str:
+        """The file and line of a row, else its number in the source; `index` counts from 0."""
         name = self.description
         for shard in self.shards:
             if index < shard.rows:
@@ -61,14 +58,36 @@ class SourceRows(NamedTuple):
         return f"{name} row {index + 1}"
 
 
+class SourceRows(NamedTuple):
+    """The rows of one split, as the source holds them."""
+
+    rows: list[Row]
+    split: str  # the source's name of it; the file's name where it names none and none was asked for
+    fingerprint: str  # SHA-256 of the content: a local file's bytes, else the split's rows as JSON
+    revision: str | None  # commit of a hub dataset
+    description: str
+    splits: tuple[str, ...]  # all that the source has
+    shards: Sequence[Shard] = ()  # of local rows, in their order
+    paths: Sequence[Path] = ()  # the files
+
+    @property
+    def places(self) -> RowPlaces:
+        """Where the rows are."""
+        return RowPlaces(self.description, self.shards)
+
+    def where(self, index: int) -> str:
+        """The place of a row, for messages."""
+        return self.places.of(index)
+
+
 class MissingSplitError(DataError):
     """A source that has no split of the name asked for."""
 
 
 def parse_source(text: str | Sequence[str]) -> Source:
-    """Tell what kind of source `text` names, or several texts, which are files of one source.
+    """The source that `text` names; several texts are the files of one source.
 
-    A folder comes before a hub dataset of the same name, as it does for other libraries; `org/name@main` is of the hub.
+    A folder takes precedence over a hub dataset of the same name, as in other libraries; `org/name@main` is of the hub.
 
     Raises:
         DataError: it is none of the forms.
@@ -76,7 +95,7 @@ def parse_source(text: str | Sequence[str]) -> Source:
     if not isinstance(text, str):
         names = tuple(each.strip() for each in text)
         if other := next((each for each in names if not suffix_of(each)), None):
-            raise DataError(f"{other!r} in a list of files is no file", f"files end in {', '.join(SUFFIXES)}")
+            raise DataError(f"{other!r} in a list of files is not a file", f"files end in {', '.join(SUFFIXES)}")
         return Source("file", ", ".join(names), files=names)
     text = text.strip()
     if text == "demo":
@@ -95,72 +114,101 @@ def parse_source(text: str | Sequence[str]) -> Source:
 
 
 def pin_source(source: Source) -> Source:
-    """The source with a hub revision replaced by the commit it stands for now, so that every split is of one commit."""
+    """The source with a hub revision replaced by the commit it points to now, so that all splits are of one commit."""
     if source.kind != "hub":
         return source
     return source._replace(revision=resolve_commit(source.name, source.revision))
 
 
-def read_rows(
-    source: Source | str | Sequence[str],
-    split: str | None = None,
-    *,
-    any_split: bool = False,
-    demo_groups: Mapping[str, int] | None = None,
-) -> SourceRows:
-    """Read one split of a source; None stands for the only split there is.
+@dataclass(frozen=True)
+class OpenSource:
+    """A source in one state, with its splits, which are read when asked for."""
 
-    Files that name no splits have the one split `train`; with `any_split` it stands for whatever split is asked for.
-    `demo_groups` says how many rows of the demo source to use for each split; left out, the recipe's defaults.
+    source: Source
+    splits: Mapping[str, Callable[[], SplitRows]]
+    named: bool = True  # whether the source names its splits; else it has the one split `train`
+    revision: str | None = None  # commit of a hub dataset
+
+    def read(self, split: str | None = None, *, any_split: bool = False) -> SourceRows:
+        """Read a split; None stands for the only one.
+
+        Args:
+            split: the source's name of it.
+            any_split: files that name no splits are the split asked for, whatever its name.
+
+        Raises:
+            MissingSplitError: naming the splits that the source has.
+            DataError: the rows can't be read; with file and line where the rows have lines.
+        """
+        chosen = self._choose(None if any_split and not self.named else split)
+        content = self.splits[chosen]()
+        description, name = str(self.source._replace(revision=self.revision)), chosen
+        if self.named:
+            description = f"{description} ({chosen})"
+        elif split is None:
+            name = os.path.basename(os.path.abspath(self.source.files[0]))
+            name = name[: len(name) - len(suffix_of(name) or "")]
+        return SourceRows(
+            content.rows,
+            name,
+            content.fingerprint,
+            self.revision,
+            description,
+            tuple(self.splits),
+            content.shards,
+            content.files,
+        )
+
+    def _choose(self, split: str | None) -> str:
+        names = ", ".join(self.splits)
+        if split is None and len(self.splits) > 1:
+            raise MissingSplitError(f"{self.source.name}: several splits, and none named", f"name one of: {names}")
+        if split is not None and split not in self.splits:
+            raise MissingSplitError(f"{self.source.name}: no split {split!r}", f"it has: {names}")
+        return split or next(iter(self.splits))
+
+
+def open_source(source: Source, demo_groups: Mapping[str, int] | None = None) -> OpenSource:
+    """Open a source at its newest state, or at the revision that it names.
+
+    Args:
+        source: what to open.
+        demo_groups: rows of the demo source to use, by split; those left out are the recipe's defaults.
 
     Raises:
-        MissingSplitError: naming the splits there are.
-        DataError: the source can't be read; with file and line where there are lines.
+        DataError: the source can't be read.
     """
-    source = source if isinstance(source, Source) else parse_source(source)
     if source.kind == "hub":
         hub = load_hub(source.name, source.config, pin_source(source).revision)
-        name = _choose_split(source.name, split, tuple(hub.splits))
-        rows, fingerprint = rows_of(hub, name)
-        if not rows:
-            raise DataError(f"{source}: split {name} holds no rows")
-        description = f"{source._replace(revision=hub.commit)} ({name})"
-        return SourceRows(rows, name, fingerprint, hub.commit, description, tuple(hub.splits))
+        return OpenSource(
+            source, {name: partial(_hub_rows, hub, source, name) for name in hub.splits}, True, hub.commit
+        )
     if source.kind == "file":
-        local = read_local(source.files)
-        splits = tuple(local.splits)
-        chosen = _choose_split(source.name, None if any_split and not local.named else split, splits)
-        description, name = source.name, chosen
-        if local.named:
-            description = f"{source.name} ({name})"
-        elif split is None:
-            whole = os.path.basename(os.path.abspath(source.files[0]))
-            name = whole[: len(whole) - len(suffix_of(whole) or "")]
-        found = local.splits[chosen]()
-        return SourceRows(found.rows, name, found.fingerprint, None, description, splits, found.shards, found.files)
-    return _demo_rows(split, demo_groups)
+        return OpenSource(source, *open_local(source.files))
+    counts: dict[Any, int] = {**DataSection(source="demo").demo_groups, **(demo_groups or {})}
+    return OpenSource(source, {name: partial(_demo_rows, name, counts[name]) for name in demo.ROWS})
+
+
+def read_rows(source: Source | str | Sequence[str], split: str | None = None, *, any_split: bool = False) -> SourceRows:
+    """Open a source and read one split, as `OpenSource.read` does."""
+    return open_source(source if isinstance(source, Source) else parse_source(source)).read(split, any_split=any_split)
+
+
+def _hub_rows(hub: HubDataset, source: Source, split: str) -> SplitRows:
+    rows, fingerprint = rows_of(hub, split)
+    if not rows:
+        raise DataError(f"{source}: split {split} holds no rows")
+    return SplitRows(rows, fingerprint)
+
+
+def _demo_rows(split: str, count: int) -> SplitRows:
+    rows = demo.demo_rows(split, count)
+    return SplitRows(rows, hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest())
 
 
 def has_changed(rows: SourceRows) -> bool:
-    """Whether the files that rows were read from hold something else by now, or are gone; never of other sources."""
+    """Whether the files that rows were read from have changed or are gone; False for other sources."""
     try:
-        return bool(rows.paths) and fingerprint(rows.paths) != rows.fingerprint
+        return bool(rows.paths) and fingerprint_files(rows.paths) != rows.fingerprint
     except (OSError, InputError):
         return True
-
-
-def _demo_rows(split: str | None, demo_groups: Mapping[str, int] | None) -> SourceRows:
-    name = _choose_split("demo", split, tuple(demo.ROWS))
-    counts: dict[Any, int] = {**DataSection(source="demo").demo_groups, **(demo_groups or {})}
-    rows = demo.demo_rows(name, counts[name])
-    fingerprint = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    return SourceRows(rows, name, fingerprint, None, f"demo ({name})", tuple(demo.ROWS))
-
-
-def _choose_split(source: str, split: str | None, splits: tuple[str, ...]) -> str:
-    have = ", ".join(splits)
-    if split is None and len(splits) > 1:
-        raise MissingSplitError(f"{source}: several splits, and none named", f"name one of: {have}")
-    if split is not None and split not in splits:
-        raise MissingSplitError(f"{source}: no split {split!r}", f"it has: {have}")
-    return split or splits[0]

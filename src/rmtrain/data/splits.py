@@ -2,10 +2,11 @@
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
-from rmtrain.data.types import Conversation, PreferenceGroup
+from rmtrain.data.types import Conversation
 from rmtrain.errors import DataError
 
 HELD_OUT = "held out"
@@ -14,27 +15,27 @@ LIMIT = "limit"
 
 
 class Leak(NamedTuple):
-    """Prompts that two splits share, but for white space and case."""
+    """Prompts that two splits share, apart from white space and case."""
 
     first: str
     second: str
     prompts: int
     rows: int  # groups of the first split that have such a prompt
-    dropped: bool  # whether those rows were taken out of the first split
+    dropped: bool  # whether those rows were dropped from the first split
 
 
-def prompt_key(prompt: Conversation) -> bytes:
-    """A digest of a prompt's text and tool calls that does not change with white space, case or a system message."""
+def leak_key(prompt: Conversation) -> bytes:
+    """A digest of a prompt's text and tool calls that ignores white space, case and system messages."""
     turns = (" ".join(m.content.split()).casefold() + m.calls for m in prompt if m.role != "system")
     return hashlib.blake2b("\n".join(turns).encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def hold_out(keys: Sequence[bytes], shares: Mapping[str, int | float], seed: int) -> list[str | None]:
-    """Assign rows to held-out splits by their prompt keys; None stays in training.
+    """Assign rows to held-out splits by the keys of their prompts; None stays in training.
 
     Prompts are taken in the order of SHA-256 over seed and key, so the draw depends on the prompts alone and all rows
-    of a prompt go to the same side. A split is full once it has its rows (an integer) or its share of all rows (a
-    fraction): exactly so many where prompts are unique, else as few more as whole prompts allow.
+    of a prompt get the same assignment. A split is full once it has its rows (an integer) or its share of all rows (a
+    fraction): exactly that many where prompts are unique, else as few more as whole prompts allow.
 
     Raises:
         DataError: the shares leave nothing to train on.
@@ -43,43 +44,44 @@ def hold_out(keys: Sequence[bytes], shares: Mapping[str, int | float], seed: int
     for index, key in enumerate(keys):
         rows.setdefault(key, []).append(index)
     order = sorted(rows, key=lambda key: hashlib.sha256(b"%d:%b" % (seed, key)).digest())
-    sides: list[str | None] = [None] * len(keys)
+    assignment: list[str | None] = [None] * len(keys)
     remaining = iter(order)
     taken = 0
     for split, share in shares.items():
         target = share if isinstance(share, int) else round(share * len(keys))
         filled = 0
-        while filled < target and (mine := rows.get(next(remaining, b""))):
-            for index in mine:
-                sides[index] = split
-            filled += len(mine)
+        while filled < target and (same_prompt := rows.get(next(remaining, b""))):
+            for index in same_prompt:
+                assignment[index] = split
+            filled += len(same_prompt)
         taken += filled
         if filled < target or taken == len(keys):
             raise DataError(
-                f"data.holdout.{split} = {share} leaves no training rows: there are {len(keys)} rows in all",
-                "hold out less",
+                f"data.holdout.{split} = {share} leaves no training rows: the source has {len(keys)} rows in all",
+                "hold out fewer",
             )
-    return sides
+    return assignment
 
 
-def find_leaks(splits: Mapping[str, Sequence[PreferenceGroup]], drop: bool) -> list[Leak]:
-    """The prompts that each two of the splits share; `drop` says whether those of `train` will be dropped."""
-    keys = {name: [prompt_key(group.prompt) for group in groups] for name, groups in splits.items()}
-    names = list(splits)
+def find_leaks(keys: Mapping[str, Sequence[bytes]], drop: bool) -> list[Leak]:
+    """The prompts that each two of the splits share.
+
+    Args:
+        keys: for each split, the leak keys of its groups.
+        drop: whether the rows of `train` with such a prompt will be dropped.
+    """
     leaks = []
-    for place, first in enumerate(names):
-        for second in names[place + 1 :]:
-            shared = set(keys[first]) & set(keys[second])
-            if shared:
-                rows = sum(key in shared for key in keys[first])
-                leaks.append(Leak(first, second, len(shared), rows, drop and first == "train"))
+    for first, second in combinations(keys, 2):
+        if shared := set(keys[first]) & set(keys[second]):
+            rows = sum(key in shared for key in keys[first])
+            leaks.append(Leak(first, second, len(shared), rows, drop and first == "train"))
     return leaks
 
 
-def mark_leaks(groups: Sequence[PreferenceGroup], others: Sequence[Sequence[PreferenceGroup]]) -> list[bool]:
-    """For each group, whether its prompt is in any of the other splits."""
-    elsewhere = {prompt_key(group.prompt) for other in others for group in other}
-    return [prompt_key(group.prompt) in elsewhere for group in groups]
+def mark_leaks(keys: Sequence[bytes], others: Iterable[Sequence[bytes]]) -> list[bool]:
+    """For each leak key, whether any of the other splits has it too."""
+    elsewhere = {key for other in others for key in other}
+    return [key in elsewhere for key in keys]
 
 
 def mark_beyond_limit(count: int, limit: int, seed: int) -> list[bool]:

@@ -1,27 +1,28 @@
-"""The one idea: a prompt, its K completions, and which is better than which."""
+"""The central value: a prompt, its K completions, and which of them is better than which."""
 
 import json
 from typing import Any, NamedTuple
 
-TOKENS = "tokens"  # role of a message of token ids, which no row can give: its content is their JSON
+Row = dict[str, Any]  # a row of a source, by column
+TOKENS = "tokens"  # the role of a message of token ids, which no row can state; its content is their JSON
 _CALLS = ("tool_calls", "function_call")
 
 
 class Message(NamedTuple):
     """One turn of a conversation, as chat templates take it."""
 
-    role: str  # "system", "user", "assistant", or what else the template knows
+    role: str  # "system", "user", "assistant", or another that the template knows
     content: str  # "" where the source has null
-    fields: str = ""  # JSON of what else the message holds, such as tool_calls; "" for nothing
+    fields: str = ""  # JSON of the message's other keys, such as tool_calls; "" for none
 
     @property
     def calls(self) -> str:
-        """JSON of the tools that the turn calls; "" for none."""
+        """JSON of the tool calls of the turn; "" for none."""
         fields = json.loads(self.fields) if self.fields else {}
         return as_json({key: fields[key] for key in _CALLS if fields.get(key)})
 
     def as_dict(self) -> dict[str, Any]:
-        """The message as the source has it, with content of several texts as one."""
+        """The message as chat templates take it."""
         fields = json.loads(self.fields) if self.fields else {}
         return {"role": self.role, "content": self.content, **fields}
 
@@ -35,7 +36,7 @@ def of_ids(ids: list[int]) -> Message:
 
 
 def ids_in(conversation: Conversation) -> list[int] | None:
-    """The token ids that a conversation is given as; None where it is given as messages."""
+    """The token ids of a conversation of token ids; None for one of messages."""
     if not conversation or conversation[0].role != TOKENS:
         return None
     return [token for message in conversation for token in json.loads(message.content)]
@@ -58,6 +59,7 @@ class PreferenceGroup(NamedTuple):
     """A prompt with K completions and the preferences among them.
 
     A pair is K = 2 with the one preference (0, 1). A group without preferences can be scored but not trained on.
+    Manifests hold digests over the `repr` of groups, so a new field needs a default that leaves `repr` unchanged.
     """
 
     id: str  # unique within its split
@@ -66,4 +68,4 @@ class PreferenceGroup(NamedTuple):
     preferences: tuple[Preference, ...]
     source: str = ""  # the subset or origin that figures are broken down by
     scores: tuple[float, ...] | None = None  # K graded scores, where the source has them
-    arguments: str = ""  # JSON of what the chat template is given beside the messages, such as tools
+    arguments: str = ""  # JSON of the chat template's other arguments, such as tools

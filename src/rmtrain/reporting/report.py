@@ -12,7 +12,7 @@ from rmtrain.files import read_bytes, write_atomic
 from rmtrain.metrics.calibration import reliability_bins
 from rmtrain.metrics.intervals import effective_size
 from rmtrain.metrics.rankings import credits_of
-from rmtrain.reporting.books import ledger_table
+from rmtrain.reporting.data_report import ledger_table
 from rmtrain.reporting.figures import POINTS, Curve, curves, gap_histogram, reliability_diagram
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, run_lines, training_lines

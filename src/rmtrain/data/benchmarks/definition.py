@@ -4,8 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from rmtrain.data.rows import Row
-from rmtrain.data.types import PreferenceGroup
+from rmtrain.data.types import PreferenceGroup, Row
 from rmtrain.metrics.rankings import Floats
 
 Weights = Mapping[str, float]  # subset → weight; weights may have any sum above 0

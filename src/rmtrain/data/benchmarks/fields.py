@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-from rmtrain.data.rows import Row, RowFault, conversation, is_texts, row_id
-from rmtrain.data.types import Conversation, Message, Preference, PreferenceGroup
+from rmtrain.data.schemas.messages import conversation
+from rmtrain.data.schemas.rows import RowFault, is_texts, row_id
+from rmtrain.data.types import Conversation, Message, Preference, PreferenceGroup, Row
 
 
 def text_in(row: Row, column: str) -> str:

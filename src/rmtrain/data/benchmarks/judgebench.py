@@ -4,8 +4,7 @@ from collections.abc import Collection, Mapping
 
 from rmtrain.data.benchmarks.definition import Benchmark, Era, Sizes, single_subset_sections
 from rmtrain.data.benchmarks.fields import right_and_wrong, text_in, user_turn
-from rmtrain.data.rows import Row
-from rmtrain.data.types import PreferenceGroup
+from rmtrain.data.types import PreferenceGroup, Row
 
 SECTIONS = {  # section → how the `source` of its questions begins
     "Knowledge": "mmlu-pro",

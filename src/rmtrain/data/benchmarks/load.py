@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmtrain.data.benchmarks.definition import Benchmark, PriorSets
-from rmtrain.data.curate import unique_ids
 from rmtrain.data.files import suffix_of
-from rmtrain.data.rows import Row
+from rmtrain.data.parse import unique_ids
 from rmtrain.data.sources import MissingSplitError, SourceRows, parse_source, pin_source, read_rows
-from rmtrain.data.types import PreferenceGroup
+from rmtrain.data.types import PreferenceGroup, Row
 from rmtrain.errors import DataError, InputError
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")

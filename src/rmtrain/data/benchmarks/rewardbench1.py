@@ -4,8 +4,7 @@ from collections.abc import Collection, Mapping
 
 from rmtrain.data.benchmarks.definition import Benchmark, Era, PriorSets, Sizes, Weights
 from rmtrain.data.benchmarks.fields import id_in, prompt_in, right_and_wrong, text_in
-from rmtrain.data.rows import Row
-from rmtrain.data.types import PreferenceGroup
+from rmtrain.data.types import PreferenceGroup, Row
 
 _ROWS: dict[str, dict[str, int]] = {  # of the `filtered` split, by section and subset
     "Chat": {

@@ -14,8 +14,7 @@ from rmtrain.data.benchmarks.definition import (
     single_subset_sections,
 )
 from rmtrain.data.benchmarks.fields import id_in, prompt_in, right_and_wrong, text_in, texts_in
-from rmtrain.data.rows import Row
-from rmtrain.data.types import PreferenceGroup
+from rmtrain.data.types import PreferenceGroup, Row
 from rmtrain.metrics.intervals import resampled_sums
 from rmtrain.metrics.rankings import Floats
 

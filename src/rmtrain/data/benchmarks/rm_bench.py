@@ -6,8 +6,7 @@ import numpy as np
 
 from rmtrain.data.benchmarks.definition import Benchmark, Era, Sizes, Weights
 from rmtrain.data.benchmarks.fields import id_in, prompt_in, right_and_wrong, text_in, texts_in
-from rmtrain.data.rows import Row
-from rmtrain.data.types import PreferenceGroup
+from rmtrain.data.types import PreferenceGroup, Row
 from rmtrain.metrics.rankings import Floats
 
 DOMAINS = {  # section → the domains that it pools, row by row

@@ -10,10 +10,11 @@ import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.detect import find_layout
 from rmtrain.data.load import load_data
-from rmtrain.data.rows import ParsedRow, RowFault
-from rmtrain.data.transcripts import messages_in, shared_beginning
+from rmtrain.data.schemas.detect import find_schema
+from rmtrain.data.schemas.messages import messages_in
+from rmtrain.data.schemas.prompts import shared_beginning
+from rmtrain.data.schemas.rows import ParsedRow, RowFault
 from rmtrain.data.types import Message, Preference, of_ids
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import DataSection
@@ -32,11 +33,11 @@ def spoken(*turns: Message) -> list[dict[str, str]]:
 
 
 def read(row: dict[str, Any], **data: Any) -> ParsedRow:
-    return find_layout(row.keys(), row, DataSection(source="x", **data)).read(row)
+    return find_schema(row.keys(), row, DataSection(source="x", **data)).read(row)
 
 
 def name(row: dict[str, Any]) -> str:
-    return find_layout(row.keys(), row, DataSection(source="x")).name
+    return find_schema(row.keys(), row, DataSection(source="x")).name
 
 
 def winner(parsed: ParsedRow) -> str | None:
@@ -208,7 +209,7 @@ def test_trajectories_and_multi_turn_prompts() -> None:
 
 def test_several_layouts_at_once_are_an_error_that_names_them() -> None:
     row = {"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": 0, "chosen": "x", "rejected": "y"}
-    with pytest.raises(DataError, match="are of several row schemas: pair, pku_saferlhf") as caught:
+    with pytest.raises(DataError, match="fit several row schemas: pair, pku_saferlhf") as caught:
         read(row)
     assert "data.row_schema: pair" in caught.value.hint
     assert winner(read(row, row_schema="pku_saferlhf")) == "x"
@@ -407,7 +408,7 @@ def test_scores_in_columns_and_in_lists() -> None:
     for row in ({"best": 3}, {"best": -1}, {"replies": "x"}, {"replies": []}):
         with pytest.raises(RowFault):
             read({"prompt": "q", "replies": ["x", "y", "z"], "best": 2, **row}, answers=["replies"], label="best")
-    with pytest.raises(DataError, match="there is none of that name"):
+    with pytest.raises(DataError, match="which does not exist"):
         read({"prompt": "q", "a": "x"}, answers=["a", "b"], scores=["s", "t"])
     with pytest.raises(DataError, match="no column holds the prompt"):
         read({"ask": "q", "a": "x", "b": "y", "best": 0}, answers=["a", "b"], label="best")
@@ -420,7 +421,7 @@ def test_a_shared_beginning_is_noted(tmp_path: Path) -> None:
     found = load(tmp_path / "x.jsonl", [{"chosen": f"{i}: yes", "rejected": f"{i}: no"} for i in range(3)])
     assert [group.prompt[0].content for group in found.splits["train"].groups] == ["0:", "1:", "2:"]
     assert found.notes == [
-        "train: no column holds a prompt: what chosen and rejected begin with alike is the prompt, as TRL has it"
+        "train: no column holds a prompt: the shared beginning of chosen and rejected is the prompt, as in TRL"
     ]
 
 
@@ -453,9 +454,7 @@ def test_a_described_layout_is_booked_and_what_nobody_reads_is_named(tmp_path: P
 
 def test_a_label_that_renamed_answers_would_hide_is_an_error(tmp_path: Path) -> None:
     renamed = {"prompt": "ask", "chosen": "response_a", "rejected": "response_b"}
-    with pytest.raises(
-        DataError, match=r"verdict looks as if it said which one is better \(its values: =, a, b\)"
-    ) as caught:
+    with pytest.raises(DataError, match=r"verdict seems to say which one is better \(its values: =, a, b\)") as caught:
         load(tmp_path / "x.jsonl", BATTLES, columns=renamed)
     assert "data.answers: [response_a, response_b], data.label: verdict" in caught.value.hint
     kept = load(tmp_path / "x.jsonl", BATTLES, columns=renamed, row_schema="pair")
@@ -468,7 +467,7 @@ def test_a_label_that_renamed_answers_would_hide_is_an_error(tmp_path: Path) -> 
     assert caught.value.hint == "leave data.columns out: row schema arena reads these columns"
     strengths = [HELPSTEER2 | {"preference_strength": 1}] * 3  # all above 0: nothing but the name tells
     renamed = {"chosen": "response_1", "rejected": "response_2", "margin": "preference_strength"}
-    with pytest.raises(DataError, match="preference_strength looks as if it said which one is better") as caught:
+    with pytest.raises(DataError, match="preference_strength seems to say which one is better") as caught:
         load(tmp_path / "z.jsonl", strengths, columns=renamed)
     assert "row schema helpsteer" in caught.value.hint
 
@@ -484,9 +483,7 @@ def test_a_negative_margin_contradicts_chosen_and_a_margin_is_noted(tmp_path: Pa
     rows = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad", "margin": i} for i in range(4)]
     found = load(tmp_path / "x.jsonl", rows)
     assert found.splits["train"].report.rows.dropped == {"tie": 1}
-    assert found.notes == [
-        "train: the column margin is each pair's score gap; loss.margin times it is taken off the reward gap"
-    ]
+    assert found.notes == ["train: the column margin is each pair's score gap; the loss subtracts loss.margin times it"]
     rows[2]["margin"] = -2
     with pytest.raises(DataError, match=r"x\.jsonl:3: negative margin: column margin holds the number -2") as caught:
         load(tmp_path / "x.jsonl", rows)

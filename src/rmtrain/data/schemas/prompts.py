@@ -1,24 +1,13 @@
-"""Where the prompt of a row is: in a column, in several, or inside of the answers."""
+"""Where the prompt of a row is: in a column, in several columns, or at the beginning of the answers."""
 
 import re
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from rmtrain.data.rows import (
-    MISSING,
-    NO_COMMON_PROMPT,
-    WRONG_TYPE,
-    Row,
-    RowFault,
-    common_prefix,
-    conversation,
-    is_texts,
-    prompt_of,
-    token_ids,
-)
-from rmtrain.data.transcripts import list_in, shared_beginning
-from rmtrain.data.types import Conversation, Message, of_ids
+from rmtrain.data.schemas.messages import conversation, list_in, prompt_of, token_ids
+from rmtrain.data.schemas.rows import MISSING, NO_COMMON_PROMPT, WRONG_TYPE, RowFault, is_texts
+from rmtrain.data.types import Conversation, Message, Row, of_ids
 
 
 def prompt_column(row: Row, column: str) -> Conversation:
@@ -35,7 +24,7 @@ def alpaca_prompt(row: Row, column: str) -> Conversation:
     history: list[Message] = []
     for pair in list_in(row.get("history")) or ():
         if not is_texts(pair) or len(pair) != 2:
-            raise RowFault(WRONG_TYPE, "history", pair, "pairs of texts: what was said and what was answered")
+            raise RowFault(WRONG_TYPE, "history", pair, "pairs of a question and its answer")
         history += [Message("user", pair[0]), Message("assistant", pair[1])]
     return (*history, *prompt_of("\n".join(part for part in parts if part), column))
 
@@ -64,8 +53,8 @@ def marked_prompt(row: Row, column: str) -> Conversation:
 def split_prompt(whole: list[Conversation], stated: object = None) -> tuple[Conversation, tuple[Conversation, ...]]:
     """The longest common prefix of whole conversations, and what follows it in each.
 
-    Messages in a prompt column come before those, unless the conversations repeat them; of a repeated prompt, a system
-    message that only the column has is kept.
+    Messages in a prompt column are put in front, unless the conversations repeat them; a system message that only the
+    column has is kept in any case.
     """
     first = whole[0]
     shared = min(common_prefix(first, other) for other in whole[1:] or whole)
@@ -82,7 +71,7 @@ def split_prompt(whole: list[Conversation], stated: object = None) -> tuple[Conv
 
 
 def with_system(row: Row, prompt: Conversation) -> Conversation:
-    """The prompt behind the text of the `system` column, if the row has one."""
+    """The prompt with the text of the `system` column in front, if the row has one."""
     text = row.get("system")
     if text is None or text == "":
         return prompt
@@ -96,19 +85,19 @@ def with_system(row: Row, prompt: Conversation) -> Conversation:
 
 
 def spoken(value: object, column: str) -> list[Any] | None:
-    """What one side said, turn by turn, as a list or as its text; None for anything else."""
-    found = list_in(value)
-    if found is None and isinstance(value, str) and value.startswith('["') and value.endswith("]"):
+    """The texts of one speaker, turn by turn, as a list or as the text of one; None for anything else."""
+    texts = list_in(value)
+    if texts is None and isinstance(value, str) and value.startswith('["') and value.endswith("]"):
         raise RowFault("unreadable turns", column, value, "a list of texts as JSON")
-    return found if found and all(entry is None or isinstance(entry, str) for entry in found) else None
+    return texts if texts and all(entry is None or isinstance(entry, str) for entry in texts) else None
 
 
 def in_turns(prompts: list[Any], *answers: list[Any]) -> tuple[Conversation, tuple[Conversation, ...]]:
-    """The first thing that the user said, and what followed it: answers, with the later things between them."""
+    """The user's first text as the prompt; each completion is the answers with the user's later texts between them."""
     completions = []
     for said in answers:
         if len(said) != len(prompts):
-            raise RowFault("prompt and answer of different turns")
+            raise RowFault("prompt and answer have different numbers of turns")
         if None in said or None in prompts:
             raise RowFault(MISSING)
         turns = [Message("assistant", said[0])]
@@ -119,7 +108,7 @@ def in_turns(prompts: list[Any], *answers: list[Any]) -> tuple[Conversation, tup
 
 
 def split_texts(texts: Sequence[str]) -> tuple[Conversation, tuple[Conversation, ...]]:
-    """The shared beginning of plain texts as the prompt, and what follows it in each."""
+    """The shared beginning of plain texts as the prompt, and the rest of each as its completion."""
     shared = min(shared_beginning(texts[0], text) for text in texts[1:])
     if not texts[0][:shared].strip():
         raise RowFault(NO_COMMON_PROMPT)
@@ -129,7 +118,7 @@ def split_texts(texts: Sequence[str]) -> tuple[Conversation, tuple[Conversation,
 def split_ids(
     given: object, column: str, answers: list[tuple[str, Any]]
 ) -> tuple[Conversation, tuple[Conversation, ...]]:
-    """A prompt and answers of token ids as messages; where there is no prompt, the answers' shared beginning is it.
+    """A prompt and answers of token ids as messages; without a prompt, it is what all answers begin with.
 
     Answers that all begin with the prompt are whole sequences.
     """
@@ -147,3 +136,25 @@ def split_ids(
 
 def _are_equal(tokens: tuple[int, ...]) -> bool:
     return len({*tokens}) == 1
+
+
+def common_prefix(first: Sequence[Message], second: Sequence[Message]) -> int:
+    """How many leading messages two conversations share, leaving each at least one."""
+    shared = 0
+    for a, b in zip(first[:-1], second[:-1], strict=False):
+        if a != b:
+            break
+        shared += 1
+    return shared
+
+
+def shared_beginning(first: str, second: str) -> int:
+    """How many characters two texts share as their prompt, by the rule of TRL's `extract_prompt`.
+
+    The common prefix, without a space at its end; where one text continues the other, all but the last character.
+    """
+    shorter = min(len(first), len(second))
+    for i in range(shorter):
+        if first[i] != second[i]:
+            return i - 1 if i and first[i - 1] == " " else i
+    return max(0, shorter - 1)

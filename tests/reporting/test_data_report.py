@@ -1,25 +1,25 @@
-"""The books of a recipe's data balance, over-length rows included, and add up with what is trained on."""
+"""The ledgers of a recipe's data balance, over-length rows included, and add up with what is trained on."""
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import WORDS, make_tokenizer
 from rich.console import Console
 
 from rmtrain.data.load import load_data
-from rmtrain.data.prepare import tokenize_splits
+from rmtrain.data.prepare import LEDGERS, tokenize_splits
 from rmtrain.data.render import Renderer
 from rmtrain.display import Silent
 from rmtrain.recipe.schema import DataSection
-from rmtrain.reporting.books import BOOKS, describe_splits, ledger_tables
+from rmtrain.reporting.data_report import DataReport, data_report, report_tables
 from rmtrain.reporting.table import to_terminal
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> dict[str, Any]:
+def report(tmp_path: Path) -> DataReport:
     rows = [{"prompt": f"{WORDS[i]} {WORDS[i + 1]}", "completions": [WORDS[i], WORDS[i + 2]]} for i in range(20)]
     rows = [{**row, "preferences": [[0, 1]]} for row in rows]
     rows[3]["completions"] = ["", WORDS[0]]
@@ -29,14 +29,15 @@ def books(tmp_path: Path) -> dict[str, Any]:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     section = DataSection(source={name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")})
     data = load_data(section, seed=0)
-    return describe_splits(data, tokenize_splits(data, Renderer.for_tokenizer(make_tokenizer()), 30, "drop", Silent()))
+    return data_report(data, tokenize_splits(data, Renderer.for_tokenizer(make_tokenizer()), 30, "drop", Silent()))
 
 
-def test_every_book_balances(books: dict[str, Any]) -> None:
-    for split in books["splits"].values():
-        for book in BOOKS:
-            assert split[book]["kept"] + sum(split[book]["dropped"].values()) == split[book]["total"]
-    train = books["splits"]["train"]
+def test_every_ledger_balances(report: DataReport) -> None:
+    shown = report.as_json()
+    for split in shown["splits"].values():
+        for name in LEDGERS:
+            assert split[name]["kept"] + sum(split[name]["dropped"].values()) == split[name]["total"]
+    train = shown["splits"]["train"]
     assert train["rows"] == {
         "total": 17,
         "kept": 12,
@@ -44,25 +45,25 @@ def test_every_book_balances(books: dict[str, Any]) -> None:
     }
     assert train["preferences"]["kept"] == 12
     assert train["completions"]["kept"] == 24
-    assert books["splits"]["test"]["rows"]["kept"] == 6
-    assert [(leak["first"], leak["second"], leak["prompts"]) for leak in books["leaks"]] == [("train", "test", 1)]
+    assert shown["splits"]["test"]["rows"]["kept"] == 6
+    assert [(leak["first"], leak["second"], leak["prompts"]) for leak in shown["leaks"]] == [("train", "test", 1)]
 
 
-def test_lengths_are_those_of_whole_sequences(books: dict[str, Any]) -> None:
-    train = books["splits"]["train"]
+def test_lengths_are_those_of_whole_sequences(report: DataReport) -> None:
+    train = report.as_json()["splits"]["train"]
     # <s> [INST] two words [/INST] one word </s>
     assert train["lengths"] == {"mean": 7.0, "median": 7.0, "p95": 7.0, "longest": 7}
     assert train["tokens"] == {"prompts_shared": 12 * 9, "prompts_repeated": 12 * 14}
 
 
-def test_json_takes_the_books(books: dict[str, Any]) -> None:
-    assert json.loads(json.dumps(books)) == books
+def test_json_takes_the_report(report: DataReport) -> None:
+    assert json.loads(json.dumps(report.as_json())) == report.as_json()
 
 
-def test_the_table_shows_every_cause_and_fits_80_columns(books: dict[str, Any]) -> None:
-    books["splits"]["train"]["source"] = "\x1b[31mred[/] source"
+def test_the_table_shows_every_cause_and_fits_80_columns(report: DataReport) -> None:
+    report.splits["train"] = replace(report.splits["train"], source="\x1b[31mred[/] source")
     stream = io.StringIO()
-    Console(file=stream, width=80).print(to_terminal(*ledger_tables(books)))
+    Console(file=stream, width=80).print(to_terminal(*report_tables(report)))
     text = stream.getvalue()
     lines = [line.split("  ") for line in text.splitlines()]
     cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]

@@ -1,0 +1,155 @@
+"""Local SOURCE → rows, split by split: a file, a list, a glob, a folder of shards, or a folder of `save_to_disk`."""
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rmtrain.data.files import SUFFIXES, FileRows, read_file, suffix_of
+from rmtrain.data.hub import HubDataset, rows_of
+from rmtrain.data.types import Row
+from rmtrain.errors import DataError, first_line
+from rmtrain.files import sha256_file
+
+_SPLIT = re.compile(r"(train|validation|test)(-(?P<shard>\d{5})-of-(?P<shards>\d{5})(-[0-9a-f]+)?)?")
+_NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json")  # files beside the rows of a hub dataset
+
+
+class Shard(NamedTuple):
+    """One of the files that rows come from."""
+
+    name: str  # for messages
+    rows: int
+    lines: list[int] | None  # the line that each row begins on
+
+
+class SplitRows(NamedTuple):
+    """The rows of a split, the SHA-256 of their content, and the files that they come from."""
+
+    rows: list[Row]
+    fingerprint: str
+    shards: Sequence[Shard] = ()
+    files: Sequence[Path] = ()
+
+
+class LocalSource(NamedTuple):
+    """What a local SOURCE holds; a split is read when it is called."""
+
+    splits: Mapping[str, Callable[[], SplitRows]]  # one called `train` where the files name no splits
+    named: bool  # whether the files name their splits
+
+
+def is_glob(text: str) -> bool:
+    """Whether a SOURCE is a pattern: it has wildcards, and no file has this name."""
+    return glob.has_magic(text) and not os.path.exists(text)
+
+
+def fingerprint_files(files: Sequence[Path]) -> str:
+    """SHA-256 of a file's bytes; of several, over their digests in order."""
+    return _combined([sha256_file(path) for path in files])
+
+
+def _combined(digests: Sequence[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def open_local(names: Sequence[str]) -> LocalSource:
+    """Find the files that a SOURCE names: a file, a glob or a folder; or several files and globs.
+
+    Raises:
+        DataError: no such files, or files of several kinds; or the only file can't be read.
+    """
+    paths = [os.path.expanduser(name) for name in names]
+    if len(paths) == 1 and os.path.isdir(paths[0]):
+        folder = Path(paths[0])
+        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+            return _open_saved(folder)
+        return _open_files(_splits_of(folder), names[0])
+    files = [file for path in paths for file in _expand(path)]
+    if twice := next((file for file in files if files.count(file) > 1), None):
+        raise DataError(f"{', '.join(names)}: {twice} is named twice", "name each file once")
+    return _open_files({"": files}, ", ".join(names))
+
+
+def _expand(path: str) -> list[Path]:
+    if not is_glob(path):
+        return [Path(path)]
+    if files := [Path(file) for file in sorted(glob.glob(path, recursive=True)) if os.path.isfile(file)]:
+        return files
+    raise DataError(f"{path}: no file matches this pattern (in {os.getcwd()})", "check the pattern")
+
+
+def _splits_of(folder: Path) -> dict[str, list[Path]]:
+    """The data files of a folder by the split in their names; under the empty name if none names a split."""
+    files = sorted(path for path in folder.iterdir() if suffix_of(path.name) and path.name[0] != ".")
+    files = [path for path in files if path.is_file() and path.name not in _NOT_ROWS]
+    if not files and (folder / "data").is_dir():  # the layout of hub datasets
+        return _splits_of(folder / "data")
+    if not files:
+        raise DataError(f"{folder}: no data files in this folder", f"data files end in {', '.join(SUFFIXES)}")
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        match = _SPLIT.fullmatch(path.name[: -len(suffix_of(path.name) or "")])
+        splits.setdefault(match[1] if match else "", []).append(path)
+    if len(splits) > 1 and "" in splits:
+        raise DataError(
+            f"{folder}: {splits[''][0].name} names no split, but other files do "
+            f"({', '.join(name for name in splits if name)})",
+            "name the files of each split in data.source, or move this one elsewhere",
+        )
+    for name, shards in splits.items():
+        whole = {int(match["shards"]) for path in shards if (match := _SPLIT.match(path.name)) and match["shards"]}
+        if whole and whole != {len(shards)}:
+            raise DataError(
+                f"{folder}: only {len(shards)} of {max(whole)} shards of {name} are in the folder",
+                "was the download interrupted?",
+            )
+    return splits
+
+
+def _open_files(splits: dict[str, list[Path]], source: str) -> LocalSource:
+    kinds = {suffix_of(path.name): path for files in splits.values() for path in files}
+    if len(kinds) > 1:
+        names = ", ".join(path.name for path in kinds.values())
+        raise DataError(f"{source}: files of several kinds: {names}", "name files of one kind, such as *.jsonl")
+    files = [path for shards in splits.values() for path in shards]
+    if len(files) == 1 and "" in splits:  # read now, since a .json file may name splits within
+        file = read_file(files[0])
+        return LocalSource({name: partial(_join, files, [file], name) for name in file.splits}, file.named)
+    return LocalSource({name or "train": partial(_join, shards) for name, shards in splits.items()}, "" not in splits)
+
+
+def _join(files: list[Path], contents: Sequence[FileRows] = (), split: str = "train") -> SplitRows:
+    contents = contents or [read_file(path) for path in files]
+    if len(files) > 1 and (own := next((path for path, file in zip(files, contents, strict=True) if file.named), None)):
+        raise DataError(f"{own}: this file names splits of its own, and can't be one of several", "name it alone")
+    rows = [row for file in contents for row in file.splits[split]]
+    shards = [Shard(str(path), len(file.splits[split]), file.lines) for path, file in zip(files, contents, strict=True)]
+    return SplitRows(rows, _combined([file.fingerprint for file in contents]), shards, files)
+
+
+def _open_saved(folder: Path) -> LocalSource:
+    """A folder that `save_to_disk` wrote: one dataset, or several under the names of their splits."""
+    from datasets import load_from_disk
+
+    try:
+        loaded = load_from_disk(str(folder))
+    except Exception as error:
+        raise DataError(
+            f"{folder}: not a readable save_to_disk folder: {first_line(error)}", "save it again"
+        ) from error
+    if not isinstance(loaded, dict):
+        return LocalSource({"train": partial(_read_saved, folder, loaded)}, False)
+    return LocalSource({name: partial(_read_saved, folder / name, table) for name, table in loaded.items()}, True)
+
+
+def _read_saved(folder: Path, table: Any) -> SplitRows:
+    rows, _ = rows_of(HubDataset(str(folder), "", {"": table}), "")
+    if not rows:
+        raise DataError(f"{folder}: the dataset holds no rows")
+    files = sorted(folder.glob("*.arrow"))
+    return SplitRows(rows, fingerprint_files(files), [Shard(str(folder), len(rows), None)], files)

@@ -1,0 +1,261 @@
+"""Which schema the rows of a source have: the one that the recipe describes or names, else the one that fits."""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from rmtrain.data.schemas.messages import list_in, messages_in, turns
+from rmtrain.data.schemas.prompts import alpaca_prompt, prompt_column
+from rmtrain.data.schemas.published import PAIR, SCHEMAS, SUBSETS
+from rmtrain.data.schemas.readers import read_ultrafeedback
+from rmtrain.data.schemas.schema import Label, RowSchema, label_key
+from rmtrain.data.sources import SourceRows
+from rmtrain.data.types import Row
+from rmtrain.errors import DataError
+from rmtrain.recipe.schema import DataSection
+
+_PROMPTS = ("prompt", "instruction", "question", "context", "conversations", "messages")  # of rows a recipe describes
+_LIKE_LABELS = re.compile(
+    r"winner(_.*)?|labels?|preference(s|_strength)?|overall_preference|preferred.*|choice|better.*|safer.*|verdict|votes?",
+    re.IGNORECASE,
+)
+
+
+class SchemaError(DataError):
+    """Columns that fit no schema, or not the one that the recipe names."""
+
+
+class SchemaChoice(NamedTuple):
+    """The schema of a source's rows, and the rows with their columns renamed as the recipe says."""
+
+    schema: RowSchema
+    rows: Sequence[Row]
+    notes: list[str]  # what a user should know, such as columns that are not read
+
+
+def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
+    """Find the schema of a source's rows.
+
+    Raises:
+        SchemaError: no schema fits the columns, a column to be renamed is missing, or a rename would hide a label.
+    """
+    columns = {name for row in source.rows for name in row}
+    try:
+        if missing := [theirs for theirs in data.columns.values() if theirs not in columns]:
+            ours = next(ours for ours, theirs in data.columns.items() if theirs == missing[0])
+            raise DataError(
+                f"there is no column {missing[0]!r} to rename to {ours!r}",
+                f"correct data.columns; the columns are: {', '.join(sorted(columns))}",
+            )
+        rows = [_rename(row, data.columns) for row in source.rows] if data.columns else source.rows
+        columns = (columns - {*data.columns.values()}) | data.columns.keys()
+        sample = _sample(rows, columns)
+        schema = find_schema(columns, sample, data)
+        unread = unread_columns(schema, rows, columns, data)
+        partly = _columns_of_some_files(source, rows, schema)
+    except DataError as error:
+        raise SchemaError(f"{source.description}: {error.message}", error.hint) from None
+    notes = [f"columns that are not read: {', '.join(unread)}"] if unread else []
+    if not schema.prompt and isinstance(sample.get("chosen"), str):
+        notes.append("no column holds a prompt: the shared beginning of chosen and rejected is the prompt, as in TRL")
+    notes += [f"columns that only some of the files have: {', '.join(partly)}"] if partly else []
+    if "margin" in columns & schema.columns:
+        notes.append("the column margin is each pair's score gap; the loss subtracts loss.margin times it")
+    return SchemaChoice(schema, rows, notes)
+
+
+def _rename(row: Row, columns: dict[str, str]) -> Row:
+    renamed = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+    return {name: value for name, value in row.items() if name not in columns.values()} | renamed
+
+
+def _sample(rows: Sequence[Row], columns: set[str]) -> Row:
+    """The first value of each column."""
+    sample: Row = {}
+    for row in rows:
+        sample |= {name: value for name, value in row.items() if value is not None and name not in sample}
+        if len(sample) == len(columns):
+            break
+    return sample
+
+
+def _columns_of_some_files(source: SourceRows, rows: Sequence[Row], schema: RowSchema) -> list[str]:
+    """The columns that the schema reads and that only some of the source's files have.
+
+    Raises:
+        DataError: a file lacks a column that the schema needs.
+    """
+    columns: list[set[str]] = []
+    start = 0
+    for shard in source.shards:
+        columns.append({name for row in rows[start : start + shard.rows] for name in row})
+        start += shard.rows
+        if lacking := [need for need in schema.needs if need.partition(".")[0] not in columns[-1]]:
+            raise DataError(
+                f"{shard.name} lacks the column {lacking[0]}, which other files of the source have",
+                f"its columns are: {', '.join(sorted(columns[-1]))}",
+            )
+    partly = {name for some in columns for name in some if not all(name in others for others in columns)}
+    return sorted(partly & schema.columns)
+
+
+def find_schema(columns: Collection[str], sample: Row, data: DataSection) -> RowSchema:
+    """The schema that the recipe describes or names, else the one that fits the columns.
+
+    Args:
+        columns: of the rows, as `data.columns` renames them.
+        sample: a value of each column that has one.
+        data: the recipe's section.
+
+    Raises:
+        DataError: no schema fits, or several do; the message says what would.
+    """
+    if data.answers:
+        return _described(columns, sample, data)
+    known = [schema for schema in SCHEMAS if data.row_schema in ("auto", schema.name)]
+    fitting = [schema for schema in known if all(_has(columns, sample, need) for need in schema.needs)]
+    if data.row_schema == "auto":
+        fitting = [schema for schema in fitting if schema.when is None or schema.when(sample)]
+        fitting = [schema for schema in fitting if not schema.tokens] or fitting  # texts are preferred to token ids
+        if not fitting:
+            raise _unknown(columns, sample)
+    elif not fitting:
+        options = sorted(([need for need in schema.needs if need not in columns] for schema in known), key=len)
+        raise DataError(
+            f"row schema {data.row_schema} needs the column{'s'[: len(options[0]) > 1]} {', '.join(options[0])}; "
+            f"the rows have: {', '.join(sorted(columns))}",
+            "data.columns renames columns, such as `chosen: good_answer`",
+        )
+    best = [one for one in fitting if not any(_is_stricter(other, one) for other in fitting)]
+    # these two come first, since pairs are made from their rows
+    best = [schema for schema in best if schema.name in ("ultrafeedback", "completions")] or best
+    names = list(dict.fromkeys(schema.name for schema in best))
+    if len(names) > 1 and best[0].name not in ("ultrafeedback", "completions"):
+        raise DataError(
+            f"the columns ({', '.join(sorted(columns))}) fit several row schemas: {', '.join(names)}",
+            f"name one, such as data.row_schema: {names[0]}",
+        )
+    return _with_choices(best[0], columns, data)
+
+
+def _has(columns: Collection[str], sample: Row, need: str) -> bool:
+    column, _, key = need.partition(".")
+    if not key or column not in columns:
+        return column in columns
+    entries = list_in(sample.get(column)) or [None]
+    return isinstance(entries[0], dict) and key in entries[0]
+
+
+def _is_stricter(other: RowSchema, one: RowSchema) -> bool:
+    """Whether `other` requires all that `one` requires, and more."""
+    more = set(other.needs) - set(one.needs) or (other.when is not None and one.when is None)
+    return bool(more) and set(one.needs) <= set(other.needs)
+
+
+def _with_choices(schema: RowSchema, columns: Collection[str], data: DataSection) -> RowSchema:
+    """A published schema with the score or label that the recipe chooses."""
+    if schema.name == "ultrafeedback":
+        return replace(schema, reader=partial(read_ultrafeedback, score=data.score))
+    if data.label is None:
+        return schema
+    if schema.label is None or data.label not in columns:
+        what = f"row schema {schema.name} has no label" if schema.label is None else "there is no such column"
+        raise DataError(
+            f"data.label names {data.label}, but {what}",
+            f"data.answers names the answers that the label is about; the columns are: {', '.join(sorted(columns))}",
+        )
+    own = _label(data.label, data)
+    return replace(schema, label=own if own.better else replace(schema.label, columns=(data.label,)))
+
+
+def _label(column: str, data: DataSection) -> Label:
+    better = {label_key(value): answer for value, answer in data.better.items()}
+    return Label((column,), better, frozenset(map(label_key, data.ties)))
+
+
+def _described(columns: Collection[str], sample: Row, data: DataSection) -> RowSchema:
+    """The schema that the recipe describes by its answers, label and scores."""
+    needs = [name.partition(".")[0] for name in (*data.answers, *data.scores)] + ([data.label] if data.label else [])
+    if lacking := [name for name in needs if name not in columns]:
+        raise DataError(
+            f"data.answers, data.label and data.scores name the column {lacking[0]}, which does not exist",
+            f"the columns are: {', '.join(sorted(columns))}",
+        )
+    prompts = [name for name in _PROMPTS if name in columns and name not in needs]
+    if len(prompts) > 1 and "prompt" not in prompts:
+        raise DataError(
+            f"several columns could hold the prompt: {', '.join(prompts)}",
+            f"say which, such as data.columns: {{prompt: {prompts[0]}}}",
+        )
+    answer = sample.get(data.answers[0])
+    if not prompts and isinstance(answer, str) and messages_in(answer) is None and turns(answer) is None:
+        raise DataError(
+            "no column holds the prompt of the answers that data.answers names",
+            f"say which, such as data.columns: {{prompt: question}}; the columns are: {', '.join(sorted(columns))}",
+        )
+    alpaca = prompts == ["instruction"]
+    return RowSchema(
+        "answers",
+        tuple(needs),
+        tuple(data.answers),
+        prompts[0] if prompts else "",
+        _label(data.label, data) if data.label else None,
+        tuple(data.scores),
+        source=SUBSETS,
+        read_prompt=alpaca_prompt if alpaca else prompt_column,
+        reads=("input", "history") if alpaca else (),
+    )
+
+
+def _unknown(columns: Collection[str], sample: Row) -> DataError:
+    texts = [column for column in sorted({*columns} - {*PAIR}) if isinstance(sample.get(column), (str, list))]
+    prompt = f"if {texts[0]} holds the prompt, data.columns: {{prompt: {texts[0]}}}; " if texts else ""
+    missing = prompt if {*PAIR} <= {*columns} else ""
+    known: dict[str, str] = {}
+    for schema in SCHEMAS:
+        known.setdefault(schema.name, ", ".join(schema.needs))
+    return DataError(
+        f"the columns ({', '.join(sorted(columns))}) fit no known row schema",
+        f"{missing}data.columns renames columns; data.answers with data.label or data.scores describes rows of your "
+        f"own. Known: {'; '.join(f'{name}: {needs}' for name, needs in known.items())}",
+    )
+
+
+def unread_columns(schema: RowSchema, rows: Sequence[Row], columns: Collection[str], data: DataSection) -> list[str]:
+    """The columns that the schema does not read.
+
+    Args:
+        schema: of the rows.
+        rows: as `data.columns` renames them.
+        columns: their columns after the renames.
+        data: the recipe's section.
+
+    Raises:
+        DataError: one of them says which answer is better, or holds a part of the prompt, and the renames hide it.
+    """
+    unread = sorted(set(columns) - schema.columns)
+    renamed = data.columns
+    # a column renamed to margin says more than the size of the difference: its sign says which answer is better
+    labels = [column for column in (*unread, renamed.get("margin", "")) if _LIKE_LABELS.fullmatch(column)]
+    if labels and renamed.keys() & set(PAIR) and data.row_schema == "auto":
+        chosen, rejected = (renamed.get(name, name) for name in PAIR)
+        values = sorted({label_key(row.get(labels[0], row.get("margin"))) for row in rows[:1000]})
+        original = {*columns, *renamed.values()}
+        native = next((known.name for known in SCHEMAS if known.label and original >= {*known.needs}), None)
+        raise DataError(
+            f"data.columns makes {chosen} the better answer of every row, but the column {labels[0]} seems to say "
+            f"which one is better (its values: {', '.join(values[:6])})",
+            f"leave data.columns out: row schema {native} reads these columns"
+            if native
+            else f"data.answers: [{chosen}, {rejected}], data.label: {labels[0]} and data.better (the meaning of its "
+            f"values) read it; with data.row_schema: pair, {chosen} is always the better answer",
+        )
+    parts = [column for column in ("input", "history") if column in unread and any(row.get(column) for row in rows)]
+    if parts and renamed.get("prompt") == "instruction":
+        raise DataError(
+            f"data.columns renames instruction to prompt, which leaves out {' and '.join(parts)}, a part of the prompt",
+            "leave that rename out: row schema alpaca reads instruction with input, system and history",
+        )
+    return unread

@@ -1,0 +1,161 @@
+"""A source row as its schema reads it, the faults that a row can have, and the checks that all schemas share."""
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from rmtrain.data.types import Conversation, Preference, Row, as_json
+
+TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")  # what a chat template gets beside the messages
+# transformers' own arguments beside the variables of a template
+_NOT_VARIABLES = frozenset(
+    {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding"}
+    | {"truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs", "continue_final_message"}
+    | {"return_assistant_tokens_mask", "sanitize_control_tokens", "strftime_now"}
+)
+
+WRONG_TYPE = "wrong type"
+MALFORMED = "malformed transcript"
+MISSING = "missing value"
+NO_COMMON_PROMPT = "no common prompt"
+UNANSWERED = "does not end with the assistant"
+BAD_PREFERENCE = "bad preference"
+EMPTY_PROMPT = "empty prompt"
+EMPTY_COMPLETION = "empty completion"
+UNRATED = "unrated completion"
+
+_SHOWN = 40  # characters of a value in a message
+
+
+class RowFault(Exception):  # noqa: N818 - describes a row; never shown as an error by itself
+    """A row that its schema can't read.
+
+    Args:
+        cause: in a few words, the same for all rows with this fault; the ledger counts rows under it.
+        column: the column with the fault; empty for the row as a whole.
+        value: what the column holds; shown only with `wanted`.
+        wanted: what the column should hold.
+    """
+
+    def __init__(self, cause: str, column: str = "", value: object = None, wanted: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        contents = f" holds {shown(value)}, expected {wanted}" if wanted else ""
+        self.detail = f"{cause}: column {column}{contents}" if column else cause
+
+
+def shown(value: object) -> str:
+    """A value in a few words, for messages."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return f"the number {str(value)[:_SHOWN]}"
+    if isinstance(value, str):
+        return f"the text {value if len(value) <= _SHOWN else value[:_SHOWN] + '…'!r}"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)} that begins with {shown(value[0])}" if value else "an empty list"
+    if isinstance(value, Mapping):
+        keys = ", ".join(repr(str(key)[:_SHOWN]) for key in list(value)[:4])
+        return f"an object with {keys}" if value else "an empty object"
+    return f"a {type(value).__name__}"
+
+
+class ParsedRow(NamedTuple):
+    """One row as its schema reads it, before preferences are chosen."""
+
+    prompt: Conversation
+    completions: tuple[Conversation, ...]  # K
+    stated: tuple[Preference, ...] | None = None  # the preferences that the row itself states; None: it states none
+    scores: tuple[float | None, ...] | None = None  # K, or None where the source has no scores
+    faults: tuple[str | None, ...] | None = None  # K: why a completion can't be ranked; None: it can
+    id: str | None = None
+    source: str = ""
+    suspect: int = 0  # completions whose overall score shows the known recording fault of UltraFeedback
+    arguments: str = ""  # as of PreferenceGroup
+
+
+def row_id(row: Row) -> str | None:
+    """The row's own id: `id`, else `prompt_id`."""
+    for key in ("id", "prompt_id"):
+        value = row.get(key)
+        if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
+            return str(value)
+    return None
+
+
+def row_source(row: Row, *columns: str) -> str:
+    """The first of `columns` that holds text, or a list of one text: what results are broken down by."""
+    values = (value[0] if isinstance(value, list) and len(value) == 1 else value for value in map(row.get, columns))
+    return next((value for value in values if isinstance(value, str) and value), "")
+
+
+def number(value: object, column: str = "") -> float | None:
+    """A finite number, also from text as CSV has it; None for null, empty text and N/A.
+
+    Raises:
+        RowFault: anything else.
+    """
+    if value is None or (isinstance(value, str) and value.strip().upper() in ("", "N/A", "NA")):
+        return None
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            if math.isfinite(result := float(value)):
+                return result
+    raise RowFault(WRONG_TYPE, column, value, "a finite number")
+
+
+def template_arguments(row: Row) -> str:
+    """JSON of what a row gives the chat template beside messages: `tools`, `documents` and `chat_template_kwargs`.
+
+    Raises:
+        RowFault: one of them, which may be JSON text, is not what `apply_chat_template` takes.
+    """
+    arguments: Row = {}
+    for name, kind in zip(TEMPLATE_COLUMNS, (list, list, dict), strict=True):
+        value = given = row.get(name)
+        if isinstance(given, str) and given.strip():
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(given)
+        if not value:
+            continue
+        if not isinstance(value, kind) or (kind is list and not all(isinstance(entry, dict) for entry in value)):
+            wanted = "an object, or its JSON" if kind is dict else "a list of objects, or its JSON"
+            raise RowFault(WRONG_TYPE, name, given, wanted)
+        arguments[name] = value
+    variables = {key: value for key, value in arguments.pop("chat_template_kwargs", {}).items() if value is not None}
+    if reserved := sorted(_NOT_VARIABLES & variables.keys()):
+        raise RowFault("not a variable of a chat template", TEMPLATE_COLUMNS[2], reserved[0], "variables")
+    return as_json({**arguments, **variables})
+
+
+def is_texts(value: object) -> bool:
+    """Whether a value is a list of texts and nothing else."""
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, str) for entry in value)
+
+
+def rating_faults(scores: tuple[float | None, ...] | None) -> tuple[str | None, ...] | None:
+    """For each completion, why it can't be ranked: it has no score."""
+    return tuple(UNRATED if score is None else None for score in scores) if scores else None
+
+
+def score_gap(scores: tuple[float | None, ...] | None, better: int, worse: int) -> float | None:
+    """The difference of two scores; None unless both exist."""
+    a, b = (scores[better], scores[worse]) if scores else (None, None)
+    return None if a is None or b is None else a - b
+
+
+def is_empty(completion: Conversation) -> bool:
+    """Whether a completion's last message has no text and calls no tool."""
+    return not completion[-1].content.strip() and not completion[-1].calls
+
+
+def empty_cause(row: ParsedRow) -> str | None:
+    """Why a row is useless because of missing text: in its prompt, or in all but one of its completions."""
+    if not any(message.content.strip() or message.calls for message in row.prompt):
+        return EMPTY_PROMPT
+    empty = sum(map(is_empty, row.completions))
+    return EMPTY_COMPLETION if empty and len(row.completions) - empty < 2 else None

@@ -1,0 +1,151 @@
+"""The data report of a recipe: the ledgers of every split, its lengths, and the prompts that splits share."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmtrain.data.curate import Ledger
+from rmtrain.data.load import CuratedData
+from rmtrain.data.prepare import LEDGERS, ReadySplit
+from rmtrain.data.splits import Leak
+from rmtrain.reporting.summary import mapping
+from rmtrain.reporting.table import Table
+from rmtrain.reporting.text import count
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of prompt and one completion together, over all sequences of a split."""
+
+    mean: float
+    median: float
+    p95: float
+    longest: int
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens that go through the backbone in one pass over a split."""
+
+    prompts_shared: int  # each prompt once a group
+    prompts_repeated: int  # each prompt once a completion
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What a split holds; the ledgers count what curation and tokenisation dropped."""
+
+    source: str
+    revision: str | None
+    fingerprint: str
+    schema: str
+    rows: Ledger
+    completions: Ledger
+    preferences: Ledger
+    first_dropped: dict[str, str]  # cause → place of the first row
+    truncated: int  # groups
+    identical: int  # preferences between completions of the same tokens, which are kept as ties
+    left_out_by_template: dict[str, int]  # what the chat template leaves out → rows
+    lengths: Lengths | None  # None: the split is empty
+    tokens: TokenCounts
+
+
+class DataReport(NamedTuple):
+    """What a recipe's data holds."""
+
+    splits: dict[str, SplitSummary]
+    leaks: Sequence[Leak]
+    notes: Sequence[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The document that `rmtrain data --json` prints."""
+        return {
+            "splits": {name: asdict(split) for name, split in self.splits.items()},
+            "leaks": [leak._asdict() for leak in self.leaks],
+            "notes": list(self.notes),
+        }
+
+
+def data_report(data: CuratedData, ready: Mapping[str, ReadySplit]) -> DataReport:
+    """Describe the splits of a recipe."""
+    return DataReport({name: _summary(split) for name, split in ready.items()}, data.leaks, data.notes)
+
+
+def _summary(split: ReadySplit) -> SplitSummary:
+    tokens = split.tokens
+    sizes = tokens.lengths()
+    lengths = [
+        prefix + suffixes[place]
+        for (prefix, suffixes), places in zip(sizes, tokens.table["suffix_of"], strict=True)
+        for place in places
+    ]
+    first_lost = {cause: split.data.place(lost.first) for cause, lost in tokens.dropped.items()}
+    return SplitSummary(
+        source=split.data.source,
+        revision=split.data.revision,
+        fingerprint=split.data.fingerprint,
+        schema=split.data.report.schema,
+        rows=split.ledger("rows"),
+        completions=split.ledger("completions"),
+        preferences=split.ledger("preferences"),
+        first_dropped={**split.data.report.examples, **first_lost},
+        truncated=tokens.truncated,
+        identical=sum(tokens.identical.values()),
+        left_out_by_template={what: omitted.rows for what, omitted in tokens.omitted.items()},
+        lengths=_spread(lengths) if lengths else None,
+        tokens=TokenCounts(
+            sum(prefix + sum(suffixes) for prefix, suffixes in sizes),
+            sum(prefix + suffix for prefix, suffixes in sizes for suffix in suffixes),
+        ),
+    )
+
+
+def _spread(lengths: list[int]) -> Lengths:
+    median, high = np.percentile(lengths, [50, 95])
+    return Lengths(float(np.mean(lengths)), float(median), float(high), max(lengths))
+
+
+def report_tables(report: DataReport) -> list[Table]:
+    """One table a split: total, dropped by cause, and kept; then the prompts that splits share."""
+    tables = [
+        ledger_table(asdict(split), LEDGERS, title=_heading(name, split), notes=list(_remarks(split)))
+        for name, split in report.splits.items()
+    ]
+    leaks = [
+        f"shared by {leak.first} and {leak.second}: {count(leak.prompts)} prompts; the {count(leak.rows)} "
+        f"rows with them were {'dropped from' if leak.dropped else 'kept in'} {leak.first}"
+        for leak in report.leaks
+    ]
+    return [*tables, *([Table((), (), notes=leaks)] if leaks else [])]
+
+
+def _heading(name: str, split: SplitSummary) -> str:
+    revision = f" at {split.revision[:12]}" if split.revision else ""
+    return f"{name}: {split.source}{revision}, row schema {split.schema}"
+
+
+def ledger_table(split: Mapping[str, Any], ledgers: Sequence[str], title: str = "", notes: Sequence[str] = ()) -> Table:
+    """Total, dropped by cause, and kept, with a column for each ledger; a missing number is `n/a`."""
+    columns = [mapping(split.get(ledger)) for ledger in ledgers]
+    dropped = [mapping(column.get("dropped")) for column in columns]
+    rows = [
+        ("total", *(count(column.get("total")) for column in columns)),
+        *(
+            (f"dropped: {cause}", *(count(causes.get(cause, 0)) for causes in dropped))
+            for cause in dict.fromkeys(cause for causes in dropped for cause in causes)
+        ),
+        ("kept", *(count(column.get("kept")) for column in columns)),
+    ]
+    return Table(("", *ledgers), rows, title=title, bold=[len(rows) - 1], notes=notes)
+
+
+def _remarks(split: SplitSummary) -> Iterator[str]:
+    """A line on lengths, and the place of the first row that each cause dropped."""
+    if split.lengths:
+        yield (
+            f"tokens a sequence: median {count(split.lengths.median)}, 95 % at most {count(split.lengths.p95)}, "
+            f"longest {count(split.lengths.longest)}; {count(split.truncated)} groups truncated"
+        )
+    yield from (f"first {cause}: {place}" for cause, place in split.first_dropped.items())
