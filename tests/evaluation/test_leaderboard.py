@@ -17,7 +17,7 @@ from rmtrain.cli.leaderboard import leaderboard as command
 from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK, COUNTS, PRIOR_COUNTS
 from rmtrain.errors import DataError, InputError
 from rmtrain.evaluation.benchmarks import benchmark_result
-from rmtrain.evaluation.leaderboard import SORTS, leaderboard, own_entries
+from rmtrain.evaluation.leaderboard import SORTS, Entry, Figures, own_entries
 from rmtrain.evaluation.results import ScoredRow
 from rmtrain.files import write_json
 
@@ -29,6 +29,11 @@ ERAS = ("current", "2024-04", "2024-03", "subset_mean")
 @pytest.fixture(autouse=True)
 def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where there is no results/
+
+
+def leaderboard(era: str, sort: str, own: list[Entry]) -> dict[str, Any]:
+    board: dict[str, Any] = json.loads(json.dumps(module.leaderboard(era, sort, own).to_json()))
+    return board
 
 
 def result_of(
@@ -176,7 +181,7 @@ def test_own_runs_stand_in_their_place(tmp_path: Path) -> None:
     mine = result_of(runs / "mine" / "rewardbench" / "rewardbench-1.json", 0.75)
     given = result_of(tmp_path / "other.json", 0.9, "org/other")
     own, faults = own_entries([runs], [given, mine, mine.parent.parent], "current")
-    assert [row["model"] for row in own] == ["mine", "org/other"]
+    assert [row.model for row in own] == ["mine", "org/other"]
     assert faults == []
     board = leaderboard("current", "mean", own)
     assert [row["model"] for row in board["rows"]][:4] == ["org/other", "Starling-RM-34B", RAY, "mine"]
@@ -233,11 +238,10 @@ def test_a_prior_set_of_some_rows_takes_no_rank_but_that_of_the_score_with_prior
 
 def test_sections_alone_give_nearly_the_interval_of_their_subsets() -> None:
     whole = by_model(leaderboard("current", "mean", []))[RAY]["scored"]
-    known = {"sections": {name: whole["sections"][name] for name in whole["sections"]}}
-    known |= {key: whole[key] for key in ("prior_sets", "mean_of_sections", "with_prior_sets")}
-    found = module._with_intervals(known, "current")
+    known = {key: whole[key] for key in ("sections", "prior_sets", "mean_of_sections", "with_prior_sets")}
+    found = module._with_intervals(Figures(**known), "current")
     for key in ("low", "high", "with_prior_low", "with_prior_high"):
-        assert found[key] == pytest.approx(whole[key], abs=0.0005)
+        assert getattr(found, key) == pytest.approx(whole[key], abs=0.0005)
     assert [row["scored"]["interval"] for row in leaderboard("current", "mean", [])["rows"]].count("sections") == 7
     bare = next(row for row in leaderboard("2024-04", "mean", [])["rows"] if row["model"] == "Ziya-7B")
     assert (bare["scored"]["interval"], bare["scored"]["low"]) == (None, None)
@@ -263,8 +267,9 @@ def test_a_published_model_scored_again_stands_beside_its_own_row(tmp_path: Path
 def test_what_length_alone_gets_stands_below_ones_own_rows(tmp_path: Path) -> None:
     path = result_of(tmp_path / "m.json", 0.8, "mine", lengths=(2, 1))
     (row,) = own_entries([], [path], "current")[0]
-    assert set(row["length_baseline"]["sections"].values()) == {1.0}
-    assert row["length_baseline"]["mean_of_sections"] == 1
+    assert row.length_baseline is not None
+    assert set(row.length_baseline.sections.values()) == {1.0}
+    assert row.length_baseline.mean_of_sections == 1
     line = next(line for line in invoke(str(path)).stdout.splitlines() if "longer wins" in line)
     assert line.split()[-7:] == ["100.0", "100.0", "100.0", "100.0", "n/a", "100.0", "n/a"]
 
@@ -290,7 +295,7 @@ def test_a_policy_says_how_it_was_read(tmp_path: Path, policy: dict[str, Any], n
     asked = {"asked": {"max_length": 512}} if policy["reference"] else {}
     name += ", max length 512" if asked else ""
     path.write_text(json.dumps({**json.loads(path.read_text()), "policy": policy, **asked}))
-    assert [row["model"] for row in own_entries([tmp_path], [path], "current")[0]] == [name]
+    assert [row.model for row in own_entries([tmp_path], [path], "current")[0]] == [name]
 
 
 def test_damaged_results_of_runs_are_named_and_those_given_refused(tmp_path: Path) -> None:
@@ -299,7 +304,7 @@ def test_damaged_results_of_runs_are_named_and_those_given_refused(tmp_path: Pat
     for content, said in (
         ("{", "can't be read as JSON"),
         ('{"benchmark": "rm-bench"}', "a result of rm-bench"),
-        ('{"benchmark": "rewardbench-1", "ckpt": "c", "scores": {}}', "no scores of the era current"),
+        ('{"benchmark": "rewardbench-1", "ckpt": "c", "scores": {}}', "holds no scores of the era current"),
         ('{"Chat": 0.9}', "no subset of rewardbench-1"),
     ):
         path.write_text(content)

@@ -49,7 +49,7 @@ def leaderboard(
         save_plot(board, plot)
         display.note(f"plot: {plot}")
     if json or form == "json":
-        print(jsonlib.dumps(board, indent=2, ensure_ascii=False))
+        print(jsonlib.dumps(board.to_json(), indent=2, ensure_ascii=False))
     elif form == "markdown":
         print("\n\n".join(map(to_markdown, leaderboard_tables(board))))
     else:

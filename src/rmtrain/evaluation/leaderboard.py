@@ -1,6 +1,7 @@
-"""The table of published reward models on RewardBench 1, with results of one's own in place."""
+"""The table of published reward models on RewardBench 1, with the user's own results among them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,177 +13,205 @@ from rmtrain.errors import DataError
 from rmtrain.evaluation.figures import Subset, weighted_score
 from rmtrain.evaluation.flat_results import published_model, published_result, published_results
 
-_BENCHMARK = BENCHMARK.name
-_FIGURES = ("prior_sets", "mean_of_sections", "low", "high", "with_prior_sets", "with_prior_low", "with_prior_high")
 _SECTION_SORTS = {section.lower().replace(" ", "-"): section for section in SECTIONS}
 SORTS = ("mean", "with-prior", "published", *_SECTION_SORTS)
 
-Entry = dict[str, Any]  # a row of the table, as `leaderboard --format json` gives it
+
+@dataclass(frozen=True)
+class Figures:
+    """A model's scores as fractions; None where they are unknown.
+
+    `interval` says how the intervals were made: `clustered` by prompt from scored rows; `binomial` from the accuracies
+    and sizes of subsets, each row taken as independent; `sections` the same where only sections are known, whose
+    subsets are then taken as alike.
+    """
+
+    sections: Mapping[str, float | None]
+    prior_sets: float | None = None
+    mean_of_sections: float | None = None
+    low: float | None = None
+    high: float | None = None
+    with_prior_sets: float | None = None
+    with_prior_low: float | None = None
+    with_prior_high: float | None = None
+    interval: str | None = None
+    source: str | None = None  # of the figures
+
+    def by(self, sort: str) -> float | None:
+        """The figure that a table with this sort is ordered by."""
+        if sort in _SECTION_SORTS:
+            return self.sections[_SECTION_SORTS[sort]]
+        return self.mean_of_sections if sort == "mean" else self.with_prior_sets
 
 
-def leaderboard(era: str, sort: str, own: Sequence[Entry]) -> dict[str, Any]:
-    """The published models and one's own results as one table, the best first.
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table."""
 
-    Every row has `published` (sections, prior_sets, mean_of_sections, with_prior_sets, source) or None, and `scored`,
-    the same by the era's formula, with 95 % intervals and how they were made: `clustered` by prompt from scored rows,
-    `binomial` from the accuracies and sizes of subsets, each row taken as independent, `sections` the same where only
-    sections are known, whose subsets are then taken as alike, or None. `length_baseline` is what "the longer wins" gets
-    on one's own rows. One's own results of a published model, told by its hub id, are its `rescored`. Rows without the
-    figure sorted by, or with other than all rows of what it is made of (`partial`), come last and have no rank.
+    model: str
+    ckpt: str | None  # hub id or folder
+    scored: Figures  # by the table's era
+    published: Figures | None = None  # as they were published, of published models
+    path: str | None = None  # result file, of the user's own results
+    length_baseline: Figures | None = None  # what preferring the longer completion scores on the same rows
+    missing_subsets: Sequence[str] = ()
+    incomplete_subsets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: Sequence[str] = ()  # keys of the table's notes
+    rescored: Sequence["Entry"] = ()  # the user's own results of this published model
+    partial: bool = False  # the figure sorted by is not of all the rows that it should be of: the row has no rank
+    rank: int | None = None  # from 1; None without the figure sorted by
+
+    def figure(self, sort: str) -> float | None:
+        """The figure that the table is sorted by."""
+        figures = self.published if sort == "published" else self.scored
+        return figures.by(sort) if figures else None
+
+    def marked(self, sort: str) -> "Entry":
+        """The entry with `partial` set for a sort."""
+        subsets = SECTIONS[_SECTION_SORTS[sort]] if sort in _SECTION_SORTS else COUNTS
+        needed = {*subsets, *(PRIOR_SETS if sort == "with-prior" else ())}
+        partial = sort != "published" and not needed.isdisjoint([*self.missing_subsets, *self.incomplete_subsets])
+        return replace(self, partial=partial)
+
+
+@dataclass(frozen=True)
+class Board:
+    """The table, best model first; rows without a rank come last."""
+
+    era: str
+    sort: str
+    rows: Sequence[Entry]
+    notes: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as `leaderboard --format json` gives it."""
+        return {"benchmark": BENCHMARK.name, **asdict(self)}
+
+
+def leaderboard(era: str, sort: str, own: Sequence[Entry]) -> Board:
+    """The published models and the user's own results in one table.
+
+    The user's own results of a published model, recognised by its hub id, become that model's `rescored`.
 
     Args:
-        era: of the scoring.
+        era: formula of the scores.
         sort: one of SORTS.
-        own: rows of `own_entries`.
+        own: entries of `own_entries`.
     """
-    published, notes = published_entries(era)
-    models = {row["ckpt"].lower(): row for row in published}
-    others = []
-    for entry in own:
-        row = models.get(str(entry["ckpt"]).partition("@")[0].lower())
-        if row is not None:
-            row["rescored"].append({**entry, "partial": _is_partial(entry, sort)})
-        else:
-            others.append(entry)
-    rows = [{**row, "partial": _is_partial(row, sort)} for row in [*published, *others]]
-
-    def figure(row: Entry) -> float | None:
-        return None if row["partial"] else sort_figure(row, sort)
-
-    rows.sort(key=lambda row: (figure(row) is None, -(figure(row) or 0), row["model"]))
-    return {
-        "benchmark": _BENCHMARK,
-        "era": era,
-        "sort": sort,
-        "rows": [{"rank": None if figure(row) is None else rank, **row} for rank, row in enumerate(rows, 1)],
-        "notes": notes,
-    }
-
-
-def _is_partial(row: Entry, sort: str) -> bool:
-    """Whether the figure sorted by is of other than all the rows that it should be of."""
-    if sort == "published":
-        return False
-    subsets = SECTIONS[_SECTION_SORTS[sort]] if sort in _SECTION_SORTS else COUNTS
-    needed = {*subsets, *(PRIOR_SETS if sort == "with-prior" else ())}
-    return not needed.isdisjoint([*row["missing_subsets"], *row["incomplete_subsets"]])
-
-
-def sort_figure(row: Entry, sort: str, side: str = "scored") -> float | None:
-    """The figure of a row that the table is sorted by, or the same as it was published (`side`)."""
-    figures = (row["published"] if sort == "published" else row[side]) or {}
-    found: dict[str, float | None] = figures.get("sections", {}) if sort in _SECTION_SORTS else figures
-    return found.get(_SECTION_SORTS.get(sort, "mean_of_sections" if sort == "mean" else "with_prior_sets"))
-
-
-def published_entries(era: str) -> tuple[list[Entry], dict[str, str]]:
-    """The published models by an era's formula, and the notes that they refer to."""
     known = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
-    entries = [_published_entry(model, era, known["sources"]) for model in known["models"]]
-    return entries, known["notes"]
+    published = [_published_entry(model, era, known["sources"]) for model in known["models"]]
+    ids = {str(entry.ckpt).lower() for entry in published}
+    others = [entry for entry in own if _hub_id(entry) not in ids]
+    rows = [
+        replace(entry, rescored=[each.marked(sort) for each in own if _hub_id(each) == str(entry.ckpt).lower()])
+        for entry in published
+    ]
+    rows = [entry.marked(sort) for entry in [*rows, *others]]
+    figures = {id(entry): None if entry.partial else entry.figure(sort) for entry in rows}
+    rows.sort(key=lambda entry: (figures[id(entry)] is None, -(figures[id(entry)] or 0), entry.model))
+    ranked = [
+        replace(entry, rank=None if figures[id(entry)] is None else place) for place, entry in enumerate(rows, start=1)
+    ]
+    return Board(era, sort, ranked, known["notes"])
+
+
+def _hub_id(entry: Entry) -> str:
+    return str(entry.ckpt).partition("@")[0].lower()
 
 
 def _published_entry(model: Mapping[str, Any], era: str, sources: Mapping[str, str]) -> Entry:
     if "subsets" in model:
-        published = published_model(model["id"], model, model["name"])
-        scored = _scored(published_result(BENCHMARK, published).to_json(), era, "binomial", sources["subsets"])
+        result = published_result(BENCHMARK, published_model(model["id"], model, model["name"])).to_json()
+        scored = _scored(result, era, "binomial", sources["subsets"])
     else:
-        scored = _with_intervals(_stated(model["eras"].get(era, {}), sources), era)
-    then = dict(model["published"])
-    return _entry(
-        model["name"],
-        ckpt=model["id"],
-        published=_stated({**then, "with_prior_sets": then.pop("average")}, sources),
-        scored=scored,
-        notes=model.get("notes", []),
+        scored = _with_intervals(_stated(model["eras"].get(era), sources), era)
+    published = {**model["published"], "with_prior_sets": model["published"]["average"]}
+    return Entry(model["name"], model["id"], scored, _stated(published, sources), notes=model.get("notes", []))
+
+
+def _stated(figures: Mapping[str, Any] | None, sources: Mapping[str, str]) -> Figures:
+    """Figures in per cent, as a source states them, as fractions."""
+    if figures is None:
+        return Figures(dict.fromkeys(SECTIONS))
+    sections = dict(zip(SECTIONS, figures["sections"], strict=True))
+    stated = {"mean_of_sections": sum(sections.values()) / len(sections), **figures}
+    return Figures(
+        {name: round(value / 100, 10) for name, value in sections.items()},
+        **{key: round(stated[key] / 100, 10) for key in ("prior_sets", "mean_of_sections", "with_prior_sets")},
+        source=sources[figures["source"]],
     )
 
 
-def _entry(model: str, *, ckpt: str | None, scored: Entry, path: str | None = None, **values: Any) -> Entry:
-    own: Entry = {"published": None, "length_baseline": None, "missing_subsets": [], "incomplete_subsets": {}}
-    own |= {"notes": [], "rescored": []}
-    return {"model": model, "ckpt": ckpt, "path": path, **own, **values, "scored": scored}
-
-
-def _stated(figures: Mapping[str, Any], sources: Mapping[str, str]) -> Entry:
-    """Figures in per cent as a source states them → fractions; what it does not state is None."""
-
-    def fraction(value: float | None) -> float | None:
-        return None if value is None else round(value / 100, 10)
-
-    sections = figures.get("sections")
-    mean = figures.get("mean_of_sections", sum(sections) / len(sections) if sections else None)
-    return {
-        "sections": dict(zip(SECTIONS, map(fraction, sections or [None] * len(SECTIONS)), strict=True)),
-        **{key: fraction({**figures, "mean_of_sections": mean}.get(key)) for key in _FIGURES},
-        "interval": None,
-        "source": sources[figures["source"]] if figures else None,
+def _with_intervals(figures: Figures, era: str) -> Figures:
+    """The figures with the intervals that the scores and sizes of sections alone allow."""
+    parts = {
+        section: Subset(0, score, _effective_size(SECTION_WEIGHTS[era][section], COUNTS))
+        for section, score in figures.sections.items()
+        if score is not None
     }
-
-
-def _with_intervals(figures: Entry, era: str) -> Entry:
-    """With the intervals that the scores and sizes of sections alone allow."""
-    if None in figures["sections"].values():
+    if len(parts) < len(SECTIONS):
         return figures
-    sizes = {section: _effective(weights, COUNTS) for section, weights in SECTION_WEIGHTS[era].items()}
-    parts = {section: Subset(0, score, sizes[section]) for section, score in figures["sections"].items()}
-    if figures["prior_sets"] is not None:
-        size = _effective(dict.fromkeys(PRIOR_SETS, 1), PRIOR_COUNTS)
-        parts["prior sets"] = Subset(0, figures["prior_sets"], size)
+    if figures.prior_sets is not None:
+        size = _effective_size(dict.fromkeys(PRIOR_SETS, 1), PRIOR_COUNTS)
+        parts["prior sets"] = Subset(0, figures.prior_sets, size)
     weights = dict.fromkeys(SECTIONS, 1 if era == "2024-03" else 2)
-    ends: dict[str, float | None] = {}
-    for prefix, weighted in (("", weights), ("with_prior_", {**weights, "prior sets": 1})):
-        if score := weighted_score(parts, weighted):
-            ends |= {f"{prefix}low": score.low, f"{prefix}high": score.high}
-    return {**figures, **ends, "interval": "sections"}
+    mean, with_prior = weighted_score(parts, weights), weighted_score(parts, {**weights, "prior sets": 1})
+    if mean:
+        figures = replace(figures, low=mean.low, high=mean.high)
+    if with_prior:
+        figures = replace(figures, with_prior_low=with_prior.low, with_prior_high=with_prior.high)
+    return replace(figures, interval="sections")
 
 
-def _effective(weights: Mapping[str, float], counts: Mapping[str, int]) -> float:
+def _effective_size(weights: Mapping[str, float], counts: Mapping[str, int]) -> float:
     """Number of equal rows whose mean varies as the weighted mean of subsets with one accuracy does (Kish 1965)."""
     return sum(weights.values()) ** 2 / sum(weight**2 / counts[name] for name, weight in weights.items())
 
 
-def _scored(result: Mapping[str, Any], era: str, interval: str, source: str) -> Entry:
+def _scored(result: Mapping[str, Any], era: str, interval: str, source: str) -> Figures:
+    """A result's figures by an era."""
     score = result["scores"][era]
-    return {
-        "sections": {name: score.get("sections", {}).get(name) for name in SECTIONS},
-        **{key: score.get(key) for key in _FIGURES},
-        "interval": interval if score.get("low") is not None else None,
-        "source": source,
-    }
+    names = ("prior_sets", "mean_of_sections", "low", "high", "with_prior_sets", "with_prior_low", "with_prior_high")
+    return Figures(
+        {name: score.get("sections", {}).get(name) for name in SECTIONS},
+        **{name: score.get(name) for name in names},
+        interval=interval if score.get("low") is not None else None,
+        source=source,
+    )
 
 
-def _length_baseline(result: Mapping[str, Any], era: str) -> Entry | None:
-    """What "the longer wins" gets; sections weigh their subsets as today's formula does, so only of that era."""
+def _length_baseline(result: Mapping[str, Any], era: str) -> Figures | None:
+    """What preferring the longer completion scores; sections only of the current era, whose weights they have."""
     score = result["scores"][era]
     if score.get("length_baseline") is None:
         return None
     parts = result["sections"] if era == "current" else {}
-    return {
-        "sections": {name: (parts.get(name) or {}).get("length_baseline") for name in SECTIONS},
-        "prior_sets": (result["prior_sets"] or {}).get("length_baseline"),
-        "mean_of_sections": score["length_baseline"],
-        "with_prior_sets": score.get("with_prior_length_baseline"),
-    }
+    return Figures(
+        {name: (parts.get(name) or {}).get("length_baseline") for name in SECTIONS},
+        prior_sets=(result["prior_sets"] or {}).get("length_baseline"),
+        mean_of_sections=score["length_baseline"],
+        with_prior_sets=score.get("with_prior_length_baseline"),
+    )
 
 
 def own_entries(folders: Sequence[Path], given: Sequence[Path], era: str) -> tuple[list[Entry], list[str]]:
-    """The results below folders of runs or of results, then those given, each once; and what is unreadable below them.
+    """The results below folders of runs or of results, then the given ones, each once; and what can't be read.
 
-    A result given is a file of `rmtrain rewardbench`, a folder that holds one, or a file of published accuracies.
+    A given result is a file of `rmtrain rewardbench`, a folder that holds one, or a file of published accuracies.
 
     Raises:
-        DataError: a result given can't be read, or is of another benchmark.
+        DataError: a given result can't be read, or is of another benchmark.
     """
-    entries, faults, seen = [], [], set()
-    for path in [path for folder in folders for path in sorted(folder.glob(f"*/rewardbench/{_BENCHMARK}.json"))]:
-        seen.add(path.resolve())
+    name = f"rewardbench/{BENCHMARK.name}.json"
+    paths = [path for folder in folders for path in sorted(folder.glob(f"*/{name}"))]
+    entries, faults, seen = list[Entry](), list[str](), {path.resolve() for path in paths}
+    for path in paths:
         try:
             entries += _read(path, era)
         except DataError as error:
             faults.append(error.message)
     for path in given:
-        path = path / "rewardbench" / f"{_BENCHMARK}.json" if path.is_dir() else path
+        path = path / name if path.is_dir() else path
         if path.resolve() not in seen:
             seen.add(path.resolve())
             entries += _read(path, era)
@@ -194,32 +223,34 @@ def _read(path: Path, era: str) -> list[Entry]:
     if not isinstance(result, dict) or "benchmark" not in result:
         return [_own_entry(one.to_json(), path, era, "binomial") for one in published_results([path], BENCHMARK)]
     result = checked(result, Result, path, "score the checkpoint again")
-    if result["benchmark"] != _BENCHMARK:
-        raise DataError(f"{path}: a result of {result['benchmark']}", f"the leaderboard is of {_BENCHMARK}")
+    if result["benchmark"] != BENCHMARK.name:
+        raise DataError(f"{path}: a result of {result['benchmark']}", f"the leaderboard is of {BENCHMARK.name}")
     try:
         return [_own_entry(result, path, era, "clustered" if result.get("rows") else "binomial")]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}: no scores of the era {era} in it ({error!r})", "score the checkpoint again"
+            f"{path}: holds no scores of the era {era} ({error!r})", "score the checkpoint again"
         ) from error
 
 
 def _own_entry(result: Mapping[str, Any], path: Path, era: str, interval: str) -> Entry:
-    where = Path(str(result["ckpt"] or path.name))
-    name = where.parent.name if where.name == "final" else str(where)
-    if policy := result.get("policy"):
-        name += f" against {policy['reference']}" if policy.get("reference") else f", {policy['log_probabilities']}"
-    published = result.get("published") or {}
-    for key in ("prompt", "label"):
-        name += f", {key} {published[key]}" if published.get(key) is not None else ""
-    for key, value in (result.get("asked") or {}).items():
-        name += f", {key.replace('_', ' ')} {value}"
-    return _entry(
-        name,
-        ckpt=result["ckpt"],
+    return Entry(
+        _own_name(result, path),
+        result["ckpt"],
+        _scored(result, era, interval, str(path)),
         path=str(path),
-        scored=_scored(result, era, interval, str(path)),
         length_baseline=_length_baseline(result, era),
         missing_subsets=[subset for subset in result["missing_subsets"] if subset in COUNTS],
         incomplete_subsets=result["incomplete_subsets"],
     )
+
+
+def _own_name(result: Mapping[str, Any], path: Path) -> str:
+    """The checkpoint's name with the options by which it was scored."""
+    where = Path(str(result["ckpt"] or path.name))
+    name = where.parent.name if where.name == "final" else str(where)
+    if policy := result.get("policy"):
+        name += f" against {policy['reference']}" if policy.get("reference") else f", {policy['log_probabilities']}"
+    published, asked = result.get("published") or {}, result.get("asked") or {}
+    options = {key: published[key] for key in ("prompt", "label") if published.get(key) is not None} | asked
+    return name + "".join(f", {key.replace('_', ' ')} {value}" for key, value in options.items())
