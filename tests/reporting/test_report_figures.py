@@ -1,5 +1,6 @@
 """Drawings: every preference is in a bar on its side of 0, every point in a mean, the same bytes each time."""
 
+import base64
 from xml.etree import ElementTree
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rmtrain.metrics.calibration import reliability_bins
-from rmtrain.reporting.figures import POINTS, Curve, curves, gap_bars, gap_histogram, reliability_diagram, thin
+from rmtrain.reporting.figures import POINTS, Curve, Image, curves, gap_bars, gap_histogram, reliability_diagram, thin
 
 GAPS = arrays(np.float64, st.integers(1, 50), elements=st.floats(-1e6, 1e6, allow_subnormal=False))
 
@@ -42,18 +43,24 @@ def test_thinning_keeps_the_mean_and_the_range(length: int) -> None:
         assert means.mean() == pytest.approx(values.mean(), abs=1e-12)
 
 
+def svg(image: Image) -> ElementTree.Element:
+    """The drawing of an image."""
+    kind, _, content = image.source.partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    return ElementTree.fromstring(base64.b64decode(content))
+
+
 @pytest.mark.parametrize("gaps", [[0.0], [1.0], [-1.0], [0.0, 0.0], [3.0, 3.0], [-1e-9, 1e9]])
 def test_odd_gaps_are_drawn(gaps: list[float]) -> None:
     values = np.array(gaps)
-    drawn = [gap_histogram("a", values), reliability_diagram("b", reliability_bins(values), design_effect=1.0)]
-    assert [ElementTree.fromstring(svg).tag.rpartition("}")[2] for svg in drawn] == ["svg", "svg"]
+    drawn = [gap_histogram(values), reliability_diagram(reliability_bins(values), design_effect=1.0)]
+    assert [svg(image).tag.rpartition("}")[2] for image in drawn] == ["svg", "svg"]
 
 
 def test_short_and_long_curves_are_drawn_the_same_each_time() -> None:
     panel = [Curve("training", range(300), [0.5] * 300), Curve("validation", [7], [0.6], second=True)]
-    first = curves("c", panel, "loss, nats")
-    assert curves("c", panel, "loss, nats") == first
-    root = ElementTree.fromstring(first)
-    texts = [element.text for element in root.iter("text")]
+    first = curves(panel, "loss, nats")
+    assert curves(panel, "loss, nats") == first
+    texts = [element.text for element in svg(first).iter("{http://www.w3.org/2000/svg}text")]
     assert {"training", "validation", "step", "loss, nats"} <= set(texts)
-    assert root.get("aria-label") == "loss, nats over training steps"
+    assert first.description == "loss, nats over training steps"

@@ -1,11 +1,10 @@
-"""Figures as inline SVG: the same bytes for the same data, coloured by the page, so that light and dark both work.
+"""Figures as images within the page: the same bytes for the same data, and no text from data.
 
-matplotlib draws with stand-in colours, which then become the page's CSS variables. Its text stays text: it can be
-searched and read aloud. No text from data goes into a figure.
+They are drawn for a light page; a dark page inverts them by its style sheet.
 """
 
+import base64
 import io
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,12 +17,11 @@ from rmtrain.metrics.rankings import Floats
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POINTS = 100  # most points of a curve; longer ones are drawn as means of neighbouring steps
+POINTS = 100  # of a curve at most
 _BARS = 40
 
-# Okabe and Ito's palette, told apart with any colour vision; the names are the page's CSS variables
-_INK, _RULE, _FIRST, _SECOND = "#010203", "#040506", "#0072b2", "#d55e00"
-_VARIABLES = {_INK: "var(--ink)", _RULE: "var(--rule)", _FIRST: "var(--first)", _SECOND: "var(--second)"}
+# Okabe and Ito's palette, distinct for every kind of colour vision
+_INK, _RULE, _FIRST, _SECOND = "#1b1f24", "#c9d0d8", "#0072b2", "#d55e00"
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rmtrain",
@@ -52,8 +50,15 @@ _STYLE = {
 }
 
 
+class Image(NamedTuple):
+    """A drawing for an <img> element."""
+
+    source: str  # a data URI
+    description: str  # its alternative text
+
+
 class Curve(NamedTuple):
-    """A figure over steps; `second` marks the other of two curves in a panel."""
+    """A metric over steps; `second` marks the second of two curves in a panel."""
 
     label: str
     steps: Sequence[int]
@@ -61,12 +66,11 @@ class Curve(NamedTuple):
     second: bool = False
 
 
-def curves(name: str, panel: Sequence[Curve], unit: str) -> str:
-    """One panel of training curves.
+def curves(panel: Sequence[Curve], unit: str) -> Image:
+    """One or two training curves; a curve of more than 100 points is drawn as means of neighbours, with their range.
 
     Args:
-        name: unique on the page; prefixes the ids within the SVG.
-        panel: one or two curves; a curve of more than 100 points is drawn as means, with the range of what they hold.
+        panel: the curves.
         unit: label of the vertical axis.
     """
     with _style():
@@ -83,11 +87,11 @@ def curves(name: str, panel: Sequence[Curve], unit: str) -> str:
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
         axes.locator_params(axis="x", nbins=6, integer=True)
-        return _svg(figure, name, f"{unit} over training steps")
+        return _image(figure, f"{unit} over training steps")
 
 
 def gap_bars(gaps: Floats) -> tuple[Floats, Floats, float]:
-    """Left edges, heights and width of about 40 bars, none of which holds gaps on both sides of 0."""
+    """Left edges, heights and width of about 40 bars; no bar spans 0."""
     width = float(gaps.max(initial=0) - gaps.min(initial=0)) / _BARS or 1.0
     places = np.floor(gaps / width)
     places = np.where(gaps < 0, np.minimum(places, -1), places).astype(np.int64)
@@ -96,13 +100,8 @@ def gap_bars(gaps: Floats) -> tuple[Floats, Floats, float]:
     return np.asarray(width * (first + np.arange(len(heights)))), heights.astype(np.float64), width
 
 
-def gap_histogram(name: str, gaps: Floats) -> str:
-    """How many preferences have which reward gap, those ranked wrongly (below 0) in another colour.
-
-    Args:
-        name: unique on the page.
-        gaps: [n], n > 0.
-    """
+def gap_histogram(gaps: Floats) -> Image:
+    """Histogram of reward gaps [n], n > 0; gaps below 0, which are ranked wrongly, have another colour."""
     lefts, heights, width = gap_bars(gaps)
     with _style():
         figure, axes = _new_figure()
@@ -113,16 +112,15 @@ def gap_histogram(name: str, gaps: Floats) -> str:
         axes.set_ylabel("preferences")
         axes.grid(visible=False, axis="x")
         axes.locator_params(axis="x", nbins=7)
-        return _svg(figure, name, "histogram of reward gaps")
+        return _image(figure, "histogram of reward gaps")
 
 
-def reliability_diagram(name: str, bins: Sequence[ReliabilityBin], design_effect: float) -> str:
+def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) -> Image:
     """Accuracy against confidence sigmoid(|gap|), with 95 % intervals; the diagonal is perfect calibration.
 
     Args:
-        name: unique on the page.
         bins: of equal mass.
-        design_effect: preferences over their effective number, by which the intervals are widened.
+        design_effect: number of preferences over their effective number; it widens the intervals.
     """
     confidence = np.array([part.confidence for part in bins])
     accuracy = np.array([part.accuracy for part in bins])
@@ -148,11 +146,11 @@ def reliability_diagram(name: str, bins: Sequence[ReliabilityBin], design_effect
         axes.set_xlabel("confidence, sigmoid of |reward gap|")
         axes.set_ylabel("accuracy")
         axes.legend(loc="lower right", fontsize=8)
-        return _svg(figure, name, "reliability diagram: accuracy by confidence")
+        return _image(figure, "reliability diagram: accuracy by confidence")
 
 
 def thin(curve: Curve) -> tuple[Floats, Floats, Floats, Floats]:
-    """Steps, means, least and greatest values of at most POINTS runs of neighbouring points."""
+    """Steps, means, minima and maxima of at most POINTS runs of neighbouring points."""
     steps, values = np.asarray(curve.steps, dtype=np.float64), np.asarray(curve.values, dtype=np.float64)
     if len(steps) <= POINTS:
         return steps, values, values, values
@@ -162,7 +160,7 @@ def thin(curve: Curve) -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def _style() -> Any:
-    """matplotlib's own defaults with ours, whatever the user's matplotlibrc says."""
+    """matplotlib's defaults and ours; a user's matplotlibrc changes nothing."""
     import matplotlib
     from matplotlib import style
 
@@ -177,20 +175,7 @@ def _new_figure() -> "tuple[Any, Axes]":
     return figure, figure.subplots()
 
 
-def _svg(figure: Any, name: str, description: str) -> str:
-    """The figure as an <svg> element for a page: no prologue, metadata, style sheet or fixed size; unique ids."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg role="img" aria-label="{description}" viewBox="\1">', text
-    )
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text).replace("xlink:href", "href")
-    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    return re.sub(r"\s*\n\s*", "\n", text)
+def _image(figure: Any, description: str) -> Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return Image(f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}", description)

@@ -13,7 +13,7 @@ from rmtrain.metrics.calibration import reliability_bins
 from rmtrain.metrics.intervals import effective_size
 from rmtrain.metrics.rankings import credits_of
 from rmtrain.reporting.data_report import ledger_table
-from rmtrain.reporting.figures import POINTS, Curve, curves, gap_histogram, reliability_diagram
+from rmtrain.reporting.figures import POINTS, Curve, Image, curves, gap_histogram, reliability_diagram
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, run_lines, training_lines
 from rmtrain.reporting.summary import benchmark_title, eras, mapping
@@ -26,11 +26,11 @@ _HEADLINE_SPLITS = ("test", "validation")  # the first of them that was scored o
 
 
 class Figure(NamedTuple):
-    """A drawing with what it shows."""
+    """An image with its caption."""
 
     title: str
     caption: str
-    svg: Markup  # made by us, without any text from data
+    image: Image
 
 
 def write_report(run: Path) -> Path:
@@ -63,8 +63,8 @@ def _render(record: RunRecord) -> str:
         "averaged": POINTS if len(record.steps) > POINTS else None,
         "split_tables": split_tables(list(record.splits.values())),
         "distributions": [
-            (name, _distributions(f"split{index}", result, record.rows[name]))
-            for index, (name, result) in enumerate(record.splits.items())
+            (name, _distributions(result, record.rows[name]))
+            for name, result in record.splits.items()
             if any(row.preferences for row in record.rows.get(name, []))
         ],
         "benchmarks": [_benchmark(result) for result in record.benchmarks.values()],
@@ -90,7 +90,7 @@ def _curves(record: RunRecord) -> list[Figure]:
         ("Throughput", "tokens/s", "tokens_per_second", "", 1),
     )
     figures = []
-    for index, (title, unit, key, validated, scale) in enumerate(panels):
+    for title, unit, key, validated, scale in panels:
         training = _curve("training", record.steps, key, scale)
         validation = _curve("validation", record.validations, validated, scale)._replace(second=True)
         sentences = []
@@ -99,7 +99,7 @@ def _curves(record: RunRecord) -> list[Figure]:
         if validation.steps:
             sentences.append(f"Validated {count(len(validation.steps))} times{_validated_on(record)}.")
         if panel := [curve for curve in (training, validation) if curve.steps]:
-            figures.append(Figure(title, " ".join(sentences), Markup(curves(f"curve{index}", panel, unit))))
+            figures.append(Figure(title, " ".join(sentences), curves(panel, unit)))
     return figures
 
 
@@ -114,7 +114,7 @@ def _validated_on(record: RunRecord) -> str:
     return f" on {count(min(sizes))} groups" if is_figure(held_out) else ""
 
 
-def _distributions(name: str, result: Mapping[str, Any], rows: Sequence[ScoredRow]) -> list[Figure]:
+def _distributions(result: Mapping[str, Any], rows: Sequence[ScoredRow]) -> list[Figure]:
     """How a split's reward gaps are spread, and whether they are calibrated."""
     found = gaps_of(rows)
     credit = credits_of(found.gaps)
@@ -128,13 +128,13 @@ def _distributions(name: str, result: Mapping[str, Any], rows: Sequence[ScoredRo
             "Reward gaps",
             f"{n}, of which {accuracy} (95 % interval {ends}) are ranked rightly, "
             f"{count((found.gaps == 0).sum().item())} ties at 0 counting 1/2. Mean gap {found.gaps.mean():.3g}.",
-            Markup(gap_histogram(f"{name}-gaps", found.gaps)),
+            gap_histogram(found.gaps),
         ),
         Figure(
             "Reliability",
             f"{n} in {len(bins)} bins of equal size, each with its 95 % interval. "
             f"Calibration error (ECE) {decimal(result.get('ece'))}.",
-            Markup(reliability_diagram(f"{name}-reliability", bins, design_effect)),
+            reliability_diagram(bins, design_effect),
         ),
     ]
 

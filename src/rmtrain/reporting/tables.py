@@ -29,7 +29,7 @@ def split_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
         shown = results[start : start + _SPLITS_ABREAST]
         lines = zip(*map(split_lines, shown), strict=True)
         rows = [(abreast[0].label, *(line.value for line in abreast)) for abreast in lines]
-        tables.append(Table(("", *(str(result.get("split")) for result in shown)), rows))
+        tables.append(Table(("", *(str(result.get("split")) for result in shown)), rows, bold=[0]))
     for result in results:
         if by_source := sources(result):
             tables.append(share_table(f"{result.get('split')}, by source", "accuracy", by_source))
