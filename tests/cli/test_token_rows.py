@@ -71,7 +71,7 @@ def test_ids_that_the_tokenizer_lacks_are_named(models: Path, files: Any, capsys
     assert (found["n"], found["refused"]) == (9, 1)
     assert rmtrain(["score", source, *rm, "--output", "out.jsonl"]) == 2
     told = " ".join(capsys.readouterr().err.split())
-    assert "beyond.jsonl:5: it holds the token id 900, and the tokenizer's ids go from 0 to 64" in told
+    assert "beyond.jsonl:5: it holds the token id 900, but the tokenizer's ids go from 0 to 64" in told
 
 
 def test_data_counts_them_and_what_does_not_end(base: Path, files: Any, capsys: Any) -> None:

@@ -136,7 +136,7 @@ def test_a_tokenizer_without_a_spare_special_token_is_refused() -> None:
     words = {token: i for token, i in backend.get_vocab().items() if not token.startswith("<") or token == "</s>"}
     poor = PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(words), eos_token="</s>")
     poor.chat_template = BARE
-    with pytest.raises(InputError, match="no token that can serve for padding"):
+    with pytest.raises(InputError, match="no token for padding"):
         Renderer.for_tokenizer(poor)
 
 
@@ -162,7 +162,7 @@ def test_gpt2_s_tokenizer_pads_with_a_word_that_no_text_spells(tmp_path: Path) -
     assert word[0] == "Ġ"
     assert len(word) > 1
     assert renderer.pad_id not in (tokenizer.eos_token_id, renderer.tokenize([PAIR])[0][-1])
-    assert renderer.notes[0].startswith(f"the tokenizer has no special token to pad with, so {word!r} ")
+    assert renderer.notes[0].startswith(f"the tokenizer has no special token for padding, so {word!r} ")
     assert not Renderer.for_tokenizer(make_tokenizer()).notes
     renderer.save_pretrained(tmp_path)
     again = load_tokenizer(str(tmp_path))
@@ -189,13 +189,13 @@ def test_the_contract_changes_with_the_template_and_names_the_difference() -> No
         mine.check_contract(other.contract(), "runs/a/final")
     assert "runs/a/final" in error.value.message
     assert "eos_token_id" not in error.value.message
-    with pytest.raises(CheckpointError, match="append_eos: True there, False here"):
+    with pytest.raises(CheckpointError, match="append_eos: True then, False now"):
         mine.check_contract({**mine.contract(), "append_eos": True}, "there")
 
 
 def test_a_contract_with_a_promise_that_is_not_known_here_is_refused() -> None:
     mine = Renderer.for_tokenizer(make_tokenizer())
-    with pytest.raises(CheckpointError, match="thinking: off there, None here"):
+    with pytest.raises(CheckpointError, match="thinking: off then, None now"):
         mine.check_contract({**mine.contract(), "thinking": "off"}, "there")
 
 

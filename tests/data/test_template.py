@@ -126,7 +126,7 @@ def test_a_checkpoint_is_rendered_at_the_date_in_its_contract() -> None:
     assert dated.contract() == kept
     before_dates = {key: value for key, value in renderer.contract().items() if key != "date"}
     assert renderer.check_contract(before_dates, "there").date == template.DATE
-    with pytest.raises(CheckpointError, match="there: 'today' is no date"):
+    with pytest.raises(CheckpointError, match="there: 'today' is not a date"):
         renderer.check_contract({**kept, "date": "today"}, "there")
 
 

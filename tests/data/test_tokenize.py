@@ -193,7 +193,7 @@ def test_token_ids_that_the_tokenizer_lacks(renderer: Renderer, tmp_path: Path) 
     groups.append(of_tokens([1, 7], [8], [65])._replace(id="beyond"))
     made = split(groups, renderer, tmp_path)
     assert len(made) == 9
-    why = "it holds the token id 65, and the tokenizer's ids go from 0 to 64"
+    why = "it holds the token id 65, but the tokenizer's ids go from 0 to 64"
     assert made.refused == ("of token ids that the tokenizer does not have", Lost(1, 2, 1, "beyond", why))
     with pytest.raises(DataError, match="group beyond: it holds the token id 65"):
         list(tokenize_groups(groups, renderer, 99, "error"))
@@ -471,10 +471,10 @@ def test_evaluation_keeps_and_counts_them(renderer: Renderer, tmp_path: Path) ->
 
 
 def entry(made: TokenizedSplit, cache: Path) -> Path:
-    return cache / f"{made.fingerprint[:32]}-2"
+    return cache / f"{made.fingerprint[:32]}-{token_cache._LAYOUT}"
 
 
-FILES = ("data-00000-of-00001.arrow", "state.json", "dataset_info.json", "books.json", "checksums")
+FILES = ("data-00000-of-00001.arrow", "state.json", "dataset_info.json", "report.json", "checksums")
 
 
 @pytest.mark.parametrize("damaged", FILES)
@@ -497,7 +497,7 @@ def test_a_damaged_entry_is_made_anew(
     again = tokenize_split(groups, renderer, 64, "drop", tmp_path, notify=told.append)
     assert [sequences(made) for made in again.groups()] == before
     assert (again.dropped, again.identical, again.truncated) == (first.dropped, first.identical, first.truncated)
-    assert told == [f"the cached tokens in {entry(first, tmp_path)} are damaged, and are made anew"]
+    assert told == [f"the cached tokens in {entry(first, tmp_path)} are damaged, and are made again"]
     tokenize_split(groups, renderer, 64, "drop", tmp_path, notify=told.append)
     assert (counted, len(told)) == ([6, 6], 1)
     assert [sequences(made) for made in first.groups()] == before  # whoever had it open reads on

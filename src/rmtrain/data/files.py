@@ -1,4 +1,4 @@
-"""Strict readers of local data files: a fault is named by file and line, nothing is filled in or passed over."""
+"""Strict readers of local data files: errors name file and line, and nothing is filled in or skipped."""
 
 import csv
 import difflib
@@ -18,7 +18,7 @@ from rmtrain.errors import DataError, first_line
 from rmtrain.files import open_regular
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
-_JSON_CELLS = ("completions", "preferences", "scores")  # csv columns whose cells hold JSON
+_JSON_CELLS = ("completions", "preferences", "scores")  # CSV columns whose cells hold JSON
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAGIC = {".parquet": b"PAR1", ".jsonl.gz": b"\x1f\x8b"}
 
@@ -27,13 +27,13 @@ class FileRows(NamedTuple):
     """The rows of one file, split by split."""
 
     splits: dict[str, list[Row]]  # one entry named `train` where the file names no splits
-    lines: list[int] | None  # the line each row begins on; None where the file isn't made of lines
+    lines: list[int] | None  # the line that each row begins on; None for files without lines
     named: bool  # the file itself names its splits
     fingerprint: str  # SHA-256 of the file's bytes, hexadecimal
 
 
 def suffix_of(name: str) -> str | None:
-    """The supported suffix that `name` ends in, in either case; None for any other name."""
+    """The supported suffix of a file's name, in either case; None for any other name."""
     return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
 
 
@@ -41,7 +41,7 @@ def read_file(path: Path) -> FileRows:
     """Read a whole file by the reader that its suffix names.
 
     Raises:
-        DataError: the file is missing, empty, damaged, or not what its suffix says; with its line where it has lines.
+        DataError: the file is missing, empty, damaged, or of another kind than its suffix; with the line, if any.
     """
     suffix = suffix_of(path.name)
     if suffix is None:
@@ -68,9 +68,9 @@ def read_file(path: Path) -> FileRows:
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
     if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
-        raise DataError(f"{path}: the file has changed while it was read", "run the command again")
-    for split, found in rows.splits.items():
-        if not found:
+        raise DataError(f"{path}: the file changed while it was read", "run the command again")
+    for split, of_split in rows.splits.items():
+        if not of_split:
             raise DataError(f"{path}: {f'split {split}' if rows.named else 'the file'} holds no rows")
     return rows
 
@@ -79,7 +79,7 @@ def parse_json(text: str) -> Any:
     """JSON text to a value, with duplicate keys, NaN, Infinity and lone surrogates refused.
 
     Raises:
-        ValueError: with a reason fit for the user, the column included where the text isn't JSON at all.
+        ValueError: with a reason for the user, and the column where the text is not JSON.
     """
     try:
         value = _DECODER.decode(text)
@@ -91,7 +91,7 @@ def parse_json(text: str) -> Any:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise ValueError("half of a surrogate pair stands alone: not valid Unicode") from None
+            raise ValueError("it holds half of a surrogate pair, which is not valid Unicode") from None
     return value
 
 
@@ -113,25 +113,25 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 def _check_head(path: Path, suffix: str, head: bytes) -> None:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if not text:
-        raise DataError(f"{path}: the file is empty", "was the download or the export cut off?")
+        raise DataError(f"{path}: the file is empty", "was the download or the export interrupted?")
     if text.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path}:1: a Git LFS pointer stands in place of the data", "fetch the content: git lfs pull")
+        raise DataError(f"{path}:1: a Git LFS pointer instead of the data", "fetch the content: git lfs pull")
     if suffix != ".csv" and text[:1] == b"<":
-        raise DataError(f"{path}:1: an HTML or XML page stands in place of the data", "the download failed: repeat it")
+        raise DataError(f"{path}:1: an HTML or XML page instead of the data", "the download failed: repeat it")
     magic = _MAGIC.get(suffix, b"")
     if not head.startswith(magic):
         raise DataError(f"{path}: not a {suffix} file: its first bytes are {head[:4]!r}, not {magic!r}")
     if suffix == ".jsonl" and head.startswith(_MAGIC[".jsonl.gz"]):
-        raise DataError(f"{path}: gzip content under the name of plain text", "rename it to end in .jsonl.gz")
+        raise DataError(f"{path}: gzip data, but the name is that of a text file", "rename it to end in .jsonl.gz")
 
 
 def _nearest(path: Path) -> str:
     folder = path.parent
     if not os.path.isdir(folder):
-        return f"there is no folder {folder} either"
+        return f"the folder {folder} does not exist either"
     names = [entry.name for entry in folder.iterdir() if suffix_of(entry.name)]
     near = difflib.get_close_matches(path.name, names, n=3)
-    return f"near it: {', '.join(near)}" if near else ""
+    return f"similar names: {', '.join(near)}" if near else ""
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
@@ -144,7 +144,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
                 yield number, _row(path, number, raw)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(
-                f"{path}: the gzip data is damaged or cut off after line {number}: {error}", "fetch the file again"
+                f"{path}: the gzip data is damaged or ends after line {number}: {error}", "download the file again"
             ) from None
 
 
@@ -156,7 +156,7 @@ def _row(path: Path, number: int, raw: bytes) -> Row:
     try:
         row = parse_json(text.strip())
     except ValueError as error:
-        cut = "" if raw.endswith(b"\n") else "it is the last line: was the file cut off?"
+        cut = "" if raw.endswith(b"\n") else "it is the last line: is the file incomplete?"
         raise DataError(f"{path}:{number}: {error}", cut) from None
     if not isinstance(row, dict):
         raise DataError(f"{path}:{number}: a row must be a JSON object, not {_kind(row)}")
@@ -164,21 +164,12 @@ def _row(path: Path, number: int, raw: bytes) -> Row:
 
 
 def _kind(value: object) -> str:
-    names = {
-        list: "an array",
-        str: "a text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        dict: "an object",
-    }
-    return names.get(type(value), "null")
+    names = {list: "an array", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "an object" if isinstance(value, dict) else "null")
 
 
 def _read_json(path: Path) -> tuple[dict[str, list[Row]], bool]:
-    hint = (
-        "a .json file is an array of objects, or an object of split names and such arrays; one object a line is .jsonl"
-    )
+    hint = "a .json file holds an array of objects, or an object of split names and such arrays; a .jsonl file, lines"
     try:
         value = parse_json(path.read_bytes().decode("utf-8-sig").strip())
     except UnicodeDecodeError as error:
@@ -206,7 +197,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
             header = next(reader)
             twice = {name for name in header if header.count(name) > 1}
             if twice:
-                raise DataError(f"{path}:1: column {min(twice)!r} stands twice in the header")
+                raise DataError(f"{path}:1: column {min(twice)!r} is twice in the header")
             line = reader.line_num + 1
             for cells in reader:
                 if cells:
@@ -243,6 +234,5 @@ def _read_parquet(path: Path) -> list[Row]:
         if len(set(names)) != len(names):
             raise DataError(f"{path}: two columns have the same name: {', '.join(names)}")
         return [row for batch in table.to_batches() for row in batch.to_pylist()]
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # or values that Python has not
-        reason = first_line(error)
-        raise DataError(f"{path}: not a readable parquet file: {reason}", "fetch the file again") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # or values that Python can't represent
+        raise DataError(f"{path}: not a readable parquet file: {first_line(error)}", "download it again") from None

@@ -1,44 +1,44 @@
-"""What a chat template leaves out: texts, tool calls and tools of a conversation that its rendering does not hold."""
+"""What a chat template leaves out: texts, tool calls and tools of a conversation that are missing in its rendering."""
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rmtrain.data.types import Conversation, Message
+from rmtrain.data.types import Conversation, Message, Row
 
 _ANYWHERE = ("system", "developer")  # some templates put these before the last question
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_FEW = 20  # characters, without white space, that can be found by chance
+_FEW = 20  # so few characters, without white space, may match by chance
 _SHOWN = 60
-NO_ROLES = ("tool calls", "tools", "documents", "reasoning")  # what an omission is of, if not of a role's text
+NO_ROLES = ("tool calls", "tools", "documents", "reasoning")  # kinds of omission other than a role's text
 
 
 class Omission(NamedTuple):
-    """Something that a rendering does not hold."""
+    """A part of a conversation that is missing in its rendering."""
 
-    what: str  # the role whose text is lost, or one of NO_ROLES
-    words: str  # how it begins
+    what: str  # the role whose text is missing, or one of NO_ROLES
+    words: str  # its beginning
 
 
 def find_omissions(text: str, conversation: Conversation, arguments: str = "") -> list[Omission]:
-    """What of a conversation its rendering leaves out.
+    """The parts of a conversation that are missing in its rendering.
 
-    The text of every message must be found, in order, but for white space and the escapes of JSON; of a tool or a call
-    of one, its name.
+    The text of every message must occur, in order, apart from white space and the escapes of JSON; of a tool or a tool
+    call, its name.
     """
     plain = not arguments and not any(message.fields for message in conversation)
     if plain and _holds_all(text, conversation):
         return []
-    whole, place, found = _squeezed(text), 0, []
+    whole, place, omissions = _squeezed(text), 0, list[Omission]()
     for message in conversation:
         anywhere = message.role in _ANYWHERE
         after = _after(whole, message.content, 0 if anywhere else place)
         if after is None:
-            found.append(Omission(message.role, _words(whole, message.content)))
+            omissions.append(Omission(message.role, _words(whole, message.content)))
         place = place if after is None or anywhere else after
-        found += [omission for omission in _of_fields(message) if _after(whole, omission.words, 0) is None]
-    found += [omission for omission in _of_arguments(arguments) if _after(whole, omission.words, 0) is None]
-    return [omission._replace(words=omission.words.strip()[:_SHOWN]) for omission in found]
+        omissions += [each for each in _of_fields(message) if _after(whole, each.words, 0) is None]
+    omissions += [each for each in _of_arguments(arguments) if _after(whole, each.words, 0) is None]
+    return [each._replace(words=each.words.strip()[:_SHOWN]) for each in omissions]
 
 
 def _holds_all(text: str, conversation: Conversation) -> bool:
@@ -57,7 +57,7 @@ def _squeezed(text: str) -> str:
 
 
 def _after(whole: str, content: str, start: int) -> int | None:
-    """Where a text ends that is found from `start` on, as it is or as JSON; None where it is not."""
+    """Where a text ends in the whole, searched from `start` on, plain or as JSON; None if it is missing."""
     for wanted in (content, json.dumps(content, ensure_ascii=False)[1:-1]):
         wanted = _squeezed(wanted)
         place = whole.find(wanted, start)
@@ -67,7 +67,7 @@ def _after(whole: str, content: str, start: int) -> int | None:
 
 
 def _words(whole: str, content: str) -> str:
-    """A lost text from where it is no longer found."""
+    """A missing text from the place on where it no longer matches."""
     wanted = _squeezed(content)
     kept, least_lost = 0, len(wanted)
     while least_lost - kept > 1:
@@ -84,7 +84,7 @@ def _words(whole: str, content: str) -> str:
 
 
 def _of_fields(message: Message) -> Iterator[Omission]:
-    """What the other fields of a message should bring into its rendering."""
+    """What the rendering should contain because of the other fields of a message."""
     fields = json.loads(message.fields) if message.fields else {}
     for call in _objects(fields.get("tool_calls")) + _objects([fields.get("function_call")]):
         yield from _named("tool calls", call)
@@ -102,12 +102,12 @@ def _of_arguments(arguments: str) -> Iterator[Omission]:
             yield Omission("documents", max(texts, key=len))
 
 
-def _named(what: str, entry: dict[str, Any]) -> Iterator[Omission]:
+def _named(what: str, entry: Row) -> Iterator[Omission]:
     function = entry.get("function")
     name = (function if isinstance(function, dict) else entry).get("name")
     if isinstance(name, str):
         yield Omission(what, name)
 
 
-def _objects(value: object) -> list[dict[str, Any]]:
+def _objects(value: object) -> list[Row]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []

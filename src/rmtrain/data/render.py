@@ -1,8 +1,8 @@
 """Rendering: conversation → tokens, the same for training, evaluation, benchmarks and scoring.
 
-A sequence is the tokenizer's own chat template over prompt and completion, tokenised once, without a generation
-prompt; it starts with exactly one BOS where the tokenizer uses one, and ends with the template's end token, or with one
-EOS where the template leaves none. The reward is read at its last token.
+A sequence is the tokenizer's own chat template applied to prompt and completion, tokenised once, without a generation
+prompt. It starts with exactly one BOS if the tokenizer uses one, and ends with the template's end token, or with one
+EOS if the template writes none. The reward is read at its last token.
 """
 
 import copy
@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -48,10 +48,10 @@ class Renderer:
 
     Attributes:
         tokenizer: fast tokenizer with a chat template.
-        prepend_bos: the template leaves out the BOS that the tokenizer uses; one is put in front.
-        append_eos: the template leaves no end token; one EOS is put behind.
-        pad_id: a token that is neither EOS nor what a sequence ends with, so that pooling by pad id finds the end.
-        date: what a template that prints the date is given, whatever the day.
+        prepend_bos: the template omits the BOS that the tokenizer uses, so one is put in front.
+        append_eos: the template writes no end token, so one EOS is appended.
+        pad_id: a token that is neither EOS nor the last of a sequence, so that pooling by pad id finds the end.
+        date: the date that a template prints, on any day.
     """
 
     tokenizer: Any
@@ -62,14 +62,14 @@ class Renderer:
 
     @classmethod
     def for_tokenizer(cls, tokenizer: Any, append_eos: bool | None = None) -> "Renderer":
-        """Find out, on a probe conversation, what the template leaves to be done.
+        """Find out, by rendering a probe conversation, what the template omits.
 
         Args:
             tokenizer: fast tokenizer with a chat template.
-            append_eos: put one EOS behind, or none; None asks the template.
+            append_eos: whether to append an EOS; None: if the template writes no end token.
 
         Raises:
-            InputError: the template can't render a prompt and an answer, or there is no end token to append.
+            InputError: the template can't render a prompt and an answer, or no end token exists to be appended.
         """
         try:
             check_template(tokenizer)
@@ -79,8 +79,8 @@ class Renderer:
                 f"{name_of(tokenizer)} can't render a question and an answer: {first_line(error)}",
                 "give another as model.chat_template",
             ) from error
-        head, found, tail = text.rpartition(_PROBE)
-        if not found:
+        head, answer, tail = text.rpartition(_PROBE)
+        if not answer:
             raise InputError(f"{name_of(tokenizer)} leaves out the answer", "give another as model.chat_template")
         if append_eos is None:
             append_eos = not any(token in tail for token in special_tokens(tokenizer))
@@ -104,24 +104,21 @@ class Renderer:
     def tokenize(self, conversations: Sequence[Conversation], arguments: str = "") -> list[list[int]]:
         """Render and tokenise whole conversations (prompt and completion), which share the template's arguments.
 
-        Returns:
-            One list of token ids a conversation; the reward is read at its last position.
-
         Raises:
             TemplateRefusalError: the template refuses a conversation.
-            RunawayTemplateError: it finds no end.
+            RunawayTemplateError: the template does not terminate.
         """
         return self.encode([self.text(conversation, arguments) for conversation in conversations])
 
     def text(self, conversation: Conversation, arguments: str = "") -> Any:
-        """What `encode` takes of a whole conversation: its text, or the ids it is given as; raises as `tokenize`."""
+        """The input of `encode` for a whole conversation: its text, or its token ids; raises as `tokenize`."""
         ids = ids_in(conversation)
         if ids is None:
             return self.render(conversation, arguments)
         if unknown := next((str(token) for token in ids if token not in self._vocabulary), ""):
             raise UnknownTokenError(
-                f"it holds the token id {unknown}, and the tokenizer's ids go from 0 to {max(self._vocabulary)}",
-                "give rows that were made with this model's tokenizer",
+                f"it holds the token id {unknown}, but the tokenizer's ids go from 0 to {max(self._vocabulary)}",
+                "use rows that were made with this model's tokenizer",
             )
         return ids
 
@@ -131,17 +128,17 @@ class Renderer:
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """The tokens that end a sequence: the tokenizer's own, and what the chat template ends with."""
+        """The tokens that end a sequence: the tokenizer's own, and the last one of the chat template."""
         return frozenset({self.tokenizer.eos_token_id, self.tokenize([_PROBE_CONVERSATION])[0][-1]})
 
     def encode(self, texts: Sequence[Any]) -> list[list[int]]:
-        """The tokens of whole conversations, with the BOS and the end token that the template leaves out."""
+        """The tokens of whole conversations, with the BOS and the end token that the template omits."""
         tail = [self.tokenizer.eos_token_id] if self.append_eos else []
         made = iter(self._encode([text for text in texts if isinstance(text, str)]))
         return [next(made) + tail if isinstance(text, str) else text for text in texts]
 
     def tokenize_prompt(self, prompt: Conversation, arguments: str = "") -> list[int]:
-        """A prompt as it is before a language model answers: with the generation prompt, and with no end.
+        """A prompt as a language model is given it: with the generation prompt, and without an end token.
 
         Raises:
             TemplateRefusalError: the template refuses the prompt.
@@ -158,23 +155,23 @@ class Renderer:
 
     def render(self, conversation: Conversation, arguments: str = "", generation: bool = False) -> str:
         """The template's text of a conversation; raises as `tokenize`."""
-        given: dict[str, Any] = {"today": self.date, "arguments": arguments, "generation": generation}
+        apply = partial(apply_template, self.tokenizer, today=self.date, arguments=arguments, generation=generation)
         try:
-            return apply_template(self.tokenizer, conversation, **given)
+            return apply(conversation)
         except TemplateRefusalError as error:
             try:
                 if any(message.fields for message in conversation):  # joined turns would lose them
                     raise
-                return apply_template(self.tokenizer, alternating(conversation), **given)
+                return apply(alternating(conversation))
             except TemplateRefusalError:
                 roles = ", ".join(message.role for message in conversation)
                 raise TemplateRefusalError(
                     f"the chat template refuses a conversation with the roles {roles}: {error.message}",
-                    "give one that takes these roles as model.chat_template, or mend the rows",
+                    "give one that takes these roles as model.chat_template, or correct the rows",
                 ) from error
 
     def contract(self) -> dict[str, Any]:
-        """What must hold for a reward to mean the same: kept in rmtrain.json, compared on load."""
+        """What must be equal for rewards to be comparable: stored in rmtrain.json, and compared on load."""
         templates = templates_of(self.tokenizer)
         digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in templates.items()}
         return {
@@ -190,7 +187,7 @@ class Renderer:
         }
 
     def check_contract(self, contract: dict[str, Any], where: str) -> "Renderer":
-        """Refuse a checkpoint that was trained under another rendering; the renderer at its date.
+        """The renderer with a checkpoint's date; refuses a checkpoint that was trained with another rendering.
 
         Raises:
             CheckpointError: names each difference.
@@ -199,11 +196,11 @@ class Renderer:
         try:
             datetime.date.fromisoformat(date)
         except (TypeError, ValueError):
-            raise CheckpointError(f"{where}: {date!r} is no date", "restore its rmtrain.json") from None
+            raise CheckpointError(f"{where}: {date!r} is not a date", "restore its rmtrain.json") from None
         dated = replace(self, date=date)
         mine = dated.contract()
         differences = [
-            f"{key}: {value} there, {mine.get(key)} here" for key, value in contract.items() if value != mine.get(key)
+            f"{key}: {value} then, {mine.get(key)} now" for key, value in contract.items() if value != mine.get(key)
         ]
         if differences:
             raise CheckpointError(
@@ -214,19 +211,19 @@ class Renderer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of it, one line each."""
+        """What a user should know about the rendering, one line each."""
         tokenizer, notes = self.tokenizer, []
         if asks_for_date("".join(templates_of(tokenizer).values())):
-            notes.append(f"the chat template prints the date: it is given {self.date}, whatever the day")
+            notes.append(f"the chat template prints the date: it always gets {self.date}")
         if (pad := tokenizer.convert_ids_to_tokens(self.pad_id)) not in special_tokens(tokenizer):
             notes.append(
-                f"the tokenizer has no special token to pad with, so {pad!r} ({self.pad_id}) is saved as its pad "
-                "token; rmtrain's own packed rows hold no padding"
+                f"the tokenizer has no special token for padding, so {pad!r} ({self.pad_id}) is saved as its pad "
+                "token; rmtrain's own packed rows have no padding"
             )
         return tuple(notes)
 
     def baked(self) -> "Renderer":
-        """The same rendering by a template alone, for those who read nothing else; itself, where that can't be had."""
+        """The same rendering by the template alone, for other programs; itself if no template can do it."""
         own = templates_of(self.tokenizer)
         templates = {name: bake(text, self.prepend_bos, self.append_eos, self.date) for name, text in own.items()}
         if templates == own:
@@ -238,11 +235,11 @@ class Renderer:
         return baked if all(self._agrees(baked, probe, each) for probe in _PROBES for each in given) else self
 
     def _agrees(self, baked: "Renderer", probe: Conversation, arguments: str) -> bool:
-        """Whether a baked template, left to the clock, makes the same tokens of a conversation and of its prompt."""
+        """Whether a baked template gives the same tokens for a conversation and its prompt, without a date."""
         try:
             whole = apply_template(self.tokenizer, probe, today=self.date, arguments=arguments)
             asked = apply_template(self.tokenizer, probe[:-1], today=self.date, arguments=arguments, generation=True)
-        except TemplateRefusalError:  # such a conversation is rearranged here, which no template can do
+        except TemplateRefusalError:  # rmtrain rearranges such a conversation, which no template can do
             return True
         texts = [
             apply_template(baked.tokenizer, probe, today=None, arguments=arguments),
@@ -251,7 +248,7 @@ class Renderer:
         return baked.encode(texts) == [*self.encode([whole]), *self._encode([asked])]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the tokenizer, with the pad token that pooling needs; several templates go into its config."""
+        """Write the tokenizer, with the pad token that pooling needs; several templates are stored in its config."""
         self.tokenizer.pad_token_id = self.pad_id
         several = isinstance(self.tokenizer.chat_template, dict)
         self.tokenizer.save_pretrained(folder, save_jinja_files=not several)

@@ -1,4 +1,4 @@
-"""Where the responses of tokenised groups start, for those who score log-probabilities of completions."""
+"""Where the responses of tokenised groups start, for scoring the log-probabilities of completions."""
 
 from collections.abc import Sequence
 
@@ -16,17 +16,15 @@ def mark_responses(
     max_length: int,
     over_length: OverLength,
 ) -> list[TokenizedGroup]:
-    """The tokenised groups with `starts`: where each sequence leaves its prompt as the model would be given it.
+    """Set `starts` of tokenised groups: where each sequence departs from the prompt that the model would be given.
 
-    A response is what follows the longest common token prefix with the prompt and its generation prompt, so that
-    tokens that merge at the border are the response's; it has at least one token, and leaves one before it.
+    A response is what follows the longest common token prefix with the prompt and its generation prompt, so tokens that
+    merge at the border belong to the response. It has at least one token, and at least one token precedes it.
 
     Args:
         groups: what was tokenised.
-        tokenized: of `tokenize_groups`, by the same rule, with none dropped.
-        renderer: the rendering contract.
-        max_length: tokens of prompt and one completion.
-        over_length: the rule.
+        tokenized: the result of `tokenize_groups` by the same rule, with no group dropped.
+        renderer, max_length, over_length: as of `tokenize_groups`.
     """
     marked = []
     for group, tokens in zip(groups, tokenized, strict=True):

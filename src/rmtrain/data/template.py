@@ -1,4 +1,4 @@
-"""Chat templates: applied within bounds of time and memory, at a fixed date, and completed for others to use alone."""
+"""Chat templates: applied with limits of time and memory, at a fixed date, and completed for use without rmtrain."""
 
 import json
 import signal
@@ -15,8 +15,8 @@ from jinja2.exceptions import TemplateError
 from rmtrain.data.types import Conversation, Message
 from rmtrain.errors import DataError, InputError
 
-RAW = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # texts in their order, nothing between
-DATE = "2024-07-26"  # what templates that print today's date are given: Llama 3's own where there is no clock
+RAW = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # the texts alone, in order
+DATE = "2024-07-26"  # what templates print as today's date: Llama 3's own default
 
 REFUSED = "refused by the chat template"
 UNKNOWN = "of token ids that the tokenizer does not have"
@@ -28,7 +28,7 @@ _DATE_CODES = (*"aAbBcdDeFGHIjmMpSuUVwWxXyY", "-d", "-m")  # of strftime
 
 
 class TemplateRefusalError(DataError):
-    """A conversation that the chat template refuses, or fails on; `cause` is what the ledger books it under."""
+    """A conversation that the chat template refuses, or fails on; the ledger counts it under `cause`."""
 
     cause = REFUSED
 
@@ -40,19 +40,19 @@ class UnknownTokenError(TemplateRefusalError):
 
 
 class RunawayTemplateError(InputError):
-    """A chat template that finds no end, or takes too much memory."""
+    """A chat template that does not terminate, or takes too much memory."""
 
 
 class _OutOfTime(BaseException):
-    """No exception that a template could catch."""
+    """Not an exception that a template could catch."""
 
 
 def check_template(tokenizer: Any) -> None:
-    """Refuse powers: one of them can take days, and nothing can stop it while it is computed.
+    """Refuse powers: one of them can take days, and its computation can't be interrupted.
 
     Raises:
         InputError: names the line.
-        TemplateError: the template is no Jinja.
+        TemplateError: the template is not valid Jinja.
     """
     for text in templates_of(tokenizer).values():
         for line, kind, value in Environment().lex(text):
@@ -62,13 +62,13 @@ def check_template(tokenizer: Any) -> None:
 
 
 def templates_of(tokenizer: Any) -> dict[str, str]:
-    """The chat templates of a tokenizer by name: `default`, and where rows with tools have their own, `tool_use`."""
+    """The chat templates of a tokenizer by name: `default`, and `tool_use` if rows with tools have their own."""
     templates = tokenizer.chat_template
     return dict(templates) if isinstance(templates, dict) else {"default": templates} if templates else {}
 
 
 def name_of(tokenizer: Any) -> str:
-    """What messages call a tokenizer's chat template."""
+    """The name of a tokenizer's chat template in messages."""
     return f"the chat template of {tokenizer.name_or_path}" if tokenizer.name_or_path else "the chat template"
 
 
@@ -81,15 +81,15 @@ def apply_template(
     generation: bool = False,
     template: str | None = None,
 ) -> str:
-    """What transformers' `apply_chat_template` makes of a conversation.
+    """The result of transformers' `apply_chat_template`.
 
     Args:
         tokenizer: with a chat template.
         conversation: what to render.
-        today: the date that `strftime_now` gives the template; None is today's.
-        arguments: of the group.
+        today: the date that `strftime_now` returns to the template; None is the real one.
+        arguments: as of PreferenceGroup.
         generation: end with the generation prompt.
-        template: in place of the tokenizer's own.
+        template: replaces the tokenizer's own.
 
     Raises:
         TemplateRefusalError: the template raises an error, of its own or another.
@@ -126,7 +126,7 @@ def _runaway(tokenizer: Any, what: str) -> RunawayTemplateError:
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Stop what takes too much processor time or memory; other threads than the main one can't be stopped."""
+    """Stop code that takes too much processor time or memory; only the main thread can be stopped."""
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         yield
         return
@@ -145,7 +145,7 @@ def _bounded() -> Iterator[None]:
     before = signal.signal(signal.SIGVTALRM, stop)
     try:
         resource.setrlimit(resource.RLIMIT_AS, (min(limits, default=soft), hard))
-        signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS, 0.5)  # again, where the first one fell on deaf ears
+        signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS, 0.5)  # again, in case the first one is ignored
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -154,7 +154,7 @@ def _bounded() -> Iterator[None]:
 
 
 def alternating(conversation: Conversation) -> Conversation:
-    """The conversation with system text put before the first user turn and neighbours of one role joined.
+    """The conversation with system text moved into the first user turn and adjacent turns of one role joined.
 
     Templates such as Mistral-7B-Instruct-v0.1's take alternating user and assistant turns only.
     """
@@ -169,18 +169,18 @@ def alternating(conversation: Conversation) -> Conversation:
 
 
 def asks_for_date(template: str) -> bool:
-    """Whether a template may print today's date, or has been given a date by `bake`."""
+    """Whether a template may print today's date, or has a date from `bake`."""
     return "strftime_now" in template
 
 
 def bake(template: str, bos: bool, end: bool, today: str | None) -> str:
-    """A template that does by itself what rendering adds to it.
+    """A template that writes by itself what the renderer adds to it.
 
     Args:
-        template: what rendering starts from.
+        template: the original.
         bos: write BOS in front.
-        end: write EOS behind, but not behind a generation prompt.
-        today: the date that it prints, if it prints one and has none baked in; None leaves it to the clock.
+        end: write EOS at the end, but not after a generation prompt.
+        today: the date that the template prints, if it prints one and has no fixed date; None leaves it unchanged.
     """
     head = "{{ bos_token }}{# BOS, as in training #}\n" if bos else ""  # the comment swallows the line break
     if today is not None and asks_for_date(template) and "macro strftime_now(" not in template:

@@ -1,4 +1,4 @@
-"""PreferenceGroup → TokenizedGroup: each prompt's tokens once, then what each distinct completion adds."""
+"""PreferenceGroup → TokenizedGroup: the tokens of each prompt once, then those of each distinct completion."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,9 +24,9 @@ _CHUNK = 512  # groups tokenised in one call of the fast tokenizer, which works 
 class TokenizedGroup(NamedTuple):
     """A group's sequences, split at their longest common token prefix; equal ones are held once.
 
-    Completion k is `prefix` followed by `suffixes[suffix_of[k]]`, so completions of the same tokens share one suffix,
-    and with it one reward. No suffix is empty, since rewards are read at its last token. The split is by tokens, so it
-    is exact whatever the chat template or the tokenizer do at the border of the prompt.
+    Completion k is `prefix` followed by `suffixes[suffix_of[k]]`, so completions of the same tokens share one suffix
+    and one reward. No suffix is empty, since rewards are read at its last token. The split is by tokens, so it is exact
+    whatever the chat template or the tokenizer do at the end of the prompt.
     """
 
     id: str
@@ -35,9 +35,9 @@ class TokenizedGroup(NamedTuple):
     suffixes: tuple[Tokens, ...]  # D distinct arrays of at least one token
     preferences: tuple[Preference, ...]  # between the K completions
     truncated: bool
-    starts: tuple[int, ...] = ()  # D places at which the responses start; only where log-probabilities are asked for
-    suffix_of: tuple[int, ...] = ()  # K indices of suffixes; empty: each completion has the suffix of its own number
-    omitted: tuple[Omission, ...] = ()  # what the chat template leaves out, each kind once; not kept in tables
+    starts: tuple[int, ...] = ()  # D positions at which the responses start; only for log-probabilities
+    suffix_of: tuple[int, ...] = ()  # K indices of suffixes; empty: completion k has suffix k
+    omitted: tuple[Omission, ...] = ()  # what the chat template leaves out, each kind once; not stored in tables
     scores: tuple[float, ...] | None = None  # K, of the source
 
     def spread(self, values: Sequence[Value]) -> tuple[Value, ...]:
@@ -66,7 +66,7 @@ class TokenizedGroup(NamedTuple):
 
 
 def merge_equal(sequences: Iterable[Sequence[int]]) -> tuple[list[Sequence[int]], tuple[int, ...]]:
-    """K sequences without repetitions, in their order, and which of them each of the K is."""
+    """The distinct ones of K sequences, in their order, and for each of the K its index among them."""
     places: dict[tuple[int, ...], int] = {}
     numbers = tuple(places.setdefault(tuple(sequence), len(places)) for sequence in sequences)
     return list(places), numbers
@@ -89,9 +89,9 @@ def tokenize_groups(
     over_length: OverLength,
     refused: dict[str, TemplateRefusalError] | None = None,
 ) -> Iterator[TokenizedGroup | None]:
-    """Tokenise groups in order; None stands for one dropped, as over-length or because the template refuses it.
+    """Tokenise groups in order; None stands for a group that is over-length or that the template refuses.
 
-    All completions of a group keep the same part of their prompt, so that they are judged on the same question.
+    All completions of a group keep the same part of their prompt, so that they answer the same question.
 
     Args:
         groups: what to tokenise.
@@ -100,16 +100,16 @@ def tokenize_groups(
         over_length: `truncate_prompt` cuts the oldest prompt text first, and a completion only where that is not
             enough; `truncate_completion` cuts the end of long completions, and the prompt only where that is not
             enough; `drop` yields None; `error` raises. Template tokens, BOS and end token always survive.
-        refused: takes, by group id, why the renderer refuses a group; None raises instead.
+        refused: receives, by group id, why the renderer refuses a group; None raises instead.
 
     Raises:
         DataError: an over-length group under `error`, a template that alone exceeds max_length, or a refused group.
-        RunawayTemplateError: the template finds no end.
+        RunawayTemplateError: the template does not terminate.
     """
     for start in range(0, len(groups), _CHUNK):
         chunk = groups[start : start + _CHUNK]
         distinct = [group._replace(completions=tuple(dict.fromkeys(group.completions))) for group in chunk]
-        texts = [_texts(group, renderer, refused) for group in distinct]  # equal completions are tokenised once
+        texts = [_texts(group, renderer, refused) for group in distinct]  # equal completions only once
         flat = iter(renderer.encode([text for of_one in texts for text in of_one]))
         for group, own, rendered in zip(chunk, distinct, texts, strict=True):
             sequences = list(islice(flat, len(rendered)))
@@ -151,7 +151,7 @@ def tokenize_groups(
 
 
 def _texts(group: PreferenceGroup, renderer: Renderer, refused: dict[str, TemplateRefusalError] | None) -> list[Any]:
-    """What the renderer encodes of a group's sequences; nothing where the template refuses one."""
+    """What the renderer encodes for a group's sequences; empty if the template refuses one."""
     try:
         return [renderer.text(group.prompt + completion, group.arguments) for completion in group.completions]
     except TemplateRefusalError as error:
@@ -170,32 +170,32 @@ def _refuse(
 
 
 def _omitted(group: PreferenceGroup, rendered: list[Any]) -> tuple[Omission, ...]:
-    found: dict[str, Omission] = {}
+    omissions: dict[str, Omission] = {}
     for completion, text in zip(group.completions, rendered, strict=True):
         if isinstance(text, str):  # not a pair of texts, which leaves nothing out
             for omission in find_omissions(text, group.prompt + completion, group.arguments):
-                found.setdefault(omission.what, omission)
-    return tuple(found.values())
+                omissions.setdefault(omission.what, omission)
+    return tuple(omissions.values())
 
 
 def truncate_group(
     group: PreferenceGroup, sequences: list[list[int]], renderer: Renderer, max_length: int, prompt_first: bool
 ) -> tuple[PreferenceGroup, list[list[int]]]:
-    """A group cut to the length rule, and its sequences.
+    """A group cut to fit, and its sequences.
 
     Args:
         group: one that is too long.
-        sequences: its rendering.
+        sequences: its tokens, untruncated.
         renderer: the rendering contract.
         max_length: tokens of prompt and one completion.
-        prompt_first: completions are cut only where the prompt is not enough; else the other way round.
+        prompt_first: cut completions only if cutting the prompt is not enough; else the other way round.
 
     Raises:
         DataError: the template alone exceeds max_length.
     """
     prompt, completions = group.prompt, list(group.completions)
     for cut_prompt in (prompt_first, not prompt_first):
-        # each pass takes off the excess measured; tokens that merge anew at the cut can leave one or two for the next
+        # each pass cuts the measured excess; tokens that merge differently at the cut can leave a few for the next
         while max(excess := [len(sequence) - max_length for sequence in sequences]) > 0:
             before = prompt, completions
             if cut_prompt:
@@ -215,8 +215,8 @@ def truncate_group(
 
 
 def _cut(renderer: Renderer, messages: Conversation, tokens: int, from_start: bool) -> Conversation:
-    """Take `tokens` tokens of text off the first messages (or the last), leaving the messages themselves."""
-    if (ids := ids_in(messages)) is not None:  # its BOS stays, and the token at which the reward is read
+    """Cut `tokens` tokens of text from the first messages (or the last); the messages themselves stay."""
+    if (ids := ids_in(messages)) is not None:  # keep BOS, and the token at which the reward is read
         first, tokens = from_start and ids[:1] == [renderer.tokenizer.bos_token_id], max(0, tokens)
         left = max(0, len(ids) - tokens - 1)
         return (of_ids(ids[:first] + ids[first + tokens :] if from_start else ids[:left] + ids[-1:]),)

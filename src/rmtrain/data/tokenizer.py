@@ -20,10 +20,10 @@ def load_tokenizer(
         name: folder or hub id.
         revision: branch, tag or commit of the hub id.
         chat_template: Jinja text, the path of a .jinja file, or `raw`, that replaces the tokenizer's own.
-        template_needed: refuse a tokenizer that is left without one.
+        template_needed: refuse a tokenizer without one.
 
     Raises:
-        InputError: no tokenizer there, or no chat template anywhere.
+        InputError: the name has no tokenizer, or no chat template is given.
     """
     from transformers import AutoTokenizer
 
@@ -33,7 +33,7 @@ def load_tokenizer(
         if absent := why_absent(name, revision):
             raise OSError(absent)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except Exception as error:  # a damaged file trips up the tokenizers library in any way
+    except Exception as error:  # a damaged file can raise anything in the tokenizers library
         raise InputError(
             f"{name}: no tokenizer could be loaded: {first_line(error)}",
             "a model is a folder or a hub id with tokenizer files",
@@ -42,7 +42,7 @@ def load_tokenizer(
         raise InputError(f"{name}: its tokenizer has no fast version", "the folder must hold a tokenizer.json")
     if chat_template is not None:
         tokenizer.chat_template = _template_text(chat_template)
-    if isinstance(tokenizer.chat_template, dict):  # by name; transformers chooses tool_use for rows with tools
+    if isinstance(tokenizer.chat_template, dict):  # by name; transformers uses tool_use for rows with tools
         named = {name: text for name, text in tokenizer.chat_template.items() if name in ("default", "tool_use")}
         tokenizer.chat_template = named if len(named) > 1 else named.get("default")
     if template_needed and tokenizer.chat_template is None:
@@ -66,7 +66,7 @@ def _template_text(template: str) -> str:
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
-    """Special tokens by role, then those that the vocabulary alone marks as special, such as some ends of turn."""
+    """Special tokens by role, then those that only the vocabulary marks as special, such as some ends of turn."""
     added = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
     return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
@@ -83,16 +83,16 @@ def choose_pad(tokenizer: Any, last_id: int) -> int:
     if (ordinary := _ordinary_pad(tokenizer, taken)) is not None:
         return ordinary
     raise InputError(
-        "the tokenizer has no token that can serve for padding beside its end token",
+        "the tokenizer has no token for padding besides its end token",
         "set its pad_token to a token other than its eos_token",
     )
 
 
 def _ordinary_pad(tokenizer: Any, taken: set[int | None]) -> int | None:
-    """A word's token, for a tokenizer such as GPT-2's, whose one special token is the end token.
+    """A word's token, for a tokenizer such as GPT-2's, whose only special token is the end token.
 
-    A tokenizer finds its pad token in texts by its spelling there, so it is one that no text spells: with the mark that
-    byte-level and SentencePiece vocabularies put in place of a blank.
+    A tokenizer recognises its pad token in texts by its spelling, so no text may spell it: it is a token with the
+    mark that byte-level and SentencePiece vocabularies use for a blank.
     """
     words = ((token, index) for token, index in tokenizer.get_vocab().items() if token[:1] in _BLANKS and token[1:])
     return max((index for _, index in words if index not in taken), default=None)
