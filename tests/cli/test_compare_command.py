@@ -19,11 +19,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import rmtrain.cli.compare as module
 from rmtrain.cli.app import run as rmtrain
-from rmtrain.cli.evaluate import data_name, evaluate
+from rmtrain.cli.evaluate import evaluate
 from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.data.render import Renderer
 from rmtrain.errors import DataError
 from rmtrain.evaluation.results import ScoredRow, read_rows, write_rows
+from rmtrain.evaluation.sources import data_name
 from rmtrain.files import write_json
 from rmtrain.recipe.schema import Recipe
 from rmtrain.runs import MANIFEST
@@ -50,8 +51,8 @@ def _there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The checkpoints that were loaded and scored."""
     seen: list[str] = []
-    whole = module._score
-    monkeypatch.setattr(module, "_score", lambda chosen, *rest: seen.append(chosen.where) or whole(chosen, *rest))
+    whole = module.load
+    monkeypatch.setattr(module, "load", lambda ref, *rest: seen.append(ref.where) or whole(ref, *rest))
     return seen
 
 
@@ -111,6 +112,29 @@ def test_other_weights_and_other_rows_are_scored_anew(capsys: Any, scored: list[
     assert scored == ["a", "b", "b", "a", "b"]
 
 
+def test_scored_data_is_found_again_by_its_recorded_location_and_split(capsys: Any, tmp_path: Path) -> None:
+    (tmp_path / "data (old)").mkdir()  # a description that looks like a source and its split
+    write_pairs(tmp_path / "data (old)" / "test.jsonl", 5)
+    evaluate(ckpt="a", data="data (old)", split=["test"])
+    (path,) = (tmp_path / lies("a") / "eval").glob("*.json")
+    recorded = json.loads(path.read_text())["data"]
+    assert (recorded["location"], recorded["split"]) == ("data (old)", "test")
+    assert answer(capsys, "a", "b")["groups"] == 5
+
+
+def test_results_of_version_0_1_are_found_by_their_description(capsys: Any, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    Path("splits.json").write_text(json.dumps({"one": rows[:3], "two": rows[3:]}))
+    evaluate(ckpt="a", data="splits.json", split=["two"])
+    (path,) = (tmp_path / lies("a") / "eval").glob("*.json")
+    result = json.loads(path.read_text())
+    for key in ("location", "split"):
+        del result["data"][key]
+    path.write_text(json.dumps(result))
+    assert result["data"]["source"] == "splits.json (two)"
+    assert answer(capsys, "a", "b")["groups"] == 9
+
+
 def test_a_model_is_scored_on_what_the_other_was_scored_on(capsys: Any, scored: list[str]) -> None:
     evaluate(ckpt="a", data="pairs.jsonl")
     result = answer(capsys, "a", "b")
@@ -150,7 +174,7 @@ def test_rows_of_weights_that_were_replaced_are_not_taken(capsys: Any, scored: l
     capsys.readouterr()
     write_model(tmp_path / "b", 8)
     assert rmtrain(["compare", "a", "b"]) == 0
-    assert f"b: other weights than when {before['rows'][1]} was written" in capsys.readouterr().err
+    assert f"b: its weights have changed since {before['rows'][1]} was written" in capsys.readouterr().err
 
 
 def test_checkpoints_of_one_name_do_not_share_a_folder_of_results(capsys: Any, tmp_path: Path) -> None:
@@ -194,7 +218,7 @@ def test_each_side_may_be_read_in_its_own_way(capsys: Any, scored: list[str], tm
     assert [name for name in ("max-length-20", "prompt-raw-max-length-20") if name in cut["rows"][1]] == [
         "max-length-20", "prompt-raw-max-length-20",
     ]  # fmt: skip
-    assert "names rows, which were read as they were read: --label-a" in refusal(
+    assert "names rows that are scored already, so it takes no --label-a" in refusal(
         capsys, labels["rows"][0], "a", "--label-a", "0"
     )
     assert "--max-length and --dtype are for checkpoints" in refusal(capsys, *labels["rows"], "--dtype", "float32")
@@ -345,8 +369,10 @@ def test_what_can_not_be_compared_says_why(capsys: Any, tmp_path: Path) -> None:
     assert "no row in common" in refusal(capsys, "x.rows.jsonl", "y.rows.jsonl")
     assert "z.rows.jsonl: no such file" in refusal(capsys, "x.rows.jsonl", "z.rows.jsonl")
     assert "neither A nor B was scored on anything yet" in refusal(capsys, "a", "b")
+    assert "nothere: no such folder" in refusal(capsys, "nothere", "b")
+    assert "nothere and runs/other: no such folder" in refusal(capsys, "nothere", "runs/other")
     assert "neither A nor B was scored on 'test' yet" in refusal(capsys, "a", "b", "--split", "test")
-    assert "x.rows.jsonl: nothing beside it says of which data" in refusal(capsys, "x.rows.jsonl", "a")
+    assert "x.rows.jsonl: no result beside it names its data" in refusal(capsys, "x.rows.jsonl", "a")
     assert "both name rows" in refusal(capsys, "x.rows.jsonl", "y.rows.jsonl", "--data", "pairs.jsonl")
     assert "a: no rows of the split 'test'" in refusal(capsys, "a:test", "b")
     assert "./gone: no such folder" in refusal(capsys, "./gone", "a", "--data", "pairs.jsonl")

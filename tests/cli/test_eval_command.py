@@ -9,7 +9,7 @@ import pytest
 from conftest import write_pairs
 
 from rmtrain.cli.app import run as rmtrain
-from rmtrain.cli.evaluate import data_name, split_name
+from rmtrain.evaluation.sources import data_name, split_name
 from rmtrain.files import write_json
 
 pytestmark = pytest.mark.usefixtures("inside")

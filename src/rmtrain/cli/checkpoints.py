@@ -1,6 +1,5 @@
-"""Which checkpoint a command works on, how it is scored, and the recipe it was trained from."""
+"""Which checkpoint a command works on, and how it is scored."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,8 +11,7 @@ from rmtrain.runs import MANIFEST, newest_finished
 from rmtrain.scoring.scorer import Scorer, ScorerRequest, ScoringOptions, folder_name
 
 if TYPE_CHECKING:
-    from rmtrain.recipe.recorded import Recorded
-    from rmtrain.recipe.schema import DataSection
+    from rmtrain.evaluation.compare import ModelRef
 
 DEFAULTS = ScoringOptions()
 
@@ -80,7 +78,7 @@ def _find(ckpt: str | None, runs: Path, display: TerminalDisplay) -> CheckpointR
     return CheckpointRef(ckpt, None, folder_name(ckpt))
 
 
-def load(ref: CheckpointRef, display: Display, needs_rewards: str = "") -> Scorer:
+def load(ref: "ModelRef", display: Display, needs_rewards: str = "") -> Scorer:
     """Open the scorer that a checkpoint is, on this process's device, and print its notes.
 
     Args:
@@ -100,43 +98,3 @@ def load(ref: CheckpointRef, display: Display, needs_rewards: str = "") -> Score
     for note in scorer.info.notes:
         display.note(note)
     return scorer
-
-
-def weights_of(ref: CheckpointRef) -> str:
-    """Digest of the weights' files of a checkpoint, and of its reference, as results record it; loads nothing."""
-    from rmtrain.model.weights import fingerprint_of, local_folder
-
-    names = [name for name in (ref.where, ref.options.reference) if name is not None]
-    return fingerprint_of(*map(local_folder, names))
-
-
-def recorded_recipe(ref: CheckpointRef, notify: Callable[[str], None]) -> "Recorded | None":
-    """The recipe in a checkpoint's rmtrain.json as far as evaluation needs it; None if it has none.
-
-    Raises:
-        CheckpointError: its data section can't be read.
-    """
-    from rmtrain.model.weights import SIDECAR, local_folder, read_json
-    from rmtrain.recipe.recorded import read_recorded
-
-    path = local_folder(ref.where) / SIDECAR
-    values = read_json(path).get("recipe") if path.exists() else None
-    if not values:
-        return None
-    recorded = read_recorded(values, f"{ref.where}/rmtrain.json")
-    if recorded.unknown:
-        notify(f"the checkpoint's recipe has keys unknown to this version, ignored: {', '.join(recorded.unknown)}")
-    return recorded
-
-
-def data_section(ref: CheckpointRef, notify: Callable[[str], None]) -> "DataSection | None":
-    """How a checkpoint's recipe reads data; None, with a note, if that can't be read."""
-    from rmtrain.model.weights import local_folder
-
-    local_folder(ref.where)  # fails if the checkpoint itself can't be had
-    try:
-        recorded = recorded_recipe(ref, notify)
-    except CheckpointError as error:
-        notify(f"the checkpoint's recipe is ignored: {error.message}")
-        return None
-    return recorded.data if recorded else None

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import choose, data_section, load
+from rmtrain.cli.checkpoints import choose, load
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.evaluate import of_other_source
 from rmtrain.errors import RunFailedError
 from rmtrain.files import write_atomic
 from rmtrain.scoring.scorer import ScoringOptions
@@ -46,12 +45,13 @@ def score(
     mapping = options.given_mapping(columns, row_schema)
     from rmtrain.data.load import read_source
     from rmtrain.data.sources import has_changed, read_rows
+    from rmtrain.evaluation.sources import data_section, section_for
 
     with TerminalDisplay() as display, processes.alone(output):
         asked = ScoringOptions(prompt, label, reference, reference_free, max_length, dtype)
         ref = choose(ckpt, runs, display, asked, not no_verify)
         source = read_rows(str(input_file))
-        section, trained = of_other_source(data_section(ref, display.note_once), str(input_file), mapping)
+        section, trained = section_for(input_file, data_section(ref.where, display.note_once), mapping)
         split = read_source(source, None, section, evaluation=False, trained=trained, notify=display.note_once)
         processes.spread(num_processes)
         from rmtrain.evaluation.splits import score_rows  # imports torch, which is not needed to refuse an input

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,13 +30,14 @@ class SplitData:
     fingerprint: str  # SHA-256 of the source's content
     rows: tuple[int, ...]  # the source row that each group was made of, from 0
     places: RowPlaces
+    source_rows: Mapping[str, Any] = field(default_factory=dict)  # how to read them again, as in `SourceRows.origin`
     read_as: ReadAs = field(default_factory=dict)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a result says of its rows: `source`, `revision`, `fingerprint`, and `read_as` unless it is empty."""
-        read_as = {"read_as": self.read_as} if self.read_as else {}
-        return {"source": self.source, "revision": self.revision, "fingerprint": self.fingerprint, **read_as}
+        """What a result records of its rows: their origin in the source, and `read_as` unless it is empty."""
+        recorded = {"source": self.source, "revision": self.revision, "fingerprint": self.fingerprint}
+        return {**recorded, **self.source_rows, **({"read_as": self.read_as} if self.read_as else {})}
 
     def place(self, group_id: str) -> str:
         """The place of the row that a group was made of."""
@@ -186,6 +187,7 @@ def _split_data(name: str, parsed: ParsedRows, curation: Curation, data: DataSec
         revision=source.revision,
         fingerprint=source.fingerprint,
         rows=tuple(candidate.row for candidate in curation.kept),
+        source_rows=source.origin,
         read_as=mapping_of(data),
         places=source.places,
     )

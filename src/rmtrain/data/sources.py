@@ -69,6 +69,15 @@ class SourceRows(NamedTuple):
     splits: tuple[str, ...]  # all that the source has
     shards: Sequence[Shard] = ()  # of local rows, in their order
     paths: Sequence[Path] = ()  # the files
+    location: str | Sequence[str] = ""  # SOURCE that reads them again: a hub dataset at its commit, a file or files
+    named_split: str | None = None  # the split to ask it for; None where it names none
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a result records of the rows: a description, and all that is needed to read them again."""
+        names = ("revision", "fingerprint", "location")
+        recorded = {"source": self.description, **{name: getattr(self, name) for name in names}}
+        return {**recorded, "split": self.named_split}
 
     @property
     def places(self) -> RowPlaces:
@@ -142,7 +151,8 @@ class OpenSource:
         """
         chosen = self._choose(None if any_split and not self.named else split)
         content = self.splits[chosen]()
-        description, name = str(self.source._replace(revision=self.revision)), chosen
+        location, name = str(self.source._replace(revision=self.revision)), chosen
+        description = location
         if self.named:
             description = f"{description} ({chosen})"
         elif split is None:
@@ -157,6 +167,8 @@ class OpenSource:
             tuple(self.splits),
             content.shards,
             content.files,
+            list(self.source.files) if len(self.source.files) > 1 else location,
+            chosen if self.named else None,
         )
 
     def _choose(self, split: str | None) -> str:

@@ -1,26 +1,117 @@
-"""The rows files that a comparison takes, and the results beside them."""
+"""Two models on the same rows: the rows to compare on, the rows files of both, and the scoring of what is missing."""
 
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from rmtrain.data.benchmarks import benchmark_named
+from rmtrain.data.benchmarks.load import core_groups
+from rmtrain.data.load import load_data, read_source, recipe_splits
+from rmtrain.data.types import PreferenceGroup
 from rmtrain.documents import Result, read_json, sound
-from rmtrain.errors import DataError
+from rmtrain.errors import CheckpointError, DataError, InputError
+from rmtrain.evaluation.differences import Comparison, compare_rows
+from rmtrain.evaluation.results import read_rows
+from rmtrain.evaluation.sources import data_name, data_section, section_for
+from rmtrain.model.weights import fingerprint_of, local_folder
+from rmtrain.recipe.recorded import read_recorded_file
+from rmtrain.scoring.scorer import ScorerRequest
 
-_SUFFIX, _PRIOR = ".rows.jsonl", "-prior"
+ROWS_SUFFIX = ".rows.jsonl"
+_PRIOR = "-prior"
+_SAME_ROWS = ("fingerprint", "read_as")  # of a result's `data`; equal where the rows are the same
+
+Notify = Callable[[str], None]
+
+
+class ModelRef(Protocol):
+    """A checkpoint as the user names it."""
+
+    @property
+    def request(self) -> ScorerRequest:
+        """What opens it."""
+
+    @property
+    def results(self) -> Path:
+        """Folder of its results."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A or B: a rows file, or a checkpoint and the rows that were scored with it, or such rows alone."""
+
+    rows: Path | None = None
+    model: ModelRef | None = None
+    scored: Mapping[str, Path] | None = None  # by split or benchmark
+
+
+@dataclass(frozen=True)
+class RowsRequest:
+    """The rows that the user asks to compare on; without any, those that both models were scored on."""
+
+    data: str | None = None  # SOURCE
+    split: str | None = None
+    benchmark: str | None = None
+    mapping: Mapping[str, Any] | None = None  # of --columns and --row-schema
+
+
+@dataclass(frozen=True)
+class Target:
+    """The rows that a model is to be scored on."""
+
+    name: str  # split, benchmark or data
+    groups: Sequence[PreferenceGroup]
+    origin: Mapping[str, Any]
+    benchmark: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows files to compare, and the models that have to be scored first."""
+
+    paths: Sequence[Path]  # of A and of B
+    target: Target | None  # rows to score on; None if nothing is to be scored
+    missing: Sequence[tuple[ModelRef, Path]]
+
+
+def rows_named(text: str) -> Side | None:
+    """The rows that A or B names: a rows file, a result file, RUN:split, or a folder of results; None: a checkpoint.
+
+    Raises:
+        DataError: a file or split does not exist, or a result names no rows.
+    """
+    path = Path(text)
+    if path.is_file():
+        return Side(path if path.name.endswith(".jsonl") else rows_of_result(path))
+    folder, mark, split = text.rpartition(":")
+    if mark and Path(folder).is_dir() and not path.exists():
+        scored = scored_rows(Path(folder))
+        if split not in scored:
+            hint = f"it has: {', '.join(scored)}" if scored else "score it with rmtrain eval"
+            raise DataError(f"{folder}: no rows of the split {split!r}", hint)
+        return Side(scored[split])
+    if path.suffix in (".json", ".jsonl") and not path.exists():
+        raise DataError(f"{text}: no such file", "name a .rows.jsonl file, a result .json file, RUN[:split] or a CKPT")
+    scored = scored_rows(path)  # results that were moved, or whose weights were deleted
+    weights = any(path.glob("*config.json")) or (path / "final").is_dir()
+    return Side(scored=scored) if scored and not weights else None
 
 
 def scored_rows(folder: Path) -> dict[str, Path]:
     """Rows files in a run folder or a folder of results, by split, then by benchmark: `test` first, prior sets last."""
-    files = [*sorted((folder / "eval").glob(f"*{_SUFFIX}")), *sorted((folder / "rewardbench").glob(f"*{_SUFFIX}"))]
-    found = {path.name.removesuffix(_SUFFIX): path for path in files if path.is_file()}  # a link may lead nowhere
-    return {name: found[name] for name in sorted(found, key=lambda name: (name != "test", name.endswith(_PRIOR)))}
+    files = [path for kind in ("eval", "rewardbench") for path in sorted((folder / kind).glob(f"*{ROWS_SUFFIX}"))]
+    by_name = {path.name.removesuffix(ROWS_SUFFIX): path for path in files if path.is_file()}  # no dangling links
+    return {name: by_name[name] for name in sorted(by_name, key=lambda name: (name != "test", name.endswith(_PRIOR)))}
 
 
 def rows_of_result(path: Path) -> Path:
     """The rows file that a result file names.
 
     Raises:
-        DataError: the result can't be read or names none, or its rows are gone.
+        DataError: the result can't be read or names none, or the rows file does not exist.
     """
     result = read_json(path)
     if isinstance(result, list):
@@ -28,25 +119,25 @@ def rows_of_result(path: Path) -> Path:
     rows = result.get("rows") if isinstance(result, dict) else None
     if not isinstance(rows, str):
         raise DataError(f"{path}: names no rows file", "a result of rmtrain eval or rewardbench does, under `rows`")
-    # a run folder may have been moved since
+    # the run folder may have been moved since
     for candidate in (Path(rows), path.parent / rows, path.parent / Path(rows).name):
         if candidate.is_file():
             return candidate
-    raise DataError(f"{path}: its rows file {rows} is gone", "score the checkpoint again")
+    raise DataError(f"{path}: its rows file {rows} does not exist", "score the checkpoint again")
 
 
 def result_beside(rows: Path) -> dict[str, Any]:
-    """The result that a rows file is of; empty where none lies beside it.
+    """The result that belongs to a rows file; empty if no result lies beside it.
 
-    That of prior sets is their benchmark's, without what it says of the benchmark's own rows.
+    Prior sets share the benchmark's result, but not what it says of the benchmark's own rows.
     """
-    name = rows.name.removesuffix(_SUFFIX)
+    name = rows.name.removesuffix(ROWS_SUFFIX)
     result = _read_result(rows.with_name(f"{name}.json"))
     if not result and name.endswith(_PRIOR):
         result = _read_result(rows.with_name(f"{name.removesuffix(_PRIOR)}.json"))
         result = {key: value for key, value in result.items() if key not in ("data", "rows")}
-        if result and not result.get("prior_data"):  # written later, and without them
-            result["weights_fingerprint"] = "not known"
+        if result and not result.get("prior_data"):  # the result is newer than these rows
+            result["weights_fingerprint"] = "unknown"
     return result
 
 
@@ -56,3 +147,148 @@ def _read_result(path: Path) -> dict[str, Any]:
         return dict(sound(result, Result)[0]) if isinstance(result, dict) else {}
     except DataError:
         return {}
+
+
+def plan(sides: Sequence[Side], asked: RowsRequest, notify: Notify) -> Plan:
+    """Decide what A and B are compared on, and which of them has to be scored on it first.
+
+    Raises:
+        DataError: neither was scored on anything, or the rows can't be read.
+        CheckpointError: a checkpoint does not exist.
+        InputError: both name rows, and other rows are asked for too.
+    """
+    name = _name(sides, asked)
+    existing = [side.rows or _current_rows(side, name, notify) for side in sides]
+    other_split = asked.benchmark is not None and asked.split is not None
+    target = None
+    if None in existing or asked.data is not None or other_split:
+        scored = next((rows for side in sides if (rows := side.rows or (side.scored or {}).get(name))), None)
+        if scored is not None and asked.data is None and not other_split:
+            target = _scored_on(scored, name, notify)
+        else:
+            target = _asked_for(sides, name, asked, notify)
+    paths = [_rows_path(side, rows, name, target) for side, rows in zip(sides, existing, strict=True)]
+    missing = [(side.model, path) for side, path in zip(sides, paths, strict=True) if not path.exists() and side.model]
+    return Plan(paths, target, missing)
+
+
+def _name(sides: Sequence[Side], asked: RowsRequest) -> str:
+    """The split or benchmark asked for or named, else the first that both were scored on, else the first of either."""
+    name = asked.benchmark or (data_name(asked.data, asked.split) if asked.data is not None else asked.split)
+    named = next((side.rows for side in sides if side.rows), None)
+    if name is not None:
+        if all(side.rows for side in sides):
+            raise InputError("A and B both name rows, and other data is asked for too", "name checkpoints, or omit it")
+        return name
+    have = [name for side in sides for name in side.scored or {}]
+    if named is not None:
+        name = named.name.removesuffix(ROWS_SUFFIX)
+        return name if name in have or not have or result_beside(named).get("data") else have[0]
+    if not have:
+        _require_folders(sides)
+        raise DataError("neither A nor B was scored on anything yet", "name rows for both with --data or --benchmark")
+    return next((name for name in sides[0].scored or {} if name in (sides[1].scored or {})), have[0])
+
+
+def _require_folders(sides: Sequence[Side]) -> None:
+    """Raises CheckpointError for names that are no folders here, which may be those of models on the hub."""
+    wheres = [side.model.request.where for side in sides if side.model]
+    if absent := [where for where in wheres if not Path(where).exists()]:
+        raise CheckpointError(
+            f"{' and '.join(absent)}: no such folder",
+            "name folders; or for hub models, rows with --data or --benchmark",
+        )
+
+
+def _current_rows(side: Side, name: str, notify: Notify) -> Path | None:
+    """Rows scored with a side, unless their result says that its weights have changed since."""
+    rows = (side.scored or {}).get(name)
+    recorded = result_beside(rows).get("weights_fingerprint") if rows is not None else None
+    if side.model is None or recorded is None:
+        return rows
+    try:
+        weights = _weights(side.model)
+    except CheckpointError as error:
+        notify(f"{rows} is used as it is, since the weights can't be read: {error.message}")
+        return rows
+    if recorded == weights:
+        return rows
+    notify(f"{side.model.request.where}: its weights have changed since {rows} was written")
+    return None
+
+
+def _weights(model: ModelRef) -> str:
+    """Digest of the weights' files of a checkpoint and of its reference, as results record it; loads nothing."""
+    names = [name for name in (model.request.where, model.request.options.reference) if name is not None]
+    return fingerprint_of(*map(local_folder, names))
+
+
+def _scored_on(rows: Path, name: str, notify: Notify) -> Target:
+    """The data that rows were scored on, read as before: a run's split by its recipe."""
+    result, section = result_beside(rows), None
+    data: Mapping[str, Any] = result.get("data") or {}
+    if not data:
+        raise DataError(f"{rows}: no result beside it names its data", "name them with --data or --benchmark")
+    location, split = data.get("location"), data.get("split")
+    if location is None:  # a result of version 0.1 has only a description, such as `pairs.json (test)`
+        described = re.fullmatch(r"(.+?)(?: \((\S+)\))?", data["source"])
+        location, split = described.groups() if described else (data["source"], None)
+    recipe = rows.parent.parent / "recipe.yaml"
+    if recipe.exists():
+        recorded = read_recorded_file(recipe)
+        section = recorded.data
+        if name in recipe_splits(section):
+            own = load_data(section, recorded.seed, [name]).splits[name]
+            if own.fingerprint == data["fingerprint"]:
+                return Target(name, own.groups, data)
+    if benchmark := result.get("benchmark"):
+        return _of_benchmark(benchmark, location, split, notify)
+    section, trained = section_for(location, section, data.get("read_as"))
+    own = read_source(location, split, section, evaluation=True, trained=trained, notify=notify)
+    return Target(name, own.groups, own.origin)
+
+
+def _asked_for(sides: Sequence[Side], name: str, asked: RowsRequest, notify: Notify) -> Target:
+    if asked.benchmark is not None:
+        return _of_benchmark(asked.benchmark, asked.data, asked.split, notify)
+    if asked.data is None:
+        raise DataError(f"neither A nor B was scored on {name!r} yet", "name its rows with --data")
+    trained = [data_section(side.model.request.where, notify) for side in sides if side.model]
+    section, mappings = section_for(asked.data, None, asked.mapping, trained)
+    rows = read_source(asked.data, asked.split, section, evaluation=True, trained=mappings, notify=notify)
+    return Target(name, rows.groups, rows.origin)
+
+
+def _of_benchmark(name: str, data: str | None, split: str | None, notify: Notify) -> Target:
+    return Target(name, *core_groups(benchmark_named(name), data, split, notify), name)
+
+
+def _rows_path(side: Side, existing: Path | None, name: str, target: Target | None) -> Path:
+    """Existing rows of the target; else the path for new ones, which depends on the rows and the weights."""
+    if side.rows is not None:
+        return side.rows
+    if existing is not None:
+        data = result_beside(existing).get("data", {})
+        if target is None or all(data.get(key) == target.origin.get(key) for key in _SAME_ROWS):
+            return existing
+    if side.model is None:
+        files = ", ".join(map(str, (side.scored or {}).values()))
+        raise DataError(f"no rows of {name!r} on that data among {files}", "name a CKPT")
+    assert target is not None
+    digest = hashlib.sha256(f"{_weights(side.model)} {target.groups}".encode()).hexdigest()
+    return side.model.results / "compare" / f"{name}-{digest[:12]}{ROWS_SUFFIX}"
+
+
+def compare_files(paths: Sequence[Path]) -> Comparison:
+    """Compare two rows files by the rules of the benchmark that the results beside them name.
+
+    Raises:
+        DataError: a file can't be read, they are of different benchmarks, or share no row.
+    """
+    benchmarks = {name for path in paths if (name := result_beside(path).get("benchmark"))}
+    if len(benchmarks) > 1:
+        raise DataError(
+            f"A and B were scored on different benchmarks: {' and '.join(sorted(benchmarks))}", "name one of them"
+        )
+    a_rows, b_rows = map(read_rows, paths)
+    return compare_rows(a_rows, b_rows, benchmark_named(benchmarks.pop()) if benchmarks else None)

@@ -1,12 +1,13 @@
-"""A checkpoint on a split: rows, figures, and the files that keep them."""
+"""A scorer on a split or on the rows of a comparison: rows, figures, and the files that keep them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rmtrain.data.load import SplitData
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
+from rmtrain.evaluation.compare import ROWS_SUFFIX, Target
 from rmtrain.evaluation.results import ScoredRow, scored_row, summarise, write_rows
 from rmtrain.files import write_json, writing
 from rmtrain.model.devices import process_state
@@ -60,6 +61,13 @@ def score_rows(
     return rows
 
 
+def evaluate_splits(
+    scorer: Scorer, splits: Mapping[str, SplitData], tokens_per_batch: int, folder: Path, display: Display
+) -> list[dict[str, Any]]:
+    """Evaluate each split, whose key names its result."""
+    return [evaluate_split(scorer, name, split, tokens_per_batch, folder, display) for name, split in splits.items()]
+
+
 def evaluate_split(
     scorer: Scorer, name: str, split: SplitData, tokens_per_batch: int, folder: Path, display: Display
 ) -> dict[str, Any]:
@@ -75,3 +83,13 @@ def evaluate_split(
     if process_state().is_main_process:
         write_json(folder / f"{name}.json", result)
     return result
+
+
+def score_target(scorer: Scorer, target: Target, path: Path, tokens_per_batch: int, display: Display) -> None:
+    """Score the rows of a comparison: writes them, and beside them the result that says what they are."""
+    score_rows(scorer, target.name, target.groups, tokens_per_batch, path, display)
+    what = {"benchmark": target.benchmark} if target.benchmark is not None else {"split": target.name}
+    result = {"ckpt": scorer.info.where, **what, **scorer.info.record()}
+    if process_state().is_main_process:
+        beside = path.with_name(f"{path.name.removesuffix(ROWS_SUFFIX)}.json")
+        write_json(beside, {**result, "data": dict(target.origin), "rows": str(path)})

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rmtrain.data.benchmarks.definition import Benchmark, PriorSets
 from rmtrain.data.files import suffix_of
@@ -17,7 +17,7 @@ from rmtrain.errors import DataError, InputError
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 
 Notify = Callable[[str], None]
-Origin = dict[str, str | None]  # source, revision and fingerprint of rows, as results record them
+Origin = dict[str, Any]  # of rows, as results record it: `SourceRows.origin`
 
 
 def benchmark_groups(
@@ -69,11 +69,7 @@ def core_groups(
         if split is not None:
             raise
         rows = read_rows(source, None)
-    return with_unique_ids(benchmark_groups(benchmark, rows.rows, where=rows.where), notify), _origin(rows)
-
-
-def _origin(rows: SourceRows) -> Origin:
-    return {"source": rows.description, "revision": rows.revision, "fingerprint": rows.fingerprint}
+    return with_unique_ids(benchmark_groups(benchmark, rows.rows, where=rows.where), notify), rows.origin
 
 
 def with_unique_ids(groups: Sequence[PreferenceGroup], notify: Notify) -> list[PreferenceGroup]:
@@ -133,7 +129,7 @@ def prior_groups(
         notify(f"{name}: {n} rows are left out, as the leaderboard leaves them out")
     if not groups:
         raise DataError(f"{', '.join(given)}: holds no rows of scored prior sets", "leave out --prior-data")
-    return with_unique_ids(groups, notify), [_origin(rows) for _, rows in parts]
+    return with_unique_ids(groups, notify), [rows.origin for _, rows in parts]
 
 
 def _splits(prior: PriorSets) -> tuple[str, ...]:

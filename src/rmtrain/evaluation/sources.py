@@ -1,0 +1,120 @@
+"""The rows that a checkpoint is evaluated on: splits of its recipe, or other data read as the recipe reads its own."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rmtrain.data.load import ReadAs, SplitData, load_data, mapping_of, read_source
+from rmtrain.errors import CheckpointError, InputError
+from rmtrain.model.weights import SIDECAR, local_folder, read_json
+from rmtrain.recipe.recorded import Recorded, read_recorded
+from rmtrain.recipe.schema import MAPPING, DataSection
+
+Notify = Callable[[str], None]
+
+
+def recorded_recipe(where: str, notify: Notify) -> Recorded | None:
+    """The recipe in a checkpoint's rmtrain.json as far as evaluation needs it; None if it has none.
+
+    Raises:
+        CheckpointError: its data section can't be read.
+    """
+    path = local_folder(where) / SIDECAR
+    values = read_json(path).get("recipe") if path.exists() else None
+    if not values:
+        return None
+    recorded = read_recorded(values, f"{where}/{SIDECAR}")
+    if recorded.unknown:
+        notify(f"the checkpoint's recipe has keys unknown to this version, ignored: {', '.join(recorded.unknown)}")
+    return recorded
+
+
+def data_section(where: str, notify: Notify) -> DataSection | None:
+    """How a checkpoint's recipe reads data; None, with a note, if that can't be read.
+
+    Raises:
+        CheckpointError: the checkpoint itself can't be found.
+    """
+    local_folder(where)
+    try:
+        recorded = recorded_recipe(where, notify)
+    except CheckpointError as error:
+        notify(f"the checkpoint's recipe is ignored: {error.message}")
+        return None
+    return recorded.data if recorded else None
+
+
+def splits_of_recipe(
+    where: str, names: Sequence[str], mapping: Mapping[str, Any] | None, notify: Notify
+) -> dict[str, SplitData]:
+    """Splits of a checkpoint's own recipe by the names of their results; without names, those scored after training.
+
+    Raises:
+        InputError: the checkpoint has no recipe.
+        DataError: a split can't be read.
+    """
+    recorded = recorded_recipe(where, notify)
+    if recorded is None:
+        raise InputError(f"{where}: no recipe lies beside the weights", "name the data with --data SOURCE")
+    section = recorded.data.model_copy(update=mapping)
+    splits = load_data(section, recorded.seed, names or recorded.splits).splits
+    return {split_name(name): split for name, split in splits.items()}
+
+
+def splits_of_source(
+    source: str, names: Sequence[str], where: str, mapping: Mapping[str, Any] | None, notify: Notify
+) -> dict[str, SplitData]:
+    """Splits of a SOURCE by the names of their results; without names, its only split.
+
+    Args:
+        source: SOURCE.
+        names: of the splits.
+        where: checkpoint whose recipe says how rows are read.
+        mapping: how rows are read instead: of --columns and --row-schema.
+        notify: takes notes for the user.
+    """
+    section, trained = section_for(source, data_section(where, notify), mapping)
+    read = partial(read_source, source, data=section, evaluation=True, trained=trained, notify=notify)
+    splits: list[str | None] = [*names] or [None]
+    return {data_name(source, name): read(name) for name in splits}
+
+
+def section_for(
+    source: str,
+    section: DataSection | None,
+    mapping: Mapping[str, Any] | None,
+    trained: Sequence[DataSection | None] | None = None,
+) -> tuple[DataSection, list[ReadAs]]:
+    """The data section that reads another source's rows, and the mappings to try on them first, unless one is given.
+
+    Args:
+        source: SOURCE.
+        section: the recipe's, for all but the source and the mapping.
+        mapping: of --columns and --row-schema.
+        trained: sections whose mappings are tried; None is `section`.
+    """
+    plain = DataSection(source=source)
+    update = {"source": source, **{name: getattr(plain, name) for name in MAPPING}, **(mapping or {})}
+    tried = [] if mapping else [section] if trained is None else trained
+    return (section or plain).model_copy(update=update), [mapping_of(each) for each in tried if each]
+
+
+def split_name(split: str) -> str:
+    """The name of a recipe split's results: the split's own, or a digest of it where that could be a path."""
+    return split if re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,99}", split, re.ASCII) else _with_digest(split, split)
+
+
+def data_name(source: str, split: str | None) -> str:
+    """The name of a SOURCE's results, which no split and no other source shares."""
+    path = os.path.realpath(os.path.expanduser(source))
+    where = path if os.path.exists(path) else source
+    return _with_digest(Path(source.partition("@")[0]).name.split(".")[0], f"{where} {split}")
+
+
+def _with_digest(name: str, whole: str) -> str:
+    digest = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{re.sub('[^A-Za-z0-9_-]', '-', name)[:80] or 'data'}@{digest[:8]}"
