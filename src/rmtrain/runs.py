@@ -122,6 +122,32 @@ def newest_finished(parent: Path, faults: dict[Path, str] | None = None) -> Path
     return finished[-1]
 
 
+def locate_model(ckpt: str) -> tuple[str, Path | None]:
+    """Where the weights of CKPT are: a folder or a hub id, and the run folder if they are a run's final model.
+
+    Args:
+        ckpt: a run folder, a folder with weights, or a hub id.
+
+    Raises:
+        InputError: the run is not finished.
+        CheckpointError: a path that names no folder.
+    """
+    path = Path(ckpt)
+    if (path / MANIFEST).exists():
+        if not (path / "final").is_dir():
+            raise InputError(
+                f"{path} has no final model: the run is not finished",
+                f"resume it with `rmtrain train --resume {path}`, or name one of its checkpoints/",
+            )
+        return str(path / "final"), path
+    if path.is_dir():
+        run = path.resolve().parent
+        return ckpt, run if path.resolve().name == "final" and (run / MANIFEST).exists() else None
+    if path.exists() or ckpt.startswith((".", "/", "~")):
+        raise CheckpointError(f"{ckpt}: no such folder", "give a run folder, a checkpoint folder or a hub id")
+    return ckpt, None
+
+
 def offline_wandb(folder: Path) -> list[Path]:
     """Folders of a run's offline wandb records that have not been synced, oldest first: one for each resume."""
     found = sorted(folder.glob("wandb/offline-run-*"))

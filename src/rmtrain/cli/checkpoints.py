@@ -7,7 +7,7 @@ from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.processes import handed_down
 from rmtrain.display import Display
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.runs import MANIFEST, newest_finished
+from rmtrain.runs import locate_model, newest_finished
 from rmtrain.scoring.scorer import Scorer, ScorerRequest, ScoringOptions, folder_name
 
 if TYPE_CHECKING:
@@ -60,22 +60,8 @@ def _find(ckpt: str | None, runs: Path, display: TerminalDisplay) -> CheckpointR
             display.note_once(f"passed over: {fault}")
         display.note_once(f"checkpoint: {folder} (the newest finished run under {runs}/)")
         return CheckpointRef(str(folder / "final"), folder, folder.name)
-    path = Path(ckpt)
-    if (path / MANIFEST).exists():
-        if not (path / "final").is_dir():
-            raise InputError(
-                f"{path} has no final model: the run is not finished",
-                f"resume it with `rmtrain train --resume {path}`, or name one of its checkpoints/",
-            )
-        return CheckpointRef(str(path / "final"), path, path.name)
-    if path.is_dir():
-        run = path.resolve().parent
-        if path.resolve().name == "final" and (run / MANIFEST).exists():
-            return CheckpointRef(ckpt, run, run.name)
-        return CheckpointRef(ckpt, None, folder_name(ckpt))
-    if path.exists() or ckpt.startswith((".", "/", "~")):
-        raise CheckpointError(f"{ckpt}: no such folder", "give a run folder, a checkpoint folder or a hub id")
-    return CheckpointRef(ckpt, None, folder_name(ckpt))
+    where, run = locate_model(ckpt)
+    return CheckpointRef(where, run, run.name if run is not None else folder_name(ckpt))
 
 
 def load(ref: "ModelRef", display: Display, needs_rewards: str = "") -> Scorer:

@@ -40,6 +40,7 @@ def score_groups(
     partial: Path | None = None,
     progress: Progress = lambda done, total: None,
     notify: Callable[[str], None] = lambda line: None,
+    alone: bool = False,
 ) -> list[Rewards]:
     """Rewards of every completion, in the order of the groups, on every process.
 
@@ -57,6 +58,7 @@ def score_groups(
             again, whatever the tokens of a batch were.
         progress: called after every round, on every process.
         notify: takes one line for the user.
+        alone: this process scores the groups by itself, whatever the other processes of a run do.
 
     Raises:
         InputError: rows so long that rewards would depend on the batch.
@@ -64,9 +66,10 @@ def score_groups(
             is not finite; on all processes.
     """
     state = process_state()
+    processes, rank = (1, 0) if alone else (state.num_processes, state.process_index)
     if groups and not model.sharded:
         require_fixed_rotation(model.module.config, max(max(group.lengths) for group in groups))
-    done = read_partial(partial, functools.partial(_parse_line, groups))
+    done = {} if alone else read_partial(partial, functools.partial(_parse_line, groups))
     pieces = cut_pieces(groups, done.keys(), model.packing, tokens_per_batch)
     batches = plan_batches([GroupSize.of(piece.group) for piece in pieces], model.packing, tokens_per_batch)
     left = Counter(piece.place for piece in pieces)
@@ -75,11 +78,12 @@ def score_groups(
     model.module.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(model.module.train, was_training)
-        for start in range(0, len(batches), state.num_processes):
+        for start in range(0, len(batches), processes):
             # a process without a batch of its own repeats the last one: sharded weights are gathered by all together
-            index = min(start + state.process_index, len(batches) - 1)
+            index = min(start + rank, len(batches) - 1)
             mine = _batch_or_error(model, [pieces[i].group for i in batches[index]], pad_id, limit)
-            answers = gather_object([(index, mine, limit.line)])
+            answers = [(index, mine, limit.line)]
+            answers = answers if alone else gather_object(answers)
             if not told and (lines := [line for *_, line in answers if line]):
                 told = True
                 notify(lines[0])

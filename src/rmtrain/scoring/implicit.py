@@ -81,6 +81,7 @@ class PolicyScorer:
             dtype=", ".join(dict.fromkeys(dtypes)),
             max_length=options.max_length or min(4096, positions or 4096),
             rendering=renderer.contract(),
+            renderer=renderer,
             details={"policy": {"reference": options.reference, "log_probabilities": reduction, **prompt}},
         )
         return cls(info, renderer, models, reduction, dtypes)
@@ -89,17 +90,18 @@ class PolicyScorer:
         """Implicit rewards; see `Scorer`."""
         made = tokenize_task(task, self.renderer, self.info.max_length, OVER_LENGTH)
         marked = mark_responses(made.groups, made.tokens, self.renderer, self.info.max_length, OVER_LENGTH)
-        partial = task.partials.path(task.name, made.fingerprint, self.info.fingerprint)
-        rewards = self.rewards(marked, task.tokens_per_batch, partial, task.progress, task.display.note)
+        partial = task.partial(made.fingerprint, self.info.fingerprint)
+        rewards = self.rewards(marked, task.tokens_per_batch, partial, task.progress, task.display.note, task.alone)
         return made.scores(rewards, task)
 
     def rewards(
         self,
         groups: Sequence[TokenizedGroup],
         tokens_per_batch: int,
-        partial: Path,
+        partial: Path | None,
         progress: Progress = lambda done, total: None,
         notify: Callable[[str], None] = lambda line: None,
+        alone: bool = False,
     ) -> list[Rewards]:
         """log pi - log pi_ref of every completion, or log pi alone; as `score_groups`, for groups with `starts`.
 
@@ -110,8 +112,9 @@ class PolicyScorer:
             model = files.load(self.reduction, dtype, process_state().device)
             for note in model.notes:
                 notify(note)
-            own = partial.with_name(f"{partial.name}.{len(found)}")
-            found.append(score_groups(model, groups, self.renderer.pad_id, tokens_per_batch, own, progress, notify))
+            own = partial.with_name(f"{partial.name}.{len(found)}") if partial is not None else None
+            pad_id = self.renderer.pad_id
+            found.append(score_groups(model, groups, pad_id, tokens_per_batch, own, progress, notify, alone))
             del model  # before the next is loaded
         differences = (np.subtract(*k) if len(k) == 2 else np.array(k[0]) for k in zip(*found, strict=True))
         return [tuple(values.astype(np.float32).tolist()) for values in differences]

@@ -29,6 +29,7 @@ def describe(checkpoint: Checkpoint, gives_rewards: bool = True) -> ScorerInfo:
         details={"published": checkpoint.published} if checkpoint.published else {},
         notes=checkpoint.notes,
         gives_rewards=gives_rewards,
+        renderer=checkpoint.renderer,
     )
 
 
@@ -116,7 +117,7 @@ def _rewards(
     checkpoint: Checkpoint, tokens: Sequence[TokenizedGroup], fingerprint: str, task: ScoringTask
 ) -> list[Rewards]:
     """One output of the model for each completion."""
-    partial = task.partials.path(task.name, fingerprint, checkpoint.fingerprint)
+    partial = task.partial(fingerprint, checkpoint.fingerprint)
     return score_groups(
         checkpoint.model,
         tokens,
@@ -125,4 +126,5 @@ def _rewards(
         partial,
         task.progress,
         task.display.note,
+        alone=task.alone,
     )

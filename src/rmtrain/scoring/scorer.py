@@ -15,6 +15,7 @@ from rmtrain.errors import InputError
 from rmtrain.files import read_text
 
 if TYPE_CHECKING:
+    from rmtrain.data.render import Renderer
     from rmtrain.model.checkpoint import Checkpoint, CheckpointFiles
     from rmtrain.model.reward_model import BackboneOptions
     from rmtrain.scoring.partial import Partials
@@ -47,6 +48,7 @@ class ScorerInfo:
         details: fields of results that only this kind of scorer has.
         notes: what a user should know of it, one line each.
         gives_rewards: every completion gets a reward; otherwise each preference gets a margin.
+        renderer: turns conversations into tokens; None if the scorer does so by other means.
     """
 
     where: str
@@ -59,6 +61,7 @@ class ScorerInfo:
     details: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     gives_rewards: bool = True
+    renderer: "Renderer | None" = None
 
     def record(self) -> dict[str, Any]:
         """The fields of a result that say what scored it."""
@@ -86,7 +89,7 @@ class ScoringTask:
         name: of the groups, for messages.
         groups: what to score.
         tokens_per_batch: maximum tokens per forward pass.
-        partials: files that keep finished batches.
+        partials: files that keep finished batches; None scores in this process alone and in memory.
         display: of the main process.
         place: says in which row a group is, by its id.
         drop_refused: leave out groups that the chat template refuses, up to a fifth of all; otherwise they are errors.
@@ -95,10 +98,19 @@ class ScoringTask:
     name: str
     groups: Sequence[PreferenceGroup]
     tokens_per_batch: int
-    partials: "Partials"
+    partials: "Partials | None"
     display: Display
     place: Callable[[str], str] = "group {}".format
     drop_refused: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Other processes do not score the same task, and nothing is written to disk."""
+        return self.partials is None
+
+    def partial(self, tokens: str, scorer: str) -> Path | None:
+        """The file that keeps finished batches, as `Partials.path`; None if nothing is kept."""
+        return self.partials.path(self.name, tokens, scorer) if self.partials is not None else None
 
     def progress(self, done: int, total: int) -> None:
         """Show how many of the groups are scored."""
@@ -176,11 +188,13 @@ class ScorerRequest:
         where: folder or hub id.
         options: how it is to be scored.
         verify: check its files against the digests that were recorded with them.
+        device: of the weights; None is this process's own.
     """
 
     where: str
     options: ScoringOptions = ScoringOptions()
     verify: bool = True
+    device: str | None = None
 
     @cached_property
     def files(self) -> "CheckpointFiles":
@@ -203,7 +217,7 @@ class ScorerRequest:
         from rmtrain.model.weights import fingerprint_read
 
         options, dtype = self.options, None if backbone else self.options.dtype
-        found = self.files.load(backbone, dtype, process_state().device)
+        found = self.files.load(backbone, dtype, self.device or process_state().device)
         length = options.max_length
         if length is not None and found.max_positions and length > found.max_positions:
             raise InputError(

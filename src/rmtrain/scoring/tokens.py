@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from rmtrain.data.prepare import require_most, token_notes, tokenize_named
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import OverLength, TokenizedGroup
+from rmtrain.data.template import TemplateRefusalError
+from rmtrain.data.tokenize import OverLength, TokenizedGroup, tokenize_groups
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import InputError
 from rmtrain.scoring.scorer import GroupScore, ScoringTask
@@ -35,12 +36,24 @@ class TokenizedTask:
         return [next(scores) if group.id in kept else None for group in task.groups]
 
 
+def _tokenize_alone(task: ScoringTask, renderer: Renderer, max_length: int, over_length: OverLength) -> TokenizedTask:
+    """The groups of a task that needs neither the token cache nor other processes."""
+    refused: dict[str, TemplateRefusalError] = {}
+    made = tokenize_groups(task.groups, renderer, max_length, over_length, refused if task.drop_refused else None)
+    kept = [(group, tokens) for group, tokens in zip(task.groups, made, strict=True) if tokens is not None]
+    for what in sorted({omission.what for _, tokens in kept for omission in tokens.omitted}):
+        task.display.note(f"the chat template leaves out parts of some rows: {what}")
+    return TokenizedTask([group for group, _ in kept], [tokens for _, tokens in kept], "")
+
+
 def tokenize_task(task: ScoringTask, renderer: Renderer, max_length: int, over_length: OverLength) -> TokenizedTask:
     """Tokenise the groups of a task.
 
     Raises:
         InputError: the chat template refuses a group, or with `drop_refused` more than a fifth of all.
     """
+    if task.alone:
+        return _tokenize_alone(task, renderer, max_length, over_length)
     made = tokenize_named(task.name, task.groups, renderer, max_length, over_length, task.display)
     cause, lost = made.refused or ("", None)
     if lost and not task.drop_refused:

@@ -1,0 +1,1 @@
+"""Rewards for other programs: in Python, and over HTTP."""

@@ -1,0 +1,141 @@
+"""One scorer that many callers share: groups in memory → their scores, with a lock around the model."""
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rmtrain.data.types import PreferenceGroup
+from rmtrain.errors import InputError, RmtrainError, RunFailedError, first_line
+from rmtrain.runs import locate_model
+from rmtrain.scoring.kinds import open_scorer
+from rmtrain.scoring.scorer import GroupScore, Scorer, ScorerInfo, ScorerRequest, ScoringOptions, ScoringTask
+from rmtrain.serving.texts import TextReader
+
+_logger = logging.getLogger("rmtrain")
+
+
+class LogOnce:
+    """A display that writes each line once to the log of Python, under the name `rmtrain`."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def note(self, line: str) -> None:
+        """Log a line as a warning, unless it was logged before."""
+        if line not in self._seen:
+            self._seen.add(line)
+            _logger.warning(line)
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """Show nothing."""
+
+    def metrics(self, figures: dict[str, Any]) -> None:
+        """Show nothing."""
+
+
+@dataclass(frozen=True)
+class OnlineScorer:
+    """A scorer in this process, for any number of threads.
+
+    Attributes:
+        scorer: gives the rewards.
+        name: of the model, for logs and replies.
+        tokens_per_batch: maximum tokens per forward pass.
+        reader: reads conversations that a chat template has already rendered.
+    """
+
+    scorer: Scorer
+    name: str
+    tokens_per_batch: int
+    reader: TextReader
+    _display: LogOnce = field(default_factory=LogOnce)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def open(
+        cls,
+        ckpt: str,
+        options: ScoringOptions = ScoringOptions(),  # noqa: B008 - a frozen value
+        device: str | None = None,
+        tokens_per_batch: int | None = None,
+    ) -> "OnlineScorer":
+        """Load a reward model.
+
+        Args:
+            ckpt: a run folder, a checkpoint or adapter folder, or a hub id.
+            options: how it is to be scored.
+            device: of the weights; None is the GPU of this process, or the CPU where it has none.
+            tokens_per_batch: maximum tokens per forward pass; None is as the checkpoint says.
+
+        Raises:
+            CheckpointError: it can't be loaded.
+            InputError: an option does not fit it, or it only compares completions.
+        """
+        where, run = locate_model(ckpt)
+        scorer = open_scorer(ScorerRequest(where, options, device=device or default_device()))
+        scorer.info.require_rewards("this")
+        name = run.name if run is not None else os.path.basename(os.path.normpath(where))
+        reader = TextReader(scorer.info.renderer, scorer.info.max_length)
+        found = cls(scorer, name, tokens_per_batch or scorer.info.tokens_per_batch, reader)
+        for note in scorer.info.notes:
+            found._display.note(f"{name}: {note}")
+        return found
+
+    @property
+    def info(self) -> ScorerInfo:
+        """What is known of the scorer."""
+        return self.scorer.info
+
+    def score(self, groups: Sequence[PreferenceGroup]) -> list[GroupScore | RmtrainError]:
+        """A score for each group, or why this group has none; the others are scored all the same."""
+        if not groups:
+            return []
+        # a trainer's mixed precision must not reach the reward model
+        with self._lock, torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return self._score(groups)
+
+    def _score(self, groups: Sequence[PreferenceGroup]) -> list[GroupScore | RmtrainError]:
+        task = ScoringTask("rows", groups, self.tokens_per_batch, None, self._display, drop_refused=len(groups) > 1)
+        try:
+            scores = self.scorer.score(task)
+        except Exception as error:
+            if len(groups) == 1:
+                return [error if isinstance(error, RmtrainError) else _unexpected(error)]
+            middle = len(groups) // 2
+            return self._score(groups[:middle]) + self._score(groups[middle:])
+        return [
+            score if score is not None else self._score([group])[0] for group, score in zip(groups, scores, strict=True)
+        ]
+
+
+def default_device() -> str:
+    """The device that a trainer gives this process, without joining its process group."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def _unexpected(error: Exception) -> RunFailedError:
+    failed = RunFailedError(f"{type(error).__name__}: {first_line(error)}")
+    failed.__cause__ = error
+    return failed
+
+
+def rewards_or_raise(scores: Sequence[GroupScore | RmtrainError]) -> list[GroupScore]:
+    """The scores; raises the first error among them."""
+    found = []
+    for score in scores:
+        if isinstance(score, RmtrainError):
+            raise score
+        found.append(score)
+    return found
+
+
+def require_strings(values: Sequence[Any], what: str) -> None:
+    """Raises InputError for a value that is not text."""
+    for place, value in enumerate(values):
+        if not isinstance(value, str):
+            raise InputError(f"{what}[{place}] is of type {type(value).__name__}", "give text")

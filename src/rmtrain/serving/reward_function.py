@@ -1,0 +1,202 @@
+"""`RewardFunction`: a reward model as the callable that trainers of policies take as their reward."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from rmtrain.data.schemas.messages import completion_of, conversation, prompt_of
+from rmtrain.data.schemas.rows import RowFault, is_empty, template_arguments
+from rmtrain.data.types import Conversation, Message, PreferenceGroup
+from rmtrain.errors import InputError
+from rmtrain.metrics.rankings import spearman
+from rmtrain.scoring.scorer import GroupScore, ScoringOptions
+from rmtrain.serving.online import OnlineScorer, require_strings, rewards_or_raise
+
+Messages = Sequence[dict[str, Any]]
+LogMetric = Callable[[str, float], None]
+_COLUMNS = ("tools", "documents", "chat_template_kwargs")  # of a data set, which the chat template is given
+
+
+class RewardFunction:
+    """Rewards of a trained model, the same as `rmtrain score` gives.
+
+    Usable from several threads at once, one of which scores at a time. Rows of the same prompt go through the model
+    together, with the prompt computed once. In a run of several processes each loads the model and scores its own rows.
+
+        reward = RewardFunction("runs/mistral_lora-20260101-120000-ab12")
+        trainer = GRPOTrainer(model=policy, reward_funcs=reward, args=arguments, train_dataset=prompts)
+        reward.score("What is the capital of France?", ["Paris.", "Rome."])
+
+    Args:
+        ckpt: a run folder, a checkpoint or adapter folder, or a hub id.
+        device: of the weights, such as "cuda:1"; None is the trainer's: the GPU of this process, or the CPU.
+        name: under which trainers log the rewards; None is the name of the run or folder.
+        dtype: float32, bfloat16 or float16, in place of the checkpoint's.
+        max_length: maximum tokens of prompt and one completion, in place of the checkpoint's.
+        tokens_per_batch: maximum tokens per forward pass, in place of the checkpoint's.
+        prompt: for other people's models, the name of a built-in prompt or a Jinja file.
+        label: for other people's models with several labels, the one that is the reward.
+        score_blank: give a blank answer the model's reward, as `rmtrain score` does, for trainers that need a number;
+            otherwise it has no reward, since no reward model has learnt from blank answers.
+
+    Raises:
+        CheckpointError: the checkpoint can't be loaded.
+        InputError: an argument does not fit it, or it only compares completions.
+    """
+
+    def __init__(
+        self,
+        ckpt: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        name: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        max_length: int | None = None,
+        tokens_per_batch: int | None = None,
+        prompt: str | None = None,
+        label: str | None = None,
+        score_blank: bool = False,
+    ) -> None:
+        options = ScoringOptions(prompt=prompt, label=label, max_length=max_length, dtype=dtype)
+        self._scorer = OnlineScorer.open(os.fspath(ckpt), options, device, tokens_per_batch)
+        self._score_blank = score_blank
+        self.__name__ = name or self._scorer.name
+
+    def __call__(
+        self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: Any
+    ) -> list[float | None]:
+        """One reward for each row, as TRL's GRPO and RLOO trainers ask for them.
+
+        Args:
+            prompts: N prompts: text, which is one user message, or messages.
+            completions: N completions: text, or messages that end with the assistant's.
+            columns: what TRL passes beside them. `tools`, `documents` and `chat_template_kwargs` of the rows are given
+                to the chat template; `log_metric` takes the figures of the batch; the others are not needed.
+
+        Returns:
+            N rewards; None for a row without an answer: blank text, or messages that do not end with the assistant's.
+
+        Raises:
+            InputError: a row that can't be read, or that the chat template refuses.
+        """
+        if len(prompts) != len(completions):
+            raise InputError(f"{len(prompts)} prompts and {len(completions)} completions", "give as many of each")
+        rows: dict[tuple[Conversation, str], list[tuple[int, Conversation]]] = {}
+        for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            answer = _answer(completion, place)
+            if answer is not None and (self._score_blank or not is_empty(answer)):
+                given = {name: columns[name][place] for name in _COLUMNS if columns.get(name) is not None}
+                rows.setdefault((_prompt(prompt, place), _arguments(given, place)), []).append((place, answer))
+        groups = [
+            PreferenceGroup(
+                f"of row {answers[0][0]}", prompt, tuple(answer for _, answer in answers), (), arguments=arguments
+            )
+            for (prompt, arguments), answers in rows.items()
+        ]
+        scores = rewards_or_raise(self._scorer.score(groups))
+        rewards: list[float | None] = [None] * len(prompts)
+        for answers, score in zip(rows.values(), scores, strict=True):
+            for (place, _), reward in zip(answers, score.rewards, strict=True):
+                rewards[place] = reward
+        log_metric: LogMetric | None = columns.get("log_metric")
+        if log_metric is not None:
+            for figure, value in batch_figures(scores, len(prompts)).items():
+                log_metric(f"{self.__name__}/{figure}", value)
+        return rewards
+
+    def score(self, prompt: str | Messages, completions: Sequence[str | Messages]) -> list[float | None]:
+        """Rewards of completions of one prompt; None for one without an answer. As a row of `rmtrain score`.
+
+        Raises:
+            InputError: as a call.
+        """
+        return self([prompt] * len(completions), completions)
+
+    def score_texts(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> list[float]:
+        """Rewards of whole conversations as text, as trainers such as OpenRLHF have them.
+
+        A text is taken as rendered by this model's own chat template, with a missing or doubled BOS and a missing end
+        token mended; too long ones lose their start. If its prompt is given and does not end as that template opens an
+        answer, prompt and answer are plain text.
+
+        Args:
+            texts: prompt and answer in one.
+            prompts: N, with which the texts begin; texts of the same prompt go through the model together.
+
+        Raises:
+            InputError: what is given is not text, or the model reads question and answer apart.
+        """
+        for what, values in (("texts", texts), ("prompts", prompts or [])):
+            require_strings(values, what)
+        places: dict[str | int, list[int]] = {}
+        for place in range(len(texts)):
+            places.setdefault(place if prompts is None else prompts[place], []).append(place)
+        groups = [
+            self._scorer.reader.group(f"of text {of[0]}", [texts[i] for i in of], str(key) if prompts else None)[0]
+            for key, of in places.items()
+        ]
+        rewards = [0.0] * len(texts)
+        for of, score in zip(places.values(), rewards_or_raise(self._scorer.score(groups)), strict=True):
+            for place, reward in zip(of, score.rewards, strict=True):
+                rewards[place] = reward
+        return rewards
+
+
+def batch_figures(scores: Sequence[GroupScore], rows: int) -> dict[str, float]:
+    """What to watch while a policy is trained, of a batch of so many rows.
+
+    Returns:
+        `reward_mean` and `reward_std`, `length_correlation` (Spearman, of rewards and tokens of completions, left out
+        where one of them is constant), `truncated` and `no_answer` (shares of the rows). Without a reward, the last.
+    """
+    rewards = np.array([reward for score in scores for reward in score.rewards])
+    figures = {"no_answer": 1 - len(rewards) / max(1, rows)}
+    if not len(rewards):
+        return figures
+    lengths = [length for score in scores for length in score.lengths]
+    correlation = spearman(rewards, lengths) if len(lengths) == len(rewards) else None
+    truncated = sum(len(score.rewards) for score in scores if score.truncated)
+    figures |= {"reward_mean": float(rewards.mean()), "reward_std": float(rewards.std())}
+    figures |= {"length_correlation": correlation} if correlation is not None else {}
+    return figures | {"truncated": truncated / len(rewards)}
+
+
+def _prompt(value: str | Messages, place: int) -> Conversation:
+    try:
+        return prompt_of(_plain(value))
+    except RowFault as fault:
+        raise InputError(f"prompts[{place}]: {fault.detail}", "give text, or messages with role and content") from None
+
+
+def _answer(value: str | Messages, place: int) -> Conversation | None:
+    """A completion as messages; None where they do not end with the assistant's."""
+    try:
+        if isinstance(value, str):
+            return _text_answer(value)
+        messages = conversation(_plain(value)) if value else ()
+    except RowFault as fault:
+        raise InputError(
+            f"completions[{place}]: {fault.detail}", "give text, or messages with role and content"
+        ) from None
+    return messages if messages and messages[-1].role == "assistant" else None
+
+
+def _text_answer(text: str) -> Conversation:
+    """A text as `rmtrain score` reads it; one that only looks like messages or a transcript is plain text."""
+    try:
+        return completion_of(text)
+    except RowFault:
+        return (Message("assistant", text),)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _arguments(given: dict[str, Any], place: int) -> str:
+    try:
+        return template_arguments(given)
+    except RowFault as fault:
+        raise InputError(f"row {place}: {fault.detail}", "mend the data set") from None
