@@ -267,3 +267,25 @@ def test_the_demo_source_has_three_splits_without_leaks() -> None:
     assert found.splits["train"].report.schema == "ultrafeedback"
     assert found.leaks == []
     assert load_data(data, 5, ["test"]).splits["test"].groups == found.splits["test"].groups
+
+
+def test_processes_take_what_their_launcher_has_curated(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rmtrain.data import prepare
+    from rmtrain.data.render import Renderer
+    from rmtrain.data.tokenizer import load_tokenizer
+    from rmtrain.display import Silent
+    from rmtrain.recipe.schema import Recipe
+
+    path = write(tmp_path / "x.jsonl", [*pairs(0, 6), pairs(0, 1)[0]])
+    recipe = Recipe.model_validate({"model": {"name": str(base)}, "data": {"source": path, **TRAIN_ONLY}})
+    renderer = Renderer.for_tokenizer(load_tokenizer(str(base)))
+    launcher = prepare.prepare(recipe, renderer, Silent())
+    with prepare.shared_with_processes(launcher.data):
+        monkeypatch.setattr(prepare, "load_data", lambda *_: pytest.fail("the source was read again"))
+        process = prepare.prepare(recipe, renderer, Silent())
+    assert process.data == launcher.data
+    assert {name: split.fingerprint for name, split in process.splits.items()} == {
+        name: split.fingerprint for name, split in launcher.splits.items()
+    }

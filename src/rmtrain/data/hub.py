@@ -146,35 +146,30 @@ def _explain(error: BaseException, dataset: str, revision: str | None) -> DataEr
     """An error of the hub's clients as one line with a hint."""
     from huggingface_hub import constants, errors
 
+    def fault(what: str, hint: str) -> DataError:
+        return DataError(f"{dataset}: {what}", hint)
+
     page = f"{constants.ENDPOINT}/datasets/{dataset}"
     chain = list(_causes(error))
     # first, since a gated repository is a kind of missing one to the client; `datasets` keeps only the words of it
     if any(isinstance(cause, errors.GatedRepoError) or "is a gated dataset" in str(cause) for cause in chain):
-        return DataError(
-            f"{dataset}: the dataset is gated and this account has no access",
-            f"accept its terms at {page}, then log in: hf auth login",
-        )
+        hint = f"accept its terms at {page}, then log in: hf auth login"
+        return fault("the dataset is gated and this account has no access", hint)
     for cause in chain:
         unreachable = type(cause).__name__ in _UNREACHABLE
         if isinstance(cause, errors.RevisionNotFoundError):
-            return DataError(f"{dataset}: no revision {revision!r}", f"see {page}/commits")
+            return fault(f"no revision {revision!r}", f"see {page}/commits")
         if isinstance(cause, errors.OfflineModeIsEnabled) or (unreachable and constants.HF_HUB_OFFLINE):
-            return DataError(
-                f"{dataset}: not in the cache, and offline mode is on", "unset HF_HUB_OFFLINE, or load it once online"
-            )
+            return fault("not in the cache, and offline mode is on", "unset HF_HUB_OFFLINE, or load it once online")
         if isinstance(cause, errors.RepositoryNotFoundError):
-            return DataError(
-                f"{dataset}: no such dataset on {constants.ENDPOINT}, or it is private",
-                "check the id; for a private dataset log in first: hf auth login",
-            )
+            hint = "check the id; for a private dataset log in first: hf auth login"
+            return fault(f"no such dataset on {constants.ENDPOINT}, or it is private", hint)
         if isinstance(cause, errors.HfHubHTTPError):
             status = getattr(cause.response, "status_code", "an error")
-            return DataError(f"{dataset}: {constants.ENDPOINT} answered {status}", "try again later")
+            return fault(f"{constants.ENDPOINT} answered {status}", "try again later")
         if unreachable:
-            return DataError(
-                f"{dataset}: {constants.ENDPOINT} can't be reached ({type(cause).__name__})",
-                "check the network; HF_HUB_OFFLINE=1 uses the cache alone",
-            )
+            hint = "check the network; HF_HUB_OFFLINE=1 uses the cache alone"
+            return fault(f"{constants.ENDPOINT} can't be reached ({type(cause).__name__})", hint)
     return _explain_loading(chain, dataset)
 
 

@@ -62,15 +62,15 @@ class SourceRows(NamedTuple):
     """The rows of one split, as the source holds them."""
 
     rows: list[Row]
-    split: str  # the source's name of it; the file's name where it names none and none was asked for
     fingerprint: str  # SHA-256 of the content: a local file's bytes, else the split's rows as JSON
+    shards: Sequence[Shard]  # of local rows, in their order
+    paths: Sequence[Path]  # of local rows: the files
+    split: str  # the source's name of it; the file's name where it names none and none was asked for
     revision: str | None  # commit of a hub dataset
     description: str
     splits: tuple[str, ...]  # all that the source has
-    shards: Sequence[Shard] = ()  # of local rows, in their order
-    paths: Sequence[Path] = ()  # the files
-    location: str | Sequence[str] = ""  # SOURCE that reads them again: a hub dataset at its commit, a file or files
-    named_split: str | None = None  # the split to ask it for; None where it names none
+    location: str | Sequence[str]  # SOURCE that reads them again: a hub dataset at its commit, a file or files
+    named_split: str | None  # the split to ask it for; None where it names none
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -158,18 +158,9 @@ class OpenSource:
         elif split is None:
             name = os.path.basename(os.path.abspath(self.source.files[0]))
             name = name[: len(name) - len(suffix_of(name) or "")]
-        return SourceRows(
-            content.rows,
-            name,
-            content.fingerprint,
-            self.revision,
-            description,
-            tuple(self.splits),
-            content.shards,
-            content.files,
-            list(self.source.files) if len(self.source.files) > 1 else location,
-            chosen if self.named else None,
-        )
+        source = list(self.source.files) if len(self.source.files) > 1 else location
+        asked = chosen if self.named else None
+        return SourceRows(*content, name, self.revision, description, tuple(self.splits), source, asked)
 
     def _choose(self, split: str | None) -> str:
         names = ", ".join(self.splits)

@@ -49,7 +49,11 @@ _TOKENS = (  # column names in TRL's versions: prompt, chosen, rejected
 SCHEMAS = (
     RowSchema("ultrafeedback", ("instruction", "completions"), reader=read_ultrafeedback),
     RowSchema(
-        "completions", ("prompt", "completions"), reads=("preferences", "scores", "subset"), reader=read_completions
+        "completions",
+        ("prompt", "completions"),
+        reads=("preferences", "scores"),
+        reader=read_completions,
+        source=("source", "subset"),
     ),
     RowSchema("rewardbench", ("prompt", *PAIR, "subset"), source=SUBSETS),
     RowSchema("rewardbench", ("prompt", *PAIR, "domain"), source=SUBSETS),

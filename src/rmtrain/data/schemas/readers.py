@@ -14,8 +14,6 @@ from rmtrain.data.schemas.rows import (
     RowFault,
     number,
     rating_faults,
-    row_id,
-    row_source,
     score_gap,
 )
 from rmtrain.data.schemas.schema import Scores, pair_scores
@@ -39,8 +37,6 @@ def read_completions(row: Row) -> ParsedRow:
         stated=_stated(row.get("preferences"), scores, len(completions)),
         scores=scores,
         faults=rating_faults(scores) if row.get("preferences") is None else None,
-        id=row_id(row),
-        source=row_source(row, "source", "subset"),
     )
 
 
@@ -117,8 +113,6 @@ def read_ultrafeedback(row: Row, score: UltraFeedbackScore = "fine_grained") -> 
         completions=tuple(completions),
         scores=tuple(scores),
         faults=tuple(faults),
-        id=row_id(row),
-        source=row_source(row, "source"),
         suspect=suspect,
     )
 
@@ -141,8 +135,7 @@ def _fine_grained(entry: Row) -> float | None:
 def read_hh_rlhf(row: Row) -> ParsedRow:
     """Two transcripts; the prompt is what both begin with."""
     prompt, completions = split_prompt([transcript(row.get(column), column) for column in ("chosen", "rejected")])
-    stated = (Preference(0, 1),)
-    return ParsedRow(prompt, completions, stated, id=row_id(row), source=row_source(row, "source"))
+    return ParsedRow(prompt, completions, (Preference(0, 1),))
 
 
 def read_swift(row: Row) -> ParsedRow:
@@ -152,5 +145,4 @@ def read_swift(row: Row) -> ParsedRow:
         raise RowFault(NO_COMMON_PROMPT)
     rejected = completion_of(row.get("rejected_response"), "rejected_response")
     scores, gap = pair_scores(row)
-    stated, source = (Preference(0, 1, gap),), row_source(row, "source")
-    return ParsedRow(tuple(prompt), ((chosen,), rejected), stated, scores, id=row_id(row), source=source)
+    return ParsedRow(tuple(prompt), ((chosen,), rejected), (Preference(0, 1, gap),), scores)

@@ -140,24 +140,25 @@ class RowSchema:
             RowFault: what is wrong with it.
         """
         parsed = self.reader(row) if self.reader else self._read(row)
+        own, source = row_id(row), row_source(row, *self.source)
         if self.tokens:
-            return parsed
-        return parsed._replace(prompt=with_system(row, parsed.prompt), arguments=template_arguments(row))
+            return parsed._replace(id=own, source=source)
+        prompt = with_system(row, parsed.prompt)
+        return parsed._replace(prompt=prompt, id=own, source=source, arguments=template_arguments(row))
 
     def _read(self, row: Row) -> ParsedRow:
         cells = _cells(row, self.answers)
         if self._best_first and not self.tokens and any(is_texts(value) for _, value in cells):
             return self._right_and_wrong(row, cells)
         prompt, completions = self._conversations(row, cells)
-        parsed = ParsedRow(prompt, completions, id=row_id(row), source=row_source(row, *self.source))
+        k = len(completions)
         if self._best_first:
             pair, gap = pair_scores(row)
-            others = range(1, len(completions))
-            return parsed._replace(stated=tuple(Preference(0, other, gap) for other in others), scores=pair)
-        scores = self._scores(row, len(completions))
+            return ParsedRow(prompt, completions, tuple(Preference(0, other, gap) for other in range(1, k)), pair)
+        scores = self._scores(row, k)
         if self.label is None:
-            return parsed._replace(scores=scores, faults=rating_faults(scores))
-        return parsed._replace(stated=self._stated(row, self.label, len(completions), scores), scores=scores)
+            return ParsedRow(prompt, completions, scores=scores, faults=rating_faults(scores))
+        return ParsedRow(prompt, completions, self._stated(row, self.label, k, scores), scores)
 
     def _stated(self, row: Row, label: Label, k: int, scores: Scores | None) -> tuple[Preference, ...]:
         best, strength = label.verdict(row, k)
@@ -208,8 +209,6 @@ class RowSchema:
             prompt=self.read_prompt(row, self.prompt),
             completions=tuple(completion_of(text) for text in [*right, *wrong]),
             stated=tuple(Preference(better, worse) for better, worse in pairs),
-            id=row_id(row),
-            source=row_source(row, *self.source),
         )
 
     def _scores(self, row: Row, k: int) -> Scores | None:
