@@ -1,29 +1,29 @@
-"""What long work tells its user; only rmtrain.cli knows how it is shown."""
+"""The interface by which long work reports its progress; rmtrain.cli implements it."""
 
 from typing import Any, Protocol
 
 
 class Display(Protocol):
-    """Takes what a command has to say while it works."""
+    """Receives the progress of a command."""
 
     def note(self, line: str) -> None:
-        """One line of information."""
+        """Show one line."""
 
     def progress(self, task: str, done: int, total: int) -> None:
-        """How far a task is."""
+        """Show how much of a task is done."""
 
     def metrics(self, figures: dict[str, Any]) -> None:
-        """The figures of a training step or of a validation."""
+        """Show the metrics of a training step or a validation."""
 
 
 class Silent:
-    """A display that shows nothing: for other processes than the main one, and for library use."""
+    """Shows nothing: for processes other than the main one, and for library use."""
 
     def note(self, line: str) -> None:
-        """Say nothing."""
+        """Ignore it."""
 
     def progress(self, task: str, done: int, total: int) -> None:
-        """Say nothing."""
+        """Ignore it."""
 
     def metrics(self, figures: dict[str, Any]) -> None:
-        """Say nothing."""
+        """Ignore it."""

@@ -1,4 +1,4 @@
-"""`rmtrain doctor`: names what is wrong and how to mend it, sends nothing, and shows no secret."""
+"""`rmtrain doctor`: names each problem and its fix, sends nothing, and shows no secret."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_a_problem_makes_exit_code_1_and_says_how_to_mend_it(monkeypatch: pytest
     result = run(monkeypatch, good, poor)
     assert result.exit_code == 1
     assert "problem  GPU  [bold]gone[/]" in result.stdout
-    assert "to mend it: plug it in" in result.stdout
+    assert "fix: plug it in" in result.stdout
     assert "ok: 1, warnings: 0, problems: 1" in result.stdout
     assert "\x1b" not in result.stdout
 
@@ -76,8 +76,8 @@ def test_versions_are_held_against_the_package_s_own_metadata(monkeypatch: pytes
     monkeypatch.setattr(metadata, "requires", lambda name: asked)
     monkeypatch.setattr(metadata, "version", version)
     assert list(doctor._packages()) == [
-        Check("numpy", "problem", "1.26.4, needed is numpy>=2", "pip install 'numpy>=2'"),
-        Check("trl", "problem", "2.0.0, needed is trl<2,>=1.16", "pip install 'trl<2,>=1.16'"),
+        Check("numpy", "problem", "1.26.4, but numpy>=2 is required", "pip install 'numpy>=2'"),
+        Check("trl", "problem", "2.0.0, but trl<2,>=1.16 is required", "pip install 'trl<2,>=1.16'"),
         Check("gone", "problem", "not installed", "pip install 'gone>=1'"),
         Check("packages", "ok", "torch 2.13.0+cpu"),
     ]
@@ -119,13 +119,13 @@ def test_an_endpoint_that_is_no_address(hub: pytest.MonkeyPatch) -> None:
 
 def test_folders_that_can_not_be_written_and_full_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    check = doctor._room("cache", tmp_path / "file" / "cache", 1)
+    check = doctor._free_space("cache", tmp_path / "file" / "cache", 1)
     assert check.state == "problem"
     assert check.detail.startswith(f"{tmp_path}/file/cache can't be written: ")
-    assert doctor._room("cache", tmp_path / "new" / "cache", 1).state == "ok"
+    assert doctor._free_space("cache", tmp_path / "new" / "cache", 1).state == "ok"
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=5 * 2**30))
-    assert doctor._room("cache", tmp_path, 20 * 2**30) == Check(
+    assert doctor._free_space("cache", tmp_path, 20 * 2**30) == Check(
         "cache", "warning", f"{tmp_path}, 5.0 GiB free", "make room; 20 GiB or more are advised"
     )
 

@@ -150,5 +150,5 @@ def test_a_failed_upload_keeps_the_export(folder: Path, tmp_path: Path) -> None:
     with HubServer({}, writable=tmp_path / "hub", refuse_uploads=True) as hub:
         done = push(hub, tmp_path / "home", "org/mine")
     assert done.returncode == 1, done.stderr
-    assert "the export is whole in plain" in done.stderr
+    assert "the export in plain is complete" in done.stderr
     assert os.path.exists("plain/config.json")

@@ -9,7 +9,7 @@ import pytest
 import rmtrain
 from rmtrain.cli.app import _options
 from rmtrain.cli.app import run as command_line
-from rmtrain.cli.hints import _OPTIONS, in_words_of
+from rmtrain.cli.hints import _OPTIONS, for_command
 from rmtrain.recipe.hints import KEYS
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -32,7 +32,7 @@ def test_every_hint_names_what_the_command_has(command: str) -> None:
     options = _options()
     seen = 0
     for hint in hints():
-        told = in_words_of(command, hint, options)
+        told = for_command(command, hint, options)
         for match in OPTION.finditer(told):
             other = re.findall(r"rmtrain ([a-z]+) (?=[^;`]*$)", told[: match.start()])
             assert match[0] in options[other[-1] if other else command], (hint, told)
@@ -50,11 +50,11 @@ def test_every_key_that_stands_for_an_option_is_a_recipe_s() -> None:
 def test_a_hint_is_in_the_words_of_the_command() -> None:
     options = {"eval": {"--label", "--columns"}, "compare": {"--label-a", "--label-b"}, "train": {"--resume"}}
     hint = "data.columns renames them; name it with --label, or see rmtrain train --resume RUN"
-    assert in_words_of("eval", hint, options) == hint.replace("data.columns", "--columns")
-    assert in_words_of("compare", hint, options) == hint.replace("--label", "--label-a (or -b)")
-    assert in_words_of("train", hint, options) == hint.replace("--label", "rmtrain eval --label")
+    assert for_command("eval", hint, options) == hint.replace("data.columns", "--columns")
+    assert for_command("compare", hint, options) == hint.replace("--label", "--label-a (or -b)")
+    assert for_command("train", hint, options) == hint.replace("--label", "rmtrain eval --label")
     assert (
-        in_words_of("eval", "x/data.columns.jsonl, data.columns-2", options) == "x/data.columns.jsonl, data.columns-2"
+        for_command("eval", "x/data.columns.jsonl, data.columns-2", options) == "x/data.columns.jsonl, data.columns-2"
     )
 
 

@@ -101,7 +101,7 @@ def test_given_columns_override(capsys: pytest.CaptureFixture[str]) -> None:
         (("--columns", "chosen"), "--columns chosen: not KEY=COLUMN,…"),
         (("--columns", "chosen=a,chosen=b"), "not KEY=COLUMN,…"),
         (("--columns", ""), "not KEY=COLUMN,…"),
-        (("--row-schema", "pears"), "--row-schema pears: there is no such row schema\n  hint: it is 'auto', "),
+        (("--row-schema", "pears"), "--row-schema pears: no such row schema\n  hint: choose from 'auto', "),
         (("--columns", "chosen=gone"), "there is no column 'gone' to rename to 'chosen'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The Typer application, and how errors reach the user."""
+"""The command line: its commands, exit codes and error messages."""
 
 import codecs
 import errno
@@ -17,7 +17,7 @@ from typer.rich_utils import rich_format_error
 
 from rmtrain import __version__
 from rmtrain.cli import compare, data, doctor, evaluate, export, leaderboard, recipes, rewardbench, runs, score, train
-from rmtrain.cli.hints import in_words_of
+from rmtrain.cli.hints import for_command
 from rmtrain.cli.processes import (
     is_main_process,
     join_slurm,
@@ -64,15 +64,15 @@ def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit code (0, 1, 2 or 130)."""
     codecs.register_error("escaped", _escaped)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a console of another encoding, or a path that is no text
+        if isinstance(stream, io.TextIOWrapper):  # for a console of another encoding, or a path that is not valid text
             stream.reconfigure(errors="escaped")
     tie_to_launcher()
-    with on_signal(interrupt):  # training's steps hold it back until they end
+    with on_signal(interrupt):  # training defers it to the end of a step
         return _run(own_arguments(arguments))
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """What an encoding lacks, as JSON and Python escape it."""
+    """Characters that the encoding lacks, as JSON escapes."""
     assert isinstance(error, UnicodeEncodeError)
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4)), error.end
@@ -94,37 +94,37 @@ def _run(arguments: list[str]) -> int:
         code = leaving.exit_code
     except TyperException as error:
         error.message = printable(error.message)
-        rich_format_error(error)  # type: ignore[arg-type]  # all that Typer raises here are usage errors
+        rich_format_error(error)  # type: ignore[arg-type]  # Typer raises only usage errors here
         code = 2
-    except BrokenPipeError:  # the reader of our output has gone
-        _give_up_unwritten_output()
+    except BrokenPipeError:  # the reader of our output has exited
+        _discard_unwritten_output()
         code = 1
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, RmtrainError):
-            error.hint = in_words_of(next(iter(arguments), ""), error.hint, _options())
-        code, told = _code_and_words(error)
-        # every process finds the same fault in the input; of a failed run, each has its own story
+            error.hint = for_command(next(iter(arguments), ""), error.hint, _options())
+        code, message = _code_and_message(error)
+        # all processes find the same fault in the input, but each may fail in its own way
         if is_main_process() or code == 1:
-            print(printable(told), file=sys.stderr)
-        _give_up_unwritten_output()
+            print(printable(message), file=sys.stderr)
+        _discard_unwritten_output()
         lost = error.run if isinstance(error, LostProcessError) else None
         if debug:
             print(printable(traceback.format_exc()), file=sys.stderr)
     report_exit(code, lost)
-    if code == 0:  # after a fault the others may wait in a collective, and leaving could wait for them
+    if code == 0:  # after a failure the others may wait in a collective, and leaving would wait for them
         leave_group()
     return code
 
 
 def _masked_record(*arguments: Any, **values: Any) -> logging.LogRecord:
-    """What a library logs, without the password of an address."""
+    """A library's log record, with passwords in addresses hidden."""
     record = logging.LogRecord(*arguments, **values)
     record.msg, record.args = masked(record.getMessage()), ()
     return record
 
 
-def _give_up_unwritten_output() -> None:
-    """Drop what standard output has no room for, which Python would try to write once more at its end."""
+def _discard_unwritten_output() -> None:
+    """Discard unwritten standard output, which Python would try to write again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -137,8 +137,8 @@ def _options() -> dict[str, set[str]]:
     return {name: {option for each in command.params for option in each.opts} for name, command in commands.items()}
 
 
-def _code_and_words(error: BaseException) -> tuple[int, str]:
-    """The exit code of an error, and what the user is told."""
+def _code_and_message(error: BaseException) -> tuple[int, str]:
+    """The exit code and the message of an error."""
     if isinstance(error, Interrupted):
         return error.exit_code, f"interrupted: {error}"
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
@@ -146,23 +146,26 @@ def _code_and_words(error: BaseException) -> tuple[int, str]:
     if isinstance(error, RmtrainError):
         return error.exit_code, f"error: {error}"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return 2, f"error: {str(error.filename)[:80]}…: the name is too long\n  hint: choose one of at most 255 bytes"
+        return (
+            2,
+            f"error: {str(error.filename)[:80]}…: the name is too long\n  hint: use at most 255 bytes",
+        )
     if isinstance(error, OSError) and (why := why_unwritten(error, Path(error.filename or "."))):
         where = error.filename or "standard output, or another file"
         return 1, f"error: {where}: {why[0]}\n  hint: {why[1]}"
-    told = f"{type(error).__name__}: {error}"
+    message = f"{type(error).__name__}: {error}"
     if "torch" in sys.modules:
         from rmtrain.model.devices import is_out_of_memory, lost_another
 
         if is_out_of_memory(error):
-            return 1, f"error: no memory is left ({told})\n  hint: take a smaller model, or fewer tokens at once"
+            return 1, f"error: out of memory ({message})\n  hint: use a smaller model, or fewer tokens per forward pass"
         if joined() and lost_another(error):
-            return 1, f"error: process {os.environ['RANK']}: another process ended first ({told})"
-    return 1, f"error: {told}\n  hint: this is a fault in rmtrain; run again with --debug for the traceback"
+            return 1, f"error: process {os.environ['RANK']}: another process ended first ({message})"
+    return 1, f"error: {message}\n  hint: this is a bug in rmtrain; run again with --debug for the traceback"
 
 
 def quiet_libraries() -> None:
-    """Keep libraries from sending telemetry, prompting, or printing past us; a user's own setting stays."""
+    """Keep libraries from sending telemetry, prompting and printing; the user's own settings win."""
     cuda = os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/nvidia0")
     for name, value in {
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -171,9 +174,9 @@ def quiet_libraries() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "TQDM_DISABLE": "1",
         "WANDB_SILENT": "true",
-        "DS_ACCELERATOR": "cuda" if cuda else "cpu",  # DeepSpeed announces a choice of its own
+        "DS_ACCELERATOR": "cuda" if cuda else "cpu",  # else DeepSpeed prints its choice
         "DEEPSPEED_LOG_LEVEL": "error",
     }.items():
         os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries to each other; nothing a user can mend
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries; users can't act on them
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of an optional kernel on every import

@@ -20,23 +20,26 @@ if TYPE_CHECKING:
 
 
 def _of_side(option: str, side: str, text: str) -> Any:
-    return typer.Option(f"--{option}-{side.lower()}", help=f"Of {side}: {text}")
+    return typer.Option(f"--{option}-{side.lower()}", help=f"Model {side}: {text}")
 
 
 _PROMPT, _LABEL = "the prompt's name, or a .jinja chat template.", "name or number of the reward's label."
-_REFERENCE, _FREE = "it is a policy; its reference model.", "it is a policy, read by its log-probabilities alone."
+_REFERENCE, _FREE = (
+    "score it as a policy, with this reference model.",
+    "score it as a policy by its log-probabilities alone.",
+)
 
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A rows file, a result .json, RUN[:split], or any checkpoint.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The same of the other model.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other model, in the same forms.")],
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Rows to compare on; default: those that both were scored on.")
+        str | None, typer.Option(metavar="SOURCE", help="Rows to compare on; default: those already scored with both.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of --data or --benchmark, or of both runs.")] = None,
     benchmark: Annotated[
         options.BenchmarkName | None,
-        typer.Option(help="Compare on this benchmark; --data names its rows where they are not the hub's."),
+        typer.Option(help="Compare on this benchmark, with the rows of --data if given."),
     ] = None,
     prompt_a: Annotated[str | None, _of_side("prompt", "A", _PROMPT)] = None,
     prompt_b: Annotated[str | None, _of_side("prompt", "B", _PROMPT)] = None,
@@ -55,7 +58,7 @@ def compare(
     no_verify: options.NoVerify = False,
     json: options.Json = False,
 ) -> None:
-    """Compare two models on the same rows: difference, paired interval, exact test, and smallest detectable difference.
+    """Compare two models on the same rows: difference, paired interval, exact test, smallest detectable difference.
 
     A checkpoint that was not yet scored on these rows, or has other weights since, is scored first.
 

@@ -12,11 +12,11 @@ from rmtrain.cli.display import TerminalDisplay
 
 
 def data(
-    recipe: Annotated[Path, typer.Argument(help="A recipe's YAML file.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     json: options.Json = False,
 ) -> None:
-    """Count what a recipe's splits hold: rows kept and dropped by cause, preferences, lengths, leaks.
+    """Report the data of a recipe: rows kept and dropped by cause, preferences, lengths, leaks.
 
     [dim]rmtrain data configs/mistral_lora.yaml[/]
     """

@@ -1,4 +1,4 @@
-"""How long work looks: bars on a terminal, plain lines elsewhere; always on standard error."""
+"""Progress on standard error: bars on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -11,37 +11,37 @@ from rich.text import Text
 from rmtrain.cli.processes import is_child, is_main_process
 from rmtrain.errors import printable
 
-_PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
-_WAITING = 0.02  # share of a step spent on waiting for data, from which on it is shown
+_PLAIN_SECONDS = 10.0  # between progress lines without a terminal
+_WAITING = 0.02  # show the share of a step spent waiting for data from here on
 
 
 class TerminalDisplay:
-    """Shows notes, progress and figures as they come; of several processes, only the main one shows any.
+    """Shows notes, progress and metrics; only the main process shows any.
 
-    As a context manager, takes its bars off the screen at the end.
+    As a context manager it removes its bars at the end.
     """
 
     def __init__(self) -> None:
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=not is_main_process())
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
-        self._told: dict[str, float] = {}
+        self._last_line: dict[str, float] = {}
 
     def note(self, line: str) -> None:
-        """One line, as it is."""
+        """Show one line."""
         self.console.print(Text(printable(line)))
 
     def note_once(self, line: str) -> None:
-        """A line that the command which started this process, if one did, has said already."""
+        """Show a line, unless the parent process has shown it already."""
         if not is_child():
             self.note(line)
 
     def progress(self, task: str, done: int, total: int, status: str = "") -> None:
-        """A bar that goes when the task is done, or a line every ten seconds."""
+        """Show a bar until the task is done, or a line every ten seconds."""
         if not self.console.is_terminal:
             now = time.monotonic()
-            if now - self._told.setdefault(task, now) >= _PLAIN_SECONDS:
-                self._told[task] = now
+            if now - self._last_line.setdefault(task, now) >= _PLAIN_SECONDS:
+                self._last_line[task] = now
                 self.note(f"{task}: {done} of {total}")
             return
         if self._bars is None:
@@ -64,7 +64,7 @@ class TerminalDisplay:
                 self.__exit__()
 
     def metrics(self, figures: dict[str, Any]) -> None:
-        """A training step moves the bar (or prints a line); a validation prints a line."""
+        """Move the bar, or print a line, for a training step; print a line for a validation."""
         step, steps = figures["step"], figures["steps"]
         if "eval_accuracy" in figures:
             self.note(

@@ -1,4 +1,4 @@
-"""`rmtrain doctor`: whether this machine can train, looked at without a network and without a model."""
+"""`rmtrain doctor`: checks whether this machine can train, without a network or a model."""
 
 import importlib.util
 import json as jsonlib
@@ -24,13 +24,13 @@ from rmtrain.errors import first_line
 
 State = Literal["ok", "warning", "problem"]
 
-_LEAST_FREE = 20 * 2**30  # bytes; a 7B model in bfloat16 takes 14.5 GB
+_ADVISED_FREE = 20 * 2**30  # bytes; a 7B model in bfloat16 takes 14.5 GB
 _AMPERE = (8, 0)  # compute capability that bfloat16 arithmetic and the attention kernels need
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
 class Check(NamedTuple):
-    """One thing looked at."""
+    """The outcome of one check."""
 
     name: str
     state: State
@@ -39,7 +39,7 @@ class Check(NamedTuple):
 
 
 def doctor(json: options.Json = False) -> None:
-    """Check Python, packages, GPUs, the hub's settings, caches and disk; exits with 1 if something is wrong.
+    """Check Python, packages, GPUs, hub settings, caches and disk; exits with code 1 on a problem.
 
     [dim]rmtrain doctor[/]
     """
@@ -64,15 +64,15 @@ def _render(checks: list[Check]) -> None:
     for check in checks:
         detail = safe_text(check.detail)
         if check.hint:
-            detail.append("\n").append_text(safe_text(f"to mend it: {check.hint}"))
+            detail.append("\n").append_text(safe_text(f"fix: {check.hint}"))
         table.add_row(Text(check.state, _STYLES[check.state]), safe_text(check.name), detail)
     console.print(table)
-    found = Counter(check.state for check in checks)
-    console.print(f"\nok: {found['ok']}, warnings: {found['warning']}, problems: {found['problem']}")
+    counts = Counter(check.state for check in checks)
+    console.print(f"\nok: {counts['ok']}, warnings: {counts['warning']}, problems: {counts['problem']}")
 
 
 def _run(group: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    """A group's checks; one that breaks is itself a finding, and the others still run."""
+    """A group's checks; if one raises an error, that is a problem too, and the other groups still run."""
     try:
         yield from group()
     except Exception as error:
@@ -97,12 +97,12 @@ def _packages() -> Iterator[Check]:
         if requirement.specifier.contains(version, prereleases=True):
             found.append(f"{requirement.name} {version}")
         else:
-            yield Check(requirement.name, "problem", f"{version}, needed is {wanted}", f"pip install '{wanted}'")
+            yield Check(requirement.name, "problem", f"{version}, but {wanted} is required", f"pip install '{wanted}'")
     yield Check("packages", "ok", ", ".join(found))
 
 
 def _devices() -> Iterator[Check]:
-    """GPUs as torch sees them, and the attention that packed training runs on."""
+    """GPUs as torch sees them, and the attention that packed training uses."""
     driver = _driver()
     try:
         import torch
@@ -112,10 +112,10 @@ def _devices() -> Iterator[Check]:
     if not torch.cuda.is_available():
         if driver:
             build = f"torch {torch.__version__}, built for CUDA {torch.version.cuda or 'none'}"
-            hint = "install a torch build for this driver; see CUDA_VISIBLE_DEVICES too"
-            yield Check("GPU", "problem", f"driver {driver} is there, but {build} can't use it", hint)
+            hint = "install a torch build for this driver, and check CUDA_VISIBLE_DEVICES"
+            yield Check("GPU", "problem", f"{build}, can't use the driver {driver}", hint)
         else:
-            yield Check("GPU", "warning", "none: only small models can be trained", "use a machine with a CUDA device")
+            yield Check("GPU", "warning", "none: only small models can be trained", "use a machine with a CUDA GPU")
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -134,7 +134,7 @@ def _devices() -> Iterator[Check]:
 
 
 def _attention(torch: Any) -> Check:
-    """Runs variable-length attention once on a few tokens."""
+    """Run variable-length attention once, on a few tokens."""
     hint = "set model.packing to none, or install flash-attn"
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -155,7 +155,7 @@ def _attention(torch: Any) -> Check:
 
 
 def _driver() -> str | None:
-    """Version of the NVIDIA driver, by the kernel module's own word; None without one."""
+    """Version of the NVIDIA driver, from the kernel module; None without one."""
     try:
         words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
     except OSError:
@@ -164,7 +164,7 @@ def _driver() -> str | None:
 
 
 def _extras() -> Iterator[Check]:
-    """What only some recipes need: bitsandbytes and DeepSpeed."""
+    """Packages that only some recipes need."""
     try:
         importlib.import_module("bitsandbytes")
     except Exception as error:
@@ -175,8 +175,8 @@ def _extras() -> Iterator[Check]:
     if importlib.util.find_spec("deepspeed") is None:
         yield Check("DeepSpeed", "warning", "not installed", "pip install deepspeed, or set distributed.strategy")
     elif lock := next(_extensions().glob("**/deepspeed_*/lock"), None):
-        hint = f"if no run is compiling it now, rm {lock}: DeepSpeed waits for it without end"
-        yield Check("DeepSpeed", "warning", f"{lock.parent.name} is being compiled, or its compiling was killed", hint)
+        hint = f"if no run is compiling it now, rm {lock}: DeepSpeed waits for this lock forever"
+        yield Check("DeepSpeed", "warning", f"{lock.parent.name} is compiling, or was interrupted", hint)
     else:
         yield Check("DeepSpeed", "ok", "installed")
 
@@ -188,7 +188,7 @@ def _extensions() -> Path:
 
 
 def _hub() -> Iterator[Check]:
-    """How the hub would be reached; nothing is sent."""
+    """Hub settings; sends nothing."""
     from huggingface_hub import get_token
 
     offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_on(name)]
@@ -198,7 +198,7 @@ def _hub() -> Iterator[Check]:
         yield Check("hub", "problem", "HF_ENDPOINT is not a web address", "set it to https://… or unset it")
     elif offline:
         hint = f"unset {', '.join(offline)} to download models and data"
-        yield Check("hub", "warning", f"offline by {', '.join(offline)}: only what is cached can be used", hint)
+        yield Check("hub", "warning", f"offline by {', '.join(offline)}: only cached models and data can be used", hint)
     else:
         where = f"HF_ENDPOINT is {parts.scheme}://{parts.hostname}" if endpoint is not None else "default endpoint"
         yield Check("hub", "ok", f"online; {where}; {'a token is set' if get_token() else 'no token'}")
@@ -209,32 +209,35 @@ def _is_on(name: str) -> bool:
 
 
 def _disk() -> Iterator[Check]:
-    """Whether caches and run folders can be written, and how much room they have."""
+    """Whether caches and the working folder can be written, and their free space."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from rmtrain.data.prepare import cache_folder
 
     for name, folder, least in (
-        ("model cache", Path(HF_HUB_CACHE), _LEAST_FREE),
+        ("model cache", Path(HF_HUB_CACHE), _ADVISED_FREE),
         ("rmtrain cache", cache_folder(), 2**30),
-        ("working folder", Path.cwd(), _LEAST_FREE),
+        ("working folder", Path.cwd(), _ADVISED_FREE),
     ):
-        yield _room(name, folder, least)
+        yield _free_space(name, folder, least)
 
 
-def _room(name: str, folder: Path, least: int) -> Check:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+def _free_space(name: str, folder: Path, least: int) -> Check:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         return Check(
-            name, "problem", f"{folder} can't be written: {error.strerror}", "choose another, or mend its rights"
+            name,
+            "problem",
+            f"{folder} can't be written: {error.strerror}",
+            "choose another folder, or make it writable",
         )
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(existing).free
     detail = f"{folder}, {free / 2**30:.1f} GiB free"
     if free < least:
-        return Check(name, "warning", detail, f"make room; {least / 2**30:.0f} GiB or more are advised")
+        return Check(name, "warning", detail, f"free some space; {least / 2**30:.0f} GiB or more are recommended")
     return Check(name, "ok", detail)
 
 

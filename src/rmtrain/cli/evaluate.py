@@ -23,14 +23,12 @@ def evaluate(
     label: options.Label = None,
     reference: options.Reference = None,
     reference_free: options.ReferenceFree = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Split of the checkpoint's recipe, or of --data; may be repeated.")
-    ] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Split of the recipe, or of --data; may be repeated.")] = None,
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Other data: hub dataset id, local file, or demo.")
     ] = None,
     min_accuracy: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Exit with 1 if a split's accuracy is below this.")
+        float | None, typer.Option(min=0, max=1, help="Exit with code 1 if the accuracy of a split is lower.")
     ] = None,
     columns: options.Columns = None,
     row_schema: options.RowSchema = None,
@@ -42,7 +40,7 @@ def evaluate(
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
-    """Rank the preferences of a split with a checkpoint: accuracy with its interval, beside what length alone gives.
+    """Measure the ranking accuracy of a checkpoint on splits of its recipe, or on other data.
 
     [dim]rmtrain eval --split test[/]
     [dim]rmtrain eval --ckpt runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl --min-accuracy 0.7[/]

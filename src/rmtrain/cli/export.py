@@ -14,28 +14,28 @@ from rmtrain.errors import InputError, RunFailedError, first_line
 
 
 def export(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not exist.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the model.")],
     ckpt: options.Ckpt = None,
     dtype: Annotated[
-        options.DtypeName | None, typer.Option(help="Of the stored weights; default: that of training.")
+        options.DtypeName | None, typer.Option(help="Precision of the stored weights; default: as trained.")
     ] = None,
     push: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="Upload the folder to this repository of the hub.")
+        str | None, typer.Option(metavar="ORG/NAME", help="Upload the folder to this hub repository.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make that repository private if it is new.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     no_verify: options.NoVerify = False,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
-    """Merge the adapters in float32 into a plain model that transformers opens, and prove that its rewards agree.
+    """Merge the adapters into a plain model for transformers, and prove that its rewards agree.
 
-    Sample rows are scored before merging, after it, and with the written folder through transformers alone; where a
-    reward moves further than rounding explains, nothing is written.
+    Scores sample rows before merging, after merging, and with transformers alone from the written folder. Writes
+    nothing if a reward changes by more than rounding error.
 
     [dim]rmtrain export --ckpt runs/mistral_lora-20260101-120000-ab12 --output mistral-rm[/]
     """
     if private and push is None:
-        raise InputError("--private says how --push makes a repository", "add --push ORG/NAME, or leave it out")
+        raise InputError("--private needs --push", "add --push ORG/NAME, or leave --private out")
     display = TerminalDisplay()
     chosen = choose(ckpt, runs, display)
     if push is not None:
@@ -60,31 +60,31 @@ def _told(result: dict[str, Any]) -> str:
     proof = result["proof"]
     lines = [
         f"exported: {result['output']} ({result['dtype']}, {result['bytes'] / 1e6:,.1f} MB)",
-        f"rewards of {proof['n']} {proof['data']} completions, less their prompt's mean (standard deviation "
-        f"{proof['standard_deviation']:.3g}), moved by at most",
+        f"largest change of a reward, relative to its prompt's mean, over {proof['n']} {proof['data']} completions "
+        f"(standard deviation {proof['standard_deviation']:.3g}):",
     ]
     for step in ("dequantising", "merging", "storing"):
         if step in proof:
             lines.append(f"  {proof[step]:.2g} by {step} ({proof[f'{step}_allowed']:.2g} allowed)")
-    lines.append(f"serve it with the same rewards, which POST /classify gives for messages: {result['serve']}")
+    lines.append(f"serve it with the same rewards (POST messages to /classify): {result['serve']}")
     return "\n".join([*lines, *([f"pushed: {result['pushed']}"] if result["pushed"] else [])])
 
 
 def _check_login(repository: str) -> None:
-    """Find out before the work whether the hub would take it.
+    """Check the login before any work is done.
 
     Raises:
-        InputError: no valid repository name, no token, or one that the hub does not know.
+        InputError: the repository name, the token or the login is invalid.
     """
     from huggingface_hub import HfApi
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise InputError(f"--push {repository}: no name of a repository", "name it ORG/NAME")
+        raise InputError(f"--push {repository}: not a repository name", "write ORG/NAME")
     try:
         HfApi().whoami()
     except Exception as error:  # no token, an old one, no network: each library version has its own errors
         raise InputError(
-            f"--push {repository}: the hub does not let us in: {first_line(error)}",
+            f"--push {repository}: login to the hub failed: {first_line(error)}",
             "log in with `hf auth login`, or set HF_TOKEN; without --push nothing is uploaded",
         ) from error
 
@@ -100,6 +100,6 @@ def _push(folder: Path, repository: str, private: bool) -> str:
     except Exception as error:  # as above
         raise RunFailedError(
             f"{repository}: the upload failed: {first_line(error)}",
-            f"the export is whole in {folder}; `hf upload {repository} {folder}` tries again",
+            f"the export in {folder} is complete; try again with `hf upload {repository} {folder}`",
         ) from error
     return str(done.commit_url)

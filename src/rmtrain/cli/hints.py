@@ -1,9 +1,9 @@
-"""Hints in the words of the command at hand."""
+"""Hints adapted to the options of the current command."""
 
 import re
 from collections.abc import Mapping
 
-_OPTIONS = {  # by the key of a recipe that says the same
+_OPTIONS = {  # by the equivalent key of a recipe
     "data.columns": "--columns",
     "data.row_schema": "--row-schema",
     "data.max_length": "--max-length",
@@ -12,20 +12,19 @@ _OPTIONS = {  # by the key of a recipe that says the same
     "model.dtype": "--dtype",
 }
 _KEY = re.compile(rf"(?<![\w./-])({'|'.join(map(re.escape, _OPTIONS))})(?![\w-]|\.\w):?")
-_OF_RECIPES = re.compile(r"(?<![\w./-])data\.(answers|label|better|ties|scores)\b")  # for which there is no option
+_OF_RECIPES = re.compile(r"(?<![\w./-])data\.(answers|label|better|ties|scores)\b")  # have no option
 _OPTION = re.compile(r"rmtrain [a-z]+ [^;`]*|(?<![\w-])--[a-z][a-z-]*")
 
 
-def in_words_of(command: str, hint: str, options: Mapping[str, set[str]]) -> str:
-    """A hint that names only what a command has.
+def for_command(command: str, hint: str, options: Mapping[str, set[str]]) -> str:
+    """The hint with recipe keys replaced by the command's options.
 
-    Other rooms name a recipe's keys. Where the command has an option of the same meaning, the option is named instead,
-    and advice that only a recipe can follow is left out. An option that the command lacks is named with its letters
-    (`--label-a`), or with a command that has it.
+    Advice that only a recipe can follow is dropped. An option that the command lacks gets the suffix of `compare`
+    (`--label-a`), or the name of a command that has it.
 
     Args:
-        command: its name.
-        hint: the hint.
+        command: the current one.
+        hint: with keys of a recipe.
         options: of every command.
     """
     own = options.get(command, set())

@@ -17,20 +17,20 @@ def leaderboard(
         typer.Argument(metavar="[RESULT]...", help="Further results: of rmtrain rewardbench, or published accuracies."),
     ] = None,
     era: Annotated[
-        Literal["current", "2024-04", "2024-03", "subset_mean"], typer.Option(help="By which formulas to score.")
+        Literal["current", "2024-04", "2024-03", "subset_mean"], typer.Option(help="Version of the formulas.")
     ] = "current",
     sort: Annotated[
         Literal["mean", "with-prior", "published", "chat", "chat-hard", "safety", "reasoning"],
         typer.Option(help="Figure to rank by: the mean of four sections, the score with prior sets, …"),
     ] = "mean",
-    form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="How to print it.")] = "text",
+    form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Output format.")] = "text",
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw it too, as .png, .svg or .pdf by the file's name.")
+        Path | None, typer.Option(metavar="FILE", help="Also plot the table; the file is a .png, .svg or .pdf.")
     ] = None,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
-    """Show RewardBench 1 scores of published reward models, then and by today's formulas, with your own in place.
+    """Show published reward models on RewardBench 1 under the original and the current formulas, beside your own.
 
     [dim]rmtrain leaderboard[/]
     [dim]rmtrain leaderboard --era 2024-03 --sort with-prior --plot leaderboard.png my/rewardbench-1.json[/]

@@ -1,4 +1,4 @@
-"""Options that several verbs share."""
+"""Options that several commands share."""
 
 import os
 from pathlib import Path
@@ -17,34 +17,32 @@ Prompt = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Of another's model: the prompt's name, or a .jinja chat template; default: the model's own.",
+        help="Third-party models: name of a built-in prompt, or a .jinja chat template; default: the model's own.",
     ),
 ]
 Label = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Of a model with several labels: name or number of the reward's.")
+    str | None, typer.Option(metavar="NAME", help="Models with several labels: name or number of the reward's label.")
 ]
 Reference = Annotated[
-    str | None,
-    typer.Option(
-        metavar="REF", help="CKPT is a policy trained by DPO: score by log-probabilities against this reference model."
-    ),
+    str | None, typer.Option(metavar="REF", help="Score CKPT as a policy, trained by DPO from this reference model.")
 ]
 PolicyReading = Literal["avg", "sum", "norm"]
 ReferenceFree = Annotated[
     PolicyReading | None,
     typer.Option(
-        help="CKPT is a policy: score by its log-probabilities alone, their mean, their sum or their negative L2 norm."
+        help="Score CKPT as a policy without a reference: by the mean, the sum or the negative L2 norm of the "
+        "completion's log-probabilities."
     ),
 ]
 MaxLength = Annotated[
     int | None,
     typer.Option(
-        min=16, help="Tokens of prompt and one completion; default: the recipe's, or at most 4,096 of another's model."
+        min=16, help="Maximum tokens of prompt and completion; default: as trained, or up to 4,096 for other models."
     ),
 ]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Dtype = Annotated[
-    DtypeName | None, typer.Option(help="Run the weights in this; default: as trained, or as the model's config says.")
+    DtypeName | None, typer.Option(help="Precision of the weights; default: as trained, or as in the model's config.")
 ]
 if TYPE_CHECKING:
     BenchmarkName = str
@@ -54,29 +52,26 @@ Columns = Annotated[
     str | None,
     typer.Option(
         metavar="KEY=COLUMN,…",
-        help="Which column of the rows is read as which, such as chosen=answer_a; default: as the checkpoint was "
-        "trained where the columns fit, else told by the columns.",
+        help="Columns to read, such as chosen=answer_a; default: as in training if they exist, else detected.",
     ),
 ]
-RowSchema = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Row schema of the rows; default: as for --columns.")
+RowSchema = Annotated[str | None, typer.Option(metavar="NAME", help="Row schema; default: as for --columns.")]
+Tokens = Annotated[int | None, typer.Option(min=1, help="Maximum tokens per forward pass; default: as in the recipe.")]
+Processes = Annotated[
+    int | None, typer.Option(help="Processes to start on this machine; default: one per GPU, or one without GPUs.")
 ]
-Tokens = Annotated[
-    int | None, typer.Option(min=1, help="Most tokens through the backbone at once; default: the recipe's.")
-]
-Processes = Annotated[int | None, typer.Option(help="Processes to start on this machine; default one a GPU, else one.")]
-Runs = Annotated[Path, typer.Option(help="Where run folders lie.")]
+Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
 NoVerify = Annotated[
-    bool, typer.Option("--no-verify", help="Use the checkpoint's files even if they changed since they were saved.")
+    bool, typer.Option("--no-verify", help="Load the checkpoint even if its files changed since they were saved.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
 
 
-_LONGEST_OUTPUT = 180  # bytes of a name, of which 255 can be had
+_LONGEST_OUTPUT = 180  # bytes; temporary files beside it have longer names, and 255 is the limit
 
 
 def check_output(path: Path, overwrite: bool = False) -> None:
-    """Refuse a file that can't be written there, before anything is done for it.
+    """Refuse an output file that can't be written, before any work is done for it.
 
     Raises:
         InputError: it exists, is no regular file, or has no folder.
@@ -84,7 +79,7 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     if len(os.fsencode(path.name)) > _LONGEST_OUTPUT:
         raise InputError(
             f"--output {path.name[:40]}…: the name has more than {_LONGEST_OUTPUT} bytes",
-            "choose a shorter one: files beside it get longer names while it is written",
+            "choose a shorter name: temporary files beside it have longer ones",
         )
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file", "choose another --output")
@@ -95,10 +90,10 @@ def check_output(path: Path, overwrite: bool = False) -> None:
 
 
 def given_mapping(columns: str | None, row_schema: str | None) -> dict[str, Any] | None:
-    """What --columns and --row-schema say of how rows are read; None where neither is given.
+    """The keys of a data section that --columns and --row-schema set; None if neither is given.
 
     Raises:
-        InputError: they are not of their form, or there is no such schema.
+        InputError: one of them is malformed, or the schema does not exist.
     """
     if columns is None and row_schema is None:
         return None
@@ -115,5 +110,5 @@ def given_mapping(columns: str | None, row_schema: str | None) -> dict[str, Any]
         section = DataSection.model_validate(values)
     except ValidationError as error:
         known = error.errors()[0].get("ctx", {}).get("expected", "")
-        raise InputError(f"--row-schema {row_schema}: there is no such row schema", f"it is {known}") from None
+        raise InputError(f"--row-schema {row_schema}: no such row schema", f"choose from {known}") from None
     return {name: getattr(section, name) for name in MAPPING}

@@ -1,4 +1,4 @@
-"""`rmtrain recipes`: the recipes that come with rmtrain, and the schema of a recipe."""
+"""`rmtrain recipes`: the bundled recipes, and the JSON schema of a recipe."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from rmtrain.recipe import bundled
 
-app = typer.Typer(no_args_is_help=True, help="List, show and copy the bundled recipes; print the recipe's JSON schema.")
+app = typer.Typer(no_args_is_help=True, help="List, show or copy the bundled recipes; print their JSON schema.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A bundled recipe, such as mistral_lora.")]
 
@@ -36,7 +36,8 @@ def show(name: Name) -> None:
 def copy(
     name: Name,
     destination: Annotated[
-        Path | None, typer.Argument(metavar="DEST", help="File or folder to copy to; NAME.yaml here by default.")
+        Path | None,
+        typer.Argument(metavar="DEST", help="File or folder for the copy; default: NAME.yaml here."),
     ] = None,
 ) -> None:
     """Copy a bundled recipe to edit and train with; never overwrites a file."""

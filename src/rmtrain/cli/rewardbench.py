@@ -26,12 +26,12 @@ def rewardbench(
     label: options.Label = None,
     reference: options.Reference = None,
     reference_free: options.ReferenceFree = None,
-    benchmark: Annotated[options.BenchmarkName, typer.Option(help="Which benchmark.")] = "rewardbench-1",
+    benchmark: Annotated[options.BenchmarkName, typer.Option(help="The benchmark to score.")] = "rewardbench-1",
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Its rows; default: its dataset on the hub.")
+        str | None, typer.Option(metavar="SOURCE", help="Rows of the benchmark; default: its dataset on the hub.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Split of the rows; default: the scored one, or the only one there is.")
+        str | None, typer.Option(help="Split of the rows; default: the benchmark's own, or the only one.")
     ] = None,
     prior_data: Annotated[
         list[str] | None,
@@ -44,7 +44,7 @@ def rewardbench(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Re-score published subset accuracies instead, with no model; may be repeated, as for prior sets.",
+            help="Score published subset accuracies instead, with no model; may be repeated, as for prior sets.",
         ),
     ] = None,
     output: Annotated[
@@ -67,7 +67,7 @@ def rewardbench(
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
-    """Score a benchmark with a checkpoint: subsets, sections with intervals, and the overall figure of every era.
+    """Score a benchmark: subsets, sections with intervals, and the overall score by every version of the formulas.
 
     [dim]rmtrain rewardbench --ckpt runs/mistral_lora-20260101-120000-ab12 --output mistral.json[/]
     [dim]rmtrain rewardbench --prior-data allenai/preference-test-sets[/]

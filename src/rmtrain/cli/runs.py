@@ -1,4 +1,4 @@
-"""`rmtrain runs`: the run folders, and what one of them holds."""
+"""`rmtrain runs`: lists run folders, and shows one of them."""
 
 import json as jsonlib
 import re
@@ -17,16 +17,16 @@ from rmtrain.runs import MANIFEST, list_runs, offline_wandb
 if TYPE_CHECKING:
     from rmtrain.reporting.record import RunRecord
 
-app = typer.Typer(no_args_is_help=True, help="List the runs, and show one of them.")
+app = typer.Typer(no_args_is_help=True, help="List the runs, or show one of them.")
 
-Folder = Annotated[Path, typer.Option("--folder", "--runs", help="Where run folders lie.")]
+Folder = Annotated[Path, typer.Option("--folder", "--runs", help="Folder of the runs.")]
 
 _LOCK_HOLDER = re.compile(r"process (\d+) on (.+)")  # what rmtrain.runs.locked leaves in a run's .lock
 
 
 @app.command("list")
 def list_folder(folder: Folder = Path("runs"), json: options.Json = False) -> None:
-    """List all runs, oldest first, with how far they came and how well they rank.
+    """List all runs, oldest first, with their state, progress and test accuracy.
 
     [dim]rmtrain runs list[/]
     """
@@ -64,7 +64,7 @@ def show(
     folder: Folder = Path("runs"),
     json: options.Json = False,
 ) -> None:
-    """Show what a run trained, how it ended, and its results.
+    """Show the settings, the state and the results of a run.
 
     [dim]rmtrain runs show runs/mistral_lora-20260101-120000-ab12[/]
     """
@@ -94,7 +94,7 @@ def _render(record: "RunRecord") -> None:
     lines = {line.label: line.value for line in (*training_lines(record), *run_lines(record))}
     values = {
         "run": record.folder,
-        "state": "died: its process is gone" if summary["alive"] is False else summary["state"],
+        "state": "died: its process no longer exists" if summary["alive"] is False else summary["state"],
         "error": record.manifest.get("error"),
         **lines,
         "steps": _steps(summary),
@@ -127,7 +127,7 @@ def _find(run: Path, folder: Path) -> Path:
 
 
 def _summary(record: "RunRecord") -> dict[str, Any]:
-    """A run in one line; figures that can't be had are None."""
+    """The main figures of a run; unknown ones are None."""
     manifest, test = record.manifest, record.splits.get("test", {})
     model = manifest.get("model")
     return {
@@ -145,9 +145,9 @@ def _summary(record: "RunRecord") -> dict[str, Any]:
 
 
 def _is_alive(folder: Path) -> bool | None:
-    """Whether the process that took the run still exists; None if it is on another machine or not known.
+    """Whether the process that holds the run still exists; None if it is unknown or on another machine.
 
-    The lock itself is not tried: a process that starts at that moment would find it taken.
+    The lock is only read: taking it could stop a process that starts at that moment.
     """
     from psutil import pid_exists
 
@@ -165,7 +165,7 @@ def _steps(run: Mapping[str, Any]) -> str:
 
 
 def _accuracy(run: Mapping[str, Any]) -> str:
-    """Accuracy and half its interval's width."""
+    """Accuracy, and half the width of its interval."""
     from rmtrain.reporting.text import is_figure, percent
 
     if not is_figure(run["accuracy"]):

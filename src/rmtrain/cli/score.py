@@ -37,7 +37,7 @@ def score(
     runs: options.Runs = Path("runs"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
 ) -> None:
-    """Give every completion of a file its reward; order is kept and no row is left out.
+    """Add the reward of every completion to the rows of a file; keeps their order and drops none.
 
     [dim]rmtrain score answers.jsonl --output scored.jsonl[/]
     """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        Path | None, typer.Argument(help="A recipe's YAML file; with --resume it may be left out.", show_default=False)
+        Path | None, typer.Argument(help="Recipe file (YAML); optional with --resume.", show_default=False)
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -28,16 +28,16 @@ def train(
     ] = None,
     num_processes: options.Processes = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with this run folder from its newest whole checkpoint.")
+        Path | None, typer.Option(metavar="RUN", help="Resume this run from its newest valid checkpoint.")
     ] = None,
     allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="Resume even if recipe or data differ from the run's.")
+        bool, typer.Option("--allow-changes", help="Resume even if the recipe or the data have changed.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print the derived numbers; train nothing.")
+        bool, typer.Option("--dry-run", help="Check everything and print the plan, without training.")
     ] = False,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print every value and where it came from; train nothing.")
+        bool, typer.Option("--print-config", help="Print every value and its origin, without training.")
     ] = False,
     no_verify: options.NoVerify = False,
     json: options.Json = False,

@@ -194,7 +194,7 @@ def _moved(step: str, before: Sequence[float], after: Sequence[float], allowed: 
         raise RunFailedError(
             f"{step} moves a sample's reward by {largest:.3g} against its prompt's others, where {allowed:.3g} is "
             "allowed; nothing is written",
-            "export with --dtype float32" if step == "storing" else "please report it: this is a fault in rmtrain",
+            "export with --dtype float32" if step == "storing" else "please report it: this is a bug in rmtrain",
         )
     return {step: largest, f"{step}_allowed": allowed}
 

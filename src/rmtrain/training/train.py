@@ -136,7 +136,7 @@ def _begin(job: _Job, resume: Path | None, allow_changes: bool, stack: ExitStack
         except RmtrainError as error:
             answer = [error]
         except Exception as error:
-            cause, hint = error, "this is a fault in rmtrain; run again with --debug for the traceback"
+            cause, hint = error, "this is a bug in rmtrain; run again with --debug for the traceback"
             answer = [RunFailedError(f"the run can't be begun: {type(error).__name__}: {error}", hint)]
     broadcast_object_list(answer)  # the others wait for it, whatever it is
     if isinstance(answer[0], RmtrainError):
