@@ -1,8 +1,8 @@
-"""The JSON files of runs and results: read within bounds, each entry by its type."""
+"""The JSON files of runs and results: their types, and readers that check them."""
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, TypeVar
@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from rmtrain.errors import DataError, InputError
 from rmtrain.files import read_text
 
-_DIGITS = 18  # of a whole number: more than is ever counted, and all that a float or an array takes
+_DIGITS = 18  # maximum of a whole number; 64-bit integers hold as many
 _DEPTH = 50
 
 Count = Annotated[int, Field(ge=0, lt=10**_DIGITS)]
@@ -22,7 +22,7 @@ Shape = TypeVar("Shape", bound=Mapping[str, Any])
 
 
 class Document(TypedDict, total=False):
-    """A JSON object whose entries have types; further entries are let be."""
+    """A JSON object with typed entries; other entries are allowed."""
 
     __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")  # type: ignore[misc]
 
@@ -36,7 +36,7 @@ class Source(Document, total=False):
 
 
 class Part(Document, total=False):
-    """Figures of a source or a subset."""
+    """Accuracy of a source or a subset."""
 
     n: Required[Count]
     accuracy: Required[float]
@@ -48,14 +48,14 @@ class Part(Document, total=False):
 
 
 class Sizes(Document, total=False):
-    """Rows there are, and rows published."""
+    """Number of rows, and their published number."""
 
     n: Required[Count]
     expected: Required[Count]
 
 
 class Section(Document, total=False):
-    """Figures of a section, or of the prior sets."""
+    """Scores of a section, or of the prior sets."""
 
     score: Figure
     low: Figure
@@ -70,7 +70,7 @@ class Section(Document, total=False):
 
 
 class Score(Document, total=False):
-    """Figures by the formulas of an era."""
+    """Scores by the formulas of an era."""
 
     mean_of_sections: Figure
     low: Figure
@@ -98,7 +98,7 @@ class Policy(Document, total=False):
 
 
 class Rung(Document, total=False):
-    """One way of scoring RewardBench 1 on the way from the leaderboard's to rmtrain's."""
+    """One step from the leaderboard's way of scoring RewardBench 1 to rmtrain's."""
 
     rung: str
     accuracy: Figure
@@ -109,13 +109,13 @@ class Rung(Document, total=False):
 
 
 class Parity(Document, total=False):
-    """From the leaderboard's way of scoring to rmtrain's."""
+    """The steps from the leaderboard's way of scoring to rmtrain's."""
 
     ladder: list[Rung]
 
 
 class Result(Document, total=False):
-    """A result of `eval`, of `rewardbench`, or of rows that `compare` has scored."""
+    """A result of `eval`, `rewardbench` or `compare`."""
 
     ckpt: str | None
     n: Count
@@ -141,7 +141,7 @@ class Result(Document, total=False):
     ece: Figure
     brier: Figure
     by_source: dict[str, Part]
-    # of rewardbench; `ties` is a count of eval, and of RewardBench 2 the terms of its Ties
+    # of rewardbench; `ties` is a count in eval, and the terms of the Ties subset in RewardBench 2
     benchmark: str
     ties: Count | dict[str, Figure]
     subsets: dict[str, Part]
@@ -177,15 +177,8 @@ class Split(Document, total=False):
     dropped_over_length: Count
 
 
-class Model(Document, total=False):
-    """The base of a run."""
-
-    name: str
-    commit: str | None
-
-
 class Manifest(Document, total=False):
-    """What a run is and how far it came."""
+    """The state of a run."""
 
     state: Required[Literal["running", "finished", "failed", "interrupted"]]
     started: str
@@ -198,7 +191,7 @@ class Manifest(Document, total=False):
     python: str
     versions: dict[str, str | None]
     git_commit: str | None
-    model: Model
+    model: dict[str, str | None]  # name and commit of the base
     data: dict[str, Split]
     steps: Count
     totals: dict[str, float]
@@ -226,10 +219,10 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
 
 
 def parse_json(text: str, odd: Callable[[str], Any] = lambda number: None) -> Any:
-    """A value from JSON; `odd` makes a value of a number that is not finite, or has more digits than any count.
+    """A value from JSON; `odd` converts numbers that are not finite or have too many digits, by default to None.
 
     Raises:
-        ValueError: it is no JSON, or nested too deeply.
+        ValueError: it is not JSON, or nested too deeply.
     """
 
     def whole(digits: str) -> Any:
@@ -243,17 +236,15 @@ def parse_json(text: str, odd: Callable[[str], Any] = lambda number: None) -> An
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level, depth = [value], 0
-    while level := [part for outer in level for part in _parts(outer)]:
+    while level := [part for outer in level for part in _items(outer)]:
         depth += 1
         if depth > _DEPTH:
             raise ValueError("it is nested too deeply")
     return value
 
 
-def _parts(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def read_json(
@@ -262,10 +253,10 @@ def read_json(
     error: type[InputError] = DataError,
     odd: Callable[[str], Any] = lambda number: None,
 ) -> Any:
-    """What a JSON file holds; `odd` is that of `parse_json`.
+    """The value in a JSON file.
 
     Raises:
-        InputError: of the class asked for: it can't be read, is no JSON, or is beyond the bounds of `parse_json`.
+        InputError: of class `error`, if the file can't be read or `parse_json` refuses it.
     """
     try:
         return parse_json(read_text(path, error=error), odd)
@@ -274,13 +265,13 @@ def read_json(
 
 
 def sound(value: Mapping[str, Any], shape: type[Shape]) -> tuple[Shape, list[str]]:
-    """The entries of a JSON object that have the types of its shape, and what is wrong with each of the others."""
+    """The valid entries of a JSON object, and a sentence on each invalid one."""
     faults: dict[str, str] = {}
     while True:
         try:
             return _adapter(shape).validate_python(value), list(faults.values())
         except ValidationError as error:
-            found = {str(fault["loc"][0]): _told(fault) for fault in error.errors() if fault["loc"]}
+            found = {str(fault["loc"][0]): _sentence(fault) for fault in error.errors() if fault["loc"]}
             if not found.keys() & value.keys():  # a required entry is missing
                 raise DataError(next(iter(found.values()), "not a JSON object")) from None
             faults |= found
@@ -288,18 +279,18 @@ def sound(value: Mapping[str, Any], shape: type[Shape]) -> tuple[Shape, list[str
 
 
 def checked(value: Any, shape: type[Shape], path: Path, hint: str = "") -> Shape:
-    """A JSON object all of whose entries have the types of its shape.
+    """A JSON object, checked.
 
     Raises:
-        DataError: one has not, or it is no object.
+        DataError: an entry has another type than in `shape`, or it is no object.
     """
     try:
         found: Shape = _adapter(shape).validate_python(value)
     except ValidationError as error:
-        raise DataError(f"{path}: {_told(error.errors()[0])}", hint) from None
+        raise DataError(f"{path}: {_sentence(error.errors()[0])}", hint) from None
     return found
 
 
-def _told(fault: Mapping[str, Any]) -> str:
+def _sentence(fault: Mapping[str, Any]) -> str:
     where = ".".join(map(str, fault["loc"]))
     return f"{where}: {fault['msg'].lower()}" if where else str(fault["msg"]).lower()

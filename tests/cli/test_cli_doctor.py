@@ -126,7 +126,7 @@ def test_folders_that_can_not_be_written_and_full_disks(tmp_path: Path, monkeypa
     assert not (tmp_path / "new").exists()
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=5 * 2**30))
     assert doctor._free_space("cache", tmp_path, 20 * 2**30) == Check(
-        "cache", "warning", f"{tmp_path}, 5.0 GiB free", "make room; 20 GiB or more are advised"
+        "cache", "warning", f"{tmp_path}, 5.0 GiB free", "free some space; 20 GiB or more are recommended"
     )
 
 

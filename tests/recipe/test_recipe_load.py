@@ -130,7 +130,7 @@ def test_a_fault_of_the_command_line_shows_the_argument() -> None:
         (
             "optim: {gradient_checkpointing: on}",
             "expected 'none', 'selective' or 'full', found \"on\"",
-            "What the backward pass",
+            "Activations recomputed",
         ),
         ("optim: {warmup_ratio: 1.5}", "expected less than or equal to 1, found 1.5", "Share of"),
         ("optim: {betas: [1, 2, 3]}", "optim.betas: expected a tuple with at most 2 items, found [1, 2, 3]", "AdamW"),

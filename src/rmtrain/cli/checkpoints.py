@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.processes import handed_down
 from rmtrain.display import Display
-from rmtrain.errors import CheckpointError, InputError
+from rmtrain.errors import InputError
 from rmtrain.runs import locate_model, newest_finished
 from rmtrain.scoring.scorer import Scorer, ScorerRequest, ScoringOptions, folder_name
 

@@ -1,6 +1,6 @@
-"""The recipe: one frozen, validated value that says everything about a run.
+"""The recipe: one frozen, validated value that describes a whole run.
 
-Defaults are written here and nowhere else. This module must not import torch.
+All defaults are in this file. This module must not import torch.
 """
 
 from typing import Annotated, Literal
@@ -10,11 +10,12 @@ from pydantic_core import PydanticCustomError
 
 from rmtrain.recipe.rules import CONFLICT, conflicts
 
+SplitName = Literal["train", "validation", "test"]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Shards = Annotated[list[NonEmpty], Field(min_length=1)]  # files of one source
-MOST = 2**31 - 1  # of whatever is counted: what tensors of 32-bit positions hold
+MOST = 2**31 - 1  # limit of every count: the range of 32-bit positions
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 Coefficient = Annotated[float, Field(ge=0, le=1e4)]
 Rate = Annotated[float, Field(gt=0, le=10)]
@@ -23,7 +24,7 @@ FOLDER_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"  # no
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are not coerced between kinds, nothing can be changed."""
+    """Base of all sections: unknown keys are errors, types are not converted, and values can't be changed."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -43,16 +44,14 @@ class ModelSection(Section):
     revision: str | None = None
     """Branch, tag or commit of the hub id; null is the default branch. The manifest pins the commit."""
     chat_template: str | None = None
-    """Jinja text, the path of a .jinja file, or `raw` (prompt, completion, end token; for base models).
-
-    It serves a tokenizer that has no chat template, and replaces the own one of any other.
-    """
+    """Jinja text, the path of a .jinja file, or `raw` (prompt, completion, end token; for base models). Replaces the
+    tokenizer's own chat template, if it has one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Type of the backbone's weights and arithmetic. The score head and the rewards are float32 in any case."""
+    """Type of the backbone's weights and arithmetic. The score head and the rewards are always float32."""
     quantization: Literal["none", "nf4", "int8"] = "none"
     """bitsandbytes quantisation of the frozen base; needs a lora section."""
     dropout: bool = False
-    """Train with the dropout that the base's config asks for; false leaves only that of the adapters (lora.dropout)."""
+    """Apply the dropout of the base's config in training; false keeps only lora.dropout."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention implementation of the padded path (packing: none); auto is transformers' own choice."""
     packing: Literal["shared_prompt", "padding_free", "none"] = "shared_prompt"
@@ -80,7 +79,7 @@ class LoraSection(Section):
 
 
 class HoldoutSection(Section):
-    """Splits made from the training split, by prompt, where the source has no such split."""
+    """Splits drawn from the training split, by prompt, if the source lacks them."""
 
     validation: Annotated[int, Field(ge=0, le=MOST)] | Annotated[float, Field(ge=0, lt=1)] = 0
     """Rows (an integer) or share (a fraction) held out for validation."""
@@ -97,14 +96,10 @@ class DataSection(Section):
     """Hub dataset id (`@revision`, `:config`); local .jsonl, .jsonl.gz, .json, .parquet or .csv file; a pattern
     (`shards/*.parquet`), folder or list of such files; folder that `save_to_disk` wrote; `demo`; or a mapping of split
     to such a source."""
-    splits: dict[Literal["train", "validation", "test"], NonEmpty] = {
-        "train": "train",
-        "validation": "validation",
-        "test": "test",
-    }
-    """The source's name of each split that the run uses."""
+    splits: dict[SplitName, NonEmpty] = {"train": "train", "validation": "validation", "test": "test"}
+    """Name in the source of each split that the run uses."""
     holdout: HoldoutSection = HoldoutSection()
-    """Splits to be drawn from the training split where the source lacks them."""
+    """Splits drawn from the training split if the source lacks them."""
     row_schema: Literal[
         "auto",
         "ultrafeedback",
@@ -125,48 +120,44 @@ class DataSection(Section):
         "summarize",
         "tokens",
     ] = "auto"
-    """Row schema; auto tells it by the columns."""
+    """Row schema; auto detects it from the columns."""
     columns: dict[NonEmpty, NonEmpty] = {}
     """Renames: the schema's column name to the source's, such as `chosen: good_answer`."""
     answers: list[NonEmpty] = []
-    """Rows of no known schema: the columns of the answers, or the one column with a list of them (`replies`, or
+    """For rows of no known schema: the columns of the answers, or the one column with a list of them (`replies`, or
     `replies.text` for that key of its entries). `label` or `scores` says which answer is better."""
     label: NonEmpty | None = None
     """The column that says which answer is better."""
     better: dict[NonEmpty, Annotated[int, Field(ge=0, le=MOST)]] = {}
-    """What the label's values mean: which answer is better, from 0, such as `{model_a: 0, model_b: 1}`. `negative` and
-    `positive` stand for numbers by their sign. Left out, the value itself is that number."""
+    """The better answer for each value of the label, counted from 0, such as `{model_a: 0, model_b: 1}`; `negative` and
+    `positive` match numbers by sign. By default the value is the answer's number."""
     ties: list[str | int | float | bool] = []
-    """The label's values that mean a tie; by sign, 0 is one."""
+    """Values of the label that mean a tie; with `negative` and `positive`, 0 does too."""
     scores: list[NonEmpty] = []
-    """The columns of the answers' scores, or the list with them, as in `answers`: the higher the better."""
+    """Columns of the answers' scores, or one list of them, as in `answers`; higher is better."""
     preferences: Literal["all", "best_vs_rest", "best_vs_worst", "as_given"] = "all"
-    """Which preferences to make of a scored group; as_given takes only those that the row states."""
+    """Which preferences to make of a scored group; as_given takes only those stated by the row."""
     score: Literal["fine_grained", "overall"] = "fine_grained"
     """Raw UltraFeedback: rank by the mean of the four aspect ratings, or by the overall score."""
     min_gap: Annotated[float, Field(ge=0, le=1e12)] = 0.0
-    """Least score difference that makes a preference; a difference of 0 is always a tie."""
+    """Smallest score difference that makes a preference; a difference of 0 is always a tie."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows whose prompt and completions were seen before in the split."""
     contradictions: Literal["drop", "keep"] = "drop"
-    """Pairs that some other row of the training split states the other way round: drop drops all of them."""
+    """Training pairs that another row states the other way round; drop removes all of them."""
     leaks: Literal["drop", "keep"] = "drop"
-    """Training rows whose prompt is also in validation or test: dropped from train, or kept; reported in any case."""
+    """Training rows whose prompt is also in validation or test: dropped or kept, and always reported."""
     max_length: Annotated[int, Field(ge=8, le=2**24)] = 2048
     """Tokens of prompt and one completion together."""
     over_length: Literal["truncate_prompt", "truncate_completion", "drop", "error"] = "truncate_prompt"
-    """What training does with a longer sequence. Evaluation never drops: it truncates the prompt there."""
-    limit: dict[Literal["train", "validation", "test"], PositiveInt] = {}
-    """Use at most so many groups of a split, drawn with the run's seed."""
-    demo_groups: dict[Literal["train", "validation", "test"], Annotated[int, Field(ge=1, le=10**6)]] = {
-        "train": 600,
-        "validation": 100,
-        "test": 200,
-    }
+    """What training does with a longer sequence. Evaluation never drops: it truncates the prompt instead."""
+    limit: dict[SplitName, PositiveInt] = {}
+    """Maximum groups of a split, drawn with the run's seed."""
+    demo_groups: dict[SplitName, Annotated[int, Field(ge=1, le=10**6)]] = {"train": 600, "validation": 100, "test": 200}
     """Groups that the built-in `demo` source makes for each split."""
 
 
-# fields of DataSection that say how a source's rows are read
+# fields of DataSection that describe the rows of a source
 MAPPING = ("row_schema", "columns", "answers", "label", "better", "ties", "scores")
 
 
@@ -176,7 +167,7 @@ class LossSection(Section):
     centering: Coefficient = 0.0
     """Coefficient of (r_better + r_worse)^2, which keeps rewards near 0 (arXiv 2312.09244); 0 is off."""
     margin: Coefficient = 0.0
-    """Times the score gap, taken off the reward gap inside the sigmoid (arXiv 2307.09288, eq. 2); 0 is off."""
+    """Subtract this times the score gap from the reward gap in the sigmoid (arXiv 2307.09288, eq. 2); 0 is off."""
 
 
 class OptimSection(Section):
@@ -189,21 +180,20 @@ class OptimSection(Section):
     epochs: Annotated[float, Field(gt=0, le=10_000)] = 1.0
     """Passes over the training groups; may be a fraction."""
     max_steps: PositiveInt | None = None
-    """Stop after so many optimiser steps; null is epochs' worth."""
+    """Stop after this many optimiser steps; null trains all epochs."""
     global_batch_size: PositiveInt = 64
     """Groups an optimiser step, over all processes; accumulation follows from it."""
     tokens_per_microbatch: PositiveInt | None = 16384
-    """Most tokens that go through the backbone at once on a process (a longer group goes alone); null is no limit but
-    `microbatch_size`."""
+    """Maximum tokens per forward pass on a process (a longer group goes alone); null limits by `microbatch_size`."""
     microbatch_size: PositiveInt | None = None
-    """Most groups in a micro-batch; null is no limit but the tokens."""
+    """Maximum groups in a micro-batch; null limits by tokens only."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate after the warm-up."""
     warmup_ratio: Fraction = 0.03
     """Share of the steps over which the learning rate rises from 0."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"] = "adamw"
     """AdamW from torch (fused), or from bitsandbytes."""
-    # not strict: YAML has lists only, and strict mode takes none for a tuple; the two numbers stay strict
+    # not strict, since YAML has lists and no tuples; the two numbers stay strict
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     """AdamW's decay rates."""
     weight_decay: Coefficient = 0.0
@@ -211,20 +201,20 @@ class OptimSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0, le=1e12)] = 1.0
     """Gradients are clipped to this norm."""
     gradient_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What the backward pass computes again instead of keeping it: nothing; selective: all but matrix products and
-    attention, for little time; full: everything but each layer's input, for about a third more time."""
+    """Activations recomputed in the backward pass: none; selective: all but matrix products and attention, at little
+    cost; full: all but each layer's input, for about a third more time."""
     activation_offloading: bool = False
-    """Keep what is left of the activations in the host's memory; best with gradient_checkpointing: full."""
+    """Keep the remaining activations in host memory; best with gradient_checkpointing: full."""
 
 
 class DistributedSection(Section):
     """How the work is spread over processes."""
 
     strategy: Literal["auto", "ddp", "zero2", "zero3", "fsdp"] = "auto"
-    """auto: the least sharding with which the run fits into the GPUs' free memory, of ddp (none on a single process),
-    zero2 and zero3; fsdp is FSDP2."""
+    """auto: the least sharding that fits the GPUs' free memory, of ddp (none for one process), zero2 and zero3; fsdp is
+    FSDP2."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """Keep the optimiser's state (and with zero3 or fsdp the parameters) in the host's memory."""
+    """Keep the optimiser's state (and with zero3 or fsdp the parameters) in host memory."""
     deepspeed_config: str | None = None
     """Path of a DeepSpeed JSON file that replaces the one made from this recipe."""
     timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 30.0
@@ -235,22 +225,22 @@ class EvaluationSection(Section):
     """Validation during training, and the splits scored after it."""
 
     every: Interval = 0.25
-    """Validate every so many steps (1 or more), or every such share of the run (below 1); 0 is never."""
+    """Validate every so many steps (1 or more), or at every such share of the run (below 1); 0 is never."""
     limit: PositiveInt | None = None
     """Validation groups used during training; null is all. The figures after training always use all."""
     select: Literal["accuracy", "loss", "last"] = "accuracy"
     """The checkpoint that becomes the final model: best validation accuracy (where two are equal, the lower loss is
     better), best validation loss, or the last one."""
     stop_after: PositiveInt | None = None
-    """Stop training after so many validations in a row that were not better than the best; null is never."""
+    """Stop training after this many validations in a row without an improvement; null is never."""
     splits: list[Literal["validation", "test"]] = ["validation", "test"]
     """Splits scored after training."""
     tokens_per_batch: PositiveInt = 16384
-    """Most tokens that go through the backbone at once when scoring."""
+    """Maximum tokens per forward pass when scoring."""
 
 
 class TrackingSection(Section):
-    """Where figures are logged beside the run folder."""
+    """Where metrics are logged besides the run folder."""
 
     log_every: PositiveInt = 1
     """Steps between log lines."""
@@ -270,10 +260,10 @@ class RunSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seeds the score head, the adapters and the order of the data."""
     save_every: Interval = 0.25
-    """Checkpoint every so many steps (1 or more), or every such share of the run (below 1); 0 only at the end. Every
-    validation is followed by a checkpoint."""
+    """Save a checkpoint every so many steps (1 or more), or at every such share of the run (below 1); 0 saves only the
+    last. Every validation also saves one."""
     keep_checkpoints: Annotated[int, Field(ge=2, le=MOST)] = 2
-    """Newest checkpoints kept, beside the best one."""
+    """Newest checkpoints to keep, besides the best one."""
 
 
 class Recipe(Section):
@@ -294,7 +284,7 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     """Validation during training, and the splits scored after it."""
     tracking: TrackingSection = TrackingSection()
-    """Where figures are logged."""
+    """Where metrics are logged."""
     run: RunSection = RunSection()
     """The run folder, the seed and the checkpoints."""
 
