@@ -97,7 +97,7 @@ class Policy(Document, total=False):
     prompt: str
 
 
-class Rung(Document, total=False):
+class ParityStep(Document, total=False):
     """One step from the leaderboard's way of scoring RewardBench 1 to rmtrain's."""
 
     rung: str
@@ -111,7 +111,7 @@ class Rung(Document, total=False):
 class Parity(Document, total=False):
     """The steps from the leaderboard's way of scoring to rmtrain's."""
 
-    ladder: list[Rung]
+    ladder: list[ParityStep]
 
 
 class Result(Document, total=False):

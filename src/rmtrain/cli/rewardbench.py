@@ -9,15 +9,14 @@ from rich.console import Console
 from rich.text import Text
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import CheckpointRef, choose, load
+from rmtrain.cli.checkpoints import choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.errors import InputError
 from rmtrain.scoring.scorer import ScoringOptions
 
 if TYPE_CHECKING:
-    from rmtrain.data.types import PreferenceGroup
-    from rmtrain.evaluation.parity import Rung
+    pass
 
 
 def rewardbench(
@@ -77,91 +76,50 @@ def rewardbench(
         options.check_output(output)
     asked = ScoringOptions(prompt, label, reference, reference_free, max_length, dtype)
     if results:
-        idle = {"ckpt": ckpt, **vars(asked), "data": data, "split": split, "parity": parity}
-        idle |= {"prior_data": prior_data, "tokens_per_batch": tokens_per_batch, "num_processes": num_processes}
-        if given := [f"--{name.replace('_', '-')}" for name, value in idle.items() if value]:
+        unused = {"ckpt": ckpt, **vars(asked), "data": data, "split": split, "parity": parity}
+        unused |= {"prior_data": prior_data, "tokens_per_batch": tokens_per_batch, "num_processes": num_processes}
+        if named := [f"--{name.replace('_', '-')}" for name, value in unused.items() if value]:
             raise InputError(
-                f"--results takes accuracies as published, so nothing would come of {', '.join(given)}",
-                "leave out the one or the other",
+                f"--results takes published accuracies and can't be combined with {', '.join(named)}",
+                "leave out one or the other",
             )
-        _republish(results, benchmark, output, json)
+        from rmtrain.evaluation.flat_results import published_results
+
+        published = [result.to_json() for result in published_results(results, benchmark_named(benchmark))]
+        _write_flat(output, published)
+        _render(published[0] if len(published) == 1 else published, json)
         return
     if parity and (benchmark != "rewardbench-1" or asked.is_policy):
         raise InputError("--parity is for reward models on rewardbench-1", "leave it out, or choose that benchmark")
     with TerminalDisplay() as display:
         ref = choose(ckpt, runs, display, asked, not no_verify)
         processes.spread(num_processes)
-        from rmtrain.data.benchmarks.load import core_groups, prior_groups
-        from rmtrain.evaluation.benchmarks import benchmark_result
-        from rmtrain.evaluation.flat_results import flat_form
-        from rmtrain.evaluation.splits import score_rows
-        from rmtrain.files import write_json
+        from rmtrain.data.benchmarks.load import read_benchmark
+        from rmtrain.evaluation.splits import evaluate_benchmark
 
         definition, folder = benchmark_named(benchmark), ref.results / "rewardbench"
-        groups, source = core_groups(definition, data, split, display.note)
-        prior, prior_sources = prior_groups(definition, prior_data, display.note) if prior_data else ([], [])
-        partial = folder / f".{benchmark}.parity"
-        runner = _score_as_runner(ref, parity, (groups, prior), partial, display) if parity else None
+        rows = read_benchmark(definition, data, split, prior_data or [], display.note)
+        steps = None
+        if parity is not None:
+            from rmtrain.evaluation.parity import score_as_runner
+
+            steps = score_as_runner(ref.request, parity, rows, folder / f".{benchmark}.parity", display)
         scorer = load(ref, display, benchmark if definition.needs_rewards else "")
         budget = tokens_per_batch or scorer.info.tokens_per_batch
-        path = folder / f"{benchmark}.rows.jsonl"
-        rows = score_rows(scorer, benchmark, groups, budget, path, display)
-        prior_path = folder / f"{benchmark}-prior.rows.jsonl"
-        prior_rows = score_rows(scorer, "prior sets", prior, budget, prior_path, display) if prior else []
-    if not processes.is_main_process():
-        return
-    result = {
-        **benchmark_result(definition, rows, prior_rows, scorer.info.where).to_json(),
-        "rows": str(path),
-        **scorer.info.record(),
-        "asked": {key: value for key, value in (("max_length", max_length), ("dtype", dtype)) if value is not None},
-        "data": source,
-        "prior_data": prior_sources or None,
-        "rendering": scorer.info.rendering,
-    }
-    if runner is not None:
-        from rmtrain.evaluation.parity import Rung, ladder_json
-        from rmtrain.scoring.official import remove_partials
-
-        settings, rungs = runner
-        rungs += [Rung(name, rows, prior_rows) for name in ("own dtype, each prompt once", "a tie counts 1/2")]
-        result["parity"] = {**settings, "ladder": ladder_json(rungs)}
-        remove_partials(partial)
-    write_json(folder / f"{benchmark}.json", result)
-    for flat in (folder / f"{benchmark}.flat.json", *([output] if output is not None else [])):
-        write_json(flat, flat_form([result]))
-    _render(result, json)
+        given = {"max_length": max_length, "dtype": dtype}
+        beside = {"asked": {name: value for name, value in given.items() if value is not None}}
+        result = evaluate_benchmark(scorer, definition, rows, budget, folder, display, steps, beside)
+    if processes.is_main_process():
+        _write_flat(output, [result])
+        _render(result, json)
 
 
-def _republish(files: list[Path], benchmark: str, output: Path | None, as_json: bool) -> None:
-    """The results of published accuracies, with no model."""
-    from rmtrain.evaluation.flat_results import flat_form, published_results
-    from rmtrain.files import write_json
-
-    found = [result.to_json() for result in published_results(files, benchmark_named(benchmark))]
+def _write_flat(output: Path | None, results: list[dict[str, Any]]) -> None:
     if output is not None:
-        write_json(output, flat_form(found))
-    _render(found[0] if len(found) == 1 else found, as_json)
+        from rmtrain.evaluation.flat_results import flat_form
+        from rmtrain.files import write_json
 
-
-def _score_as_runner(
-    ref: CheckpointRef,
-    precision: str,
-    groups: "tuple[list[PreferenceGroup], list[PreferenceGroup]]",
-    partial: Path,
-    display: TerminalDisplay,
-) -> "tuple[dict[str, Any], list[Rung]]":
-    """The rungs from the leaderboard's runner on; its model is let go of at the end."""
-    from rmtrain.evaluation.parity import score_official
-    from rmtrain.model.reward_model import BackboneOptions
-
-    dtype, quantization = ("float16", "int8") if precision == "int8" else (precision, "none")
-    official = ref.request.load(BackboneOptions(dtype, quantization, packing="none"))
-    official.require_decoder("--parity")
-    settings, rungs = score_official(official, *groups, ref.options.prompt is None, partial, display)
-    if settings["prompt"] is not None:
-        display.note(f"as the leaderboard's runner, with the prompt {settings['prompt']}")
-    return {"precision": precision, **settings}, rungs
+        write_json(output, flat_form(results))
 
 
 def _render(result: Any, as_json: bool) -> None:

@@ -51,7 +51,7 @@ def score(
         asked = ScoringOptions(prompt, label, reference, reference_free, max_length, dtype)
         ref = choose(ckpt, runs, display, asked, not no_verify)
         source = read_rows(str(input_file))
-        section, trained = section_for(input_file, data_section(ref.where, display.note_once), mapping)
+        section, trained = section_for(str(input_file), data_section(ref.where, display.note_once), mapping)
         split = read_source(source, None, section, evaluation=False, trained=trained, notify=display.note_once)
         processes.spread(num_processes)
         from rmtrain.evaluation.splits import score_rows  # imports torch, which is not needed to refuse an input

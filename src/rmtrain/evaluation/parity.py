@@ -1,12 +1,14 @@
-"""From the leaderboard's way of scoring RewardBench 1 to rmtrain's, one change after another."""
+"""The steps from the leaderboard runner's way of scoring RewardBench 1 to rmtrain's, one change after another."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from rmtrain.data.benchmarks.definition import era_scores
+from rmtrain.data.benchmarks.load import BenchmarkRows
 from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK
 from rmtrain.data.prepare import tokenize_named
 from rmtrain.data.types import PreferenceGroup
@@ -15,11 +17,14 @@ from rmtrain.evaluation.figures import by_source
 from rmtrain.evaluation.results import ScoredRow, gaps_of, scored_row
 from rmtrain.metrics.rankings import Floats, credits_of
 from rmtrain.model.checkpoint import Checkpoint
-from rmtrain.scoring.official import BATCH, MAX_LENGTH, OfficialScorer
-from rmtrain.scoring.scorer import GroupScore
+from rmtrain.model.reward_model import BackboneOptions
+from rmtrain.scoring.run_rm import BATCH, MAX_LENGTH, RunnerScorer, remove_partials
+from rmtrain.scoring.scorer import GroupScore, ScorerRequest
+
+Precision = Literal["float16", "bfloat16", "float32", "int8"]
 
 
-class Rung(NamedTuple):
+class ParityStep(NamedTuple):
     """One way of scoring, and the scored pairs of the benchmark and of the prior sets."""
 
     name: str
@@ -27,34 +32,64 @@ class Rung(NamedTuple):
     prior_rows: Sequence[ScoredRow] = ()
 
 
-def score_official(
-    checkpoint: Checkpoint,
-    groups: Sequence[PreferenceGroup],
-    prior: Sequence[PreferenceGroup],
-    own_prompt: bool,
-    partial: Path,
-    display: Display,
-) -> tuple[dict[str, Any], list[Rung]]:
-    """The runner's settings as found, and each rung but those of rmtrain's own scoring.
+@dataclass(frozen=True)
+class Parity:
+    """The runner's settings for a checkpoint, and the steps from its way of scoring up to rmtrain's own."""
+
+    settings: dict[str, Any]
+    steps: Sequence[ParityStep]
+    partial: Path  # beginning of the paths of files with finished batches
+
+    def to_json(self, rows: Sequence[ScoredRow], prior_rows: Sequence[ScoredRow]) -> dict[str, Any]:
+        """The steps as a result records them, the last two with rmtrain's own rows; removes the finished batches."""
+        last = [ParityStep(name, rows, prior_rows) for name in ("own dtype, each prompt once", "a tie counts 1/2")]
+        remove_partials(self.partial)
+        return {**self.settings, "ladder": steps_json([*self.steps, *last])}
+
+
+def score_as_runner(
+    request: ScorerRequest, precision: Precision, rows: BenchmarkRows, partial: Path, display: Display
+) -> Parity:
+    """Score with a reward model as the runner does, and by each step from there; the model is released at the end.
 
     Args:
-        checkpoint: loaded in the runner's precision, with `packing="none"`.
-        groups: the benchmark's pairs, in its order.
-        prior: those of the prior sets, which the runner scores apart; none where they were not asked for.
-        own_prompt: take the runner's prompt where the model has one of its own; else the checkpoint's throughout.
-        partial: beginning of the paths to which finished batches are written; an interrupted scoring goes on from them.
+        request: names a reward model with a decoder.
+        precision: of its weights.
+        rows: of the benchmark and of the prior sets, which the runner scores apart.
+        partial: beginning of the paths of files that keep finished batches, so that the scoring can be resumed.
+        display: of the main process.
+    """
+    dtype, quantization = ("float16", "int8") if precision == "int8" else (precision, "none")
+    checkpoint = request.load(BackboneOptions(dtype, quantization, packing="none"))
+    checkpoint.require_decoder("--parity")
+    settings, steps = runner_steps(checkpoint, rows, request.options.prompt is None, partial, display)
+    if settings["prompt"] is not None:
+        display.note(f"scored as the leaderboard's runner does, with the prompt {settings['prompt']}")
+    return Parity({"precision": precision, **settings}, steps, partial)
+
+
+def runner_steps(
+    checkpoint: Checkpoint, rows: BenchmarkRows, own_prompt: bool, partial: Path, display: Display
+) -> tuple[dict[str, Any], list[ParityStep]]:
+    """The runner's settings for a checkpoint, loaded with `packing="none"`, and each step except rmtrain's own.
+
+    Args:
+        checkpoint: loaded in the runner's precision.
+        rows: as for `score_as_runner`, and so are the last two.
+        own_prompt: use the runner's prompt for models for which it has one; otherwise always the checkpoint's.
+        partial: beginning of paths.
         display: of the main process.
     """
     partial.parent.mkdir(parents=True, exist_ok=True)
 
-    def scorer_of(part: Sequence[PreferenceGroup]) -> OfficialScorer:
+    def open_scorer(groups: Sequence[PreferenceGroup]) -> RunnerScorer:
         rule = checkpoint.scoring.over_length
-        made = tokenize_named(BENCHMARK.name, part, checkpoint.renderer, checkpoint.max_length, rule, display)
-        return OfficialScorer(checkpoint, part, made.groups(), own_prompt)
+        tokens = tokenize_named(BENCHMARK.name, groups, checkpoint.renderer, checkpoint.max_length, rule, display)
+        return RunnerScorer(checkpoint, groups, tokens.groups(), own_prompt)
 
-    scorer = scorer_of(groups)
-    ladder = scorer.ladder()
-    as_run = scorer.sequences(ladder[0][1])
+    scorer = open_scorer(rows.groups)
+    steps = scorer.steps()
+    as_run = scorer.sequences(steps[0][1])
     settings = {
         "prompt": scorer.prompt,
         "batch": BATCH,
@@ -65,42 +100,44 @@ def score_official(
         "rows_with_double_bos": sum(scorer.doubled(ids[0]) for ids in as_run),
         "rows_cut": sum(max(map(len, ids)) == MAX_LENGTH for ids in as_run),
     }
-    rows = _rows_by_rung(scorer, groups, partial, display)
-    prior_rows = _rows_by_rung(scorer_of(prior), prior, partial, display) if prior else [[] for _ in ladder]
-    return settings, [Rung(name, *of_parts) for (name, _), *of_parts in zip(ladder, rows, prior_rows, strict=True)]
+    scored = _rows_by_step(scorer, rows.groups, partial, display)
+    prior = [list[ScoredRow]() for _ in steps]
+    if rows.prior:
+        prior = _rows_by_step(open_scorer(rows.prior), rows.prior, partial, display)
+    return settings, [ParityStep(name, *parts) for (name, _), *parts in zip(steps, scored, prior, strict=True)]
 
 
-def _rows_by_rung(
-    scorer: OfficialScorer, groups: Sequence[PreferenceGroup], partial: Path, display: Display
+def _rows_by_step(
+    scorer: RunnerScorer, groups: Sequence[PreferenceGroup], partial: Path, display: Display
 ) -> list[list[ScoredRow]]:
-    found = scorer.score(
-        [habits for _, habits in scorer.ladder()],
+    rewards = scorer.score(
+        [settings for _, settings in scorer.steps()],
         partial,
-        lambda done, total: display.progress("score as the leaderboard did", done, total),
+        lambda done, total: display.progress("score as the leaderboard's runner", done, total),
     )
     return [
-        [scored_row(group, GroupScore(values, (), False)) for group, values in zip(groups, rewards, strict=True)]
-        for rewards in found
+        [scored_row(group, GroupScore(values, (), False)) for group, values in zip(groups, of_step, strict=True)]
+        for of_step in rewards
     ]
 
 
-def ladder_json(rungs: Sequence[Rung]) -> list[dict[str, Any]]:
-    """Figures of each rung, and which decisions on the benchmark's rows differ from those of the rung before.
+def steps_json(steps: Sequence[ParityStep]) -> list[dict[str, Any]]:
+    """Figures of each step, and the rows of the benchmark whose credit differs from the step before.
 
-    The last two rungs have the same rows: the second of them counts a tie 1/2. A row flips when its credit changes.
+    The last step counts a tie 1/2, and has the rows of the step before it.
 
     Args:
-        rungs: the same rows in the same order in each.
+        steps: the same rows in the same order in each.
     """
     entries: list[dict[str, Any]] = []
     before: Floats | None = None
-    for place, (name, rows, prior_rows) in enumerate(rungs):
-        half = place == len(rungs) - 1
-        credit, subsets, ties = _credit(rows, half)
-        prior = _credit(prior_rows, half)[1]
+    for place, (name, rows, prior_rows) in enumerate(steps):
+        ties_half = place == len(steps) - 1
+        credit, subsets, ties = _credit(rows, ties_half)
+        prior = _credit(prior_rows, ties_half)[1]
         change = credit - credit if before is None else credit - before
-        counts = {source: len(members) for source, members in by_source(rows).items()}
-        scores = era_scores(BENCHMARK, subsets, prior, counts)
+        sizes = {source: len(members) for source, members in by_source(rows).items()}
+        scores = era_scores(BENCHMARK, subsets, prior, sizes)
         entries.append(
             {
                 "rung": name,
@@ -123,9 +160,9 @@ def ladder_json(rungs: Sequence[Rung]) -> list[dict[str, Any]]:
     return entries
 
 
-def _credit(rows: Sequence[ScoredRow], half: bool) -> tuple[Floats, dict[str, float], int]:
-    """The credit of each row, the accuracy of each of their sources, and how many are tied."""
+def _credit(rows: Sequence[ScoredRow], ties_half: bool) -> tuple[Floats, dict[str, float], int]:
+    """The credit of each row, the accuracy of each source, and the number of ties."""
     gaps = gaps_of(rows).gaps
-    credit = credits_of(gaps) if half else (gaps > 0).astype(np.float64)
+    credit = credits_of(gaps) if ties_half else (gaps > 0).astype(np.float64)
     sources = np.array([row.source for row in rows])
     return credit, {name: float(credit[sources == name].mean()) for name in by_source(rows)}, int((gaps == 0).sum())

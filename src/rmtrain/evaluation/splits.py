@@ -2,17 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rmtrain.data.benchmarks.definition import Benchmark
+from rmtrain.data.benchmarks.load import BenchmarkRows
 from rmtrain.data.load import SplitData
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
+from rmtrain.evaluation.benchmarks import benchmark_result
 from rmtrain.evaluation.compare import ROWS_SUFFIX, Target
+from rmtrain.evaluation.flat_results import flat_form
 from rmtrain.evaluation.results import ScoredRow, scored_row, summarise, write_rows
 from rmtrain.files import write_json, writing
 from rmtrain.model.devices import process_state
 from rmtrain.scoring.partial import Partials
 from rmtrain.scoring.scorer import Scorer, ScoringTask
+
+if TYPE_CHECKING:
+    from rmtrain.evaluation.parity import Parity
 
 
 def score_rows(
@@ -82,6 +89,51 @@ def evaluate_split(
     }
     if process_state().is_main_process:
         write_json(folder / f"{name}.json", result)
+    return result
+
+
+def evaluate_benchmark(
+    scorer: Scorer,
+    benchmark: Benchmark,
+    rows: BenchmarkRows,
+    tokens_per_batch: int,
+    folder: Path,
+    display: Display,
+    parity: "Parity | None" = None,
+    beside: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The result of a benchmark, as `rewardbench --json` gives it; writes it, its flat form and its rows.
+
+    Args:
+        scorer: gives rewards, or margins where those are enough.
+        benchmark: to score.
+        rows: of the benchmark and of its prior sets.
+        tokens_per_batch: maximum tokens per forward pass.
+        folder: for the files.
+        display: of the main process.
+        parity: the steps from the leaderboard's runner, to be completed with these rows.
+        beside: further fields of the result.
+    """
+    path = folder / f"{benchmark.name}{ROWS_SUFFIX}"
+    scored = score_rows(scorer, benchmark.name, rows.groups, tokens_per_batch, path, display)
+    prior = list[ScoredRow]()
+    if rows.prior:
+        prior_path = folder / f"{benchmark.name}-prior{ROWS_SUFFIX}"
+        prior = score_rows(scorer, "prior sets", rows.prior, tokens_per_batch, prior_path, display)
+    result = {
+        **benchmark_result(benchmark, scored, prior, scorer.info.where).to_json(),
+        "rows": str(path),
+        **scorer.info.record(),
+        **(beside or {}),
+        "data": rows.origin,
+        "prior_data": rows.prior_origins or None,
+        "rendering": scorer.info.rendering,
+    }
+    if process_state().is_main_process:
+        if parity is not None:
+            result["parity"] = parity.to_json(scored, prior)
+        write_json(folder / f"{benchmark.name}.json", result)
+        write_json(folder / f"{benchmark.name}.flat.json", flat_form([result]))
     return result
 
 

@@ -70,23 +70,23 @@ def benchmark_tables(result: Mapping[str, Any]) -> list[Table]:
     tables += _era_tables(result) + _term_tables(result)
     if by_subset := [share for share in subsets(result) if share.name not in mapping(result.get("sections"))]:
         tables.append(share_table("subsets", "accuracy", by_subset, 2))
-    if ladder := mapping(result.get("parity")).get("ladder"):
-        tables.append(_parity_table(ladder))
+    if steps := mapping(result.get("parity")).get("ladder"):
+        tables.append(_parity_table(steps))
     if sentences := remarks(result):
         tables.append(Table((), (), notes=sentences))
     return tables
 
 
-def _parity_table(ladder: Sequence[Mapping[str, Any]]) -> Table:
+def _parity_table(steps: Sequence[Mapping[str, Any]]) -> Table:
     """From the leaderboard's way of scoring to rmtrain's, one change a row."""
     headings = ("one change after another, in %", "over rows", "mean of sections", "to right", "to wrong", "ties")
     rows = [
         (
-            rung.get("rung"),
-            *(points(rung.get(key)) for key in ("accuracy", "mean_of_sections")),
-            *(count(rung.get(key)) for key in ("to_right", "to_wrong", "ties")),
+            step.get("rung"),
+            *(points(step.get(key)) for key in ("accuracy", "mean_of_sections")),
+            *(count(step.get(key)) for key in ("to_right", "to_wrong", "ties")),
         )
-        for rung in ladder
+        for step in steps
     ]
     return Table(headings, rows)
 

@@ -20,6 +20,23 @@ Notify = Callable[[str], None]
 Origin = dict[str, Any]  # of rows, as results record it: `SourceRows.origin`
 
 
+class BenchmarkRows(NamedTuple):
+    """The rows of a benchmark and of its prior sets, with their origins as results record them."""
+
+    groups: list[PreferenceGroup]
+    origin: Origin
+    prior: list[PreferenceGroup]  # empty unless asked for
+    prior_origins: list[Origin]
+
+
+def read_benchmark(
+    benchmark: Benchmark, data: str | None, split: str | None, prior_data: Sequence[str], notify: Notify
+) -> BenchmarkRows:
+    """Read a benchmark as `core_groups` does, and prior sets as `prior_groups` does if there is any `prior_data`."""
+    prior = prior_groups(benchmark, prior_data, notify) if prior_data else ([], [])
+    return BenchmarkRows(*core_groups(benchmark, data, split, notify), *prior)
+
+
 def benchmark_groups(
     benchmark: Benchmark,
     rows: Sequence[Row],

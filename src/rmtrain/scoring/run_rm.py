@@ -1,10 +1,10 @@
-"""Scoring as RewardBench's runner did (scripts/run_rm.py of allenai/reward-bench), and the steps from there to here.
+"""Scoring as RewardBench's runner does (scripts/run_rm.py of allenai/reward-bench), and the steps from it to rmtrain's.
 
-The runner renders a dialogue to text and tokenises that with special tokens, which doubles a template's BOS; cuts the
-front at 2,048 tokens; pads batches of 64 rows in dataset order, chosen and rejected apart; and runs the head in the
-model's own dtype. Its default pipeline takes the score where transformers does: until early 2025 before the first pad
-id, since then at the rightmost other id; since August 2024 the first of two BOS is masked. Some published models have
-pipelines of their own, which did neither, and prompts other than those of their cards.
+The runner renders a dialogue to text and tokenises the text with special tokens, which doubles a template's BOS; cuts
+sequences at the front to 2,048 tokens; pads batches of 64 rows in dataset order, chosen and rejected apart; and runs
+the score head in the model's own dtype. Its default pipeline reads the score where transformers does: until early 2025
+before the first pad id, since then at the rightmost other id; since August 2024 the first of two BOS is masked. Some
+published models have pipelines of their own, which do neither, and prompts other than those of their cards.
 """
 
 import copy
@@ -40,25 +40,25 @@ Sequences = list[list[list[int]]]  # token ids of every completion of every grou
 
 
 @dataclass(frozen=True)
-class Habits:
-    """What the runner does; where one is false, it is done as rmtrain does it.
+class RunnerSettings:
+    """What is done as the runner does it; what is false is done as rmtrain does it.
 
-    `reads` is the token whose score is taken: the one before the first id that pooling looks for (`before_pad`), the
-    rightmost other id (`by_pad`), or the row's last, which is rmtrain's.
+    `reads` is the token at which the score is read: the one before the first id that pooling looks for (`before_pad`),
+    the rightmost other id (`by_pad`), or the sequence's last token, as rmtrain does.
     """
 
     reads: Literal["before_pad", "by_pad", "last"]
-    runner_prompt: bool = False  # another than the card's
-    mask_bos: bool = False  # the first of two
-    retokenise: bool = True  # from text, with special tokens; else once, with one BOS
-    cut_front: bool = True  # of the tokens, at 2,048; else rmtrain's rule and the checkpoint's own limit
-    half_head: bool = True  # the head in the model's dtype; else in float32
-    batches: bool = True  # 64 padded rows; else one at a time
+    runner_prompt: bool = False  # not the prompt of the model card
+    mask_bos: bool = False  # mask the first of two
+    retokenise: bool = True  # from text, with special tokens; otherwise once, with one BOS
+    cut_front: bool = True  # at 2,048 tokens; otherwise by rmtrain's rule and the checkpoint's own limit
+    half_head: bool = True  # the score head in the model's dtype; otherwise in float32
+    batches: bool = True  # 64 padded rows; otherwise one sequence at a time
 
 
 @dataclass(frozen=True)
 class PadIds:
-    """The token that fills a batch, and the one that pooling looks for; the end token where neither is set."""
+    """The token that fills a batch, and the token that pooling looks for; the end token if the tokenizer has no pad."""
 
     fill: int
     skip: int
@@ -66,7 +66,7 @@ class PadIds:
 
     @classmethod
     def of(cls, tokenizer: Any, config_pad: int | None) -> "PadIds":
-        """As the runner finds them, of a tokenizer and of the pad id in the model's config."""
+        """The runner's choice for a tokenizer and the pad id in the model's config."""
         fill = tokenizer.pad_token_id
         if fill is None:
             return cls(tokenizer.eos_token_id, tokenizer.eos_token_id, tokenizer.padding_side)
@@ -74,20 +74,19 @@ class PadIds:
 
     @classmethod
     def of_unk(cls, tokenizer: Any) -> "PadIds":
-        """As Starling's pipelines have them: what they look for is BOS where the tokenizer puts one before its unk."""
+        """The choice of Starling's pipelines: they look for BOS if the tokenizer puts one before its unk."""
         unk = tokenizer.unk_token
-        found = tokenizer.convert_tokens_to_ids(unk)
-        return cls(found, tokenizer(unk)["input_ids"][0], tokenizer.padding_side)
+        return cls(tokenizer.convert_tokens_to_ids(unk), tokenizer(unk)["input_ids"][0], tokenizer.padding_side)
 
 
-class OfficialScorer:
-    """A checkpoint, loaded in the runner's precision, scored with or without each of its habits.
+class RunnerScorer:
+    """A checkpoint, loaded in the runner's precision, and scored by any of the runner's settings.
 
     Args:
         checkpoint: a reward model loaded with `packing="none"`.
-        groups: what to score; all of one K.
+        groups: to score; all of one K.
         tokenized: the same by rmtrain's own rules.
-        own_prompt: take the runner's prompt where the model has one of its own; else the checkpoint's throughout.
+        own_prompt: use the runner's prompt for models for which it has one; otherwise always the checkpoint's.
     """
 
     def __init__(
@@ -116,41 +115,41 @@ class OfficialScorer:
         by_unk = self._layout.runner_reads == "first_unk"
         self.pads = PadIds.of_unk(tokenizer) if by_unk else PadIds.of(tokenizer, checkpoint.config_pad)
 
-    def ladder(self) -> list[tuple[str, Habits]]:
-        """All habits, then one less at each rung, with the words for what takes its place."""
-        reads = self._layout.runner_reads
-        habits = Habits("last" if reads == "mask" else "before_pad", runner_prompt=self._runner_renderer is not None)
-        steps: list[tuple[str, dict[str, Any]]] = []
+    def steps(self) -> list[tuple[str, RunnerSettings]]:
+        """The runner's settings, then one of them fewer at each step, each with its name."""
+        reads, own_prompt = self._layout.runner_reads, self._runner_renderer is not None
+        changes: list[tuple[str, dict[str, Any]]] = []
         if reads == "pad":
-            steps.append(("first of two BOS masked (since 2024-08)", {"mask_bos": True}))
-            steps.append(("read at the last id but the pad id (since 2025)", {"reads": "by_pad"}))
-        if habits.runner_prompt:
-            steps.append(("the prompt of its card", {"runner_prompt": False}))
-        steps.append(("tokenised once, one BOS", {"retokenise": False, "mask_bos": False}))
-        steps.append(("rmtrain's truncation", {"cut_front": False}))
+            changes.append(("first of two BOS masked (since 2024-08)", {"mask_bos": True}))
+            changes.append(("read at the last id but the pad id (since 2025)", {"reads": "by_pad"}))
+        if own_prompt:
+            changes.append(("the prompt of its card", {"runner_prompt": False}))
+        changes.append(("tokenised once, one BOS", {"retokenise": False, "mask_bos": False}))
+        changes.append(("rmtrain's truncation", {"cut_front": False}))
         if reads != "mask":
-            steps.append(("read at the last token", {"reads": "last"}))
-        steps.append(("score head in float32", {"half_head": False}))
-        steps.append(("one sequence at a time", {"batches": False}))
-        rungs = [("run_rm.py in March 2024", habits)]
-        for words, change in steps:
-            rungs.append((words, replace(rungs[-1][1], **change)))
-        return rungs
+            changes.append(("read at the last token", {"reads": "last"}))
+        changes.append(("score head in float32", {"half_head": False}))
+        changes.append(("one sequence at a time", {"batches": False}))
+        first = RunnerSettings("last" if reads == "mask" else "before_pad", runner_prompt=own_prompt)
+        steps = [("run_rm.py in March 2024", first)]
+        for name, change in changes:
+            steps.append((name, replace(steps[-1][1], **change)))
+        return steps
 
-    def sequences(self, habits: Habits) -> Sequences:
+    def sequences(self, settings: RunnerSettings) -> Sequences:
         """Token ids of every completion of every group."""
-        if not habits.cut_front:
+        if not settings.cut_front:
             return [
                 [[*g.prefix.tolist(), *suffix.tolist()] for suffix in g.spread(g.suffixes)] for g in self._tokenized
             ]
-        renderer = self._runner_renderer if habits.runner_prompt and self._runner_renderer else self._renderer
+        renderer = self._runner_renderer if settings.runner_prompt and self._runner_renderer else self._renderer
         whole = [[group.prompt + completion for completion in group.completions] for group in self._groups]
-        if not habits.retokenise:
+        if not settings.retokenise:
             return [[ids[-MAX_LENGTH:] for ids in renderer.tokenize(conversations)] for conversations in whole]
         tokenizer = copy.deepcopy(renderer.tokenizer)
         tokenizer.truncation_side = "left"
         if self.prompt is not None and renderer.append_eos and _is_llamas(tokenizer):
-            tokenizer.add_eos_token = True  # set with every prompt of FastChat; others than Llama's take no notice
+            tokenizer.add_eos_token = True  # as the runner does with FastChat prompts; only Llama's use it
         texts = [[renderer.render(_in_turn(conversation)) for conversation in conversations] for conversations in whole]
         return [tokenizer(of_one, truncation=True, max_length=MAX_LENGTH)["input_ids"] for of_one in texts]
 
@@ -160,45 +159,48 @@ class OfficialScorer:
         return bos is not None and list(ids[:2]) == [bos, bos]
 
     def score(
-        self, rungs: Sequence[Habits], partial: Path | None = None, progress: Progress = lambda done, total: None
+        self,
+        steps: Sequence[RunnerSettings],
+        partial: Path | None = None,
+        progress: Progress = lambda done, total: None,
     ) -> list[list[Rewards]]:
-        """Rewards of all completions with each rung's habits, in the order of the groups, on every process.
+        """Rewards of all completions by each step's settings, in the order of the groups, on every process.
 
-        Neighbouring rungs whose rows and batches are the same, such as those that differ in where the score is read,
-        share their passes.
+        Neighbouring steps whose rows and batches are the same, such as those that differ in where the score is read,
+        share their forward passes.
 
         Args:
-            rungs: of habits.
-            partial: beginning of the paths to which finished batches are written; those found there are not run again.
-            progress: called with the batches done of the rung.
+            steps: settings.
+            partial: beginning of the paths of the files that keep finished batches, which are not run again.
+            progress: called with the number of batches done and of all batches of the step.
         """
 
-        def pass_of(habits: Habits) -> tuple[Sequences, bool, bool]:
-            sequences = self.sequences(habits)
-            masks = habits.mask_bos and any(self.doubled(ids) for group in sequences for ids in group)
-            return sequences, masks, habits.batches
+        def pass_of(settings: RunnerSettings) -> tuple[Sequences, bool, bool]:
+            sequences = self.sequences(settings)
+            masks = settings.mask_bos and any(self.doubled(ids) for group in sequences for ids in group)
+            return sequences, masks, settings.batches
 
         found: list[list[Rewards]] = []
-        for (sequences, *_), shared in groupby(rungs, key=pass_of):
+        for (sequences, *_), shared in groupby(steps, key=pass_of):
             found += self._run(sequences, list(shared), partial, progress)
         return found
 
     def _run(
-        self, sequences: Sequences, readings: list[Habits], partial: Path | None, progress: Progress
+        self, sequences: Sequences, variants: list[RunnerSettings], partial: Path | None, progress: Progress
     ) -> list[list[Rewards]]:
-        """Rewards of all groups by each of several habits that differ in the reading alone."""
-        state, size = process_state(), BATCH if readings[0].batches else 1
+        """Rewards of all groups by each of several settings that differ only in where and how the score is read."""
+        state, size = process_state(), BATCH if variants[0].batches else 1
         batches = [range(start, min(start + size, len(sequences))) for start in range(0, len(sequences), size)]
-        digest = hashlib.sha256(repr((self._name, self.pads, readings, sequences)).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr((self._name, self.pads, variants, sequences)).encode()).hexdigest()[:16]
         path = partial.with_name(f"{partial.name}-{digest}.partial") if partial is not None else None
-        found = read_partial(path, _parse_line)  # by batch: by row, by reading
+        found = read_partial(path, _parse_line)  # by batch: by row, by variant
         todo = [index for index in range(len(batches)) if index not in found]
         for start in range(0, len(todo), state.num_processes):
             index = todo[min(start + state.process_index, len(todo) - 1)]
             columns = zip(*(sequences[row] for row in batches[index]), strict=True)  # chosen and rejected apart
-            scores = [self._forward(list(column), readings) for column in columns]  # by completion, reading, row
+            scores = [self._forward(list(column), variants) for column in columns]  # by completion, variant, row
             by_row = [
-                [tuple(of_one[reading][row] for of_one in scores) for reading in range(len(readings))]
+                [tuple(of_one[variant][row] for of_one in scores) for variant in range(len(variants))]
                 for row in range(len(batches[index]))
             ]
             new = dict(gather_object([(index, by_row)]))
@@ -206,31 +208,31 @@ class OfficialScorer:
             append_partial(path, [[place, rows] for place, rows in sorted(new.items())])
             progress(len(found), len(batches))
         return [
-            [rewards[reading] for index in range(len(batches)) for rewards in found[index]]
-            for reading in range(len(readings))
+            [rewards[variant] for index in range(len(batches)) for rewards in found[index]]
+            for variant in range(len(variants))
         ]
 
     @torch.no_grad()
-    def _forward(self, sequences: list[list[int]], readings: Sequence[Habits]) -> list[list[float]]:
-        """The rewards of padded rows by each reading."""
+    def _forward(self, sequences: list[list[int]], variants: Sequence[RunnerSettings]) -> list[list[float]]:
+        """Rewards of padded rows by each of the settings."""
         ids, mask = _padded(sequences, self.pads)
-        ends = [_place(ids, mask, self.pads.skip, habits.reads) for habits in readings]
+        ends = [_place(ids, mask, self.pads.skip, settings.reads) for settings in variants]
         for row, sequence in enumerate(sequences):
-            if readings[0].mask_bos and self.doubled(sequence):
+            if variants[0].mask_bos and self.doubled(sequence):
                 mask[row, mask[row].argmax()] = 0
         device = self._model.device
         states = self._model.packed_states(ids.to(device), mask.to(device), None, None)
         rewards = []
-        for habits, last in zip(readings, ends, strict=True):
-            # on every token, as the runner's: a product of another shape may round in another way
-            of_all = self._half_head(states.to(self._model.dtype)) if habits.half_head else self._head(states.float())
+        for settings, last in zip(variants, ends, strict=True):
+            # on every token, as the runner does: a product of another shape may round differently
+            of_all = self._half_head(states.to(self._model.dtype)) if settings.half_head else self._head(states.float())
             places = (torch.arange(len(ids)) * ids.shape[1] + last).to(device)
             rewards.append(of_all.float().squeeze(-1).index_select(0, places).tolist())
         return rewards
 
 
 def _in_turn(conversation: Conversation) -> Conversation:
-    """The roles as the runner gives them: user and assistant in turn, whatever they were."""
+    """The roles that the runner assigns: user and assistant in turn, whatever they were."""
     return tuple(m._replace(role=("user", "assistant")[turn % 2]) for turn, m in enumerate(conversation))
 
 
@@ -246,7 +248,7 @@ def _place(ids: Tensor, mask: Tensor, pad: int, reads: str) -> Tensor:
         return (columns * mask).argmax(1)
     if reads == "by_pad":
         return (columns * (ids != pad)).argmax(1)
-    return ((ids == pad).int().argmax(1) - 1) % ids.shape[1]  # the last column where there is none, or it comes first
+    return ((ids == pad).int().argmax(1) - 1) % ids.shape[1]  # the last column if there is no pad, or if it comes first
 
 
 def _padded(sequences: list[list[int]], pads: PadIds) -> tuple[Tensor, Tensor]:
@@ -257,12 +259,12 @@ def _padded(sequences: list[list[int]], pads: PadIds) -> tuple[Tensor, Tensor]:
 
 
 def _parse_line(line: Any) -> dict[int, list[list[Rewards]]]:
-    """A finished batch of a partial file: its number, and by row and reading the rewards."""
+    """A finished batch of a partial file: its number, and its rewards by row and settings."""
     index, rows = line
     return {index: [[tuple(rewards) for rewards in row] for row in rows]}
 
 
 def remove_partials(partial: Path) -> None:
-    """Take away what `OfficialScorer.score` has written to paths that begin so."""
+    """Remove the files that `RunnerScorer.score` wrote to paths that begin with this."""
     for left in partial.parent.glob(f"{partial.name}-*.partial"):
         left.unlink()

@@ -1,4 +1,4 @@
-"""The leaderboard's habits, each on rows built to show it, against transformers' own classification forward."""
+"""The settings of the leaderboard's runner, each on rows built for it, against transformers' own forward pass."""
 
 from dataclasses import fields
 from itertools import pairwise
@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tokenizer
-from official_cases import at, pair, random_pairs, rewards_of, scorer, write_model
+from run_rm_cases import at, pair, random_pairs, rewards_of, scorer, write_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rmtrain.data.benchmarks.load import BenchmarkRows
 from rmtrain.data.benchmarks.rewardbench1 import PRIOR_SETS, SUBSETS
 from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.display import Silent
 from rmtrain.errors import InputError
-from rmtrain.evaluation.parity import Rung, ladder_json, score_official
+from rmtrain.evaluation.parity import ParityStep, runner_steps, steps_json
 from rmtrain.evaluation.results import ScoredRow
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.reward_model import BackboneOptions
-from rmtrain.scoring import official
-from rmtrain.scoring.official import Habits, PadIds
+from rmtrain.scoring import run_rm
+from rmtrain.scoring.run_rm import PadIds, RunnerSettings
 
-THEN, MASKED, NOW, ONCE, CUT, LAST, HEAD, ALONE = range(8)  # rungs of the default pipeline
+THEN, MASKED, NOW, ONCE, CUT, LAST, HEAD, ALONE = range(8)  # steps of the default pipeline
 COUNT = 70  # more than one batch of 64
 
 
@@ -65,11 +66,11 @@ def as_the_runner(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("pad", "side"), [("<unk>", "right"), (None, "left")])
-def test_the_first_rungs_are_the_runner_to_the_last_bit(tmp_path: Path, dtype: str, pad: str | None, side: str) -> None:
+def test_the_first_steps_are_the_runner_to_the_last_bit(tmp_path: Path, dtype: str, pad: str | None, side: str) -> None:
     folder, groups = write_model(tmp_path, pad=pad, side=side), random_pairs(COUNT)
     rows = scorer(folder, groups, dtype)
-    for rung, then in ((THEN, True), (NOW, False)):
-        assert np.array_equal(rewards_of(rows, rung), as_the_runner(folder, groups, getattr(torch, dtype), then=then))
+    for step, then in ((THEN, True), (NOW, False)):
+        assert np.array_equal(rewards_of(rows, step), as_the_runner(folder, groups, getattr(torch, dtype), then=then))
 
 
 def test_int8_is_the_runners_too(tmp_path: Path) -> None:
@@ -98,14 +99,15 @@ def test_the_last_rung_is_one_sequence_at_a_time_at_its_last_token(tmp_path: Pat
 
 
 def test_every_rung_changes_one_thing(tmp_path: Path) -> None:
-    ladder = scorer(write_model(tmp_path), random_pairs(1)).ladder()
-    assert len({name for name, _ in ladder}) == ALONE + 1
-    for (_, before), (name, after) in pairwise(ladder):
-        changed = {field.name for field in fields(Habits) if getattr(before, field.name) != getattr(after, field.name)}
+    steps = scorer(write_model(tmp_path), random_pairs(1)).steps()
+    assert len({name for name, _ in steps}) == ALONE + 1
+    for (_, before), (name, after) in pairwise(steps):
+        names = [field.name for field in fields(RunnerSettings)]
+        changed = {field for field in names if getattr(before, field) != getattr(after, field)}
         assert len(changed - {"mask_bos"}) == 1 or changed == {"mask_bos"}, name
 
 
-# Each habit on its own rows
+# Each setting on its own rows
 
 
 def test_a_doubled_bos_shifts_absolute_positions_but_not_rotary_ones(tmp_path: Path) -> None:
@@ -121,7 +123,7 @@ def test_a_doubled_bos_shifts_absolute_positions_but_not_rotary_ones(tmp_path: P
 
 
 def test_the_runner_cuts_the_front_with_the_template_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(official, "MAX_LENGTH", 12)
+    monkeypatch.setattr(run_rm, "MAX_LENGTH", 12)
     long = pair(0, " ".join(f"w{i}" for i in range(20)), "w1 w2", "w3")
     rows = scorer(write_model(tmp_path), [long, pair(1, "w1", "w2", "w3")], max_length=12)
     tokens = make_tokenizer().convert_ids_to_tokens
@@ -185,7 +187,7 @@ def test_in_2024_a_dialogue_was_read_before_its_first_end_where_that_was_the_pad
 def test_roles_are_given_in_turn(tmp_path: Path) -> None:
     turns = (Message("system", "w1"), Message("user", "w2"), Message("assistant", "w3"), Message("user", "w4"))
     rows = scorer(write_model(tmp_path), [pair(0, "", "w5", "w6")._replace(prompt=turns)])
-    texts = [make_tokenizer().convert_ids_to_tokens(rows.sequences(at(rows, rung))[0][0]) for rung in (THEN, ONCE)]
+    texts = [make_tokenizer().convert_ids_to_tokens(rows.sequences(at(rows, step))[0][0]) for step in (THEN, ONCE)]
     assert " ".join(texts[0]) == "<s> <s> [INST] w1 [/INST] w2 </s> [INST] w3 [/INST] w4 </s> [INST] w5 [/INST]"
     assert texts[1][-4:] == ["w4", "[/INST]", "w5", "</s>"]
 
@@ -193,55 +195,55 @@ def test_roles_are_given_in_turn(tmp_path: Path) -> None:
 # Passes
 
 
-def test_rungs_that_differ_in_the_reading_share_a_pass_and_none_is_run_twice(
+def test_steps_that_differ_in_the_reading_share_a_pass_and_none_is_run_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(official, "BATCH", 2)
+    monkeypatch.setattr(run_rm, "BATCH", 2)
     groups = random_pairs(6)
     rows = scorer(write_model(tmp_path / "model"), groups)
     passes: list[int] = []
     forward = rows._forward
     monkeypatch.setattr(rows, "_forward", lambda *args: passes.append(1) or forward(*args))
-    habits = [habits for _, habits in rows.ladder()]
-    whole = rows.score(habits)
+    settings = [each for _, each in rows.steps()]
+    whole = rows.score(settings)
     assert len(passes) == 2 * (3 + 3 + 3 + 6)  # two BOS, one masked, one BOS, alone: batches of chosen and rejected
-    for rung, rewards in enumerate(whole):
-        assert np.array_equal(rewards, rewards_of(rows, rung))
+    for step, rewards in enumerate(whole):
+        assert np.array_equal(rewards, rewards_of(rows, step))
 
     def stop(done: int, total: int) -> None:
         if (done, total) == (2, 3) and len(passes) > 8:
             raise KeyboardInterrupt
 
     passes.clear()
-    partial = tmp_path / ".ladder"
+    partial = tmp_path / ".steps"
     with pytest.raises(KeyboardInterrupt):
-        rows.score(habits, partial, stop)
+        rows.score(settings, partial, stop)
     run = len(passes)
     assert run == 2 * (3 + 2)
-    with open(max(tmp_path.glob(".ladder-*"), key=lambda path: path.stat().st_mtime_ns), "a") as stream:
+    with open(max(tmp_path.glob(".steps-*"), key=lambda path: path.stat().st_mtime_ns), "a") as stream:
         stream.write("[2, [[[0.")  # torn
-    assert rows.score(habits, partial) == whole
+    assert rows.score(settings, partial) == whole
     assert len(passes) == 2 * (3 + 3 + 3 + 6)
-    assert rows.score(habits, partial) == whole
+    assert rows.score(settings, partial) == whole
     assert len(passes) == 2 * (3 + 3 + 3 + 6)
     monkeypatch.setattr(rows, "_name", "other weights")
-    rows.score(habits[:1], partial)
+    rows.score(settings[:1], partial)
     assert len(passes) == 2 * (3 + 3 + 3 + 6) + 6
-    official.remove_partials(partial)
+    run_rm.remove_partials(partial)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-# The ladder
+# The steps
 
 
 def row(index: int, chosen: float, rejected: float, subset: str = "hep-go") -> ScoredRow:
     return ScoredRow(f"{subset}/{index}", subset, (chosen, rejected), ((0, 1),), False)
 
 
-def test_the_ladder_counts_which_rows_flip() -> None:
+def test_the_steps_count_which_rows_flip() -> None:
     first = [row(0, 1, 0), row(1, 0, 1), row(2, 1, 1), row(3, 0, 0, "hep-js")]
     second = [row(0, 0, 1), row(1, 1, 0), row(2, 1, 0), row(3, 0, 0, "hep-js")]
-    a, b, c = ladder_json([Rung("a", first), Rung("b", second), Rung("ties half", second)])
+    a, b, c = steps_json([ParityStep("a", first), ParityStep("b", second), ParityStep("ties half", second)])
     assert (a["accuracy"], a["flipped"], a["ties"], a["flipped_rows"]) == (0.25, 0, 2, [])
     assert (b["accuracy"], b["flipped"], b["to_right"], b["to_wrong"], b["ties"]) == (0.5, 3, 2, 1, 1)
     assert b["flipped_rows"] == ["hep-go/0", "hep-go/1", "hep-go/2"]
@@ -253,7 +255,7 @@ def test_the_ladder_counts_which_rows_flip() -> None:
 def test_a_rung_has_the_score_that_tables_of_its_time_give() -> None:
     rows = [row(i, i % 2, 0.5, subset) for subset in SUBSETS for i in range(2)]
     prior = [row(0, 1, 0, name) for name in PRIOR_SETS[:3]] + [row(0, 0, 1, PRIOR_SETS[3])]
-    (entry, _) = ladder_json([Rung("a", rows, prior), Rung("ties half", rows, prior)])
+    (entry, _) = steps_json([ParityStep("a", rows, prior), ParityStep("ties half", rows, prior)])
     assert entry["prior_sets"] == dict(zip(PRIOR_SETS, (1, 1, 1, 0), strict=True))
     assert entry["scores"]["2024-03"]["with_prior_sets"] == pytest.approx((4 * 0.5 + 0.75) / 5)
     assert entry["scores"]["current"]["with_prior_sets"] == pytest.approx((8 * 0.5 + 0.75) / 9)
@@ -263,17 +265,18 @@ def test_the_settings_tell_what_the_runner_met(tmp_path: Path) -> None:
     folder, groups = write_model(tmp_path, pad=None), random_pairs(3)
     checkpoint = load_checkpoint(str(folder), options=BackboneOptions("float32", packing="none"))
     prior = [group._replace(id=f"p{i}", source="shp") for i, group in enumerate(random_pairs(2, seed=1))]
-    settings, rungs = score_official(checkpoint, groups, prior, True, tmp_path / ".parity", Silent())
+    rows = BenchmarkRows(groups, {}, prior, [])
+    settings, steps = runner_steps(checkpoint, rows, True, tmp_path / ".parity", Silent())
     assert settings == {
         "prompt": None, "batch": 64, "max_length": 2048, "padding_side": "right", "pad_id": 2,
         "pooling_looks_for_id": 2, "rows_with_double_bos": 3, "rows_cut": 0,
     }  # fmt: skip
-    assert len(rungs) == ALONE + 1
-    assert [row.id for row in rungs[0].rows] == [group.id for group in groups]
-    assert [row.id for row in rungs[0].prior_rows] == ["p0", "p1"]
-    for before, after in pairwise(rungs[LAST:]):  # float32: nothing more to differ
+    assert len(steps) == ALONE + 1
+    assert [row.id for row in steps[0].rows] == [group.id for group in groups]
+    assert [row.id for row in steps[0].prior_rows] == ["p0", "p1"]
+    for before, after in pairwise(steps[LAST:]):  # float32: nothing more to differ
         for part in ("rows", "prior_rows"):
-            rewards = ([r.rewards for r in getattr(rung, part)] for rung in (before, after))
+            rewards = ([r.rewards for r in getattr(step, part)] for step in (before, after))
             np.testing.assert_allclose(*rewards, atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from rmtrain.data.tokenize import tokenize_groups
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.reward_model import BackboneOptions
-from rmtrain.scoring.official import Habits, OfficialScorer
+from rmtrain.scoring.run_rm import RunnerScorer, RunnerSettings
 
 
 def pair(index: int, prompt: str, chosen: str, rejected: str) -> PreferenceGroup:
@@ -50,16 +50,16 @@ def scorer(
     max_length: int = 512,
     quantization: str = "none",
     **options: Any,
-) -> OfficialScorer:
+) -> RunnerScorer:
     loaded = BackboneOptions(dtype, quantization, packing="none")
     checkpoint = load_checkpoint(str(folder), options=loaded, prompt=options.pop("prompt", None))
     tokenized = [g for g in tokenize_groups(groups, checkpoint.renderer, max_length, "truncate_prompt") if g]
-    return OfficialScorer(checkpoint, groups, tokenized, **options)
+    return RunnerScorer(checkpoint, groups, tokenized, **options)
 
 
-def at(rows: OfficialScorer, rung: int) -> Habits:
-    return rows.ladder()[rung][1]
+def at(rows: RunnerScorer, step: int) -> RunnerSettings:
+    return rows.steps()[step][1]
 
 
-def rewards_of(rows: OfficialScorer, rung: int) -> np.ndarray:
-    return np.array(rows.score([at(rows, rung)])[0])
+def rewards_of(rows: RunnerScorer, step: int) -> np.ndarray:
+    return np.array(rows.score([at(rows, step)])[0])

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from official_cases import at, pair, random_pairs, rewards_of, scorer, write_model
 from published_cases import CASES
+from run_rm_cases import at, pair, random_pairs, rewards_of, scorer, write_model
 from transformers import AutoTokenizer
 
 from rmtrain.model.checkpoint import load_checkpoint
@@ -60,8 +60,8 @@ def test_starling_was_read_before_what_its_unk_token_begins_with(name: str, rend
     depends = np.abs(alone[0] - found[0]) > 1e-3
     # the last column of the batch; or the row's own, but for what follows an unk in the text
     assert depends.tolist() == ([True, True] if name == "starling-7b" else [False, False])
-    names = [rung for rung, _ in rows.ladder()]
-    before, after = (rewards_of(rows, names.index(rung)) for rung in ("rmtrain's truncation", "read at the last token"))
+    names = [step for step, _ in rows.steps()]
+    before, after = (rewards_of(rows, names.index(step)) for step in ("rmtrain's truncation", "read at the last token"))
     assert (np.abs(before - after)[0] > 1e-3).tolist() == [name == "starling-7b", True]
 
 
@@ -77,19 +77,19 @@ def test_models_read_by_their_mask_had_another_prompt_and_an_end_token(tmp_path:
 
     rows = scorer(folder, groups)
     assert rows.prompt == "ultrarm-fastchat"
-    names = [rung for rung, _ in rows.ladder()]
+    names = [step for step, _ in rows.steps()]
     assert names[1] == "the prompt of its card"
     assert not any("BOS masked" in name or "last token" in name for name in names)
     theirs = truth("User: {p}\n\nAssistant: {r}\n\n", [2])
     np.testing.assert_allclose(rewards_of(rows, 0), theirs, atol=2e-5)
     np.testing.assert_allclose(rewards_of(rows, 1), truth("Human: {p}\n\nAssistant: {r}", []), atol=2e-5)
     chosen = scorer(folder, groups, prompt="ultrarm-billa", own_prompt=False)
-    assert (chosen.prompt, len(chosen.ladder())) == ("ultrarm-billa", len(names) - 1)
+    assert (chosen.prompt, len(chosen.steps())) == ("ultrarm-billa", len(names) - 1)
     billa = truth("\nHuman: {p}\nAssistant: {r}\n", [2])
     np.testing.assert_allclose(rewards_of(chosen, 0), billa, atol=2e-5)
 
 
 def test_only_tokenizers_of_llamas_kind_take_the_runners_end_token(tmp_path: Path) -> None:
     rows = scorer(write_model(tmp_path), random_pairs(1), prompt="tulu")
-    once = next(habits for name, habits in rows.ladder() if name == "tokenised once, one BOS")
-    assert [rows.sequences(habits)[0][0][-1] == 2 for habits in (at(rows, 0), once)] == [False, True]
+    once = next(each for name, each in rows.steps() if name == "tokenised once, one BOS")
+    assert [rows.sequences(settings)[0][0][-1] == 2 for settings in (at(rows, 0), once)] == [False, True]
