@@ -1,15 +1,20 @@
 """The verbs as a user runs them: recipe → run folder → eval, score, rewardbench, compare; what they write and print."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import write_base, write_pairs
 from hub_server import HubServer
+
+from rmtrain.cli.app import run
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +30,16 @@ run: {{folder: {runs}}}
 """
 
 
-def rmtrain(*arguments: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+def rmtrain(*arguments: str | Path, code: int = 0) -> SimpleNamespace:
+    """Run a command in this process."""
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        returncode = run([*map(str, arguments)])
+    return checked(SimpleNamespace(returncode=returncode, stdout=output.getvalue(), stderr=errors.getvalue()), code)
+
+
+def started(*arguments: str | Path, code: int = 0, **environment: str) -> Any:
+    """Run a command in a process of its own, as a user does: where it starts others, or reads the environment first."""
     done = subprocess.run(
         [sys.executable, "-m", "rmtrain", *map(str, arguments)],
         capture_output=True,
@@ -34,12 +48,16 @@ def rmtrain(*arguments: str | Path, code: int = 0, **environment: str) -> subpro
         env={**os.environ, **environment},
         check=False,
     )
+    return checked(done, code)
+
+
+def checked(done: Any, code: int) -> Any:
     assert done.returncode == code, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     return done
 
 
-def answer(done: subprocess.CompletedProcess[str]) -> Any:
+def answer(done: Any) -> Any:
     return json.loads(done.stdout)
 
 
@@ -56,7 +74,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(work: Path) -> dict[str, Any]:
-    return answer(rmtrain("train", work / "tiny.yaml", "--json"))  # type: ignore[no-any-return]
+    return answer(started("train", work / "tiny.yaml", "--json"))  # type: ignore[no-any-return]
 
 
 def test_train_writes_the_promised_run_folder_and_json(trained: dict[str, Any]) -> None:
@@ -96,7 +114,7 @@ def test_eval_repeats_the_figures_of_train_on_the_newest_run(work: Path, trained
 def test_eval_on_several_processes_gives_the_same_rows(work: Path, trained: dict[str, Any], number: int) -> None:
     run = Path(trained["run"])
     rows = [json.loads(line) for line in (run / "eval/test.rows.jsonl").read_text().splitlines()]
-    done = rmtrain(
+    done = started(
         "eval", "--ckpt", run, "--split", "test", "--num-processes", str(number), "--tokens-per-batch", "300", "--json"
     )
     assert answer(done)["accuracy"] == trained["splits"]["test"]["accuracy"]
@@ -159,7 +177,7 @@ def test_rewardbench_on_local_rows_reports_partial_data_as_partial(trained: dict
     assert {"current", "2024-04", "2024-03", "subset_mean", "micro_accuracy"} <= set(result["scores"])
     before = [json.loads(line) for line in Path(result["rows"]).read_text().splitlines()]
     spread = ["--num-processes", "3", "--tokens-per-batch", "60"]
-    again = answer(rmtrain("rewardbench", "--ckpt", trained["run"], "--data", source, *spread, "--json"))
+    again = answer(started("rewardbench", "--ckpt", trained["run"], "--data", source, *spread, "--json"))
     assert again["scores"] == result["scores"]
     after = [json.loads(line) for line in Path(again["rows"]).read_text().splitlines()]
     assert [row["id"] for row in after] == [row["id"] for row in before] != []
@@ -200,7 +218,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(work: Path, trained: dic
 
 
 def test_two_processes_train_to_the_losses_of_one(work: Path, trained: dict[str, Any]) -> None:
-    done = rmtrain("train", work / "tiny.yaml", f"run.folder={work / 'two'}", "--num-processes", "2", "--json")
+    done = started("train", work / "tiny.yaml", f"run.folder={work / 'two'}", "--num-processes", "2", "--json")
     two = answer(done)
     assert two["train_loss"] == pytest.approx(trained["train_loss"], abs=1e-6)
     assert two["splits"]["test"]["accuracy"] == pytest.approx(trained["splits"]["test"]["accuracy"], abs=0.01)
@@ -209,7 +227,7 @@ def test_two_processes_train_to_the_losses_of_one(work: Path, trained: dict[str,
 
 def test_offline_wandb_is_one_run_without_secrets_and_says_how_to_sync(work: Path, trained: dict[str, Any]) -> None:
     secrets = {"HF_TOKEN": "hf_kept_secret_1", "AWS_SECRET_ACCESS_KEY": "kept_secret_2"}
-    done = rmtrain(
+    done = started(
         "train",
         work / "tiny.yaml",
         "tracking.wandb=offline",
@@ -261,7 +279,7 @@ def test_training_from_the_hub_pins_the_commits(work: Path, tmp_path: Path) -> N
     repos = {("dataset", "org/pairs"): data, ("model", "org/tiny"): work / "base"}
     with HubServer(repos) as hub:
         environment = hub.environment(tmp_path / "hf_home")
-        done = rmtrain(
+        done = started(
             *("train", work / "tiny.yaml", "model.name=org/tiny", "data.source=org/pairs", "optim.max_steps=2"),
             "data.splits={train: train, validation: validation, test: test}",
             *(f"run.folder={tmp_path / 'runs'}", "--json"),
@@ -270,15 +288,15 @@ def test_training_from_the_hub_pins_the_commits(work: Path, tmp_path: Path) -> N
         manifest = json.loads((Path(answer(done)["run"]) / "manifest.json").read_text())
         assert manifest["data"]["train"]["revision"] == hub.commit(("dataset", "org/pairs"))
         assert manifest["model"]["commit"] == hub.commit(("model", "org/tiny"))
-        rmtrain("eval", "--ckpt", answer(done)["run"], "--split", "test", **{**environment, "HF_HUB_OFFLINE": "0"})
+        started("eval", "--ckpt", answer(done)["run"], "--split", "test", **{**environment, "HF_HUB_OFFLINE": "0"})
 
         hub.repos["model", "org/adapter"] = Path(answer(done)["run"]) / "final"
         further = (
             *("train", work / "tiny.yaml", "model.name=org/adapter", "optim.max_steps=2", "--json"),
             f"run.folder={tmp_path / 'further'}",
         )
-        rmtrain(*further, "--dry-run", **{**environment, "HF_HUB_OFFLINE": "0"})
-        again = rmtrain(*further, **{**environment, "HF_HUB_OFFLINE": "0"})
+        started(*further, "--dry-run", **{**environment, "HF_HUB_OFFLINE": "0"})
+        again = started(*further, **{**environment, "HF_HUB_OFFLINE": "0"})
         assert "an adapter on org/tiny, which is trained further" in again.stderr
         run = Path(answer(again)["run"])
         pinned = {"name": "org/tiny", "commit": hub.commit(("model", "org/tiny"))}
