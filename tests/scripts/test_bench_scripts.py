@@ -1,10 +1,15 @@
 """The benchmarks run, and what they compare is equal; how fast it is is never asserted."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +20,30 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 pytestmark = pytest.mark.slow
 
 
-def run(script: str, folder: Path, *options: str) -> tuple[str, dict[str, Any]]:
-    base = folder / "base"
-    if not base.exists():
-        write_base(base, "mistral")
-    command = [
-        sys.executable,
-        str(SCRIPTS / script),
-        "--model",
-        str(base),
-        "--json",
-        str(folder / "out.json"),
-        *options,
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads((folder / "out.json").read_text())
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, dict[str, Any]]]:
+    """Runs a script in this process, whose sides may be `fresh` processes as they are for a user."""
+
+    def run(script: str, folder: Path, *options: str, fresh: bool = False) -> tuple[str, dict[str, Any]]:
+        base = folder / "base"
+        if not base.exists():
+            write_base(base, "mistral")
+        command = [script, "--model", str(base), "--json", str(folder / "out.json"), *options]
+        output = io.StringIO()
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(output), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            patch.setattr(sys, "argv", command)
+            patch.syspath_prepend(str(SCRIPTS))
+            if not fresh:
+                patch.setattr(importlib.import_module("sides"), "alone", lambda side, settings: side(settings))
+            importlib.import_module(script.removesuffix(".py")).main()
+        return output.getvalue(), json.loads((folder / "out.json").read_text())
+
+    return run
 
 
 @pytest.mark.parametrize("ways", [2, 4])
-def test_training_sides_learn_the_same(tmp_path: Path, ways: int) -> None:
+def test_training_sides_learn_the_same(run: Any, tmp_path: Path, ways: int) -> None:
     data = tmp_path / "rows.jsonl"
     rows = [
         {"prompt": f"w1 {'w2 ' * (3 * i)}w3", "chosen": f"w4 w{i + 5} " * (i + 1), "rejected": f"w{i + 20} w6"}
@@ -47,7 +55,9 @@ def test_training_sides_learn_the_same(tmp_path: Path, ways: int) -> None:
     if ways == 2:
         options[options.index("--groups") + 1] = "8"
         options[options.index("--steps") + 1] = "1"
-    text, found = run("bench_training.py", tmp_path, *options, "--max-length", "2048", "--sides", *sides)
+    text, found = run(
+        "bench_training.py", tmp_path, *options, "--max-length", "2048", "--sides", *sides, fresh=ways == 2
+    )
     for name in sides[1:]:
         assert found["against"][name]["loss_difference"] < 1e-5
         assert found["against"][name]["tokens"] > 1
@@ -56,7 +66,7 @@ def test_training_sides_learn_the_same(tmp_path: Path, ways: int) -> None:
     assert "times the pairs a second" in text
 
 
-def test_processes_learn_the_same(tmp_path: Path) -> None:
+def test_processes_learn_the_same(run: Any, tmp_path: Path) -> None:
     options = ["--groups", "8", "--steps", "2", "--repeats", "1", "--max-length", "128"]
     text, found = run("bench_scaling.py", tmp_path, *options)
     assert set(found["sides"]) == {"1", "2"}
@@ -65,14 +75,14 @@ def test_processes_learn_the_same(tmp_path: Path) -> None:
     assert "speed-up" in text
 
 
-def test_scoring_sides_give_the_same_rewards(tmp_path: Path) -> None:
+def test_scoring_sides_give_the_same_rewards(run: Any, tmp_path: Path) -> None:
     text, found = run("bench_scoring.py", tmp_path, "--limit", "20", "--repeats", "1")
     assert found["reward_difference"] < 1e-5
     assert len(found["runs"]["rmtrain"][0]["rewards"]) == 20
     assert "preferences/s" in text
 
 
-def test_sharing_sweep_has_every_point_and_equal_losses(tmp_path: Path) -> None:
+def test_sharing_sweep_has_every_point_and_equal_losses(run: Any, tmp_path: Path) -> None:
     plot = tmp_path / "sharing.svg"
     options = ["--prompts", "4", "16", "--ways", "2", "5", "--completion", "6", "--repeats", "1", "--plot", str(plot)]
     _, found = run("bench_sharing.py", tmp_path, *options)
@@ -89,13 +99,13 @@ def test_sharing_sweep_has_every_point_and_equal_losses(tmp_path: Path) -> None:
     assert plot.read_text().lstrip().startswith("<?xml")
 
 
-def test_profile_tells_base_from_adapters(tmp_path: Path) -> None:
+def test_profile_tells_base_from_adapters(run: Any, tmp_path: Path) -> None:
     text, found = run("profile_step.py", tmp_path, "--groups", "4", "--steps", "1", "--rank", "7")
     assert {"base matrix products", "adapters' matrix products", "attention"} <= set(found["microseconds"])
     assert "ms a step" in text
 
 
-def test_random_model_is_one_that_can_be_trained(tmp_path: Path) -> None:
+def test_random_model_is_one_that_can_be_trained(run: Any, tmp_path: Path) -> None:
     write_base(tmp_path / "small", "mistral")
     target = tmp_path / "base"  # what `run` then takes
     options = ["--tokenizer", str(tmp_path / "small"), "--output", str(target), "--hidden", "128", "--layers", "1"]
@@ -105,7 +115,7 @@ def test_random_model_is_one_that_can_be_trained(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.environ.get("RMTRAIN_REHEARSE_GPU") != "1", reason="part of a rehearsal of the GPU's stages")
-def test_memory_is_predicted_and_measured(tmp_path: Path) -> None:
+def test_memory_is_predicted_and_measured(run: Any, tmp_path: Path) -> None:
     options = ["--groups", "8", "--steps", "1", "--max-length", "64", "--tokens", "256", "--free", "1"]
     _, found = run("bench_memory.py", tmp_path, *options, "--dtype", "float32", "--rank", "2")
     (row,) = found["runs"]

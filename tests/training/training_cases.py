@@ -1,5 +1,6 @@
 """How the training tests drive a run: tiny recipes, made splits, and processes forked off one that has imported all."""
 
+import gc
 import json
 import os
 import signal
@@ -215,8 +216,11 @@ def wait(pids: Sequence[int], seconds: float = 120.0) -> list[int]:
 
 
 def import_all() -> None:
-    """Import what a run needs, so that forked processes need not."""
+    """Import what a run needs, so that forked processes need not, nor look for garbage in it."""
     import rmtrain.training.train  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 def save(path: Path, value: Any) -> None:
