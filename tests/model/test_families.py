@@ -30,6 +30,7 @@ SMALL = {
     "num_labels": 1,
     "pad_token_id": 0,
 }
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 LATENT = {"deepseek_v2", "deepseek_v3", "minicpm3", "mistral4"}  # their attention has as many key heads as query heads
 NEEDED = {  # those known to pack; a family that stops is not passed over
     *("arcee", "deepseek_v2", "deepseek_v3", "exaone4", "gemma", "gemma3_text", "glm", "glm4", "gpt_neox", "llama"),
@@ -44,7 +45,8 @@ def packable() -> dict[str, Any]:
     for config_class in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         kind = config_class.model_type
         try:
-            config = config_class(**(SMALL | ({"num_key_value_heads": 4} if kind in LATENT else {})))
+            parts = {name: {k: SMALL[k] for k in SIZES} for name in config_class.sub_configs}  # by default of full size
+            config = config_class(**(SMALL | parts | ({"num_key_value_heads": 4} if kind in LATENT else {})))
             packing, _ = choose_packing(reward_model_class(config), config, "shared_prompt")
         except Exception:  # a family whose sizes go by other names
             continue
