@@ -116,6 +116,8 @@ def test_bars_hold_every_gap_and_none_holds_both_signs(rng: np.random.Generator)
     assert 40 <= len(edges) - 1 <= 42
     assert np.histogram(np.zeros(3), bar_edges(np.zeros(3)))[0].tolist() == [3]
     assert len(bar_edges(np.array([]))) == 1
+    tiny = np.array([-5e-324, 40.0])
+    assert np.histogram(tiny, bar_edges(tiny))[0].sum() == 2
 
 
 # The authors' unit tests (angie-chen55/pref-learning-ranking-acc, rlhf_minimizer_client_test.py): perplexities are

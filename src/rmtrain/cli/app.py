@@ -16,7 +16,20 @@ from typer.exceptions import TyperException
 from typer.rich_utils import rich_format_error
 
 from rmtrain import __version__
-from rmtrain.cli import compare, data, doctor, evaluate, export, leaderboard, recipes, rewardbench, runs, score, train
+from rmtrain.cli import (
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    gap,
+    leaderboard,
+    recipes,
+    rewardbench,
+    runs,
+    score,
+    train,
+)
 from rmtrain.cli.hints import for_command
 from rmtrain.cli.processes import (
     is_main_process,
@@ -46,6 +59,7 @@ app.command("rewardbench")(rewardbench.rewardbench)
 app.command("score")(score.score)
 app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
+app.command("gap")(gap.gap)
 app.command("export")(export.export)
 app.command("data")(data.data)
 app.add_typer(recipes.app, name="recipes")

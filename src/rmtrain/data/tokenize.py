@@ -60,6 +60,11 @@ class TokenizedGroup(NamedTuple):
         return tuple(places[preference.better] == places[preference.worse] for preference in self.preferences)
 
     @property
+    def response_lengths(self) -> tuple[int, ...]:
+        """Tokens of each of the K responses, of a group with `starts`."""
+        return self.spread([total - start for total, start in zip(self.lengths, self.starts, strict=True)])
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each distinct sequence."""
         return tuple(len(self.prefix) + len(suffix) for suffix in self.suffixes)

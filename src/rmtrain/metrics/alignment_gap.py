@@ -14,7 +14,6 @@ from rmtrain.metrics.intervals import resampled_sums
 from rmtrain.metrics.rankings import Floats, Labels, bradley_terry_losses
 
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)  # KL coefficients that the paper takes the median over
-CONSTANT_ALPHA = 0.75  # share of raters for the better completion where none is known: that of the paper's code
 EPSILON = 0.001  # shares are kept this far from 0 and 1, so that their odds are finite
 _LARGEST_SCALE = 1e6  # of `fit_scale`, where every preference is ranked right
 
@@ -120,4 +119,6 @@ def bar_edges(gaps: Floats, bars: int = 40) -> Floats:
     if not len(gaps):
         return np.zeros(1)
     width = float(gaps.max() - gaps.min()) / bars or 1.0
-    return np.asarray(width * np.arange(np.floor(gaps.min() / width), np.floor(gaps.max() / width) + 2))
+    first = np.floor(gaps.min() / width)
+    first = min(first, -1) if gaps.min() < 0 else first  # a tiny gap rounds to the bar at 0
+    return np.asarray(width * np.arange(first, np.floor(gaps.max() / width) + 2))

@@ -5,7 +5,7 @@ They are drawn for a light page; a dark page inverts them by its style sheet.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -147,6 +147,66 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) ->
         axes.set_ylabel("accuracy")
         axes.legend(loc="lower right", fontsize=8)
         return _image(figure, "reliability diagram: accuracy by confidence")
+
+
+def gap_over_beta(ideal: Mapping[str, tuple[float, float]], policy: tuple[float, float]) -> Image:
+    """Accuracy of the ideal policy by beta, and of the policy: summed, and length-normalised.
+
+    Args:
+        ideal: by beta.
+        policy: the same two accuracies of the policy.
+    """
+    with _style():
+        figure, axes = _new_figure()
+        betas = sorted(ideal, key=float)
+        for kind, (colour, label) in enumerate(((_FIRST, "summed"), (_SECOND, "length-normalised"))):
+            values = [100 * ideal[beta][kind] for beta in betas]
+            axes.plot([float(beta) for beta in betas], values, color=colour, marker="o", markersize=3.5, label=label)
+            axes.axhline(100 * policy[kind], color=colour, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_xscale("log")
+        axes.set_xlabel("beta")
+        axes.set_ylabel("ranking accuracy, %")
+        axes.legend(loc="best", fontsize=8)
+        return _image(figure, "ranking accuracy of the ideal policy and of the policy over beta")
+
+
+def log_ratio_histogram(bars: Sequence[Mapping[str, float]]) -> Image:
+    """How many preferences have which log-ratio; those that the policy ranks wrong stand on top in another colour.
+
+    Args:
+        bars: with `low`, `high`, `right` and `wrong`, of one width.
+    """
+    with _style():
+        figure, axes = _new_figure()
+        lefts, right, wrong = ([bar[key] for bar in bars] for key in ("low", "right", "wrong"))
+        width = 0.92 * (bars[0]["high"] - bars[0]["low"])
+        axes.bar(lefts, right, width=width, align="edge", color=_FIRST, label="policy right")
+        axes.bar(lefts, wrong, width=width, align="edge", color=_SECOND, bottom=right, label="policy wrong")
+        axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.set_xlabel("log-ratio, better less worse completion, nats")
+        axes.set_ylabel("preferences")
+        axes.grid(visible=False, axis="x")
+        axes.legend(loc="best", fontsize=8)
+        return _image(figure, "histogram of log-ratios")
+
+
+def best_of_n_curves(kl: Sequence[float], curves: Mapping[str, Sequence[float]]) -> Image:
+    """Mean score of the completion chosen among N against the KL divergence of best-of-N.
+
+    Args:
+        kl: nats, of N = 1 ...
+        curves: scores by label; labels are not text from data.
+    """
+    with _style():
+        figure, axes = _new_figure()
+        for number, (label, values) in enumerate(curves.items()):
+            colour = (_INK, _FIRST, _FIRST, _SECOND)[min(number, 3)]
+            style = ("dotted", "solid", "dashed", "solid", "dashed", "dashdot")[min(number, 5)]
+            axes.plot(kl, values, color=colour, linestyle=style, marker=".", markersize=4, label=label)
+        axes.set_xlabel("KL = ln N - (N - 1) / N, nats")
+        axes.set_ylabel("mean score")
+        axes.legend(loc="best", fontsize=8)
+        return _image(figure, "mean score of the best of N over its KL divergence")
 
 
 def thin(curve: Curve) -> tuple[Floats, Floats, Floats, Floats]:

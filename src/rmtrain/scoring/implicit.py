@@ -92,7 +92,8 @@ class PolicyScorer:
         marked = mark_responses(made.groups, made.tokens, self.renderer, self.info.max_length, OVER_LENGTH)
         partial = task.partial(made.fingerprint, self.info.fingerprint)
         rewards = self.rewards(marked, task.tokens_per_batch, partial, task.progress, task.display.note, task.alone)
-        return made.scores(rewards, task)
+        lengths = iter([group.response_lengths for group in marked])
+        return [score and score._replace(lengths=next(lengths)) for score in made.scores(rewards, task)]
 
     def rewards(
         self,

@@ -1,0 +1,211 @@
+"""The rows that `rmtrain gap` compares: one set of groups, scored by a policy, its reference and reward models."""
+
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rmtrain.data.load import SplitData
+from rmtrain.data.render import Renderer
+from rmtrain.data.types import PreferenceGroup
+from rmtrain.display import Display
+from rmtrain.errors import DataError
+from rmtrain.evaluation.alignment_gap import GapRows, measure_gap
+from rmtrain.evaluation.rater_shares import AlphaSource, find_alpha
+from rmtrain.evaluation.results import ScoredRow, read_rows
+from rmtrain.evaluation.splits import score_rows
+from rmtrain.files import write_json
+from rmtrain.model.devices import process_state
+from rmtrain.model.weights import fingerprint_read
+from rmtrain.scoring.implicit import PolicyScorer
+from rmtrain.scoring.kinds import open_scorer
+from rmtrain.scoring.scorer import Scorer, ScorerInfo, ScorerRequest, short_digest
+
+# the text of the paper's tables: BOS, then prompt + " " + completion, with no chat template and no end token
+_PLAIN_TEXT = "{{ bos_token }}{% for m in messages %}{% if not loop.first %} {% endif %}{{ m['content'] }}{% endfor %}"
+
+
+@dataclass(frozen=True)
+class ScoredGroups:
+    """Rows of every model on the groups that all of them could score.
+
+    Attributes:
+        groups: those groups.
+        rows: of every model, in the order of the groups.
+        refused: groups left out because a chat template refuses them.
+        infos: what scored the rows, by name.
+        paths: of the rows files, by name.
+    """
+
+    groups: list[PreferenceGroup]
+    rows: GapRows
+    refused: int
+    infos: dict[str, ScorerInfo]
+    paths: dict[str, str]
+
+
+@dataclass(frozen=True)
+class GapTask:
+    """What is measured, and on which preferences.
+
+    Attributes:
+        split: the groups.
+        source_rows: the rows that they were made of, for the votes of raters.
+        alpha: where the share of raters comes from.
+        betas: KL coefficients of the ideal policies.
+        dpo_beta: that the policy was trained with.
+        tokens_per_batch: maximum tokens per forward pass; None leaves it to each scorer.
+    """
+
+    split: SplitData
+    source_rows: Sequence[Mapping[str, Any]]
+    alpha: AlphaSource
+    betas: tuple[float, ...]
+    dpo_beta: float
+    tokens_per_batch: int | None = None
+
+
+def evaluate_gap(
+    policies: Mapping[str, PolicyScorer],
+    reward_models: Mapping[str, ScorerRequest],
+    task: GapTask,
+    folder: Path,
+    display: Display,
+) -> dict[str, Any]:
+    """Score the groups by every model and measure the gap, as `gap --json` gives it; writes `gap.json` and rows files.
+
+    Args:
+        policies: of `open_policies`.
+        reward_models: by the names that the user gave them.
+        task: what to measure.
+        folder: of the result.
+        display: of the main process.
+
+    Raises:
+        InputError: the rows lack what alpha is made of.
+        DataError: no group could be scored by all models.
+    """
+    split = task.split
+    scored = score_all(policies, reward_models, split, task.tokens_per_batch, folder, display)
+    rows = {group.id: task.source_rows[place] for group, place in zip(split.groups, split.rows, strict=True)}
+    alpha = find_alpha(task.alpha, scored.groups, rows, scored.rows.reward_models)
+    figures = measure_gap(scored.rows, alpha, task.betas, task.dpo_beta, [group.scores for group in scored.groups])
+    result = {
+        **figures.to_json(),
+        "refused": scored.refused,
+        "models": {
+            name: {"where": info.where, **info.record(), "rendering": info.rendering}
+            for name, info in scored.infos.items()
+        },
+        "data": split.origin,
+        "rows": scored.paths,
+    }
+    if process_state().is_main_process:
+        write_json(folder / "gap.json", result)
+    return result
+
+
+def open_policies(request: ScorerRequest, plain_text: bool) -> dict[str, PolicyScorer]:
+    """Scorers of summed log-probabilities: `policy`, and `reference` if the options name one.
+
+    Args:
+        request: the policy, with its reference, template, length and dtype.
+        plain_text: score prompt + " " + completion after BOS, without a template, as the paper does.
+
+    Raises:
+        CheckpointError: one of them is no language model, or can't be fetched.
+        InputError: they turn the same text into different tokens.
+    """
+    options = request.options
+    if options.reference is None:
+        options = replace(options, reference_free="sum")
+    both = PolicyScorer.open(replace(request, options=options))
+    assert both is not None  # the options say that it is a policy
+    renderer = _plain_text(both.renderer) if plain_text else both.renderer
+    alone = {}
+    for index, (name, files, dtype) in enumerate(zip(("policy", "reference"), both.models, both.dtypes, strict=False)):
+        fingerprint = fingerprint_read(both.info.fingerprint, index, plain_text)
+        info = replace(
+            both.info,
+            where=files.name,
+            fingerprint=fingerprint,
+            dtype=dtype,
+            rendering=renderer.contract(),
+            renderer=renderer,
+            details={"log_probabilities": "sum", "plain_text": plain_text},
+        )
+        alone[name] = replace(both, info=info, renderer=renderer, models=(files,), dtypes=(dtype,))
+    return alone
+
+
+def _plain_text(renderer: Renderer) -> Renderer:
+    tokenizer = copy.deepcopy(renderer.tokenizer)
+    tokenizer.chat_template = _PLAIN_TEXT
+    return Renderer.for_tokenizer(tokenizer, append_eos=False)
+
+
+def score_all(
+    policies: Mapping[str, PolicyScorer],
+    reward_models: Mapping[str, ScorerRequest],
+    split: SplitData,
+    tokens_per_batch: int | None,
+    folder: Path,
+    display: Display,
+) -> ScoredGroups:
+    """Score the groups of a split by every model, one model in memory at a time, and write their rows files.
+
+    A rows file of the same data and the same scorer is read instead of being made again, and a scoring that was
+    interrupted continues, so the command can be stopped at any time.
+
+    Raises:
+        DataError: no group could be scored by all models.
+        RunFailedError, WriteError: as `score_rows`.
+    """
+    scored: dict[str, dict[str, ScoredRow]] = {}
+    infos, paths = dict[str, ScorerInfo](), dict[str, str]()
+    for name, scorer in _opened(policies, reward_models, display):
+        what = f"{scorer.info.fingerprint} {split.fingerprint} {split.read_as}"
+        path = folder / f"{_file_name(name)}-{short_digest(what)}.rows.jsonl"
+        rows = _written(path, split.groups)
+        if rows is not None:
+            display.note(f"{name}: already scored in {path}")
+        else:
+            budget = tokens_per_batch or scorer.info.tokens_per_batch
+            rows = score_rows(scorer, name, split.groups, budget, path, display, split=split, drops=True)
+        scored[name] = {row.id: row for row in rows}
+        infos[name], paths[name] = scorer.info, str(path)
+    groups = [group for group in split.groups if all(group.id in rows for rows in scored.values())]
+    if not groups:
+        raise DataError(f"{split.source}: no row can be rendered by all of the models")
+    in_order = {name: [rows[group.id] for group in groups] for name, rows in scored.items()}
+    rewards = {name: in_order[name] for name in reward_models}
+    rows_of_all = GapRows(in_order["policy"], in_order.get("reference"), rewards)
+    return ScoredGroups(groups, rows_of_all, len(split.groups) - len(groups), infos, paths)
+
+
+def _opened(
+    policies: Mapping[str, PolicyScorer], reward_models: Mapping[str, ScorerRequest], display: Display
+) -> Iterator[tuple[str, Scorer]]:
+    """Every scorer by name; a reward model is loaded when it is its turn."""
+    yield from policies.items()
+    for name, request in reward_models.items():
+        scorer = open_scorer(request)
+        for note in scorer.info.notes:
+            display.note(note)
+        yield name, scorer
+
+
+def _file_name(name: str) -> str:
+    kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in name)
+    return kept[-60:].strip("-") or hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def _written(path: Path, groups: Iterable[PreferenceGroup]) -> list[ScoredRow] | None:
+    """The rows of a finished file, if they are rows of these groups."""
+    if not path.is_file():
+        return None
+    pairs = {group.id: tuple((p.better, p.worse) for p in group.preferences) for group in groups}
+    rows = read_rows(path)
+    return rows if all(pairs.get(row.id) == row.preferences for row in rows) else None

@@ -1,0 +1,108 @@
+"""Where alpha comes from: the share of raters who prefer the better completion of a preference (arXiv 2405.19534)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rmtrain.data.types import PreferenceGroup
+from rmtrain.errors import InputError
+from rmtrain.evaluation.results import ScoredRow, gaps_of
+from rmtrain.metrics.alignment_gap import fit_scale, share_of_gaps
+from rmtrain.metrics.rankings import Floats
+from rmtrain.places import name_only
+
+_FORMS = "a share such as 0.75, `votes`, `scores`, `scores:SCALE` or `rewards`"
+
+
+class Alpha(NamedTuple):
+    """The share of raters who prefer the better completion, of each preference."""
+
+    values: Floats  # [n]
+    origin: str  # in words
+    circular_for: str | None = None  # the reward model that they come from, which they can't judge
+
+
+class AlphaSource(NamedTuple):
+    """What `--alpha` asks for."""
+
+    kind: str  # constant, votes, scores or rewards
+    value: float = 1.0  # the constant, or the scale of score gaps
+
+
+def parse_alpha(text: str, has_reward_model: bool) -> AlphaSource:
+    """Read `--alpha`.
+
+    Raises:
+        InputError: it is not of a known form, or asks for rewards without a reward model.
+    """
+    if text == "rewards" and not has_reward_model:
+        raise InputError("--alpha rewards: no reward model is given", "name one with --ckpt")
+    kind, _, scale = text.partition(":")
+    try:
+        if kind in ("votes", "rewards") and not scale:
+            return AlphaSource(kind)
+        if kind == "scores" and float(scale or 1) > 0:
+            return AlphaSource(kind, float(scale or 1))
+        if 0 < float(text) <= 1:
+            return AlphaSource("constant", float(text))
+    except ValueError:
+        pass
+    raise InputError(f"--alpha {text}: not a known source of alpha", f"give {_FORMS}")
+
+
+def find_alpha(
+    source: AlphaSource,
+    groups: Sequence[PreferenceGroup],
+    rows: Mapping[str, Mapping[str, Any]],
+    reward_models: Mapping[str, Sequence[ScoredRow]],
+) -> Alpha:
+    """The share of raters for the better completion of every preference of the groups.
+
+    Args:
+        source: what is asked for.
+        groups: whose preferences are ranked.
+        rows: by the groups' ids, the source row of each.
+        reward_models: the groups as scored by each; `rewards` takes the first.
+
+    Raises:
+        InputError: a preference has no votes or no score gap.
+    """
+    preferences = [(group, preference) for group in groups for preference in group.preferences]
+    if source.kind == "constant":
+        return Alpha(np.full(len(preferences), source.value), f"constant {source.value:g}")
+    if source.kind == "votes":
+        shares = {group.id: vote_share(rows[group.id], group) for group in groups}
+        values = [
+            shares[group.id] if not preference.better else 1 - shares[group.id] for group, preference in preferences
+        ]
+        return Alpha(np.array(values, dtype=np.float64), "votes of raters")
+    if source.kind == "scores":
+        unknown = next((group.id for group, preference in preferences if preference.gap is None), None)
+        if unknown is not None:
+            raise InputError(f"--alpha scores: group {unknown} has no scores", f"give {_FORMS}")
+        gaps = np.array([preference.gap for _, preference in preferences], dtype=np.float64)
+        return Alpha(share_of_gaps(gaps, source.value), f"sigmoid of {source.value:g} times the score gap")
+    name, scored = next(iter(reward_models.items()))
+    gaps = gaps_of(scored).gaps
+    scale = fit_scale(gaps)
+    origin = f"sigmoid of {scale:.3g} times the reward gap of {name_only(name)}, the scale fitted on these preferences"
+    return Alpha(share_of_gaps(gaps, scale), origin, circular_for=name)
+
+
+def vote_share(row: Mapping[str, Any], group: PreferenceGroup) -> float:
+    """Share of raters for the first of two completions: `alpha`, or `votes` of 1 (first), 2 (second) and 0 (tie, 1/2).
+
+    Raises:
+        InputError: the row has neither, or more than two completions.
+    """
+    alpha, votes = row.get("alpha"), row.get("votes")
+    if len(group.completions) == 2:
+        if isinstance(alpha, (int, float)) and not isinstance(alpha, bool) and 0 <= alpha <= 1:
+            return float(alpha)
+        if isinstance(votes, list) and votes and all(vote in (0, 1, 2) for vote in votes):
+            return sum({0: 0.5, 1: 1.0, 2: 0.0}[vote] for vote in votes) / len(votes)
+    raise InputError(
+        f"--alpha votes: group {group.id} has no votes of raters on two completions",
+        "give rows with `votes`, a list of 1, 2 and 0, or with `alpha`, the share for the first completion",
+    )
