@@ -1,5 +1,6 @@
 """The interface by which long work reports its progress; rmtrain.cli implements it."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 
@@ -12,7 +13,7 @@ class Display(Protocol):
     def progress(self, task: str, done: int, total: int) -> None:
         """Show how much of a task is done."""
 
-    def metrics(self, figures: dict[str, Any]) -> None:
+    def metrics(self, figures: Mapping[str, Any]) -> None:
         """Show the metrics of a training step or a validation."""
 
 
@@ -25,5 +26,5 @@ class Silent:
     def progress(self, task: str, done: int, total: int) -> None:
         """Ignore it."""
 
-    def metrics(self, figures: dict[str, Any]) -> None:
+    def metrics(self, figures: Mapping[str, Any]) -> None:
         """Ignore it."""

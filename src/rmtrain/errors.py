@@ -1,22 +1,22 @@
-"""The one tree of errors that a user can cause.
+"""All errors that a user can cause.
 
-Every error carries a message (what is wrong and where), a hint (how to mend it) and the exit code of the command.
+Every error has a message (what is wrong, and where), a hint (how to fix it) and the exit code of the command.
 """
 
 import re
 import unicodedata
 from pathlib import Path
 
-_LOGIN = re.compile(r"(?<=:/)(/?)[^\s/?#]*@")  # before the host of an address, which a path has with one slash
+_LOGIN = re.compile(r"(?<=:/)(/?)[^\s/?#]*@")  # before the host of an address; paths normalise its // to /
 
 
 def masked(text: str) -> str:
-    """Text in which the user and password of an address are hidden."""
+    """The text with the user and password of every address hidden."""
     return _LOGIN.sub(r"\1***@", text)
 
 
 def printable(text: str) -> str:
-    """Text for a screen: passwords hidden, and what would steer a terminal or fail to encode shown as an escape."""
+    """Text for a terminal: passwords hidden, and control characters shown as escapes."""
     return "".join(map(_shown, masked(text)))
 
 
@@ -35,7 +35,7 @@ class RmtrainError(Exception):
 
     Args:
         message: what is wrong, and where.
-        hint: how to mend it; empty if there is nothing to add.
+        hint: how to fix it; may be empty.
     """
 
     exit_code = 1
@@ -49,13 +49,13 @@ class RmtrainError(Exception):
 
 
 class InputError(RmtrainError):
-    """The user's input was wrong and nothing was started (exit code 2)."""
+    """The user's input is wrong; nothing was started (exit code 2)."""
 
     exit_code = 2
 
 
 class RecipeError(InputError):
-    """A recipe that does not validate: all its faults in one message."""
+    """An invalid recipe; the message lists all faults."""
 
 
 class DataError(InputError):
@@ -71,11 +71,11 @@ class RunFailedError(RmtrainError):
 
 
 class WriteError(RunFailedError):
-    """A file that the system does not let us write; an older one of that name is untouched."""
+    """A file could not be written; an older file of that name is unchanged."""
 
 
 class NonFiniteError(RunFailedError):
-    """A loss or gradient norm that is not finite; training stopped before the optimiser stepped."""
+    """The loss or gradient norm is not finite; training stopped before the optimiser step."""
 
 
 class LostProcessError(RunFailedError):
@@ -83,15 +83,15 @@ class LostProcessError(RunFailedError):
 
     Args:
         message: what is wrong, and where.
-        run: the run folder, whose manifest can't say which.
+        run: the run folder, to find the process that ended first.
     """
 
     def __init__(self, message: str, run: Path) -> None:
-        super().__init__(message, "look at what the process that ended first has said")
+        super().__init__(message, "read the error of the process that ended first")
         self.run = run
 
 
 class Interrupted(RmtrainError):  # noqa: N818 (it is no error: the user asked for it)
-    """The run was stopped by a signal after writing a checkpoint (exit code 130)."""
+    """A signal stopped the run, which wrote a checkpoint first (exit code 130)."""
 
     exit_code = 130

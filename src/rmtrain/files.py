@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and users' files read within bounds."""
+"""Atomic writes, bounded reads of users' files, and lock files."""
 
 import contextlib
 import errno
@@ -24,20 +24,20 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def open_regular(path: Path | str, error: type[InputError] = InputError) -> io.BufferedReader:
-    """Open a user's file to read its bytes; a device or a pipe, which may never end, is refused without waiting for it.
+    """Open a user's file to read its bytes; refuses devices and pipes, which may never end, without waiting.
 
     Args:
         path: of the file.
-        error: what is raised.
+        error: class of the error.
 
     Raises:
-        InputError: there is no such file, it can't be read, or it is something else than a file.
+        InputError: the file does not exist, can't be read, or is not a regular file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError as fault:
         raise error(f"{path}: no such file") from fault
-    except (OSError, ValueError) as fault:  # a ValueError for a name that no file can have
+    except (OSError, ValueError) as fault:  # ValueError: an impossible file name
         raise error(f"{path}: can't be read: {getattr(fault, 'strerror', None) or fault}") from fault
     if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -78,10 +78,10 @@ def read_text(path: Path | str, limit: int = TEXT_LIMIT, error: type[InputError]
 
 
 def require_regular(folder: Path, error: type[InputError] = InputError) -> None:
-    """Refuse a folder of a model that holds a device or a pipe, on which those who read it would wait.
+    """Refuse a model folder with a device or a pipe, which libraries would wait for.
 
     Raises:
-        InputError: it does.
+        InputError: it has one.
     """
     for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -89,12 +89,12 @@ def require_regular(folder: Path, error: type[InputError] = InputError) -> None:
 
 
 def why_unwritten(error: BaseException, place: Path, needed: int | None = None) -> tuple[str, str] | None:
-    """Why the system did not let a file be written, and how to mend it; None where it is an error of another kind.
+    """Why a file could not be written, and a hint; None for errors that have another cause.
 
     Args:
-        error: of Python, of safetensors, or of torch.save, which does not say why.
-        place: the file or folder, which need not exist.
-        needed: bytes of the file, where they are known.
+        error: from Python, safetensors or torch.save.
+        place: the file or folder; it need not exist.
+        needed: size of the file in bytes, if known.
     """
     number = _error_number(error)
     if number is None:
@@ -111,8 +111,8 @@ def why_unwritten(error: BaseException, place: Path, needed: int | None = None) 
             f"{_size(shutil.disk_usage(place).free)} free",
         ]
         quota = " by its quota" if number == errno.EDQUOT else ""
-        return f"the disk is full{quota}: {', '.join(room)}", "make room on it, or choose another place"
-    return f"{os.strerror(number)}", f"make {place} writable, or choose another place"
+        return f"the disk is full{quota}: {', '.join(room)}", "free some space, or choose another folder"
+    return f"{os.strerror(number)}", f"make {place} writable, or choose another folder"
 
 
 def _error_number(error: BaseException) -> int | None:
@@ -134,15 +134,15 @@ def _size(count: int) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path, needed: int | None = None, left: str = "") -> Iterator[None]:
-    """Name the file in what the system says while it is written.
+    """Turn errors of the system into errors that name the file being written.
 
     Args:
-        path: what is written.
-        needed: its bytes, where they are known.
-        left: what is said of what is there nevertheless.
+        path: of the file.
+        needed: its size in bytes, if known.
+        left: a sentence on files that were written before.
 
     Raises:
-        WriteError: in place of an error of the system.
+        WriteError: the file can't be written.
     """
     try:
         yield
@@ -162,7 +162,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         WriteError: the disk is full or the folder can't be written; an older file is untouched.
     """
     content = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # the file's own name may be as long as a name can be
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # the file's own name may have the maximum length
     with writing(path, len(content)):
         try:
             with open(temporary, "xb") as stream:
@@ -176,19 +176,19 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically; NaN and infinity are refused, since JSON has none."""
+    """Write a JSON file atomically; NaN and infinity raise a ValueError, since JSON lacks them."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomic(path, text.encode("utf-8", "backslashreplace").decode())  # a path need not be UTF-8
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's content; refuses what `open_regular` does."""
+    """Hex digest of a file's content."""
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync_tree(path: Path) -> None:
-    """Make the files of a folder durable, and readable like any other: safetensors' are for their owner alone."""
+    """Make the files of a folder durable, with the folder's permissions: safetensors makes them private."""
     for file in path.iterdir():
         if file.is_dir():
             continue
@@ -209,16 +209,16 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def held(lock: Path, what: Path, *, remove: bool = False, write: bool = True) -> Iterator[None]:
-    """Hold a lock file for this process; the lock goes with the process, however it ends.
+    """Hold a lock file for this process; the lock ends with the process.
 
     Args:
         lock: the file.
-        what: it stands for, for the message.
-        remove: take the file away at the end.
-        write: make the file where it is missing, and write this process into it; else nothing is written.
+        what: the path to name in errors.
+        remove: delete the file at the end.
+        write: create a missing file and write this process into it; False writes nothing.
 
     Raises:
-        InputError: another process holds it, or it can't be made.
+        InputError: another process holds it, or it can't be created.
     """
     while True:
         try:
@@ -227,7 +227,7 @@ def held(lock: Path, what: Path, *, remove: bool = False, write: bool = True) ->
             if isinstance(error, FileNotFoundError) and not write:
                 yield
                 return
-            hint = f"make {lock.parent} writable, or choose another place"
+            hint = f"make {lock.parent} writable, or choose another folder"
             raise InputError(f"{what} can't be written: {error.strerror}", hint) from error
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, descriptor)
@@ -237,11 +237,11 @@ def held(lock: Path, what: Path, *, remove: bool = False, write: bool = True) ->
                 holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
                 raise InputError(f"{what} is in use by {holder}", "wait for it, or stop it") from None
             if not lock.exists() or not os.path.samestat(os.fstat(descriptor), lock.stat()):
-                continue  # the process that held it has just taken the file away
+                continue  # its holder has just deleted the file
             if remove:
                 stack.callback(lock.unlink, missing_ok=True)
             if write:
-                with contextlib.suppress(OSError):  # a full disk: others are told less
+                with contextlib.suppress(OSError):  # a full disk: the message to others lacks the holder
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             yield

@@ -1,4 +1,4 @@
-"""Places on this machine, kept out of what others read: the last part of a path says enough."""
+"""Paths of this machine, shortened to their last part in published files."""
 
 import re
 from collections.abc import Callable
@@ -6,19 +6,19 @@ from typing import Any
 
 
 def name_only(text: str) -> str:
-    """The last part of a path on this machine; other text as it is."""
+    """The last part of a path of this machine; other text is not changed."""
     local = text.startswith(("/", "~", "./", "../", "\\")) or re.match(r"[A-Za-z]:[\\/]", text)
     return re.split(r"[\\/]", text.rstrip("\\/"))[-1] if local else text
 
 
 def local_name(text: str) -> str:
-    """The same with `./` before it, so that it can't be taken for a hub id."""
+    """The same with `./` before a shortened path, to distinguish it from a hub id."""
     name = name_only(text)
     return text if name == text else f"./{name}"
 
 
 def without_places(value: Any, shown: Callable[[Any], str]) -> Any:
-    """Plain values, with `shown` applied to all of their text."""
+    """Plain values with `shown` applied to every text."""
     if isinstance(value, dict):
         return {shown(key): without_places(entry, shown) for key, entry in value.items()}
     if isinstance(value, list):

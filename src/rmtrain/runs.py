@@ -1,4 +1,4 @@
-"""Run folders: `<parent>/<name>-<YYYYMMDD-HHMMSS>-<4 hex>/`, each with a manifest that says what it is."""
+"""Run folders: `<parent>/<name>-<YYYYMMDD-HHMMSS>-<4 hex>/`, each with a manifest of its state."""
 
 import errno
 import json
@@ -7,18 +7,21 @@ import secrets
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.files import held, read_text, sync_folder, write_json
 
+if TYPE_CHECKING:
+    from rmtrain.documents import Manifest
+
 MANIFEST = "manifest.json"
-_HIDDEN = "."  # before the name of a run folder that is not whole yet
+_HIDDEN = "."  # prefix of a run folder that is not complete yet
 STATES = ("running", "finished", "failed", "interrupted")
 
 
 def create_run(parent: Path, name: str) -> Path:
-    """Make a new folder under a hidden name, to be filled and then given its own by `reveal`; never an existing one.
+    """Make a new folder under a hidden name; `reveal` gives it its own name once it is complete.
 
     Raises:
         InputError: the parent can't be written.
@@ -40,10 +43,10 @@ def create_run(parent: Path, name: str) -> Path:
 
 
 def require_writable(parent: Path) -> None:
-    """See whether a folder could be made under `parent`, which need not exist; nothing is written.
+    """Check that a folder can be made under `parent`, which need not exist; writes nothing.
 
     Raises:
-        InputError: it could not.
+        InputError: it can't.
     """
     place = next(path for path in (parent.absolute(), *parent.absolute().parents) if os.path.lexists(path))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
@@ -52,7 +55,7 @@ def require_writable(parent: Path) -> None:
 
 
 def reveal(folder: Path) -> Path:
-    """Give a folder of `create_run` its name, once all is in it that makes it a run folder; returns its new path."""
+    """Give a completed folder of `create_run` its own name; returns the new path."""
     sync_folder(folder)
     named = folder.rename(_revealed(folder))
     sync_folder(named.parent)
@@ -63,11 +66,11 @@ def _revealed(folder: Path) -> Path:
     return folder.with_name(folder.name.removeprefix(_HIDDEN))
 
 
-def read_manifest(folder: Path, notes: list[str] | None = None) -> dict[str, Any]:
-    """The manifest of a run folder; entries that are not of their type are left out, with a sentence in `notes`.
+def read_manifest(folder: Path, notes: list[str] | None = None) -> "Manifest":
+    """The manifest of a run folder; entries of a wrong type are left out, with a sentence in `notes`.
 
     Raises:
-        CheckpointError: there is none, or it can't be read.
+        CheckpointError: it is missing, or can't be read.
     """
     from rmtrain.documents import Manifest, read_json, sound
 
@@ -80,7 +83,7 @@ def read_manifest(folder: Path, notes: list[str] | None = None) -> dict[str, Any
     manifest, faults = sound(whole, Manifest)
     if notes is not None:
         notes += [f"{MANIFEST}: {fault}; this entry is left out." for fault in faults]
-    return dict(manifest)
+    return manifest
 
 
 def update_manifest(folder: Path, **values: Any) -> None:
@@ -90,8 +93,8 @@ def update_manifest(folder: Path, **values: Any) -> None:
     write_json(path, {**manifest, **values})
 
 
-def list_runs(parent: Path, faults: dict[Path, str] | None = None) -> list[tuple[Path, dict[str, Any]]]:
-    """All run folders under a parent with their manifests, oldest first; `faults` takes those that can't be read."""
+def list_runs(parent: Path, faults: dict[Path, str] | None = None) -> list[tuple[Path, "Manifest"]]:
+    """All runs under a folder, oldest first; an error message in `faults` for each that can't be read."""
     runs = []
     for folder in parent.glob("[!.]*"):
         try:
@@ -103,7 +106,7 @@ def list_runs(parent: Path, faults: dict[Path, str] | None = None) -> list[tuple
 
 
 def _instant(started: Any) -> float:
-    """Seconds since 1970 of a time as a manifest has it; a time without a zone is this machine's."""
+    """Seconds since 1970 of a manifest's time; without a zone it is local time."""
     try:
         return datetime.fromisoformat(started).timestamp()
     except (TypeError, ValueError, OverflowError, OSError):
@@ -111,10 +114,10 @@ def _instant(started: Any) -> float:
 
 
 def newest_finished(parent: Path, faults: dict[Path, str] | None = None) -> Path:
-    """The newest finished run under a parent; `faults` takes the runs that can't be read.
+    """The newest finished run under a folder; `faults` as for `list_runs`.
 
     Raises:
-        InputError: there is none.
+        InputError: no run is finished.
     """
     finished = [folder for folder, manifest in list_runs(parent, faults) if manifest["state"] == "finished"]
     if not finished:
@@ -149,13 +152,13 @@ def locate_model(ckpt: str) -> tuple[str, Path | None]:
 
 
 def offline_wandb(folder: Path) -> list[Path]:
-    """Folders of a run's offline wandb records that have not been synced, oldest first: one for each resume."""
+    """Offline wandb records of a run that are not synced yet, oldest first; each resume makes one."""
     found = sorted(folder.glob("wandb/offline-run-*"))
     return [path for path in found if not list(path.glob("*.wandb.synced"))]
 
 
 def locked(folder: Path, write: bool = True) -> AbstractContextManager[None]:
-    """Hold a run folder for this process; the lock goes with the process, however it ends.
+    """Lock a run folder for this process; the lock ends with the process.
 
     Raises:
         InputError: another process holds it.

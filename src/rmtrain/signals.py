@@ -7,23 +7,23 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_ECHO_SECONDS = 1.0  # Slurm signals every process of a job, and a launcher that is among them passes the signal on
+_ECHO_SECONDS = 1.0  # Slurm signals all processes of a job, and a launcher forwards the signal to its workers
 
 
 @contextlib.contextmanager
 def on_signal(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` at the first signal; a second one ends the process at once, but for an echo of the first.
+    """Call `act` at the first signal; a second one ends the process at once, unless it echoes the first.
 
-    Leaving waits until no echo of a signal that was heard can come any more. For the main thread.
+    After a signal, leaving waits until no echo can arrive. Only for the main thread.
     """
-    heard: list[float] = []
+    received: list[float] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if not heard:
-            heard.append(now)
+        if not received:
+            received.append(now)
             act()
-        elif now - heard[0] > _ECHO_SECONDS:
+        elif now - received[0] > _ECHO_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
@@ -31,12 +31,12 @@ def on_signal(act: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        if heard:
-            time.sleep(max(0.0, heard[0] + _ECHO_SECONDS - time.monotonic()))
+        if received:
+            time.sleep(max(0.0, received[0] + _ECHO_SECONDS - time.monotonic()))
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def interrupt() -> None:
-    """What Ctrl-C does."""
+    """Raise what Ctrl-C raises."""
     raise KeyboardInterrupt

@@ -294,17 +294,17 @@ def test_the_epochs_are_those_that_were_made(made: float | None, told: str) -> N
 @pytest.mark.parametrize(
     ("final", "told"),
     [
-        (None, "best validation accuracy, of equal ones that of the lower loss"),
+        (None, "best validation accuracy, then lower loss"),
         (
             {"step": 4, "by": "accuracy", "of": 6},
-            "best validation accuracy, of equal ones that of the lower loss, step 4 of 6",
+            "best validation accuracy, then lower loss, step 4 of 6",
         ),
         ({"step": 6, "by": "last", "of": 6}, "last checkpoint, step 6 of 6"),
         (
             {"step": 2, "by": "loss", "of": 4},
-            "best validation loss, step 2 of 4, stopped early, after 2 validations without a better one",
+            "best validation loss, step 2 of 4, stopped early after 2 validations without an improvement",
         ),
-        ("damaged", "best validation accuracy, of equal ones that of the lower loss"),
+        ("damaged", "best validation accuracy, then lower loss"),
     ],
 )
 def test_the_final_model_is_told_as_it_was_chosen(final: Any, told: str) -> None:
@@ -315,5 +315,5 @@ def test_the_final_model_is_told_as_it_was_chosen(final: Any, told: str) -> None
 def test_what_was_changed_on_the_way_is_told_without_places() -> None:
     changed = {"optim.learning_rate": [0.003, 1e-05], "data.source": ["/home/me/a.jsonl", "/home/me/b.jsonl"]}
     resumed = [{"from": "checkpoint-2", "changed": changed}, {"from": None}, "damaged", {"changed": {"optim.x": 1}}]
-    told = lines_of(manifest={"resumed": resumed})["changed on the way"]
+    told = lines_of(manifest={"resumed": resumed})["changed on resuming"]
     assert told.startswith("optim.learning_rate from 0.003 to 1e-05 at checkpoint-2; data.source at checkpoint-2")

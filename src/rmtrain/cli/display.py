@@ -2,10 +2,11 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from rmtrain.cli.processes import is_child, is_main_process
@@ -24,7 +25,7 @@ class TerminalDisplay:
     def __init__(self) -> None:
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=not is_main_process())
         self._bars: Progress | None = None
-        self._tasks: dict[str, Any] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._last_line: dict[str, float] = {}
 
     def note(self, line: str) -> None:
@@ -63,7 +64,7 @@ class TerminalDisplay:
             if not self._tasks:
                 self.__exit__()
 
-    def metrics(self, figures: dict[str, Any]) -> None:
+    def metrics(self, figures: Mapping[str, Any]) -> None:
         """Move the bar, or print a line, for a training step; print a line for a validation."""
         step, steps = figures["step"], figures["steps"]
         if "eval_accuracy" in figures:

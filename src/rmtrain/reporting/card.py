@@ -1,5 +1,6 @@
-"""The model card: what a hub or a colleague reads beside the weights, as `README.md`."""
+"""The model card, `README.md` beside the weights."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from rmtrain.reporting.tables import benchmark_tables, split_tables
 from rmtrain.reporting.text import block, count, markdown, plain, python_literal, render
 
 NAME = "README.md"
-_UNFENCED = ("`", "<", ">", "](")  # kept out of the recipe's fence, for readers that are lax about fences
+_UNFENCED = ("`", "<", ">", "](")  # escaped in the recipe's fence, since some readers ignore fences
 
 
 def write_model_card(run: Path) -> Path:
-    """Write `final/README.md` into a run folder: what the model is, how to use it, how good it is, how it was made.
+    """Write `final/README.md` into a run folder: purpose, use, evaluation and training of the model.
 
     Raises:
         CheckpointError: it is no run folder, or has no final model.
@@ -39,19 +40,19 @@ def write_model_card(run: Path) -> Path:
     return path
 
 
-def write_exported_card(folder: Path, run: Path | None, sidecar: dict[str, Any]) -> Path:
-    """Write README.md into the folder of an exported model, with the figures of its run where there is one.
+def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, Any]) -> Path:
+    """Write README.md into the folder of an exported model, with the results of its run if it has one.
 
     Args:
         folder: of the exported model.
-        run: the run folder that it comes from; None where it comes from no run.
-        sidecar: the content of the exported model's rmtrain.json, with `exported`.
+        run: its run folder; None if it has none.
+        sidecar: content of the exported model's rmtrain.json.
 
     Raises:
         OSError: the file can't be written.
     """
     if run is None:
-        named = folder.with_name(folder.name.removeprefix(".").removesuffix(".export"))  # as it will be called
+        named = folder.with_name(folder.name.removeprefix(".").removesuffix(".export"))  # its final name
         record = RunRecord(named, manifest={}, recipe=mapping(sidecar.get("recipe")), sidecar=sidecar)
     else:
         record = replace(read_run(run, with_rows=False), sidecar=sidecar)
@@ -62,7 +63,7 @@ def write_exported_card(folder: Path, run: Path | None, sidecar: dict[str, Any])
 
 def _card(record: RunRecord, adapter: bool) -> str:
     base, exported = base_model(record), mapping(record.sidecar.get("exported"))
-    base_id = base["name"] if _is_hub_id(base["name"], base["commit"]) else None
+    base_id = base.name if _is_hub_id(base.name, base.commit) else None
     quantization = record.setting("model", "quantization")
     dtype = exported.get("dtype") or record.setting("model", "dtype")
     values = {
@@ -70,7 +71,7 @@ def _card(record: RunRecord, adapter: bool) -> str:
         "adapter": adapter,
         "base": base,
         "base_id": base_id,
-        "base_place": base["name"] and _place(base["name"], base_id is not None),
+        "base_place": base.name and _place(base.name, base_id is not None),
         "data_places": [_place(source, is_dataset_id(source)) for source in sources(record)],
         "front_matter": Markup(front_matter(record, base_id, adapter)),
         "contract": mapping(mapping(record.sidecar.get("scoring", record.sidecar)).get("contract")),
@@ -93,7 +94,7 @@ def _card(record: RunRecord, adapter: bool) -> str:
 
 
 def _settings(record: RunRecord) -> list[Line]:
-    """How the model was trained, without what the card's first sentence says already."""
+    """How the model was trained; the card's first sentence names the base model."""
     return [line for line in training_lines(record) if line.label not in ("base model", "commit of the base model")]
 
 
@@ -110,12 +111,10 @@ def _data_table(record: RunRecord) -> Table:
 
 
 def _recipe(record: RunRecord) -> str:
-    """The resolved recipe, without the places of local files."""
+    """The resolved recipe, without paths of local files."""
     if not record.recipe:
         return ""
-    text = dump_values(
-        without_places(record.recipe, _name_only)
-    )  # quotes what is not letters and digits, so escapes are read
+    text = dump_values(without_places(record.recipe, _name_only))  # such characters stand only in double quotes
     for characters in _UNFENCED:
         text = text.replace(characters, "".join(f"\\x{ord(c):02x}" for c in characters))
     return block(text)
@@ -132,6 +131,6 @@ def _name_only(name: Any) -> str:
 
 
 def _is_hub_id(name: Any, commit: Any) -> bool:
-    """A model from the hub has a commit; without one, a name that is no path and of which there is no folder."""
+    """Whether a model is on the hub: it has a commit, or a valid hub id that is no local folder."""
     text = str(name or "")
     return bool(HUB_ID.fullmatch(text)) and (bool(commit) or not Path(text).exists())

@@ -1,4 +1,4 @@
-"""What the hub reads of a model card: base, licence, tags, data sets, and the evaluation results as its model index."""
+"""The metadata of a model card for the hub: base, licence, tags, data sets and evaluation results."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ _FILE = re.compile(r"\.(jsonl|jsonl\.gz|json|parquet|csv)$")
 
 
 def front_matter(record: RunRecord, base_id: str | None, adapter: bool) -> str:
-    """The YAML at the head of a card; what is not known is left out."""
+    """The YAML at the head of a card; unknown values are left out."""
     results = [*_of_splits(record), *_of_benchmarks(record)]
     stated = mapping(mapping(record.sidecar.get("base")).get("license"))
     licence: dict[str, Any] = {key: plain(value) for key, value in stated.items() if value}
@@ -37,10 +37,10 @@ def front_matter(record: RunRecord, base_id: str | None, adapter: bool) -> str:
 
 
 def sources(record: RunRecord) -> list[str]:
-    """The data sources of the recipe, each once."""
+    """The distinct data sources of the recipe."""
     source = record.setting("data", "source")
-    found = source.values() if isinstance(source, dict) else [source] if source else []
-    flat = [entry for value in found for entry in (value if isinstance(value, list) else [value])]
+    given = source.values() if isinstance(source, dict) else [source] if source else []
+    flat = [entry for value in given for entry in (value if isinstance(value, list) else [value])]
     return list(dict.fromkeys(plain(entry) for entry in flat))
 
 

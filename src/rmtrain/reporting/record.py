@@ -1,4 +1,4 @@
-"""What a run folder holds, read for people: whatever is missing or damaged becomes a sentence, never an error."""
+"""The content of a run folder, for reports: a missing or damaged file becomes a sentence, never an error."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from rmtrain.evaluation.results import ScoredRow, read_rows
 from rmtrain.files import read_bytes, read_text
 from rmtrain.runs import read_manifest
 
-_ORDER = ("validation", "test")  # of splits; others follow by name
+_ORDER = ("validation", "test")  # other splits follow by name
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,20 @@ class RunRecord:
         steps: log lines of training, in order.
         validations: log lines of validation during training, in order.
         splits: results of `eval` by split.
-        rows: scored rows by split, where they exist and belong to the result.
+        rows: scored rows by split, if they match the result.
         benchmarks: results of `rewardbench` by benchmark.
-        notes: a sentence for each thing that is missing or can't be read.
+        notes: a sentence for each missing or damaged file.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     recipe: Mapping[str, Any]
     sidecar: Mapping[str, Any]
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    validations: list[dict[str, Any]] = field(default_factory=list)
-    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    steps: list[LogLine] = field(default_factory=list)
+    validations: list[LogLine] = field(default_factory=list)
+    splits: dict[str, Result] = field(default_factory=dict)
     rows: dict[str, list[ScoredRow]] = field(default_factory=dict)
-    benchmarks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    benchmarks: dict[str, Result] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -51,7 +51,7 @@ class RunRecord:
         return self.folder.resolve().name
 
     def setting(self, section: str, key: str) -> Any:
-        """A value of the recipe; None if there is no such section."""
+        """A value of the recipe; None if the section is missing."""
         values = self.recipe.get(section)
         return values.get(key) if isinstance(values, dict) else None
 
@@ -95,8 +95,8 @@ def _rank(split: str) -> tuple[int, str]:
     return (_ORDER.index(split) if split in _ORDER else len(_ORDER), split)
 
 
-def _read(folder: Path, name: str, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
-    """A file that holds a mapping; an empty one, with a note, if it is missing or holds something else."""
+def _read(folder: Path, name: str, parse: Callable[[str], Any], notes: list[str]) -> Mapping[str, Any]:
+    """The mapping in a file; an empty one, with a note, if the file is missing or damaged."""
     try:
         value = parse(read_text(folder / name)) if os.path.lexists(folder / name) else None
     except (RmtrainError, ValueError, RecursionError, yaml.YAMLError):
@@ -107,23 +107,23 @@ def _read(folder: Path, name: str, parse: Callable[[str], Any], notes: list[str]
         if not os.path.lexists(folder / name):
             notes.append(f"There is no {name}.")
             return {}
-        notes.append(f"{name} does not hold what it should and is left out.")
+        notes.append(f"{name} has unexpected content and is left out.")
     return {}
 
 
-def _read_results(folder: Path, room: str, notes: list[str]) -> dict[str, dict[str, Any]]:
-    """The results in a folder of the run, by the files' names."""
-    paths = [path for path in sorted((folder / room).glob("*.json")) if not path.name.endswith(".flat.json")]
-    found = {}
+def _read_results(folder: Path, place: str, notes: list[str]) -> dict[str, Result]:
+    """The results in a folder of the run, by file name."""
+    paths = [path for path in sorted((folder / place).glob("*.json")) if not path.name.endswith(".flat.json")]
+    results = {}
     for path in paths:
-        if value := _read(folder, f"{room}/{path.name}", parse_json, notes):
+        if value := _read(folder, f"{place}/{path.name}", parse_json, notes):
             result, faults = sound(value, Result)
-            notes += [f"{room}/{path.name}: {fault}; this figure is left out." for fault in faults]
-            found[path.stem] = dict(result)
-    return found
+            notes += [f"{place}/{path.name}: {fault}; this figure is left out." for fault in faults]
+            results[path.stem] = result
+    return results
 
 
-def _read_metrics(folder: Path, notes: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _read_metrics(folder: Path, notes: list[str]) -> tuple[list[LogLine], list[LogLine]]:
     """Log lines of training and of validation."""
     path, lines = folder / "metrics.jsonl", list[str]()
     try:
@@ -140,16 +140,16 @@ def _read_metrics(folder: Path, notes: list[str]) -> tuple[list[dict[str, Any]],
     return steps, [value for value in values if "eval_accuracy" in value]
 
 
-def _parse_line(line: str) -> dict[str, Any] | None:
+def _parse_line(line: str) -> LogLine | None:
     try:
         value = parse_json(line)
-        return dict(sound(value, LogLine)[0]) if isinstance(value, dict) else None
+        return sound(value, LogLine)[0] if isinstance(value, dict) else None
     except (ValueError, DataError):
         return None
 
 
-def _read_rows(folder: Path, splits: Mapping[str, Mapping[str, Any]], notes: list[str]) -> dict[str, list[ScoredRow]]:
-    """Scored rows of the splits, where they can be read and fit the split's result."""
+def _read_rows(folder: Path, splits: Mapping[str, Result], notes: list[str]) -> dict[str, list[ScoredRow]]:
+    """Scored rows of the splits, if they can be read and match the split's result."""
     found = {}
     for name, result in splits.items():
         path = folder / "eval" / f"{name}.rows.jsonl"

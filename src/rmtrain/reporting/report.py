@@ -1,4 +1,4 @@
-"""The one-page report of a run: a single HTML file that needs no network, no script and no other file."""
+"""The report of a run: a single HTML page that needs no network, no script and no other file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ from rmtrain.reporting.figures import POINTS, Curve, Image, curves, gap_histogra
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, run_lines, training_lines
 from rmtrain.reporting.summary import benchmark_title, eras, mapping
-from rmtrain.reporting.table import to_html
+from rmtrain.reporting.table import Table, to_html
 from rmtrain.reporting.tables import benchmark_tables, split_tables
 from rmtrain.reporting.text import block, count, decimal, interval, is_figure, percent, plain, render
 
 NAME = "report.html"
-_HEADLINE_SPLITS = ("test", "validation")  # the first of them that was scored opens the report
+_HEADLINE_SPLITS = ("test", "validation")  # the first scored one opens the report
 
 
 class Figure(NamedTuple):
@@ -33,10 +33,19 @@ class Figure(NamedTuple):
     image: Image
 
 
+class Benchmark(NamedTuple):
+    """A scored benchmark."""
+
+    title: str
+    n: Any
+    current: Mapping[str, Any]  # score by the current formulas
+    tables: list[Table]
+
+
 def write_report(run: Path) -> Path:
     """Write `report.html` into a run folder: what was trained, its curves, its evaluation.
 
-    The same run folder gives the same bytes. What is missing or damaged is left out, with a sentence.
+    The same run folder gives the same bytes. Missing or damaged parts are left out, with a sentence.
 
     Raises:
         CheckpointError: it is no run folder.
@@ -80,7 +89,7 @@ def _recipe_text(folder: Path) -> str:
 
 
 def _curves(record: RunRecord) -> list[Figure]:
-    """Training curves; a figure that no step has is left out."""
+    """Training curves; a metric without any value is left out."""
     panels = (
         ("Loss", "loss, nats", "loss", "eval_loss", 1),
         ("Accuracy", "accuracy, %", "accuracy", "eval_accuracy", 100),
@@ -104,8 +113,8 @@ def _curves(record: RunRecord) -> list[Figure]:
 
 
 def _curve(label: str, lines: Sequence[Mapping[str, Any]], key: str, scale: int) -> Curve:
-    found = [(line["step"], scale * line[key]) for line in lines if is_figure(line.get(key))]
-    return Curve(label, [step for step, _ in found], [value for _, value in found])
+    points = [(line["step"], scale * line[key]) for line in lines if is_figure(line.get(key))]
+    return Curve(label, [step for step, _ in points], [value for _, value in points])
 
 
 def _validated_on(record: RunRecord) -> str:
@@ -115,20 +124,20 @@ def _validated_on(record: RunRecord) -> str:
 
 
 def _distributions(result: Mapping[str, Any], rows: Sequence[ScoredRow]) -> list[Figure]:
-    """How a split's reward gaps are spread, and whether they are calibrated."""
-    found = gaps_of(rows)
-    credit = credits_of(found.gaps)
-    design_effect = len(credit) / effective_size(credit, clusters_of(rows)[found.groups])
-    bins = reliability_bins(found.gaps)
+    """Histogram and calibration of a split's reward gaps."""
+    scored = gaps_of(rows)
+    credit = credits_of(scored.gaps)
+    design_effect = len(credit) / effective_size(credit, clusters_of(rows)[scored.groups])
+    bins = reliability_bins(scored.gaps)
     n = f"n = {count(len(credit))} preferences"
     accuracy = percent(result.get("accuracy"))
     ends = interval(result.get("accuracy_low"), result.get("accuracy_high"))
     return [
         Figure(
             "Reward gaps",
-            f"{n}, of which {accuracy} (95 % interval {ends}) are ranked rightly, "
-            f"{count((found.gaps == 0).sum().item())} ties at 0 counting 1/2. Mean gap {found.gaps.mean():.3g}.",
-            gap_histogram(found.gaps),
+            f"{n}; {accuracy} (95 % interval {ends}) are ranked correctly, with "
+            f"{count((scored.gaps == 0).sum().item())} ties at 0 counted as 1/2. Mean gap {scored.gaps.mean():.3g}.",
+            gap_histogram(scored.gaps),
         ),
         Figure(
             "Reliability",
@@ -139,11 +148,6 @@ def _distributions(result: Mapping[str, Any], rows: Sequence[ScoredRow]) -> list
     ]
 
 
-def _benchmark(result: Mapping[str, Any]) -> dict[str, Any]:
-    name = str(result.get("benchmark"))
-    return {
-        "title": benchmark_title(name),
-        "n": result.get("n"),
-        "current": eras(result).get("current", {}),
-        "tables": benchmark_tables(result),
-    }
+def _benchmark(result: Mapping[str, Any]) -> Benchmark:
+    current = eras(result).get("current", {})
+    return Benchmark(benchmark_title(result.get("benchmark")), result.get("n"), current, benchmark_tables(result))

@@ -1,7 +1,7 @@
-"""What was trained, on what and how, as labelled lines from the manifest and the resolved recipe."""
+"""How a run was trained, as labelled lines from its manifest and resolved recipe."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from rmtrain.reporting.record import RunRecord
 from rmtrain.reporting.summary import Line, mapping
@@ -9,20 +9,20 @@ from rmtrain.reporting.text import count, duration, is_figure, percent, scientif
 
 
 def training_lines(record: RunRecord) -> list[Line]:
-    """How the run trained; what the run folder does not tell is left out."""
+    """Settings of the training; unknown ones are left out."""
     base, seed = base_model(record), record.manifest.get("seed")
     model, data, loss, optim = (mapping(record.recipe.get(name)) for name in ("model", "data", "loss", "optim"))
     head = optim.get("head_learning_rate")
     return _lines(
         {
-            "base model": base["name"],
-            "commit of the base model": base["commit"],
+            "base model": base.name,
+            "commit of the base model": base.commit,
             "method": record.recipe and _method(mapping(record.recipe.get("lora")), model.get("quantization")),
             "precision": model and f"{model.get('dtype')}, score head and rewards in float32",
             "packing": model.get("packing"),
             "loss": loss
             and _joined(
-                "Bradley-Terry, every group of the same weight",
+                "Bradley-Terry, with the same weight for every group",
                 loss.get("margin") and f"margin {scientific(loss['margin'])} times the score gap",
                 loss.get("centering") and f"centring {scientific(loss['centering'])}",
             ),
@@ -39,14 +39,14 @@ def training_lines(record: RunRecord) -> list[Line]:
             "length": data
             and f"at most {count(data.get('max_length'))} tokens a sequence, else {data.get('over_length')}",
             "final model": _final(record),
-            "changed on the way": _changes(record),
+            "changed on resuming": _changes(record),
             "seed": None if seed is None else str(seed),
         }
     )
 
 
 def run_lines(record: RunRecord) -> list[Line]:
-    """When, where from and with what the run was made."""
+    """Times, speed, command and versions of the run."""
     manifest, totals = record.manifest, mapping(record.manifest.get("totals"))
     seconds, tokens, pairs = (_figure(totals.get(name)) for name in ("seconds", "tokens", "pairs"))
     command = manifest.get("command")
@@ -54,7 +54,7 @@ def run_lines(record: RunRecord) -> list[Line]:
     return _lines(
         {
             "recipe": manifest.get("recipe"),
-            "command": " ".join([str(program).rsplit("/", 1)[-1], *map(str, arguments)]),  # not where the program is
+            "command": " ".join([str(program).rsplit("/", 1)[-1], *map(str, arguments)]),  # without its folder
             "started": manifest.get("started"),
             "ended": manifest.get("ended"),
             "steps": count(manifest["steps"]) if is_figure(manifest.get("steps")) else None,
@@ -70,27 +70,34 @@ def run_lines(record: RunRecord) -> list[Line]:
 
 
 def version_text(record: RunRecord) -> str:
-    """Of Python and the libraries."""
+    """Versions of Python and the libraries."""
     versions = {"Python": record.manifest.get("python"), **mapping(record.manifest.get("versions"))}
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
-def base_model(record: RunRecord) -> dict[str, Any]:
-    """Name and hub commit of the base model, as the manifest, the final model or the recipe has it."""
+class BaseModel(NamedTuple):
+    """The model from which training started."""
+
+    name: Any
+    commit: Any  # on the hub
+
+
+def base_model(record: RunRecord) -> BaseModel:
+    """The base model according to the manifest, the final model or the recipe."""
     found = mapping(record.manifest.get("model")) or mapping(record.sidecar.get("base"))
-    return {"name": found.get("name") or record.setting("model", "name"), "commit": found.get("commit")}
+    return BaseModel(found.get("name") or record.setting("model", "name"), found.get("commit"))
 
 
 def _epochs(record: RunRecord) -> str:
-    """The epochs of the recipe, or the part of them that was made."""
+    """The epochs of the recipe, and how many were completed if fewer."""
     wanted, made = record.setting("optim", "epochs"), record.steps[-1].get("epoch") if record.steps else None
     text = f"{scientific(wanted)} epoch{'' if wanted == 1 else 's'}"
-    short = is_figure(made) and is_figure(wanted) and _figure(made) < _figure(wanted) - 1e-5  # the log rounds it
+    short = is_figure(made) and is_figure(wanted) and _figure(made) < _figure(wanted) - 1e-5  # the log is rounded
     return f"{made:.3g} of {text}" if short else text
 
 
 def _final(record: RunRecord) -> str | None:
-    """Which checkpoint the final model is: of older runs, which one was to be."""
+    """Which checkpoint became the final model; for older runs, the rule by which it was chosen."""
     final = mapping(record.manifest.get("final"))
     by = final.get("by") or record.setting("evaluation", "select")
     step, made, planned = final.get("step"), final.get("of"), record.manifest.get("steps")
@@ -98,14 +105,14 @@ def _final(record: RunRecord) -> str | None:
     patience = record.setting("evaluation", "stop_after")
     return by and _joined(
         "last checkpoint" if by == "last" else f"best validation {by}",
-        by == "accuracy" and "of equal ones that of the lower loss",
+        by == "accuracy" and "then lower loss",
         is_figure(step) and f"step {count(step)} of {count(made)}",
-        stopped and f"stopped early, after {patience} validations without a better one",
+        stopped and f"stopped early after {patience} validations without an improvement",
     )
 
 
 def _changes(record: RunRecord) -> str:
-    """Settings with which the run was resumed, and which it did not begin with."""
+    """Settings that were changed when the run was resumed."""
     resumed = record.manifest.get("resumed")
     parts = [mapping(entry) for entry in resumed] if isinstance(resumed, list) else []
     return "; ".join(
@@ -116,9 +123,9 @@ def _changes(record: RunRecord) -> str:
 
 
 def _from_to(key: str, values: Any) -> str:
-    """The two values of a setting; none of those that may hold a place on this machine."""
-    told = key.startswith(("optim.", "loss.", "lora.", "evaluation.")) and isinstance(values, list) and len(values) == 2
-    return f" from {values[0]} to {values[1]}" if told else ""
+    """Both values of a setting, unless they may contain a path of this machine."""
+    safe = key.startswith(("optim.", "loss.", "lora.", "evaluation.")) and isinstance(values, list) and len(values) == 2
+    return f" from {values[0]} to {values[1]}" if safe else ""
 
 
 def _method(lora: Mapping[str, Any], quantization: Any) -> str:
@@ -143,5 +150,5 @@ def _joined(*parts: Any) -> str:
 
 
 def _lines(values: Mapping[str, Any]) -> list[Line]:
-    """A line for each value that is told."""
+    """One line for each value that is not empty."""
     return [Line(label, str(value)) for label, value in values.items() if value]

@@ -1,4 +1,4 @@
-"""Text and figures as people see them: data made harmless for a terminal and for Markdown, one form for each kind."""
+"""The only escaping of text from data, for terminal, Markdown and HTML, and the formats of figures."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any, TypeGuard
 
-MISSING = "n/a"  # what stands for a figure that can't be had
+MISSING = "n/a"  # shown for an unknown figure
 
 _ESCAPE_SEQUENCE = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
@@ -16,16 +16,16 @@ _ESCAPE_SEQUENCE = re.compile(
     re.DOTALL,
 )
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_MARKUP = re.compile(r"([\\`*_\[\](){}<>&|~!#$:@^])")  # what can mean something inside a line of Markdown
+_MARKUP = re.compile(r"([\\`*_\[\](){}<>&|~!#$:@^])")  # characters with a meaning inside a line of Markdown
 
 
 def plain(value: Any) -> str:
-    """Text from data on one line, without what would steer a terminal, reorder text or fail to encode."""
+    """Text from data on one line, without characters that steer a terminal, reorder text or fail to encode."""
     return _clean(str(value)).strip()
 
 
 def block(value: Any) -> str:
-    """The same for text of several lines, which keeps them and their indentation."""
+    """The same for text of several lines; keeps line breaks and indentation."""
     return "\n".join(_clean(line).rstrip() for line in str(value).splitlines())
 
 
@@ -43,7 +43,7 @@ def _harmless(character: str) -> str:
 
 
 def markdown(value: Any) -> str:
-    """Text from data for Markdown prose or a table cell: it makes no markup, no link, no cell and no HTML."""
+    """Text from data for Markdown prose or a table cell, escaped: no markup, link, cell or HTML."""
     text = _MARKUP.sub(r"\\\1", plain(value))
     for character, entity in (("\\&", "&amp;"), ("\\<", "&lt;"), ("\\>", "&gt;")):
         text = text.replace(character, entity)
@@ -51,7 +51,7 @@ def markdown(value: Any) -> str:
 
 
 def python_literal(value: Any) -> str:
-    """Text from data as a Python string in a fenced block; neither the fence nor a page can be broken out of."""
+    """Text from data as a Python string that can't end a fenced block or an HTML element."""
     text = ascii(plain(value))
     text = f'"{text[1:-1]}"' if text[0] == "'" and '"' not in text else text
     return "".join(f"\\x{ord(c):02x}" if c in "`<>" else c for c in text)
@@ -63,12 +63,12 @@ def percent(fraction: Any, digits: int = 1) -> str:
 
 
 def points(fraction: Any, digits: int = 2, sign: str = "") -> str:
-    """A fraction in per cent without the sign of it, for columns that say it once."""
+    """A fraction in per cent without the sign, for columns whose heading has it."""
     return f"{100 * fraction:{sign}.{digits}f}" if is_figure(fraction) else MISSING
 
 
 def dash(low: Any, high: Any, digits: int = 2) -> str:
-    """Both ends of an interval of a fraction, for such columns: `70.12-74.40`."""
+    """Both ends of an interval for such columns, such as `70.12-74.40`."""
     return f"{points(low, digits)}-{points(high, digits)}" if is_figure(low) and is_figure(high) else MISSING
 
 
@@ -78,12 +78,12 @@ def interval(low: Any, high: Any, digits: int = 1) -> str:
 
 
 def decimal(value: Any, digits: int = 3) -> str:
-    """A number with so many decimals."""
+    """A number with a fixed number of decimals."""
     return f"{value:.{digits}f}" if is_figure(value) else MISSING
 
 
 def count(value: Any) -> str:
-    """A whole number, with thousands set off."""
+    """A whole number with thousands separators."""
     return f"{value:,.0f}" if is_figure(value) else MISSING
 
 
@@ -93,7 +93,7 @@ def scientific(value: Any) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """A time span in its two greatest units, such as `1 h 12 min`."""
+    """A duration in its two largest units, such as `1 h 12 min`."""
     if not is_figure(seconds):
         return MISSING
     minutes, rest = divmod(round(seconds), 60)
@@ -104,7 +104,7 @@ def duration(seconds: Any) -> str:
 
 
 def is_figure(value: object) -> TypeGuard[float]:
-    """Whether it is a finite number."""
+    """Whether a value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) < 10**300 if isinstance(value, int) else math.isfinite(value)
@@ -113,7 +113,14 @@ def is_figure(value: object) -> TypeGuard[float]:
 def render(
     template: str, shown: Callable[[Any], str], values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]]
 ) -> str:
-    """One of this room's templates, with each value put in as `shown` gives it; what a mapping lacks is nothing."""
+    """Fill in one of this folder's templates.
+
+    Args:
+        template: its file name.
+        shown: makes text of each value.
+        values: by name; a missing value is shown as nothing.
+        filters: further filters, by name.
+    """
     from jinja2 import ChainableUndefined, Environment
     from markupsafe import Markup
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,7 @@ class LogOnce:
     def progress(self, task: str, done: int, total: int) -> None:
         """Show nothing."""
 
-    def metrics(self, figures: dict[str, Any]) -> None:
+    def metrics(self, figures: Mapping[str, Any]) -> None:
         """Show nothing."""
 
 

@@ -56,7 +56,7 @@ def start_run(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], stack: Exi
         raise
 
 
-def take_up_run(folder: Path, stack: ExitStack, write: bool = True) -> dict[str, Any]:
+def take_up_run(folder: Path, stack: ExitStack, write: bool = True) -> Mapping[str, Any]:
     """Lock a run folder that is there, until the stack closes, and read its manifest; on the main process.
 
     Where nothing is to be written, the lock is held only if the run has its file.
