@@ -208,6 +208,34 @@ def sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def staged_folder(folder: Path, left: str = "", replace: bool = False, durable: bool = True) -> Iterator[Path]:
+    """A hidden folder beside `folder`, which gets that name at the end of the block; after an error nothing is left.
+
+    Args:
+        folder: appears whole or not at all.
+        left: as of `writing`.
+        replace: an existing folder may hold files; otherwise only an empty one is replaced.
+        durable: have the files on disk before the folder appears.
+
+    Raises:
+        WriteError: as `writing`.
+    """
+    staging = folder.with_name(f".{folder.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    with writing(folder, left=left), contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
+        staging.mkdir()
+        yield staging
+        if durable:
+            sync_tree(staging)
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+        if durable:
+            sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
 def held(lock: Path, what: Path, *, remove: bool = False, write: bool = True) -> Iterator[None]:
     """Hold a lock file for this process; the lock ends with the process.
 

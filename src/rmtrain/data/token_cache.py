@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,13 +16,14 @@ from rmtrain.data.template import REFUSED, UNKNOWN, TemplateRefusalError
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, tokenize_groups
 from rmtrain.data.types import Preference, PreferenceGroup, Row
 from rmtrain.errors import RunFailedError
-from rmtrain.files import writing
+from rmtrain.files import staged_folder, writing
 
 OVER_LENGTH = "over length"
 IDENTICAL = ("identical after rendering", "identical after truncation")  # the cause in a whole group, and in a cut one
 
 _VERSION = "3"  # raise when tokenisation or rendering changes what tokens come out, or when rows change
 _LAYOUT = "4"  # raise when entries of the cache change in form; not part of the fingerprint, which resumed runs compare
+_ELSEWHERE = "RMTRAIN_CACHE can name another place"
 _REPORT, _CHECKSUMS = "report.json", "checksums"  # files in an entry of the cache, beside those of datasets
 
 
@@ -147,7 +147,7 @@ def tokenize_split(
         digest.update(repr(group).encode("utf-8", "surrogatepass"))
     fingerprint = digest.hexdigest()
     folder = cache / f"{fingerprint[:32]}-{_LAYOUT}"
-    with writing(cache, left="RMTRAIN_CACHE names another place"):
+    with writing(cache, left=_ELSEWHERE):
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{folder.name}.lock"):
             entry = _open(folder)
@@ -254,19 +254,12 @@ def _open(folder: Path) -> tuple[Any, _TokenReport] | None:
 def _write(folder: Path, columns: dict[str, list[Any]], report: _TokenReport) -> None:
     from datasets import Dataset
 
-    # the caller holds the lock, so what lies in either place was left by a killed process, or is damaged
-    staging = folder.with_name(f".{folder.name}")
-    for left in (staging, folder):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
+    # the caller holds the lock, so a folder of that name is damaged
+    with staged_folder(folder, left=_ELSEWHERE, replace=True, durable=False) as staging:
         # num_shards, since without it datasets writes no file for a table without rows, and can't read that
         Dataset.from_dict(columns, features=_features()).save_to_disk(staging, num_shards=1)
         (staging / _REPORT).write_text(json.dumps(asdict(report)))
         (staging / _CHECKSUMS).write_bytes(_checksums(staging))
-        staging.rename(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _checksums(folder: Path) -> bytes:

@@ -1,6 +1,5 @@
 """A checkpoint exported, with the proof: sample rows scored before merging, after it, and as others will read it."""
 
-import contextlib
 import gc
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import torch
 from rmtrain.data.load import read_source
 from rmtrain.data.tokenize import TokenizedGroup, tokenize_groups
 from rmtrain.errors import InputError, RunFailedError
-from rmtrain.files import sync_folder, sync_tree, write_json, writing
+from rmtrain.files import staged_folder, write_json
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.digests import seal
 from rmtrain.model.export import merge, stored_bytes, write_model
@@ -21,7 +20,7 @@ from rmtrain.model.portable import serve_command
 from rmtrain.model.quantization import dequantise, in_float32, is_quantised
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.start import require_one_label
-from rmtrain.model.weights import SIDECAR, download, read_json
+from rmtrain.model.weights import SIDECAR, download, read_object
 from rmtrain.places import local_name, without_places
 from rmtrain.scoring.batches import score_groups
 
@@ -97,11 +96,7 @@ def export(
     stored = dtype or trained_dtype
     _need_room(stored_bytes(model.module, stored), output)
     exported = {"dtype": stored, "trained_dtype": trained_dtype, "merged": merges, "quantization": kind, "proof": proof}
-    staging = output.with_name(f".{output.name}.export")
-    shutil.rmtree(staging, ignore_errors=True)
-    with writing(output, left="nothing is left of it"), contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, staging, ignore_errors=True)
-        staging.mkdir()
+    with staged_folder(output, left="no part of it is left") as staging:
         kept = {key: value for key, value in checkpoint.sidecar.items() if key not in ("format", "contract", "scoring")}
         scoring = checkpoint.scoring.model_copy(
             update={"dtype": stored, "quantization": "none", "max_length": checkpoint.max_length}
@@ -111,15 +106,10 @@ def export(
         gc.collect()
         notify(f"scoring them with the {stored} folder, read by transformers alone")
         proof |= _moved("storing", merged, _plain(staging, sample), STORING[stored] * spread)
-        sidecar = {**read_json(staging / SIDECAR), "exported": exported}
+        sidecar = {**read_object(staging / SIDECAR), "exported": exported}
         write_json(staging / SIDECAR, sidecar)
         finish(staging, sidecar)
         seal(staging)
-        sync_tree(staging)
-        if output.exists():
-            output.rmdir()
-        staging.rename(output)
-        sync_folder(output.resolve().parent)
     size = sum(path.stat().st_size for path in output.iterdir())
     return {
         "ckpt": where,

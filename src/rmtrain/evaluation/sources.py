@@ -10,7 +10,7 @@ from typing import Any
 
 from rmtrain.data.load import ReadAs, SplitData, load_data, mapping_of, read_source
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.model.weights import SIDECAR, local_folder, read_json
+from rmtrain.model.weights import SIDECAR, local_folder, read_object
 from rmtrain.recipe.recorded import Recorded, read_recorded
 from rmtrain.recipe.schema import MAPPING, DataSection
 
@@ -24,7 +24,7 @@ def recorded_recipe(where: str, notify: Notify) -> Recorded | None:
         CheckpointError: its data section can't be read.
     """
     path = local_folder(where) / SIDECAR
-    values = read_json(path).get("recipe") if path.exists() else None
+    values = read_object(path).get("recipe") if path.exists() else None
     if not values:
         return None
     recorded = read_recorded(values, f"{where}/{SIDECAR}")

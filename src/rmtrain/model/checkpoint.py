@@ -29,7 +29,7 @@ from rmtrain.model.weights import (
     fingerprint_of,
     fingerprint_read,
     read_adapter,
-    read_json,
+    read_object,
     read_tensors,
     require_files,
 )
@@ -174,7 +174,7 @@ def find_checkpoint(
     require_files(folder)
     if verify:
         verify_files(folder)
-    sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
+    sidecar = read_object(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
     if not sidecar and not (folder / ADAPTER).exists():
         published = find_published(where, folder, prompt, label)
         return CheckpointFiles(where, folder, sidecar, None, published, prompt, label)
@@ -320,7 +320,7 @@ def _load_adapter(
     check_weights(folder)
     shapes = {name: tuple(tensor.shape) for _, name, tensor in read_tensors(folder)}
     labels = next(shape[0] for name, shape in shapes.items() if name.endswith(f".{HEAD}.weight"))
-    names = read_json(folder / "config.json").get("id2label") if (folder / "config.json").exists() else None
+    names = read_object(folder / "config.json").get("id2label") if (folder / "config.json").exists() else None
     index = label_index(files.where, labels, names or {}, files.label)
     base = config["base_model_name_or_path"]
     model = load_backbone(base, config.get("revision"), options, None, seed=0)  # the adapter brings its own head
@@ -341,7 +341,7 @@ def attach_adapter(module: Any, folder: Path, base: str, dropout: float | None =
     """
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
-    require_bounded(read_json(folder / ADAPTER), str(folder / ADAPTER))
+    require_bounded(read_object(folder / ADAPTER), str(folder / ADAPTER))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below

@@ -5,6 +5,7 @@ import re
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -55,3 +56,12 @@ def lost_another(error: BaseException) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether something failed because memory was out, on a GPU or on the host."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still take: of the GPU, or its share of the host's."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + cached
+    return int(psutil.virtual_memory().available // process_state().num_processes)

@@ -11,7 +11,7 @@ from typing import Any
 from rmtrain.errors import CheckpointError
 from rmtrain.files import write_json
 from rmtrain.model.sidecar import read_scoring
-from rmtrain.model.weights import ADAPTER, MANIFEST, SIDECAR, base_folder, digest_of, read_json, weight_files
+from rmtrain.model.weights import ADAPTER, MANIFEST, SIDECAR, base_folder, digest_of, read_object, weight_files
 
 _KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # that make a model and its tokenizer
 _OTHERS = (SIDECAR, MANIFEST, "trainer_state.json")
@@ -25,7 +25,7 @@ def seal(folder: Path, own: bool = True) -> None:
         folder: of the checkpoint, all of whose other files are written.
         own: False for a training checkpoint, which has the digests of its own files in its manifest.
     """
-    sidecar = read_json(folder / SIDECAR)
+    sidecar = read_object(folder / SIDECAR)
     block = {key: value for key, value in sidecar["scoring"].items() if key != "sha256"}
     kinds = _KINDS if own else (ADAPTER,)
     block["files"] = _digests(path for kind in kinds for path in folder.glob(kind) if path.name not in _OTHERS)
@@ -40,7 +40,7 @@ def verify_files(folder: Path) -> None:
     Raises:
         CheckpointError: names the file that is damaged or missing.
     """
-    sidecar = read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
+    sidecar = read_object(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
     if sidecar:
         read_scoring(sidecar, folder / SIDECAR)  # refuses the block of a later version, whose digests may be others
     block: dict[str, Any] = sidecar.get("scoring", {})
@@ -63,7 +63,7 @@ def _digests(paths: Iterable[Path]) -> dict[str, str]:
 def _digest(path: Path) -> str:
     if path.name != ADAPTER:
         return digest_of(path)
-    return _digest_of_values({**read_json(path), "base_model_name_or_path": None})  # which may have moved
+    return _digest_of_values({**read_object(path), "base_model_name_or_path": None})  # which may have moved
 
 
 def _check(folder: Path, recorded: Any, what: str) -> None:
@@ -81,7 +81,7 @@ def _check(folder: Path, recorded: Any, what: str) -> None:
 def _of_manifest(path: Path) -> dict[str, Any]:
     """Digests of a training checkpoint's model, as the manifest beside it has them."""
     try:
-        values = read_json(path)
+        values = read_object(path)
         whole = values.pop("digest") == _digest_of_values(values)
         entries = {name: entry["sha256"] for name, entry in values["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:

@@ -20,7 +20,7 @@ from rmtrain.model.batch import Batch, Packing, pack
 from rmtrain.model.checkpoint import attach_adapter, check_finite, dtype_in_config
 from rmtrain.model.forward import PackedForward
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, load_config, load_module
-from rmtrain.model.weights import ADAPTER, local_folder, read_json
+from rmtrain.model.weights import ADAPTER, local_folder, read_object
 
 Reduction = Literal["sum", "avg", "norm"]
 
@@ -182,7 +182,7 @@ def find_language_model(name: str) -> LanguageModelFiles:
         CheckpointError: it is no language model, or can't be fetched.
     """
     folder = local_folder(name)
-    adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).exists() else None
+    adapter = read_object(folder / ADAPTER) if (folder / ADAPTER).exists() else None
     base, revision = str(folder), None
     if adapter is not None:
         base, revision = adapter.get("base_model_name_or_path") or "", adapter.get("revision")

@@ -1,14 +1,12 @@
 """The adapter that a run starts from, merged into its base: written once into the run folder, for a new adapter."""
 
-import shutil
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from rmtrain.data.render import Renderer
 from rmtrain.errors import InputError
-from rmtrain.files import sync_folder, sync_tree, writing
+from rmtrain.files import staged_folder
 from rmtrain.model.checkpoint import attach_adapter, dtype_in_config
 from rmtrain.model.digests import seal, verify_files
 from rmtrain.model.export import merge, write_model
@@ -16,7 +14,7 @@ from rmtrain.model.quantization import dequantise, in_float32, is_quantised
 from rmtrain.model.reward_model import hub_commit, load_backbone
 from rmtrain.model.sidecar import Scoring, read_scoring
 from rmtrain.model.start import Start, fit_to_adapter
-from rmtrain.model.weights import MERGED_BASE, SIDECAR, digest_of, read_adapter, read_json, weight_files
+from rmtrain.model.weights import MERGED_BASE, SIDECAR, digest_of, read_adapter, read_object, weight_files
 
 
 def merged_start(run: Path) -> Start:
@@ -45,16 +43,12 @@ def write_base(run: Path, start: Start, commit: str | None, renderer: Renderer, 
     digests = [digest_of(path) for path in weight_files(adapter)]
     if folder.exists():
         verify_files(folder)
-        if read_json(folder / SIDECAR).get("merged", {}).get("digests") != digests:
+        if read_object(folder / SIDECAR).get("merged", {}).get("digests") != digests:
             raise InputError(
                 f"{folder} was merged from another adapter than {adapter}", "begin a new run, without --resume"
             )
         return
-    staging = run / f".{MERGED_BASE}"
-    shutil.rmtree(staging, ignore_errors=True)
-    with writing(folder), ExitStack() as stack:
-        stack.callback(shutil.rmtree, staging, ignore_errors=True)
-        staging.mkdir()
+    with staged_folder(folder) as staging:
         record = {
             "base": {"name": start.name, "commit": commit or hub_commit(start.name, start.revision)},
             "merged": {"adapter": str(adapter), "digests": digests},
@@ -62,16 +56,13 @@ def write_base(run: Path, start: Start, commit: str | None, renderer: Renderer, 
         model = _merged(start, commit, renderer.pad_id)
         write_model(model, renderer, scoring.model_copy(update={"dtype": "float32"}), record, staging)
         seal(staging)
-        sync_tree(staging)
-        staging.rename(folder)
-        sync_folder(run)
 
 
 def _merged(start: Start, commit: str | None, pad_id: int) -> Any:
     """The whole model, in float32, that an adapter makes of its base."""
     folder = cast(Path, start.adapter)
     written = folder / SIDECAR
-    scoring = read_scoring(read_json(written), written) if written.exists() else Scoring()
+    scoring = read_scoring(read_object(written), written) if written.exists() else Scoring()
     options = scoring.options(dtype_in_config(folder, read_adapter(folder)), is_adapter=True)
     model = load_backbone(start.name, commit or start.revision, options, None, seed=0)  # the adapter brings its head
     fit_to_adapter(model.module, start, pad_id)

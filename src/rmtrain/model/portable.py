@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtrain.files import write_json
-from rmtrain.model.weights import read_json
+from rmtrain.model.weights import read_object
 
 # beside rope_parameters, which transformers 4 does not know: there is no error, only another rotation
 _OLD_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
@@ -18,10 +18,10 @@ def make_portable(folder: Path) -> None:
     """
     config, tokenizer = folder / "config.json", folder / "tokenizer_config.json"
     if config.exists():
-        values = read_json(config)
+        values = read_object(config)
         write_json(config, {**values, **old_rotation(values), "problem_type": "regression"})
     if tokenizer.exists():
-        write_json(tokenizer, _old_tokenizer(read_json(tokenizer)))
+        write_json(tokenizer, _old_tokenizer(read_object(tokenizer)))
 
 
 def serve_command(folder: str, dtype: str) -> str:

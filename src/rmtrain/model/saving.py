@@ -3,19 +3,18 @@
 import math
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError
-from rmtrain.files import sync_folder, sync_tree, write_json, writing
+from rmtrain.files import staged_folder, write_json
 from rmtrain.model.digests import seal
 from rmtrain.model.forward import HEAD
 from rmtrain.model.portable import make_portable
 from rmtrain.model.reward_model import NO_HEAD
 from rmtrain.model.sidecar import Scoring
-from rmtrain.model.weights import ADAPTER, MANIFEST, SIDECAR, read_json, read_tensors
+from rmtrain.model.weights import ADAPTER, MANIFEST, SIDECAR, read_object, read_tensors
 
 
 def write_companions(config: Any, renderer: Renderer, folder: Path, scoring: Scoring, record: dict[str, Any]) -> None:
@@ -46,18 +45,10 @@ def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:
         RunFailedError: it can't be written, on a full disk say; nothing of it is left.
         CheckpointError: what was written is damaged.
     """
-    staging = folder.with_name(f".{folder.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    with writing(folder, left="the checkpoints are whole: go on with --resume"), ExitStack() as stack:
-        stack.callback(shutil.rmtree, staging, ignore_errors=True)
-        staging.mkdir()
+    with staged_folder(folder, left="the checkpoints are whole: continue with --resume", replace=True) as staging:
         _copy_model(checkpoint, staging, dtype)
         check_weights(staging)
         seal(staging)
-        sync_tree(staging)
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
-        sync_folder(folder.parent)
 
 
 def _copy_model(checkpoint: Path, staging: Path, dtype: str) -> None:
@@ -78,7 +69,7 @@ def _copy_model(checkpoint: Path, staging: Path, dtype: str) -> None:
         stored = {n: t if n in kept_as_is else t.to(getattr(torch, dtype)) for n, t in tensors.items()}
         save_file(stored, staging / path.name, metadata={"format": "pt"})
     if not adapter:
-        config = read_json(staging / "config.json")
+        config = read_object(staging / "config.json")
         write_json(staging / "config.json", {**config, "dtype": dtype})
 
 

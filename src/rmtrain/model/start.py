@@ -29,7 +29,7 @@ from rmtrain.model.weights import (
     MERGED_BASE,
     download,
     read_adapter,
-    read_json,
+    read_object,
     read_tensors,
     require_files,
     weight_files,
@@ -185,7 +185,7 @@ def shape_differences(recipe: Recipe, start: Start) -> list[str]:
     folder, lora = start.adapter, recipe.lora
     if folder is None or lora is None:
         return []
-    values, wanted = read_json(folder / ADAPTER), adapter_config(lora)
+    values, wanted = read_object(folder / ADAPTER), adapter_config(lora)
     keys = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
     pairs = {f"lora.{ours}": (values.get(key) or False, getattr(wanted, key)) for key, ours in keys.items()}
     found = [f"{key}: {mine} in the recipe, {its} in the adapter" for key, (its, mine) in pairs.items() if its != mine]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtrain.data.hub import why_absent
+from rmtrain.documents import read_json
 from rmtrain.errors import CheckpointError, first_line
 from rmtrain.files import read_text, require_regular, sha256_file
 from rmtrain.runs import MANIFEST as RUN_MANIFEST
@@ -92,7 +93,7 @@ def base_folder(folder: Path) -> Path | None:
 
 def read_adapter(folder: Path) -> dict[str, Any]:
     """An adapter's config. A base that its run merged lies in the run folder, and is found there after a move."""
-    values = read_json(folder / ADAPTER)
+    values = read_object(folder / ADAPTER)
     name = values.get("base_model_name_or_path")
     if isinstance(name, str) and os.path.isabs(name) and Path(name).name == MERGED_BASE and not os.path.isdir(name):
         for run in folder.resolve().parents[:2]:  # of RUN/final and of RUN/checkpoints/checkpoint-N
@@ -134,12 +135,9 @@ def fingerprint_read(weights: str, *reading: Any) -> str:
     return hashlib.sha256(" ".join([weights, *map(str, reading)]).encode()).hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint; raises CheckpointError if there is none."""
-    try:
-        value = json.loads(read_text(path, error=CheckpointError))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: can't be read: {first_line(error)}", "use another checkpoint") from error
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint; raises CheckpointError if it holds none."""
+    value = read_json(path, "use another checkpoint", CheckpointError, odd=json.loads)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: not a JSON object", "use another checkpoint")
     return value

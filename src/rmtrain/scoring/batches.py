@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from rmtrain.model.devices import is_out_of_memory, process_state
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.rotation import require_fixed_rotation
 from rmtrain.scoring.partial import append_partial, read_partial
-from rmtrain.scoring.room import CPU_PASS, room_of, shrink_room
+from rmtrain.scoring.token_budget import CPU_PASS, halve_budget, token_budget
 
 Rewards = tuple[float, ...]  # K float32 values
 Progress = Callable[[int, int], None]  # groups done, groups in all
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]  # groups done, groups in all
 class Piece(NamedTuple):
     """Distinct completions of one group that go through the model together with its prompt."""
 
-    place: int  # of the group
+    group_index: int
     completions: tuple[int, ...]  # indices of its suffixes
     group: TokenizedGroup  # these alone
 
@@ -52,10 +52,10 @@ def score_groups(
         model: a reward model; its module may be wrapped for data-parallel or sharded execution.
         groups: what to score.
         pad_id: fills padded rows.
-        tokens_per_batch: most tokens that go through the backbone at once; fewer where the free memory has no room
-            for them, or where so many did not fit, of which `notify` is told once, unless the weights are sharded.
-        partial: file to which finished batches are written; completions found there, of the same groups, are not run
-            again, whatever the tokens of a batch were.
+        tokens_per_batch: maximum tokens per forward pass. Unless the weights are sharded, a batch that the free memory
+            has no space for, or that did not fit, is run in halves; `notify` gets one line about it.
+        partial: file to which finished batches are written; its completions are not run again, whatever the tokens of
+            a batch were.
         progress: called after every round, on every process.
         notify: takes one line for the user.
         alone: this process scores the groups by itself, whatever the other processes of a run do.
@@ -72,37 +72,44 @@ def score_groups(
     done = {} if alone else read_partial(partial, functools.partial(_parse_line, groups))
     pieces = cut_pieces(groups, done.keys(), model.packing, tokens_per_batch)
     batches = plan_batches([GroupSize.of(piece.group) for piece in pieces], model.packing, tokens_per_batch)
-    left = Counter(piece.place for piece in pieces)
-    limit, told = _Limit(model, tokens_per_batch), False
-    was_training = model.module.training
-    model.module.eval()
-    with contextlib.ExitStack() as stack:
-        stack.callback(model.module.train, was_training)
+    waiting = Counter(piece.group_index for piece in pieces)
+    limit, notified = _TokenLimit(model, tokens_per_batch), False
+    with _evaluating(model.module):
         for start in range(0, len(batches), processes):
             # a process without a batch of its own repeats the last one: sharded weights are gathered by all together
-            index = min(start + rank, len(batches) - 1)
-            mine = _batch_or_error(model, [pieces[i].group for i in batches[index]], pad_id, limit)
-            answers = [(index, mine, limit.line)]
+            number = min(start + rank, len(batches) - 1)
+            answer = _score_or_error(model, [pieces[i].group for i in batches[number]], pad_id, limit)
+            answers = [(number, answer, limit.note)]
             answers = answers if alone else gather_object(answers)
-            if not told and (lines := [line for *_, line in answers if line]):
-                told = True
-                notify(lines[0])
-            for place, rewards in sorted({place: rewards for place, rewards, _ in answers}.items()):
+            if not notified and (notes := [note for *_, note in answers if note]):
+                notified = True
+                notify(notes[0])
+            for number, rewards in sorted({number: rewards for number, rewards, _ in answers}.items()):
                 if isinstance(rewards, RunFailedError):
                     raise rewards
-                members = [pieces[i] for i in batches[place]]
+                members = [pieces[i] for i in batches[number]]
                 for piece, values in zip(members, rewards, strict=True):
-                    done.update(zip([(piece.place, k) for k in piece.completions], values, strict=True))
-                left.subtract(piece.place for piece in members)
-                append_partial(partial, [[[[piece.place, piece.completions] for piece in members], rewards]])
-            progress(len(groups) - sum(count > 0 for count in left.values()), len(groups))
+                    done.update(zip([(piece.group_index, k) for k in piece.completions], values, strict=True))
+                waiting.subtract(piece.group_index for piece in members)
+                append_partial(partial, [[[[piece.group_index, piece.completions] for piece in members], rewards]])
+            progress(len(groups) - sum(count > 0 for count in waiting.values()), len(groups))
     return [group.spread([done[i, k] for k in range(len(group.suffixes))]) for i, group in enumerate(groups)]
+
+
+@contextlib.contextmanager
+def _evaluating(module: Any) -> Iterator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def cut_pieces(
     groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, max_tokens: int
 ) -> list[Piece]:
-    """What is left to score: each group's completions that are not done, as many together as `max_tokens` take."""
+    """Each group's completions that are not done, as many together as `max_tokens` allow."""
     pieces = []
     for index, group in enumerate(groups):
         parts: list[list[int]] = []
@@ -126,65 +133,65 @@ def _only(group: TokenizedGroup, completions: Sequence[int]) -> TokenizedGroup:
     return group._replace(suffixes=suffixes, starts=starts, preferences=(), suffix_of=())
 
 
-class _Limit:
-    """Most tokens at once: what was asked for, or what the memory has room for where that is less.
+class _TokenLimit:
+    """Maximum tokens per forward pass: what the user asked for, or less if memory is short.
 
-    `line` says where it first fell short; empty until then.
+    `note` tells the user when it first fell short; it is empty until then.
     """
 
     def __init__(self, model: RewardModel, asked: int) -> None:
-        self.model, self.line = model, ""
+        self.model, self.note = model, ""
         # the processes that share sharded weights must run the same passes, whatever is free on each
-        room = None if model.sharded else room_of(model)
-        self.tokens = asked if room is None else min(asked, room)
+        budget = None if model.sharded else token_budget(model)
+        self.tokens = asked if budget is None else min(asked, budget)
         if self.tokens < asked:
-            self._say(f"the free memory has room for about {self.tokens:,} tokens at once, not {asked:,}")
+            self._report(f"the free memory has space for about {self.tokens:,} tokens per forward pass, not {asked:,}")
         if model.device.type == "cpu":
             self.tokens = min(self.tokens, CPU_PASS)
 
     def lower(self, tokens: int) -> None:
-        """Remember that so many did not fit."""
-        self.tokens = shrink_room(self.model, tokens)
-        self._say(f"out of memory at {tokens:,} tokens at once: {self.tokens:,} from now on")
+        """Remember that so many tokens did not fit."""
+        self.tokens = halve_budget(self.model, tokens)
+        self._report(f"out of memory at {tokens:,} tokens per forward pass: continuing with at most {self.tokens:,}")
 
-    def _say(self, line: str) -> None:
-        self.line = self.line or f"{line}; lower tokens_per_batch to avoid this"
+    def _report(self, line: str) -> None:
+        self.note = self.note or f"{line}; lower tokens_per_batch to avoid this"
 
 
-def _batch_or_error(
-    model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: _Limit
+def _score_or_error(
+    model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: _TokenLimit
 ) -> list[Rewards] | RunFailedError:
-    """Rewards of a planned batch, or what ends the command, which all processes must hear of."""
+    """Rewards of a planned batch, or the error that ends the command, which all processes must hear of."""
     try:
         return _score_batch(model, groups, pad_id, limit)
     except RunFailedError as error:
-        if model.sharded:  # the others wait in the middle of a pass, and hear nothing
+        if model.sharded:  # the other processes wait in the middle of a pass, and hear nothing
             raise
         return error
 
 
-def _score_batch(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: _Limit) -> list[Rewards]:
-    """Rewards of a planned batch, which goes through the model in the parts that the memory has room for."""
-    sizes = [GroupSize.of(group) for group in groups]
-    found: dict[int, Rewards] = {}
-    while left := [i for i in range(len(groups)) if i not in found]:
-        part = [left[i] for i in plan_batches([sizes[i] for i in left], model.packing, limit.tokens)[0]]
-        rewards = _score_part(model, [groups[i] for i in part], pad_id)
-        if rewards is None:  # outside the handler, so that the failed pass's tensors are free
-            torch.cuda.empty_cache()
-            limit.lower(batch_tokens([sizes[i] for i in part], model.packing))
-            if len(part) == 1:
-                group, completions = groups[part[0]], range(len(groups[part[0]].suffixes))
-                halves = [completions[: len(completions) // 2], completions[len(completions) // 2 :]]
-                parts = [_score_batch(model, [_only(group, half)], pad_id, limit)[0] for half in halves]
-                found[part[0]] = parts[0] + parts[1]
-        else:
-            found.update(zip(part, rewards, strict=True))
-    return [found[i] for i in range(len(groups))]
+def _score_batch(
+    model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: _TokenLimit
+) -> list[Rewards]:
+    """Rewards of a batch; one of more tokens than the memory has space for is run in halves."""
+    tokens = batch_tokens([GroupSize.of(group) for group in groups], model.packing)
+    if model.sharded or tokens <= limit.tokens or (len(groups) == 1 and len(groups[0].suffixes) == 1):
+        rewards = _score_part(model, groups, pad_id)
+        if rewards is not None:
+            return rewards
+        torch.cuda.empty_cache()  # outside the handler, so that the failed pass's tensors are free
+        limit.lower(tokens)
+    if len(groups) > 1:
+        middle = len(groups) // 2
+        parts = groups[:middle], groups[middle:]
+        return [rewards for part in parts for rewards in _score_batch(model, part, pad_id, limit)]
+    completions = range(len(groups[0].suffixes))
+    halves = completions[: len(completions) // 2], completions[len(completions) // 2 :]
+    return [sum((_score_batch(model, [_only(groups[0], half)], pad_id, limit)[0] for half in halves), ())]
 
 
 def _score_part(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[Rewards] | None:
-    """Rewards of one pass; None where it did not fit and can be made smaller."""
+    """Rewards of one forward pass; None if it ran out of memory and can be halved."""
     try:
         flat = _forward(model, groups, pad_id)
     except RuntimeError as error:
@@ -196,7 +203,7 @@ def _score_part(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: in
                 "fit the device's memory",
                 "lower data.max_length, or score on a larger device",
             ) from error
-        if model.sharded:  # the other processes would wait for good for a pass that only this one runs
+        if model.sharded:  # the other processes would wait forever for a pass that only this one runs
             raise RunFailedError(
                 f"out of memory while scoring {len(groups)} groups at once", "lower evaluation.tokens_per_batch"
             ) from error

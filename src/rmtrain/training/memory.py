@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens
-from rmtrain.model.devices import process_state
+from rmtrain.model.devices import free_memory, process_state
 from rmtrain.model.footprint import MASTER_BYTES, Census, Trained, activation_bytes, optimizer_bytes
 from rmtrain.recipe.schema import Recipe
 from rmtrain.training.engines import REDUCE_BUCKET, ZERO3_LIVE
@@ -137,13 +137,13 @@ def _gib(value: int | None) -> str:
     return "unknown" if value is None else f"{value / GIB:.2f}"
 
 
-def free_memory() -> int | None:
+def least_free_memory() -> int | None:
     """Free bytes of the fullest GPU of all processes, or of this machine where there is one process; None without."""
     if not torch.cuda.is_available():
         return None
     state = process_state()
     devices = [state.device.index] if state.num_processes > 1 else range(torch.cuda.device_count())
-    return int(min(gather_object([torch.cuda.mem_get_info(device)[0] for device in devices])))
+    return int(min(gather_object([free_memory(torch.device("cuda", device)) for device in devices])))
 
 
 def host_memory() -> int:

@@ -14,7 +14,7 @@ from rmtrain.model.start import start_config
 from rmtrain.recipe.schema import Recipe
 from rmtrain.training.engines import require_engine
 from rmtrain.training.fit import Forecast
-from rmtrain.training.memory import Layout, Workload, free_memory
+from rmtrain.training.memory import Layout, Workload, least_free_memory
 from rmtrain.training.plan import TrainingPlan, plan_training
 
 
@@ -51,7 +51,7 @@ def look_ahead(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int)
     packing, notes = choose_packing(model_class, config, recipe.model.packing)
     plan = make_plan(recipe, splits["train"], packing, processes)
     forecast = Forecast(recipe, config, Workload.of(recipe, plan, splits, packing), processes)
-    room = free_memory()
+    room = least_free_memory()
     layout, reason = forecast.choose(room)
     require_engine(recipe, layout.strategy, processes)
     return Prospect(plan, packing, [*notes, *beyond], forecast, room, layout, reason)

@@ -29,7 +29,7 @@ from rmtrain.model.reward_model import (
     reward_model_class,
     set_pad,
 )
-from rmtrain.model.weights import download, read_json, read_tensors
+from rmtrain.model.weights import download, read_object, read_tensors
 
 _OTHER = "the checkpoint is damaged, or of another model"
 _OWN_KEYS = ("model_type", "architectures", "auto_map", "num_labels", "id2label", "label2id")
@@ -191,7 +191,7 @@ def find_published(where: str, folder: Path, prompt: str | None = None, label: s
         CheckpointError: it can't be read, gives no rewards, or has several labels of which none is named.
         InputError: an architecture that transformers does not know, or a label that is not there.
     """
-    values = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    values = read_object(folder / "config.json") if (folder / "config.json").exists() else {}
     tensors: dict[str, Tensor] = {}
     for file, name, tensor in read_tensors(folder):
         if name in tensors:
@@ -224,7 +224,7 @@ def _stand_in_values(where: str, layout: Layout, tensors: dict[str, Tensor]) -> 
     if layout.tokenizer is None:
         raise CheckpointError(lacking, f"put that of {layout.ids[0]} beside the weights")
     try:
-        values = read_json(download(layout.tokenizer, None, weights=False) / "config.json")
+        values = read_object(download(layout.tokenizer, None, weights=False) / "config.json")
     except CheckpointError as error:
         raise CheckpointError(
             f"{lacking}, and that of {layout.tokenizer} can't be fetched: {error.message}",

@@ -1,0 +1,45 @@
+"""Maximum tokens per forward pass: predicted from the free memory, halved after each out-of-memory error."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from rmtrain.model.devices import free_memory
+from rmtrain.model.reward_model import RewardModel
+
+CPU_PASS = 2048  # tokens: wider activations fall out of a CPU's caches, and a larger pass is no faster
+_SHARE = 0.5  # of the free memory: the rest is for what the prediction leaves out
+_LEAST = 256  # tokens: with less, the first pass runs out of memory anyway, and says so
+_budgets: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by module, so that what did not fit is not tried again
+
+
+def token_budget(model: RewardModel) -> int | None:
+    """Tokens that a forward pass on this device has memory for; None if the model's config does not state its width."""
+    if model.module not in _budgets:
+        width = bytes_per_token(model.module)
+        if width is None:
+            return None
+        _budgets[model.module] = max(_LEAST, int(_SHARE * free_memory(model.device) / width))
+    return _budgets[model.module]
+
+
+def halve_budget(model: RewardModel, tokens: int) -> int:
+    """The token budget from now on, after so many tokens did not fit."""
+    _budgets[model.module] = max(1, tokens // 2)
+    return _budgets[model.module]
+
+
+def bytes_per_token(module: Any) -> int | None:
+    """Memory that a forward pass takes per token, beside the weights, without keeping anything for a backward pass.
+
+    The widest moment of a layer: gate, up, their product and its copy in the feed-forward block, beside three copies of
+    the residual stream in float32 (a norm's input, its output, and the sum).
+    """
+    config = getattr(module, "config", None)
+    text = config.get_text_config() if config is not None else None
+    hidden = getattr(text, "hidden_size", None)
+    if hidden is None:
+        return None
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    return int(4 * getattr(module, "compute_dtype", torch.float32).itemsize * inner + 3 * 4 * hidden)
