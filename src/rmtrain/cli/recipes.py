@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from rmtrain.recipe import bundled
 
@@ -18,12 +17,10 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A bundled recipe, suc
 @app.command("list")
 def list_recipes() -> None:
     """List the bundled recipes and their purpose."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("for")
-    for recipe in bundled.bundled_recipes():
-        table.add_row(recipe.name, recipe.purpose)
-    Console(markup=False, highlight=False).print(table)
+    from rmtrain.reporting.table import Table, to_terminal
+
+    rows = [(recipe.name, recipe.purpose) for recipe in bundled.bundled_recipes()]
+    Console(highlight=False).print(to_terminal(Table(("recipe", "for"), rows, texts=2)))
 
 
 @app.command()

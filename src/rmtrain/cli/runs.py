@@ -3,9 +3,8 @@
 import json as jsonlib
 import re
 import socket
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -24,6 +23,38 @@ Folder = Annotated[Path, typer.Option("--folder", "--runs", help="Folder of the 
 _LOCK_HOLDER = re.compile(r"process (\d+) on (.+)")  # what rmtrain.runs.locked leaves in a run's .lock
 
 
+class RunSummary(NamedTuple):
+    """The main figures of a run, as in the JSON output; unknown ones are None."""
+
+    run: str
+    name: str
+    state: str | None = None
+    alive: bool | None = None
+    started: str | None = None
+    ended: str | None = None
+    model: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    n: int | None = None
+
+    @property
+    def progress(self) -> str:
+        """Steps done, and planned if known."""
+        return f"{self.step}/{self.steps}" if self.steps is not None else str(self.step or "-")
+
+    @property
+    def ranking(self) -> str:
+        """Test accuracy, and half the width of its interval."""
+        if self.accuracy is None:
+            return "-"
+        low, high = self.accuracy_low, self.accuracy_high
+        spread = f" ±{50 * (high - low):.1f}" if low is not None and high is not None else ""
+        return f"{100 * self.accuracy:.1f}{spread} %"
+
+
 @app.command("list")
 def list_folder(folder: Folder = Path("runs"), json: options.Json = False) -> None:
     """List all runs, oldest first, with their state, progress and test accuracy.
@@ -33,29 +64,26 @@ def list_folder(folder: Folder = Path("runs"), json: options.Json = False) -> No
     from rmtrain.reporting.record import read_run
 
     faults: dict[Path, str] = {}
-    found = [_summary(read_run(path, with_rows=False)) for path, _ in list_runs(folder, faults)]
-    unread = dict.fromkeys(found[0] if found else ("run", "name", "state"))
-    found += [{**unread, "run": str(path), "name": path.name, "error": faults[path]} for path in sorted(faults)]
+    runs = [_summary(read_run(path, with_rows=False)) for path, _ in list_runs(folder, faults)]
+    unread = [(RunSummary(str(path), path.name), faults[path]) for path in sorted(faults)]
     if json:
-        print(jsonlib.dumps(found, indent=2, ensure_ascii=False))
+        values = [run._asdict() for run in runs] + [{**run._asdict(), "error": error} for run, error in unread]
+        print(jsonlib.dumps(values, indent=2, ensure_ascii=False))
         return
     from rmtrain.reporting.table import Table, safe_text, to_terminal
 
     console = Console(highlight=False)
-    if not found:
+    if not runs and not unread:
         console.print(safe_text(f"no runs under {folder}/"))
         return
-    rows = []
-    for run in found:
-        if "error" in run:
-            rows.append((run["name"], "can't be read", "", "", ""))
-            continue
-        state = "died" if run["alive"] is False else run["state"]
-        rows.append((run["name"], state, str(run["started"] or "")[:10], _steps(run), _accuracy(run)))
+    rows = [
+        (run.name, "died" if run.alive is False else run.state, str(run.started or "")[:10], run.progress, run.ranking)
+        for run in runs
+    ]
+    rows += [(run.name, "can't be read", "", "", "") for run, _ in unread]
     console.print(to_terminal(Table(("run", "state", "started", "steps", "test accuracy"), rows, texts=3)))
-    for run in found:
-        if "error" in run:
-            console.print(safe_text(run["error"]), soft_wrap=True)
+    for _, error in unread:
+        console.print(safe_text(error), soft_wrap=True)
 
 
 @app.command()
@@ -73,7 +101,7 @@ def show(
     record = read_run(_find(run, folder), with_rows=False)
     if json:
         document = {
-            **_summary(record),
+            **_summary(record)._asdict(),
             "manifest": record.manifest,
             "recipe": record.recipe,
             "splits": record.splits,
@@ -94,10 +122,10 @@ def _render(record: "RunRecord") -> None:
     lines = {line.label: line.value for line in (*training_lines(record), *run_lines(record))}
     values = {
         "run": record.folder,
-        "state": "died: its process no longer exists" if summary["alive"] is False else summary["state"],
+        "state": "died: its process no longer exists" if summary.alive is False else summary.state,
         "error": record.manifest.get("error"),
         **lines,
-        "steps": _steps(summary),
+        "steps": summary.progress,
     }
     console.print(key_values(values))
     if record.splits:
@@ -126,22 +154,23 @@ def _find(run: Path, folder: Path) -> Path:
     raise InputError(f"{run}: no such run here or under {folder}/", "see `rmtrain runs list`")
 
 
-def _summary(record: "RunRecord") -> dict[str, Any]:
-    """The main figures of a run; unknown ones are None."""
+def _summary(record: "RunRecord") -> RunSummary:
     manifest, test = record.manifest, record.splits.get("test", {})
-    model = manifest.get("model")
-    return {
-        "run": str(record.folder),
-        "name": record.name,
-        "state": manifest["state"],
-        "alive": _is_alive(record.folder) if manifest["state"] == "running" else None,
-        "started": manifest.get("started"),
-        "ended": manifest.get("ended"),
-        "model": model.get("name") if isinstance(model, dict) else None,
-        "step": max((line["step"] for line in record.steps), default=0),
-        "steps": manifest.get("steps"),
-        **{key: test.get(key) for key in ("accuracy", "accuracy_low", "accuracy_high", "n")},
-    }
+    return RunSummary(
+        run=str(record.folder),
+        name=record.name,
+        state=manifest["state"],
+        alive=_is_alive(record.folder) if manifest["state"] == "running" else None,
+        started=manifest.get("started"),
+        ended=manifest.get("ended"),
+        model=manifest.get("model", {}).get("name"),
+        step=max((line["step"] for line in record.steps), default=0),
+        steps=manifest.get("steps"),
+        accuracy=test.get("accuracy"),
+        accuracy_low=test.get("accuracy_low"),
+        accuracy_high=test.get("accuracy_high"),
+        n=test.get("n"),
+    )
 
 
 def _is_alive(folder: Path) -> bool | None:
@@ -158,18 +187,3 @@ def _is_alive(folder: Path) -> bool | None:
         return bool(pid_exists(int(holder[1])))
     except (OSError, ValueError, OverflowError):
         return None
-
-
-def _steps(run: Mapping[str, Any]) -> str:
-    return f"{run['step']}/{run['steps']}" if run["steps"] is not None else str(run["step"] or "-")
-
-
-def _accuracy(run: Mapping[str, Any]) -> str:
-    """Accuracy, and half the width of its interval."""
-    from rmtrain.reporting.text import is_figure, percent
-
-    if not is_figure(run["accuracy"]):
-        return "-"
-    low, high = run["accuracy_low"], run["accuracy_high"]
-    spread = f" ±{50 * (high - low):.1f}" if is_figure(low) and is_figure(high) else ""
-    return percent(run["accuracy"]).replace(" %", f"{spread} %")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import read_text
@@ -26,16 +26,16 @@ def read_recorded(recipe: Any, where: str) -> Recorded:
     """Read a recorded recipe; unknown keys are ignored, and returned by name.
 
     Args:
-        recipe: as it was recorded.
+        recipe: the recorded one.
         where: its file, for messages.
 
     Raises:
         CheckpointError: its data section can't be read.
     """
     sections = recipe if isinstance(recipe, dict) else {}
-    known, unknown = _known(DataSection, sections.get("data"), "data")
+    text = json.dumps(sections.get("data"))
     try:
-        data = DataSection.model_validate_json(json.dumps(known))
+        data = DataSection.model_validate_json(text, extra="ignore")
     except ValidationError as error:
         keys = "; ".join(f"{'.'.join(['data', *map(str, at['loc'])])}: {at['msg']}" for at in error.errors()[:5])
         raise CheckpointError(
@@ -44,12 +44,8 @@ def read_recorded(recipe: Any, where: str) -> Recorded:
         ) from error
     seed, splits = _value(sections, "run", "seed"), _value(sections, "evaluation", "splits")
     names = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
-    return Recorded(
-        data,
-        seed if isinstance(seed, int) else RunSection().seed,
-        names or list(EvaluationSection().splits),
-        unknown,
-    )
+    seed = seed if isinstance(seed, int) else RunSection().seed
+    return Recorded(data, seed, names or list(EvaluationSection().splits), _unknown_keys(text))
 
 
 def read_recorded_file(path: Path) -> Recorded:
@@ -67,19 +63,11 @@ def _value(sections: dict[str, Any], section: str, key: str) -> Any:
     return values.get(key) if isinstance(values, dict) else None
 
 
-def _known(section: type[BaseModel], values: Any, path: str) -> tuple[Any, list[str]]:
-    """The values of the keys that a section has, and the dotted names of the others."""
-    if not isinstance(values, dict):
-        return values, []
-    known, unknown = {}, []
-    for key, value in values.items():
-        field = section.model_fields.get(key)
-        if field is None:
-            unknown.append(f"{path}.{key}")
-            continue
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            value, more = _known(inner, value, f"{path}.{key}")
-            unknown += more
-        known[key] = value
-    return known, unknown
+def _unknown_keys(data: str) -> list[str]:
+    """Dotted names of the keys that this version does not know."""
+    try:
+        DataSection.model_validate_json(data)
+    except ValidationError as error:
+        unknown = [each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"]
+        return [".".join(map(str, ("data", *keys))) for keys in unknown]
+    return []
