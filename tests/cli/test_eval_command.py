@@ -41,6 +41,7 @@ def test_other_data_never_takes_the_place_of_a_split(run: Path, capsys: Any) -> 
         result = evaluate(capsys, "--data", path)
         rows.append(result["rows"])
         assert result["split"].startswith("test@")
+        assert result["ckpt"] == "runs/r/final"
         assert evaluate(capsys, "--data", path) == result
     assert len(set(rows)) == 3
     assert json.loads((run / "eval" / "test.json").read_text()) == {"accuracy": 0.75}

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,8 +10,13 @@ from hypothesis import strategies as st
 
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 from rmtrain.errors import DataError, RunFailedError
-from rmtrain.evaluation.results import ScoredRow, prompt_key, read_rows, scored_row, summarise, write_rows
+from rmtrain.evaluation import results
+from rmtrain.evaluation.results import ScoredRow, prompt_key, read_rows, scored_row, write_rows
 from rmtrain.scoring.scorer import GroupScore
+
+
+def summarise(rows):
+    return asdict(results.summarise(rows))
 
 
 def pair(name, chosen, rejected, source="s", lengths=(5, 3), cluster="", truncated=False):
@@ -18,8 +24,8 @@ def pair(name, chosen, rejected, source="s", lengths=(5, 3), cluster="", truncat
 
 
 PROMISED = [
-    "ckpt", "split", "n", "groups", "accuracy", "accuracy_low", "accuracy_high", "accuracy_strict", "ties", "loss",
-    "length_baseline", "reward_length_correlation", "ece", "by_source", "rows",
+    "n", "groups", "accuracy", "accuracy_low", "accuracy_high", "accuracy_strict", "ties", "loss",
+    "length_baseline", "reward_length_correlation", "ece", "by_source",
 ]  # fmt: skip
 
 
@@ -30,9 +36,8 @@ def test_figures_of_a_split():
         pair("3", 0.0, 4.0, "y", lengths=(2, 9)),
         ScoredRow("4", "y", (3.0, 1.0, 2.0), ((0, 1), (0, 2), (1, 2)), False, (1, 2, 3)),
     ]
-    result = summarise(rows, "final", "test", "eval/test.rows.jsonl")
+    result = summarise(rows)
     assert set(PROMISED) <= set(result)
-    assert (result["ckpt"], result["split"], result["rows"]) == ("final", "test", "eval/test.rows.jsonl")
     assert (result["n"], result["groups"], result["ties"], result["truncated"]) == (6, 4, 1, 1)
     assert result["accuracy"] == pytest.approx((1 + 0.5 + 0 + 1 + 1 + 0) / 6)
     assert result["accuracy_strict"] == pytest.approx(3 / 6)
@@ -50,31 +55,31 @@ def test_figures_of_a_split():
 
 
 def test_no_preferences_give_nulls_and_never_zeros():
-    result = summarise([ScoredRow("1", "", (1.0, 2.0), (), False)], "c", "s", None)
+    result = summarise([ScoredRow("1", "", (1.0, 2.0), (), False)])
     assert (result["n"], result["groups"], result["ties"]) == (0, 1, 0)
-    for key in [*PROMISED[4:8], "loss", "reward_length_correlation", "ece"]:
+    for key in [*PROMISED[2:6], "loss", "reward_length_correlation", "ece"]:
         assert result[key] is None, key
     assert result["by_source"] == {}
     json.dumps(result, allow_nan=False)
-    assert summarise([], "c", "s", None)["accuracy"] is None
+    assert summarise([])["accuracy"] is None
 
 
 def test_constant_rewards_have_no_correlation_and_half_the_accuracy():
-    result = summarise([pair(str(i), 0.0, 0.0) for i in range(5)], "c", "s", None)
+    result = summarise([pair(str(i), 0.0, 0.0) for i in range(5)])
     assert (result["accuracy"], result["accuracy_strict"], result["ties"]) == (0.5, 0.0, 5)
     assert result["reward_length_correlation"] is None
     assert result["accuracy_low"] < 0.5 < result["accuracy_high"]
 
 
 def test_unknown_lengths_give_no_baseline():
-    result = summarise([pair("1", 1.0, 0.0, lengths=()), pair("2", 1.0, 0.0)], "c", "s", None)
+    result = summarise([pair("1", 1.0, 0.0, lengths=()), pair("2", 1.0, 0.0)])
     assert result["length_baseline"] is None
 
 
 def test_rows_of_one_prompt_are_one_cluster():
     apart = [pair(str(i), *((1.0, 0.0) if i % 20 < 14 else (0.0, 1.0))) for i in range(100)]
     together = [row._replace(cluster=str(i % 20)) for i, row in enumerate(apart)]
-    wide, narrow = (summarise(rows, "c", "s", None) for rows in (together, apart))
+    wide, narrow = (summarise(rows) for rows in (together, apart))
     assert wide["accuracy"] == narrow["accuracy"]
     assert wide["accuracy_high"] - wide["accuracy_low"] > 1.5 * (narrow["accuracy_high"] - narrow["accuracy_low"])
 
@@ -82,7 +87,7 @@ def test_rows_of_one_prompt_are_one_cluster():
 def test_order_of_rows_changes_no_figure():
     rng = np.random.default_rng(0)
     rows = [pair(str(i), *rng.normal(size=2).round(1), source="ab"[i % 2]) for i in range(80)]
-    forth, back = (summarise(order, "c", "s", None) for order in (rows, rows[::-1]))
+    forth, back = (summarise(order) for order in (rows, rows[::-1]))
     sources, turned = forth.pop("by_source"), back.pop("by_source")
     assert forth == pytest.approx(back)
     assert all(sources[name] == pytest.approx(turned[name]) for name in "ab")
@@ -90,7 +95,7 @@ def test_order_of_rows_changes_no_figure():
 
 def test_a_reward_that_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="group 1: reward not finite"):
-        summarise([pair("1", math.nan, 0.0)], "c", "s", None)
+        summarise([pair("1", math.nan, 0.0)])
 
 
 def test_a_group_becomes_a_row():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def write_split(run: Path, split: str, rows: list[ScoredRow]) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     path = folder / f"{split}.rows.jsonl"
     write_rows(path, rows)
-    result = summarise(rows, str(run / "final"), split, str(path))
+    figures = asdict(summarise(rows))
+    result = {"ckpt": str(run / "final"), "split": split, **figures, "rows": str(path)}
     (folder / f"{split}.json").write_text(json.dumps(result))
     return result
 

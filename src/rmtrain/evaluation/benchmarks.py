@@ -12,32 +12,8 @@ from rmtrain.evaluation.results import ScoredRow
 
 
 @dataclass(frozen=True)
-class EraResult:
-    """The scores by one formula; None where a subset is missing."""
-
-    overall: Score | None
-    with_prior: Score | None
-    sections: Mapping[str, float | None]
-    prior_sets: float | None
-
-    def to_json(self, benchmark: Benchmark) -> dict[str, Any]:
-        """The formula's entry in a result; what belongs to prior sets is in those of a benchmark that has some."""
-        entry = _renamed(self.overall, "mean_of_sections", "{}", "mean_half")
-        if benchmark.prior is None:
-            return {**entry, "with_prior_sets": None}
-        with_prior = _renamed(self.with_prior, "with_prior_sets", "with_prior_{}", "with_prior_half")
-        return {**entry, **with_prior, "sections": dict(self.sections), "prior_sets": self.prior_sets}
-
-
-def _renamed(score: Score | None, of_score: str, of_others: str, of_half: str) -> dict[str, Any]:
-    names = {"score": of_score, "score_half": of_half}
-    keys = ("score", "low", "high", "score_half", "length_baseline")
-    return {names.get(key, of_others.format(key)): getattr(score, key, None) for key in keys}
-
-
-@dataclass(frozen=True)
 class BenchmarkResult:
-    """The result of a benchmark; a section or score that lacks a subset is None."""
+    """The result of a benchmark; sections and scores follow from the subsets."""
 
     benchmark: Benchmark
     ckpt: str | None
@@ -50,46 +26,27 @@ class BenchmarkResult:
 
     @property
     def sections(self) -> dict[str, Score | None]:
-        """Scores of the sections."""
+        """Scores of the sections; None for one that lacks a subset."""
         weights = self.benchmark.sections(_sizes(self.subsets))
         return {section: weighted_score(self.subsets, by_subset) for section, by_subset in weights.items()}
 
-    @property
-    def eras(self) -> dict[str, EraResult]:
-        """Scores by each formula."""
-        every, sizes = {**self.subsets, **self.prior}, _sizes(self.subsets)
-        plain = era_scores(self.benchmark, _accuracies(self.subsets), _accuracies(self.prior), sizes)
-        return {
-            name: EraResult(
-                overall=weighted_score(self.subsets, era.overall),
-                with_prior=weighted_score(every, era.with_prior),
-                sections=plain[name].sections,
-                prior_sets=plain[name].prior_sets,
-            )
-            for name, era in self.benchmark.eras(sizes, self.prior).items()
-        }
-
     def to_json(self) -> dict[str, Any]:
         """The result as `rewardbench --json` gives it, without what scored the rows."""
-        sections, details = self.sections, dict.fromkeys(self.benchmark.detail_names)
-        expected, given = self.benchmark.subsets, {**self.subsets, **self.prior}
-        prior = self.benchmark.prior if self.prior else None
+        expected, prior = self.benchmark.subsets, self.benchmark.prior if self.prior else None
         unknown = sorted(set(self.subsets) - set(expected))
-        ordered = {name: self.subsets[name] for name in [*expected, *unknown] if name in self.subsets}
+        details = dict.fromkeys(self.benchmark.detail_names)
+        needed = (*expected, *(prior.in_score if prior else ()))
         return {
             "benchmark": self.benchmark.name,
             "ckpt": self.ckpt,
-            **_totals(ordered),
+            **_totals({name: self.subsets[name] for name in (*expected, *unknown) if name in self.subsets}),
             "sections": {
-                name: None if score is None else {**asdict(score), **details, **self.details.get(name, {})}
-                for name, score in sections.items()
+                name: {**asdict(score), **details, **self.details.get(name, {})} if score else None
+                for name, score in self.sections.items()
             },
-            "prior_sets": self._prior_json() if prior else None,
-            "scores": {
-                name: {**era.to_json(self.benchmark), **details, **self._mean_details()}
-                for name, era in self.eras.items()
-            },
-            "missing_subsets": [name for name in (*expected, *(prior.in_score if prior else ())) if name not in given],
+            "prior_sets": self._prior_json(prior.in_score) if prior else None,
+            "scores": {name: {**era, **details, **self._mean_details()} for name, era in self._eras().items()},
+            "missing_subsets": [name for name in needed if name not in {**self.subsets, **self.prior}],
             "incomplete_subsets": self._incomplete(),
             "unknown_subsets": unknown + [name for name in self.prior if prior and name not in prior.counts],
             **{subset.lower(): dict(terms) for subset, terms in self.terms.items()},
@@ -97,9 +54,22 @@ class BenchmarkResult:
             "identical": self.identical,
         }
 
-    def _prior_json(self) -> dict[str, Any]:
-        assert self.benchmark.prior is not None
-        score = weighted_score(self.prior, dict.fromkeys(self.benchmark.prior.in_score, 1))
+    def _eras(self) -> dict[str, dict[str, Any]]:
+        """The scores by each formula; what belongs to prior sets only for a benchmark that has some."""
+        every, sizes, scores = {**self.subsets, **self.prior}, _sizes(self.subsets), {}
+        plain = era_scores(self.benchmark, _accuracies(self.subsets), _accuracies(self.prior), sizes)
+        for name, era in self.benchmark.eras(sizes, self.prior).items():
+            scores[name] = _score_json(weighted_score(self.subsets, era.overall), "mean_of_sections", "mean_half", "")
+            if self.benchmark.prior is None:
+                scores[name]["with_prior_sets"] = None
+                continue
+            with_prior = weighted_score(every, era.with_prior)
+            scores[name] |= _score_json(with_prior, "with_prior_sets", "with_prior_half", "with_prior_")
+            scores[name] |= {"sections": plain[name].sections, "prior_sets": plain[name].prior_sets}
+        return scores
+
+    def _prior_json(self, in_score: Sequence[str]) -> dict[str, Any]:
+        score = weighted_score(self.prior, dict.fromkeys(in_score, 1))
         return {**(asdict(score) if score else dict.fromkeys(("score", "low", "high"))), **_totals(self.prior)}
 
     def _mean_details(self) -> dict[str, float]:
@@ -118,6 +88,13 @@ class BenchmarkResult:
             for name, subset in {**self.subsets, **self.prior}.items()
             if subset.n != counts.get(name, subset.n)
         }
+
+
+def _score_json(score: Score | None, mean: str, half: str, prefix: str) -> dict[str, Any]:
+    """A score's entries under an era's names."""
+    names = {"score": mean, "low": f"{prefix}low", "high": f"{prefix}high", "score_half": half}
+    names["length_baseline"] = f"{prefix}length_baseline"
+    return {name: getattr(score, key, None) for key, name in names.items()}
 
 
 def benchmark_result(

@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
@@ -13,8 +14,9 @@ from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.errors import DataError, RunFailedError
 from rmtrain.files import read_text, write_atomic
 from rmtrain.metrics.calibration import brier_score, expected_calibration_error
-from rmtrain.metrics.intervals import clustered_interval
+from rmtrain.metrics.intervals import clustered_interval, effective_size, wilson_interval
 from rmtrain.metrics.rankings import (
+    Floats,
     Labels,
     RewardGaps,
     credits_of,
@@ -27,20 +29,20 @@ from rmtrain.metrics.rankings import (
 from rmtrain.scoring.scorer import GroupScore
 
 _ROWS_LIMIT = 8 << 30  # bytes of a rows file
-NO_SOURCE = "(none)"  # what by_source calls rows without a source
+NO_SOURCE = "(none)"  # in by_source, for rows without a source
 
 
 class ScoredRow(NamedTuple):
-    """A group's rewards, and what its figures need."""
+    """A group's rewards, and what its figures depend on."""
 
     id: str
     source: str
-    rewards: tuple[float, ...]  # K, float32 values; empty of a model that compares
+    rewards: tuple[float, ...]  # K, float32 values; empty if the model only compares completions
     preferences: tuple[tuple[int, int], ...]  # (better, worse)
     truncated: bool
     lengths: tuple[int, ...] = ()  # K, tokens of each completion; empty if unknown
     cluster: str = ""  # rows of one prompt share it; empty: the row is a cluster by itself
-    margins: tuple[float, ...] = ()  # of a model that compares: for each preference, the better one's over the worse
+    margins: tuple[float, ...] = ()  # one a preference, if the model only compares: of the better over the worse
     identical: int = 0  # preferences between completions of the same tokens, which are ties
 
 
@@ -75,7 +77,7 @@ def gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps:
 
 
 def length_gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps | None:
-    """The same with lengths in place of rewards; None if the lengths of a row with preferences are unknown."""
+    """Gaps of lengths in place of rewards; None if the lengths of a row with preferences are unknown."""
     if any(row.preferences and not row.lengths for row in rows):
         return None
     return reward_gaps([row.lengths for row in rows], [row.preferences for row in rows], [row.id for row in rows])
@@ -86,63 +88,78 @@ def clusters_of(rows: Sequence[ScoredRow]) -> Labels:
     return np.array([f"prompt {row.cluster}" if row.cluster else f"row {row.id}" for row in rows], dtype=object)
 
 
-def summarise(rows: Sequence[ScoredRow], ckpt: str, split: str, path: str | None) -> dict[str, Any]:
-    """The figures of a split, as `eval --json` gives them.
+@dataclass(frozen=True)
+class SourceFigures:
+    """Accuracy of the preferences of one source; a tie counts 1/2."""
 
-    Every preference weighs the same, in the loss too. `accuracy_low` and `accuracy_high` are a 95 % interval clustered
-    by prompt; `length_baseline` is the accuracy of "the longer wins", equal lengths counting 1/2. Figures that can't be
-    had are None.
+    n: int
+    accuracy: float
+    low: float  # 95 % interval, clustered by prompt
+    high: float
 
-    Args:
-        rows: all rows of the split.
-        ckpt: what scored them.
-        split: their split.
-        path: of the rows file.
+
+@dataclass(frozen=True)
+class SplitFigures:
+    """Figures of a split, in which every preference weighs the same; None where they are undefined."""
+
+    n: int  # preferences
+    groups: int
+    accuracy: float | None  # a tie counts 1/2
+    accuracy_low: float | None  # 95 % interval, clustered by prompt
+    accuracy_high: float | None
+    accuracy_strict: float | None  # a tie counts 0
+    ties: int
+    identical: int  # ties between completions of the same tokens
+    loss: float | None  # nats, Bradley-Terry
+    reward_gap: float | None  # mean
+    length_baseline: float | None  # accuracy of "the longer wins"; equal lengths count 1/2
+    reward_length_correlation: float | None  # Spearman
+    ece: float | None
+    brier: float | None
+    truncated: int  # groups
+    by_source: dict[str, SourceFigures]
+
+
+def summarise(rows: Sequence[ScoredRow]) -> SplitFigures:
+    """The figures of all rows of a split.
 
     Raises:
         ValueError: a reward is not finite.
     """
-    gaps = gaps_of(rows)
-    figures = ranking_accuracy(gaps.gaps)
-    of_length = length_gaps_of(rows)
-    clusters = clusters_of(rows)[gaps.groups]
-    interval = clustered_interval(credits_of(gaps.gaps), clusters)
-    measured = [row for row in rows if row.lengths and row.rewards]
-    return {
-        "ckpt": ckpt,
-        "split": split,
-        "n": figures.n,
-        "groups": len(rows),
-        "accuracy": figures.accuracy,
-        "accuracy_low": interval.low if interval else None,
-        "accuracy_high": interval.high if interval else None,
-        "accuracy_strict": figures.strict,
-        "ties": figures.ties,
-        "identical": sum(row.identical for row in rows),
-        "loss": figures.loss,
-        "reward_gap": figures.mean_gap,
-        "length_baseline": ranking_accuracy(of_length.gaps).accuracy if of_length else None,
-        "reward_length_correlation": spearman(
-            [reward for row in measured for reward in row.rewards],
-            [length for row in measured for length in row.lengths],
-        ),
-        "ece": expected_calibration_error(gaps.gaps),
-        "brier": brier_score(gaps.gaps),
-        "truncated": sum(row.truncated for row in rows),
-        "by_source": _by_source(rows, gaps, clusters),
-        "rows": path,
-    }
-
-
-def _by_source(rows: Sequence[ScoredRow], gaps: RewardGaps, clusters: Labels) -> dict[str, dict[str, Any]]:
+    gaps, length_gaps = gaps_of(rows), length_gaps_of(rows)
+    ranking, credit, clusters = ranking_accuracy(gaps.gaps), credits_of(gaps.gaps), clusters_of(rows)[gaps.groups]
+    interval = clustered_interval(credit, clusters)
     sources = np.array([row.source or NO_SOURCE for row in rows], dtype=object)[gaps.groups]
-    credit, figures = credits_of(gaps.gaps), {}
+    with_lengths = [row for row in rows if row.lengths and row.rewards]
+    return SplitFigures(
+        n=ranking.n,
+        groups=len(rows),
+        accuracy=ranking.accuracy,
+        accuracy_low=interval.low if interval else None,
+        accuracy_high=interval.high if interval else None,
+        accuracy_strict=ranking.strict,
+        ties=ranking.ties,
+        identical=sum(row.identical for row in rows),
+        loss=ranking.loss,
+        reward_gap=ranking.mean_gap,
+        length_baseline=ranking_accuracy(length_gaps.gaps).accuracy if length_gaps else None,
+        reward_length_correlation=spearman(
+            [reward for row in with_lengths for reward in row.rewards],
+            [length for row in with_lengths for length in row.lengths],
+        ),
+        ece=expected_calibration_error(gaps.gaps),
+        brier=brier_score(gaps.gaps),
+        truncated=sum(row.truncated for row in rows),
+        by_source=_by_source(sources, credit, clusters),
+    )
+
+
+def _by_source(sources: Labels, credit: Floats, clusters: Labels) -> dict[str, SourceFigures]:
+    figures = {}
     for source in sorted(set(sources)):
         here = sources == source
-        interval = clustered_interval(credit[here], clusters[here])
-        assert interval is not None
-        accuracy = float(credit[here].mean())
-        figures[source] = {"n": int(here.sum()), "accuracy": accuracy, "low": interval.low, "high": interval.high}
+        interval = wilson_interval(accuracy := float(credit[here].mean()), effective_size(credit[here], clusters[here]))
+        figures[source] = SourceFigures(int(here.sum()), accuracy, interval.low, interval.high)
     return figures
 
 
@@ -171,7 +188,7 @@ _Float32 = Annotated[float, Field(ge=-3.5e38, le=3.5e38)]
 
 
 class _Line(BaseModel):
-    """A line of a rows file, with the fields of ScoredRow; what else it holds is of no account."""
+    """A line of a rows file, with the fields of ScoredRow; unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 

@@ -1,6 +1,7 @@
 """A scorer on a split or on the rows of a comparison: rows, figures, and the files that keep them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,10 @@ def evaluate_split(
     path = folder / f"{name}.rows.jsonl"
     rows = score_rows(scorer, name, split.groups, tokens_per_batch, path, display, split=split, drops=True)
     result = {
-        **summarise(rows, scorer.info.where, name, str(path)),
+        "ckpt": scorer.info.where,
+        "split": name,
+        **asdict(summarise(rows)),
+        "rows": str(path),
         "refused": len(split.groups) - len(rows),
         **scorer.info.record(),
         "data": split.origin,

@@ -1,9 +1,9 @@
-"""Whether sigmoid(reward gap) is the probability that it claims to be under the Bradley-Terry model.
+"""Calibration: whether sigmoid(reward gap) is the probability that the Bradley-Terry model takes it for.
 
-A preference is one event, "the better completion wins", whose outcome is always 1, so the probability of that event
-can't be set against how often it happens. Either completion might have been listed first; counting each preference both
-ways round gives, by symmetry, what is used here: the model's confidence in its own choice, sigmoid(|gap|), against
-whether that choice is right (1/2 on a tie).
+The event "the better completion wins" has the outcome 1 in every preference, so its predicted probability can't be
+compared with its frequency. But either completion could have been listed first. Counting each preference both ways
+gives, by symmetry, the comparison made here: the model's confidence in its own choice, sigmoid(|gap|), with whether
+that choice is right (1/2 on a tie).
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class ReliabilityBin:
 def reliability_bins(gaps: Floats, bins: int = BINS) -> tuple[ReliabilityBin, ...]:
     """Preferences sorted by confidence and cut into bins of equal mass (arXiv 1904.01685); fewer where n < bins."""
     magnitudes, inverse = np.unique(np.abs(gaps), return_inverse=True)
-    # equal confidences share their mean credit, so the order of the rows does not matter at the edges of the bins
+    # equal confidences share their mean credit: the order of the rows does not matter at the edges of the bins
     shared = np.bincount(inverse, weights=credits_of(gaps)) / np.bincount(inverse) if len(gaps) else gaps
     order = np.argsort(inverse, kind="stable")
     confidence, credit = _sigmoid(magnitudes)[inverse][order], shared[inverse][order]
@@ -45,7 +45,7 @@ def expected_calibration_error(gaps: Floats, bins: int = BINS) -> float | None:
 
 
 def brier_score(gaps: Floats) -> float | None:
-    """Mean of (1 - sigmoid(gap))^2 (Brier 1950), whichever way round a pair is told; None without preferences."""
+    """Mean of (1 - sigmoid(gap))^2 (Brier 1950), whichever completion is listed first; None without preferences."""
     return float((_sigmoid(-gaps) ** 2).mean()) if len(gaps) else None
 
 

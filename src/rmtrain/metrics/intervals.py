@@ -30,14 +30,14 @@ def wilson_interval(accuracy: float, n: float) -> Interval:
 
 
 def effective_size(credit: Floats, clusters: Labels) -> float:
-    """Number of independent preferences that tell as much about the accuracy as these n clustered ones.
+    """Number of independent preferences that determine the accuracy as precisely as these n clustered ones.
 
-    n over the design effect: the variance of the mean under clustering over that of n independent draws, never taken
-    below 1. Two clusters wholly right and two wholly wrong, as in Agresti & Coull 1998, are added when it is estimated,
-    so that near an accuracy of 0 or 1, where the data can't tell, the preferences of a prompt count as dependent.
+    n divided by the design effect, the variance of the mean under clustering over that of n independent draws, which is
+    taken as at least 1. Its estimate adds two wholly right and two wholly wrong clusters, as in Agresti & Coull 1998:
+    near an accuracy of 0 or 1, where the data can't show it, the preferences of a prompt then count as dependent.
 
     Args:
-        credit: [n] what each preference counts, 0 to 1; n > 0.
+        credit: [n] of each preference, 0 to 1; n > 0.
         clusters: [n] label of each preference's cluster.
     """
     _, labels = np.unique(clusters, return_inverse=True)
@@ -54,11 +54,11 @@ def effective_size(credit: Floats, clusters: Labels) -> float:
 def clustered_interval(credit: Floats, clusters: Labels) -> Interval | None:
     """Wilson's interval at the effective size of clustered data; None without data.
 
-    The method of Korn & Graubard 1998 with Wilson's limits, among the best of those compared by Franco et al. 2019 (J.
-    Survey Stat. Methodol. 7). Without clustering and ties it is Wilson's interval itself; its width is never 0.
+    The method of Korn & Graubard 1998 with Wilson's limits, one of the best in the comparison of Franco et al. 2019 (J.
+    Survey Stat. Methodol. 7). Without clustering and ties it equals Wilson's interval; its width is never 0.
 
     Args:
-        credit: [n] what each preference counts, 0 to 1.
+        credit: [n] of each preference, 0 to 1.
         clusters: [n] label of each preference's cluster.
     """
     return wilson_interval(float(credit.mean()), effective_size(credit, clusters)) if len(credit) else None
@@ -67,30 +67,30 @@ def clustered_interval(credit: Floats, clusters: Labels) -> Interval | None:
 def stratified_interval(accuracies: Sequence[float], sizes: Sequence[float], weights: Sequence[float]) -> Interval:
     """Interval of a weighted mean of accuracies of independent strata: Wilson's, at its effective size.
 
-    The weights' effective size (Kish 1965), over the design effect that the strata's own variances give, never taken
-    below 1. Resampling would give strata of accuracy 1 no variance, and so too narrow an interval near 1.
+    Its size is the weights' effective size (Kish 1965) divided by the design effect of the strata's own variances,
+    taken as at least 1. Resampling would give strata of accuracy 1 no variance: an interval too narrow near 1.
 
     Args:
-        accuracies: of the strata.
-        sizes: effective number of preferences of each.
-        weights: of each, of any sum above 0.
+        accuracies: one for each stratum.
+        sizes: effective number of preferences in each.
+        weights: one for each, with any sum above 0.
     """
     shares, p = np.array(weights, dtype=np.float64) / np.sum(weights), np.array(accuracies, dtype=np.float64)
     size = 1 / float(np.sum(shares**2 / sizes))
     mean = float(shares @ p)
-    pulled = (mean * size + 2) / (size + 4)  # as Agresti & Coull 1998, so that the variance is not 0
+    pulled = (mean * size + 2) / (size + 4)  # as in Agresti & Coull 1998, which keeps the variance above 0
     design_effect = size * float(np.sum(shares**2 * p * (1 - p) / sizes)) / (pulled * (1 - pulled))
     return wilson_interval(mean, size / max(1.0, design_effect))
 
 
 def percentile_interval(draws: Floats) -> Interval:
-    """The middle 95 % of [R] resampled figures (Efron & Tibshirani 1993, ch. 13); NaN is one left undefined."""
+    """The middle 95 % of [R] resampled figures (Efron & Tibshirani 1993, ch. 13); NaN marks an undefined one."""
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Interval(float(low), float(high))
 
 
 def resampled_sums(sums: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """[R, C] sums over clusters drawn with replacement, of [G, C] what each adds.
+    """[R, C] sums over clusters drawn with replacement, of the [G, C] sums of each cluster.
 
     Clusters with the same sums are drawn together, by a multinomial: the same distribution as drawing them one by one.
     """
@@ -107,15 +107,15 @@ def resampled_sums(sums: Floats, resamples: int = RESAMPLES, seed: int = 0) -> F
 def resampled_means(
     values: Floats, clusters: Labels, strata: Ints, resamples: int = RESAMPLES, seed: int = 0
 ) -> Floats:
-    """[R, S] means of values by stratum when clusters are drawn with replacement, whatever strata a cluster is in.
+    """[R, S] means of values by stratum when clusters are drawn with replacement; a cluster may be in several strata.
 
-    NaN where a resample leaves a stratum out.
+    A mean is NaN where a resample has nothing of a stratum.
 
     Args:
-        values: [n] what each preference counts, or counts more for A than for B; n > 0.
+        values: [n] credit of each preference, or credit of A minus that of B; n > 0.
         clusters: [n] label of each preference's cluster.
-        strata: [n] stratum of each preference, 0 to S - 1, such as its subset; none is empty.
-        resamples: how many.
+        strata: [n] stratum of each preference, such as its subset, 0 to S - 1; no stratum is empty.
+        resamples: R.
         seed: of the resampling.
     """
     names, places = np.unique(clusters, return_inverse=True)
@@ -128,10 +128,10 @@ def resampled_means(
 
 
 def difference_interval(draws: Floats, clusters: int) -> Interval:
-    """Interval of a difference of two models, of its [R] draws: a percentile bootstrap over so many clusters.
+    """Interval of the difference of two models from its [R] draws over a number of clusters: a percentile bootstrap.
 
-    Where no cluster differs there is nothing to resample: then Wilson's upper limit of the share of clusters that would
-    differ bounds the difference on both sides.
+    If the models agree on every cluster, resampling shows no variance: then Wilson's upper limit of the share of
+    clusters that differ bounds the difference on both sides.
     """
     if draws.any():
         return percentile_interval(draws)
@@ -140,14 +140,14 @@ def difference_interval(draws: Floats, clusters: int) -> Interval:
 
 
 def detectable_difference(differences: Floats, clusters: Labels, strata: Ints, shares: Floats) -> float | None:
-    """Least true difference that a paired comparison of this size shows at the 5 % level four times in five.
+    """Smallest true difference that a paired comparison of this size detects at the 5 % level with a power of 80 %.
 
     (z_0.975 + z_0.8) times the clustered standard error of the weighted mean difference (arXiv 2411.00640). With one
     preference a prompt the error is sqrt((r - d^2) / n), for a share r of discordant preferences and a mean difference
-    d. None where no cluster differs or there is but one.
+    d. None for a single cluster, or if the models agree on every cluster.
 
     Args:
-        differences: [n] credit of A less that of B.
+        differences: [n] credit of A minus that of B.
         clusters: [n] label of each preference's cluster.
         strata: [n] stratum of each preference, 0 to S - 1.
         shares: [S] of the strata in the mean, summing to 1.

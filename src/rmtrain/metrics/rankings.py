@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Labels = NDArray[np.generic]  # numbers or text, equal where they mean the same
+Labels = NDArray[np.generic]  # numbers or text; equal labels mean the same thing
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class RewardGaps:
 
 @dataclass(frozen=True)
 class RankingAccuracy:
-    """Figures over n preferences; None where there are no preferences."""
+    """Figures over n preferences; None without preferences."""
 
     n: int
     ties: int  # preferences whose two rewards are equal
@@ -39,10 +39,10 @@ def reward_gaps(
     Args:
         rewards: K_g values for each of G groups.
         preferences: for each group its (better, worse, ...) index pairs.
-        ids: names of the groups, for messages.
+        ids: of the groups, for messages.
 
     Raises:
-        ValueError: a value is not finite, or a preference names a completion that its group has not.
+        ValueError: a value is not finite, or a preference names a completion that its group does not have.
     """
     parts = zip(rewards, preferences, ids, strict=True)
     return join_gaps([preference_gaps(*part) for part in parts])
@@ -68,14 +68,14 @@ def join_gaps(gaps: Sequence[Sequence[float]]) -> RewardGaps:
 
 
 def credits_of(gaps: Floats) -> Floats:
-    """What each preference counts: 1 if the better completion has the higher reward, 1/2 on a tie, else 0."""
+    """Credit of each preference: 1 if the better completion has the higher reward, 1/2 on a tie, else 0."""
     return (np.sign(gaps) + 1) / 2
 
 
-def best_of_credit(rewards: Sequence[float], right: int = 1) -> float:
-    """1/k if one of the first `right` completions is among the k that share the highest reward, else 0."""
+def best_of_credit(rewards: Sequence[float]) -> float:
+    """1/k if the first completion is among the k that share the highest reward, else 0."""
     best = max(rewards)
-    return 1 / sum(reward == best for reward in rewards) if best in rewards[:right] else 0.0
+    return 1 / sum(reward == best for reward in rewards) if rewards[0] == best else 0.0
 
 
 def bradley_terry_losses(gaps: Floats) -> Floats:
@@ -99,7 +99,7 @@ def ranking_accuracy(gaps: Floats) -> RankingAccuracy:
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float | None:
-    """Spearman's rank correlation, ties given their average rank; None if either side is constant or empty."""
+    """Spearman's rank correlation, with average ranks for ties; None if either side is constant or empty."""
     ranks_x, ranks_y = (_centred_ranks(np.asarray(values, dtype=np.float64)) for values in (x, y))
     scale = np.sqrt((ranks_x**2).sum() * (ranks_y**2).sum())
     return float(np.clip((ranks_x * ranks_y).sum() / scale, -1, 1)) if scale > 0 else None
