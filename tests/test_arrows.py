@@ -41,6 +41,8 @@ DOORS = {  # library → where it may be imported
     "peft": ("model/",),
     "bitsandbytes": ("model/",),
     "wandb": ("training/tracking.py",),
+    "fastapi": ("serving/",),
+    "uvicorn": ("serving/",),
     "typer": ("cli/",),
     "rich": ("cli/", "reporting/"),
     "matplotlib": ("reporting/",),

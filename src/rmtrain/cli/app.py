@@ -28,6 +28,7 @@ from rmtrain.cli import (
     rewardbench,
     runs,
     score,
+    serve,
     train,
 )
 from rmtrain.cli.hints import for_command
@@ -57,6 +58,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("rewardbench")(rewardbench.rewardbench)
 app.command("score")(score.score)
+app.command("serve")(serve.serve)
 app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("gap")(gap.gap)

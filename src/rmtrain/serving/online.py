@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,6 +38,13 @@ class LogOnce:
         """Show nothing."""
 
 
+class RowScore(NamedTuple):
+    """What a scorer says of one completion."""
+
+    reward: float
+    truncated: bool
+
+
 @dataclass(frozen=True)
 class OnlineScorer:
     """A scorer in this process, for any number of threads.
@@ -63,6 +70,7 @@ class OnlineScorer:
         options: ScoringOptions = ScoringOptions(),  # noqa: B008 - a frozen value
         device: str | None = None,
         tokens_per_batch: int | None = None,
+        verify: bool = True,
     ) -> "OnlineScorer":
         """Load a reward model.
 
@@ -71,13 +79,14 @@ class OnlineScorer:
             options: how it is to be scored.
             device: of the weights; None is the GPU of this process, or the CPU where it has none.
             tokens_per_batch: maximum tokens per forward pass; None is as the checkpoint says.
+            verify: check the files of the weights against the digests that were recorded with them.
 
         Raises:
             CheckpointError: it can't be loaded.
             InputError: an option does not fit it, or it only compares completions.
         """
         where, run = locate_model(ckpt)
-        scorer = open_scorer(ScorerRequest(where, options, device=device or default_device()))
+        scorer = open_scorer(ScorerRequest(where, options, verify, device or default_device()))
         scorer.info.require_rewards("this")
         name = run.name if run is not None else os.path.basename(os.path.normpath(where))
         reader = TextReader(scorer.info.renderer, scorer.info.max_length)
@@ -99,6 +108,23 @@ class OnlineScorer:
         with self._lock, torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             return self._score(groups)
 
+    def score_rows(self, groups: Sequence[PreferenceGroup]) -> list[list[RowScore | RmtrainError]]:
+        """As `score`, by completion: one that can't be scored leaves the others of its group their rewards."""
+        scores = self.score(groups)
+        apart = [
+            group._replace(completions=(completion,), id=f"{group.id} {place}")
+            for group, score in zip(groups, scores, strict=True)
+            if isinstance(score, RmtrainError) and len(group.completions) > 1
+            for place, completion in enumerate(group.completions)
+        ]
+        again = iter(self.score(apart))
+        found: list[list[RowScore | RmtrainError]] = []
+        for group, score in zip(groups, scores, strict=True):
+            several = isinstance(score, RmtrainError) and len(group.completions) > 1
+            parts = [next(again) for _ in group.completions] if several else [score]
+            found.append([row for part in parts for row in _rows(part)])
+        return found
+
     def _score(self, groups: Sequence[PreferenceGroup]) -> list[GroupScore | RmtrainError]:
         task = ScoringTask("rows", groups, self.tokens_per_batch, None, self._display, drop_refused=len(groups) > 1)
         try:
@@ -111,6 +137,12 @@ class OnlineScorer:
         return [
             score if score is not None else self._score([group])[0] for group, score in zip(groups, scores, strict=True)
         ]
+
+
+def _rows(score: GroupScore | RmtrainError) -> list[RowScore | RmtrainError]:
+    if isinstance(score, RmtrainError):
+        return [score]
+    return [RowScore(reward, score.truncated) for reward in score.rewards]
 
 
 def default_device() -> str:

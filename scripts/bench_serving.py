@@ -1,0 +1,127 @@
+"""Throughput and latency of `rmtrain serve` under many clients, beside a server that scores one request at a time.
+
+    python scripts/bench_serving.py --ckpt runs/quickstart-… --clients 64 --requests 640
+
+Both sides are the same command; the other side's batches hold one request (`--tokens-per-batch 1 --wait-ms 0`). Each
+client sends its next request once the last is answered; a request is a prompt and one answer of the demo data. Sides
+take turns, each with a server of its own; loading is not counted, and each server is warmed up before.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sides import Result, machine, ratios, shown, spread, take_turns, write_json
+
+HEAD = b"POST /reward HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
+
+def requests(count: int) -> list[dict[str, Any]]:
+    """Bodies of so many requests."""
+    from rmtrain.data.load import read_source
+
+    groups = read_source("demo", "train", evaluation=False).groups
+    rows = [(group.prompt, answer) for group in groups for answer in group.completions]
+    return [
+        {"messages": [message.as_dict() for message in prompt], "completions": [[m.as_dict() for m in answer]]}
+        for prompt, answer in itertools.islice(itertools.cycle(rows), count)
+    ]
+
+
+def start(settings: dict[str, Any], *options: str) -> tuple[subprocess.Popen[str], str]:
+    """A server in a process of its own, and its address."""
+    command = [sys.executable, "-m", "rmtrain", "serve", "--ckpt", settings["ckpt"], "--port", "0", *options]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    lines = []
+    for line in server.stderr:
+        lines.append(line)
+        if " at http://" in line:
+            return server, line.split(" at ")[1].split(";")[0]
+    raise SystemExit("the server did not start:\n" + "".join(lines))
+
+
+async def ask(address: str, bodies: list[dict[str, Any]], clients: int) -> tuple[list[float], list[float], float]:
+    """Rewards, seconds of each request, and seconds in all; bare sockets leave the processor to the server."""
+    rewards, seconds = [0.0] * len(bodies), [0.0] * len(bodies)
+    left = iter(range(len(bodies)))
+    host, port = address.removeprefix("http://").rsplit(":", 1)
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for number in left:
+            body = json.dumps(bodies[number]).encode()
+            begin = time.perf_counter()
+            writer.write(HEAD % len(body) + body)
+            answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            text = await reader.readexactly(int(answer.split("content-length: ")[1].split()[0]))
+            seconds[number] = time.perf_counter() - begin
+            rewards[number] = json.loads(text)["rewards"][0]
+        writer.close()
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return rewards, seconds, time.perf_counter() - begin
+
+
+def measure(settings: dict[str, Any], *options: str) -> Result:
+    bodies = requests(settings["requests"])
+    server, address = start(settings, *options)
+    try:
+        asyncio.run(ask(address, bodies[:128], settings["clients"]))
+        rewards, seconds, whole = asyncio.run(ask(address, bodies, settings["clients"]))
+    finally:
+        server.terminate()
+        server.wait(60)
+    p50, p99 = (float(value) for value in np.percentile(seconds, [50, 99]))
+    return {"rewards": rewards, "p50": p50, "p99": p99, "per_second": len(bodies) / whole}
+
+
+def gathered(settings: dict[str, Any]) -> Result:
+    return measure(settings)
+
+
+def one_at_a_time(settings: dict[str, Any]) -> Result:
+    return measure(settings, "--tokens-per-batch", "1", "--wait-ms", "0")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", required=True, help="run folder or checkpoint folder")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=640, help="of all clients together")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    results = take_turns({"gathered": gathered, "one at a time": one_at_a_time}, settings, options.repeats)
+    both = zip(results["gathered"][0]["rewards"], results["one at a time"][0]["rewards"], strict=True)
+    difference = max(abs(a - b) for a, b in both)
+    print(f"\n{options.requests} requests of {options.clients} clients; {machine()}")
+    summary: dict[str, Any] = {"sides": {}, "reward_difference": difference}
+    for name, runs in results.items():
+        figures = {key: spread([run[key] for run in runs]) for key in ("per_second", "p50", "p99")}
+        summary["sides"][name] = figures
+        latency = f"p50 {shown(figures['p50'], 3)} s, p99 {shown(figures['p99'], 3)} s"
+        print(f"{name:<14} {shown(figures['per_second'], 1)} requests/s, {latency}")
+    rates = {name: [run["per_second"] for run in runs] for name, runs in results.items()}
+    summary["speed"] = ratios(rates["gathered"], rates["one at a time"])
+    print(
+        f"gathered: {shown(summary['speed'])} times the requests a second; rewards differ by {difference:.1e} at most"
+    )
+    kept = {
+        name: [{key: value for key, value in run.items() if key != "rewards"} for run in runs]
+        for name, runs in results.items()
+    }
+    write_json(options.json, options=settings, machine=machine(), **summary, runs=kept)
+
+
+if __name__ == "__main__":
+    main()

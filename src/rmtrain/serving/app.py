@@ -1,0 +1,225 @@
+"""The HTTP application: routes, who may ask, how much, and what is answered."""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rmtrain import __version__
+from rmtrain.errors import InputError
+from rmtrain.serving.batcher import Batcher, BatchLimits, QueueFullError, StoppedError
+from rmtrain.serving.figures import Figures
+from rmtrain.serving.forms import ClassifyForm, Embeddings, Form, RewardForm, VllmPooling, VllmScore
+from rmtrain.serving.online import OnlineScorer
+from rmtrain.serving.problems import problem, problem_of, problem_of_body
+
+RETRY_SECONDS = "1"
+_SMALL = 1 << 14  # bytes of a body that is read at once; a larger one would keep the others waiting
+_ABOUT = (
+    "Rewards of one model, the same as `rmtrain score` gives. `/reward` takes rmtrain's own form and those of "
+    "OpenRLHF, LLaMA-Factory and slime; the other routes answer as vLLM and SGLang do."
+)
+_logger = logging.getLogger("rmtrain")
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """What one server accepts.
+
+    Attributes:
+        batch: how requests are gathered, and how many may wait.
+        body_bytes: of one request.
+        token: that clients must send as `Authorization: Bearer`; empty for none.
+    """
+
+    batch: BatchLimits
+    body_bytes: int
+    token: str = ""
+
+
+def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
+    """The application of one model."""
+    figures = Figures()
+    batcher = Batcher(scorer, limits.batch, figures)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        batcher.start()
+        yield
+        await batcher.stop()
+
+    app = FastAPI(title="rmtrain", version=__version__, description=_ABOUT, lifespan=lifespan)
+    _add_forms(app, Desk(scorer, batcher, figures))
+
+    @app.get("/health", summary="The model, while it is ready")
+    async def health() -> Response:
+        info = scorer.info
+        return JSONResponse({"status": "ok", "model": scorer.name, "max_length": info.max_length, "dtype": info.dtype})
+
+    @app.get("/metrics", summary="Figures for Prometheus")
+    async def metrics() -> Response:
+        return PlainTextResponse(figures.text(batcher.rows_waiting), media_type="text/plain; version=0.0.4")
+
+    @app.exception_handler(RequestValidationError)
+    async def unreadable(request: Request, error: RequestValidationError) -> Response:
+        return problem_of_body(error.errors())
+
+    @app.exception_handler(AnyHTTPException)
+    async def refused(request: Request, error: AnyHTTPException) -> Response:
+        return problem(error.status_code, str(error.detail), "see /docs", dict(error.headers or {}))
+
+    return Gate(app, limits, figures, frozenset(app.openapi()["paths"]))
+
+
+def _add_forms(app: FastAPI, desk: "Desk") -> None:
+    """The routes that give rewards."""
+
+    @app.post("/reward", summary="Rewards, in rmtrain's own form and those of OpenRLHF, LLaMA-Factory and slime")
+    @app.post("/", include_in_schema=False)
+    async def reward(form: RewardForm, request: Request) -> Response:
+        return await desk.answer(form, request)
+
+    @app.post("/classify", summary="As vLLM (`input`, `messages`) or SGLang (`text`)")
+    async def classify(form: ClassifyForm, request: Request) -> Response:
+        return await desk.answer(form, request)
+
+    @app.post("/pooling", summary="As vLLM")
+    async def pooling(form: VllmPooling, request: Request) -> Response:
+        return await desk.answer(form, request)
+
+    @app.post("/v1/embeddings", summary="As SGLang, for verl")
+    async def embeddings(form: Embeddings, request: Request) -> Response:
+        return await desk.answer(form, request)
+
+    @app.post("/score", summary="As vLLM: prompts as `queries`, answers as `documents`")
+    @app.post("/v1/score", include_in_schema=False)
+    async def score(form: VllmScore, request: Request) -> Response:
+        return await desk.answer(form, request)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Takes a request of any form, has it scored, and writes its answer."""
+
+    scorer: OnlineScorer
+    batcher: Batcher
+    figures: Figures
+
+    async def answer(self, form: Form, request: Request) -> Response:
+        """The rewards in the form of the request, or what is wrong with it."""
+        try:
+            small = int(request.headers.get("content-length", _SMALL)) < _SMALL
+            reader = self.scorer.reader
+            asked = form.ask(reader) if small else await run_in_threadpool(form.ask, reader)
+            scores = await _unless_gone(request, self.batcher, [group for group, _ in asked.groups])
+        except InputError as error:
+            return problem_of(error)
+        except QueueFullError:
+            full = f"{self.batcher.rows_waiting:,} rows wait already"
+            return problem(429, full, "try again later", {"Retry-After": RETRY_SECONDS})
+        except StoppedError:
+            return problem(503, "the server stops", "try again later", {"Retry-After": RETRY_SECONDS})
+        if scores is None:
+            return Response(status_code=499)  # to nobody
+        found = asked.answer(scores)
+        self.figures.refused += len(found.faults)
+        self.figures.truncated += len(found.truncated)
+        if len(found.faults) == asked.size:
+            return problem_of(next(iter(found.faults.values())))
+        return JSONResponse(form.reply(found, self.scorer.name))
+
+
+async def _unless_gone(request: Request, batcher: Batcher, groups: list[Any]) -> list[Any] | None:
+    """The scores of groups; None where the client has hung up before."""
+    if not groups:
+        return []
+    scores = asyncio.ensure_future(batcher.submit(groups))
+    gone = asyncio.ensure_future(request.receive())  # after the body, only the end of the connection comes
+    try:
+        await asyncio.wait({scores, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return await scores if scores.done() else None
+    finally:
+        scores.cancel()
+        gone.cancel()
+        await asyncio.gather(scores, gone, return_exceptions=True)
+
+
+class Gate:
+    """What stands before the application: the token, the limit on the body, the count, and the last word on faults.
+
+    Args:
+        app: the application.
+        limits: the token, and the bytes of a body.
+        figures: count every request.
+        paths: that are counted by name.
+    """
+
+    def __init__(self, app: ASGIApp, limits: ServerLimits, figures: Figures, paths: frozenset[str]) -> None:
+        self._app, self._limits, self._figures, self._paths = app, limits, figures, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            answer = self._refusal(scope)
+            if answer is None:
+                await self._app(scope, self._limited(receive), counted)
+            else:
+                await answer(scope, receive, counted)
+        except Exception:
+            _logger.exception("a request failed")
+            if not status:
+                await problem(500, "an unexpected error; see the server's log")(scope, receive, counted)
+        finally:
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._figures.answered(path, status, time.perf_counter() - start)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = dict(scope["headers"])
+        expected = f"Bearer {self._limits.token}".encode()
+        given = headers.get(b"authorization", b"")
+        if self._limits.token and scope["path"] != "/health" and not hmac.compare_digest(given, expected):
+            hint = "send the header Authorization: Bearer TOKEN"
+            return problem(401, "no token, or a wrong one", hint, {"WWW-Authenticate": "Bearer"})
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._limits.body_bytes:
+            return problem(413, self._too_much, "send fewer rows", {"Connection": "close"})
+        return None
+
+    @property
+    def _too_much(self) -> str:
+        return f"the body has more than {self._limits.body_bytes:,} bytes"
+
+    def _limited(self, receive: Receive) -> Receive:
+        taken = 0
+
+        async def limited() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._limits.body_bytes:
+                raise HTTPException(413, self._too_much, {"Connection": "close"})
+            return message
+
+        return limited

@@ -1,0 +1,174 @@
+"""What a request asks for: groups to score, the place of each reward in the answer, and the rows that can't be read."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rmtrain.data.schemas.messages import completion_of, conversation, prompt_of, token_ids
+from rmtrain.data.schemas.rows import RowFault, template_arguments
+from rmtrain.data.types import Conversation, PreferenceGroup
+from rmtrain.errors import InputError, RmtrainError, printable
+from rmtrain.serving.online import RowScore
+from rmtrain.serving.texts import TextReader, require_unicode
+
+_GROUP = re.compile(r"^group [\d. ]+: ")
+_CHARACTERS_PER_TOKEN = 64  # longer texts are refused before they are tokenised
+
+
+@dataclass
+class Asked:
+    """The rows of one request.
+
+    Attributes:
+        reader: reads whole texts.
+        size: rewards that the answer has.
+        groups: what to score, each with the places of its completions in the answer.
+        faults: by place, why a row has no reward.
+        cut: places of texts that were cut to the maximum length.
+    """
+
+    reader: TextReader
+    size: int = 0
+    groups: list[tuple[PreferenceGroup, list[int]]] = field(default_factory=list)
+    faults: dict[int, RmtrainError] = field(default_factory=dict)
+    cut: set[int] = field(default_factory=set)
+
+    def completions(self, prompt: object, values: Sequence[object], where: str, arguments: dict[str, Any]) -> None:
+        """Ask for the completions of one prompt.
+
+        Raises:
+            InputError: the prompt, or what its chat template is given, can't be read.
+        """
+        given = self._read(template_arguments, arguments, "")
+        asked = self._read(prompt_of, prompt, "prompt")
+        found: list[tuple[int, Conversation]] = []
+        for number, value in enumerate(values):
+            place = self._next()
+            try:
+                found.append((place, self._read(completion_of, value, f"{where}[{number}]")))
+            except InputError as error:
+                self.faults[place] = error
+        if found:
+            group = PreferenceGroup("", asked, tuple(answer for _, answer in found), (), arguments=given)
+            self.groups.append((group, [place for place, _ in found]))
+
+    def dialogue(self, value: object, where: str, arguments: dict[str, Any]) -> None:
+        """Ask for a whole conversation as messages, the last of which is the assistant's.
+
+        Raises:
+            InputError: it can't be read.
+        """
+        messages = self._read(conversation, value, where)
+        if messages[-1].role != "assistant":
+            raise InputError(
+                f"{where}: the last message is of the {messages[-1].role}",
+                "end with the assistant's answer, or give completions beside it",
+            )
+        given = self._read(template_arguments, arguments, "")
+        group = PreferenceGroup("", messages[:-1], (messages[-1:],), (), arguments=given)
+        self.groups.append((group, [self._next()]))
+
+    def texts(self, values: Sequence[object], where: str, prompts: Sequence[object] | None = None) -> None:
+        """Ask for whole conversations as text or token ids, with the prompts that the texts begin with, if known."""
+        together: dict[object, list[tuple[int, str]]] = {}
+        for number, value in enumerate(values):
+            place, at = self._next(), f"{where}[{number}]"
+            prompt = prompts[number] if prompts is not None else None
+            try:
+                if isinstance(value, list):
+                    self._add(
+                        [place],
+                        self.reader.group_of_ids("", [self._read(lambda ids: token_ids(ids, "ids"), value, at)]),
+                    )
+                elif not isinstance(value, str) or not (prompt is None or isinstance(prompt, str)):
+                    raise InputError(f"{at}: no text", "give text, rendered by the model's chat template")
+                else:
+                    self._read(str, value, at)
+                    together.setdefault(place if prompt is None else prompt, []).append((place, value))
+            except InputError as error:
+                self.faults[place] = _at(at, error)
+        for key, rows in together.items():
+            self._texts_of(rows, key if isinstance(key, str) else None)
+
+    def _texts_of(self, rows: Sequence[tuple[int, str]], prompt: str | None) -> None:
+        """Texts of one prompt; read one by one where they can't be read together."""
+        try:
+            self._add([place for place, _ in rows], self.reader.group("", [text for _, text in rows], prompt))
+        except InputError as error:
+            if len(rows) == 1:
+                self.faults[rows[0][0]] = error
+            else:
+                for row in rows:
+                    self._texts_of([row], prompt)
+
+    def _add(self, places: list[int], read: tuple[PreferenceGroup, bool]) -> None:
+        group, cut = read
+        self.groups.append((group, places))
+        self.cut |= set(places) if cut else set()
+
+    def _read(self, read: Callable[[Any], Any], value: object, where: str) -> Any:
+        """What a reader of rows makes of a value; raises InputError with the place where it can't."""
+        try:
+            _check(value, _CHARACTERS_PER_TOKEN * self.reader.max_length)
+            return read(value)
+        except RowFault as fault:
+            raise _at(where, InputError(fault.detail, "see /docs for what is taken")) from None
+        except InputError as error:
+            raise _at(where, error) from None
+        except RecursionError:
+            raise _at(where, InputError("nested too deeply", "see /docs for what is taken")) from None
+
+    def _next(self) -> int:
+        self.size += 1
+        return self.size - 1
+
+    def answer(self, scores: Sequence[Sequence[RowScore | RmtrainError]]) -> "Answer":
+        """The answer, of the scores of the groups."""
+        rewards: list[float | None] = [None] * self.size
+        faults, truncated = dict(self.faults), set(self.cut)
+        for (_, places), rows in zip(self.groups, scores, strict=True):
+            for place, row in zip(places, rows if len(rows) == len(places) else [rows[0]] * len(places), strict=True):
+                if isinstance(row, RmtrainError):
+                    faults[place] = row
+                else:
+                    rewards[place] = row.reward
+                    truncated |= {place} if row.truncated else set()
+        return Answer(rewards, dict(sorted(faults.items())), sorted(truncated))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The rewards of a request, None for a row in `faults`, and the places of truncated rows."""
+
+    rewards: list[float | None]
+    faults: dict[int, RmtrainError]
+    truncated: list[int]
+
+    def why(self, place: int) -> str:
+        """Why a row has no reward, in one line."""
+        error = self.faults[place]
+        text = without_group(error.message)
+        return printable(f"{text} ({error.hint})" if error.hint else text)
+
+
+def without_group(message: str) -> str:
+    """A message without the number of a group in a batch, which says nothing to a client."""
+    return _GROUP.sub("", message)
+
+
+def _at(where: str, error: RmtrainError) -> InputError:
+    return InputError(f"{where}: {error.message}" if where else error.message, error.hint)
+
+
+def _check(value: object, longest: int) -> None:
+    """Raises InputError unless all texts of a value are valid Unicode, and none is absurdly long."""
+    if isinstance(value, str):
+        require_unicode(value)
+        if len(value) > longest:
+            raise InputError(f"a text of {len(value):,} characters", f"give at most {longest:,}")
+    elif isinstance(value, (list, dict)):
+        for entry in value.values() if isinstance(value, dict) else value:
+            _check(entry, longest)
+        if isinstance(value, dict):
+            _check([*value], longest)

@@ -1,0 +1,302 @@
+"""The forms of requests and answers: the server's own, and those of trainers and inference engines.
+
+Each form says what it asks for and how its answer is written. A row without a reward is `null` in the answer, and
+`errors` says why.
+"""
+
+import time
+import uuid
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
+
+from rmtrain.errors import InputError
+from rmtrain.serving.asked import Answer, Asked
+from rmtrain.serving.texts import TextReader
+
+MOST_ROWS = 1024  # of a request
+_OBJECTS = {"type": "array", "items": {"type": "object"}}
+Conversation = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _OBJECTS]})]  # text, or messages
+Text = Annotated[Any, WithJsonSchema({"type": "string"})]
+Objects = Annotated[Any, WithJsonSchema(_OBJECTS)]
+Rows = Field(min_length=1, max_length=MOST_ROWS)
+
+
+class Form(BaseModel):
+    """A request; what it holds beside its fields is ignored, as clients send options of their own."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    @abstractmethod
+    def ask(self, reader: TextReader) -> Asked:
+        """The rows to score; raises InputError for a request that can't be read at all."""
+
+    @abstractmethod
+    def reply(self, answer: Answer, model: str) -> Any:
+        """The answer, as JSON."""
+
+
+class Arguments(Form):
+    """What a chat template is given beside messages."""
+
+    tools: Objects = None
+    documents: Objects = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The columns of a row, as `rmtrain score` reads them."""
+        return {"tools": self.tools, "documents": self.documents, "chat_template_kwargs": self.chat_template_kwargs}
+
+    def reply(self, answer: Answer, model: str) -> Any:
+        """Rewards in the order of the completions, and the numbers of those that were truncated."""
+        return {"model": model, "rewards": answer.rewards, "truncated": answer.truncated, **errors(answer)}
+
+
+class Completions(Arguments):
+    """A prompt, as `prompt` (text or messages) or `messages`, with its completions."""
+
+    prompt: Conversation = None
+    messages: Objects = None
+    completions: Annotated[list[Conversation], Rows]
+
+    def ask(self, reader: TextReader) -> Asked:
+        """All completions of the prompt, which goes through the model once."""
+        asked = Asked(reader)
+        prompt = self.prompt if self.messages is None else self.messages
+        if (self.prompt is None) == (self.messages is None):
+            raise InputError("give either prompt or messages beside completions", "leave one of them out")
+        asked.completions(prompt, self.completions, "completions", self.arguments)
+        return asked
+
+
+class Dialogue(Arguments):
+    """A whole conversation; the reward is that of its last message, the assistant's."""
+
+    messages: Annotated[list[Annotated[Any, WithJsonSchema({"type": "object"})]], Rows]
+
+    def ask(self, reader: TextReader) -> Asked:
+        """One reward."""
+        asked = Asked(reader)
+        asked.dialogue(self.messages, "messages", self.arguments)
+        return asked
+
+
+class OpenRLHF(Form):
+    """Texts of prompts and answers, as OpenRLHF's remote reward model takes them."""
+
+    query: Annotated[list[Text], Rows]
+    prompts: list[Text] | None = None
+    labels: Any = None
+
+    def ask(self, reader: TextReader) -> Asked:
+        """A reward for each text."""
+        asked = Asked(reader)
+        if self.prompts and len(self.prompts) != len(self.query):
+            raise InputError(f"prompts: {len(self.prompts)} for {len(self.query)} texts in query", "give as many")
+        asked.texts(self.query, "query", self.prompts or None)
+        return asked
+
+    def reply(self, answer: Answer, model: str) -> Any:
+        """`scores` are what OpenRLHF filters by, `extra_logs` what it logs."""
+        logs = {"truncated": [float(place in answer.truncated) for place in range(len(answer.rewards))]}
+        return {"rewards": answer.rewards, "scores": answer.rewards, "extra_logs": logs, **errors(answer)}
+
+
+class LlamaFactory(Form):
+    """Texts rendered by the policy's chat template, as LLaMA-Factory's PPO sends them."""
+
+    model: Any = None
+    messages: Annotated[list[Text], Rows]
+
+    def ask(self, reader: TextReader) -> Asked:
+        """A reward for each text."""
+        asked = Asked(reader)
+        asked.texts(self.messages, "messages")
+        return asked
+
+    def reply(self, answer: Answer, model: str) -> Any:
+        """The scores."""
+        return {"model": model, "scores": answer.rewards, **errors(answer)}
+
+
+class Slime(Form):
+    """One sample of slime; its prompt is messages, plain text, or rendered by the model's chat template."""
+
+    prompt: Conversation
+    response: Text
+    label: Any = None
+
+    def ask(self, reader: TextReader) -> Asked:
+        """One reward."""
+        asked = Asked(reader)
+        if isinstance(self.prompt, str) and isinstance(self.response, str) and reader.is_rendered(self.prompt):
+            asked.texts([self.prompt + self.response], "response", [self.prompt])
+        else:
+            asked.completions(self.prompt, [self.response], "response", {})
+        return asked
+
+    def reply(self, answer: Answer, model: str) -> Any:
+        """The reward alone."""
+        return answer.rewards[0]
+
+
+class VllmInput(Form):
+    """What vLLM's endpoints for one conversation take: texts or token ids in `input`, or `messages`."""
+
+    model: Any = None
+    input: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})] = None
+    messages: Objects = None
+    use_activation: Annotated[Any, Field(description="of no effect: rewards have no activation")] = None
+
+    def ask(self, reader: TextReader) -> Asked:
+        """A reward for each text."""
+        asked = Asked(reader)
+        if (self.input is None) == (self.messages is None):
+            raise InputError("give either input or messages", "leave one of them out")
+        if self.messages is not None:
+            asked.dialogue(self.messages, "messages", {})
+        else:
+            asked.texts(listed(self.input, "input"), "input")
+        return asked
+
+    def reply(self, answer: Answer, model: str) -> Any:
+        """A list of entries, one a text."""
+        data = [{"index": place, **self.entry(reward)} for place, reward in enumerate(answer.rewards)]
+        return envelope(data, model) | errors(answer)
+
+    @staticmethod
+    def entry(reward: float | None) -> dict[str, Any]:
+        """A reward as vLLM writes a class with its probability."""
+        return {"label": "LABEL_0", "probs": [] if reward is None else [reward], "num_classes": 1}
+
+
+class VllmPooling(VllmInput):
+    """vLLM's `/pooling`."""
+
+    task: Any = None
+
+    @staticmethod
+    def entry(reward: float | None) -> dict[str, Any]:
+        """A reward as vLLM writes what its pooler gives."""
+        return {"object": "pooling", "data": [] if reward is None else [reward]}
+
+
+class Embeddings(VllmInput):
+    """SGLang's `/v1/embeddings`, by which verl reads rewards."""
+
+    @staticmethod
+    def entry(reward: float | None) -> dict[str, Any]:
+        """A reward as SGLang writes an embedding."""
+        return {"object": "embedding", "embedding": [] if reward is None else [reward]}
+
+
+class SglangClassify(Form):
+    """SGLang's `/classify`: texts in `text`."""
+
+    model: Any = None
+    text: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
+
+    def ask(self, reader: TextReader) -> Asked:
+        """A reward for each text."""
+        asked = Asked(reader)
+        asked.texts(listed(self.text, "text"), "text")
+        return asked
+
+    def reply(self, answer: Answer, model: str) -> Any:
+        """One object a text; a single text has one that is not in a list."""
+        entries = [
+            {"embedding": [] if reward is None else [reward]} | ({"error": answer.why(place)} if reward is None else {})
+            for place, reward in enumerate(answer.rewards)
+        ]
+        return entries[0] if isinstance(self.text, str) else entries
+
+
+class VllmScore(Form):
+    """vLLM's `/score`: prompts in `queries` or `text_1`, answers in `documents` or `text_2`, as plain text."""
+
+    model: Any = None
+    queries: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})] = None
+    documents: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})] = None
+    text_1: Any = None
+    text_2: Any = None
+
+    def ask(self, reader: TextReader) -> Asked:
+        """A reward for each answer; one prompt is that of all answers."""
+        asked = Asked(reader)
+        prompts = listed(self.queries if self.queries is not None else self.text_1, "queries")
+        answers = listed(self.documents if self.documents is not None else self.text_2, "documents")
+        if len(prompts) == 1:
+            asked.completions(prompts[0], answers, "documents", {})
+        elif len(prompts) == len(answers):
+            for prompt, value in zip(prompts, answers, strict=True):
+                asked.completions(prompt, [value], "documents", {})
+        else:
+            raise InputError(f"{len(prompts)} queries and {len(answers)} documents", "give one query, or as many")
+        return asked
+
+    def reply(self, answer: Answer, model: str) -> Any:
+        """A list of scores."""
+        data = [{"index": place, "object": "score", "score": reward} for place, reward in enumerate(answer.rewards)]
+        return envelope(data, model) | errors(answer)
+
+
+def _form_of_reward(body: Any) -> str | None:
+    """Which form a body of `/reward` has, by its fields."""
+    if not isinstance(body, dict):
+        return None
+    if "completions" in body:
+        return "completions"
+    if "query" in body:
+        return "openrlhf"
+    if "response" in body:
+        return "slime"
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        return "llamafactory" if messages and isinstance(messages[0], str) else "dialogue"
+    return None
+
+
+RewardForm = Annotated[
+    Annotated[Completions, Tag("completions")]
+    | Annotated[Dialogue, Tag("dialogue")]
+    | Annotated[OpenRLHF, Tag("openrlhf")]
+    | Annotated[LlamaFactory, Tag("llamafactory")]
+    | Annotated[Slime, Tag("slime")],
+    Discriminator(
+        _form_of_reward,
+        custom_error_type="form",
+        custom_error_message="no known form: give prompt and completions, messages, query, or prompt and response",
+    ),
+]
+ClassifyForm = Annotated[
+    Annotated[VllmInput, Tag("vllm")] | Annotated[SglangClassify, Tag("sglang")],
+    Discriminator(
+        lambda body: ("sglang" if "text" in body else "vllm") if isinstance(body, dict) else None,
+        custom_error_type="form",
+        custom_error_message="no known form: give input, messages or text",
+    ),
+]
+
+
+def listed(value: Any, where: str) -> list[Any]:
+    """One text, the token ids of one, or several of them, as a list."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not values:
+        raise InputError(f"{where}: neither text nor a list", "give text, or a list of texts")
+    if len(values) > MOST_ROWS and not isinstance(values[0], int):
+        raise InputError(f"{where}: {len(values)} rows", f"give at most {MOST_ROWS} in one request")
+    return [values] if isinstance(values[0], int) else values
+
+
+def errors(answer: Answer) -> dict[str, Any]:
+    """Why rows have no reward; nothing where all have one."""
+    found = [{"index": place, "message": answer.why(place)} for place in answer.faults]
+    return {"errors": found} if found else {}
+
+
+def envelope(data: Sequence[dict[str, Any]], model: str) -> dict[str, Any]:
+    """The object around the entries of OpenAI's and vLLM's answers."""
+    return {"id": f"rm-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": model, "data": data}
