@@ -25,6 +25,7 @@ data:
   source: {{train: {data}/train.jsonl, validation: {data}/validation.jsonl, test: {data}/test.jsonl}}
   splits: {{train: train, validation: train, test: train}}
   max_length: 64
+loss: {{sum_to_zero: 0.01, length_decorrelation: 0.01}}
 optim: {{learning_rate: 3.0e-3, epochs: 2, global_batch_size: 16, tokens_per_microbatch: 600}}
 run: {{folder: {runs}}}
 """
@@ -226,6 +227,8 @@ def test_two_processes_train_to_the_losses_of_one(work: Path, trained: dict[str,
 
 
 def test_offline_wandb_is_one_run_without_secrets_and_says_how_to_sync(work: Path, trained: dict[str, Any]) -> None:
+    terms = ("loss.sum_to_zero=0", "loss.length_decorrelation=0")
+    norm_bt = ("loss.objective=norm_bt", *terms, "lora.dropout=0")  # its moving average is of both processes
     secrets = {"HF_TOKEN": "hf_kept_secret_1", "AWS_SECRET_ACCESS_KEY": "kept_secret_2"}
     done = started(
         "train",
@@ -233,6 +236,7 @@ def test_offline_wandb_is_one_run_without_secrets_and_says_how_to_sync(work: Pat
         "tracking.wandb=offline",
         "optim.max_steps=3",
         "evaluation.splits=[]",
+        *norm_bt,
         "--num-processes",
         "2",
         **secrets,
@@ -249,6 +253,13 @@ def test_offline_wandb_is_one_run_without_secrets_and_says_how_to_sync(work: Pat
         if path.is_file():
             content = path.read_bytes()
             assert not any(secret.encode() in content for secret in (*secrets.values(), "0123456789abcdef0123")), path
+    one = rmtrain("train", work / "tiny.yaml", "optim.max_steps=3", "evaluation.splits=[]", *norm_bt, "--json")
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+        for folder in (Path(answer(one)["run"]), run)
+    ]
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert f"wandb sync {record}" in rmtrain("runs", "show", run).stdout.replace("\n", "")
 
 

@@ -1,5 +1,6 @@
 """Objectives: their formulas, each group weighing the same, and the same step however the groups are dealt out."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,10 @@ from rmtrain.training.objectives import (
     Objective,
     RewardBatch,
     bradley_terry,
-    join,
-    loss_of_step,
     make_objective,
-    move_averages,
 )
 from rmtrain.training.plan import plan_training
+from rmtrain.training.step_loss import join, loss_of_step, move_averages
 
 unhurried = settings(max_examples=80, deadline=None)
 
@@ -118,8 +117,14 @@ def test_half_precision_rewards_are_compared_in_float32() -> None:
 PLAIN = Objective(partial(bradley_terry, margin=0.5, centering=0.01))
 
 
-def of_microbatches(split: Any, rewards: Tensor, objective: Objective = PLAIN, **changes: Any) -> list[Tensor]:
-    """Each step's loss as the trainer sums it: the mean over micro-batches and processes."""
+def of_microbatches(
+    split: Any, rewards: Tensor, objective: Objective = PLAIN, reads: dict[str, Any] | None = None, **changes: Any
+) -> list[Tensor]:
+    """Each step's loss as the trainer sums it: the mean over micro-batches and processes.
+
+    `reads` has hidden states as rows beside the rewards, and moving averages.
+    """
+    reads = reads or {}
     sizes = [GroupSize(prefix, suffixes) for prefix, suffixes in split.lengths()]
     values: dict[str, Any] = {
         "epochs": 1.0,
@@ -142,7 +147,10 @@ def of_microbatches(split: Any, rewards: Tensor, objective: Objective = PLAIN, *
             shown = members or next(part for part in plan.steps[step] if part)[:1]
             mine = torch.cat([rewards[starts[i] : starts[i + 1]] for i in shown])
             assert len(mine) == len(batch["ends"])
-            steps[step].append(RewardBatch(mine, batch["preferences"], batch["completions"]))
+            part = RewardBatch(mine, batch["preferences"], batch["completions"], averages=reads.get("averages", {}))
+            if "states" in reads:
+                part = replace(part, states=torch.cat([reads["states"][starts[i] : starts[i + 1]] for i in shown]))
+            steps[step].append(part)
     if not objective.whole_step:
         return [torch.stack([objective.loss(part) for part in parts]).mean() for parts in steps]
     losses = []

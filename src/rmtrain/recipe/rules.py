@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from rmtrain.recipe.schema import DataSection, Recipe
+    from rmtrain.recipe.schema import DataSection, LossSection, Recipe
 
 CONFLICT = "conflict"  # type of the pydantic error whose context holds the conflicts
 
@@ -20,7 +20,12 @@ class Conflict(NamedTuple):
 
 def conflicts(recipe: "Recipe") -> list[Conflict]:
     """All rules that a recipe breaks."""
-    return [*_data_conflicts(recipe.data), *_training_conflicts(recipe), *_distribution_conflicts(recipe)]
+    return [
+        *_data_conflicts(recipe.data),
+        *_loss_conflicts(recipe.loss),
+        *_training_conflicts(recipe),
+        *_distribution_conflicts(recipe),
+    ]
 
 
 def _data_conflicts(data: "DataSection") -> Iterator[Conflict]:
@@ -49,6 +54,27 @@ def _data_conflicts(data: "DataSection") -> Iterator[Conflict]:
     if len({"negative", "positive"} & data.better.keys()) == 1:
         hint = "give both: the better answer for numbers below 0, and for numbers above"
         yield Conflict(("data.better",), "has only one of negative and positive", hint)
+
+
+_READERS = {  # the objectives that read each setting of the loss section
+    "margin": ("bradley_terry", "hinge"),
+    "centering": ("bradley_terry", "scaled", "hinge", "norm_bt", "plackett_luce"),
+    "label_smoothing": ("bradley_terry", "scaled"),
+    "gap_unit": ("scaled",),
+    "weight_range": ("scaled",),
+    "sum_to_zero": ("bradley_terry", "scaled", "hinge", "plackett_luce"),
+    "length_decorrelation": ("bradley_terry", "scaled", "hinge", "plackett_luce", "regression"),
+}
+
+
+def _loss_conflicts(loss: "LossSection") -> Iterator[Conflict]:
+    for name, readers in _READERS.items():
+        if loss.objective not in readers and getattr(loss, name) != type(loss).model_fields[name].default:
+            message = f"is not supported with the objective {loss.objective}"
+            hint = f"leave it out, or set loss.objective to {' or '.join(readers)}"
+            yield Conflict((f"loss.{name}", "loss.objective"), message, hint)
+    if loss.weight_range[0] > loss.weight_range[1]:
+        yield Conflict(("loss.weight_range",), "the smallest weight is above the largest", "give [smallest, largest]")
 
 
 def _training_conflicts(recipe: "Recipe") -> Iterator[Conflict]:

@@ -162,12 +162,24 @@ MAPPING = ("row_schema", "columns", "answers", "label", "better", "ties", "score
 
 
 class LossSection(Section):
-    """Bradley-Terry over a group's preferences; every group weighs the same, whatever its K."""
+    """What training minimises; every group weighs the same, whatever its number of completions."""
 
+    objective: Literal["bradley_terry", "scaled", "hinge", "norm_bt", "plackett_luce", "regression"] = "bradley_terry"
+    """The training objective; docs/training.md has the formula, the paper and the settings of each."""
     centering: Coefficient = 0.0
     """Coefficient of (r_better + r_worse)^2, which keeps rewards near 0 (arXiv 2312.09244); 0 is off."""
     margin: Coefficient = 0.0
     """Subtract this times the score gap from the reward gap in the sigmoid (arXiv 2307.09288, eq. 2); 0 is off."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability that a preference is stated the wrong way round; 0 is off."""
+    gap_unit: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """Objective scaled: the score gap of a preference that weighs 1."""
+    weight_range: Annotated[tuple[Coefficient, Coefficient], Field(strict=False)] = (0.5, 3.0)
+    """Objective scaled: the smallest and the largest weight of a preference."""
+    sum_to_zero: Coefficient = 0.0
+    """Coefficient of the squared mean reward of the step (arXiv 2505.07271); 0 is off, else one more forward pass."""
+    length_decorrelation: Coefficient = 0.0
+    """Coefficient of the squared correlation of reward and length in the step; 0 is off, else one more forward pass."""
 
 
 class OptimSection(Section):

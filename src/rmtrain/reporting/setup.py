@@ -7,6 +7,15 @@ from rmtrain.reporting.record import RunRecord
 from rmtrain.reporting.summary import Line, mapping
 from rmtrain.reporting.text import count, duration, is_figure, percent, scientific
 
+_OBJECTIVES = {
+    "bradley_terry": "Bradley-Terry",
+    "scaled": "Bradley-Terry scaled by the score gap",
+    "norm_bt": "Bradley-Terry normalised by the distance of hidden states",
+    "plackett_luce": "Plackett-Luce over each group's ranking",
+    "regression": "regression on scores",
+    "hinge": "hinge",
+}
+
 
 def training_lines(record: RunRecord) -> list[Line]:
     """Settings of the training; unknown ones are left out."""
@@ -22,9 +31,12 @@ def training_lines(record: RunRecord) -> list[Line]:
             "packing": model.get("packing"),
             "loss": loss
             and _joined(
-                "Bradley-Terry, with the same weight for every group",
+                f"{_objective(loss)}, with the same weight for every group",
                 loss.get("margin") and f"margin {scientific(loss['margin'])} times the score gap",
                 loss.get("centering") and f"centring {scientific(loss['centering'])}",
+                loss.get("label_smoothing") and f"label smoothing {scientific(loss['label_smoothing'])}",
+                loss.get("sum_to_zero") and f"sum to zero {scientific(loss['sum_to_zero'])}",
+                loss.get("length_decorrelation") and f"length decorrelation {scientific(loss['length_decorrelation'])}",
             ),
             "optimiser": optim
             and _joined(
@@ -43,6 +55,11 @@ def training_lines(record: RunRecord) -> list[Line]:
             "seed": None if seed is None else str(seed),
         }
     )
+
+
+def _objective(loss: Mapping[str, Any]) -> str:
+    name = str(loss.get("objective") or "bradley_terry")  # older recipes name none
+    return _OBJECTIVES.get(name, name)
 
 
 def run_lines(record: RunRecord) -> list[Line]:

@@ -6,11 +6,12 @@ to 1, and an objective returns a weighted sum. Sums over any split into micro-ba
 the loss of the step, and so do their gradients.
 
 To add an objective: write a function from a `RewardBatch` to a scalar here, with its formula and paper, and name it in
-`OBJECTIVES` with the settings that it takes from the recipe's `loss` section. Nothing else changes:
+`OBJECTIVES` with the settings that it takes from the recipe's `loss` section; add the name and the settings to
+`LossSection`, and to the rules which settings go with it. Nothing else changes:
 
 - a term of the whole global batch, which is no sum over groups (`mean(r)^2`, a correlation): set `whole_step`. The
   function then always sees the whole step, of which only the rewards of the current micro-batch carry a gradient;
-- the last hidden states that the rewards are read from: `batch.states`;
+- the last hidden states that the rewards are read from: `batch.states`, which are of a micro-batch only;
 - a moving average over steps: give `observe` a function that measures a batch (a sum and its weight), and `decay`; the
   value arrives in `batch.averages`, is the same on all processes, and is stored in checkpoints;
 - anything else of the forward pass: name it in `asks`, as the arguments that `RewardForward.forward` takes.
@@ -22,7 +23,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import gather, send_to_device
+from accelerate.utils import send_to_device
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -88,77 +89,164 @@ class Objective:
     decay: float = 0.9  # of these averages
 
 
-def bradley_terry(batch: RewardBatch, margin: float = 0.0, centering: float = 0.0) -> Float[Tensor, ""]:
-    """The weighted sum of -log sigmoid(r_better - r_worse - margin * gap) + centering * (r_better + r_worse)^2.
+def bradley_terry(
+    batch: RewardBatch, margin: float = 0.0, centering: float = 0.0, label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
+    """The weighted sum of -q log sigmoid(z) - (1 - q) log sigmoid(-z) + centering * (r_better + r_worse)^2.
 
-    The margin is that of Llama 2 (arXiv 2307.09288, eq. 2); centring keeps rewards near 0 (arXiv 2312.09244).
+    z = r_better - r_worse - margin * gap. The margin is that of Llama 2 (arXiv 2307.09288, eq. 2); centring keeps
+    rewards near 0 (arXiv 2312.09244). q is the probability that the stated preference is right: that of the row, with
+    e = label_smoothing moved to (1 - e) p + e (1 - p). A tie has p = 0.5. Smoothing as for DPO in its "conservative"
+    form (https://ericmitchell.ai/cdpo.pdf); for reward models it was measured to hurt (arXiv 2512.06343).
+    """
+    return (batch.preferences.weights * _cross_entropy(batch, margin, centering, label_smoothing)).sum()
+
+
+def _cross_entropy(
+    batch: RewardBatch, margin: float = 0.0, centering: float = 0.0, label_smoothing: float = 0.0
+) -> Float[Tensor, " M"]:
+    """The terms of `bradley_terry`, not yet weighted."""
+    chosen, rejected = batch.pairs
+    logits = chosen - rejected - margin * batch.preferences.gaps
+    wrong = 1 - batch.preferences.probabilities
+    wrong = wrong + label_smoothing * (1 - 2 * wrong)
+    losses = softplus(-logits) + wrong * logits  # -log sigmoid(-z) is softplus(-z) + z
+    return losses + centering * (chosen + rejected) ** 2 if centering else losses
+
+
+def scaled(
+    batch: RewardBatch,
+    gap_unit: float,
+    weight_range: tuple[float, float],
+    centering: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Bradley-Terry in which a preference counts by its score gap: clip(gap / gap_unit, *weight_range) times its loss.
+
+    HelpSteer2-Preference (arXiv 2410.01257, "scaled Bradley-Terry"), where the gap is a stated strength of 1 to 3.
+    """
+    gains = (batch.preferences.gaps / gap_unit).clamp(*weight_range)
+    losses = _cross_entropy(batch, centering=centering, label_smoothing=label_smoothing)
+    return (batch.preferences.weights * gains * losses).sum()
+
+
+def hinge(batch: RewardBatch, margin: float = 0.0, centering: float = 0.0) -> Float[Tensor, ""]:
+    """The weighted sum of max(0, 1 + margin * gap - (r_better - r_worse)) + centering * (r_better + r_worse)^2.
+
+    RankNet's older relative (Herbrich et al., 1999); for reward models no better than Bradley-Terry (arXiv 2410.18451).
     """
     chosen, rejected = batch.pairs
-    losses = softplus(margin * batch.preferences.gaps - (chosen - rejected))
-    if centering:
-        losses = losses + centering * (chosen + rejected) ** 2
+    losses = (1 + margin * batch.preferences.gaps - (chosen - rejected)).relu() + centering * (chosen + rejected) ** 2
     return (batch.preferences.weights * losses).sum()
 
 
+def norm_bt(batch: RewardBatch, centering: float = 0.0) -> Float[Tensor, ""]:
+    """Bradley-Terry in which a preference counts by d / |h_better - h_worse|, so that close pairs count too.
+
+    h are the last hidden states, not differentiated here. d is the moving average of their distance up to the step
+    before (arXiv 2512.06343). In the first step, which has no average yet, every preference counts 1.
+    """
+    gains: Float[Tensor, " M"] | float = 1.0
+    if DISTANCE in batch.averages:
+        gains = batch.averages[DISTANCE] / (_distances(batch) + 1e-6)
+    return (batch.preferences.weights * gains * _cross_entropy(batch, centering=centering)).sum()
+
+
+DISTANCE = "distance of hidden states"  # the average that `norm_bt` keeps
+
+
+def mean_distance(batch: RewardBatch) -> dict[str, Float[Tensor, "2"]]:
+    """The distance of the hidden states of a preference's completions, summed by weight, and the sum of the weights."""
+    weights = batch.preferences.weights
+    return {DISTANCE: torch.stack([(weights * _distances(batch)).sum(), weights.sum()])}
+
+
+def _distances(batch: RewardBatch) -> Float[Tensor, " M"]:
+    if batch.states is None:
+        raise ValueError("norm_bt reads the hidden states of each micro-batch, and can't be of the whole step")
+    states = batch.states.detach().float()
+    distances: Float[Tensor, " M"] = torch.linalg.vector_norm(
+        states[batch.preferences.better] - states[batch.preferences.worse], dim=-1
+    )
+    return distances
+
+
+def plackett_luce(batch: RewardBatch, centering: float = 0.0) -> Float[Tensor, ""]:
+    """The mean over a group's stages of -log(exp r_i / (exp r_i + sum of exp r_j over the completions j below i)).
+
+    A stage is a completion i that is preferred to at least one j. Where the preferences are all those of a ranking,
+    this is the Plackett-Luce likelihood of the ranking (Luce, 1959; ListMLE, Xia et al., 2008; arXiv 2305.18290,
+    appendix); tied completions are not compared. With two completions it is Bradley-Terry. Centring is as there.
+    """
+    rewards, groups, weights = batch.rewards.float(), batch.completions.groups, batch.completions.weights
+    compared = torch.eye(len(rewards), dtype=torch.bool, device=rewards.device)
+    compared[batch.preferences.better, batch.preferences.worse] = True
+    losses = rewards.expand_as(compared).masked_fill(~compared, -torch.inf).logsumexp(1) - rewards
+    stages = (compared.sum(1) > 1).float()
+    of_group = torch.zeros(2, len(rewards), device=rewards.device).index_add(1, groups, torch.stack([weights, stages]))
+    weight, count = of_group[:, groups]
+    shares: Float[Tensor, " N"] = weight / count.clamp_min(1) * stages
+    chosen, rejected = batch.pairs
+    return (shares * losses).sum() + (batch.preferences.weights * centering * (chosen + rejected) ** 2).sum()
+
+
+def regression(batch: RewardBatch) -> Float[Tensor, ""]:
+    """The squared difference of reward and score, each group weighing the same.
+
+    Known weakness: it spends the model on the level of a score, which raters do not agree on, and ranks worse than
+    Bradley-Terry on the same data (arXiv 2410.18451: pointwise 87.6, Bradley-Terry 93.8 on RewardBench).
+    """
+    return (batch.completions.weights * (batch.rewards.float() - batch.completions.scores) ** 2).sum()
+
+
+def sum_to_zero(batch: RewardBatch) -> Float[Tensor, ""]:
+    """The square of the step's mean reward, over completions, each group weighing the same (BSR, arXiv 2505.07271)."""
+    return (batch.completions.weights * batch.rewards.float()).sum() ** 2
+
+
+def length_decorrelation(batch: RewardBatch) -> Float[Tensor, ""]:
+    """The squared correlation of reward and length in tokens over the step's completions, each group weighing the same.
+
+    Pearson's, of the kind of ODIN's length loss (arXiv 2402.07319). 0 where all completions have one length.
+    """
+    weights = batch.completions.weights.double()
+    rewards, lengths = batch.rewards.double(), batch.completions.lengths.double()
+    rewards, lengths = rewards - (weights * rewards).sum(), lengths - (weights * lengths).sum()
+    covariance, *variances = ((weights * a * b).sum() for a, b in [(rewards, lengths), (rewards,) * 2, (lengths,) * 2])
+    return (covariance**2 / (variances[0] * variances[1]).clamp_min(1e-12)).float()
+
+
 OBJECTIVES: dict[str, Callable[[LossSection], Objective]] = {
-    "bradley_terry": lambda loss: Objective(partial(bradley_terry, margin=loss.margin, centering=loss.centering)),
+    "bradley_terry": lambda loss: Objective(
+        partial(bradley_terry, margin=loss.margin, centering=loss.centering, label_smoothing=loss.label_smoothing)
+    ),
+    "scaled": lambda loss: Objective(
+        partial(
+            scaled,
+            gap_unit=loss.gap_unit,
+            weight_range=loss.weight_range,
+            centering=loss.centering,
+            label_smoothing=loss.label_smoothing,
+        )
+    ),
+    "hinge": lambda loss: Objective(partial(hinge, margin=loss.margin, centering=loss.centering)),
+    "norm_bt": lambda loss: Objective(partial(norm_bt, centering=loss.centering), observe=mean_distance, decay=0.9),
+    "plackett_luce": lambda loss: Objective(partial(plackett_luce, centering=loss.centering)),
+    "regression": lambda loss: Objective(regression),
+}
+READS = {"scaled": "gaps", "regression": "scores"}  # what an objective needs of every training row
+TERMS: dict[str, Loss] = {  # of the whole step, added with the coefficient of the same name in the loss section
+    "sum_to_zero": sum_to_zero,
+    "length_decorrelation": length_decorrelation,
 }
 
 
 def make_objective(section: LossSection) -> Objective:
-    """The objective of a recipe, with its settings."""
-    return OBJECTIVES["bradley_terry"](section)
+    """The objective of a recipe, with its settings and terms."""
+    objective = OBJECTIVES[section.objective](section)
+    terms = [(getattr(section, name), term) for name, term in TERMS.items() if getattr(section, name)]
+    return replace(objective, loss=partial(_with_terms, objective.loss, terms), whole_step=True) if terms else objective
 
 
-def join(parts: Sequence[RewardBatch]) -> RewardBatch:
-    """Several batches as one; hidden states and log-probabilities are left out."""
-    preferences, completions, places, groups = [], [], 0, 0
-    for part in parts:
-        own, rows = part.preferences, part.completions
-        preferences.append(own._replace(better=own.better + places, worse=own.worse + places))
-        completions.append(rows._replace(groups=rows.groups + groups))
-        places, groups = places + len(part.rewards), groups + int(rows.groups[-1]) + 1
-    return RewardBatch(
-        torch.cat([part.rewards for part in parts]),
-        Preferences(*map(torch.cat, zip(*preferences, strict=True))),
-        Completions(*map(torch.cat, zip(*completions, strict=True))),
-        averages=parts[0].averages,
-    )
-
-
-def move_averages(
-    averages: Mapping[str, float], observed: Sequence[Mapping[str, Float[Tensor, "2"]]], decay: float
-) -> dict[str, float]:
-    """Moving averages after a step: decay * before + (1 - decay) * the mean over the step and all processes.
-
-    Args:
-        averages: up to the step before; a name that is new begins with its first mean.
-        observed: by micro-batch and name, a sum and its weight.
-        decay: of what was before.
-    """
-    moved = {}
-    for name in observed[0]:
-        total, weight = gather(torch.stack([one[name] for one in observed]).sum(0)[None]).double().sum(0).tolist()
-        mean = total / weight
-        moved[name] = decay * averages[name] + (1 - decay) * mean if name in averages else mean
-    return moved
-
-
-def loss_of_step(objective: Objective, parts: Sequence[RewardBatch], place: int, live: RewardBatch) -> Tensor:
-    """One part's share of the loss of a whole step, for an objective that is no sum over parts.
-
-    Args:
-        objective: with `whole_step`.
-        parts: the step's micro-batches over all processes, without gradients; their weights sum to their number.
-        place: of the part whose rewards carry gradients.
-        live: that part.
-
-    Returns:
-        A scalar whose value is the loss of the step. Its gradient is that of the loss times the number of parts, so
-        that a mean over the parts is exact in both.
-    """
-    whole, n = join([*parts[:place], live, *parts[place + 1 :]]), len(parts)
-    preferences = whole.preferences._replace(weights=whole.preferences.weights / n)
-    completions = whole.completions._replace(weights=whole.completions.weights / n)
-    loss = objective.loss(replace(whole, preferences=preferences, completions=completions))
-    return loss + (n - 1) * (loss - loss.detach())
+def _with_terms(loss: Loss, terms: Sequence[tuple[float, Loss]], batch: RewardBatch) -> Float[Tensor, ""]:
+    return sum((coefficient * term(batch) for coefficient, term in terms), loss(batch))

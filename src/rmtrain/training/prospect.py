@@ -15,6 +15,7 @@ from rmtrain.recipe.schema import Recipe
 from rmtrain.training.engines import require_engine
 from rmtrain.training.fit import Forecast
 from rmtrain.training.memory import Layout, Workload, least_free_memory
+from rmtrain.training.objectives import READS
 from rmtrain.training.plan import TrainingPlan, plan_training
 
 
@@ -43,6 +44,7 @@ def look_ahead(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int)
         raise InputError(
             "evaluation.stop_after: the data has no validation split", "add one (data.holdout), or leave it out"
         )
+    _require_figures(recipe.loss.objective, splits["train"])
     config = start_config(recipe)
     lengths = [prefix + max(suffixes) for split in splits.values() for prefix, suffixes in split.tokens.lengths()]
     require_fixed_rotation(config, max(lengths, default=0))
@@ -81,6 +83,21 @@ def make_plan(recipe: Recipe, train_split: ReadySplit, packing: Any, processes: 
         max_tokens=optim.tokens_per_microbatch,
         max_groups=optim.microbatch_size,
     )
+
+
+def _require_figures(objective: str, split: ReadySplit) -> None:
+    """Refuse training rows without the scores that an objective reads."""
+    reads = READS.get(objective)
+    if reads is None:
+        return
+    column = split.tokens.table.with_format("arrow")[:][reads].combine_chunks()
+    figures = column.flatten() if reads == "gaps" else column  # one a preference, or one list a group
+    if figures.null_count:
+        rows = "preferences have no score gap" if reads == "gaps" else "groups have no scores"
+        raise DataError(
+            f"loss.objective: {objective} needs scores, and {figures.null_count:,} of {len(figures):,} training {rows}",
+            "name the columns of the scores (data.scores), or set loss.objective to bradley_terry",
+        )
 
 
 def _nothing_left(split: ReadySplit, recipe: Recipe) -> DataError:

@@ -28,10 +28,11 @@ from rmtrain.scoring.batches import score_groups
 from rmtrain.training.callbacks import Schedule
 from rmtrain.training.checkpoints import STAGING, commit, rotate, state_files
 from rmtrain.training.microbatches import MicrobatchDataset, microbatch_loader
-from rmtrain.training.objectives import Objective, RewardBatch, loss_of_step, move_averages
+from rmtrain.training.objectives import Objective, RewardBatch
 from rmtrain.training.optimizer import retune, separate_head, settings_by_group
 from rmtrain.training.plan import TrainingPlan
 from rmtrain.training.selection import Selection
+from rmtrain.training.step_loss import loss_of_step, move_averages
 from rmtrain.training.telemetry import COUNTS, Meter, measure_matrix_rate, operations_per_token
 
 

@@ -1,0 +1,65 @@
+"""The loss of a whole optimiser step from its micro-batches, and averages over steps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from accelerate.utils import gather
+from jaxtyping import Float
+from torch import Tensor
+
+from rmtrain.training.objectives import Completions, Objective, Preferences, RewardBatch
+
+
+def join(parts: Sequence[RewardBatch]) -> RewardBatch:
+    """Several batches as one; hidden states and log-probabilities are left out."""
+    preferences, completions, places, groups = [], [], 0, 0
+    for part in parts:
+        own, rows = part.preferences, part.completions
+        preferences.append(own._replace(better=own.better + places, worse=own.worse + places))
+        completions.append(rows._replace(groups=rows.groups + groups))
+        places, groups = places + len(part.rewards), groups + int(rows.groups[-1]) + 1
+    return RewardBatch(
+        torch.cat([part.rewards for part in parts]),
+        Preferences(*map(torch.cat, zip(*preferences, strict=True))),
+        Completions(*map(torch.cat, zip(*completions, strict=True))),
+        averages=parts[0].averages,
+    )
+
+
+def move_averages(
+    averages: Mapping[str, float], observed: Sequence[Mapping[str, Float[Tensor, "2"]]], decay: float
+) -> dict[str, float]:
+    """Moving averages after a step: decay * before + (1 - decay) * the mean over the step and all processes.
+
+    Args:
+        averages: up to the step before; a name that is new begins with its first mean.
+        observed: by micro-batch and name, a sum and its weight.
+        decay: of what was before.
+    """
+    moved = {}
+    for name in observed[0]:
+        total, weight = gather(torch.stack([one[name] for one in observed]).sum(0)[None]).double().sum(0).tolist()
+        mean = total / weight
+        moved[name] = decay * averages[name] + (1 - decay) * mean if name in averages else mean
+    return moved
+
+
+def loss_of_step(objective: Objective, parts: Sequence[RewardBatch], place: int, live: RewardBatch) -> Tensor:
+    """One part's share of the loss of a whole step, for an objective that is no sum over parts.
+
+    Args:
+        objective: with `whole_step`.
+        parts: the step's micro-batches over all processes, without gradients; their weights sum to their number.
+        place: of the part whose rewards carry gradients.
+        live: that part.
+
+    Returns:
+        A scalar whose value is the loss of the step. Its gradient is that of the loss times the number of parts, so
+        that a mean over the parts is exact in both.
+    """
+    whole, n = join([*parts[:place], live, *parts[place + 1 :]]), len(parts)
+    preferences = whole.preferences._replace(weights=whole.preferences.weights / n)
+    completions = whole.completions._replace(weights=whole.completions.weights / n)
+    loss = objective.loss(replace(whole, preferences=preferences, completions=completions))
+    return loss + (n - 1) * (loss - loss.detach())
