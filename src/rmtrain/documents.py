@@ -156,7 +156,7 @@ class Result(Document, total=False):
     asked: dict[str, Any]
 
 
-class Books(Document, total=False):
+class LedgerRecord(Document, total=False):
     """Rows or preferences: kept + dropped by cause = total."""
 
     total: Count
@@ -170,8 +170,8 @@ class Split(Document, total=False):
     source: str
     revision: str | None
     fingerprint: str
-    rows: Books
-    preferences: Books
+    rows: LedgerRecord
+    preferences: LedgerRecord
     groups: Count
     truncated: Count
     dropped_over_length: Count

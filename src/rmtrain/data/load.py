@@ -150,11 +150,7 @@ def read_source(
 
 
 def _parse_as_trained(
-    rows: SourceRows,
-    data: DataSection,
-    evaluation: bool,
-    trained: Sequence[ReadAs],
-    notify: Callable[[str], None],
+    rows: SourceRows, data: DataSection, evaluation: bool, trained: Sequence[ReadAs], notify: Callable[[str], None]
 ) -> tuple[ParsedRows, DataSection]:
     for mapping in trained:
         with contextlib.suppress(SchemaError):

@@ -137,7 +137,7 @@ def _bounded() -> Iterator[None]:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
-        with open("/proc/self/statm", encoding="ascii") as stream:
+        with open("/proc/self/statm", "rb", buffering=0) as stream:  # for each conversation: it must be quick
             most = int(stream.read().split()[0]) * resource.getpagesize() + _MEMORY
     except OSError:  # macOS has no such file: time alone is bounded
         most = resource.RLIM_INFINITY

@@ -213,8 +213,7 @@ def truncate_group(
             sequences = renderer.tokenize([prompt + completion for completion in completions], group.arguments)
     if max(map(len, sequences)) > max_length:
         raise DataError(
-            f"group {group.id}: the chat template alone takes more than {max_length} tokens",
-            "raise data.max_length",
+            f"group {group.id}: the chat template alone takes more than {max_length} tokens", "raise data.max_length"
         )
     return group._replace(prompt=prompt, completions=tuple(completions)), sequences
 

@@ -154,7 +154,7 @@ class DataSection(Section):
     limit: dict[SplitName, PositiveInt] = {}
     """Maximum groups of a split, drawn with the run's seed."""
     demo_groups: dict[SplitName, Annotated[int, Field(ge=1, le=10**6)]] = {"train": 600, "validation": 100, "test": 200}
-    """Groups that the built-in `demo` source makes for each split."""
+    """Rows of the built-in `demo` source to use, by split: at most 4000 for train, 2000 for each other split."""
 
 
 # fields of DataSection that describe the rows of a source

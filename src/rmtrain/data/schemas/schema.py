@@ -248,6 +248,8 @@ def pair_scores(row: Row) -> tuple[tuple[float, float] | None, float | None]:
     metadata = row.get("metadata")
     beside = metadata if isinstance(metadata, dict) else {}
     for names in _PAIR_SCORES:
+        if not any(name in row or name in beside for name in names):
+            continue
         chosen, rejected = (number(row.get(name, beside.get(name)), name) for name in names)
         if chosen is not None and rejected is not None:
             return (chosen, rejected), chosen - rejected
