@@ -271,11 +271,11 @@ def sound(value: Mapping[str, Any], shape: type[Shape]) -> tuple[Shape, list[str
         try:
             return _adapter(shape).validate_python(value), list(faults.values())
         except ValidationError as error:
-            found = {str(fault["loc"][0]): _sentence(fault) for fault in error.errors() if fault["loc"]}
-            if not found.keys() & value.keys():  # a required entry is missing
-                raise DataError(next(iter(found.values()), "not a JSON object")) from None
-            faults |= found
-            value = {key: entry for key, entry in value.items() if key not in found}
+            wrong = {str(fault["loc"][0]): _sentence(fault) for fault in error.errors() if fault["loc"]}
+            if not wrong.keys() & value.keys():  # a required entry is missing
+                raise DataError(next(iter(wrong.values()), "not a JSON object")) from None
+            faults |= wrong
+            value = {key: entry for key, entry in value.items() if key not in wrong}
 
 
 def checked(value: Any, shape: type[Shape], path: Path, hint: str = "") -> Shape:
@@ -285,10 +285,10 @@ def checked(value: Any, shape: type[Shape], path: Path, hint: str = "") -> Shape
         DataError: an entry has another type than in `shape`, or it is no object.
     """
     try:
-        found: Shape = _adapter(shape).validate_python(value)
+        document: Shape = _adapter(shape).validate_python(value)
     except ValidationError as error:
         raise DataError(f"{path}: {_sentence(error.errors()[0])}", hint) from None
-    return found
+    return document
 
 
 def _sentence(fault: Mapping[str, Any]) -> str:

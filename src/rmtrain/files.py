@@ -119,8 +119,8 @@ def _error_number(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     text = str(error)
-    if found := re.search(r"os error (\d+)", text):  # of safetensors
-        return int(found[1])
+    if match := re.search(r"os error (\d+)", text):  # of safetensors
+        return int(match[1])
     if isinstance(error, RuntimeError) and re.search("unexpected pos|PytorchStreamWriter", text):  # of torch.save
         limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
         return errno.EFBIG if limited else errno.ENOSPC

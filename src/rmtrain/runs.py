@@ -153,8 +153,8 @@ def locate_model(ckpt: str) -> tuple[str, Path | None]:
 
 def offline_wandb(folder: Path) -> list[Path]:
     """Offline wandb records of a run that are not synced yet, oldest first; each resume makes one."""
-    found = sorted(folder.glob("wandb/offline-run-*"))
-    return [path for path in found if not list(path.glob("*.wandb.synced"))]
+    records = sorted(folder.glob("wandb/offline-run-*"))
+    return [path for path in records if not list(path.glob("*.wandb.synced"))]
 
 
 def locked(folder: Path, write: bool = True) -> AbstractContextManager[None]:

@@ -83,7 +83,7 @@ def _packages() -> Iterator[Check]:
     """Each package that rmtrain needs against the versions that its own metadata asks for."""
     from packaging.requirements import Requirement
 
-    found = []
+    installed = []
     for line in metadata.requires("rmtrain") or []:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -95,10 +95,10 @@ def _packages() -> Iterator[Check]:
             yield Check(requirement.name, "problem", "not installed", f"pip install '{wanted}'")
             continue
         if requirement.specifier.contains(version, prereleases=True):
-            found.append(f"{requirement.name} {version}")
+            installed.append(f"{requirement.name} {version}")
         else:
             yield Check(requirement.name, "problem", f"{version}, but {wanted} is required", f"pip install '{wanted}'")
-    yield Check("packages", "ok", ", ".join(found))
+    yield Check("packages", "ok", ", ".join(installed))
 
 
 def _devices() -> Iterator[Check]:

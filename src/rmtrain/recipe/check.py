@@ -121,7 +121,7 @@ def _conflicts(values: dict[str, Any], unsound: list[KeyPath]) -> list[Conflict]
     try:
         Recipe.model_validate(sound)
     except ValidationError as error:
-        return [conflict for each in error.errors() if each["type"] == CONFLICT for conflict in each["ctx"]["found"]]
+        return [conflict for each in error.errors() if each["type"] == CONFLICT for conflict in each["ctx"]["broken"]]
     return []
 
 

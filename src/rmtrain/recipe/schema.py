@@ -302,7 +302,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
-        if found := conflicts(self):
-            what = "; ".join(f"{each.keys[0]}: {each.message}" for each in found)
-            raise PydanticCustomError(CONFLICT, "{what}", {"what": what, "found": found})
+        if broken := conflicts(self):
+            what = "; ".join(f"{each.keys[0]}: {each.message}" for each in broken)
+            raise PydanticCustomError(CONFLICT, "{what}", {"what": what, "broken": broken})
         return self

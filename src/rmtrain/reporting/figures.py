@@ -125,8 +125,8 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) ->
     confidence = np.array([part.confidence for part in bins])
     accuracy = np.array([part.accuracy for part in bins])
     intervals = [wilson_interval(part.accuracy, part.n / design_effect) for part in bins]
-    below = np.maximum(0, accuracy - [found.low for found in intervals])
-    above = np.maximum(0, [found.high for found in intervals] - accuracy)
+    below = np.maximum(0, accuracy - [ends.low for ends in intervals])
+    above = np.maximum(0, [ends.high for ends in intervals] - accuracy)
     with _style():
         figure, axes = _new_figure()
         axes.plot([0.5, 1], [0.5, 1], color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), label="perfect calibration")

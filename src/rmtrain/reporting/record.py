@@ -150,7 +150,7 @@ def _parse_line(line: str) -> LogLine | None:
 
 def _read_rows(folder: Path, splits: Mapping[str, Result], notes: list[str]) -> dict[str, list[ScoredRow]]:
     """Scored rows of the splits, if they can be read and match the split's result."""
-    found = {}
+    scored = {}
     for name, result in splits.items():
         path = folder / "eval" / f"{name}.rows.jsonl"
         try:
@@ -163,5 +163,5 @@ def _read_rows(folder: Path, splits: Mapping[str, Result], notes: list[str]) -> 
         elif sum(len(row.preferences) for row in rows) != result.get("n"):
             notes.append(f"eval/{path.name} and eval/{name}.json differ in n, so the split's figures are not drawn.")
         else:
-            found[name] = rows
-    return found
+            scored[name] = rows
+    return scored

@@ -101,8 +101,8 @@ class BaseModel(NamedTuple):
 
 def base_model(record: RunRecord) -> BaseModel:
     """The base model according to the manifest, the final model or the recipe."""
-    found = mapping(record.manifest.get("model")) or mapping(record.sidecar.get("base"))
-    return BaseModel(found.get("name") or record.setting("model", "name"), found.get("commit"))
+    base = mapping(record.manifest.get("model")) or mapping(record.sidecar.get("base"))
+    return BaseModel(base.get("name") or record.setting("model", "name"), base.get("commit"))
 
 
 def _epochs(record: RunRecord) -> str:

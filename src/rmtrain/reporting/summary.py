@@ -14,17 +14,6 @@ class Line(NamedTuple):
     value: str
 
 
-class Share(NamedTuple):
-    """An accuracy or score with its interval and size; a part that is not known is None."""
-
-    name: str
-    score: Any
-    low: Any
-    high: Any
-    n: Any
-    baseline: Any = None  # what "the longer wins" gets
-
-
 def split_lines(result: Mapping[str, Any]) -> list[Line]:
     """The figures of a split, in the order of the table."""
     return [
@@ -41,31 +30,6 @@ def split_lines(result: Mapping[str, Any]) -> list[Line]:
         Line("calibration error (ECE)", decimal(result.get("ece"))),
         Line("truncated groups", count(result.get("truncated"))),
     ]
-
-
-def sources(result: Mapping[str, Any]) -> list[Share]:
-    """Accuracy by source, where a split has more than one."""
-    by_source = mapping(result.get("by_source"))
-    if len(by_source) < 2:
-        return []
-    keys = ("accuracy", "low", "high", "n")
-    return [Share(name, *map(part.get, keys)) for name, part in by_source.items() if isinstance(part, Mapping)]
-
-
-def sections(result: Mapping[str, Any]) -> list[Share]:
-    """A benchmark's sections, with the rows of their subsets as n."""
-    keys = ("score", "low", "high", "n", "length_baseline")
-    return [
-        Share(name, *map(mapping(part).get, keys))._replace(n=_section_size(result, name))
-        for name, part in mapping(result.get("sections")).items()
-    ]
-
-
-def subsets(result: Mapping[str, Any]) -> list[Share]:
-    """A benchmark's subsets, then its prior sets."""
-    found = {**mapping(result.get("subsets")), **mapping(mapping(result.get("prior_sets")).get("subsets"))}
-    keys = ("accuracy", "low", "high", "n", "length_baseline")
-    return [Share(name, *map(part.get, keys)) for name, part in found.items() if isinstance(part, Mapping)]
 
 
 def benchmark_title(name: Any) -> str:
@@ -119,8 +83,9 @@ def _names(value: Any) -> list[str]:
     return [str(name) for name in value] if isinstance(value, list) else []
 
 
-def _section_size(result: Mapping[str, Any], section: str) -> Any:
+def section_size(result: Mapping[str, Any], section: str) -> int | None:
+    """Rows of a section's subsets; None if one of them is missing."""
     name, subsets = result.get("benchmark"), mapping(result.get("subsets"))
     members = benchmark_named(name).sections({}) if name in BENCHMARKS else {}
-    sizes = [mapping(subsets.get(subset)).get("n") for subset in members.get(section, (section,))]
+    sizes: list[Any] = [mapping(subsets.get(subset)).get("n") for subset in members.get(section, (section,))]
     return sum(sizes) if sizes and all(is_figure(size) for size in sizes) else None

@@ -5,16 +5,13 @@ from typing import Any
 
 from rmtrain.data.benchmarks import BENCHMARKS, benchmark_named
 from rmtrain.reporting.summary import (
-    Share,
     benchmark_title,
     era_sections,
     eras,
     mapping,
     remarks,
-    sections,
-    sources,
+    section_size,
     split_lines,
-    subsets,
 )
 from rmtrain.reporting.table import Interval, Table
 from rmtrain.reporting.text import MISSING, count, dash, interval, percent, points
@@ -31,26 +28,34 @@ def split_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
         rows = [(abreast[0].label, *(line.value for line in abreast)) for abreast in lines]
         tables.append(Table(("", *(str(result.get("split")) for result in shown)), rows, bold=[0]))
     for result in results:
-        if by_source := sources(result):
+        if len(by_source := mapping(result.get("by_source"))) > 1:
             tables.append(share_table(f"{result.get('split')}, by source", "accuracy", by_source))
     return tables
 
 
-def share_table(heading: str, figure: str, shares: Sequence[Share], digits: int = 1) -> Table:
-    """Accuracies or scores, one a row, with their intervals and sizes."""
-    beside = ["longer wins"] if any(share.baseline is not None for share in shares) else []
+def share_table(heading: str, figure: str, parts: Mapping[str, Any], digits: int = 1) -> Table:
+    """Accuracies or scores of named parts, one a row, with their intervals and sizes.
+
+    Args:
+        heading: of the names.
+        figure: key and heading of the accuracy or score.
+        parts: figures by name; parts that are not mappings are shown as unknown.
+        digits: decimals.
+    """
+    known = {name: mapping(part) for name, part in parts.items()}
+    beside = ["length_baseline"] if any(part.get("length_baseline") is not None for part in known.values()) else []
     rows = [
         (
-            share.name,
-            percent(share.score, digits),
-            interval(share.low, share.high, digits),
-            count(share.n),
-            *(percent(share.baseline, digits) for _ in beside),
+            name,
+            percent(part.get(figure), digits),
+            interval(part.get("low"), part.get("high"), digits),
+            count(part.get("n")),
+            *(percent(part.get(key), digits) for key in beside),
         )
-        for share in shares
+        for name, part in known.items()
     ]
-    intervals = [Interval(share.low, share.score, share.high) for share in shares]
-    return Table((heading, figure, "95 % interval", "n", *beside), rows, intervals=intervals)
+    intervals = [Interval(part.get("low"), part.get(figure), part.get("high")) for part in known.values()]
+    return Table((heading, figure, "95 % interval", "n", *("longer wins" for _ in beside)), rows, intervals=intervals)
 
 
 def benchmark_tables(result: Mapping[str, Any]) -> list[Table]:
@@ -58,18 +63,21 @@ def benchmark_tables(result: Mapping[str, Any]) -> list[Table]:
     name = result.get("benchmark")
     prior_sets = benchmark_named(name).prior if name in BENCHMARKS else None
     heading = f"{benchmark_title(name)} sections"
-    shares, prior = sections(result), mapping(result.get("prior_sets"))
+    parts = mapping(result.get("sections"))
+    sections = {name: {**mapping(part), "n": section_size(result, name)} for name, part in parts.items()}
+    prior = mapping(result.get("prior_sets"))
+    prior_subsets = mapping(prior.get("subsets"))
     if prior_sets and prior.get("score") is not None:
-        n = sum(part["n"] for name, part in mapping(prior.get("subsets")).items() if name in prior_sets.in_score)
-        score, low, high, baseline = map(prior.get, ("score", "low", "high", "length_baseline"))
-        shares.append(Share(f"prior sets, mean of {len(prior_sets.in_score)}", score, low, high, n, baseline))
-    if any(share.score is not None for share in shares):
-        tables = [share_table(heading, "score", shares, 2)]
+        n = sum(part["n"] for name, part in prior_subsets.items() if name in prior_sets.in_score)
+        sections[f"prior sets, mean of {len(prior_sets.in_score)}"] = {**prior, "n": n}
+    if any(part.get("score") is not None for part in sections.values()):
+        tables = [share_table(heading, "score", sections, 2)]
     else:
         tables = [Table((), (), notes=[f"{heading}: every section lacks a subset, so none has a score."])]
     tables += _era_tables(result) + _term_tables(result)
-    if by_subset := [share for share in subsets(result) if share.name not in mapping(result.get("sections"))]:
-        tables.append(share_table("subsets", "accuracy", by_subset, 2))
+    subsets = {**mapping(result.get("subsets")), **prior_subsets}
+    if own := {name: part for name, part in subsets.items() if name not in parts}:
+        tables.append(share_table("subsets", "accuracy", own, 2))
     if steps := mapping(result.get("parity")).get("ladder"):
         tables.append(_parity_table(steps))
     if sentences := remarks(result):

@@ -47,7 +47,7 @@ def markdown(value: Any) -> str:
     text = _MARKUP.sub(r"\\\1", plain(value))
     for character, entity in (("\\&", "&amp;"), ("\\<", "&lt;"), ("\\>", "&gt;")):
         text = text.replace(character, entity)
-    return re.sub(r"(?i)www\.", lambda found: found[0][:-1] + "\\.", text)  # GFM would make it a link
+    return re.sub(r"(?i)www\.", lambda match: match[0][:-1] + "\\.", text)  # GFM would make it a link
 
 
 def python_literal(value: Any) -> str:
