@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from rmtrain.cli.recipes import app
 from rmtrain.errors import RecipeError
 from rmtrain.recipe import bundled
-from rmtrain.recipe.load import load_recipe
-from rmtrain.recipe.render import json_schema
+from rmtrain.recipe.load import json_schema, load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))

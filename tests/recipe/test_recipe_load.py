@@ -398,7 +398,7 @@ def test_the_names_of_other_trainers_lead_to_keys_that_exist() -> None:
 def test_loading_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from rmtrain.recipe import bundled, load, render\n"
+        "from rmtrain.recipe import bundled, load\n"
         "from rmtrain.cli import recipes\n"
         "try: load.parse_recipe_text('optim: {epochs: x}', 'r.yaml')\n"
         "except Exception as error: assert 'optim.epochs' in str(error)\n"

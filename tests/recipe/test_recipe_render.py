@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rmtrain.recipe.load import parse_recipe_text
-from rmtrain.recipe.render import describe, dump_recipe, json_schema
+from rmtrain.recipe.load import dump_recipe, json_schema, list_settings, parse_recipe_text
 from rmtrain.recipe.rules import CONFLICT
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.yaml12 import inline
@@ -158,14 +157,14 @@ def test_inline_quotes_what_might_be_misread(value: object, text: str) -> None:
 
 def test_describe_lists_every_value_with_its_origin() -> None:
     text = "model: {name: m}\ndata:\n  source: d\n"
-    listed = describe(parse_recipe_text(text, "r.yaml", ["optim.learning_rate=2e-5", "lora.rank=8"]))
+    listed = list_settings(parse_recipe_text(text, "r.yaml", ["optim.learning_rate=2e-5", "lora.rank=8"]))
     by_key = {setting.key: (setting.value, setting.origin) for setting in listed}
     assert by_key["data.source"] == ("d", "r.yaml:3")
     assert by_key["optim.learning_rate"] == (2e-5, "command line")
     assert by_key["optim.betas"] == ([0.9, 0.999], "default")
     assert by_key["lora.rank"] == (8, "command line")
     assert by_key["lora.alpha"] == (64.0, "default")
-    assert ("lora", None, "default") in describe(parse_recipe_text(text, "r.yaml"))
+    assert ("lora", None, "default") in list_settings(parse_recipe_text(text, "r.yaml"))
     json.dumps(listed)
 
 

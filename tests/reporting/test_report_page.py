@@ -275,6 +275,7 @@ def test_values_of_a_wrong_kind_are_no_error(tmp_path: Path, file: str, wrong: o
     assert Page(read(run)).open == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_results_without_figures_say_so(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     nothing = dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "loss", "ece"))

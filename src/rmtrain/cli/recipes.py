@@ -45,6 +45,6 @@ def copy(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors that complete and check YAML."""
-    from rmtrain.recipe.render import json_schema
+    from rmtrain.recipe.load import json_schema
 
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))

@@ -165,11 +165,11 @@ def _render(result: dict[str, Any]) -> None:
 
 
 def _print_config(loaded: "LoadedRecipe", as_json: bool) -> None:
-    from rmtrain.recipe.render import describe
+    from rmtrain.recipe.load import list_settings
     from rmtrain.recipe.yaml12 import inline
     from rmtrain.training.engines import engine_configs
 
-    rows, engines = describe(loaded), engine_configs(loaded.recipe)
+    rows, engines = list_settings(loaded), engine_configs(loaded.recipe)
     if as_json:
         settings: dict[str, Any] = {key: {"value": value, "origin": origin} for key, value, origin in rows}
         engine = {"value": engines, "origin": "made from the recipe"}

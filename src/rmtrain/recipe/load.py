@@ -1,9 +1,12 @@
-"""A recipe file and the command line's `KEY=VALUE` → one validated Recipe, or one error with all faults."""
+"""A recipe file and `KEY=VALUE` → one validated Recipe, or one error with all faults; and back to text."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from rmtrain.errors import RecipeError
 from rmtrain.files import read_text
@@ -11,7 +14,7 @@ from rmtrain.recipe import bundled, hints
 from rmtrain.recipe.check import check, shown
 from rmtrain.recipe.faults import Fault, KeyPath, Source, Span, dotted, printable, recipe_error
 from rmtrain.recipe.schema import Recipe
-from rmtrain.recipe.yaml12 import Document, Place, parse_document
+from rmtrain.recipe.yaml12 import Document, Place, dump_values, parse_document
 
 _MAX_BYTES = 1 << 20  # parse_document limits the characters
 _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
@@ -68,6 +71,30 @@ def parse_recipe_text(text: str, filename: str, overrides: Sequence[str] = ()) -
     origins = {key: _origin(tuple(key.split(".")), document.places) for key in keys}
     path = Path(filename)
     return LoadedRecipe(recipe, origins, path, recipe.run.name or _folder_name(path.stem))
+
+
+class Setting(NamedTuple):
+    """One line of `--print-config`."""
+
+    key: str  # dotted
+    value: Any  # plain: what json.dumps takes
+    origin: str  # as in LoadedRecipe
+
+
+def list_settings(loaded: LoadedRecipe) -> list[Setting]:
+    """Every value of a recipe with its origin, in the schema's order."""
+    values: Any = loaded.recipe.model_dump(mode="json")
+    return [Setting(key, reduce(getitem, key.split("."), values), origin) for key, origin in loaded.origins.items()]
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Every value of the recipe as YAML; loading it gives an equal Recipe."""
+    return dump_values(recipe.model_dump(mode="json"))
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a recipe file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
 def _override(document: Document, source: Source) -> Document:

@@ -62,7 +62,7 @@ def parse_document(source: Source, start: int = 0, root: KeyPath = ()) -> Docume
     try:
         return Document(reader.read(root), reader.places, reader.faults, complete=True)
     except _UnreadableError as error:
-        fault = error.fault
+        (fault,) = error.args
     except yaml.reader.ReaderError as error:  # the only error of PyYAML that has an offset and no line
         before = source.text[: start + error.position]
         line, column = before.count("\n"), len(before) - before.rfind("\n") - 1
@@ -77,11 +77,7 @@ def parse_document(source: Source, start: int = 0, root: KeyPath = ()) -> Docume
 
 
 class _UnreadableError(Exception):
-    """A fault after which nothing can be read."""
-
-    def __init__(self, path: KeyPath, message: str, where: Span | Source, hint: str) -> None:
-        super().__init__(message)
-        self.fault = Fault(path, message, where, hint)
+    """Carries a fault after which nothing can be read."""
 
 
 class _Reader:
@@ -98,13 +94,15 @@ class _Reader:
         text = self.source.text[self.start :]
         if len(text) > _MAX_CHARACTERS:
             message = f"longer than {_MAX_CHARACTERS:,} characters"
-            raise _UnreadableError((), message, self.source, "a recipe holds no data")
+            raise _UnreadableError(Fault((), message, self.source, "a recipe holds no data"))
         if node := yaml.compose(text, Loader=yaml.BaseLoader):  # only an explicit tag makes it other than str, seq, map
             return self.node(node, root, None)
         if root:
-            raise _UnreadableError(root, "has no value", Span(self.source, 0, 0, self.start), "write null for none")
+            raise _UnreadableError(
+                Fault(root, "has no value", Span(self.source, 0, 0, self.start), "write null for none")
+            )
         hint = "it needs at least model.name and data.source"
-        raise _UnreadableError((), "the recipe is empty", self.source, hint)
+        raise _UnreadableError(Fault((), "the recipe is empty", self.source, hint))
 
     def span(self, begin: Any, end: Any) -> Span:
         """The characters between two of PyYAML's marks, as far as they are on the first line."""
@@ -120,7 +118,7 @@ class _Reader:
         key = key or where
         self.places[path] = Place(key, where)
         if len(self.places) > _MAX_VALUES:
-            raise _UnreadableError((), f"more than {_MAX_VALUES:,} values", where, "a recipe holds no data")
+            raise _UnreadableError(Fault((), f"more than {_MAX_VALUES:,} values", where, "a recipe holds no data"))
         if node in self.seen:
             self.fault(path, "aliases (*name) are not allowed", key, "write the value out, or quote a text")
             return None
@@ -144,7 +142,7 @@ class _Reader:
             where = self.span(key_node.start_mark, key_node.end_mark)
             if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "":
                 hint = "give it one, or quote a text that begins with { or ["
-                raise _UnreadableError(path, "a key must be a name", where, hint)
+                raise _UnreadableError(Fault(path, "a key must be a name", where, hint))
             key = key_node.value  # as written: a key `on` or `1` is that text
             self.refuse_tag(key_node, (*path, key))
             self.refuse_control((*path, key), key, where)

@@ -29,8 +29,7 @@ from rmtrain.errors import (
 )
 from rmtrain.files import why_unwritten, write_atomic
 from rmtrain.model.devices import lost_another, process_state
-from rmtrain.recipe.load import LoadedRecipe
-from rmtrain.recipe.render import dump_recipe
+from rmtrain.recipe.load import LoadedRecipe, dump_recipe
 from rmtrain.runs import MANIFEST, create_run, locked, read_manifest, reveal, update_manifest
 from rmtrain.training.resume import ResumePoint
 
