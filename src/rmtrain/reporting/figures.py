@@ -21,14 +21,12 @@ POINTS = 100  # of a curve at most
 _BARS = 40
 
 # Okabe and Ito's palette, distinct for every kind of colour vision
-_INK, _RULE, _FIRST, _SECOND = "#1b1f24", "#c9d0d8", "#0072b2", "#d55e00"
+_INK, _RULE, _FIRST, _SECOND = "black", "#c9d0d8", "#0072b2", "#d55e00"
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rmtrain",
     "font.size": 9,
     "axes.edgecolor": _RULE,
-    "axes.labelcolor": _INK,
-    "axes.titlesize": 9,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -37,16 +35,9 @@ _STYLE = {
     "axes.formatter.limits": (-3, 6),
     "grid.color": _RULE,
     "grid.linewidth": 0.5,
-    "xtick.color": _RULE,
-    "ytick.color": _RULE,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "text.color": _INK,
     "legend.frameon": False,
-    "legend.labelcolor": _INK,
     "lines.linewidth": 1.4,
     "figure.constrained_layout.use": True,
-    "axes.unicode_minus": True,
 }
 
 
