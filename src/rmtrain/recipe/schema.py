@@ -23,17 +23,10 @@ Interval = Annotated[float, Field(ge=0, le=MOST)]
 FOLDER_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?$"  # no trailing dot: Windows drops it
 
 
-class Section(BaseModel):
+class Section(BaseModel, use_attribute_docstrings=True):
     """Base of all sections: unknown keys are errors, types are not converted, and values can't be changed."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class ModelSection(Section):
@@ -44,8 +37,7 @@ class ModelSection(Section):
     revision: str | None = None
     """Branch, tag or commit of the hub id; null is the default branch. The manifest pins the commit."""
     chat_template: str | None = None
-    """Jinja text, the path of a .jinja file, or `raw` (prompt, completion, end token; for base models). Replaces the
-    tokenizer's own chat template, if it has one."""
+    """Jinja text, a .jinja file, or `raw` (prompt, completion, end token); replaces the tokenizer's own template."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Type of the backbone's weights and arithmetic. The score head and the rewards are always float32."""
     quantization: Literal["none", "nf4", "int8"] = "none"
