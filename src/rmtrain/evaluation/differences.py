@@ -12,6 +12,7 @@ from rmtrain.errors import DataError
 from rmtrain.evaluation.figures import credits_by_rule, scored_prompt
 from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of
 from rmtrain.metrics.intervals import (
+    RESAMPLES,
     Z_POWER,
     Z,
     detectable_difference,
@@ -60,6 +61,9 @@ class Difference:
         if self.detectable is not None:
             least = f"; a difference of {100 * self.detectable:.2f} would be detected four times in five"
         return f"Within noise: {lead} (p = {self.mcnemar_p:.2g}){least}."
+
+
+_NO_UNITS = Difference(0, None, None, None, None, None, None, None, prompts=0, a_better=0, b_better=0, detectable=None)
 
 
 @dataclass(frozen=True)
@@ -121,22 +125,20 @@ def compare_rows(
             f"{benchmark.name} needs rewards, and a model that only compares completions gives none",
             "compare reward models on it",
         )
-    rows = [a for a, _ in alike], [b for _, b in alike]
-    units, sections, weights = _units(*rows, benchmark), dict[str, Difference | None](), dict[str, float]()
-    if benchmark is not None:
-        sizes = Counter(row.source for row, _ in alike)
-        sections = {name: _of_scores(units, part, *rows, benchmark) for name, part in benchmark.sections(sizes).items()}
-        weights = dict(benchmark.eras(sizes, ())["current"].overall)
+    rows_a, rows_b = [a for a, _ in alike], [b for _, b in alike]
+    units, own = _units(rows_a, rows_b, benchmark), _own_scores(rows_a, rows_b, benchmark)
+    sizes = Counter(row.source for row in rows_a)
+    sections = benchmark.sections(sizes) if benchmark else {}
     return Comparison(
-        overall=_of_means(units),
+        overall=_of_scores(units._replace(sources=np.full(len(units.a), "")), {"": 1}) or _NO_UNITS,
         groups=len(alike),
         only_a=only_a,
         only_b=only_b,
         not_alike=not_alike,
         benchmark=benchmark.name if benchmark else None,
-        score=_of_scores(units, weights, *rows, benchmark) if benchmark else None,
-        sections=sections,
-        by_source={source: _of_means(units.of([source])) for source in sorted(set(units.sources))},
+        score=_of_scores(units, benchmark.eras(sizes, ())["current"].overall, own) if benchmark else None,
+        sections={name: _of_scores(units, weights, own) for name, weights in sections.items()},
+        by_source={source: _of_scores(units, {source: 1}) for source in sorted(set(units.sources))},
     )
 
 
@@ -184,85 +186,77 @@ def _units(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], benchmark: 
     return _Units(a, b, clusters_of([with_prompt(row) for row in a_rows])[places], sources[places])
 
 
-def _of_means(units: _Units, weights: Weights | None = None) -> Difference:
-    """The difference of the mean over all units, or of a weighted mean of the sources' means."""
-    if not len(units.a):
-        return _difference(units, (None, None, None), None, None)
-    strata, shares = _strata(units, weights or {}), np.array([*(weights or {"": 1.0}).values()], dtype=np.float64)
-    shares /= shares.sum()
-    means, draws = _means(units, strata) @ shares, _drawn(units, strata) @ shares
-    return _difference(units, means, draws, detectable_difference(units.a - units.b, units.clusters, strata, shares))
+class _OwnScore(NamedTuple):
+    """The score of a subset with a formula of its own."""
+
+    means: Floats  # [3] score of A, score of B, their difference
+    draws: Floats  # [R] differences of the scores on resampled prompts
 
 
-def _of_scores(
-    units: _Units, weights: Weights, a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], benchmark: Benchmark
-) -> Difference | None:
-    """The difference of a weighted mean of subsets' scores; None if a subset is missing or its score is undefined."""
-    units = units.of(list(weights))
-    if not weights or not set(weights) <= set(units.sources):
-        return None
-    own = [name for name in weights if name in benchmark.own_formulas]
-    if not own:
-        return _of_means(units, weights)
-    others = {name: weight for name, weight in weights.items() if name not in own}
-    columns, draws = list[Floats](), list[Floats]()  # of the parts of the mean: [3] A, B, their difference; [R]
-    for name in own:
-        formula = benchmark.own_formulas[name]
+def _own_scores(
+    a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], benchmark: Benchmark | None
+) -> dict[str, _OwnScore | None]:
+    """By subset with a formula of its own; None where the rows leave the score undefined."""
+    scores: dict[str, _OwnScore | None] = {}
+    for name, formula in benchmark.own_formulas.items() if benchmark else ():
         a, b = ([scored_prompt(row) for row in rows if row.source == name] for rows in (a_rows, b_rows))
         of_a, of_b = formula.score(a, 1).score, formula.score(b, 1).score
-        if of_a is None or of_b is None:
-            return None
-        columns.append(np.array([of_a, of_b, of_a - of_b]))
-        draws.append(formula.difference_draws(a, b, 1))
-    if others:  # a formula's prompts are resampled apart: no other subset has rows of them
-        rest = units.of(list(others))
-        strata = _strata(rest, others)
-        columns += list(_means(rest, strata).T)
-        draws += list(_drawn(rest, strata).T)
-    shares = np.array([weights[name] for name in [*own, *others]]) / sum(weights.values())
-    drawn = np.column_stack(draws) @ shares
-    # as `detectable_difference`, by the standard deviation of the draws
-    detectable = float((Z + Z_POWER) * np.nanstd(drawn)) or None
-    return _difference(units, np.column_stack(columns) @ shares, drawn, detectable)
+        scores[name] = None
+        if of_a is not None and of_b is not None:
+            draws = formula.difference_draws(a, b, 1)
+            scores[name] = _OwnScore(np.array([of_a, of_b, of_a - of_b]), draws)
+    return scores
 
 
-def _strata(units: _Units, weights: Weights) -> Ints:
-    """[n] place of each unit's source among the weights; all 0 without weights."""
-    names = list(weights)
-    return np.array([names.index(source) if names else 0 for source in units.sources], dtype=np.int64)
-
-
-def _means(units: _Units, strata: Ints) -> Floats:
-    """[3, S] means of A, of B and of their difference by stratum."""
-    columns = (units.a, units.b, units.a - units.b)
-    return np.array([np.bincount(strata, weights=values) / np.bincount(strata) for values in columns])
-
-
-def _drawn(units: _Units, strata: Ints) -> Floats:
-    """[R, S] mean differences by stratum, of resampled prompts."""
-    return resampled_means(units.a - units.b, units.clusters, strata)
-
-
-def _difference(
-    units: _Units, means: Sequence[float | None] | Floats, draws: Floats | None, detectable: float | None
-) -> Difference:
-    """The difference of scores of the units.
+def _of_scores(units: _Units, weights: Weights, own: Mapping[str, _OwnScore | None] | None = None) -> Difference | None:
+    """The difference of a weighted mean of subsets' scores; None if a subset is missing or its score is undefined.
 
     Args:
-        units: for the test.
-        means: score of A, score of B, and their difference.
-        draws: [R] differences of the scores on resampled prompts; None without units.
-        detectable: of the result.
+        units: of all subsets.
+        weights: by subset.
+        own: scores of subsets with a formula of their own. The score of every other subset is the mean of its units.
     """
+    scores, units = own or {}, units.of(list(weights))
+    if not weights or not set(weights) <= set(units.sources) or any(scores.get(name, 0) is None for name in weights):
+        return None
+    shares = np.array([*weights.values()], dtype=np.float64) / sum(weights.values())
+    means, draws = np.zeros((3, len(weights))), np.zeros((RESAMPLES, len(weights)))
+    for place, name in enumerate(weights):
+        if (score := scores.get(name)) is not None:
+            means[:, place], draws[:, place] = score
+    # a formula's prompts are resampled apart from the others: no other subset has rows of them
+    plain = [name for name in weights if name not in scores]
+    rest, places = units.of(plain), [list(weights).index(name) for name in plain]
+    strata = np.array([plain.index(source) for source in rest.sources], dtype=np.int64)
+    if plain:
+        columns = (rest.a, rest.b, rest.a - rest.b)
+        means[:, places] = [np.bincount(strata, weights=values) / np.bincount(strata) for values in columns]
+        draws[:, places] = resampled_means(rest.a - rest.b, rest.clusters, strata)
+    if len(plain) == len(weights):
+        detectable = detectable_difference(units.a - units.b, units.clusters, strata, shares)
+    else:  # as `detectable_difference`, by the standard deviation of the draws
+        detectable = float((Z + Z_POWER) * np.nanstd(draws @ shares)) or None
+    return _difference(units, means @ shares, draws @ shares, detectable)
+
+
+def _difference(units: _Units, means: Floats, draws: Floats, detectable: float | None) -> Difference:
+    """A difference with means of A, of B and of both, and with [R] draws; the test is over the units' clusters."""
     _, labels = np.unique(units.clusters, return_inverse=True)
     net = np.bincount(labels, weights=units.a - units.b)
     a_better, b_better = int((net > 0).sum()), int((net < 0).sum())
-    low = high = p = within_noise = None
-    if draws is not None:
-        interval, p = difference_interval(draws, len(net)), mcnemar_exact(a_better, b_better)
-        low, high = interval.low, interval.high
-        within_noise = p >= 0.05 or low <= 0 <= high
-    a, b, difference = (None if mean is None else float(mean) for mean in means)
+    interval, p = difference_interval(draws, len(net)), mcnemar_exact(a_better, b_better)
+    a, b, difference = map(float, means)
     return Difference(
-        len(units.a), a, b, difference, low, high, p, within_noise, len(net), a_better, b_better, detectable
+        n=len(units.a),
+        a=a,
+        b=b,
+        difference=difference,
+        low=interval.low,
+        high=interval.high,
+        mcnemar_p=p,
+        within_noise=p >= 0.05 or interval.low <= 0 <= interval.high,
+        prompts=len(net),
+        a_better=a_better,
+        b_better=b_better,
+        detectable=detectable,
     )

@@ -73,12 +73,7 @@ def runner_steps(
 ) -> tuple[dict[str, Any], list[ParityStep]]:
     """The runner's settings for a checkpoint, loaded with `packing="none"`, and each step except rmtrain's own.
 
-    Args:
-        checkpoint: loaded in the runner's precision.
-        rows: as for `score_as_runner`, and so are the last two.
-        own_prompt: use the runner's prompt for models for which it has one; otherwise always the checkpoint's.
-        partial: beginning of paths.
-        display: of the main process.
+    With `own_prompt`, the runner's prompt is used for models for which it has one; otherwise always the checkpoint's.
     """
     partial.parent.mkdir(parents=True, exist_ok=True)
 

@@ -70,12 +70,7 @@ def splits_of_source(
 ) -> dict[str, SplitData]:
     """Splits of a SOURCE by the names of their results; without names, its only split.
 
-    Args:
-        source: SOURCE.
-        names: of the splits.
-        where: checkpoint whose recipe says how rows are read.
-        mapping: how rows are read instead: of --columns and --row-schema.
-        notify: takes notes for the user.
+    The recipe of the checkpoint `where` says how rows are read, or `mapping`, of --columns and --row-schema, does.
     """
     section, trained = section_for(source, data_section(where, notify), mapping)
     read = partial(read_source, source, data=section, evaluation=True, trained=trained, notify=notify)

@@ -109,12 +109,10 @@ def evaluate_benchmark(
     """The result of a benchmark, as `rewardbench --json` gives it; writes it, its flat form and its rows.
 
     Args:
-        scorer: gives rewards, or margins where those are enough.
+        scorer, tokens_per_batch, display: as for `score_rows`.
         benchmark: to score.
         rows: of the benchmark and of its prior sets.
-        tokens_per_batch: maximum tokens per forward pass.
         folder: for the files.
-        display: of the main process.
         parity: the steps from the leaderboard's runner, to be completed with these rows.
         beside: further fields of the result.
     """

@@ -45,11 +45,7 @@ def benchmark_groups(
 ) -> list[PreferenceGroup]:
     """All rows of a benchmark as preference groups, in order; ids are as published, which may repeat.
 
-    Args:
-        benchmark: the rows' benchmark.
-        rows: as the source holds them.
-        subset: replaces the rows' own `subset`; for splits of the prior sets.
-        where: the place of a row, for messages.
+    A given `subset` replaces the rows' own, for splits of the prior sets. `where` is the place of a row, for messages.
 
     Raises:
         DataError: a row lacks a field or has one of the wrong type.
@@ -68,13 +64,9 @@ def benchmark_groups(
 def core_groups(
     benchmark: Benchmark, data: str | None, split: str | None, notify: Notify
 ) -> tuple[list[PreferenceGroup], Origin]:
-    """The benchmark's rows: of the named split, else of the scored one, else of the source's only split.
+    """The benchmark's rows of the named split, else of the scored one, else of the source's only split.
 
-    Args:
-        benchmark: to read.
-        data: SOURCE; None is the benchmark's dataset on the hub.
-        split: its name.
-        notify: takes notes for the user.
+    `data` is a SOURCE; None is the benchmark's dataset on the hub.
 
     Raises:
         DataError: the rows can't be read, or are not the benchmark's.
@@ -115,11 +107,6 @@ def prior_groups(
     - a folder of files named after the sets, whole (`shp.jsonl`) or in shards (`shp-00000-of-00001.parquet`);
     - `NAME=FILE`, the file of one set;
     - a file whose rows name the set in `subset`. The other three forms ignore the rows' own subset.
-
-    Args:
-        benchmark: the benchmark that has prior sets.
-        given: the sources.
-        notify: takes notes for the user, such as which rows are left out.
 
     Raises:
         InputError: the benchmark has no prior sets.
