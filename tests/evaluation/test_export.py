@@ -185,7 +185,7 @@ def test_a_model_that_ranks_differently_is_never_written(
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
         monkeypatch.setattr(module_under_test, "write_model", torn)
-    with pytest.raises(RunFailedError, match=f"{step} moves a sample's reward"):
+    with pytest.raises(RunFailedError, match=f"{step} changes a sample's reward"):
         export(str(folder), tmp_path / "plain")
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
 

@@ -1,4 +1,4 @@
-"""A checkpoint exported, with the proof: sample rows scored before merging, after it, and as others will read it."""
+"""Export with proof: sample rows are scored before merging, after it, and from the written folder by transformers."""
 
 import gc
 import shutil
@@ -26,14 +26,14 @@ from rmtrain.scoring.batches import score_groups
 
 SAMPLE = "demo"
 SAMPLE_GROUPS = 16
-_TOKENS_AT_ONCE = 2048
+_TOKENS_PER_BATCH = 2048
 
-# Largest change of a reward that is let pass, as a share of the sample rewards' standard deviation. Both are of rewards
-# less the mean of their prompt: only the gaps between answers to one prompt mean anything.
-MERGING = 1e-3  # in float32 it changes the order of sums only
-# An int8 base rounds each layer's input as well, which no plain layer does: here only a gross fault can be told.
+# Largest allowed change of a reward, as a share of the sample rewards' standard deviation. Rewards are relative to the
+# mean of their prompt, since only the gaps between answers to one prompt have a meaning.
+MERGING = 1e-3  # in float32 it only changes the order of sums
+# An int8 base also rounds each layer's input, which a plain layer does not: here only gross faults can be detected.
 DEQUANTISING = {"nf4": MERGING, "int8": 0.5}
-# Storing rounds each weight, in bfloat16 eight times as coarsely as in float16, and the layers add that up.
+# Storing rounds each weight, in bfloat16 eight times as coarsely as in float16, and the layers add these errors up.
 STORING = {"float32": MERGING, "float16": 0.03, "bfloat16": 0.25}
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -50,117 +50,131 @@ def export(
 ) -> dict[str, Any]:
     """Write a checkpoint as a plain sequence-classification folder, if its rewards stay the same.
 
-    The adapters of a quantised base are merged into the weights that the quantised ones stand for: the model that was
-    trained, not the one before quantisation. Everything runs on the CPU, beside a quantised base.
+    The adapters of a quantised base are merged into the dequantised weights: into the model that was trained, not the
+    one before quantisation. Everything runs on the CPU, except for a quantised base.
 
     Args:
         where: run's final folder, checkpoint folder or hub id.
-        output: the folder to write; it appears whole or not at all.
+        output: the folder to write; it appears complete or not at all.
         dtype: of the stored backbone; None is that of training.
         revision: of a hub id.
         verify: see `load_checkpoint`.
-        notify: takes a line for the user.
-        finish: adds files to the folder before it gets its name; it is given the content of rmtrain.json too.
+        notify: takes notes for the user.
+        finish: adds files to the folder before it appears; takes the folder and the content of rmtrain.json.
 
     Returns:
-        What was exported and how far its rewards moved, as `export --json` gives it.
+        What was exported and how much its rewards changed, as `export --json` gives it.
 
     Raises:
-        InputError: the output is there already, or the model has no such form.
+        InputError: the output exists, or the model can't be exported.
         CheckpointError: the checkpoint is damaged.
-        RunFailedError: a reward moved further than allowed, or the disk has no room; nothing is left behind.
+        RunFailedError: a reward changed more than is allowed, or the disk is full; nothing is left behind.
     """
     check_output(output)
-    checkpoint = _load(where, revision, verify)
-    in_float32(checkpoint.model.module)
-    sample = _sample(checkpoint)
-    notify(f"scoring {sum(len(group.suffixes) for group in sample)} completions of {SAMPLE} data before merging")
-    before = _rewards(checkpoint.model, sample, checkpoint.renderer.pad_id)
-    spread = float(np.std(before))
-    proof: dict[str, Any] = {"data": SAMPLE, "n": len(before), "standard_deviation": spread}
-    kind = "none"
-    if is_quantised(checkpoint.model.module):
-        kind = checkpoint.scoring.quantization
-        del checkpoint  # before the next is loaded: they may be large
-        gc.collect()
-        checkpoint = load_checkpoint(where, revision=revision, through=dequantise, verify=False)
-        in_float32(checkpoint.model.module)
-        whole = _rewards(checkpoint.model, sample, checkpoint.renderer.pad_id)
-        proof |= _moved("dequantising", before, whole, DEQUANTISING[kind] * spread)
-        before = whole
-    merges = hasattr(checkpoint.model.module, "merge_and_unload")
+    checkpoint, proof, quantization = _load_dequantised(where, revision, verify, notify)
+    had_adapters = hasattr(checkpoint.model.module, "merge_and_unload")
     model = merge(checkpoint.model)
-    merged = _rewards(model, sample, checkpoint.renderer.pad_id)
-    proof |= _moved("merging", before, merged, MERGING * spread)
+    proof.check("merging", proof.score(model), MERGING)
     trained_dtype = _trained_dtype(checkpoint, model)
     stored = dtype or trained_dtype
-    _need_room(stored_bytes(model.module, stored), output)
-    exported = {"dtype": stored, "trained_dtype": trained_dtype, "merged": merges, "quantization": kind, "proof": proof}
+    _need_space(stored_bytes(model.module, stored), output)
+    exported = {"dtype": stored, "trained_dtype": trained_dtype, "merged": had_adapters, "quantization": quantization}
     with staged_folder(output, left="no part of it is left") as staging:
         kept = {key: value for key, value in checkpoint.sidecar.items() if key not in ("format", "contract", "scoring")}
-        scoring = checkpoint.scoring.model_copy(
-            update={"dtype": stored, "quantization": "none", "max_length": checkpoint.max_length}
-        )
+        update = {"dtype": stored, "quantization": "none", "max_length": checkpoint.max_length}
+        scoring = checkpoint.scoring.model_copy(update=update)
         write_model(model.module, checkpoint.renderer, scoring, without_places(kept, local_name), staging)
         del model, checkpoint
         gc.collect()
         notify(f"scoring them with the {stored} folder, read by transformers alone")
-        proof |= _moved("storing", merged, _plain(staging, sample), STORING[stored] * spread)
+        proof.check("storing", _rewards_of_folder(staging, proof.sample), STORING[stored])
+        exported["proof"] = proof.figures
         sidecar = {**read_object(staging / SIDECAR), "exported": exported}
         write_json(staging / SIDECAR, sidecar)
         finish(staging, sidecar)
         seal(staging)
     size = sum(path.stat().st_size for path in output.iterdir())
-    return {
-        "ckpt": where,
-        "output": str(output),
-        "bytes": size,
-        **exported,
-        "serve": serve_command(str(output), stored),
-    }
+    serve = serve_command(str(output), stored)
+    return {"ckpt": where, "output": str(output), "bytes": size, **exported, "serve": serve}
+
+
+class _Proof:
+    """Rewards of sample completions, and how much they change in each step of the export."""
+
+    def __init__(self, checkpoint: Checkpoint, notify: Callable[[str], None]) -> None:
+        groups = read_source(SAMPLE, "test", evaluation=True).groups[:SAMPLE_GROUPS]
+        made = tokenize_groups(groups, checkpoint.renderer, checkpoint.max_length, "truncate_prompt")
+        self.sample = [group for group in made if group is not None]
+        notify(
+            f"scoring {sum(len(group.suffixes) for group in self.sample)} completions of {SAMPLE} data before merging"
+        )
+        self._pad_id = checkpoint.renderer.pad_id
+        self._rewards = self.score(checkpoint.model)
+        spread = float(np.std(self._rewards))
+        self.figures: dict[str, Any] = {"data": SAMPLE, "n": len(self._rewards), "standard_deviation": spread}
+
+    def score(self, model: RewardModel) -> list[float]:
+        """Rewards by rmtrain, relative to the mean of their prompt."""
+        return _centred(score_groups(model, self.sample, self._pad_id, _TOKENS_PER_BATCH))
+
+    def check(self, step: str, rewards: Sequence[float], share: float) -> None:
+        """Record the largest change of a reward in a step.
+
+        Raises:
+            RunFailedError: it is larger than this share of the standard deviation.
+        """
+        largest = float(np.max(np.abs(np.subtract(self._rewards, rewards))))
+        allowed = share * self.figures["standard_deviation"]
+        if not largest <= allowed:  # NaN is refused too
+            raise RunFailedError(
+                f"{step} changes a sample's reward by {largest:.3g}, relative to the other rewards of its prompt; "
+                f"at most {allowed:.3g} is allowed, and nothing was written",
+                "export with --dtype float32" if step == "storing" else "please report it: this is a bug in rmtrain",
+            )
+        self.figures |= {step: largest, f"{step}_allowed": allowed}
+        self._rewards = list(rewards)
 
 
 def check_output(output: Path) -> None:
-    """Refuse a folder that can't be made, or that holds something.
-
-    Raises:
-        InputError: it is such a one.
-    """
+    """Raises InputError for a folder that can't be made, or that is not empty."""
     if output.exists() and (not output.name or not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists", "choose another --output")
     if not output.resolve().parent.is_dir():
         raise InputError(f"{output.resolve().parent}: no such folder", "make it, or choose another --output")
 
 
-def _load(where: str, revision: str | None, verify: bool) -> Checkpoint:
+def _load_dequantised(
+    where: str, revision: str | None, verify: bool, notify: Callable[[str], None]
+) -> tuple[Checkpoint, _Proof, str]:
+    """The checkpoint in float32, the proof with its rewards, and the quantisation that its base had, or `none`."""
     require_one_label(Path(where) if Path(where).is_dir() else download(where, revision))
     checkpoint = load_checkpoint(where, revision=revision, verify=verify)
     if checkpoint.published:
         raise InputError(
             f"{where} was published by others in the layout {checkpoint.published['layout']}",
-            "export is for what was trained here and for LoRA adapters; score others as they are",
+            "export is for models trained with rmtrain and for LoRA adapters; score other models as they are",
         )
-    return checkpoint
-
-
-def _sample(checkpoint: Checkpoint) -> list[TokenizedGroup]:
-    groups = read_source(SAMPLE, "test", evaluation=True).groups[:SAMPLE_GROUPS]
-    tokenized = tokenize_groups(groups, checkpoint.renderer, checkpoint.max_length, "truncate_prompt")
-    return [group for group in tokenized if group is not None]
-
-
-def _rewards(model: RewardModel, sample: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
-    return _centred(score_groups(model, sample, pad_id, _TOKENS_AT_ONCE))
+    in_float32(checkpoint.model.module)
+    proof = _Proof(checkpoint, notify)
+    if not is_quantised(checkpoint.model.module):
+        return checkpoint, proof, "none"
+    quantization = checkpoint.scoring.quantization
+    del checkpoint  # before the next is loaded: they may be large
+    gc.collect()
+    checkpoint = load_checkpoint(where, revision=revision, through=dequantise, verify=False)
+    in_float32(checkpoint.model.module)
+    proof.check("dequantising", proof.score(checkpoint.model), DEQUANTISING[quantization])
+    return checkpoint, proof, quantization
 
 
 def _centred(rewards: Sequence[Sequence[float]]) -> list[float]:
-    """Rewards of all groups in a row, less the mean of their group."""
+    """Rewards of all groups in a row, minus the mean of their group."""
     return [float(reward) for group in rewards for reward in np.subtract(group, np.mean(group))]
 
 
 @torch.no_grad()
-def _plain(folder: Path, sample: Sequence[TokenizedGroup]) -> list[float]:
-    """The same as someone without rmtrain gets them: transformers' own class and forward, one sequence at a time."""
+def _rewards_of_folder(folder: Path, sample: Sequence[TokenizedGroup]) -> list[float]:
+    """Rewards without rmtrain: by transformers' own class and forward pass, one sequence at a time."""
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
@@ -173,31 +187,15 @@ def _plain(folder: Path, sample: Sequence[TokenizedGroup]) -> list[float]:
     return _centred(rewards)
 
 
-def _moved(step: str, before: Sequence[float], after: Sequence[float], allowed: float) -> dict[str, float]:
-    """Largest change of a centred reward in a step of the export, and what is allowed.
-
-    Raises:
-        RunFailedError: it is larger than allowed.
-    """
-    largest = float(np.max(np.abs(np.subtract(before, after))))
-    if not largest <= allowed:  # NaN is refused too
-        raise RunFailedError(
-            f"{step} moves a sample's reward by {largest:.3g} against its prompt's others, where {allowed:.3g} is "
-            "allowed; nothing is written",
-            "export with --dtype float32" if step == "storing" else "please report it: this is a bug in rmtrain",
-        )
-    return {step: largest, f"{step}_allowed": allowed}
-
-
 def _trained_dtype(checkpoint: Checkpoint, model: RewardModel) -> str:
-    found = checkpoint.scoring.dtype or str(model.module.config.dtype).removeprefix("torch.")
-    return found if found in STORING else "float32"
+    dtype = checkpoint.scoring.dtype or str(model.module.config.dtype).removeprefix("torch.")
+    return dtype if dtype in STORING else "float32"
 
 
-def _need_room(needed: int, output: Path) -> None:
+def _need_space(needed: int, output: Path) -> None:
     free = shutil.disk_usage(output.resolve().parent).free
     if needed > free:
         raise RunFailedError(
-            f"{output}: the export takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there",
-            "make room, choose another --output, or a smaller --dtype",
+            f"{output}: the export takes {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there",
+            "free some space, choose another --output, or a smaller --dtype",
         )
