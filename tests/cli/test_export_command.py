@@ -47,7 +47,7 @@ def test_what_people_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     card = Path("plain/README.md").read_text()
     assert "merged into the base in float32" in card
     assert "stored in bfloat16" in card
-    assert "No evaluation came with it." in card
+    assert "It came without an evaluation." in card
     assert "peft" not in card.split("## How it was made")[0]
     assert card.split("# ")[1].startswith("plain\n")
     assert "`vllm serve . --runner pooling --dtype bfloat16`" in card
