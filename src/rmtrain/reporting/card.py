@@ -52,7 +52,7 @@ def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, An
         OSError: the file can't be written.
     """
     if run is None:
-        named = folder.with_name(folder.name.removeprefix(".").removesuffix(".export"))  # its final name
+        named = folder.with_name(folder.name.removeprefix(".").removesuffix(".staging"))  # its final name
         record = RunRecord(named, manifest={}, recipe=mapping(sidecar.get("recipe")), sidecar=sidecar)
     else:
         record = replace(read_run(run, with_rows=False), sidecar=sidecar)
