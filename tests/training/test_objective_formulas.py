@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +20,15 @@ from rmtrain.recipe.schema import LossSection
 from rmtrain.training.objectives import (
     DISTANCE,
     OBJECTIVES,
+    THRESHOLD,
+    RewardBatch,
     bradley_terry,
     length_decorrelation,
     make_objective,
     plackett_luce,
 )
 from rmtrain.training.prospect import look_ahead
+from rmtrain.training.step_loss import move_averages
 
 
 class Row(NamedTuple):
@@ -86,6 +90,20 @@ def squared_errors(rewards: Rewards, rows: list[Row]) -> float:
     return float(np.mean([np.mean((r - row.scores) ** 2) for r, row in zip(rewards, rows, strict=True)]))
 
 
+AVERAGES = {DISTANCE: 1.7, THRESHOLD.format(0): 0.2, THRESHOLD.format(1): -0.5}
+
+
+def graded(*log_widths: float) -> Reference:
+    """Gaps of 1, 2 and 3 are three grades."""
+
+    def chance(above: float, gap: float) -> float:
+        first, second = math.exp(log_widths[0]), math.exp(log_widths[0]) + math.exp(log_widths[1])
+        low, high = {1.0: (0.0, first), 2.0: (first, second), 3.0: (second, math.inf)}[gap]
+        return 1 / (1 + math.exp(low - above)) - (1 / (1 + math.exp(high - above)) if high < math.inf else 0)
+
+    return pairwise(lambda b, w, gap, far: -math.log(chance(b - w, gap)))
+
+
 PLAIN = pairwise(lambda b, w, gap, far: nats(b - w))
 CASES: dict[str, tuple[dict[str, Any], Reference]] = {
     "smoothed": (
@@ -108,6 +126,15 @@ CASES: dict[str, tuple[dict[str, Any], Reference]] = {
     "plackett_luce": (
         {"objective": "plackett_luce", "centering": 0.02},
         lambda r, x: rankings(r, x) + pairwise(lambda b, w, gap, far: 0.02 * (b + w) ** 2)(r, x),
+    ),
+    "ordinal": ({"objective": "ordinal", "grades": [1.5, 2.5]}, graded(0.2, -0.5)),
+    "ordinal with a term": (
+        {"objective": "ordinal", "grades": [1.5, 2.5], "centering": 0.02, "sum_to_zero": 0.4},
+        lambda r, x: (
+            graded(0.2, -0.5)(r, x)
+            + pairwise(lambda b, w, gap, far: 0.02 * (b + w) ** 2)(r, x)
+            + 0.4 * squared_mean(r, x)
+        ),
     ),
     "regression": ({"objective": "regression"}, squared_errors),
     "sum_to_zero": ({"sum_to_zero": 0.4}, lambda r, x: PLAIN(r, x) + 0.4 * squared_mean(r, x)),
@@ -159,12 +186,42 @@ def test_an_objective_equals_an_independent_computation_under_any_split(split: A
     gradient = [(at(rewards + step) - at(rewards - step)) / 2e-5 for step in steps]
     given = torch.tensor(rewards, dtype=torch.float32, requires_grad=True)
     objective = make_objective(LossSection(**settings))
-    reads = {"states": torch.tensor(states), "averages": {DISTANCE: 1.7}}
+    reads = {"states": torch.tensor(states), "averages": AVERAGES}
     for changes in ({}, {"max_groups": 1}, {"max_tokens": 80}, {"processes": 2}, {"processes": 4, "max_groups": 2}):
         (loss,) = of_microbatches(split, given, objective, reads=reads, global_batch_size=100, **changes)
         assert loss.item() == pytest.approx(at(rewards), rel=1e-5)
         found = torch.autograd.grad(loss, given)[0].numpy()
         np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_thresholds_take_a_step_of_gradient_descent_the_same_for_any_split(split: Any) -> None:
+    groups, rng = [split.group(place) for place in range(len(split))], np.random.default_rng(3)
+    sizes = [len(group.suffixes) for group in groups]
+    rewards = np.split(rng.normal(size=sum(sizes)), np.cumsum(sizes)[:-1])
+    rows = [
+        Row([(p.better, p.worse, p.gap) for p in g.preferences], (), (), np.zeros((len(g.suffixes), 1))) for g in groups
+    ]
+
+    def slope(place: int) -> float:
+        low, high = ([(AVERAGES[THRESHOLD.format(k)]) + sign * 1e-5 * (k == place) for k in (0, 1)] for sign in (-1, 1))
+        return (graded(*high)(rewards, rows) - graded(*low)(rewards, rows)) / 2e-5
+
+    objective = make_objective(LossSection(objective="ordinal", grades=[1.5, 2.5]))
+    observed: list[Any] = []
+
+    def loss(batch: RewardBatch) -> torch.Tensor:
+        assert objective.observe is not None
+        observed.append(objective.observe(batch))
+        return objective.loss(batch)
+
+    given, spied = torch.tensor(np.concatenate(rewards), dtype=torch.float32), replace(objective, loss=loss)
+    for changes in ({}, {"processes": 2, "max_groups": 2}):
+        observed.clear()
+        of_microbatches(split, given, spied, reads={"averages": AVERAGES}, global_batch_size=100, **changes)
+        after = move_averages(AVERAGES, observed, objective.decay)
+        for place in (0, 1):
+            name = THRESHOLD.format(place)
+            assert after[name] == pytest.approx(AVERAGES[name] - 0.1 * slope(place), abs=1e-5)
 
 
 def test_a_soft_label_is_the_share_of_the_stated_preference() -> None:
@@ -238,6 +295,9 @@ def test_rows_without_the_scores_that_an_objective_reads_are_refused(
         ({"gap_unit": 2.0}, "loss.gap_unit is not supported with the objective bradley_terry"),
         ({"objective": "norm_bt", "length_decorrelation": 0.1}, "loss.length_decorrelation is not"),
         ({"objective": "norm_bt", "sum_to_zero": 0.1}, "loss.sum_to_zero is not"),
+        ({"objective": "ordinal"}, "loss.objective ordinal needs loss.grades"),
+        ({"objective": "ordinal", "grades": [2.0, 1.0]}, "loss.grades the gaps are not in ascending order"),
+        ({"grades": [1.0]}, "loss.grades is not supported with the objective bradley_terry"),
         ({"objective": "scaled", "weight_range": (2.0, 1.0)}, "loss.weight_range the smallest weight is above"),
         ({"objective": "scaled", "weight_range": (1.0, 2.0), "sum_to_zero": 0.1}, None),
     ],

@@ -58,12 +58,13 @@ def _data_conflicts(data: "DataSection") -> Iterator[Conflict]:
 
 _READERS = {  # the objectives that read each setting of the loss section
     "margin": ("bradley_terry", "hinge"),
-    "centering": ("bradley_terry", "scaled", "hinge", "norm_bt", "plackett_luce"),
+    "centering": ("bradley_terry", "scaled", "hinge", "norm_bt", "plackett_luce", "ordinal"),
     "label_smoothing": ("bradley_terry", "scaled"),
     "gap_unit": ("scaled",),
     "weight_range": ("scaled",),
-    "sum_to_zero": ("bradley_terry", "scaled", "hinge", "plackett_luce"),
-    "length_decorrelation": ("bradley_terry", "scaled", "hinge", "plackett_luce", "regression"),
+    "grades": ("ordinal",),
+    "sum_to_zero": ("bradley_terry", "scaled", "hinge", "plackett_luce", "ordinal"),
+    "length_decorrelation": ("bradley_terry", "scaled", "hinge", "plackett_luce", "ordinal", "regression"),
 }
 
 
@@ -73,6 +74,11 @@ def _loss_conflicts(loss: "LossSection") -> Iterator[Conflict]:
             message = f"is not supported with the objective {loss.objective}"
             hint = f"leave it out, or set loss.objective to {' or '.join(readers)}"
             yield Conflict((f"loss.{name}", "loss.objective"), message, hint)
+    if loss.objective == "ordinal" and not loss.grades:
+        hint = "give the score gaps at which a preference gets the next grade, such as [1.5, 2.5] for gaps of 1 to 3"
+        yield Conflict(("loss.objective", "loss.grades"), "ordinal needs loss.grades", hint)
+    if loss.grades != sorted({*loss.grades}):
+        yield Conflict(("loss.grades",), "the gaps are not in ascending order", "write each once, the smallest first")
     if loss.weight_range[0] > loss.weight_range[1]:
         yield Conflict(("loss.weight_range",), "the smallest weight is above the largest", "give [smallest, largest]")
 

@@ -156,7 +156,9 @@ MAPPING = ("row_schema", "columns", "answers", "label", "better", "ties", "score
 class LossSection(Section):
     """What training minimises; every group weighs the same, whatever its number of completions."""
 
-    objective: Literal["bradley_terry", "scaled", "hinge", "norm_bt", "plackett_luce", "regression"] = "bradley_terry"
+    objective: Literal["bradley_terry", "scaled", "hinge", "norm_bt", "plackett_luce", "ordinal", "regression"] = (
+        "bradley_terry"
+    )
     """The training objective; docs/training.md has the formula, the paper and the settings of each."""
     centering: Coefficient = 0.0
     """Coefficient of (r_better + r_worse)^2, which keeps rewards near 0 (arXiv 2312.09244); 0 is off."""
@@ -168,6 +170,8 @@ class LossSection(Section):
     """Objective scaled: the score gap of a preference that weighs 1."""
     weight_range: Annotated[tuple[Coefficient, Coefficient], Field(strict=False)] = (0.5, 3.0)
     """Objective scaled: the smallest and the largest weight of a preference."""
+    grades: list[Annotated[float, Field(ge=0, le=1e6)]] = []
+    """Objective ordinal: score gaps between one grade of preference and the next, ascending."""
     sum_to_zero: Coefficient = 0.0
     """Coefficient of the squared mean reward of the step (arXiv 2505.07271); 0 is off, else one more forward pass."""
     length_decorrelation: Coefficient = 0.0

@@ -12,6 +12,7 @@ _OBJECTIVES = {
     "scaled": "Bradley-Terry scaled by the score gap",
     "norm_bt": "Bradley-Terry normalised by the distance of hidden states",
     "plackett_luce": "Plackett-Luce over each group's ranking",
+    "ordinal": "ordered logit on graded preferences",
     "regression": "regression on scores",
     "hinge": "hinge",
 }

@@ -199,6 +199,47 @@ def regression(batch: RewardBatch) -> Float[Tensor, ""]:
     return (batch.completions.weights * (batch.rewards.float() - batch.completions.scores) ** 2).sum()
 
 
+def ordinal(batch: RewardBatch, grades: Sequence[float], centering: float = 0.0) -> Float[Tensor, ""]:
+    """Ordered logit on graded preferences: -log P(grade | r_better - r_worse), by weight (arXiv 2603.02232).
+
+    With G boundaries in `grades`, a preference has the grade k = number of boundaries below its score gap, and
+    P(k) = sigmoid(d - t_k) - sigmoid(d - t_k+1), where t_0 = 0 and t_G+1 is infinite. The thresholds t are
+    learned with the model, by `learn_thresholds`, and are not part of the saved model.
+    """
+    chosen, rejected = batch.pairs
+    losses = _graded_losses(batch, grades, _log_widths(batch, len(grades))) + centering * (chosen + rejected) ** 2
+    return (batch.preferences.weights * losses).sum()
+
+
+THRESHOLD = "log width of grade {}"  # names of the averages that hold the thresholds: log(t_k+1 - t_k), 0 at first
+
+
+def _log_widths(batch: RewardBatch, count: int) -> Float[Tensor, " G"]:
+    values = [batch.averages.get(THRESHOLD.format(number), 0.0) for number in range(count)]
+    return torch.tensor(values, device=batch.rewards.device)
+
+
+def _graded_losses(batch: RewardBatch, grades: Sequence[float], log_widths: Float[Tensor, " G"]) -> Float[Tensor, " M"]:
+    chosen, rejected = batch.pairs
+    grade = (batch.preferences.gaps[:, None] > torch.tensor(grades, device=chosen.device)).sum(1)
+    widths, end = log_widths.exp(), log_widths.new_full((1,), torch.inf)
+    above = chosen - rejected - torch.cat([torch.zeros_like(end), widths.cumsum(0)])[grade]
+    width = torch.cat([widths, end])[grade]
+    # sigmoid(a) - sigmoid(a - w) = sigmoid(a) sigmoid(w - a) (1 - exp(-w)), in logarithms
+    return softplus(-above) + softplus(above - width) - torch.log1p(-torch.exp(-width))
+
+
+def learn_thresholds(batch: RewardBatch, grades: Sequence[float]) -> dict[str, Float[Tensor, "2"]]:
+    """A step of gradient descent on the thresholds: in the moving average with decay 0.9, its learning rate is 0.1."""
+    with torch.enable_grad():
+        log_widths = _log_widths(batch, len(grades)).requires_grad_()
+        still, weights = replace(batch, rewards=batch.rewards.detach()), batch.preferences.weights
+        loss = (weights * _graded_losses(still, grades, log_widths)).sum()
+        (gradient,) = torch.autograd.grad(loss, log_widths)
+    stepped = weights.sum() * log_widths.detach() - gradient
+    return {THRESHOLD.format(number): torch.stack([value, weights.sum()]) for number, value in enumerate(stepped)}
+
+
 def sum_to_zero(batch: RewardBatch) -> Float[Tensor, ""]:
     """The square of the step's mean reward, over completions, each group weighing the same (BSR, arXiv 2505.07271)."""
     return (batch.completions.weights * batch.rewards.float()).sum() ** 2
@@ -233,8 +274,13 @@ OBJECTIVES: dict[str, Callable[[LossSection], Objective]] = {
     "norm_bt": lambda loss: Objective(partial(norm_bt, centering=loss.centering), observe=mean_distance, decay=0.9),
     "plackett_luce": lambda loss: Objective(partial(plackett_luce, centering=loss.centering)),
     "regression": lambda loss: Objective(regression),
+    "ordinal": lambda loss: Objective(
+        partial(ordinal, grades=loss.grades, centering=loss.centering),
+        observe=partial(learn_thresholds, grades=loss.grades),
+        decay=0.9,
+    ),
 }
-READS = {"scaled": "gaps", "regression": "scores"}  # what an objective needs of every training row
+READS = {"scaled": "gaps", "ordinal": "gaps", "regression": "scores"}  # what an objective needs of every training row
 TERMS: dict[str, Loss] = {  # of the whole step, added with the coefficient of the same name in the loss section
     "sum_to_zero": sum_to_zero,
     "length_decorrelation": length_decorrelation,
