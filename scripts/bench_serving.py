@@ -75,7 +75,7 @@ def measure(settings: dict[str, Any], *options: str) -> Result:
     bodies = requests(settings["requests"])
     server, address = start(settings, *options)
     try:
-        asyncio.run(ask(address, bodies[:128], settings["clients"]))
+        asyncio.run(ask(address, bodies[: settings["clients"]], settings["clients"]))
         rewards, seconds, whole = asyncio.run(ask(address, bodies, settings["clients"]))
     finally:
         server.terminate()

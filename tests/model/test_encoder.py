@@ -12,6 +12,7 @@ from published_cases import Tensors
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from rmtrain import RewardFunction
 from rmtrain.cli.evaluate import evaluate
 from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.cli.score import score
@@ -285,3 +286,15 @@ def test_a_decoder_with_classifier_weights_is_no_encoder(tmp_path: Path) -> None
     save_file({**tensors, "classifier.weight": torch.ones(1, 32)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"no score head \(score\.weight\)"):
         load_checkpoint(str(folder))
+
+
+def test_trainers_of_policies_take_an_encoder_as_their_reward(tmp_path: Path) -> None:
+    folder = write(tmp_path / "encoder", "deberta-v2", labels=3)
+    reward = RewardFunction(folder, label="2")
+    for group, expected in zip(GROUPS, truth_of(folder, label=2), strict=True):
+        found = reward.score(group.prompt[0].content, [completion[0].content for completion in group.completions])
+        torch.testing.assert_close(torch.tensor(found), expected, atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="reads question and answer apart"):
+        reward.score_texts(["w1 w2"])
+    with pytest.raises(InputError, match="label"):
+        RewardFunction(folder)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
+from rmtrain import RewardFunction
 from rmtrain.cli.compare import compare
 from rmtrain.cli.evaluate import evaluate
 from rmtrain.cli.rewardbench import rewardbench
@@ -303,3 +304,8 @@ def test_commands_that_need_rewards_say_so(tmp_path: Path) -> None:
         rewardbench(ckpt=folder, data="rb.jsonl", parity="float32")
     with pytest.raises(InputError, match="one prompt and no labels"):
         evaluate(ckpt=folder, data=str(data), prompt="raw")
+
+
+def test_it_can_not_be_the_reward_of_a_policy(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="compares two completions and gives no rewards"):
+        RewardFunction(write(tmp_path / "PairRM-hf"))

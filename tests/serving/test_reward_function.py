@@ -1,6 +1,7 @@
 """`RewardFunction`: TRL's trainers train with it, and its rewards are those of `rmtrain score`."""
 
 import json
+import pickle
 import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -195,6 +196,14 @@ def test_what_is_no_reward_model_is_refused(models: Path, tmp_path: Path) -> Non
         RewardFunction(tmp_path / "nowhere")
     with pytest.raises(InputError, match="--max-length 9999"):
         RewardFunction(models / "rm", max_length=9999)
+
+
+def test_another_process_can_be_sent_one(models: Path) -> None:
+    first = RewardFunction(models / "rm", name="judge", max_length=64)
+    second = pickle.loads(pickle.dumps(first))
+    assert second.__name__ == "judge"
+    assert second.score("w1", ["w2"]) == first.score("w1", ["w2"])
+    assert len(pickle.dumps(first)) < 1000  # its arguments, not its weights
 
 
 def test_nothing_is_written_to_disk(reward: RewardFunction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

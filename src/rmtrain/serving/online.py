@@ -87,7 +87,7 @@ class OnlineScorer:
         """
         where, run = locate_model(ckpt)
         scorer = open_scorer(ScorerRequest(where, options, verify, device or default_device()))
-        scorer.info.require_rewards("this")
+        scorer.info.require_rewards("a server or a reward function")
         name = run.name if run is not None else os.path.basename(os.path.normpath(where))
         reader = TextReader(scorer.info.renderer, scorer.info.max_length)
         found = cls(scorer, name, tokens_per_batch or scorer.info.tokens_per_batch, reader)

@@ -59,10 +59,17 @@ class RewardFunction:
         label: str | None = None,
         score_blank: bool = False,
     ) -> None:
+        given = {"device": device, "name": name, "dtype": dtype, "max_length": max_length, "prompt": prompt}
+        given |= {"label": label, "tokens_per_batch": tokens_per_batch, "score_blank": score_blank}
+        self._given = (os.fspath(ckpt), given)
         options = ScoringOptions(prompt=prompt, label=label, max_length=max_length, dtype=dtype)
         self._scorer = OnlineScorer.open(os.fspath(ckpt), options, device, tokens_per_batch)
         self._score_blank = score_blank
         self.__name__ = name or self._scorer.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process, such as a worker of Ray, loads the model again."""
+        return _load, (type(self), *self._given)
 
     def __call__(
         self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: Any
@@ -142,6 +149,10 @@ class RewardFunction:
             for place, reward in zip(of, score.rewards, strict=True):
                 rewards[place] = reward
         return rewards
+
+
+def _load(kind: type[RewardFunction], ckpt: str, given: dict[str, Any]) -> RewardFunction:
+    return kind(ckpt, **given)
 
 
 def batch_figures(scores: Sequence[GroupScore], rows: int) -> dict[str, float]:

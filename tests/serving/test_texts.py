@@ -1,0 +1,86 @@
+"""Whole texts get the tokens of their messages, whatever the chat template writes around them."""
+
+import json
+from typing import Any
+
+import pytest
+from conftest import TEMPLATE, make_tokenizer
+
+from rmtrain.data.render import Renderer
+from rmtrain.data.types import Message, PreferenceGroup
+from rmtrain.errors import InputError
+from rmtrain.serving.texts import TextReader
+
+LOOP = "{% for m in messages %}"
+TEMPLATES = {
+    "BOS and EOS": TEMPLATE,
+    "no BOS": TEMPLATE.replace("{{ bos_token }}", ""),
+    "no end": TEMPLATE.replace(" {{ eos_token }}", ""),
+    "neither": TEMPLATE.replace("{{ bos_token }}", "").replace(" {{ eos_token }}", ""),
+    "a line break after the end": "{{ bos_token }}"
+    + LOOP
+    + "[INST] {{ m['role'] }}\n{{ m['content'] }} {{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}[INST] assistant\n{% endif %}",
+    "words alone": LOOP + "{{ m['content'] }} {% endfor %}",
+}
+CONVERSATIONS = [
+    (Message("user", "w1 w2"), Message("assistant", "w3 w4")),
+    (Message("user", "w1"), Message("assistant", "w2"), Message("user", "w3 w4"), Message("assistant", "w5")),
+    (Message("user", "w1 w2"), Message("assistant", "")),
+]
+
+
+def renderer_of(template: str, **tokens: Any) -> Renderer:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.add_special_tokens(tokens) if tokens else None
+    return Renderer.for_tokenizer(tokenizer)
+
+
+def ids(read: tuple[PreferenceGroup, bool]) -> list[list[int]]:
+    return [json.loads(completion[0].content) for completion in read[0].completions]
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES])
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+def test_a_rendered_text_gets_the_tokens_of_its_messages(name: str, conversation: Any) -> None:
+    renderer = renderer_of(TEMPLATES[name], pad_token="<unk>")
+    reader = TextReader(renderer, 512)
+    expected = renderer.tokenize([conversation])
+    text = renderer.render(conversation)
+    generated = renderer.render(conversation[:-1], generation=True) + f" {conversation[-1].content}"
+    bare = text.removeprefix("<s>")
+    ended = text.rstrip().removesuffix("</s>")
+    for same in (text, f"<s><s>{bare}", bare, ended, f"{ended}</s><unk><unk>", generated, f"{generated} </s>"):
+        assert ids(reader.group("", [same])) == expected, same
+    assert reader.group("", [text, generated])[1] is False
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES])
+def test_a_plain_prompt_is_one_user_message(name: str) -> None:
+    renderer = renderer_of(TEMPLATES[name])
+    reader = TextReader(renderer, 512)
+    opened = renderer.render(CONVERSATIONS[0][:1], generation=True)
+    assert reader.is_rendered(opened) is (name != "words alone")
+    assert not reader.is_rendered("w1 w2")
+    group, cut = reader.group("", ["w1 w2 w3", "w1 w2 w4</s>"], "w1 w2")
+    assert (group.prompt, cut) == ((Message("user", "w1 w2"),), False)
+    assert [completion[0].content for completion in group.completions] == [" w3", " w4"]
+    with pytest.raises(InputError, match="does not begin with its prompt"):
+        reader.group("", ["w1"], "w2")
+
+
+def test_a_text_that_is_too_long_loses_its_start_after_bos() -> None:
+    renderer = renderer_of(TEMPLATE)
+    whole = renderer.tokenize([CONVERSATIONS[1]])[0]
+    (short, other), cut = (
+        ids(read := TextReader(renderer, 8).group("", [renderer.render(CONVERSATIONS[1])] * 2)),
+        read[1],
+    )
+    assert cut
+    assert short == other == whole[:1] + whole[-7:]
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(InputError, match="half of a surrogate pair"):
+        TextReader(renderer_of(TEMPLATE), 512).group("", ["w1 \ud800"])
