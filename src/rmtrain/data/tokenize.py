@@ -118,27 +118,12 @@ def tokenize_groups(
         flat = iter(renderer.encode([text for of_one in texts for text in of_one]))
         for group, own, rendered in zip(chunk, distinct, texts, strict=True):
             sequences = list(islice(flat, len(rendered)))
+            truncated = max(map(len, sequences), default=0) > max_length
+            if truncated:
+                sequences = _fit(own, sequences, renderer, max_length, over_length, refused)
             if not sequences:
                 yield None
                 continue
-            longest = max(len(sequence) for sequence in sequences)
-            truncated = longest > max_length
-            if truncated:
-                if over_length == "drop":
-                    yield None
-                    continue
-                if over_length == "error":
-                    raise DataError(
-                        f"group {group.id}: {longest} tokens, more than data.max_length {max_length}",
-                        "raise data.max_length or choose another data.over_length",
-                    )
-                try:
-                    prompt_first = over_length == "truncate_prompt"
-                    sequences = truncate_group(own, sequences, renderer, max_length, prompt_first)[1]
-                except TemplateRefusalError as error:
-                    _refuse(group, error, refused)
-                    yield None
-                    continue
             by_text = dict(zip(own.completions, sequences, strict=True))
             merged, suffix_of = merge_equal(by_text[text] for text in group.completions)
             prefix, suffixes = split_prefix(merged)
@@ -153,6 +138,29 @@ def tokenize_groups(
                 omitted=_omitted(own, rendered),
                 scores=group.scores,
             )
+
+
+def _fit(
+    group: PreferenceGroup,
+    sequences: list[list[int]],
+    renderer: Renderer,
+    max_length: int,
+    over_length: OverLength,
+    refused: dict[str, TemplateRefusalError] | None,
+) -> list[list[int]]:
+    """The sequences of an over-length group by the rule; empty if the group is dropped or refused."""
+    if over_length == "drop":
+        return []
+    if over_length == "error":
+        raise DataError(
+            f"group {group.id}: {max(map(len, sequences))} tokens, more than data.max_length {max_length}",
+            "raise data.max_length or choose another data.over_length",
+        )
+    try:
+        return truncate_group(group, sequences, renderer, max_length, over_length == "truncate_prompt")[1]
+    except TemplateRefusalError as error:
+        _refuse(group, error, refused)
+        return []
 
 
 def _texts(group: PreferenceGroup, renderer: Renderer, refused: dict[str, TemplateRefusalError] | None) -> list[Any]:
