@@ -89,6 +89,11 @@ def test_figures_of_a_policy_its_reference_and_a_reward_model(models: Path, data
     page = next(Path("results").glob("*/gap/*/report.html")).read_text()
     assert page.count('<img src="data:image/svg+xml') == 3
     assert "Gap over beta" in page
+    capsys.readouterr()
+    assert rmtrain(["compare", result["rows"][str(models / "rm")], result["rows"]["policy"], "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    for key, of in (("difference", "minus_policy"), ("low", "minus_low"), ("mcnemar_p", "mcnemar_p")):
+        assert compared[key] == pytest.approx(result["reward_models"][str(models / "rm")][of]), key
 
 
 def test_raw_text_is_prompt_blank_completion_after_bos(models: Path, data: str, capsys: Any) -> None:

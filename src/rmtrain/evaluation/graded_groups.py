@@ -107,7 +107,7 @@ def _ranking(rows: Sequence[ScoredRow], graded: Sequence[Sequence[float]]) -> Ra
     rewards = [row.rewards for row in rows]
     untied = np.array([len(set(values)) == len(values) for values in graded])
     matches = np.array([float(exact_match(*both)) for both in zip(rewards, graded, strict=True)])[untied]
-    interval = clustered_interval(matches, clusters[untied])
+    top1 = np.array([top1_credit(*both) for both in zip(rewards, graded, strict=True)])
 
     def mean_of(figure: Callable[[Sequence[float], Sequence[float]], float | None]) -> Mean | None:
         values = [figure(*both) for both in zip(rewards, graded, strict=True)]
@@ -116,12 +116,19 @@ def _ranking(rows: Sequence[ScoredRow], graded: Sequence[Sequence[float]]) -> Ra
 
     return Ranking(
         groups=len(rows),
-        exact_match=Mean(float(matches.mean()), interval.low, interval.high, len(matches)) if interval else None,
-        chance=float(np.mean([1 / factorial(len(v)) for v in graded if len(set(v)) == len(v)])) if interval else None,
+        exact_match=_share_of_groups(matches, clusters[untied]),
+        chance=float(np.mean([1 / factorial(len(v)) for v in graded if len(set(v)) == len(v)]))
+        if any(untied)
+        else None,
         tau_b=mean_of(kendall_tau_b),
         ndcg=mean_of(ndcg),
-        top1=mean_of(top1_credit),
+        top1=_share_of_groups(top1, clusters),
     )
+
+
+def _share_of_groups(credit: Floats, clusters: Labels) -> Mean | None:
+    interval = clustered_interval(credit, clusters)
+    return Mean(float(credit.mean()), interval.low, interval.high, len(credit)) if interval else None
 
 
 def _chooser(

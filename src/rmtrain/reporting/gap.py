@@ -67,7 +67,7 @@ def _reward_models(result: Result) -> Table | None:
             ("the ideal at the median beta", of["minus_ideal"]),
             ("the same, length-normalised", of["minus_ideal_normalised"]),
         )
-        rows += [(name_only(name), other, *_with_signs(minus), decimal(minus["mcnemar_p"])) for other, minus in pairs]
+        rows += [(name_only(name), other, *_with_signs(minus), f"{minus['mcnemar_p']:.2g}") for other, minus in pairs]
     columns = ("reward model", "minus", "points", "95 % interval", "McNemar p")
     return Table(columns, rows, texts=2) if rows else None
 
@@ -107,9 +107,7 @@ def _rankings(result: Result) -> Table | None:
     chance = next(iter(result["ranking"].values()))["chance"]
     notes = ["These figures are means over groups with graded scores, not over pairs."]
     if chance is not None:
-        notes.append(
-            f"Exact match of the whole ranking, where all scores differ; by chance {percent(chance, 2)} (1/K!)."
-        )
+        notes.append(f"Exact match of the whole ranking, where all scores differ; by chance {chance:.2g} (1/K!).")
     return Table(("whole groups", "figure", "value", "95 % interval", "groups"), rows, texts=2, notes=notes)
 
 
