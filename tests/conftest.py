@@ -23,6 +23,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
+
+CHECKED = (  # modules whose annotations, with the shapes of arrays, are checked at every call
+    "rmtrain.metrics",
+    "rmtrain.model.attention",
+    "rmtrain.model.batch",
+    "rmtrain.model.forward",
+    "rmtrain.model.language_model",
+    "rmtrain.model.published.encoder",
+    "rmtrain.model.published.pair_rm",
+    "rmtrain.training.objectives",
+)
+install_import_hook(CHECKED, "shape_checks.check")
 
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 

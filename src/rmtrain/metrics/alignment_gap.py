@@ -8,6 +8,7 @@ subtracted and never divided; a difference is a tie only where it is 0.
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
 from rmtrain.metrics.intervals import resampled_sums
@@ -25,8 +26,8 @@ def ideal_gaps(reference_gaps: Floats, alpha: ArrayLike, beta: float) -> Floats:
     of the reference it gives the paper's length-normalised ideal.
 
     Args:
-        reference_gaps: [n] of the reference model.
-        alpha: [n] or one number, share of raters who prefer the better completion.
+        reference_gaps: of the reference model.
+        alpha: n numbers or one, share of raters who prefer the better completion.
         beta: KL coefficient of the objective, above 0.
     """
     share = np.clip(np.asarray(alpha, dtype=np.float64), EPSILON, 1 - EPSILON)
@@ -99,13 +100,13 @@ def fit_scale(gaps: Floats) -> float:
     return high
 
 
-def median_gap_draws(ideal: Floats, policy: Floats, clusters: Labels) -> Floats:
-    """[R] alignment gaps of resampled clusters: the median over beta of the ideal accuracy, minus the measured one.
+def median_gap_draws(ideal: Float64[np.ndarray, "n B"], policy: Floats, clusters: Labels) -> Float64[np.ndarray, " R"]:
+    """Alignment gaps of R resampled clusters: the median over beta of the ideal accuracy, minus the measured one.
 
     Args:
-        ideal: [n, B] credit of the ideal policy at each beta.
-        policy: [n] credit of the policy.
-        clusters: [n] label of each preference's cluster.
+        ideal: credit of the ideal policy at each of B betas.
+        policy: credit of the policy.
+        clusters: label of each preference's cluster.
     """
     names, places = np.unique(clusters, return_inverse=True)
     sums = np.zeros((len(names), ideal.shape[1] + 2))
@@ -114,7 +115,7 @@ def median_gap_draws(ideal: Floats, policy: Floats, clusters: Labels) -> Floats:
     return np.asarray((np.median(drawn[:, :-2], axis=1) - drawn[:, -2]) / drawn[:, -1])
 
 
-def bar_edges(gaps: Floats, bars: int = 40) -> Floats:
+def bar_edges(gaps: Floats, bars: int = 40) -> Float64[np.ndarray, " edges"]:
     """Edges of about `bars` bars of equal width that hold all gaps; 0 is an edge if the gaps have both signs."""
     if not len(gaps):
         return np.zeros(1)

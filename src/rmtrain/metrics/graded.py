@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from math import comb, log
 
 import numpy as np
+from jaxtyping import Float64
 
-from rmtrain.metrics.rankings import Floats
+Values = Sequence[float] | Float64[np.ndarray, " K"]  # one for each completion
 
 _LARGEST_SCORE = 1000  # whose gain 2^score - 1 is still finite
 
 
-def exact_match(rewards: Sequence[float], scores: Sequence[float]) -> bool:
+def exact_match(rewards: Values, scores: Values) -> bool:
     """Whether the rewards rank all K completions as the scores do (arXiv 2405.19534, def. A.8); scores are distinct.
 
     A ranking made at random is right with probability 1/K!. This is no pairwise accuracy and is
@@ -21,7 +22,7 @@ def exact_match(rewards: Sequence[float], scores: Sequence[float]) -> bool:
     return bool((np.diff(ranked) > 0).all())
 
 
-def kendall_tau_b(x: Sequence[float], y: Sequence[float]) -> float | None:
+def kendall_tau_b(x: Values, y: Values) -> float | None:
     """Kendall's tau-b, which corrects for ties on both sides (Kendall 1945); None if either side is all tied."""
     first, second = np.triu_indices(len(x), 1)
     of_x, of_y = (np.sign(values[first] - values[second]) for values in (np.asarray(x, float), np.asarray(y, float)))
@@ -29,7 +30,7 @@ def kendall_tau_b(x: Sequence[float], y: Sequence[float]) -> float | None:
     return float((of_x * of_y).sum() / scale) if scale > 0 else None
 
 
-def ndcg(rewards: Sequence[float], scores: Sequence[float]) -> float | None:
+def ndcg(rewards: Values, scores: Values) -> float | None:
     """Normalised discounted cumulative gain over all K, with gain 2^score - 1 and discount 1 / log2(rank + 1).
 
     Completions of equal reward share the mean of their discounts, as if ordered at random (McSherry & Najork 2008).
@@ -44,14 +45,14 @@ def ndcg(rewards: Sequence[float], scores: Sequence[float]) -> float | None:
     return float(shared[places] @ gains / (discounts @ np.sort(gains)[::-1]))
 
 
-def top1_credit(rewards: Sequence[float], scores: Sequence[float]) -> float:
+def top1_credit(rewards: Values, scores: Values) -> float:
     """Probability that the completion of highest reward has the highest score; equal rewards are drawn among."""
     chosen = np.asarray(rewards) == max(rewards)
     return float((np.asarray(scores)[chosen] == max(scores)).mean())
 
 
-def expected_best_of_n(rewards: Sequence[float], scores: Sequence[float]) -> Floats:
-    """[K] for N = 1 ... K, the expected score of the completion of highest reward among N drawn without replacement.
+def expected_best_of_n(rewards: Values, scores: Values) -> Float64[np.ndarray, " K"]:
+    """For N = 1 ... K, the expected score of the completion of highest reward among N drawn without replacement.
 
     Exact over all subsets: with rewards in ascending order, the i-th of them is the best of C(i - 1, N - 1) of the
     C(K, N) subsets. Completions of equal reward are drawn among, so they share their mean score.
@@ -81,7 +82,7 @@ class BestOfNFit:
         return (self.alpha / (2 * self.beta)) ** 2 if self.alpha > 0 and self.beta > 0 else None
 
 
-def fit_best_of_n(gains: Sequence[float]) -> BestOfNFit | None:
+def fit_best_of_n(gains: Values) -> BestOfNFit | None:
     """Least squares over the gains of best-of-1 ... K over best-of-1; None for fewer than three points beside N = 1."""
     if len(gains) < 4:
         return None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 
 from rmtrain.metrics.rankings import Floats, Ints, Labels
 
@@ -37,8 +38,8 @@ def effective_size(credit: Floats, clusters: Labels) -> float:
     near an accuracy of 0 or 1, where the data can't show it, the preferences of a prompt then count as dependent.
 
     Args:
-        credit: [n] of each preference, 0 to 1; n > 0.
-        clusters: [n] label of each preference's cluster.
+        credit: of each preference, 0 to 1; n > 0.
+        clusters: label of each preference's cluster.
     """
     _, labels = np.unique(clusters, return_inverse=True)
     sizes = np.bincount(labels)
@@ -58,8 +59,8 @@ def clustered_interval(credit: Floats, clusters: Labels) -> Interval | None:
     Survey Stat. Methodol. 7). Without clustering and ties it equals Wilson's interval; its width is never 0.
 
     Args:
-        credit: [n] of each preference, 0 to 1.
-        clusters: [n] label of each preference's cluster.
+        credit: of each preference, 0 to 1.
+        clusters: label of each preference's cluster.
     """
     return wilson_interval(float(credit.mean()), effective_size(credit, clusters)) if len(credit) else None
 
@@ -83,14 +84,16 @@ def stratified_interval(accuracies: Sequence[float], sizes: Sequence[float], wei
     return wilson_interval(mean, size / max(1.0, design_effect))
 
 
-def percentile_interval(draws: Floats) -> Interval:
-    """The middle 95 % of [R] resampled figures (Efron & Tibshirani 1993, ch. 13); NaN marks an undefined one."""
+def percentile_interval(draws: Float64[np.ndarray, " R"]) -> Interval:
+    """The middle 95 % of R resampled figures (Efron & Tibshirani 1993, ch. 13); NaN marks an undefined one."""
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return Interval(float(low), float(high))
 
 
-def resampled_sums(sums: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """[R, C] sums over clusters drawn with replacement, of the [G, C] sums of each cluster.
+def resampled_sums(
+    sums: Float64[np.ndarray, "G C"], resamples: int = RESAMPLES, seed: int = 0
+) -> Float64[np.ndarray, "{resamples} C"]:
+    """Sums over clusters drawn with replacement, of the sums of each of G clusters.
 
     Clusters with the same sums are drawn together, by a multinomial: the same distribution as drawing them one by one.
     """
@@ -106,16 +109,16 @@ def resampled_sums(sums: Floats, resamples: int = RESAMPLES, seed: int = 0) -> F
 
 def resampled_means(
     values: Floats, clusters: Labels, strata: Ints, resamples: int = RESAMPLES, seed: int = 0
-) -> Floats:
-    """[R, S] means of values by stratum when clusters are drawn with replacement; a cluster may be in several strata.
+) -> Float64[np.ndarray, "{resamples} S"]:
+    """Means of values by stratum when clusters are drawn with replacement; a cluster may be in several strata.
 
     A mean is NaN where a resample has nothing of a stratum.
 
     Args:
-        values: [n] credit of each preference, or credit of A minus that of B; n > 0.
-        clusters: [n] label of each preference's cluster.
-        strata: [n] stratum of each preference, such as its subset, 0 to S - 1; no stratum is empty.
-        resamples: R.
+        values: credit of each preference, or credit of A minus that of B; n > 0.
+        clusters: label of each preference's cluster.
+        strata: stratum of each preference, such as its subset, 0 to S - 1; no stratum is empty.
+        resamples: how many.
         seed: of the resampling.
     """
     names, places = np.unique(clusters, return_inverse=True)
@@ -127,8 +130,8 @@ def resampled_means(
         return np.asarray(drawn[:, ::2] / drawn[:, 1::2])
 
 
-def difference_interval(draws: Floats, clusters: int) -> Interval:
-    """Interval of the difference of two models from its [R] draws over a number of clusters: a percentile bootstrap.
+def difference_interval(draws: Float64[np.ndarray, " R"], clusters: int) -> Interval:
+    """Interval of the difference of two models from its R draws over a number of clusters: a percentile bootstrap.
 
     If the models agree on every cluster, resampling shows no variance: then Wilson's upper limit of the share of
     clusters that differ bounds the difference on both sides.
@@ -139,7 +142,9 @@ def difference_interval(draws: Floats, clusters: int) -> Interval:
     return Interval(-bound, bound)
 
 
-def detectable_difference(differences: Floats, clusters: Labels, strata: Ints, shares: Floats) -> float | None:
+def detectable_difference(
+    differences: Floats, clusters: Labels, strata: Ints, shares: Float64[np.ndarray, " S"]
+) -> float | None:
     """Smallest true difference that a paired comparison of this size detects at the 5 % level with a power of 80 %.
 
     (z_0.975 + z_0.8) times the clustered standard error of the weighted mean difference (arXiv 2411.00640). With one
@@ -147,10 +152,10 @@ def detectable_difference(differences: Floats, clusters: Labels, strata: Ints, s
     d. None for a single cluster, or if the models agree on every cluster.
 
     Args:
-        differences: [n] credit of A minus that of B.
-        clusters: [n] label of each preference's cluster.
-        strata: [n] stratum of each preference, 0 to S - 1.
-        shares: [S] of the strata in the mean, summing to 1.
+        differences: credit of A minus that of B.
+        clusters: label of each preference's cluster.
+        strata: stratum of each preference, 0 to S - 1.
+        shares: of the strata in the mean, summing to 1.
     """
     names, labels = np.unique(clusters, return_inverse=True)
     if len(names) < 2 or not differences.any():

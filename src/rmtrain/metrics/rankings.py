@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from jaxtyping import Float64, Int64, Shaped
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Labels = NDArray[np.generic]  # numbers or text; equal labels mean the same thing
+Floats = Float64[np.ndarray, " n"]
+Ints = Int64[np.ndarray, " n"]
+Labels = Shaped[np.ndarray, " n"]  # numbers or text; equal labels mean the same thing
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def join_gaps(gaps: Sequence[Sequence[float]]) -> RewardGaps:
 
 def credits_of(gaps: Floats) -> Floats:
     """Credit of each preference: 1 if the better completion has the higher reward, 1/2 on a tie, else 0."""
-    return (np.sign(gaps) + 1) / 2
+    return np.asarray((np.sign(gaps) + 1) / 2)
 
 
 def best_of_credit(rewards: Sequence[float]) -> float:
@@ -80,7 +81,7 @@ def best_of_credit(rewards: Sequence[float]) -> float:
 
 def bradley_terry_losses(gaps: Floats) -> Floats:
     """-log sigmoid(gap) of each preference, in nats, without overflow (arXiv 2203.02155, eq. 1)."""
-    return np.logaddexp(0.0, -gaps)
+    return np.asarray(np.logaddexp(0.0, -gaps))
 
 
 def ranking_accuracy(gaps: Floats) -> RankingAccuracy:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig
@@ -44,23 +45,23 @@ class Pass:
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def shared_prompt_attention(
     module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Float[Tensor, "1 heads T D"],
+    key: Float[Tensor, "1 key_heads T D"],
+    value: Float[Tensor, "1 key_heads T V"],
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     layout: Pass | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Float[Tensor, "1 T heads V"], None]:
     """Causal attention within the segments of a packed row.
 
     Args:
         module: the attention layer.
-        query: [1, query heads, T, D] after rotation.
-        key: [1, key heads, T, D], not repeated for grouped queries.
-        value: as `key`.
+        query: of T tokens, after rotation.
+        key: not repeated for grouped queries.
+        value: not repeated for grouped queries.
         attention_mask: must be None.
         scaling: of the scores; None is 1/sqrt(D).
         dropout: must be 0, since a shared prompt has one mask for all its completions.
@@ -69,7 +70,7 @@ def shared_prompt_attention(
         kwargs: what the model's layer passes besides.
 
     Returns:
-        [1, T, query heads, D], and None for the attention weights.
+        The output for each token, and None for the attention weights.
 
     Raises:
         InputError: the layer asks for what packed attention does not do.
@@ -127,8 +128,8 @@ def _segmentwise(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
-def _lower_right_mask(queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
-    """[queries, keys], 0 where a query sees a key, else minus infinity: causal with the last query at the last key.
+def _lower_right_mask(queries: int, keys: int, window: int | None, like: Tensor) -> Float[Tensor, "{queries} {keys}"]:
+    """0 where a query sees a key, else minus infinity: causal with the last query at the last key.
 
     In the dtype of `like`, since attention would turn flags into such numbers, and keep these for every layer.
     """

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
 
 from rmtrain.model import attention
 
@@ -19,12 +21,12 @@ class PackedForward:
 
     def packed_states(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
+        input_ids: Int[Tensor, "rows columns"],
+        attention_mask: Int[Tensor, "rows columns"] | None,
+        position_ids: Int[Tensor, "rows columns"] | None,
         layout: dict[str, Any] | None,
-    ) -> Tensor:
-        """[1, T or N, L, H] last hidden states, the batch dimensions flattened to one: [T or N * L, H].
+    ) -> Float[Tensor, "rows*columns H"]:
+        """Last hidden states of all tokens, row by row; a packed batch has one row.
 
         Raises:
             InputError: a packed batch that not every layer attended to as its config says.
@@ -62,20 +64,20 @@ class RewardForward(PackedForward):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        ends: Tensor | None = None,
+        input_ids: Int[Tensor, "rows columns"] | None = None,
+        attention_mask: Int[Tensor, "rows columns"] | None = None,
+        position_ids: Int[Tensor, "rows columns"] | None = None,
+        ends: Int[Tensor, " N"] | None = None,
         layout: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutput:
+    ) -> ModelOutput:
         """Rewards of a batch made by `rmtrain.model.batch.pack`.
 
         Args:
-            input_ids: [1, T] packed, or [N, L] padded.
-            attention_mask: [N, L] padded only.
-            position_ids: as `input_ids`.
-            ends: [N] flat positions of the last tokens; without it transformers' own forward answers.
+            input_ids: one row if packed, else a padded row for each completion.
+            attention_mask: of padded rows.
+            position_ids: of each token in its sequence.
+            ends: flat positions of the N last tokens; without it transformers' own forward answers.
             layout: of attention; None for padded rows.
             kwargs: passed on where `ends` is None.
 

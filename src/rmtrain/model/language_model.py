@@ -7,11 +7,13 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import ModelOutput
 
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError
@@ -34,25 +36,25 @@ class LogProbForward(PackedForward):
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        targets: Tensor | None = None,
-        predictors: Tensor | None = None,
-        owners: Tensor | None = None,
+        input_ids: Int[Tensor, "rows columns"] | None = None,
+        attention_mask: Int[Tensor, "rows columns"] | None = None,
+        position_ids: Int[Tensor, "rows columns"] | None = None,
+        targets: Int[Tensor, " R"] | None = None,
+        predictors: Int[Tensor, " R"] | None = None,
+        owners: Int[Tensor, " R"] | None = None,
         completions: int = 0,
         layout: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutput:
+    ) -> ModelOutput:
         """Log-probabilities of a batch made by `target_batch`.
 
         Args:
-            input_ids: [1, T] packed, or [N, L] padded.
-            attention_mask: [N, L] padded only.
-            position_ids: as `input_ids`.
-            targets: [R] ids of all response tokens; without them transformers' own forward answers.
-            predictors: [R] flat positions of the tokens before these.
-            owners: [R] completions that they belong to.
+            input_ids: one row if packed, else a padded row for each completion.
+            attention_mask: of padded rows.
+            position_ids: of each token in its sequence.
+            targets: ids of all R response tokens; without them transformers' own forward answers.
+            predictors: flat positions of the tokens before these.
+            owners: completions that they belong to.
             completions: N.
             layout: of attention; None for padded rows.
             kwargs: passed on where `targets` is None.
@@ -80,8 +82,8 @@ class LogProbForward(PackedForward):
             sums = sums / zeros.index_add(0, cast(Tensor, owners), torch.ones_like(values))
         return CausalLMOutput(logits=sums)
 
-    def token_logits(self, states: Tensor) -> Tensor:
-        """[n, H] hidden states to [n, V] logits, in float32 whatever the model's dtype."""
+    def token_logits(self, states: Float[Tensor, "n H"]) -> Float32[Tensor, "n V"]:
+        """Logits over the vocabulary, in float32 whatever the model's dtype."""
         head = self.get_output_embeddings()  # type: ignore[attr-defined]
         bias = getattr(head, "bias", None)
         with torch.autocast(states.device.type, enabled=False):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import DebertaV2Model, DebertaV2PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -40,7 +41,9 @@ class PairModel(DebertaV2PreTrainedModel):  # type: ignore[misc]
         )
         self.post_init()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> SequenceClassifierOutput:
+    def forward(
+        self, input_ids: Int[Tensor, "N L"], attention_mask: Int[Tensor, "N L"], **_: Any
+    ) -> SequenceClassifierOutput:
         """[N] float32 logits that the first candidate is better, the mean over tasks, of N padded rows."""
         half = self.compute_dtype != torch.float32
         with torch.autocast(input_ids.device.type, dtype=self.compute_dtype, enabled=half):
