@@ -1,6 +1,5 @@
 """Reward models on disk: a plain sequence-classification folder or its LoRA adapter, and `rmtrain.json` beside it."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,12 +7,11 @@ from typing import Any
 
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.model.adapters import keep_label, make_room, prepare_adapters
-from rmtrain.model.config_check import require_bounded
-from rmtrain.model.devices import is_out_of_memory
+from rmtrain.model.adapter_files import attach_adapter, check_finite, config_place, dtype_in_config, tokenizer_place
+from rmtrain.model.adapters import keep_label, make_room
 from rmtrain.model.digests import verify_files
 from rmtrain.model.forward import HEAD
-from rmtrain.model.positions import position_table
+from rmtrain.model.positions import max_positions, position_table
 from rmtrain.model.published.encoder import TEXT_PAIR, longest
 from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, Layout
 from rmtrain.model.published.load import Published, find_published, label_index
@@ -34,20 +32,16 @@ from rmtrain.model.weights import (
     require_files,
 )
 
-_OTHER = "the checkpoint is damaged or of another model"
-
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A reward model as loaded for scoring.
 
     Attributes:
-        model: ready to run.
         renderer: how conversations become tokens.
         max_length: tokens of prompt and one completion.
         max_positions: most that `max_length` could be; None if the model takes any length.
         sidecar: the content of rmtrain.json, a record of how it was made; empty for other people's checkpoints.
-        where: the folder or hub id.
         fingerprint: digest of its weights' files, and of how they are read.
         published: how other people's were read: layout, prompt and label.
         config_pad: the pad id in its config as published, or in its base's, before the renderer's replaced it.
@@ -107,8 +101,6 @@ class CheckpointFiles:
     """The files of a reward model, their weights not yet loaded.
 
     Attributes:
-        where: the folder or hub id.
-        folder: with the files.
         sidecar: the content of rmtrain.json; empty for other people's checkpoints.
         adapter: the content of adapter_config.json; None for a whole model.
         published: other people's whole model, recognised by its files.
@@ -157,12 +149,8 @@ def find_checkpoint(
 ) -> CheckpointFiles:
     """Recognise a reward model by its files: an adapter folder, a model folder, or a hub id.
 
-    Args:
-        where: folder or hub id.
-        revision: of the hub id.
-        prompt: see `CheckpointFiles`.
-        label: see `CheckpointFiles`.
-        verify: check its files against the digests that were recorded with them.
+    `revision` is that of a hub id, `prompt` and `label` are those of `CheckpointFiles`, and `verify` checks the files
+    against the digests that were recorded with them.
 
     Raises:
         CheckpointError: it is no reward model, or is damaged.
@@ -197,12 +185,12 @@ def _load_own(
     """A checkpoint trained here, or anyone's LoRA adapter."""
     where, folder, sidecar, adapter = files.where, files.folder, files.sidecar, files.adapter
     scoring = read_scoring(sidecar, folder / SIDECAR) if sidecar else Scoring()
-    renderer = make_renderer(str(_tokenizer_place(folder, None if sidecar else adapter)), files.prompt)
+    renderer = make_renderer(str(tokenizer_place(folder, None if sidecar else adapter)), files.prompt)
     if scoring.contract is not None:
         renderer = renderer.check_contract(scoring.contract, where)
     options = options or scoring.options(dtype_in_config(folder, adapter), adapter is not None)
     options = replace(options, dtype=dtype or options.dtype)
-    config_pad = load_config(*_config_place(folder, adapter)).get_text_config().pad_token_id
+    config_pad = load_config(*config_place(folder, adapter)).get_text_config().pad_token_id
     published: dict[str, Any] = {}
     if adapter is not None:
         model, index = _load_adapter(files, adapter, options, renderer.pad_id, through)
@@ -212,7 +200,7 @@ def _load_own(
     else:
         model = load_backbone(str(folder), None, options, renderer.pad_id, seed=None)
     _place(model, where, options, device)
-    length = scoring.max_length or min(_positions(model) or 4096, 4096)
+    length = scoring.max_length or min(max_positions(model.module) or 4096, 4096)
     table = position_table(model.module)
     if table is not None and length > table:
         note = f"it has {table} positions: sequences are truncated to them, not to the {length} tokens of its recipe"
@@ -222,7 +210,7 @@ def _load_own(
         model,
         renderer,
         length,
-        _positions(model),
+        max_positions(model.module),
         sidecar=sidecar,
         where=where,
         fingerprint=weights if files.label is None else fingerprint_read(weights, published),
@@ -241,23 +229,21 @@ def _load_published(found: Published, options: BackboneOptions | None, dtype: st
     renderer: Renderer
     if found.layout is PAIR_RM:
         (model, renderer), length = found.load_pairs(options), MAX_LENGTH
-        positions: int | None = MAX_LENGTH
     elif found.layout is ENCODER:
         model, renderer = found.load_encoder(options)
-        length = positions = longest(model.module, renderer.tokenizer)
+        length = longest(model.module, renderer.tokenizer)
         reading = {**reading, "prompt": TEXT_PAIR} if renderer.reads_pairs else reading
     else:
         renderer = found.renderer()
         model = _with_pad_note(found.load(options, renderer.pad_id), renderer, config_pad)
-        positions = _positions(model)
-        length = min(positions or 4096, found.layout.max_length or 4096)
+        length = min(max_positions(model.module) or 4096, found.layout.max_length or 4096)
     _place(model, found.where, options, device)
     weights = fingerprint_of(found.folder)
     return Checkpoint(
         model,
         renderer,
         length,
-        positions,
+        length if found.layout in (ENCODER, PAIR_RM) else max_positions(model.module),
         sidecar={},
         where=found.where,
         fingerprint=fingerprint_read(weights, reading),
@@ -287,27 +273,6 @@ def _place(model: RewardModel, where: str, options: BackboneOptions, device: Any
     check_finite(model.module, where)
 
 
-def dtype_in_config(folder: Path, adapter: dict[str, Any] | None) -> str:
-    """The dtype of a model's config, or of its base's."""
-    dtype = str(load_config(*_config_place(folder, adapter)).dtype).removeprefix("torch.")
-    return dtype if dtype in ("bfloat16", "float16") else "float32"
-
-
-def _config_place(folder: Path, adapter: dict[str, Any] | None) -> tuple[str, str | None]:
-    """Where a checkpoint's config is, and of which revision: beside an adapter only earlier versions wrote one."""
-    if adapter is not None and not (folder / "config.json").exists():
-        return adapter["base_model_name_or_path"], adapter.get("revision")
-    return str(folder), None
-
-
-def _tokenizer_place(folder: Path, adapter: dict[str, Any] | None) -> Path:
-    """The folder of the tokenizer: an adapter without one has that of its base."""
-    if adapter is None or any(folder.glob("tokenizer*")):
-        return folder
-    base = adapter["base_model_name_or_path"]
-    return Path(base) if Path(base).is_dir() else download(base, adapter.get("revision"), weights=False)
-
-
 def _load_adapter(
     files: CheckpointFiles,
     config: dict[str, Any],
@@ -331,46 +296,3 @@ def _load_adapter(
     if index is not None:
         keep_label(module, index)
     return replace(model, module=module), index
-
-
-def attach_adapter(module: Any, folder: Path, base: str, dropout: float | None = None) -> Any:
-    """The PEFT model of a base and the adapter that lies in a folder; with a dropout, it is to be trained further.
-
-    Raises:
-        CheckpointError: names what does not fit.
-    """
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-
-    require_bounded(read_object(folder / ADAPTER), str(folder / ADAPTER))
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
-            config = PeftConfig.from_pretrained(folder)
-            if dropout is not None:
-                config.lora_dropout = dropout
-            module = PeftModel.from_pretrained(module, folder, config=config, is_trainable=dropout is not None)
-    except Exception as error:  # misshapen, misnamed, misconfigured, damaged: each in its own way
-        if is_out_of_memory(error):
-            raise
-        why = f"{ADAPTER} lacks {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{folder}: the adapter does not fit its base {base}: {why}", _OTHER) from error
-    expected = set(get_peft_model_state_dict(module, save_embedding_layers=False))
-    found = {name for _, name, _ in read_tensors(folder)}
-    if missing := sorted(expected - found):
-        raise CheckpointError(f"{folder}: the adapter's file lacks {', '.join(missing[:5])}", _OTHER)
-    if surplus := sorted(name for name in found - expected if "lora_" in name):
-        raise CheckpointError(f"{folder}: its base {base} has no place for {', '.join(surplus[:5])}", _OTHER)
-    prepare_adapters(module)
-    return module
-
-
-def check_finite(module: Any, where: str) -> None:
-    """Refuse weights that are not finite, by name."""
-    for name, parameter in module.named_parameters():
-        if parameter.is_floating_point() and not parameter.isfinite().all():
-            raise CheckpointError(f"{where}: {name} is not finite", "the weights are damaged; use another checkpoint")
-
-
-def _positions(model: RewardModel) -> int | None:
-    stated = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
-    return position_table(model.module) or (int(stated) if stated else None)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
+from rmtrain.errors import CheckpointError
 from rmtrain.model import attention
 
 HEAD = "score"
@@ -96,3 +97,21 @@ class RewardForward(PackedForward):
         with torch.autocast(pooled.device.type, enabled=False):  # it would run even a float32 head in half precision
             rewards = head(pooled.to(next(head.parameters()).dtype)).float().squeeze(-1)
         return RewardOutput(logits=rewards, states=pooled)
+
+
+def check_head(module: torch.nn.Module) -> None:
+    """Assert what peers get wrong: the head is trained, float32, finite and not all zero.
+
+    Raises:
+        CheckpointError: says which of these fails.
+    """
+    heads = [(n, p) for n, p in module.named_parameters() if f"{HEAD}." in n and p.requires_grad]
+    if not heads:
+        raise CheckpointError("the score head is frozen, so no ranking can be learnt")
+    for name, parameter in heads:
+        if parameter.numel() == 0:  # a shard elsewhere
+            continue
+        if parameter.dtype != torch.float32:
+            raise CheckpointError(f"the score head {name} is {parameter.dtype}, not float32")
+        if not torch.isfinite(parameter).all() or not parameter.any():
+            raise CheckpointError(f"the score head {name} is zero or not finite")

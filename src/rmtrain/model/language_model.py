@@ -18,8 +18,8 @@ from transformers.utils import ModelOutput
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError
 from rmtrain.model import attention
+from rmtrain.model.adapter_files import attach_adapter, check_finite, dtype_in_config
 from rmtrain.model.batch import Batch, Packing, pack
-from rmtrain.model.checkpoint import attach_adapter, check_finite, dtype_in_config
 from rmtrain.model.forward import PackedForward
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, load_config, load_module
 from rmtrain.model.weights import ADAPTER, local_folder, read_object

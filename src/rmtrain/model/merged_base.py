@@ -7,7 +7,7 @@ from typing import Any, cast
 from rmtrain.data.render import Renderer
 from rmtrain.errors import InputError
 from rmtrain.files import staged_folder
-from rmtrain.model.checkpoint import attach_adapter, dtype_in_config
+from rmtrain.model.adapter_files import attach_adapter, dtype_in_config
 from rmtrain.model.digests import seal, verify_files
 from rmtrain.model.export import merge, write_model
 from rmtrain.model.quantization import dequantise, in_float32, is_quantised

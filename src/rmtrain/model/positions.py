@@ -30,6 +30,12 @@ def position_table(module: Any) -> int | None:
     return int(positions) if known else None
 
 
+def max_positions(module: Any) -> int | None:
+    """Largest number of tokens that a model's table of positions or its config states; None if neither does."""
+    stated = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+    return position_table(module) or (int(stated) if stated else None)
+
+
 def rotary_window(config: PretrainedConfig) -> int | None:
     """Tokens up to which a model was made to work, with the scaling of its rotary embeddings; None if not told."""
     text = config.get_text_config()

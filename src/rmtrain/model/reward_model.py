@@ -291,21 +291,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def check_head(module: nn.Module) -> None:
-    """Assert what peers get wrong: the head is trained, float32, finite and not all zero.
-
-    Raises:
-        CheckpointError: says which of these fails.
-    """
-    heads = [(n, p) for n, p in module.named_parameters() if f"{HEAD}." in n and p.requires_grad]
-    if not heads:
-        raise CheckpointError("the score head is frozen, so no ranking can be learnt")
-    for name, parameter in heads:
-        if parameter.numel() == 0:  # a shard elsewhere
-            continue
-        if parameter.dtype != torch.float32:
-            raise CheckpointError(f"the score head {name} is {parameter.dtype}, not float32")
-        if not torch.isfinite(parameter).all() or not parameter.any():
-            raise CheckpointError(f"the score head {name} is zero or not finite")

@@ -14,8 +14,8 @@ from rmtrain.data.render import Renderer
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.files import require_regular
+from rmtrain.model.adapter_files import attach_adapter
 from rmtrain.model.adapters import adapter_config, add_lora, make_room
-from rmtrain.model.checkpoint import attach_adapter
 from rmtrain.model.digests import verify_files
 from rmtrain.model.dropout import disable_dropout
 from rmtrain.model.export import merge, stored_bytes

@@ -21,7 +21,8 @@ from rmtrain.files import why_unwritten
 from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
 from rmtrain.model.batch import Batch
 from rmtrain.model.digests import seal
-from rmtrain.model.reward_model import RewardModel, check_head
+from rmtrain.model.forward import check_head
+from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.saving import check_weights, saved_shapes, write_companions
 from rmtrain.model.sidecar import Scoring
 from rmtrain.scoring.batches import score_groups
