@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv (or $RMTRAIN_VENV) with rmtrain in it, at tested versions. Run again, it does only what is missing.
 #   scripts/install.sh           what a user needs
+#   scripts/install.sh serve     with what `rmtrain serve` needs
 #   scripts/install.sh test      with what the tests need
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -45,7 +45,7 @@ def serve(
     """
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"serve needs {' and '.join(missing)}", "install them: pip install 'rmtrain[serve]'")
+        raise InputError(f"serve needs {' and '.join(missing)}", "install them: pip install fastapi uvicorn")
     from rmtrain.serving.app import ServerLimits
     from rmtrain.serving.batcher import BatchLimits
     from rmtrain.serving.online import OnlineScorer

@@ -73,6 +73,8 @@ def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> Response:
+        if "json" not in request.headers.get("content-type", ""):
+            return problem(415, "the body is not sent as JSON", "send the header Content-Type: application/json")
         return problem_of_body(error.errors())
 
     @app.exception_handler(AnyHTTPException)
