@@ -1,6 +1,6 @@
 """The settings of the leaderboard's runner, each on rows built for it, against transformers' own forward pass."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rmtrain.data.benchmarks.rewardbench1 import PRIOR_SETS, SUBSETS
 from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.display import Silent
 from rmtrain.errors import InputError
-from rmtrain.evaluation.parity import ParityStep, runner_steps, steps_json
+from rmtrain.evaluation.parity import ParityStep, runner_steps, step_figures
 from rmtrain.evaluation.results import ScoredRow
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.reward_model import BackboneOptions
@@ -243,7 +243,9 @@ def row(index: int, chosen: float, rejected: float, subset: str = "hep-go") -> S
 def test_the_steps_count_which_rows_flip() -> None:
     first = [row(0, 1, 0), row(1, 0, 1), row(2, 1, 1), row(3, 0, 0, "hep-js")]
     second = [row(0, 0, 1), row(1, 1, 0), row(2, 1, 0), row(3, 0, 0, "hep-js")]
-    a, b, c = steps_json([ParityStep("a", first), ParityStep("b", second), ParityStep("ties half", second)])
+    a, b, c = map(
+        asdict, step_figures([ParityStep("a", first), ParityStep("b", second), ParityStep("ties half", second)])
+    )
     assert (a["accuracy"], a["flipped"], a["ties"], a["flipped_rows"]) == (0.25, 0, 2, [])
     assert (b["accuracy"], b["flipped"], b["to_right"], b["to_wrong"], b["ties"]) == (0.5, 3, 2, 1, 1)
     assert b["flipped_rows"] == ["hep-go/0", "hep-go/1", "hep-go/2"]
@@ -255,7 +257,7 @@ def test_the_steps_count_which_rows_flip() -> None:
 def test_a_rung_has_the_score_that_tables_of_its_time_give() -> None:
     rows = [row(i, i % 2, 0.5, subset) for subset in SUBSETS for i in range(2)]
     prior = [row(0, 1, 0, name) for name in PRIOR_SETS[:3]] + [row(0, 0, 1, PRIOR_SETS[3])]
-    (entry, _) = steps_json([ParityStep("a", rows, prior), ParityStep("ties half", rows, prior)])
+    (entry, _) = map(asdict, step_figures([ParityStep("a", rows, prior), ParityStep("ties half", rows, prior)]))
     assert entry["prior_sets"] == dict(zip(PRIOR_SETS, (1, 1, 1, 0), strict=True))
     assert entry["scores"]["2024-03"]["with_prior_sets"] == pytest.approx((4 * 0.5 + 0.75) / 5)
     assert entry["scores"]["current"]["with_prior_sets"] == pytest.approx((8 * 0.5 + 0.75) / 9)
@@ -266,8 +268,8 @@ def test_the_settings_tell_what_the_runner_met(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(str(folder), options=BackboneOptions("float32", packing="none"))
     prior = [group._replace(id=f"p{i}", source="shp") for i, group in enumerate(random_pairs(2, seed=1))]
     rows = BenchmarkRows(groups, {}, prior, [])
-    settings, steps = runner_steps(checkpoint, rows, True, tmp_path / ".parity", Silent())
-    assert settings == {
+    facts, steps = runner_steps(checkpoint, rows, True, tmp_path / ".parity", Silent())
+    assert asdict(facts) == {
         "prompt": None, "batch": 64, "max_length": 2048, "padding_side": "right", "pad_id": 2,
         "pooling_looks_for_id": 2, "rows_with_double_bos": 3, "rows_cut": 0,
     }  # fmt: skip

@@ -126,7 +126,7 @@ def rows_of_result(path: Path) -> Path:
     raise DataError(f"{path}: its rows file {rows} does not exist", "score the checkpoint again")
 
 
-def result_beside(rows: Path) -> dict[str, Any]:
+def result_beside(rows: Path) -> Result:
     """The result that belongs to a rows file; empty if no result lies beside it.
 
     Prior sets share the benchmark's result, but not what it says of the benchmark's own rows.
@@ -135,16 +135,17 @@ def result_beside(rows: Path) -> dict[str, Any]:
     result = _read_result(rows.with_name(f"{name}.json"))
     if not result and name.endswith(_PRIOR):
         result = _read_result(rows.with_name(f"{name.removesuffix(_PRIOR)}.json"))
-        result = {key: value for key, value in result.items() if key not in ("data", "rows")}
+        result.pop("data", None)
+        result.pop("rows", None)
         if result and not result.get("prior_data"):  # the result is newer than these rows
             result["weights_fingerprint"] = "unknown"
     return result
 
 
-def _read_result(path: Path) -> dict[str, Any]:
+def _read_result(path: Path) -> Result:
     try:
         result = read_json(path)
-        return dict(sound(result, Result)[0]) if isinstance(result, dict) else {}
+        return sound(result, Result)[0] if isinstance(result, dict) else {}
     except DataError:
         return {}
 

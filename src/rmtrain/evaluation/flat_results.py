@@ -96,7 +96,7 @@ def flat_form(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _description(result: Mapping[str, Any]) -> dict[str, Any]:
+def _description(result: Mapping[str, Any]) -> dict[str, str | None]:
     """A scored model in the words of the leaderboard's files."""
     policy, published = result.get("policy"), result.get("published") or {}
     if policy is not None:

@@ -1,7 +1,7 @@
 """The steps from the leaderboard runner's way of scoring RewardBench 1 to rmtrain's, one change after another."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,20 @@ from rmtrain.scoring.scorer import GroupScore, ScorerRequest
 Precision = Literal["float16", "bfloat16", "float32", "int8"]
 
 
+@dataclass(frozen=True)
+class RunnerFacts:
+    """What the runner does with a checkpoint and the benchmark's rows."""
+
+    prompt: str | None
+    padding_side: str
+    pad_id: int
+    pooling_looks_for_id: int
+    rows_with_double_bos: int
+    rows_cut: int
+    batch: int = BATCH
+    max_length: int = MAX_LENGTH
+
+
 class ParityStep(NamedTuple):
     """One way of scoring, and the scored pairs of the benchmark and of the prior sets."""
 
@@ -34,9 +48,10 @@ class ParityStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Parity:
-    """The runner's settings for a checkpoint, and the steps from its way of scoring up to rmtrain's own."""
+    """The steps from the runner's way of scoring a checkpoint up to rmtrain's own."""
 
-    settings: dict[str, Any]
+    precision: Precision
+    facts: RunnerFacts
     steps: Sequence[ParityStep]
     partial: Path  # beginning of the paths of files with finished batches
 
@@ -44,7 +59,8 @@ class Parity:
         """The steps as a result records them, the last two with rmtrain's own rows; removes the finished batches."""
         last = [ParityStep(name, rows, prior_rows) for name in ("own dtype, each prompt once", "a tie counts 1/2")]
         remove_partials(self.partial)
-        return {**self.settings, "ladder": steps_json([*self.steps, *last])}
+        steps = [asdict(figures) for figures in step_figures([*self.steps, *last])]
+        return {"precision": self.precision, **asdict(self.facts), "ladder": steps}
 
 
 def score_as_runner(
@@ -62,16 +78,16 @@ def score_as_runner(
     dtype, quantization = ("float16", "int8") if precision == "int8" else (precision, "none")
     checkpoint = request.load(BackboneOptions(dtype, quantization, packing="none"))
     checkpoint.require_decoder("--parity")
-    settings, steps = runner_steps(checkpoint, rows, request.options.prompt is None, partial, display)
-    if settings["prompt"] is not None:
-        display.note(f"scored as the leaderboard's runner does, with the prompt {settings['prompt']}")
-    return Parity({"precision": precision, **settings}, steps, partial)
+    facts, steps = runner_steps(checkpoint, rows, request.options.prompt is None, partial, display)
+    if facts.prompt is not None:
+        display.note(f"scored as the leaderboard's runner does, with the prompt {facts.prompt}")
+    return Parity(precision, facts, steps, partial)
 
 
 def runner_steps(
     checkpoint: Checkpoint, rows: BenchmarkRows, own_prompt: bool, partial: Path, display: Display
-) -> tuple[dict[str, Any], list[ParityStep]]:
-    """The runner's settings for a checkpoint, loaded with `packing="none"`, and each step except rmtrain's own.
+) -> tuple[RunnerFacts, list[ParityStep]]:
+    """The facts of the runner for a checkpoint, loaded with `packing="none"`, and each step except rmtrain's own.
 
     With `own_prompt`, the runner's prompt is used for models for which it has one; otherwise always the checkpoint's.
     """
@@ -85,21 +101,19 @@ def runner_steps(
     scorer = open_scorer(rows.groups)
     steps = scorer.steps()
     as_run = scorer.sequences(steps[0][1])
-    settings = {
-        "prompt": scorer.prompt,
-        "batch": BATCH,
-        "max_length": MAX_LENGTH,
-        "padding_side": scorer.pads.side,
-        "pad_id": scorer.pads.fill,
-        "pooling_looks_for_id": scorer.pads.skip,
-        "rows_with_double_bos": sum(scorer.doubled(ids[0]) for ids in as_run),
-        "rows_cut": sum(max(map(len, ids)) == MAX_LENGTH for ids in as_run),
-    }
+    facts = RunnerFacts(
+        prompt=scorer.prompt,
+        padding_side=scorer.pads.side,
+        pad_id=scorer.pads.fill,
+        pooling_looks_for_id=scorer.pads.skip,
+        rows_with_double_bos=sum(scorer.doubled(ids[0]) for ids in as_run),
+        rows_cut=sum(max(map(len, ids)) == MAX_LENGTH for ids in as_run),
+    )
     scored = _rows_by_step(scorer, rows.groups, partial, display)
     prior = [list[ScoredRow]() for _ in steps]
     if rows.prior:
         prior = _rows_by_step(open_scorer(rows.prior), rows.prior, partial, display)
-    return settings, [ParityStep(name, *parts) for (name, _), *parts in zip(steps, scored, prior, strict=True)]
+    return facts, [ParityStep(name, *parts) for (name, _), *parts in zip(steps, scored, prior, strict=True)]
 
 
 def _rows_by_step(
@@ -116,43 +130,52 @@ def _rows_by_step(
     ]
 
 
-def steps_json(steps: Sequence[ParityStep]) -> list[dict[str, Any]]:
-    """Figures of each step, and the rows of the benchmark whose credit differs from the step before.
+@dataclass(frozen=True)
+class StepFigures:
+    """Figures of a step, and the rows of the benchmark whose credit differs from the step before."""
 
-    The last step counts a tie 1/2, and has the rows of the step before it.
+    rung: str  # its name
+    accuracy: float | None  # over rows
+    mean_of_sections: float | None
+    flipped: int
+    to_right: int
+    to_wrong: int
+    ties: int
+    flipped_rows: list[str]
+    subsets: dict[str, float]
+    prior_sets: dict[str, float] | None
+    scores: dict[str, dict[str, float | None]]  # by era
 
-    Args:
-        steps: the same rows in the same order in each.
-    """
-    entries: list[dict[str, Any]] = []
+
+def step_figures(steps: Sequence[ParityStep]) -> list[StepFigures]:
+    """Figures of steps with the same rows in the same order; the last step counts a tie 1/2."""
+    figures: list[StepFigures] = []
     before: Floats | None = None
     for place, (name, rows, prior_rows) in enumerate(steps):
         ties_half = place == len(steps) - 1
         credit, subsets, ties = _credit(rows, ties_half)
         prior = _credit(prior_rows, ties_half)[1]
-        change = credit - credit if before is None else credit - before
+        change = np.zeros(len(credit)) if before is None else credit - before
         sizes = {source: len(members) for source, members in by_source(rows).items()}
         scores = era_scores(BENCHMARK, subsets, prior, sizes)
-        entries.append(
-            {
-                "rung": name,
-                "accuracy": float(credit.mean()) if len(credit) else None,  # over rows
-                "mean_of_sections": scores["current"].mean_of_sections,
-                "flipped": int((change != 0).sum()),
-                "to_right": int((change > 0).sum()),
-                "to_wrong": int((change < 0).sum()),
-                "ties": ties,
-                "flipped_rows": [row.id for row, moved in zip(rows, change, strict=True) if moved],
-                "subsets": subsets,
-                "prior_sets": prior or None,
-                "scores": {
-                    era: {"mean_of_sections": score.mean_of_sections, "with_prior_sets": score.with_prior_sets}
-                    for era, score in scores.items()
-                },
-            }
+        names = ("mean_of_sections", "with_prior_sets")
+        figures.append(
+            StepFigures(
+                rung=name,
+                accuracy=float(credit.mean()) if len(credit) else None,
+                mean_of_sections=scores["current"].mean_of_sections,
+                flipped=int((change != 0).sum()),
+                to_right=int((change > 0).sum()),
+                to_wrong=int((change < 0).sum()),
+                ties=ties,
+                flipped_rows=[row.id for row, moved in zip(rows, change, strict=True) if moved],
+                subsets=subsets,
+                prior_sets=prior or None,
+                scores={era: {key: getattr(score, key) for key in names} for era, score in scores.items()},
+            )
         )
         before = credit
-    return entries
+    return figures
 
 
 def _credit(rows: Sequence[ScoredRow], ties_half: bool) -> tuple[Floats, dict[str, float], int]:
