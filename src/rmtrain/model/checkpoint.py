@@ -13,7 +13,7 @@ from rmtrain.model.digests import verify_files
 from rmtrain.model.forward import HEAD
 from rmtrain.model.positions import max_positions, position_table
 from rmtrain.model.published.encoder import TEXT_PAIR, longest
-from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, Layout
+from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, CheckpointFormat
 from rmtrain.model.published.load import Published, find_published, label_index
 from rmtrain.model.published.pair_rm import MAX_LENGTH
 from rmtrain.model.published.prompts import make_renderer
@@ -61,7 +61,7 @@ class Checkpoint:
     published: dict[str, Any] = field(default_factory=dict)
     config_pad: int | None = None
     scoring: Scoring = field(default_factory=Scoring)
-    layout: Layout = PLAIN
+    layout: CheckpointFormat = PLAIN
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ class CheckpointFiles:
     label: str | None
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> CheckpointFormat:
         """How the files were published; checkpoints of ours and adapters are plain."""
         return self.published.layout if self.published else PLAIN
 

@@ -11,8 +11,8 @@ from rmtrain.model.forward import HEAD
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One way in which a reward model lies in its files.
+class CheckpointFormat:
+    """One way in which the files of a reward model were published.
 
     Attributes:
         name: of the model.
@@ -70,8 +70,8 @@ class Layout:
 
 _LM_HEAD = r"^(model\.)?(lm_head|embed_out)\."
 
-PLAIN = Layout("a sequence-classification model", ignored=_LM_HEAD)
-ENCODER = Layout("an encoder with a classification head", head="classifier")
+PLAIN = CheckpointFormat("a sequence-classification model", ignored=_LM_HEAD)
+ENCODER = CheckpointFormat("an encoder with a classification head", head="classifier")
 ENCODER_TYPES = (  # in the config of encoders whose own forward is read
     "albert",
     "bert",
@@ -85,9 +85,9 @@ ENCODER_TYPES = (  # in the config of encoders whose own forward is read
     "roberta",
     "xlm-roberta",
 )
-PAIR_RM = Layout("PairRM", ("llm-blender/PairRM-hf",), head="head_layer.4", bias=True, backbone="deberta-v2")
+PAIR_RM = CheckpointFormat("PairRM", ("llm-blender/PairRM-hf",), head="head_layer.4", bias=True, backbone="deberta-v2")
 LAYOUTS = (
-    Layout(
+    CheckpointFormat(
         "Starling-RM-7B-alpha",
         ("berkeley-nest/Starling-RM-7B-alpha",),
         head="v_head",
@@ -100,7 +100,7 @@ LAYOUTS = (
         runner_prompt="starling-7b-fastchat",
         runner_reads="first_unk",
     ),
-    Layout(
+    CheckpointFormat(
         "Starling-RM-34B",
         ("Nexusflow/Starling-RM-34B",),
         head="v_head",
@@ -111,7 +111,7 @@ LAYOUTS = (
         runner_prompt="starling-34b-fastchat",
         runner_reads="first_unk",
     ),
-    Layout(
+    CheckpointFormat(
         "UltraRM-13b",
         ("openbmb/UltraRM-13b",),
         head="regression_head",
@@ -121,7 +121,7 @@ LAYOUTS = (
         runner_prompt="ultrarm-fastchat",
         runner_reads="mask",
     ),
-    Layout(
+    CheckpointFormat(
         "Ziya-LLaMA-7B-Reward",
         ("IDEA-CCNL/Ziya-LLaMA-7B-Reward",),
         head="value_head",
@@ -132,7 +132,7 @@ LAYOUTS = (
         runner_prompt="ziya-fastchat",
         runner_reads="mask",
     ),
-    Layout(
+    CheckpointFormat(
         "oasst-rm-pythia",
         ("OpenAssistant/oasst-rm-2.1-pythia-1.4b-epoch-2.5", "OpenAssistant/oasst-rm-2-pythia-6.9b-epoch-1"),
         head="out_proj",
@@ -147,8 +147,8 @@ LAYOUTS = (
 )
 
 
-def recognise(where: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> Layout:
-    """The layout of a checkpoint, by its head's name, by its hub id or its folder's name, or by its config.
+def recognise(where: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> CheckpointFormat:
+    """The format of a checkpoint, by its head's name, by its hub id or its folder's name, or by its config.
 
     Args:
         where: folder or hub id, as named by the user.

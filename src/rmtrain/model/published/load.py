@@ -15,7 +15,7 @@ from rmtrain.errors import CheckpointError, InputError, first_line
 from rmtrain.model.config_check import require_bounded
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.encoder import TEXT_PAIR, TextPairRenderer, encoder_batch, encoder_class, takes_types
-from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, Layout, recognise
+from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, CheckpointFormat, recognise
 from rmtrain.model.published.pair_rm import PairModel, PairRenderer
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import (
@@ -59,7 +59,7 @@ class Published:
 
     where: str
     folder: Path
-    layout: Layout
+    layout: CheckpointFormat
     config: PretrainedConfig
     tensors: dict[str, Tensor]
     prompt: str | None
@@ -158,7 +158,7 @@ class Published:
             raise CheckpointError(f"{self.where}: {self.layout.name} has no place for {', '.join(surplus[:5])}", _OTHER)
 
     def _renamed(self) -> dict[str, Tensor]:
-        """The tensors by transformers' names, with the head cut to the label."""
+        """The tensors by the names of transformers, with the head cut to the label."""
         renamed: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
             own = self.layout.ours(name)
@@ -218,7 +218,7 @@ def find_published(where: str, folder: Path, prompt: str | None = None, label: s
     return Published(where, folder, layout, config, tensors, prompt or layout.prompt, index)
 
 
-def _stand_in_values(where: str, layout: Layout, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _stand_in_values(where: str, layout: CheckpointFormat, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The config of the repository that a checkpoint without one was made for, in the dtype of its own weights."""
     lacking = f"{where} comes without a config.json"
     if layout.tokenizer is None:
@@ -235,7 +235,7 @@ def _stand_in_values(where: str, layout: Layout, tensors: dict[str, Tensor]) -> 
     return {**values, "torch_dtype": str(widest).removeprefix("torch.")}
 
 
-def _config(where: str, layout: Layout, values: dict[str, Any]) -> PretrainedConfig:
+def _config(where: str, layout: CheckpointFormat, values: dict[str, Any]) -> PretrainedConfig:
     """The backbone's config; the class that the published one names is not transformers' own."""
     if values.get("pooling", "last") != "last":
         raise CheckpointError(f"{where}: its config pools by {values['pooling']!r}, not by the last token", _OTHER)
