@@ -253,8 +253,19 @@ def test_a_config_that_refuses_to_have_no_pad_id_is_asked_all_the_same() -> None
     assert choose_packing(reward_model_class(config), config, "shared_prompt") == ("shared_prompt", [])
 
 
+def test_a_class_and_config_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config("mistral", vocab_size=81)
+    assert choose_packing(reward_model_class(config), config, "shared_prompt") == ("shared_prompt", [])
+    monkeypatch.setattr(attention, "_OBSTACLES", dict(attention._OBSTACLES))
+    monkeypatch.setattr(attention, "_try_packed", lambda *_: "it was asked again")
+    config.pad_token_id = 7  # does not matter
+    assert choose_packing(reward_model_class(config), config, "shared_prompt") == ("shared_prompt", [])
+    other = make_config("mistral", vocab_size=82)
+    assert choose_packing(reward_model_class(other), other, "shared_prompt")[0] == "none"
+
+
 def test_asking_leaves_the_config_and_the_random_state_alone() -> None:
-    config = make_config("mistral")
+    config = make_config("mistral", vocab_size=83)
     before, state = config.to_dict(), torch.random.get_rng_state()
     assert attention.packing_obstacle(reward_model_class(config), config) is None
     assert config.to_dict() == before

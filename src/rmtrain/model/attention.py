@@ -238,17 +238,28 @@ def _unpackable(reason: str) -> InputError:
 def packing_obstacle(model_class: type[Any], config: PretrainedConfig) -> str | None:
     """Why a model can't be packed, in words; None if nothing speaks against it.
 
-    The model itself is asked: one without weights, on the meta device, takes a packed batch as in training.
+    The model itself is asked, once for each class and config: one without weights, on the meta device, takes a packed
+    batch as in training.
     """
     if not getattr(model_class, "_supports_attention_backend", False):
         return "it has no exchangeable attention"
+    config = copy.deepcopy(config)
+    # with a pad id, some models look into the ids, and here are none; some configs' own checks would refuse None
+    vars(config.get_text_config())["pad_token_id"] = None
+    key = (*model_class.__bases__, repr(config.to_dict()))  # the class itself is made anew each time
+    if key not in _OBSTACLES:
+        _OBSTACLES[key] = _try_packed(model_class, config)
+    return _OBSTACLES[key]
+
+
+_OBSTACLES: dict[tuple[Any, ...], str | None] = {}
+
+
+def _try_packed(model_class: type[Any], config: PretrainedConfig) -> str | None:
     tokens = np.arange(2, dtype=np.int32)
     batch = pack([TokenizedGroup("", "", tokens, (tokens, tokens), (), False)], "shared_prompt", pad_id=0)
     ids, positions = batch["input_ids"].to("meta"), batch["position_ids"].to("meta")
     layout = Pass(batch["layout"])
-    config = copy.deepcopy(config)
-    # with a pad id, some models look into the ids, and here are none; some configs' own checks would refuse None
-    vars(config.get_text_config())["pad_token_id"] = None
     module = model_without_weights(model_class, config).to(torch.bfloat16).train()
     with torch.device("meta"), torch.no_grad():
         module.set_attn_implementation(NAME)
