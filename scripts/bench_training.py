@@ -147,7 +147,7 @@ def stock_trl(settings: dict[str, Any]) -> Result:
     from trl import RewardConfig, RewardTrainer
 
     from rmtrain.model.adapters import adapter_config
-    from rmtrain.training.prospect import make_plan
+    from rmtrain.training.build import make_plan
     from rmtrain.training.train import build_model
 
     class StepTimes(TrainerCallback):  # type: ignore[misc]

@@ -65,7 +65,7 @@ def failure(code: int, seconds: int = 0) -> Any:
         ({1: 1, 0: 130}, {1: failure(1), 0: failure(130)}, 1),  # the first to end made torchrun end the other
         ({0: 2}, {0: failure(2), 1: failure(-signal.SIGTERM)}, 2),  # it had not begun when torchrun ended it
         ({0: 1}, {0: failure(1), 1: failure(-signal.SIGKILL, 30)}, 1),  # it did not end when torchrun asked it to
-        ({0: 0}, {}, "a process ended without a word"),
+        ({0: 0}, {}, "a worker exited without reporting an error"),
         ({0: 0}, {1: failure(-signal.SIGKILL)}, "process 1 was ended by SIGKILL (signal 9)"),
         ({0: 1}, {0: failure(1), 1: failure(-signal.SIGKILL)}, "process 1 was ended by SIGKILL (signal 9)"),
         ({0: 1}, {0: failure(-signal.SIGTERM), 1: failure(-signal.SIGKILL)}, "process 1 was ended by SIGKILL"),
@@ -142,7 +142,7 @@ def test_a_dry_run_predicts_for_more_gpus_than_are_here(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert processes.processes_wanted(8, here=False) == 8
     assert processes.processes_wanted(None) == 4
-    with pytest.raises(InputError, match="there are 4 GPUs"):
+    with pytest.raises(InputError, match="this machine has 4 GPUs"):
         processes.processes_wanted(8)
     with pytest.raises(InputError, match="at least 1"):
         processes.processes_wanted(0, here=False)

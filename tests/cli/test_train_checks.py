@@ -11,7 +11,7 @@ from conftest import make_config, make_tokenizer, write_base, write_pairs
 
 from rmtrain.cli.app import run
 from rmtrain.runs import locked
-from rmtrain.training import fit
+from rmtrain.training import memory_plan
 
 RECIPE = """
 model: {{name: {base}, dtype: float32}}
@@ -71,7 +71,7 @@ def few_positions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def no_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(fit, "host_memory", lambda: 1000)
+    monkeypatch.setattr(memory_plan, "host_memory", lambda: 1000)
     return "run.seed=1"
 
 
@@ -104,7 +104,7 @@ def says(overrides: str) -> Callable[..., str]:
         (cut_weights, "model.safetensors: "),
         (few_positions, "data.max_length: 64 tokens, and the model has 32 positions"),
         (no_memory, "of the host's memory"),
-        (no_key, "there is no wandb key"),
+        (no_key, "no wandb key is set"),
         (nothing_to_train_on, "no preference is left to train on"),
         (a_file_in_the_way, "can't make a run folder"),
         (says("lora.targets=[nope]"), "is called nope"),
@@ -141,7 +141,7 @@ def test_a_dry_run_of_a_resumed_run_says_what_has_changed(recipe: Path, tmp_path
     folder = json.loads(capsys.readouterr().out)["run"]
     again = ["train", "--resume", folder, "--dry-run"]
     assert run([*again, "optim.weight_decay=0.5"]) == 2
-    assert "optim.weight_decay: 0.0 there, 0.5 now" in capsys.readouterr().err
+    assert "optim.weight_decay: 0.0 in the checkpoint, 0.5 now" in capsys.readouterr().err
     lock = Path(folder, ".lock")
     with locked(Path(folder)):
         lock.write_text("process 7 on another machine")

@@ -137,7 +137,7 @@ def test_a_manifest_says_that_its_run_failed_where_there_is_no_room_to_say_why(
     assert json.loads(manifest.read_text())["state"] == "failed"
     told = capsys.readouterr().err
     assert "can't be written: the disk is full" in told
-    assert f"go on with: rmtrain train --resume {manifest.parent}" in told
+    assert f"resume with: rmtrain train --resume {manifest.parent}" in told
 
 
 def test_a_small_disk_loses_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

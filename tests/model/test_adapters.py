@@ -13,7 +13,7 @@ from rmtrain.errors import CheckpointError, InputError
 from rmtrain.evaluation.export import export
 from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
-from rmtrain.model.footprint import meta_model
+from rmtrain.model.memory import meta_model
 from rmtrain.recipe.schema import LoraSection
 
 GROUPS = make_groups(2, seed=5)

@@ -21,7 +21,7 @@ from rmtrain.model.adapters import add_lora
 from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.export import merge
-from rmtrain.model.footprint import count_parameters
+from rmtrain.model.memory import count_parameters
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
 from rmtrain.model.saving import save_final
 from rmtrain.model.start import recipe_renderer, start_config

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapters import add_lora
-from rmtrain.model.footprint import count_parameters
 from rmtrain.model.forward import check_head
+from rmtrain.model.memory import count_parameters
 from rmtrain.model.reward_model import (
     BackboneOptions,
     RewardModel,

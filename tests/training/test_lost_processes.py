@@ -207,12 +207,12 @@ def _overflow_at(step: int) -> None:
 
 
 def _no_room() -> None:
-    from rmtrain.training import record
+    from rmtrain.training import failures
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    record.update_manifest = refuse
+    failures.update_manifest = refuse
 
 
 def _divide() -> None:

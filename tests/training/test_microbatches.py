@@ -1,89 +1,48 @@
-"""The data loader's workers end with the run, however it ends."""
+"""Micro-batches that a thread packs ahead: the same ones in the same order, and its errors are the trainer's."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+from rmtrain.training.microbatches import packed_ahead
 
 
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+def numbered(count: int, threads: set[int], end: Exception | None = None) -> Iterator[dict[str, Any]]:
+    for number in range(count):
+        threads.add(threading.get_ident())
+        yield {"number": number}
+    if end is not None:
+        raise end
 
 
-def start(base: Path, folder: Path, end: str) -> "subprocess.Popen[str]":
-    """A process of its own: what an interpreter does when it exits is part of the matter."""
-    return subprocess.Popen(
-        [sys.executable, __file__, str(base), str(folder), end],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.mark.parametrize("count", [0, 1, 3, 20])
+def test_batches_come_in_order_from_one_other_thread(count: int) -> None:
+    threads: set[int] = set()
+    assert [batch["number"] for batch in packed_ahead(numbered(count, threads), 4)] == list(range(count))
+    assert len(threads) == min(count, 1)
+    assert threading.get_ident() not in threads
 
 
-@pytest.mark.parametrize(("end", "code"), [("raises", 1), ("is signalled", 130), ("is killed", -signal.SIGKILL)])
-def test_workers_end_with_the_run(base: Path, tmp_path: Path, end: str, code: int) -> None:
-    with start(base, tmp_path, end) as process:
-        assert process.stdout is not None
-        told = process.stdout.readline().split()
-        assert len(told) == 2, process.stderr.read() if process.stderr else ""
-        if end == "is killed":
-            process.kill()
-        elif end == "is signalled":
-            os.killpg(process.pid, signal.SIGTERM)  # the workers hear it too
-        try:
-            _, errors = process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    assert process.returncode == code, errors
-    assert "Exception ignored" not in errors
-    until = time.monotonic() + 5
-    while any(alive(int(pid)) for pid in told) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not any(alive(int(pid)) for pid in told)
+def test_no_more_is_packed_than_was_asked_for() -> None:
+    made: list[int] = []
+
+    def batches() -> Iterator[dict[str, Any]]:
+        for number in range(100):
+            made.append(number)
+            yield {"number": number}
+
+    ahead = packed_ahead(batches(), 3)
+    for _ in range(5):
+        next(ahead)
+    ahead.close()
+    assert len(made) <= 5 + 3
 
 
-def _main(base: Path, folder: Path, end: str) -> None:
-    import multiprocessing
-
-    from training_cases import at_step, run
-
-    from rmtrain.errors import RmtrainError
-    from rmtrain.training import train as module
-
-    plain = module.training_arguments
-
-    def arguments(*given):  # type: ignore[no-untyped-def]
-        made = plain(*given)
-        made.dataloader_num_workers = 2
-        return made
-
-    def tell() -> None:
-        print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
-        if end == "raises":
-            raise ZeroDivisionError("by nought")
-        time.sleep(2)  # for the signal
-
-    module.training_arguments = arguments
-    at_step(2, tell)
-    try:
-        run(base, folder)
-    except RmtrainError as error:
-        failed = error  # kept, with all that its traceback holds, as by an interpreter that prints it
-        sys.exit(failed.exit_code)
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+def test_an_error_of_the_thread_is_raised_where_its_batch_would_be() -> None:
+    ahead = packed_ahead(numbered(3, set(), ZeroDivisionError("by nought")), 2)
+    assert [next(ahead)["number"] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ZeroDivisionError, match="by nought"):
+        next(ahead)
+    assert threading.active_count() == 1 or not any("ThreadPool" in thread.name for thread in threading.enumerate())

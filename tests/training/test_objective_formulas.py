@@ -17,6 +17,7 @@ from rmtrain.data.types import Preference
 from rmtrain.errors import DataError
 from rmtrain.recipe.rules import conflicts
 from rmtrain.recipe.schema import LossSection
+from rmtrain.training.build import plan_run
 from rmtrain.training.objectives import (
     DISTANCE,
     OBJECTIVES,
@@ -27,7 +28,6 @@ from rmtrain.training.objectives import (
     make_objective,
     plackett_luce,
 )
-from rmtrain.training.prospect import look_ahead
 from rmtrain.training.step_loss import move_averages
 
 
@@ -280,7 +280,7 @@ def test_rows_without_the_scores_that_an_objective_reads_are_refused(
     bare = second._replace(scores=None, preferences=(Preference(0, 1), Preference(1, 0)))
     recipe = make_recipe(base, tmp_path, loss__objective=objective)
     with pytest.raises(DataError, match=said):
-        look_ahead(recipe, make_splits(tmp_path, [first, bare]), 1)
+        plan_run(recipe, make_splits(tmp_path, [first, bare]), 1)
 
 
 @pytest.mark.parametrize(

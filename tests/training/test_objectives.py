@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from rmtrain.data.types import Message, Preference
 from rmtrain.model.batch import GroupSize
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
-from rmtrain.training.checkpoints import verify
+from rmtrain.training.checkpointing import verify
 from rmtrain.training.microbatches import MicrobatchDataset
 from rmtrain.training.objectives import (
     OBJECTIVES,

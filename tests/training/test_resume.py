@@ -1,7 +1,6 @@
 """A run that was stopped, however, ends as if it had not been; a run that is not the same is refused."""
 
 import json
-import multiprocessing
 import os
 import pickle
 import random
@@ -21,8 +20,8 @@ from training_cases import Recorder, at_step, fork, import_all, only_run, run, w
 
 from rmtrain.errors import InputError, Interrupted, RunFailedError
 from rmtrain.runs import locked, read_manifest
-from rmtrain.training import record
-from rmtrain.training.checkpoints import commit
+from rmtrain.training import lifecycle
+from rmtrain.training.checkpointing import commit
 from rmtrain.training.resume import _with_defaults, sampled_digest
 from rmtrain.training.trainer import GroupRewardTrainer
 
@@ -186,33 +185,17 @@ def test_a_crash_in_any_step_goes_on_from_the_last_checkpoint(
     assert [part["from"] for part in read_manifest(folder)["resumed"]] == [f"checkpoint-{saved}" if saved else None]
 
 
-def test_a_signal_to_the_whole_group_leaves_the_workers_at_work(
+def test_a_run_whose_batches_a_thread_packs_ahead_stops_and_resumes_as_any_other(
     base: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, injected: Any
 ) -> None:
-    """Slurm, torchrun and Ctrl-C signal the data loader's workers too, without which the step could not end."""
-    from rmtrain.training import train as module
+    from rmtrain.training import trainer
 
-    plain = module.training_arguments
-
-    def arguments(*args: Any) -> Any:
-        made = plain(*args)
-        made.dataloader_num_workers = 2
-        return made
-
-    def everybody() -> None:
-        workers = multiprocessing.active_children()
-        assert len(workers) == 2
-        pids = [str(pid) for pid in (*(worker.pid for worker in workers), os.getpid())]
-        subprocess.run(["kill", "-TERM", *pids], check=True)  # torch takes their own parent's signal otherwise
-        time.sleep(0.3)
-
-    monkeypatch.setattr(module, "training_arguments", arguments)
-    injected(3, everybody)
+    monkeypatch.setattr(trainer, "_PACKS_AHEAD", ("cpu",))
+    injected(3, send(signal.SIGTERM))
     with pytest.raises(Interrupted, match=f"stopped at step 3 of {STEPS}"):
         run(base, tmp_path, **CASE)
     run(base, tmp_path, resume=only_run(tmp_path), **CASE)
     assert_equal_runs(only_run(tmp_path), whole)
-    assert not multiprocessing.active_children()
 
 
 def test_steps_between_log_lines_are_in_the_totals(base: Path, tmp_path: Path, whole: Path, injected: Any) -> None:
@@ -267,7 +250,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(base: Path, tmp_path: Path
     newest.write_bytes(content)
     display = Recorder()
     run(base, tmp_path, resume=folder, display=display, **CASE)
-    passed = f"passed over {newest.parent}: optimizer.pt has changed since it was written"
+    passed = f"skipped {newest.parent}: optimizer.pt has changed since it was written"
     assert passed in display.notes
     assert any(note.startswith("resuming from checkpoint-") for note in display.notes)
     assert_equal_runs(folder, whole)
@@ -301,7 +284,7 @@ def test_state_that_can_t_be_read_is_named_and_nothing_of_it_is_run(
     (checkpoint / "checkpoint.json").unlink()
     shutil.move(checkpoint, tmp_path / "staged")
     commit(tmp_path / "staged", checkpoint, manifest)
-    with pytest.raises(RunFailedError, match=rf"{name}: damaged, or it holds what is never loaded") as error:
+    with pytest.raises(RunFailedError, match=rf"{name}: damaged, or it holds more than tensors") as error:
         run(base, tmp_path, resume=folder, **CASE)
     assert "weights_only" not in str(error.value)
     assert not (tmp_path / "was_run").exists()
@@ -348,14 +331,14 @@ def test_a_best_checkpoint_that_is_damaged_is_no_final_model(base: Path, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"optim__learning_rate": 1e-4}, "optim.learning_rate: 0.003 there, 0.0001 now"),
-        ({"run__seed": 1}, "run.seed: 0 there, 1 now"),
-        ({"optim__global_batch_size": 4}, "optim.global_batch_size: 8 there, 4 now"),
-        ({"optim__max_steps": 5}, "optim.max_steps: None there, 5 now"),
-        ({"lora__rank": 8}, "lora.rank: 4 there, 8 now"),
-        ({"lora": None}, "lora.rank: 4 there, None now"),
-        ({"loss__centering": 0.1}, "loss.centering: 0.0 there, 0.1 now"),
-        ({"model__packing": "none"}, "model.packing: 'shared_prompt' there, 'none' now"),
+        ({"optim__learning_rate": 1e-4}, "optim.learning_rate: 0.003 in the checkpoint, 0.0001 now"),
+        ({"run__seed": 1}, "run.seed: 0 in the checkpoint, 1 now"),
+        ({"optim__global_batch_size": 4}, "optim.global_batch_size: 8 in the checkpoint, 4 now"),
+        ({"optim__max_steps": 5}, "optim.max_steps: None in the checkpoint, 5 now"),
+        ({"lora__rank": 8}, "lora.rank: 4 in the checkpoint, 8 now"),
+        ({"lora": None}, "lora.rank: 4 in the checkpoint, None now"),
+        ({"loss__centering": 0.1}, "loss.centering: 0.0 in the checkpoint, 0.1 now"),
+        ({"model__packing": "none"}, "model.packing: 'shared_prompt' in the checkpoint, 'none' now"),
         ({"groups": make_groups(40, seed=9)}, "rows of train: "),
         ({"validation": make_groups(11, seed=2)}, "rows of validation: "),
     ],
@@ -467,7 +450,7 @@ def test_allowed_changes_are_said_and_written_down(base: Path, tmp_path: Path, i
     folder, display = only_run(tmp_path), Recorder()
     changes = CASE | {"optim__max_steps": 4}
     assert run(base, tmp_path, resume=folder, allow_changes=True, display=display, **changes).steps == 4
-    assert "changed: optim.max_steps: None there, 4 now" in display.notes
+    assert "changed: optim.max_steps: None in the checkpoint, 4 now" in display.notes
     assert "max_steps: 4" in (folder / "recipe.yaml").read_text(encoding="utf-8")
 
 
@@ -495,7 +478,7 @@ def test_a_disk_without_room_for_a_run_is_said_and_leaves_none(
         raise OSError(28, "No space left on device")
 
     before = read_manifest(whole)
-    monkeypatch.setattr(record, "update_manifest", refuse)
+    monkeypatch.setattr(lifecycle, "update_manifest", refuse)
     with pytest.raises(InputError, match=r"the run folder can't be written: the disk is full") as caught:
         run(base, tmp_path, resume=whole if resumed else None, **CASE)
     assert "run.folder" in caught.value.hint
@@ -516,7 +499,7 @@ def test_a_run_folder_is_whole_when_it_gets_its_name(
             pass
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(record, "reveal", reveal)
+    monkeypatch.setattr(lifecycle, "reveal", reveal)
     with pytest.raises(KeyboardInterrupt):
         run(base, tmp_path, **CASE)
     assert sorted(seen) == [".lock", "manifest.json", "recipe.yaml"]

@@ -80,12 +80,12 @@ RISE = [(0.5, 0.7), (0.6, 0.6), (0.9, 0.8), (0.8, 0.3), (0.8, 0.5), (0.7, 0.9)]
             [],
             4,
             "loss",
-            "the best checkpoint by validation loss, of those left, is step 4",
+            "the best checkpoint by validation loss, of those kept, is step 4",
         ),
         ("accuracy", "loss", [4], 5, "loss", "is step 5"),
         ("loss", "accuracy", [3], 4, "accuracy", "is step 4"),  # of two with 0.8 the one with the lower loss
         ("last", "accuracy", [], 3, "accuracy", "is step 3"),
-        ("loss", "last", [], 6, "last", "changed: evaluation.select: 'loss' there, 'last' now"),
+        ("loss", "last", [], 6, "last", "changed: evaluation.select: 'loss' in the checkpoint, 'last' now"),
     ],
 )
 def test_a_finished_run_is_chosen_from_by_another_figure(

@@ -19,7 +19,7 @@ from rmtrain.model.merged_base import merged_start
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.start import build_model, find_start, recipe_renderer, start_config
 from rmtrain.recipe.schema import ModelSection
-from rmtrain.training.prospect import look_ahead
+from rmtrain.training.build import plan_run
 from rmtrain.training.rehearsal import rehearse
 
 GROUPS = make_groups(4, seed=7)
@@ -102,7 +102,7 @@ def test_an_adapter_of_another_shape_is_merged_and_a_new_one_begins_on_it(
 def test_a_dry_run_says_that_an_adapter_is_merged_and_writes_nothing(first: Path, tmp_path: Path) -> None:
     recipe = make_recipe(first, tmp_path / "runs", lora=OTHER_RANK)
     splits, renderer = make_splits(tmp_path / "cache", make_groups(8, seed=1)), make_renderer()
-    notes = rehearse(recipe, splits, renderer, look_ahead(recipe, splits, 1), None, False, Recorder())
+    notes = rehearse(recipe, splits, renderer, plan_run(recipe, splits, 1), None, False, Recorder())
     assert any("written once as RUN/base" in note for note in notes)
     assert not (tmp_path / "runs").exists()
 

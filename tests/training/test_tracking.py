@@ -65,7 +65,7 @@ def test_online_never_prompts_and_says_what_is_missing(wandb: FakeWandb) -> None
     check_login("online")
     assert wandb.asked == [{"prompt": False}]
     wandb.answer = False
-    with pytest.raises(InputError, match="there is no wandb key") as caught:
+    with pytest.raises(InputError, match="no wandb key is set") as caught:
         check_login("online")
     assert "wandb login" in caught.value.hint
     wandb.answer = wandb.Error("Failed to authenticate\nwith the server")
@@ -75,7 +75,7 @@ def test_online_never_prompts_and_says_what_is_missing(wandb: FakeWandb) -> None
 
 def test_a_missing_key_starts_nothing(wandb: FakeWandb, base: Path, tmp_path: Path) -> None:
     wandb.answer = False
-    with pytest.raises(InputError, match="there is no wandb key"):
+    with pytest.raises(InputError, match="no wandb key is set"):
         run(base, tmp_path, tracking__wandb="online")
     assert not list(tmp_path.glob("try-*"))
 

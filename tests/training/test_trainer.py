@@ -24,8 +24,8 @@ from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.quantization import is_quantised
 from rmtrain.recipe.schema import DataSection
 from rmtrain.scoring.batches import score_groups
-from rmtrain.training.checkpoints import newest_valid
-from rmtrain.training.prospect import make_plan
+from rmtrain.training.build import make_plan
+from rmtrain.training.checkpointing import newest_valid
 from rmtrain.training.selection import validation_groups
 from rmtrain.training.train import build_model
 from rmtrain.training.trainer import GroupRewardTrainer
@@ -358,7 +358,7 @@ def test_a_checkpoint_that_cannot_be_written_says_so_and_leaves_the_others(
 
     monkeypatch.setattr(GroupRewardTrainer, "_save_optimizer_and_scheduler", full)
     with pytest.raises(
-        RunFailedError, match=r"checkpoint-4 could not be written .*disk is full: .* free\); earlier .* whole"
+        RunFailedError, match=r"checkpoint-4 could not be written .*disk is full: .* free\); earlier .* complete"
     ):
         run(base, tmp_path, run__save_every=2.0, evaluation__every=0.0)
     checkpoints = only_run(tmp_path) / "checkpoints"
@@ -388,7 +388,7 @@ def test_a_checkpoint_that_lacks_a_tensor_replaces_none(
 
     monkeypatch.setattr(GroupRewardTrainer, "_save", torn)
     changes: dict[str, Any] = {"run__save_every": 1.0, "evaluation__every": 0.0} | ({} if lora else {"lora": None})
-    with pytest.raises(RunFailedError, match=r"checkpoint-4 could not be written \(.*layers\.1.* earlier .* whole"):
+    with pytest.raises(RunFailedError, match=r"checkpoint-4 could not be written \(.*layers\.1.* earlier .* complete"):
         run(base, tmp_path, **changes)
     folder = only_run(tmp_path) / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-3"]
@@ -431,7 +431,7 @@ def test_the_final_model_is_on_the_disk_before_the_run_is_called_finished(
 
     def finish(folder: Path, **values: Any) -> None:
         if values.get("state") == "finished":
-            staged = {Path(path).name for path in synced if f"{folder}/.final/" in path and path[-4:] != ".tmp"}
+            staged = {Path(path).name for path in synced if f"{folder}/.final.staging/" in path and path[-4:] != ".tmp"}
             assert staged == {path.name for path in (folder / "final").iterdir()}
             assert synced[-1] == str(folder)
         update(folder, **values)

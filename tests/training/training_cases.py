@@ -216,9 +216,16 @@ def wait(pids: Sequence[int], seconds: float = 120.0) -> list[int]:
 
 
 def import_all() -> None:
-    """Import what a run needs, so that forked processes need not, nor look for garbage in it."""
-    import rmtrain.training.train  # noqa: F401
+    """Import and warm up what a run needs, so that forked processes need not, nor look for garbage in it."""
+    from conftest import make_config
 
+    import rmtrain.training.train  # noqa: F401
+    from rmtrain.model.activations import trial
+    from rmtrain.model.batch import GroupSize
+    from rmtrain.recipe.schema import LoraSection, ModelSection
+
+    section = ModelSection(name="base", dtype="float32")
+    assert trial(make_config(), section, LoraSection(rank=4), [GroupSize(4, (3, 3))], "shared_prompt")
     gc.collect()
     gc.freeze()
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rmtrain.recipe.schema import Recipe
     from rmtrain.reporting.data_report import DataReport
     from rmtrain.reporting.table import Table
-    from rmtrain.training.prospect import Prospect
+    from rmtrain.training.build import RunPlan
 
 
 def dry_run(
@@ -27,34 +27,34 @@ def dry_run(
     allow_changes: bool = False,
     verify: bool = True,
 ) -> None:
-    """Read and tokenise the data, check all that `train` checks, plan the steps, and show the first group.
+    """Check all that `train` checks, and show the plan, the memory that it takes, the data report and the first group.
 
     Raises:
-        InputError: as `train` would; for want of memory once all is shown.
+        InputError: as `train` would; for lack of memory once everything is shown.
     """
     from rmtrain.data.prepare import prepare
-    from rmtrain.model.footprint import count_parameters
+    from rmtrain.model.memory import count_parameters
     from rmtrain.model.start import recipe_renderer, start_config
     from rmtrain.reporting.data_report import data_report
-    from rmtrain.training.prospect import look_ahead
+    from rmtrain.training.build import plan_run
     from rmtrain.training.rehearsal import rehearse
 
     with TerminalDisplay() as display:
         data, renderer, splits = prepare(recipe, recipe_renderer(recipe.model, verify), display)
         processes = processes_wanted(num_processes, here=False)
-        prospect = look_ahead(recipe, splits, processes)
-        rehearsed = rehearse(recipe, splits, renderer, prospect, resume, allow_changes, display)
-    plan, packing = prospect.plan, prospect.packing
+        plan = plan_run(recipe, splits, processes)
+        rehearsed = rehearse(recipe, splits, renderer, plan, resume, allow_changes, display)
+    batches, packing = plan.batches, plan.packing
     sizes = splits["train"].tokens.lengths()
     distinct = sum(prefix + sum(suffixes) for prefix, suffixes in sizes)
     twice = sum(prefix + suffix for prefix, suffixes in sizes for suffix in suffixes)
     derived: dict[str, Any] = {
-        "steps": len(plan.steps),
-        "steps_per_epoch": plan.steps_per_epoch,
+        "steps": len(batches.steps),
+        "steps_per_epoch": batches.steps_per_epoch,
         "groups_per_step": min(recipe.optim.global_batch_size, len(sizes)),
         "processes": processes,
-        "microbatches_per_step": plan.accumulation,
-        "strategy": str(prospect.layout),
+        "microbatches_per_step": batches.accumulation,
+        "strategy": str(plan.sharding),
         "packing": packing,
         "tokens_per_epoch": distinct if packing == "shared_prompt" else twice,
         "tokens_saved_by_sharing": twice - distinct if packing == "shared_prompt" else 0,
@@ -62,13 +62,13 @@ def dry_run(
     }
     first = _first_group(splits["train"], renderer)
     report = data_report(data, splits)
-    memory, notes = _memory(prospect), [*dict.fromkeys([*prospect.notes, *rehearsed])]
+    memory, notes = _memory(plan), [*dict.fromkeys([*plan.notes, *rehearsed])]
     answer = {"derived": derived, "memory": memory, "data": report.as_json(), "first_group": first, "notes": notes}
     if as_json:
         print(jsonlib.dumps(answer, indent=2))
     else:
         _show(answer, report)
-    prospect.forecast.require_room(prospect.room)
+    plan.memory.require_fit()
 
 
 def _show(answer: dict[str, Any], report: "DataReport") -> None:
@@ -88,22 +88,21 @@ def _show(answer: dict[str, Any], report: "DataReport") -> None:
         console.print(f"completion {index} ({sequence['tokens']} tokens): {_shorten(sequence['text'])}")
 
 
-def _memory(prospect: "Prospect") -> dict[str, Any]:
-    """What each way to spread the run takes, and which it is."""
-    forecast, layout = prospect.forecast, prospect.layout
-    too_large = None
+def _memory(plan: "RunPlan") -> dict[str, Any]:
+    """The memory that the run takes under each strategy, and the strategy that it uses."""
+    memory, too_large = plan.memory, None
     try:
-        forecast.require_room(prospect.room)
+        memory.require_fit()
     except InputError as error:
         too_large = str(error)
     return {
-        "strategy": layout.strategy,
-        "offload": layout.offload,
-        "reason": prospect.reason,
-        "free_bytes": prospect.room,
+        "strategy": plan.sharding.strategy,
+        "offload": plan.sharding.offload,
+        "reason": plan.reason,
+        "free_bytes": memory.free,
         "too_large": too_large,
-        "tokens": forecast.work.largest,
-        "layouts": [{**row._asdict(), **found._asdict()} for row, found in forecast.layouts()],
+        "tokens": memory.load.largest,
+        "layouts": [{**row._asdict(), **found._asdict()} for row, found in memory.estimates()],
     }
 
 
@@ -111,6 +110,8 @@ def _memory_table(memory: dict[str, Any]) -> "Table":
     from rmtrain.reporting.table import Table
 
     heads = {"parameters": "params", "gradients": "grads", "optimizer": "optim.", "buffers": "buffers"}
+    if memory["free_bytes"] is None:
+        heads["process"] = "Python"
     heads |= {"activations": "activ.", "peak": "peak", "host": "host"}
     rows = []
     for row in memory["layouts"]:

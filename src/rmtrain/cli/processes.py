@@ -21,7 +21,7 @@ from rmtrain.runs import read_manifest, update_manifest
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-_STATUS = "RMTRAIN_STATUS"  # file in which the processes of a launch leave how they ended: torchrun's code is always 1
+_STATUS = "RMTRAIN_STATUS"  # file to which the processes of a launch write their exit codes: torchrun's is always 1
 _LAUNCHER = "RMTRAIN_LAUNCHER"  # id of the process that launched this one
 _LAUNCHERS = (_LAUNCHER, "TORCHELASTIC_RUN_ID", "CROSS_RANK", "ACCELERATE_DYNAMO_BACKEND")  # set by whom: see below
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -39,13 +39,12 @@ def joined() -> bool:
 
 
 def join_slurm() -> None:
-    """Where srun has started this process as one of several tasks, say so in the variables that torch reads.
+    """Set the variables that torch reads from those of srun, if it started this process as one of several tasks.
 
-    One task is one process with one GPU. The first node of the step is where they meet; MASTER_ADDR and MASTER_PORT are
-    kept where they are set.
+    One task is one process with one GPU. They meet on the first node of the step, unless MASTER_ADDR is set.
 
     Raises:
-        InputError: srun's variables don't say which task this is.
+        InputError: srun's variables are incomplete.
     """
     slurm = {name.removeprefix("SLURM_"): value for name, value in os.environ.items() if name.startswith("SLURM_")}
     if joined() or int(slurm.get("STEP_NUM_TASKS", "1")) < 2:
@@ -53,9 +52,9 @@ def join_slurm() -> None:
     try:
         nodes = slurm["STEP_NODELIST"]
         local = tasks_per_node(slurm["STEP_TASKS_PER_NODE"])[int(slurm["NODEID"])]
-        # two jobs on a node must not meet: the port follows from the job and the step
+        # derived from job and step, so that two jobs on a node use different ports
         port = 20_000 + (97 * int(slurm["JOB_ID"]) + int(slurm["STEP_ID"])) % 20_000
-        found = {
+        variables = {
             "RANK": slurm["PROCID"],
             "WORLD_SIZE": slurm["STEP_NUM_TASKS"],
             "LOCAL_RANK": slurm["LOCALID"],
@@ -64,9 +63,9 @@ def join_slurm() -> None:
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(
             f"this is a task of a Slurm step, but its variables are incomplete ({error})",
-            "start it by srun, or by torchrun within the job",
+            "start it with srun, or with torchrun inside the job",
         ) from error
-    os.environ.update(found)
+    os.environ.update(variables)
     os.environ.setdefault("MASTER_ADDR", first_node(nodes))
     os.environ.setdefault("MASTER_PORT", str(port))
 
@@ -77,10 +76,10 @@ def first_node(nodes: str) -> str:
     Raises:
         ValueError: it is no such list.
     """
-    found = re.match(r"([^\[\],]+)(?:\[([^\],-]+)[^\]]*\]([^\[\],]*))?", nodes)
-    if found is None:
+    match = re.match(r"([^\[\],]+)(?:\[([^\],-]+)[^\]]*\]([^\[\],]*))?", nodes)
+    if match is None:
         raise ValueError(f"no list of nodes: {nodes!r}")
-    return "".join(part or "" for part in found.groups())
+    return "".join(part or "" for part in match.groups())
 
 
 def tasks_per_node(text: str) -> list[int]:
@@ -91,30 +90,30 @@ def tasks_per_node(text: str) -> list[int]:
     """
     counts = []
     for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if found is None:
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
             raise ValueError(f"no tasks by node: {text!r}")
-        counts += [int(found[1])] * int(found[2] or 1)
+        counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks for the command."""
+    """Whether this is the process that prints the command's results."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def own_arguments(arguments: list[str]) -> list[str]:
-    """A command line without the --local_rank=N of DeepSpeed's launcher, which LOCAL_RANK says too."""
+    """A command line without the --local_rank=N that DeepSpeed's launcher adds; LOCAL_RANK holds the same number."""
     if "LOCAL_RANK" not in os.environ:
         return arguments
     return [argument for argument in arguments if not re.fullmatch(r"--local[-_]rank=\d+", argument)]
 
 
 def alone(output: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep other commands from writing a file or folder while this one does; of its processes, the first holds it.
+    """Lock an output file or folder against other commands; the main process holds the lock.
 
     Raises:
-        InputError: another command writes it now, or its folder can't be written.
+        InputError: another command is writing it, or its folder can't be written.
     """
     if is_child() or not is_main_process():
         return contextlib.nullcontext()
@@ -122,7 +121,7 @@ def alone(output: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def handed_down(name: str, find: Callable[[], str]) -> str:
-    """What is found once by the command, and taken over from it by the processes that it launches."""
+    """A value that the command finds once and hands to the processes that it launches."""
     key = f"RMTRAIN_{name}"
     if not is_child():
         os.environ[key] = find()
@@ -137,8 +136,8 @@ def processes_wanted(number: int | None, here: bool = True) -> int:
     """How many processes to start: the number asked for, else one a GPU, else one.
 
     Args:
-        number: asked for.
-        here: they are to run on this machine.
+        number: as requested by the user.
+        here: they will run on this machine.
 
     Raises:
         InputError: fewer than one, more than there are GPUs here, or far more than there are cores.
@@ -146,22 +145,22 @@ def processes_wanted(number: int | None, here: bool = True) -> int:
     import torch
 
     if number is not None and number < 1:
-        raise InputError(f"--num-processes {number}: at least 1 is needed")
+        raise InputError(f"--num-processes {number}: must be at least 1")
     most = max(_MOST_PER_CORE * (os.cpu_count() or 1), 0 if here else _MOST_PLANNED)
     if number is not None and number > most:
         place = "for this machine" if here else "to plan for"
-        raise InputError(f"--num-processes {number}: that is too many {place}", f"ask for at most {most}")
+        raise InputError(f"--num-processes {number}: too many {place}", f"use at most {most}")
     devices = torch.cuda.device_count()
     if here and number is not None and 0 < devices < number:
-        raise InputError(f"--num-processes {number}: there are {devices} GPUs", f"ask for at most {devices}")
+        raise InputError(f"--num-processes {number}: this machine has {devices} GPUs", f"use at most {devices}")
     return number or max(1, devices)
 
 
 def spread(number: int | None) -> None:
-    """Hand the command over to several processes where some are wanted and none were started; else do nothing.
+    """Run the command on several processes if they are wanted and not yet started; else do nothing.
 
     Raises:
-        typer.Exit: with the exit code of the processes that did the work.
+        typer.Exit: with the exit code of these processes.
     """
     if not joined() and (wanted := processes_wanted(number)) > 1:
         raise typer.Exit(launch(wanted))
@@ -171,15 +170,15 @@ def launch(number: int) -> int:
     """Run this very command line on `number` processes of this machine; returns the exit code of the first to fail.
 
     Raises:
-        RunFailedError: a process was killed, which is named, or ended without a word.
-        KeyboardInterrupt: a signal came before the processes could hear it.
+        RunFailedError: a process was killed, or exited without reporting an error.
+        KeyboardInterrupt: a signal arrived before the processes could handle it.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     print(f"starting {number} processes", file=sys.stderr, flush=True)
-    for name in ("agent.server.api", "multiprocessing.api"):  # how the processes end is said below
+    for name in ("agent.server.api", "multiprocessing.api"):  # how the processes ended is reported below
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
         status = Path(folder) / "status"
@@ -203,26 +202,29 @@ def launch(number: int) -> int:
     ended = {int(rank): (int(code), run) for rank, code, run in (line.split(" ", 2) for line in lines)}
     if killed := _killed({rank: failure for rank, failure in failures.items() if rank not in ended}, failures):
         for run in {run for _, run in ended.values() if run}:
-            told = {"failed": killed, "finished": f"after training: {killed}"}
-            if (state := read_manifest(Path(run))["state"]) in told:
-                update_manifest(Path(run), error=told[state])
-        raise RunFailedError(killed, "if nobody did it, memory may have run out: see the lines above, and dmesg")
-    for code, _ in ended.values():  # in the order of ending: those after the first to fail may fail for want of it
+            errors = {"failed": killed, "finished": f"after training: {killed}"}
+            if (state := read_manifest(Path(run))["state"]) in errors:
+                update_manifest(Path(run), error=errors[state])
+        raise RunFailedError(killed, "if nobody killed it, memory may have run out: see the lines above, and dmesg")
+    for code, _ in ended.values():  # in the order in which they ended: the first failure may cause the others
         if code:
             return code
     if len(ended) == number:
         return 0
     if signalled:
         raise KeyboardInterrupt
-    raise RunFailedError("a process ended without a word", "see the lines above")
+    raise RunFailedError("a worker exited without reporting an error", "see the lines above")
 
 
-def _killed(wordless: "dict[int, ProcessFailure]", failures: "dict[int, ProcessFailure]") -> str:
-    """Which of the processes that ended without a word a signal ended before any failed, in words; empty if none."""
+def _killed(silent: "dict[int, ProcessFailure]", failures: "dict[int, ProcessFailure]") -> str:
+    """The process that a signal ended before any other failed, in words; empty if there was none.
+
+    `silent` are the failures of processes that reported no exit code.
+    """
     first = min((failure.timestamp for failure in failures.values()), default=0)
-    # torchrun sees at once what ends within a tenth of a second, and then ends the others, by SIGTERM first
+    # torchrun polls every tenth of a second, and ends the other processes by SIGTERM once one has ended
     by_torchrun = any(failure.exitcode != -signal.SIGTERM for failure in failures.values())
-    for rank, failure in sorted(wordless.items()):
+    for rank, failure in sorted(silent.items()):
         if failure.exitcode == -signal.SIGTERM and by_torchrun:
             continue
         if failure.exitcode < 0 and failure.timestamp <= first + 1:
@@ -231,24 +233,24 @@ def _killed(wordless: "dict[int, ProcessFailure]", failures: "dict[int, ProcessF
 
 
 def leave_group() -> None:
-    """Leave the process group: its threads must end before the interpreter does, which would abort otherwise."""
+    """Leave the process group: the interpreter aborts if the group's threads outlive it."""
     distributed = sys.modules.get("torch.distributed")  # not imported here: most commands need no torch
     if joined() and distributed is not None and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def report_exit(code: int, run: Path | None = None) -> None:
-    """Leave how this process ends for the one that launched it: its exit code, and a run that lost another process."""
+    """Report to the launching process the exit code of this one, and a run that ended because another process did."""
     if is_child():
         with open(os.environ[_STATUS], "a", encoding="utf-8") as stream:
             stream.write(f"{os.environ['RANK']} {code} {run or ''}\n")
 
 
 def tie_to_launcher() -> None:
-    """Have the kernel end this process when its launcher dies, however that happens.
+    """Have the kernel end this process when its launcher dies.
 
-    The launcher is the parent where rmtrain, torchrun, accelerate or DeepSpeed has started this process. The daemon of
-    Slurm's srun ends its tasks itself; and where RANK was set by hand, the parent may be a shell that is left.
+    The launcher is the parent if rmtrain, torchrun, accelerate or DeepSpeed started this process. Slurm's daemon ends
+    its tasks itself; and if RANK was set by hand, the parent may be a shell that the user leaves.
     """
     if not any(name in os.environ for name in _LAUNCHERS):
         return

@@ -136,7 +136,7 @@ def _train_and_score(
     from rmtrain.cli.evaluate import score_splits
     from rmtrain.reporting.card import write_model_card
     from rmtrain.reporting.report import write_report
-    from rmtrain.training.record import recording_what_follows
+    from rmtrain.training.failures import recording_what_follows
     from rmtrain.training.train import train as run_training
 
     trained = run_training(loaded, ready.splits, ready.renderer, display, resume, allow_changes)
@@ -167,9 +167,9 @@ def _render(result: dict[str, Any]) -> None:
 def _print_config(loaded: "LoadedRecipe", as_json: bool) -> None:
     from rmtrain.recipe.load import list_settings
     from rmtrain.recipe.yaml12 import inline
-    from rmtrain.training.engines import engine_configs
+    from rmtrain.training.strategies import strategy_configs
 
-    rows, engines = list_settings(loaded), engine_configs(loaded.recipe)
+    rows, engines = list_settings(loaded), strategy_configs(loaded.recipe)
     if as_json:
         settings: dict[str, Any] = {key: {"value": value, "origin": origin} for key, value, origin in rows}
         engine = {"value": engines, "origin": "made from the recipe"}

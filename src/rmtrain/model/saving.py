@@ -45,7 +45,7 @@ def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:
         RunFailedError: it can't be written, on a full disk say; nothing of it is left.
         CheckpointError: what was written is damaged.
     """
-    with staged_folder(folder, left="the checkpoints are whole: continue with --resume", replace=True) as staging:
+    with staged_folder(folder, left="the checkpoints are complete: continue with --resume", replace=True) as staging:
         _copy_model(checkpoint, staging, dtype)
         check_weights(staging)
         seal(staging)

@@ -19,8 +19,8 @@ from rmtrain.model.adapters import adapter_config, add_lora, make_room
 from rmtrain.model.digests import verify_files
 from rmtrain.model.dropout import disable_dropout
 from rmtrain.model.export import merge, stored_bytes
-from rmtrain.model.footprint import meta_model
 from rmtrain.model.forward import HEAD
+from rmtrain.model.memory import meta_model
 from rmtrain.model.published.layouts import ENCODER_TYPES
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
 from rmtrain.model.saving import saved_shapes

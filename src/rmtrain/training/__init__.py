@@ -1,1 +1,1 @@
-"""The training run: plan, loss, trainer, engines, checkpoints."""
+"""The training run: plan, objectives, trainer, strategies, checkpoints."""

@@ -1,4 +1,4 @@
-"""What happens between steps: when to validate and save, the agreed stop, and where figures go."""
+"""Callbacks between steps: validation and checkpoints at fixed steps, a stop that all processes agree on, the log."""
 
 import json
 import math
@@ -40,14 +40,9 @@ class Schedule(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Set the flags of this step."""
         step, last = state.global_step, state.global_step >= state.max_steps
-        control.should_evaluate = self.validates(state)
+        control.should_evaluate = self.evaluate_every > 0 and (last or step % self.evaluate_every == 0)
         control.should_save = bool(control.should_evaluate or last or (self.save_every and step % self.save_every == 0))
         control.should_log = control.should_log or control.should_save
-
-    def validates(self, state: TrainerState) -> bool:
-        """Whether the step just made is one to validate at."""
-        step = state.global_step
-        return self.evaluate_every > 0 and bool(step % self.evaluate_every == 0 or step >= state.max_steps)
 
 
 class GracefulStop(TrainerCallback):  # type: ignore[misc]
@@ -65,15 +60,15 @@ class GracefulStop(TrainerCallback):  # type: ignore[misc]
         self.requested = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask all processes, and stop all of them at this step if one was asked to."""
+        """Stop all processes at this step if one of them was asked to."""
         if self._agreed(args, state):
             control.should_log = True
             control.should_save = True
-            control.should_evaluate = False  # it could outlast a grace period: the resumed run makes it first
+            control.should_evaluate = False  # it could outlast a grace period: the resumed run validates first
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The same for what was asked while validating or saving: this step's checkpoint is there."""
+        """Stop also if asked to while validating or saving: this step's checkpoint is written by now."""
         control.should_training_stop = self._agreed(args, state) or control.should_training_stop
 
     def _agreed(self, args: TrainingArguments, state: TrainerState) -> bool:
@@ -88,7 +83,7 @@ class GroupTimeouts(TrainerCallback):  # type: ignore[misc]
     """Holds every process group to the run's time-out: DeepSpeed makes groups of its own with torch's default."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """The engine is made by now; torch has no public call for this, and torchtitan uses the same."""
+        """Set the time-out once DeepSpeed has made its groups; torch has no public call for this."""
         if args.world_size > 1:
             for group in distributed_c10d._world.pg_map:
                 distributed_c10d._set_pg_timeout(timedelta(seconds=args.ddp_timeout), group)
@@ -107,7 +102,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         self.path, self.steps_per_epoch, self.emit = path, steps_per_epoch, emit
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Cut off lines of steps that a resumed run will make again."""
+        """Remove the lines of steps that a resumed run will repeat."""
         if state.is_world_process_zero and self.path.exists():
             lines = read_text(self.path, limit=1 << 32, error=CheckpointError).splitlines(keepends=True)
             write_atomic(self.path, "".join(line for line in lines if _is_done(line, state.global_step)))
@@ -127,7 +122,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
 
 
 def _is_done(line: str, step: int) -> bool:
-    """Whether a log line is whole and of a step that has been made."""
+    """Whether a log line is complete and belongs to a step already taken."""
     try:
         return line.endswith("\n") and bool(json.loads(line)["step"] <= step)
     except (ValueError, KeyError, TypeError):

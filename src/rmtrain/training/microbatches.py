@@ -1,9 +1,9 @@
-"""The planned micro-batches of one process, packed when they are asked for."""
+"""The planned micro-batches of one process, packed when they are read, or by a thread ahead of that."""
 
-import os
-import signal
-import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,11 +14,9 @@ from rmtrain.model.batch import Batch, GroupSize, Packing, pack
 from rmtrain.training.objectives import Completions, Preferences
 from rmtrain.training.plan import TrainingPlan
 
-_LOOK_SECONDS = 1.0  # between looks at whether the process that a worker works for is still there
-
 
 class MicrobatchDataset(Dataset[Batch]):
-    """One process's micro-batches over the whole run, in order, each packed when it is asked for."""
+    """One process's micro-batches over the whole run, in order, each packed when it is read."""
 
     def __init__(self, split: TokenizedSplit, plan: TrainingPlan, process: int, packing: Packing, pad_id: int) -> None:
         self.split, self.plan, self.packing, self.pad_id = split, plan, packing, pad_id
@@ -72,45 +70,15 @@ def _completions(groups: Sequence[TokenizedGroup], weight: float) -> Completions
     return Completions(*map(torch.tensor, zip(*rows, strict=True)))
 
 
-def microbatch_loader(dataset: MicrobatchDataset, workers: int, pin_memory: bool) -> DataLoader[Batch]:
-    """Load micro-batches in order.
-
-    Args:
-        dataset: of this process.
-        workers: processes that pack ahead; 0 packs in this one.
-        pin_memory: for faster copies to the GPU.
-    """
-    return DataLoader(
-        dataset,
-        batch_size=1,
-        collate_fn=_only,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_outlive_signals,
-    )
+def microbatch_loader(dataset: MicrobatchDataset, pin_memory: bool) -> DataLoader[Batch]:
+    """Load micro-batches in order; `pin_memory` makes copies to the GPU faster."""
+    return DataLoader(dataset, batch_size=1, collate_fn=itemgetter(0), pin_memory=pin_memory)
 
 
-def _only(batches: list[Batch]) -> Batch:
-    return batches[0]
-
-
-def _outlive_signals(worker: int) -> None:
-    """A signal to the whole process group must not end a worker: the step would fail that the stop waits for.
-
-    SIGTERM of the process that it works for does, since an interpreter that exits sends it and then waits.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for the thread, which hears who sent it
-    signal.signal(signal.SIGUSR2, signal.default_int_handler)  # torch's worker ends on a KeyboardInterrupt
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    main = threading.main_thread().ident
-    assert main is not None
-    while os.getppid() == parent:
-        heard = signal.sigtimedwait({signal.SIGTERM}, _LOOK_SECONDS)
-        if heard is not None and heard.si_pid == parent:
-            signal.pthread_kill(main, signal.SIGUSR2)
-    signal.raise_signal(signal.SIGKILL)  # it is gone, and nobody reads what this one may still hold
+def packed_ahead(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """The same micro-batches, of which a thread packs the next `count` while the last one is trained on."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming = deque(thread.submit(next, batches, None) for _ in range(count))
+        while (batch := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, batches, None))
+            yield batch

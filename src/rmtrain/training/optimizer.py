@@ -36,9 +36,9 @@ def retune(
     A checkpoint holds the settings of the run that wrote it. Where these are the same, nothing changes, to the bit.
 
     Args:
-        optimizer: as the engine has wrapped it.
+        optimizer: as accelerate or DeepSpeed has wrapped it.
         scheduler: a LambdaLR, at the step of the checkpoint.
-        before_loading: what `settings_by_group` found when the optimiser was made.
+        before_loading: the answer of `settings_by_group` for the new optimiser.
 
     Returns:
         The highest learning rate of the next step, by the checkpoint's settings and by the run's own.

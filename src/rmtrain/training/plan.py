@@ -1,4 +1,4 @@
-"""Which groups go through which process when: the whole run, planned from the lengths before it starts."""
+"""The plan of a run: which groups each process trains on in each micro-batch, from their lengths alone."""
 
 import heapq
 import math
@@ -88,7 +88,7 @@ def whole_steps(steps: float) -> int:
 
 
 def _deal(parts: list[list[int]], processes: int) -> list[list[int]]:
-    """Micro-batches, heaviest first, so that no process gets the heavier one every time: there and back."""
+    """Micro-batches, heaviest first, in alternating order, so that no process always gets the heavier one."""
     rows = [parts[start : start + processes] for start in range(0, len(parts), processes)]
     return [part for place, row in enumerate(rows) for part in (row if place % 2 == 0 else reversed(row))]
 

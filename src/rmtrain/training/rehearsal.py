@@ -1,4 +1,4 @@
-"""What `train` does before its first step, by the same functions, with no weights loaded and no run begun."""
+"""The checks of `train` before its first step, for a dry run: no weights are loaded and no run is started."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,8 +13,8 @@ from rmtrain.model.reward_model import load_config, set_pad
 from rmtrain.model.start import MERGED_PLACE, Start, build_model, find_start, merging_note
 from rmtrain.recipe.schema import Recipe
 from rmtrain.runs import require_writable
-from rmtrain.training.prospect import Prospect
-from rmtrain.training.record import take_up_run
+from rmtrain.training.build import RunPlan
+from rmtrain.training.lifecycle import reopen_run
 from rmtrain.training.resume import choose_checkpoint, run_fingerprint
 from rmtrain.training.tracking import check_login
 
@@ -25,12 +25,12 @@ def rehearse(
     recipe: Recipe,
     splits: Mapping[str, ReadySplit],
     renderer: Renderer,
-    prospect: Prospect,
+    plan: RunPlan,
     resume: Path | None,
     allow_changes: bool,
     display: Display,
 ) -> list[str]:
-    """Check what comes after `look_ahead` and before the first step, except the memory; returns notes for the user.
+    """Check what comes after `plan_run` and before the first step, except the memory; returns notes for the user.
 
     Raises:
         InputError: as `train` would.
@@ -41,8 +41,8 @@ def rehearse(
         require_writable(Path(recipe.run.folder))
     else:
         with ExitStack() as stack:
-            take_up_run(resume, stack, write=False)
-            strategy, processes = prospect.layout.strategy, prospect.plan.processes
+            reopen_run(resume, stack, write=False)
+            strategy, processes = plan.sharding.strategy, plan.batches.processes
             fingerprint = run_fingerprint(recipe, splits, renderer, strategy, processes)
             choose_checkpoint(resume, fingerprint, display, allow_changes)
     start = find_start(recipe.model)

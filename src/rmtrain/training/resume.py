@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it is still the same run."""
+"""The checkpoint from which a run is resumed, and the check that recipe, data and base are still the same."""
 
 import hashlib
 import traceback
@@ -19,11 +19,11 @@ from rmtrain.model.reward_model import load_config
 from rmtrain.model.start import find_start
 from rmtrain.model.weights import weight_files
 from rmtrain.recipe.schema import Recipe
-from rmtrain.training.checkpoints import newest_valid
-from rmtrain.training.engines import read_deepspeed_config
+from rmtrain.training.checkpointing import newest_valid
+from rmtrain.training.strategies import read_deepspeed_config
 
-# What changes neither what is learnt nor which checkpoint is the best: however a global batch is cut into
-# micro-batches, its loss is the mean over its groups.
+# Settings that change neither what is learnt nor which checkpoint is the best: a global batch's loss is the mean over
+# its groups, however it is split into micro-batches.
 FREE = {
     "optim": ("tokens_per_microbatch", "microbatch_size", "gradient_checkpointing", "activation_offloading"),
     "tracking": ("log_every", "wandb", "wandb_project"),
@@ -43,10 +43,10 @@ _STATE = {  # by the Trainer's method that reads them
 
 
 class ResumePoint(NamedTuple):
-    """A checkpoint to go on from."""
+    """The checkpoint from which a run is resumed."""
 
     checkpoint: Path
-    totals: dict[str, float]  # the trainer's figures up to there
+    totals: dict[str, float]  # the trainer's figures up to the checkpoint
     averages: dict[str, float]  # the objective's
     changed: dict[str, tuple[Any, Any]]  # by key: the checkpoint's value and the run's own
 
@@ -60,7 +60,7 @@ def run_fingerprint(
         recipe: of the run.
         splits: tokenised.
         renderer: the rendering contract.
-        strategy: none, ddp, zero2, zero3 or fsdp: what the recipe's came to.
+        strategy: none, ddp, zero2, zero3 or fsdp: as chosen for this run.
         processes: in all.
     """
     values = recipe.model_dump(mode="json")
@@ -96,7 +96,7 @@ def sampled_digest(folder: Path) -> str:
 def choose_checkpoint(
     folder: Path, fingerprint: dict[str, Any], display: Display, allow_changes: bool
 ) -> ResumePoint | None:
-    """The newest valid checkpoint of a run; None, said to the user, if there is none.
+    """The newest valid checkpoint of a run; None, with a note to the user, if it has none.
 
     Raises:
         InputError: the checkpoint is of another recipe or other data; names every difference. Or its optimiser state
@@ -104,9 +104,9 @@ def choose_checkpoint(
     """
     found = newest_valid(folder / "checkpoints")
     for _, reason in found.passed_over:
-        display.note(f"passed over {reason}")
+        display.note(f"skipped {reason}")
     if found.path is None:
-        display.note("no checkpoint to go on from: starting at step 0")
+        display.note("no valid checkpoint: starting at step 0")
         return None
     before = _with_defaults(found.manifest["fingerprint"], fingerprint)
     if _DROPOUT in fingerprint:
@@ -117,7 +117,7 @@ def choose_checkpoint(
         for key in sorted({*before, *fingerprint} - {"processes"})
         if before.get(key) != fingerprint.get(key)
     }
-    differences = [f"{key}: {there!r} there, {now!r} now" for key, (there, now) in changed.items()]
+    differences = [f"{key}: {then!r} in the checkpoint, {now!r} now" for key, (then, now) in changed.items()]
     if differences and not allow_changes:
         raise InputError(
             f"{folder}: this is not the run that was stopped:\n  " + "\n  ".join(differences),
@@ -127,8 +127,8 @@ def choose_checkpoint(
         display.note(f"changed: {difference}")
     if before["processes"] != fingerprint["processes"]:
         display.note(
-            f"changed: {before['processes']} processes there, {fingerprint['processes']} now; random states are not "
-            "carried over, so that dropout draws other masks"
+            f"changed: {before['processes']} processes in the checkpoint, {fingerprint['processes']} now; random "
+            "states are not restored, so dropout draws other masks"
         )
     display.note(f"resuming from {found.path.name}")
     manifest = found.manifest
@@ -148,7 +148,7 @@ def _with_defaults(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any
 
 
 def _require_readable(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse optimiser state that the engine would fail on, or silently leave unread."""
+    """Refuse optimiser state that can't be loaded, or that would be ignored silently."""
     key = "distributed.strategy"
     count = before["processes"]
     if before[key] != now[key]:
@@ -158,8 +158,8 @@ def _require_readable(checkpoint: Path, before: dict[str, Any], now: dict[str, A
         )
     if now[key] in ("zero2", "zero3") and count != now["processes"]:
         raise InputError(
-            f"{checkpoint}: {now[key]} cut its optimiser state into one part for each of {count} processes, and there "
-            f"are {now['processes']} now",
+            f"{checkpoint}: {now[key]} checkpoints resume only on the same number of processes: {count}, and this run "
+            f"has {now['processes']}",
             f"resume on as many processes (--num-processes {count})",
         )
     key = "optim.optimizer"
@@ -170,18 +170,17 @@ def _require_readable(checkpoint: Path, before: dict[str, Any], now: dict[str, A
         )
     key = "optim.head_learning_rate"
     if (before[key] is None) != (now[key] is None):
-        there = "null" if before[key] is None else before[key]
+        then = "null" if before[key] is None else before[key]
         raise InputError(
-            f"{checkpoint}: {key} was {there}: only with a learning rate of its own does the score head have its own "
-            "part of the optimiser's state",
-            f"resume with {key}={there}" if before[key] is None else f"resume with a number as {key}",
+            f"{checkpoint}: {key} was {then}; only with a rate of its own has the score head its own optimiser state",
+            f"resume with {key}={then}" if before[key] is None else f"resume with a number as {key}",
         )
 
 
 def damaged_state(error: Exception, checkpoint: Path) -> CheckpointError | None:
-    """What to say of an error that reading a checkpoint's training state raised; None for any other error.
+    """The error to show where a checkpoint's training state can't be read; None for an error of another origin.
 
-    Pickles are read without running what they hold, and torch's advice would be to do without that.
+    Pickles are read without running their code; torch's own message would advise to run it.
     """
     frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     readers = [code.co_name for code in frames if "transformers" in Path(code.co_filename).parts]  # the Trainer's own
@@ -191,9 +190,9 @@ def damaged_state(error: Exception, checkpoint: Path) -> CheckpointError | None:
     named = [path for part in found for path in sorted(checkpoint.glob(part))]
     broken = [path for path in named if not _is_readable(path)] if len(named) > 1 else []
     return CheckpointError(
-        f"{' or '.join(map(str, broken or named or [checkpoint]))}: damaged, or it holds what is never loaded "
-        f"({type(error).__name__}); nothing of it was run",
-        "move this checkpoint away, and --resume goes on from the one before it",
+        f"{' or '.join(map(str, broken or named or [checkpoint]))}: damaged, or it holds more than tensors "
+        f"({type(error).__name__}); none of its code was run",
+        "move this checkpoint away: --resume then uses the one before it",
     )
 
 

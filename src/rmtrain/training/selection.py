@@ -1,17 +1,20 @@
-"""The checkpoint that becomes the final model, and the end of a run that no longer improves."""
+"""Validation during training: which checkpoint becomes the final model, and when a run stops early."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.tokenize import TokenizedGroup
+from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
+from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Recipe
-from rmtrain.training.checkpoints import numbered
+from rmtrain.scoring.batches import score_groups
+from rmtrain.training.checkpointing import numbered
 
-# a validation before and one after a change of these can't be compared
+# validations before and after a change of these can't be compared
 _SAME_ROWS = ("rows of validation", "evaluation.limit", "data.max_length", "rendering")
 
 
@@ -45,7 +48,7 @@ class Selection(TrainerCallback):  # type: ignore[misc]
         self.changed, self.checkpoints = changed, checkpoints
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Choose again where a resumed run chooses otherwise; make no step where the run had stopped already."""
+        """Choose again where a resumed run has another rule or other rows; stop where the run had stopped already."""
         if self.by == "last":
             self._choose(state, [])
         elif any(key in self.changed for key in _SAME_ROWS):
@@ -55,16 +58,16 @@ class Selection(TrainerCallback):  # type: ignore[misc]
         elif "evaluation.select" in self.changed:
             kept = [step for step, _ in numbered(self.checkpoints) if step <= state.global_step]
             self._choose(state, [line for line in _validations(state) if line["step"] in kept])
-            found = f"step {state.best_global_step}" if state.best_global_step else "none"
-            self.notify(f"the best checkpoint by validation {self.by}, of those left, is {found}")
+            best = f"step {state.best_global_step}" if state.best_global_step else "none"
+            self.notify(f"the best checkpoint by validation {self.by}, of those kept, is {best}")
         self.stop_if_stale(state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop at a step whose validation was one too many; its checkpoint is there."""
+        """Stop after too many validations without a better one; the step's checkpoint is written by now."""
         self.stop_if_stale(state, control)
 
     def judge(self, state: TrainerState, metrics: dict[str, float]) -> bool:
-        """Take a validation just made into account; says whether it is the best so far."""
+        """Take a new validation into account; returns whether it is the best so far."""
         if self.by == "last":
             return False
         best = next((line for line in _validations(state) if line["step"] == state.best_global_step), None)
@@ -109,8 +112,31 @@ def _validations(state: TrainerState) -> list[dict[str, float]]:
     return [line for line in state.log_history if "eval_loss" in line]
 
 
+class Validation(NamedTuple):
+    """What is scored during training, how often, and the choice that follows from it."""
+
+    groups: Sequence[TokenizedGroup]
+    every: int  # steps; 0 is never
+    tokens_per_batch: int
+    selection: Selection
+
+    def figures(self, model: RewardModel, pad_id: int, notify: Callable[[str], None]) -> dict[str, float]:
+        """Accuracy and loss over all groups, the same for any batch size and number of processes."""
+        rewards = score_groups(model, self.groups, pad_id, self.tokens_per_batch, notify=notify)
+        preferences = [[(p.better, p.worse) for p in group.preferences] for group in self.groups]
+        ranking = ranking_accuracy(reward_gaps(rewards, preferences, [group.id for group in self.groups]).gaps)
+        figures = {"accuracy": ranking.accuracy, "loss": ranking.loss}
+        return {name: value for name, value in figures.items() if value is not None}
+
+    def is_due(self, state: TrainerState) -> bool:
+        """Whether the step just made is to be validated and has not been: a signal stopped the run before that."""
+        step = state.global_step
+        made = any("eval_loss" in line and line["step"] == step for line in state.log_history)
+        return self.every > 0 and not made and (step % self.every == 0 or step >= state.max_steps)
+
+
 def validation_groups(recipe: Recipe, splits: Mapping[str, ReadySplit]) -> list[TokenizedGroup]:
-    """What is scored during training: all of the validation split, or the recipe's limit of it, spread evenly."""
+    """The groups that are scored during training: the validation split, or the recipe's limit of it, evenly spread."""
     if "validation" not in splits or recipe.evaluation.every == 0:
         return []
     tokens = splits["validation"].tokens

@@ -13,7 +13,7 @@ def check_login(mode: str) -> None:
     """See before anything starts that an online run can log in, since wandb would prompt later.
 
     Raises:
-        InputError: online, and there is no key, or the server does not take it.
+        InputError: online, and no key is set, or the server refuses it.
     """
     if mode != "online":
         return
@@ -28,13 +28,13 @@ def check_login(mode: str) -> None:
         ) from error
     if not known:
         raise InputError(
-            "tracking.wandb is online, but there is no wandb key",
+            "tracking.wandb is online, but no wandb key is set",
             "run `wandb login`, set WANDB_API_KEY, or set tracking.wandb: offline",
         )
 
 
 class WandbLog(TrainerCallback):  # type: ignore[misc]
-    """Logs every line of the run to wandb, under the run folder's name, which a resumed run takes up again.
+    """Logs every line of the run to wandb, under the run folder's name, which a resumed run continues.
 
     Args:
         section: of the recipe.
@@ -47,7 +47,7 @@ class WandbLog(TrainerCallback):  # type: ignore[misc]
         self._run: Any = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Start, or take up again, the wandb run on the main process."""
+        """Start or continue the wandb run on the main process."""
         if not state.is_world_process_zero or self.section.wandb == "off":
             return
         import wandb

@@ -1,11 +1,11 @@
-"""TRL's RewardTrainer on packed groups: own batches, own loss, exact validation, whole checkpoints."""
+"""TRL's RewardTrainer on packed groups: own batches, own loss, exact validation, complete checkpoints."""
 
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object, reduce, send_to_device
@@ -13,47 +13,21 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl
 from trl import RewardConfig, RewardTrainer
 
-from rmtrain.data.render import Renderer
-from rmtrain.data.token_cache import TokenizedSplit
-from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import NonFiniteError, RmtrainError, RunFailedError
 from rmtrain.files import why_unwritten
-from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
 from rmtrain.model.batch import Batch
-from rmtrain.model.digests import seal
 from rmtrain.model.forward import check_head
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.model.saving import check_weights, saved_shapes, write_companions
-from rmtrain.model.sidecar import Scoring
-from rmtrain.scoring.batches import score_groups
-from rmtrain.training.callbacks import Schedule
-from rmtrain.training.checkpoints import STAGING, commit, rotate, state_files
-from rmtrain.training.microbatches import MicrobatchDataset, microbatch_loader
+from rmtrain.training.checkpointing import STAGING, CheckpointWriter
+from rmtrain.training.microbatches import MicrobatchDataset, microbatch_loader, packed_ahead
 from rmtrain.training.objectives import Objective, RewardBatch
 from rmtrain.training.optimizer import retune, separate_head, settings_by_group
-from rmtrain.training.plan import TrainingPlan
-from rmtrain.training.selection import Selection
+from rmtrain.training.selection import Validation
 from rmtrain.training.step_loss import loss_of_step, move_averages
-from rmtrain.training.telemetry import COUNTS, Meter, measure_matrix_rate, operations_per_token
+from rmtrain.training.throughput import COUNTS, Meter, measure_matrix_rate, operations_per_token
 
-
-class Parts(NamedTuple):
-    """What a trainer of groups is given besides its model and the Trainer's own arguments."""
-
-    train: TokenizedSplit
-    plan: TrainingPlan  # which groups go where when
-    validation: Sequence[TokenizedGroup]  # scored by `evaluate`, in full and exactly
-    renderer: Renderer  # saved beside every checkpoint
-    scoring: Scoring  # how it is scored, as rmtrain.json says beside the rendering contract
-    record: dict[str, Any]  # what rmtrain.json says besides
-    fingerprint: dict[str, Any]  # of recipe and data, stored in every checkpoint and compared on resume
-    tokens_per_batch: int  # when scoring
-    objective: Objective
-    head_learning_rate: float | None  # None is the adapters' own
-    keep_checkpoints: int  # newest ones kept beside the best
-    schedule: Schedule  # when to validate and save
-    selection: Selection  # of the best checkpoint
-    notify: Callable[[str], None]  # takes one line for the user
+_PACKS_AHEAD = ("cuda",)  # devices that compute while a thread packs the next micro-batches
+_PACKED_AHEAD = 4  # micro-batches
 
 
 class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
@@ -61,15 +35,36 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
 
     Args:
         model: with its LoRA adapters, if it has any.
-        args: the trainer's arguments; `output_dir` takes the checkpoints.
-        parts: what is trained on, and how.
-        callbacks: of the Trainer besides.
+        args: the Trainer's arguments; `output_dir` takes the checkpoints.
+        data: this process's micro-batches.
+        objective: gives the loss of a micro-batch.
+        validation: during training.
+        checkpoints: writes them.
+        callbacks: of the Trainer.
+        head_learning_rate: of the score head; None is that of the rest.
+        notify: takes one line for the user.
     """
 
-    def __init__(self, model: RewardModel, args: RewardConfig, parts: Parts, callbacks: list[TrainerCallback]) -> None:
-        self._parts, self._packing, self._shapes = parts, model.packing, saved_shapes(model.module)
+    def __init__(
+        self,
+        model: RewardModel,
+        args: RewardConfig,
+        data: MicrobatchDataset,
+        objective: Objective,
+        validation: Validation,
+        checkpoints: CheckpointWriter,
+        callbacks: list[TrainerCallback],
+        *,
+        head_learning_rate: float | None,
+        notify: Callable[[str], None],
+    ) -> None:
+        self._data, self._objective, self._validation, self._checkpoints = data, objective, validation, checkpoints
+        self._head_learning_rate, self._notify = head_learning_rate, notify
         self._staging: str | None = None
         self._step_losses: list[tuple[list[str], RewardBatch, torch.Tensor]] = []
+        self._batches: Any = None  # the iterator that the Trainer takes micro-batches from, and its like with a thread
+        self._ahead: Any = None
+        self._step_samples: list[Batch] = []
         self._step_parts: list[RewardBatch] = []  # of all processes, for an objective that needs the whole step
         self._observed: list[Mapping[str, torch.Tensor]] = []  # what is averaged, by micro-batch of the step
         self.averages: dict[str, float] = {}  # of that, over steps
@@ -80,9 +75,9 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         super().__init__(
             model=model.module,
             args=args,
-            train_dataset=parts.train.table,
-            processing_class=parts.renderer.tokenizer,
-            callbacks=[parts.schedule, *callbacks, parts.selection],
+            train_dataset=data.split.table,
+            processing_class=checkpoints.renderer.tokenizer,
+            callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
         for name, parameter in self.model.named_parameters():  # TRL casts what trains on a quantised base to bfloat16
@@ -90,24 +85,22 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
                 parameter.data = trained[name].to(parameter.device)
         check_head(self.model)
 
-    # Data: packed micro-batches, planned in advance
-
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # tokenised by rmtrain.data
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """The process's share of the plan; it is not resharded by accelerate."""
-        args, parts = self.args, self._parts
-        dataset = MicrobatchDataset(parts.train, parts.plan, args.process_index, self._packing, parts.renderer.pad_id)
-        return microbatch_loader(dataset, args.dataloader_num_workers, args.dataloader_pin_memory)
+        return microbatch_loader(self._data, self.args.dataloader_pin_memory)
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The micro-batches of a step: the Trainer's, timed; with their rewards where the objective needs them all."""
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The micro-batches of a step: the Trainer's, timed, and packed ahead where a GPU computes meanwhile."""
+        if epoch_iterator is not self._batches:
+            self._batches = self._ahead = epoch_iterator
+            if self.args.device.type in _PACKS_AHEAD:
+                self._ahead = packed_ahead(epoch_iterator, _PACKED_AHEAD)
         with self._meter.waiting():
-            samples, count = super().get_batch_samples(*args, **kwargs)
-        if self._parts.objective.whole_step:
-            self._step_parts = self._rewards_of_step(samples)
-        return samples, count
+            self._step_samples, count = super().get_batch_samples(self._ahead, num_batches, device)
+        return self._step_samples, count
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         """To the device without waiting for it, in full: the Trainer would cut loss weights to DeepSpeed's dtype."""
@@ -116,8 +109,8 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def create_optimizer(self, model: Any = None) -> Any:
         """The Trainer's optimiser, with the score head in groups of its own where it has its own learning rate."""
         optimizer = super().create_optimizer(model)
-        if self._parts.head_learning_rate is not None:
-            separate_head(optimizer, self.model, self._parts.head_learning_rate)
+        if self._head_learning_rate is not None:
+            separate_head(optimizer, self.model, self._head_learning_rate)
         self._settings = settings_by_group(optimizer)
         return optimizer
 
@@ -128,19 +121,19 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             before, now = retune(self.optimizer, self.lr_scheduler, self._settings)
             if before != now and self.state.global_step < self.state.max_steps:
                 step = self.state.global_step + 1
-                self._parts.notify(f"the learning rate of step {step} jumps from {before:.3g} to {now:.3g}")
-
-    # The step
+                self._notify(f"the learning rate of step {step} jumps from {before:.3g} to {now:.3g}")
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss of a micro-batch; figures stay on the device until they are logged."""
         self._meter.begin()
-        counts, ids, objective = inputs.pop("counts"), inputs.pop("ids"), self._parts.objective
+        counts, ids, objective = inputs.pop("counts"), inputs.pop("ids"), self._objective
+        if objective.whole_step and not self._step_losses:
+            self._step_parts = self._rewards_of_step()
         batch = self._rewards(model, inputs)
         if objective.whole_step:
-            place = self.args.process_index * len(self._step_parts) // self.args.world_size + len(self._step_losses)
+            place = self.args.process_index * len(self._step_samples) + len(self._step_losses)
             loss = loss_of_step(objective, self._step_parts, place, batch)
         else:
             loss = objective.loss(batch)
@@ -162,22 +155,21 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def _rewards(self, model: Any, inputs: Batch) -> RewardBatch:
         """A forward pass over a micro-batch, and what the objective sees of it."""
         preferences, completions = inputs.pop("preferences"), inputs.pop("completions")
-        outputs = model(**inputs, **self._parts.objective.asks)
+        outputs = model(**inputs, **self._objective.asks)
         log_probs = getattr(outputs, "log_probs", None)
         return RewardBatch(outputs.logits, preferences, completions, outputs.states, log_probs, self.averages)
 
-    def _rewards_of_step(self, samples: list[Batch]) -> list[RewardBatch]:
+    def _rewards_of_step(self) -> list[RewardBatch]:
         """All micro-batches of a step over all processes, by one more forward pass without gradients.
 
         It draws the dropout masks that the pass with gradients draws again.
         """
-        self.model_wrapped.train()
-        names = ("ids", "counts")
+        own = []
         with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
-            given = [{key: value for key, value in sample.items() if key not in names} for sample in samples]
-            own = [self._rewards(self.model_wrapped, self._prepare_inputs(sample)) for sample in given]
-        everyone = gather_object([part.moved("cpu") for part in own])
-        return [part.moved(self.args.device) for part in everyone]
+            for sample in self._step_samples:
+                inputs = {key: value for key, value in sample.items() if key not in ("ids", "counts")}
+                own.append(self._rewards(self.model_wrapped, self._prepare_inputs(inputs)).moved("cpu"))
+        return [part.moved(self.args.device) for part in gather_object(own)]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The gradient norm, which must be finite before the optimiser may step."""
@@ -216,8 +208,6 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         """Not counted here; the Trainer would walk all parameters for every micro-batch."""
         return 0
 
-    # Figures
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the micro-batches since the last log line summed up, over all processes."""
         if "loss" in logs:
@@ -239,33 +229,28 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         """Accuracy and loss over all validation groups, the same for any batch size and number of processes."""
         started = time.perf_counter()
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        model = RewardModel(self.model_wrapped if sharded else self.model, self._packing, sharded=sharded)
-        parts, groups = self._parts, self._parts.validation
-        rewards = score_groups(model, groups, parts.renderer.pad_id, parts.tokens_per_batch, notify=parts.notify)
-        preferences = [[(p.better, p.worse) for p in group.preferences] for group in groups]
-        gaps = reward_gaps(rewards, preferences, [group.id for group in groups]).gaps
-        ranking = ranking_accuracy(gaps)
-        figures = {f"{metric_key_prefix}_accuracy": ranking.accuracy, f"{metric_key_prefix}_loss": ranking.loss}
-        metrics = {name: value for name, value in figures.items() if value is not None}
+        model = RewardModel(self.model_wrapped if sharded else self.model, self._data.packing, sharded=sharded)
+        figures = self._validation.figures(model, self._data.pad_id, self._notify)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._meter.pause(started)
         return metrics
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """The Trainer's, when a resumed run has its first step before it; a validation still due comes here.
-
-        A run that a signal stops puts the checkpoint first, so as to end soon.
-        """
+        """The Trainer's, called once all of a checkpoint is loaded and right before the first step of a resumed run."""
         super()._load_rng_state(checkpoint)
-        made = (line for line in self.state.log_history if line["step"] == self.state.global_step)
-        if self._parts.schedule.validates(self.state) and not any("eval_loss" in line for line in made):
+        self._validate_if_due()
+
+    def _validate_if_due(self) -> None:
+        """Make up for the validation that a run stopped by a signal left out in order to end soon."""
+        if self._validation.is_due(self.state):
             self._determine_best_metric(self._evaluate(None, None), None)
             self._save_checkpoint(self.model_wrapped, None)
-            self._parts.selection.stop_if_stale(self.state)
+            self._validation.selection.stop_if_stale(self.state)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        return self._parts.selection.judge(self.state, metrics)
+        return self._validation.selection.judge(self.state, metrics)
 
     # Checkpoints
 
@@ -278,11 +263,8 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / "training_args.bin").unlink()  # a pickle that holds the hub token in clear
             config = self.accelerator.unwrap_model(self.model).config
-            write_companions(config, self._parts.renderer, folder, self._parts.scoring, self._parts.record)
-            seal(folder, own=False)
+            self._checkpoints.complete(Path(output_dir or self.args.output_dir), config)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Let the Trainer write into a staging folder; verify, commit and only then rotate."""
@@ -299,13 +281,15 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                self._commit(staging / name, root / name)
+                scaled = getattr(self.accelerator, "scaler", None) is not None
+                figures = {"totals": self.totals, "averages": self.averages}
+                self._checkpoints.commit(staging / name, root / name, self.state, figures, scaled)
         except Exception as error:  # a full disk surfaces as SafetensorError, RuntimeError or OSError
-            told = (error.message, error.hint) if isinstance(error, RmtrainError) else why_unwritten(error, root)
-            why, hint = told or (f"{type(error).__name__}: {error}", "")
+            known = (error.message, error.hint) if isinstance(error, RmtrainError) else why_unwritten(error, root)
+            why, hint = known or (f"{type(error).__name__}: {error}", "")
             raise RunFailedError(
-                f"checkpoint {name} could not be written ({why}); earlier checkpoints are whole",
-                "; ".join(filter(None, [hint, "go on with --resume"])),
+                f"checkpoint {name} could not be written ({why}); earlier checkpoints are complete",
+                "; ".join(filter(None, [hint, "continue with --resume"])),
             ) from error
         finally:
             self._staging = None
@@ -313,21 +297,3 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
                 shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._meter.pause(started)
-
-    def _commit(self, staged: Path, target: Path) -> None:
-        best = self.state.best_global_step
-        if best is not None:
-            self.state.best_model_checkpoint = str(target.with_name(f"checkpoint-{best}"))
-            self.state.save_to_json(str(staged / "trainer_state.json"))
-        check_weights(staged, self._shapes)
-        manifest = {
-            "step": self.state.global_step,
-            "processes": self.args.world_size,
-            "fingerprint": self._parts.fingerprint,
-            "totals": self.totals,
-            "averages": self.averages,
-        }
-        scaled = getattr(self.accelerator, "scaler", None) is not None
-        strategy = self._parts.fingerprint["distributed.strategy"]
-        commit(staged, target, manifest, state_files(strategy, self.args.world_size, scaled))
-        rotate(target.parent, self.state.global_step, self._parts.keep_checkpoints, [best] if best is not None else [])

@@ -1,4 +1,4 @@
-"""The engine's settings, and what it refuses."""
+"""The settings of each strategy, and what it refuses."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import torch
 from training_cases import make_recipe
 
 from rmtrain.errors import InputError
-from rmtrain.training.engines import deepspeed_config, engine_of, fsdp_config, require_engine
+from rmtrain.training.strategies import deepspeed_config, fsdp_config, require_strategy, strategy_of
 
 
 def recipe(tmp_path: Path, **changes: Any) -> Any:
@@ -29,7 +29,7 @@ def recipe(tmp_path: Path, **changes: Any) -> Any:
     ],
 )
 def test_the_strategy_of_a_recipe(tmp_path: Path, strategy: str, processes: int, expected: str) -> None:
-    assert engine_of(recipe(tmp_path, strategy=strategy), processes) == expected
+    assert strategy_of(recipe(tmp_path, strategy=strategy), processes) == expected
 
 
 def test_offloading_is_what_was_asked_for() -> None:
@@ -64,20 +64,20 @@ def test_a_deepspeed_file_that_is_none_is_refused(
     if content is not None:
         path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=message) as caught:
-        engine_of(recipe(tmp_path, deepspeed_config=str(path)), 1)
+        strategy_of(recipe(tmp_path, deepspeed_config=str(path)), 1)
     assert str(path) in caught.value.message
 
 
 def test_fsdp_offloading_on_one_process_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fsdp on a single process moves nothing"):
-        require_engine(recipe(tmp_path, strategy="fsdp", offload="all"), "none", 1)
+        require_strategy(recipe(tmp_path, strategy="fsdp", offload="all"), "none", 1)
 
 
 def test_one_process_takes_one_of_the_gpus_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Trainer would give a single process all of them through DataParallel."""
     from transformers import TrainingArguments
 
-    from rmtrain.training.arguments import training_arguments
+    from rmtrain.training.build import training_arguments
 
     def set_up(self: Any) -> Any:
         self._n_gpu = 4

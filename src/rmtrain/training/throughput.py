@@ -1,4 +1,4 @@
-"""What a log line says of the steps since the last: what was learnt, how fast, and how much of the device was used."""
+"""The figures of a log line: accuracy and rewards, speed, waiting for data, memory, share of the matrix rate."""
 
 import resource
 import statistics
@@ -24,7 +24,7 @@ class Meter:
 
     Args:
         operations: useful floating-point operations a distinct token; None where they can't be counted.
-        matrix_rate: operations a second that the device's matrix products reach; None where there is no GPU.
+        matrix_rate: operations a second that the device's matrix products reach; None without a GPU.
     """
 
     def __init__(self, operations: int | None = None, matrix_rate: float | None = None) -> None:
@@ -100,7 +100,7 @@ class Meter:
 
 
 def peak_memory() -> int:
-    """Bytes: of tensors on the GPU where there is one, else resident on the host."""
+    """Bytes of tensors on the GPU, or without a GPU of the process's resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

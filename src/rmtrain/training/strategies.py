@@ -1,4 +1,4 @@
-"""From the recipe to the engine's configuration: DDP, DeepSpeed ZeRO or FSDP2, in one place."""
+"""The configuration of each strategy, from the recipe: DDP, DeepSpeed ZeRO or FSDP2."""
 
 import json
 import os
@@ -16,7 +16,7 @@ ZERO3_LIVE = 1_000_000_000  # parameters that ZeRO-3 holds gathered at most; Dee
 _BY_TRAINER = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 
 
-def engine_of(recipe: Recipe, processes: int) -> str:
+def strategy_of(recipe: Recipe, processes: int) -> str:
     """The strategy that a recipe names; auto is ddp on several processes and none on one, where fsdp too is none."""
     strategy = recipe.distributed.strategy
     if recipe.distributed.deepspeed_config is not None:
@@ -27,8 +27,8 @@ def engine_of(recipe: Recipe, processes: int) -> str:
     return "ddp" if strategy == "auto" else strategy
 
 
-def engine_configs(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """What the engines are given, by strategy: of auto, for all that it may take."""
+def strategy_configs(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The configuration by strategy; for auto, of every strategy that it may choose."""
     strategy, offload = recipe.distributed.strategy, recipe.distributed.offload
     if recipe.distributed.deepspeed_config is not None:
         return {"deepspeed": read_deepspeed_config(Path(recipe.distributed.deepspeed_config))}
@@ -43,12 +43,12 @@ def engine_configs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return {name: configs[name] for name in configs if with_changes(recipe, {"distributed.strategy": name}) is not None}
 
 
-def engine_arguments(recipe: Recipe, strategy: str, processes: int) -> dict[str, Any]:
-    """Trainer arguments of the engine.
+def strategy_arguments(recipe: Recipe, strategy: str, processes: int) -> dict[str, Any]:
+    """The Trainer's arguments for a strategy.
 
     Args:
         recipe: of the run.
-        strategy: none, ddp, zero2, zero3 or fsdp: the recipe's own, or what auto came to.
+        strategy: none, ddp, zero2, zero3 or fsdp: the recipe's own, or the one that auto chose.
         processes: in all.
 
     Raises:
@@ -56,7 +56,7 @@ def engine_arguments(recipe: Recipe, strategy: str, processes: int) -> dict[str,
     """
     import torch
 
-    configs = engine_configs(recipe)
+    configs = strategy_configs(recipe)
     arguments = _ddp_arguments(recipe)
     if processes > 1 and not torch.cuda.is_available():
         arguments["ddp_backend"] = "gloo"
@@ -74,7 +74,7 @@ def _ddp_arguments(recipe: Recipe) -> dict[str, Any]:
 
 
 def _launch_alone() -> None:
-    """Say what a launcher would: without it, DeepSpeed looks for MPI even for a single process."""
+    """Set a launcher's variables: without them, DeepSpeed looks for MPI even for a single process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -82,8 +82,8 @@ def _launch_alone() -> None:
     os.environ.update(names, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
-def require_engine(recipe: Recipe, strategy: str, processes: int) -> None:
-    """Refuse FSDP where accelerate would silently run plain data parallelism (arguments as of `engine_arguments`)."""
+def require_strategy(recipe: Recipe, strategy: str, processes: int) -> None:
+    """Refuse FSDP where accelerate would silently run plain data parallelism (arguments as of `strategy_arguments`)."""
     import torch
     from accelerate import PartialState
     from accelerate.utils import DistributedType
@@ -122,7 +122,7 @@ def deepspeed_config(strategy: str, offload: str) -> dict[str, Any]:
 
 
 def fsdp_config(offload: str) -> dict[str, Any]:
-    """FSDP2: each decoder layer is a unit; what is saved is gathered.
+    """FSDP2: each decoder layer is a unit; checkpoints are gathered.
 
     Its own activation checkpointing renames the layers, so that PEFT finds no adapters to save; the Trainer's is used.
     """

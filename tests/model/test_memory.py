@@ -10,9 +10,11 @@ from conftest import make_groups, make_tokenizer, write_base
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.model import activations
+from rmtrain.model.activations import Activations, trial
 from rmtrain.model.adapters import add_lora
-from rmtrain.model.batch import pack
-from rmtrain.model.footprint import Census, Trained, activation_bytes, optimizer_bytes, take_census
+from rmtrain.model.batch import GroupSize, pack
+from rmtrain.model.memory import ModelSize, TrainedTensor, measure_model, optimizer_bytes
 from rmtrain.model.recompute import checkpointing_options
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config
 from rmtrain.recipe.schema import LoraSection, ModelSection
@@ -39,12 +41,12 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: write_base(folder / family, family, **SHAPE) for family in ("mistral", "llama", "qwen2", "gemma")}
 
 
-def made(base: Path, lora: LoraSection | None, dtype: str, quantization: str = "none") -> tuple[RewardModel, Census]:
+def made(base: Path, lora: LoraSection | None, dtype: str, quantization: str = "none") -> tuple[RewardModel, ModelSize]:
     """The model as a run loads it, and what is predicted of it from its config."""
     section = ModelSection.model_validate({"name": str(base), "dtype": dtype, "quantization": quantization})
-    census = take_census(load_config(str(base), None), section, lora)
+    size = measure_model(load_config(str(base), None), section, lora)
     model = load_backbone(str(base), None, BackboneOptions(dtype, quantization), 0, seed=0, trainable=lora is None)
-    return (add_lora(model, lora, seed=0) if lora else model), census
+    return (add_lora(model, lora, seed=0) if lora else model), size
 
 
 def stored(parameter: Any) -> Iterator[int]:
@@ -62,28 +64,28 @@ def stored(parameter: Any) -> Iterator[int]:
 @pytest.mark.parametrize("lora", LORA)
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])
 def test_parameters_and_gradients_are_exact(bases: dict[str, Path], family: str, lora: str, dtype: str) -> None:
-    model, census = made(bases[family], LORA[lora], dtype)
+    model, size = made(bases[family], LORA[lora], dtype)
     parameters = list(model.module.parameters())
     trained = [p for p in parameters if p.requires_grad]
-    assert census.frozen_bytes == sum(p.nbytes for p in parameters if not p.requires_grad)
-    assert census.trained_bytes == sum(p.nbytes for p in trained)
+    assert size.frozen_bytes == sum(p.nbytes for p in parameters if not p.requires_grad)
+    assert size.trained_bytes == sum(p.nbytes for p in trained)
     batch = packed(2)
     model.module(**batch).logits.sum().backward()
-    assert census.trained_bytes == sum(p.grad.nbytes for p in trained if p.grad is not None)
+    assert size.trained_bytes == sum(p.grad.nbytes for p in trained if p.grad is not None)
     assert all(p.grad is not None for p in trained)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantised_base_is_exact_with_its_scales(bases: dict[str, Path], quantization: str) -> None:
-    model, census = made(bases["mistral"], LORA["all"], "bfloat16", quantization)
+    model, size = made(bases["mistral"], LORA["all"], "bfloat16", quantization)
     frozen = [p for p in model.module.parameters() if not p.requires_grad]
-    assert census.frozen_bytes == sum(size for p in frozen for size in stored(p))
+    assert size.frozen_bytes == sum(size for p in frozen for size in stored(p))
 
 
 @pytest.mark.parametrize("lora", ["all", "full"])
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
 def test_optimiser_state_is_exact(bases: dict[str, Path], name: str, lora: str) -> None:
-    model, census = made(bases["mistral"], LORA[lora], "float32")
+    model, size = made(bases["mistral"], LORA[lora], "float32")
     trained = [p for p in model.module.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.grad = torch.ones_like(parameter)
@@ -111,20 +113,31 @@ def test_optimiser_state_is_exact(bases: dict[str, Path], name: str, lora: str) 
                 shared[key] = value.nbytes
             else:
                 found += value.nbytes
-    total, _ = optimizer_bytes(census.trained, name)
+    total, _ = optimizer_bytes(size.trained, name)
     assert total == found + sum(shared.values())
 
 
 def test_only_large_tensors_are_paged() -> None:
-    small, large = Trained(99_999, embedding=False), Trained(200_000, embedding=False)
+    small, large = TrainedTensor(99_999, embedding=False), TrainedTensor(200_000, embedding=False)
     assert optimizer_bytes((small, large), "paged_adamw_8bit")[1] == 2 * 200_000
     assert optimizer_bytes((small, large), "adamw_8bit")[1] == 0
 
 
-def packed(count: int) -> dict[str, Any]:
+def tokenized(count: int) -> list[Any]:
     renderer = Renderer.for_tokenizer(make_tokenizer())
-    groups = [group for group in tokenize_groups(make_groups(count, seed=1), renderer, 128, "error") if group]
-    return dict(pack(groups, "shared_prompt", renderer.pad_id))
+    return [group for group in tokenize_groups(make_groups(count, seed=1), renderer, 128, "error") if group]
+
+
+def packed(count: int) -> dict[str, Any]:
+    return dict(pack(tokenized(count), "shared_prompt", 0))
+
+
+def foreseen(base: Path, lora: str, dtype: str, count: int, checkpointing: str | None = "none") -> Activations:
+    section = ModelSection.model_validate({"name": str(base), "dtype": dtype})
+    sizes = [GroupSize.of(group) for group in tokenized(count)]
+    found = trial(load_config(str(base), None), section, LORA[lora], sizes, "shared_prompt", checkpointing)
+    assert found is not None
+    return found
 
 
 def kept_by_autograd(model: RewardModel, batch: dict[str, Any]) -> int:
@@ -144,35 +157,40 @@ def kept_by_autograd(model: RewardModel, batch: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("lora", ["all", "dropout", "queries and values", "full"])
+@pytest.mark.parametrize("lora", ["all", "dropout", "dora", "queries and values", "full"])
 @pytest.mark.parametrize("family", ["mistral", "llama", "qwen2", "gemma"])
 def test_activations_are_within_15_percent(bases: dict[str, Path], family: str, lora: str, dtype: str) -> None:
-    model, census = made(bases[family], LORA[lora], dtype)
+    model, _ = made(bases[family], LORA[lora], dtype)
     model.module.train()
-    batch = packed(12)
-    found = activation_bytes(census, batch["input_ids"].numel(), "none", offloading=False)
-    assert found is not None
-    assert found.kept == pytest.approx(kept_by_autograd(model, batch), rel=0.15)
+    assert foreseen(bases[family], lora, dtype, 12).kept == pytest.approx(kept_by_autograd(model, packed(12)), rel=0.15)
 
 
-def test_recomputing_and_offloading_leave_less_on_the_device(bases: dict[str, Path]) -> None:
-    _, census = made(bases["mistral"], LORA["all"], "bfloat16")
-
-    def kept(checkpointing: str, offloading: bool = False) -> int:
-        found = activation_bytes(census, 4096, checkpointing, offloading)
-        assert found is not None
-        return found.kept
-
-    assert kept("none") > kept("selective") > kept("full")
-    assert kept("none") > kept("none", offloading=True)
-    moved = activation_bytes(census, 4096, "none", offloading=True)
-    assert moved is not None
-    assert moved.kept + moved.offloaded == kept("none")
+def test_recomputing_leaves_less_on_the_device(bases: dict[str, Path]) -> None:
+    kinds = ("none", "selective", "full", None)
+    found = [foreseen(bases["mistral"], "all", "bfloat16", 12, kind) for kind in kinds]
+    assert [one.kept for one in found] == sorted((one.kept for one in found), reverse=True)
+    assert [one.peak for one in found] == sorted((one.peak for one in found), reverse=True)
+    assert len({one.kept for one in found[:3]}) == 3
+    assert all(one.kept <= one.peak for one in found)
 
 
-def test_dora_is_said_to_be_unpredictable(bases: dict[str, Path]) -> None:
-    _, census = made(bases["mistral"], LORA["dora"], "bfloat16")
-    assert activation_bytes(census, 512, "none", offloading=False) is None
+def test_every_layer_counts_as_much_as_the_second(bases: dict[str, Path], tmp_path: Path) -> None:
+    deeper = write_base(tmp_path, "mistral", **(SHAPE | {"num_hidden_layers": 7}))
+    four, seven = (foreseen(base, "all", "float32", 3) for base in (bases["mistral"], deeper))
+    model, _ = made(deeper, LORA["all"], "float32")
+    model.module.train()
+    assert seven.kept == pytest.approx(kept_by_autograd(model, packed(3)), rel=0.05)
+    assert seven.peak - seven.kept == pytest.approx(four.peak - four.kept)
+
+
+def test_a_model_that_needs_real_numbers_to_run_is_not_predicted(
+    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that sends each token to experts of its own."""
+    monkeypatch.setattr(activations, "_run", lambda module, batch: batch["input_ids"].sum().item())
+    section = ModelSection.model_validate({"name": str(bases["mistral"])})
+    config = load_config(str(bases["mistral"]), None)
+    assert trial(config, section, None, [GroupSize(4, (3, 2))], "shared_prompt") is None
 
 
 @pytest.mark.parametrize("lora", ["all", "full"])

@@ -15,9 +15,9 @@ from training_cases import Recorder, at_step, make_recipe, make_renderer, make_s
 from rmtrain.errors import Interrupted
 from rmtrain.model.batch import GroupSize, pack
 from rmtrain.model.reward_model import reward_model_class
-from rmtrain.training import telemetry
+from rmtrain.training import throughput
 from rmtrain.training.microbatches import MicrobatchDataset
-from rmtrain.training.telemetry import Meter, measure_matrix_rate, operations_per_token
+from rmtrain.training.throughput import Meter, measure_matrix_rate, operations_per_token
 from rmtrain.training.train import build_model
 from rmtrain.training.trainer import GroupRewardTrainer
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, in its last entry."""
     now = [100.0]
-    monkeypatch.setattr(telemetry.time, "perf_counter", lambda: now[-1])
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[-1])
     return now
 
 
@@ -156,7 +156,7 @@ def test_the_peak_of_a_run_is_of_all_its_parts_and_processes(
     monkeypatch.setattr(GroupRewardTrainer, "compute_loss", GroupRewardTrainer.compute_loss)  # put back afterwards
     at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with monkeypatch.context() as patch:
-        patch.setattr(telemetry, "peak_memory", lambda: 2**50)
+        patch.setattr(throughput, "peak_memory", lambda: 2**50)
         with pytest.raises(Interrupted):
             run(base, tmp_path, evaluation__every=0.0)
     assert run(base, tmp_path, resume=only_run(tmp_path), evaluation__every=0.0).peak_memory_bytes == 2**50

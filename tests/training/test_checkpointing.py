@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from training_cases import cut, flipped, missing
 
 from rmtrain.errors import CheckpointError
-from rmtrain.training.checkpoints import MANIFEST, STAGING, commit, newest_valid, numbered, rotate, state_files, verify
+from rmtrain.training.checkpointing import (
+    MANIFEST,
+    STAGING,
+    commit,
+    newest_valid,
+    numbered,
+    rotate,
+    state_files,
+    verify,
+)
 
 FILES = {
     "adapter_model.safetensors": bytes(range(256)) * 4,
@@ -185,7 +194,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path: Path) -> Non
     manifest["files"] = {"../../secret": manifest["files"]["a"]}
     shutil.rmtree(path)
     path.mkdir()
-    from rmtrain.training.checkpoints import _digest
+    from rmtrain.training.checkpointing import _digest
 
     (path / MANIFEST).write_text(json.dumps({**manifest, "digest": _digest(manifest)}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="outside the folder"):

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: whole, verified, and never lost for a newer one that is not.
+"""Checkpoints to resume from: complete, verified, and never replaced by one that is not.
 
 A checkpoint is written in a staging folder, described by a manifest with a digest of every file, synced, and renamed
 into place; only then may an older one go. A folder without a valid manifest is never resumed from.
@@ -10,11 +10,18 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers import TrainerState
+
+from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError
 from rmtrain.files import read_text, sha256_file, sync_folder, sync_tree, write_json
+from rmtrain.model.digests import seal
+from rmtrain.model.saving import check_weights, write_companions
+from rmtrain.model.sidecar import Scoring
 from rmtrain.model.weights import MANIFEST
 
 STAGING = ".staging"  # not "checkpoint-...": the Trainer's own rotation would count it
@@ -22,8 +29,45 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = "."  # before a checkpoint's name: it is being replaced by another of the same step
 
 
-class Found(NamedTuple):
-    """The newest valid checkpoint with its manifest, and the newer ones passed over with the reason."""
+@dataclass(frozen=True)
+class CheckpointWriter:
+    """What a run's checkpoints hold beside the weights and the Trainer's state, and how many are kept."""
+
+    renderer: Renderer
+    scoring: Scoring  # how the model is scored, as rmtrain.json says
+    record: dict[str, Any]  # what rmtrain.json says besides
+    fingerprint: dict[str, Any]  # of recipe and data, compared on resume
+    shapes: dict[str, tuple[int, ...]]  # of the tensors that must be saved
+    keep: int  # newest checkpoints, beside the best one
+
+    def complete(self, folder: Path, config: Any) -> None:
+        """Make a folder of weights a model that anyone can load, without the Trainer's pickle, which holds secrets."""
+        (folder / "training_args.bin").unlink()
+        write_companions(config, self.renderer, folder, self.scoring, self.record)
+        seal(folder, own=False)
+
+    def commit(self, staged: Path, target: Path, state: TrainerState, figures: dict[str, Any], scaled: bool) -> None:
+        """Verify a staged checkpoint, rename it into place, and only then remove old ones.
+
+        Args:
+            staged: the folder as written.
+            target: its final place.
+            state: of the Trainer.
+            figures: the trainer's own, which a resumed run continues.
+            scaled: a loss scaler is in use.
+        """
+        best, processes = state.best_global_step, self.fingerprint["processes"]
+        if best is not None:
+            state.best_model_checkpoint = str(target.with_name(f"checkpoint-{best}"))
+            state.save_to_json(str(staged / "trainer_state.json"))
+        check_weights(staged, self.shapes)
+        manifest = {"step": state.global_step, "processes": processes, "fingerprint": self.fingerprint, **figures}
+        commit(staged, target, manifest, state_files(self.fingerprint["distributed.strategy"], processes, scaled))
+        rotate(target.parent, state.global_step, self.keep, [best] if best is not None else [])
+
+
+class NewestCheckpoint(NamedTuple):
+    """The newest valid checkpoint with its manifest, and the newer ones that are damaged, with the reason."""
 
     path: Path | None
     manifest: dict[str, Any]
@@ -36,7 +80,7 @@ def state_files(strategy: str, processes: int, scaled: bool) -> list[str]:
     Args:
         strategy: ddp (or none), zero2, zero3 or fsdp.
         processes: that wrote it; each writes its random state, and under ZeRO its part of the optimiser's state.
-        scaled: there is a loss scaler.
+        scaled: a loss scaler is in use.
     """
     ranks = range(processes)
     files = ["trainer_state.json", "scheduler.pt", *(["scaler.pt"] if scaled else [])]
@@ -55,10 +99,10 @@ def commit(staged: Path, target: Path, manifest: dict[str, Any], required: Itera
         staged: the folder as written.
         target: its final place; a folder there is replaced.
         manifest: what is stored beside the digests, such as step and fingerprint.
-        required: patterns of files that must be there.
+        required: patterns of files that must exist.
 
     Raises:
-        CheckpointError: a file that must be there is not.
+        CheckpointError: a required file is missing.
     """
     for pattern in required:
         if not any(path.stat().st_size for path in staged.glob(pattern)):
@@ -86,7 +130,7 @@ def commit(staged: Path, target: Path, manifest: dict[str, Any], required: Itera
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all as they were written.
+    """The manifest of a checkpoint, once all its files are known to be as they were written.
 
     Raises:
         CheckpointError: names the file that is missing, cut or changed.
@@ -118,7 +162,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)  # what can't be removed is no reason to end a run
+        shutil.rmtree(path, ignore_errors=True)  # a folder that can't be removed must not end a run
     else:
         path.unlink(missing_ok=True)
 
@@ -130,8 +174,8 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def newest_valid(folder: Path) -> Found:
-    """Look for the newest checkpoint that verifies; one that was being replaced when the run died is put back."""
+def newest_valid(folder: Path) -> NewestCheckpoint:
+    """The newest checkpoint that verifies; one that was being replaced when the run died is restored first."""
     for aside in folder.glob(f"{_ASIDE}checkpoint-*"):
         target = aside.with_name(aside.name.removeprefix(_ASIDE))
         if not os.path.lexists(target):
@@ -145,8 +189,8 @@ def newest_valid(folder: Path) -> Found:
         except CheckpointError as error:
             passed_over.append((path, error.message))
         else:
-            return Found(path, manifest, passed_over)
-    return Found(None, {}, passed_over)
+            return NewestCheckpoint(path, manifest, passed_over)
+    return NewestCheckpoint(None, {}, passed_over)
 
 
 def rotate(folder: Path, step: int, keep: int, protected: Iterable[int]) -> None:
@@ -156,10 +200,10 @@ def rotate(folder: Path, step: int, keep: int, protected: Iterable[int]) -> None
         folder: of the checkpoints.
         step: of the new one; newer ones were passed over by the resumed run and do not count.
         keep: how many to keep, up to `step`.
-        protected: steps that are kept beside them.
+        protected: steps that are kept as well.
     """
     committed = [(n, path) for n, path in numbered(folder) if n <= step and (path / MANIFEST).is_file()]
     for number, path in committed[:-keep]:
         if number not in set(protected):
-            (path / MANIFEST).unlink()  # from here on it is no checkpoint, however far the removal gets
+            (path / MANIFEST).unlink()  # from here on it is no checkpoint, even if the removal stops halfway
             _remove(path)

@@ -1,0 +1,161 @@
+"""The memory of a micro-batch, by a trial on fake tensors, which have shapes and no data: no weights are loaded.
+
+The trial runs a model of two layers. What its second layer adds, every further layer adds too.
+"""
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers import PretrainedConfig
+
+from rmtrain.data.tokenize import TokenizedGroup
+from rmtrain.model import attention
+from rmtrain.model.adapters import prepare_adapters, wrap
+from rmtrain.model.batch import GroupSize, Packing, pack
+from rmtrain.model.config_check import model_without_weights
+from rmtrain.model.dropout import disable_dropout
+from rmtrain.model.memory import decoder_layers
+from rmtrain.model.recompute import checkpointing_options
+from rmtrain.model.reward_model import reward_model_class
+from rmtrain.recipe.schema import LoraSection, ModelSection
+
+_LAYERS = 2
+
+
+class Activations(NamedTuple):
+    """Bytes that one micro-batch takes on its device, beside parameters and gradients."""
+
+    kept: int  # from the forward pass to the backward pass
+    peak: int  # at any time
+    largest: int  # of one tensor
+
+    def times(self, factor: float) -> "Activations":
+        """Of a micro-batch with so many times the tokens."""
+        return Activations(*(round(factor * value) for value in self))
+
+
+def trial(
+    config: PretrainedConfig,
+    model: ModelSection,
+    lora: LoraSection | None,
+    groups: Sequence[GroupSize],
+    packing: Packing,
+    checkpointing: str | None = "none",
+) -> Activations | None:
+    """What a micro-batch takes; None for a model that needs real numbers to run, such as one that routes tokens.
+
+    Args:
+        config: of the backbone.
+        model: the recipe's section: its dtype.
+        lora: the recipe's section; None trains everything.
+        groups: of the micro-batch.
+        packing: of the micro-batch.
+        checkpointing: the recipe's gradient checkpointing; None runs the forward pass alone, without gradients.
+    """
+    small, layers = copy.deepcopy(config), int(config.get_text_config().num_hidden_layers)
+    text = small.get_text_config()
+    text.num_hidden_layers = _LAYERS
+    for name in ("layer_types", "mlp_layer_types"):
+        if isinstance(types := getattr(text, name, None), list):
+            setattr(text, name, types[:_LAYERS])
+    tokens = [TokenizedGroup("", "", _ids(g.prefix), tuple(map(_ids, g.suffixes)), (), False) for g in groups]
+    batch = pack(tokens, packing, pad_id=0)
+    batch.pop("attention_mask", None)  # a model would look into it; a causal mask takes as much
+    for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):  # a GPU's kernel may know no fakes
+        module, mode = _meta_model(small, model, lora), FakeTensorMode()
+        with contextlib.suppress(Exception), mode, torch.set_grad_enabled(checkpointing is not None):
+            _make_fake(module, getattr(torch, model.dtype), device)
+            if packing != "none":
+                module.set_attn_implementation(attention.NAME)
+            if checkpointing not in (None, "none"):
+                options = checkpointing_options(checkpointing, lora.rank if lora else 0)
+                module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+                module.enable_input_require_grads()
+            found, layer = _run(module.train(), _faked(batch, mode, device))
+            kept, peak = (value + (layers - _LAYERS) * layer for value in (found.kept, found.peak))
+            return Activations(kept, peak, found.largest)
+    return None
+
+
+def _ids(count: int) -> Any:
+    return np.zeros(count, dtype=np.int32)
+
+
+def _meta_model(config: PretrainedConfig, section: ModelSection, lora: LoraSection | None) -> Any:
+    module = model_without_weights(reward_model_class(config), config)
+    module.compute_dtype = getattr(torch, section.dtype)
+    if not section.dropout:
+        disable_dropout(module)
+    if lora is not None:
+        with torch.device("meta"):
+            module = wrap(module, lora)
+        prepare_adapters(module)
+    return module
+
+
+def _make_fake(module: nn.Module, dtype: torch.dtype, device: str) -> None:
+    """Replace meta tensors by fake ones of the device and the types that a run has."""
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            trained = parameter.requires_grad
+            made = torch.empty(parameter.shape, dtype=torch.float32 if trained else dtype, device=device)
+            setattr(layer, name, nn.Parameter(made, requires_grad=trained))
+            if trained:  # gradients are counted with the parameters
+                getattr(layer, name).register_post_accumulate_grad_hook(_drop_gradient)
+        for name, buffer in layer.named_buffers(recurse=False):
+            setattr(layer, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _faked(batch: dict[str, Any], mode: FakeTensorMode, device: str) -> dict[str, Any]:
+    return tree_map_only(Tensor, lambda tensor: mode.from_tensor(tensor).to(device), batch)  # type: ignore[no-any-return]
+
+
+def _run(module: Any, batch: dict[str, Any]) -> tuple[Activations, int]:
+    """The passes of a model over a micro-batch, and what a layer keeps of it."""
+    after_layer: list[int] = []
+    with _Live(module.parameters()) as live:
+        for layer in decoder_layers(module, _LAYERS):
+            layer.register_forward_hook(lambda *_: after_layer.append(live.now))
+        rewards = module(**batch).logits
+        kept = live.now
+        if torch.is_grad_enabled():
+            rewards.sum().backward()
+    first, second = after_layer[:_LAYERS]
+    return Activations(kept, live.peak, live.largest), second - first
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that are alive, each storage once, without parameters."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen = weakref.WeakSet(parameter.untyped_storage() for parameter in parameters)
+        self.now = self.peak = self.largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count the storages that it makes."""
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+                size = storage.nbytes()
+                self._seen.add(storage)
+                weakref.finalize(storage, self._free, size)
+                self.now, self.largest = self.now + size, max(self.largest, size)
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def _free(self, size: int) -> None:
+        self.now -= size

@@ -1,0 +1,227 @@
+"""From a recipe to the parts of its run: the plan, the Trainer's arguments, validation and checkpoints."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from trl import RewardConfig
+
+from rmtrain.data.prepare import ReadySplit
+from rmtrain.data.render import Renderer
+from rmtrain.data.token_cache import IDENTICAL, OVER_LENGTH
+from rmtrain.display import Display
+from rmtrain.errors import DataError, InputError
+from rmtrain.model.batch import GroupSize, Packing
+from rmtrain.model.devices import process_state
+from rmtrain.model.host_memory import resident_memory
+from rmtrain.model.positions import check_positions
+from rmtrain.model.recompute import checkpointing_options
+from rmtrain.model.reward_model import RewardModel, choose_packing, reward_model_class
+from rmtrain.model.rotation import require_fixed_rotation
+from rmtrain.model.saving import saved_shapes
+from rmtrain.model.sidecar import scoring_of
+from rmtrain.model.start import base_name, start_config
+from rmtrain.model.weights import stated_license
+from rmtrain.recipe.schema import Recipe
+from rmtrain.training.callbacks import interval_steps
+from rmtrain.training.checkpointing import CheckpointWriter
+from rmtrain.training.lifecycle import OpenRun
+from rmtrain.training.memory import Sharding, TokenLoad
+from rmtrain.training.memory_plan import MemoryPlan, least_free_memory
+from rmtrain.training.objectives import READS
+from rmtrain.training.plan import TrainingPlan, plan_training, whole_steps
+from rmtrain.training.selection import Selection, Validation, validation_groups
+from rmtrain.training.strategies import require_strategy, strategy_arguments
+
+
+class RunPlan(NamedTuple):
+    """What is known of a run before its model is loaded."""
+
+    batches: TrainingPlan
+    packing: Packing
+    memory: MemoryPlan
+    sharding: Sharding
+    reason: str  # for the sharding
+    notes: list[str]  # on the packing and on long rows
+
+
+def plan_run(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int) -> RunPlan:
+    """Plan a run's micro-batches, and choose its strategy, from the model's config alone.
+
+    Raises:
+        InputError: no such model, an architecture without a score head, rows too long for it, nothing to train on or
+            to stop by, or a strategy that these processes can't run.
+    """
+    if len(splits["train"].tokens) == 0:
+        raise _nothing_left(splits["train"], recipe)
+    if recipe.evaluation.stop_after is not None and "validation" not in splits:
+        raise InputError(
+            "evaluation.stop_after: the data has no validation split", "add one (data.holdout), or leave it out"
+        )
+    _require_figures(recipe.loss.objective, splits["train"])
+    config = start_config(recipe)
+    lengths = [prefix + max(suffixes) for split in splits.values() for prefix, suffixes in split.tokens.lengths()]
+    longest = max(lengths, default=0)
+    require_fixed_rotation(config, longest)
+    model_class = reward_model_class(config)
+    beyond = check_positions(config, model_class, recipe.data.max_length, longest)
+    packing, notes = choose_packing(model_class, config, recipe.model.packing)
+    batches = make_plan(recipe, splits["train"], packing, processes)
+    load, free = TokenLoad.of(recipe, batches, splits, packing), least_free_memory()
+    memory = MemoryPlan(recipe, config, load, processes, free, resident_memory() if free is None else 0)
+    sharding, reason = memory.choose()
+    require_strategy(recipe, sharding.strategy, processes)
+    return RunPlan(batches, packing, memory, sharding, reason, [*notes, *beyond])
+
+
+def _nothing_left(split: ReadySplit, recipe: Recipe) -> DataError:
+    dropped = split.tokens.dropped
+    causes = ", ".join(f"{lost.preferences} are {cause}" for cause, lost in dropped.items())
+    hints = []
+    if {OVER_LENGTH, IDENTICAL[1]} & {*dropped}:
+        hints.append(f"raise data.max_length ({recipe.data.max_length} now)")
+    if IDENTICAL[0] in dropped:
+        hints.append("look at the chat template: it renders both completions of a pair alike")
+    return DataError(f"no preference is left to train on: {causes}", "; ".join(hints))
+
+
+def _require_figures(objective: str, split: ReadySplit) -> None:
+    """Refuse training rows without the scores that an objective reads."""
+    reads = READS.get(objective)
+    if reads is None:
+        return
+    column = split.tokens.table.with_format("arrow")[:][reads].combine_chunks()
+    figures = column.flatten() if reads == "gaps" else column  # one a preference, or one list a group
+    if figures.null_count:
+        rows = "preferences have no score gap" if reads == "gaps" else "groups have no scores"
+        raise DataError(
+            f"loss.objective: {objective} needs scores, and {figures.null_count:,} of {len(figures):,} training {rows}",
+            "name the columns of the scores (data.scores), or set loss.objective to bradley_terry",
+        )
+
+
+def make_plan(recipe: Recipe, train_split: ReadySplit, packing: Packing, processes: int) -> TrainingPlan:
+    """The run's steps and micro-batches."""
+    optim = recipe.optim
+    return plan_training(
+        [GroupSize(prefix, suffixes) for prefix, suffixes in train_split.tokens.lengths()],
+        epochs=optim.epochs,
+        max_steps=optim.max_steps,
+        global_batch_size=optim.global_batch_size,
+        processes=processes,
+        seed=recipe.run.seed,
+        packing=packing,
+        max_tokens=optim.tokens_per_microbatch,
+        max_groups=optim.microbatch_size,
+    )
+
+
+def describe_plan(plan: TrainingPlan, recipe: Recipe, train_split: ReadySplit, model: RewardModel) -> str:
+    """One line of derived numbers, before the machine is spent."""
+    trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    return (
+        f"{len(plan.steps)} steps of {min(recipe.optim.global_batch_size, len(train_split.tokens))} groups = "
+        f"{plan.processes} processes x {plan.accumulation} micro-batches; packing {model.packing}; "
+        f"{trained:,} parameters trained; {recipe.model.dtype}"
+    )
+
+
+def make_validation(
+    recipe: Recipe, splits: Mapping[str, ReadySplit], steps: int, run: OpenRun, display: Display
+) -> Validation:
+    """When and on what the run is validated, and how the final checkpoint is chosen."""
+    section, groups = recipe.evaluation, validation_groups(recipe, splits)
+    if not groups and section.select != "last":
+        display.note("no validation during training: the last checkpoint becomes the final model")
+    selection = Selection(
+        section.select if groups else "last",
+        section.stop_after,
+        run.resumed.changed if run.resumed else (),
+        run.folder / "checkpoints",
+        display.note,
+    )
+    return Validation(
+        groups, interval_steps(section.every, steps) if groups else 0, section.tokens_per_batch, selection
+    )
+
+
+def make_checkpoint_writer(
+    recipe: Recipe,
+    splits: Mapping[str, ReadySplit],
+    renderer: Renderer,
+    model: RewardModel,
+    fingerprint: dict[str, Any],
+) -> CheckpointWriter:
+    """What every checkpoint is written with beside the weights."""
+    base = base_name(recipe.model)
+    license_ = stated_license(base, model.commit) if process_state().is_main_process else {}
+    record = {
+        "recipe": recipe.model_dump(mode="json"),
+        "data": {name: split.fingerprint for name, split in splits.items()},
+        "base": {"name": base, "commit": model.commit, "license": license_},
+    }
+    shapes = saved_shapes(model.module)
+    return CheckpointWriter(renderer, scoring_of(recipe), record, fingerprint, shapes, recipe.run.keep_checkpoints)
+
+
+def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strategy: str) -> RewardConfig:
+    """Arguments of a planned run.
+
+    Args:
+        recipe: of the run.
+        plan: its steps and micro-batches.
+        folder: the run folder, whose `checkpoints` the Trainer writes to.
+        strategy: none, ddp, zero2, zero3 or fsdp.
+
+    Raises:
+        InputError: these processes can't run the recipe's strategy.
+    """
+    optim, cuda = recipe.optim, torch.cuda.is_available()
+    optimizers = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
+    if not cuda:  # where all memory is the host's there is nothing to page
+        optimizers |= {"paged_adamw_8bit": "adamw_bnb_8bit", "paged_adamw_32bit": "adamw_torch_fused"}
+    checkpointing, rank = optim.gradient_checkpointing, recipe.lora.rank if recipe.lora else 0
+    reentrant = strategy == "zero3" and rank > 0
+    schedules = {"constant": "constant_with_warmup"}
+    made = RewardConfig(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=1,  # the plan holds all epochs
+        per_device_train_batch_size=1,  # a planned micro-batch
+        gradient_accumulation_steps=plan.accumulation,
+        learning_rate=optim.learning_rate,
+        lr_scheduler_type=schedules.get(optim.schedule, optim.schedule),
+        warmup_steps=whole_steps(optim.warmup_ratio * len(plan.steps)),
+        optim=optimizers.get(optim.optimizer, optim.optimizer),
+        adam_beta1=optim.betas[0],
+        adam_beta2=optim.betas[1],
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.max_grad_norm,
+        seed=recipe.run.seed,
+        use_cpu=not cuda,
+        bf16=False,  # the model enters autocast itself
+        fp16=recipe.model.dtype == "float16",  # for the loss scaler
+        gradient_checkpointing=checkpointing != "none",
+        gradient_checkpointing_kwargs=(
+            checkpointing_options(checkpointing, rank, reentrant) if checkpointing != "none" else None
+        ),
+        activation_offloading=optim.activation_offloading and cuda,  # without a GPU they are where they would go
+        logging_steps=recipe.tracking.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # it would log 0 for a loss that is not finite
+        save_strategy="steps",
+        save_steps=2**31 - 1,  # Schedule decides
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        max_length=None,
+        disable_dropout=False,
+        remove_unused_columns=False,
+        average_tokens_across_devices=False,
+        dataloader_pin_memory=cuda,
+        **strategy_arguments(recipe, strategy, plan.processes),
+    )
+    made._n_gpu = min(made.n_gpu, 1)  # a process has one GPU; of several it sees, torch's DataParallel would take all
+    if not cuda:
+        made._setup_devices = torch.device("cpu")  # not accelerate's cpu:0: transformers 5.17 can't resume there
+    return made

@@ -1,0 +1,205 @@
+"""The run folder during training: opened and locked, described in its manifest, and closed with how the run ended."""
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate.utils import broadcast_object_list
+
+from rmtrain.data.prepare import ReadySplit
+from rmtrain.display import Display
+from rmtrain.errors import (
+    CheckpointError,
+    InputError,
+    RmtrainError,
+    RunFailedError,
+    WriteError,
+    masked,
+)
+from rmtrain.files import why_unwritten, write_atomic
+from rmtrain.model.devices import process_state
+from rmtrain.model.start import base_name
+from rmtrain.recipe.load import LoadedRecipe, dump_recipe
+from rmtrain.runs import create_run, locked, read_manifest, reveal, update_manifest
+from rmtrain.training.failures import now
+from rmtrain.training.resume import ResumePoint, choose_checkpoint
+from rmtrain.training.tracking import check_login
+
+_APPENDED = (".lock", "log.txt", "metrics.jsonl")  # written in place; all else is replaced
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "rmtrain")
+
+
+class OpenRun(NamedTuple):
+    """A run folder that this command holds, and where the run begins."""
+
+    folder: Path
+    resumed: ResumePoint | None = None  # the checkpoint to resume from
+    commit: str | None = None  # of the base model, with which the run began
+
+
+def open_run(
+    loaded: LoadedRecipe,
+    splits: Mapping[str, ReadySplit],
+    fingerprint: dict[str, Any],
+    resume: Path | None,
+    allow_changes: bool,
+    display: Display,
+    stack: ExitStack,
+) -> OpenRun:
+    """Make or reopen the run folder on the main process, for all processes; an error there is raised on all of them.
+
+    The folder is locked until the stack closes.
+
+    Raises:
+        InputError: the run can't be resumed, or is in use, or its folder can't be written.
+    """
+    answer: list[Any] = [None]
+    cause: Exception | None = None
+    if process_state().is_main_process:
+        try:
+            check_login(loaded.recipe.tracking.wandb)
+            if resume is None:
+                answer = [OpenRun(start_run(loaded, splits, stack))]
+            else:
+                answer = [_resume_run(resume, loaded, splits, fingerprint, allow_changes, display, stack)]
+        except Exception as error:
+            answer, cause = [_opening_error(error, Path(resume or loaded.recipe.run.folder))], error
+    broadcast_object_list(answer)  # the other processes wait for it, whatever it is
+    if isinstance(answer[0], RmtrainError):
+        raise answer[0] from (cause if answer[0] is not cause else None)
+    return answer[0]  # type: ignore[no-any-return]
+
+
+def _resume_run(
+    folder: Path,
+    loaded: LoadedRecipe,
+    splits: Mapping[str, ReadySplit],
+    fingerprint: dict[str, Any],
+    allow_changes: bool,
+    display: Display,
+    stack: ExitStack,
+) -> OpenRun:
+    base = reopen_run(folder, stack).get("model", {})
+    point = choose_checkpoint(folder, fingerprint, display, allow_changes)
+    record_resume(folder, loaded, splits, point)
+    return OpenRun(folder, point, base.get("commit") if base.get("name") == base_name(loaded.recipe.model) else None)
+
+
+def _opening_error(error: Exception, place: Path) -> RmtrainError:
+    """The error to show on all processes where the run folder could not be opened."""
+    if isinstance(error, (OSError, WriteError)):  # a full disk, or a file system without locks
+        known = (error.message, error.hint) if isinstance(error, WriteError) else why_unwritten(error, place)
+        why, hint = known or (str(error), "")
+        hint = "; ".join(filter(None, [hint, "run.folder names another place"]))
+        return InputError(f"{place}: the run folder can't be written: {why}", hint)
+    if isinstance(error, RmtrainError):
+        return error
+    hint = "this is a bug in rmtrain; run again with --debug for the traceback"
+    return RunFailedError(f"the run can't be started: {type(error).__name__}: {error}", hint)
+
+
+def start_run(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], stack: ExitStack) -> Path:
+    """Make a run folder and lock it until the stack closes; on the main process. It appears with its manifest in it.
+
+    Raises:
+        InputError: the folder can't be made.
+    """
+    building = create_run(Path(loaded.recipe.run.folder), loaded.name)
+    try:
+        stack.enter_context(locked(building))
+        write_atomic(building / "recipe.yaml", dump_recipe(loaded.recipe))
+        first = {"format": 1, "started": now(), "recipe": masked(str(loaded.path)), "command": _command()}
+        update_manifest(building, **_running(loaded, splits), **first, git_commit=_git_commit())
+        return reveal(building)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def reopen_run(folder: Path, stack: ExitStack, write: bool = True) -> Mapping[str, Any]:
+    """Lock an existing run folder until the stack closes, and read its manifest; on the main process.
+
+    Where nothing will be written (`write` is false), the lock is held only if the run has its lock file.
+
+    Raises:
+        InputError: it is no run, is in use, or would write into a file elsewhere.
+    """
+    read_manifest(folder)  # before a lock file is made in a folder that is no run
+    for path in (folder / name for name in _APPENDED):
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{path} is a symbolic link, and the run would write into the file that it points to",
+                "put the file itself in its place, or remove the link",
+            )
+    stack.enter_context(locked(folder, write))
+    return read_manifest(folder)
+
+
+def record_resume(
+    folder: Path, loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], point: ResumePoint | None
+) -> None:
+    """Record that a run is resumed, from a checkpoint or from its beginning; earlier entries are kept."""
+    write_atomic(folder / "recipe.yaml", dump_recipe(loaded.recipe))
+    again: dict[str, Any] = {"at": now(), "command": _command(), "from": None}
+    if point is not None:
+        again |= {"from": point.checkpoint.name, "changed": point.changed}
+    resumed = [*read_manifest(folder).get("resumed", []), again]
+    update_manifest(folder, **_running(loaded, splits), resumed=resumed)
+
+
+def _running(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit]) -> dict[str, Any]:
+    return {
+        "state": "running",
+        "ended": None,
+        "error": None,
+        "seed": loaded.recipe.run.seed,
+        "data": {name: _describe(split) for name, split in splits.items()},
+        **_environment(),
+    }
+
+
+def _command() -> list[str]:
+    return ["rmtrain", *map(masked, sys.argv[1:])]  # argv[0] is __main__.py in a process that was started by rmtrain
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "processes": process_state().num_processes,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _describe(split: ReadySplit) -> dict[str, Any]:
+    return {
+        "source": split.data.source,
+        "revision": split.data.revision,
+        "fingerprint": split.fingerprint,
+        "rows": asdict(split.ledger("rows")),
+        "preferences": asdict(split.ledger("preferences")),
+        "groups": len(split.tokens),
+        "truncated": split.tokens.truncated,
+        "identical": sum(split.tokens.identical.values()),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,255 @@
+"""Which strategy a run uses, whether it fits into memory, and what to change where it does not."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils import gather_object
+from transformers import PretrainedConfig
+
+from rmtrain.errors import InputError, RunFailedError
+from rmtrain.model.activations import Activations, trial
+from rmtrain.model.batch import GroupSize, batch_tokens
+from rmtrain.model.devices import free_memory, is_out_of_memory, process_state
+from rmtrain.model.host_memory import host_memory
+from rmtrain.model.memory import measure_model
+from rmtrain.recipe.check import with_changes
+from rmtrain.recipe.schema import Recipe
+from rmtrain.training.memory import GIB, MemoryEstimate, Sharding, TokenLoad, estimate_states
+from rmtrain.training.strategies import strategy_of
+
+_FITS = 0.92  # of the free memory: the allocator leaves gaps
+_SUGGESTED = 3  # overrides, where a run does not fit
+_MEASURED: dict[str, Any] = {}  # models, by their settings: each suggestion asks for some again
+_HEAP = 1.15  # bytes that glibc's heap takes a byte of tensors, as scripts/bench_memory.py measures on a CPU
+_TRIED = 4  # groups of the largest micro-batch on which its memory is measured
+_STASH = 5  # tensors that TRL's activation offloading leaves on the device while they travel
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The memory that a recipe's run takes, and that it would take with other settings."""
+
+    recipe: Recipe
+    config: PretrainedConfig  # of its backbone
+    load: TokenLoad
+    processes: int  # in all
+    free: int | None  # bytes of the fullest GPU; None without GPUs
+    resident: int = 0  # bytes that the process holds before the model is loaded; 0 with GPUs
+
+    def under(self, changes: dict[str, Any]) -> "MemoryPlan | None":
+        """The plan with overrides of the recipe; None if they contradict it."""
+        recipe = with_changes(self.recipe, changes)
+        if recipe is None:
+            return None
+        load, tokens = self.load, recipe.optim.tokens_per_microbatch
+        if "optim.tokens_per_microbatch" in changes and tokens is not None:
+            load = load._replace(largest=max(load.longest, min(load.largest, tokens)))
+        if "evaluation.tokens_per_batch" in changes:
+            load = load._replace(scoring=min(load.scoring, recipe.evaluation.tokens_per_batch))
+        return replace(self, recipe=recipe, load=load)
+
+    def estimate(self, sharding: Sharding) -> MemoryEstimate:
+        """Bytes under a strategy."""
+        optim = self.recipe.optim
+        size = self._once(measure_model, self.config, self.recipe.model, self.recipe.lora)
+        states = estimate_states(size, optim.optimizer, sharding, self.processes)._replace(process=self.resident)
+        batch = self.load.batch[:_TRIED] or (GroupSize(0, (self.load.largest,)),)
+        training = self._trial(batch, self.load.largest, optim.gradient_checkpointing)
+        scoring = self._trial((GroupSize(0, (self.load.longest,)),), self.load.scoring, None)
+        if training is None or scoring is None:
+            return states
+        moved = 0
+        if optim.activation_offloading and self.free is not None:
+            moved = max(0, training.kept - _STASH * training.largest)
+        activations = max(training.peak - moved, scoring.peak) + 2 * size.dequantized_bytes
+        if self.free is None:
+            activations = round(_HEAP * activations)
+        return states._replace(activations=activations, peak=states.states + activations, host=states.host + moved)
+
+    def _trial(self, batch: Sequence[GroupSize], tokens: int, checkpointing: str | None) -> Activations | None:
+        packing, settings = self.load.packing, (self.recipe.model, self.recipe.lora)
+        found: Activations | None = self._once(trial, self.config, *settings, batch, packing, checkpointing)
+        return found and found.times(tokens / batch_tokens(batch, packing))
+
+    def _once(self, function: Any, config: PretrainedConfig, *settings: Any) -> Any:
+        key = repr((function.__name__, config.to_json_string(), settings))
+        if key not in _MEASURED:
+            _MEASURED[key] = function(config, *settings)
+        return _MEASURED[key]
+
+    def estimates(self) -> Iterator[tuple[Sharding, MemoryEstimate]]:
+        """Every strategy that these processes and the recipe's other settings allow, the least sharding first."""
+        plain = Sharding("none" if self.processes == 1 else "ddp")
+        yield plain, self.estimate(plain)
+        pairs = [("zero2", "none"), ("zero2", "optimizer"), ("zero3", "none"), ("zero3", "all")]
+        if self.processes > 1:
+            pairs += [("fsdp", "none"), ("fsdp", "all")]
+        for strategy, offload in pairs:
+            changed = self.under({"distributed.strategy": strategy, "distributed.offload": offload})
+            if changed is not None:
+                yield Sharding(strategy, offload), changed.estimate(Sharding(strategy, offload))
+
+    def choose(self) -> tuple[Sharding, str]:
+        """The strategy of the run and why: the recipe's own, or for auto the least sharding that fits."""
+        section, wanted, free = self.recipe.distributed, strategy_of(self.recipe, self.processes), self.free
+        if section.strategy != "auto" or section.deepspeed_config or self.processes == 1:
+            reason = "one process" if wanted == "none" else "the recipe says so"
+            return Sharding(wanted, section.offload if wanted != "none" else "none"), reason
+        if free is None:
+            return Sharding("ddp"), "no GPU whose memory could limit it"
+        peaks: dict[Sharding, int] = {}
+        for sharding, found in self.estimates():
+            if found.peak is None:
+                return Sharding("ddp"), "the activations of this architecture can't be predicted"
+            if sharding.offload != "none":
+                continue
+            peaks[sharding] = found.peak
+            if found.peak <= _FITS * free:
+                return sharding, f"{_listed(peaks)} of the {free / GIB:.1f} GiB free on a GPU"
+        least = min(peaks, key=peaks.__getitem__)
+        return least, f"{_listed(peaks)}: more than the {free / GIB:.1f} GiB free on a GPU; {least} needs the least"
+
+    def peak(self) -> int | None:
+        """Bytes under the strategy that would be chosen."""
+        return self.estimate(self.choose()[0]).peak
+
+    def require_fit(self) -> None:
+        """Refuse a run that can't fit into the GPUs' free memory, or into the memory of this machine.
+
+        Raises:
+            InputError: names overrides that would fit, and what each saves.
+        """
+        sharding, _ = self.choose()
+        found = self.estimate(sharding)
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.processes))
+        host = local * found.host if self.free is not None else local * ((found.peak or found.states) + found.host)
+        if host > host_memory():
+            held = "holds" if self.free is not None else f"takes, at {self.load.largest:,} tokens a micro-batch,"
+            raise InputError(
+                f"the run {held} {host / GIB:.1f} GiB of the host's memory on {local} processes ({sharding}), and this "
+                f"machine has {host_memory() / GIB:.1f} GiB",
+                self._hint(host_memory() // local) if self.free is None else "use fewer processes, or a smaller model",
+            )
+        if self.free is not None and found.peak is not None and found.peak > self.free:
+            raise InputError(
+                f"the run takes {found.peak / GIB:.1f} GiB a GPU ({sharding}; {self.load.largest:,} tokens a "
+                f"micro-batch), and {self.free / GIB:.1f} GiB are free",
+                self._hint(self.free),
+            )
+
+    def _hint(self, free: int) -> str:
+        fitting = self.suggestions(free)
+        if not fitting:
+            return "no setting makes it fit: use a smaller model, or more memory"
+        return f"{'this makes' if len(fitting) == 1 else 'any of these makes'} it fit:\n{list_overrides(fitting)}"
+
+    def suggestions(self, free: int) -> list["Saving"]:
+        """Overrides that make the run fit, the mildest first: single ones, or where none is enough, several at once."""
+        moves, before = [*self._mild(), *self._hard()], self.peak()
+        if before is None:
+            return []
+        found: list[Saving] = []
+        for changes in moves:
+            if (peak := self._peak_under(changes)) is not None and peak <= _FITS * free:
+                found.append(Saving(changes, before - peak))
+        together: dict[str, Any] = {}
+        for changes in moves if not found else ():
+            peak = self._peak_under(together | changes)
+            if peak is not None and peak < (self._peak_under(together) or before):
+                together |= changes
+                if peak <= _FITS * free:
+                    return [Saving(together, before - peak)]
+        return found[:_SUGGESTED]
+
+    def _peak_under(self, changes: dict[str, Any]) -> int | None:
+        changed = self.under(changes)
+        return changed.peak() if changed is not None else None
+
+    def milder(self, sharding: Sharding) -> list["Saving"]:
+        """Overrides with which a run that ran out of memory can be resumed, none of which changes what is learnt.
+
+        The run took more than was predicted, so only overrides are named that are predicted to take clearly less.
+        """
+        training = replace(self, load=self.load._replace(scoring=0), resident=0)
+        before, found = training.estimate(sharding).peak, list[Saving]()
+        for changes in self._mild():
+            changed = training.under(changes)
+            peak = changed.estimate(sharding).peak if changed is not None else None
+            if before is None and changed is not None:
+                found.append(Saving(changes, None))
+            elif before is not None and peak is not None and peak <= _FITS * before:
+                found.append(Saving(changes, before - peak))
+        return found[:_SUGGESTED]
+
+    def _mild(self) -> Iterator[dict[str, Any]]:
+        optim, load = self.recipe.optim, self.load
+        if optim.gradient_checkpointing == "none":
+            yield {"optim.gradient_checkpointing": "selective"}
+        if optim.gradient_checkpointing != "full":
+            yield {"optim.gradient_checkpointing": "full"}
+        for tokens in dict.fromkeys(max(load.largest // parts, load.longest) for parts in (2, 4)):
+            if tokens < load.largest:
+                yield {"optim.tokens_per_microbatch": tokens}
+        if not optim.activation_offloading and torch.cuda.is_available():
+            yield {"optim.activation_offloading": True}
+
+    def _hard(self) -> Iterator[dict[str, Any]]:
+        if self.recipe.evaluation.tokens_per_batch > self.load.longest:
+            yield {"evaluation.tokens_per_batch": self.load.longest}
+        if self.processes > 1:
+            yield {"distributed.strategy": "zero2"}
+            yield {"distributed.strategy": "zero3"}
+        yield {"distributed.strategy": "zero2", "distributed.offload": "optimizer"}
+        yield {"distributed.strategy": "zero3", "distributed.offload": "all"}
+        if self.recipe.optim.optimizer == "adamw":
+            yield {"optim.optimizer": "paged_adamw_8bit"}
+        if self.recipe.lora is None:
+            yield {"lora": {}}
+        if self.recipe.model.quantization == "none":
+            yield {"model.quantization": "nf4"}
+
+
+class Saving(NamedTuple):
+    """Overrides, and the bytes a device that they save; None where that can't be predicted."""
+
+    changes: dict[str, Any]
+    bytes: int | None
+
+    def __str__(self) -> str:
+        words = " ".join(f"{key}={str(value).lower()}" for key, value in self.changes.items())
+        return words if self.bytes is None else f"{words}  (saves {self.bytes / GIB:.1f} GiB)"
+
+
+def _listed(peaks: dict[Sharding, int]) -> str:
+    return ", ".join(f"{sharding} takes {peak / GIB:.1f} GiB" for sharding, peak in peaks.items())
+
+
+def list_overrides(savings: Sequence[Saving], command: str = "") -> str:
+    """One a line, as they are typed, after the command if one is given."""
+    return "\n".join(f"    {command}{saving}" for saving in savings)
+
+
+def memory_failure(
+    error: BaseException, plan: MemoryPlan, sharding: Sharding, step: int, folder: Path
+) -> RunFailedError | None:
+    """The error to show where training ended because memory ran out, with what to resume it with; else None."""
+    if not is_out_of_memory(error):
+        return None
+    savings, command = plan.milder(sharding), f"rmtrain train --resume {folder}"
+    hint = f"resume with any of:\n{list_overrides(savings, f'{command} ')}"
+    if not savings:
+        hint = f"resume on a machine with more memory: {command}"
+    return RunFailedError(f"out of memory at step {step}: {str(error).splitlines()[0]}", hint)
+
+
+def least_free_memory() -> int | None:
+    """Free bytes of the fullest GPU of all processes, or of this machine where there is one process; None without."""
+    if not torch.cuda.is_available():
+        return None
+    state = process_state()
+    devices = [state.device.index] if state.num_processes > 1 else range(torch.cuda.device_count())
+    return int(min(gather_object([free_memory(torch.device("cuda", device)) for device in devices])))
