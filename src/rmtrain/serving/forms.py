@@ -20,6 +20,7 @@ MOST_ROWS = 1024  # of a request
 _OBJECTS = {"type": "array", "items": {"type": "object"}}
 Conversation = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _OBJECTS]})]  # text, or messages
 Text = Annotated[Any, WithJsonSchema({"type": "string"})]
+Texts = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]  # one, or several
 Objects = Annotated[Any, WithJsonSchema(_OBJECTS)]
 Rows = Field(min_length=1, max_length=MOST_ROWS)
 
@@ -147,7 +148,7 @@ class VllmInput(Form):
     """What vLLM's endpoints for one conversation take: texts or token ids in `input`, or `messages`."""
 
     model: Any = None
-    input: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})] = None
+    input: Texts = None
     messages: Objects = None
     use_activation: Annotated[Any, Field(description="of no effect: rewards have no activation")] = None
 
@@ -164,8 +165,8 @@ class VllmInput(Form):
 
     def reply(self, answer: Answer, model: str) -> Any:
         """A list of entries, one a text."""
-        data = [{"index": place, **self.entry(reward)} for place, reward in enumerate(answer.rewards)]
-        return envelope(data, model) | errors(answer)
+        entries = [{"index": place, **self.entry(reward)} for place, reward in enumerate(answer.rewards)]
+        return envelope(entries, model) | errors(answer)
 
     @staticmethod
     def entry(reward: float | None) -> dict[str, Any]:
@@ -197,7 +198,7 @@ class SglangClassify(Form):
     """SGLang's `/classify`: texts in `text`."""
 
     model: Any = None
-    text: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
+    text: Texts
 
     def ask(self, reader: TextReader) -> Asked:
         """A reward for each text."""
@@ -207,10 +208,9 @@ class SglangClassify(Form):
 
     def reply(self, answer: Answer, model: str) -> Any:
         """One object a text; a single text has one that is not in a list."""
-        entries = [
-            {"embedding": [] if reward is None else [reward]} | ({"error": answer.why(place)} if reward is None else {})
-            for place, reward in enumerate(answer.rewards)
-        ]
+        entries: list[dict[str, Any]] = [{"embedding": [] if value is None else [value]} for value in answer.rewards]
+        for place in answer.faults:
+            entries[place]["error"] = answer.why(place)
         return entries[0] if isinstance(self.text, str) else entries
 
 
@@ -218,8 +218,8 @@ class VllmScore(Form):
     """vLLM's `/score`: prompts in `queries` or `text_1`, answers in `documents` or `text_2`, as plain text."""
 
     model: Any = None
-    queries: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})] = None
-    documents: Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})] = None
+    queries: Texts = None
+    documents: Texts = None
     text_1: Any = None
     text_2: Any = None
 
