@@ -109,7 +109,6 @@ class OpenRLHF(Form):
 class LlamaFactory(Form):
     """Texts rendered by the policy's chat template, as LLaMA-Factory's PPO sends them."""
 
-    model: Any = None
     messages: Annotated[list[Text], Rows]
 
     def ask(self, reader: TextReader) -> Asked:
@@ -147,7 +146,6 @@ class Slime(Form):
 class VllmInput(Form):
     """What vLLM's endpoints for one conversation take: texts or token ids in `input`, or `messages`."""
 
-    model: Any = None
     input: Texts = None
     messages: Objects = None
     use_activation: Annotated[Any, Field(description="of no effect: rewards have no activation")] = None
@@ -197,7 +195,6 @@ class Embeddings(VllmInput):
 class SglangClassify(Form):
     """SGLang's `/classify`: texts in `text`."""
 
-    model: Any = None
     text: Texts
 
     def ask(self, reader: TextReader) -> Asked:
@@ -217,7 +214,6 @@ class SglangClassify(Form):
 class VllmScore(Form):
     """vLLM's `/score`: prompts in `queries` or `text_1`, answers in `documents` or `text_2`, as plain text."""
 
-    model: Any = None
     queries: Texts = None
     documents: Texts = None
     text_1: Any = None
