@@ -126,7 +126,7 @@ def test_a_fault_of_the_command_line_shows_the_argument() -> None:
         ("optim: {max_steps: 1_000}", 'found "1_000"', "write 1000"),
         ("optim: {max_steps: 1e3}", "expected a valid integer, found 1000.0", "write 1000"),
         ("optim: {max_steps: true}", "expected a valid integer, found true", "Stop after"),
-        ("optim: {activation_offloading: on}", 'expected a valid boolean, found "on"', "write true"),
+        ("optim: {activation_offloading: on}", 'expected true or false, found "on"', "write true"),
         (
             "optim: {gradient_checkpointing: on}",
             "expected 'none', 'selective' or 'full', found \"on\"",

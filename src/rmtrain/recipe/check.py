@@ -13,7 +13,8 @@ from rmtrain.recipe.rules import CONFLICT, Conflict
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.yaml12 import Document
 
-_OWN_WORDS = {  # where pydantic's message names Python classes or a pattern
+_OWN_WORDS = {  # where pydantic's message names a Python class or a pattern, or does not show the values
+    "bool_type": "true or false",
     "missing": "one more item",
     "model_type": "a section with keys",
     "string_pattern_mismatch": "a folder name (up to 100 letters, digits, dots, dashes and underscores)",
