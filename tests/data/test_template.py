@@ -233,7 +233,7 @@ def test_a_template_that_finds_no_end_is_stopped(told: str, monkeypatch: pytest.
 def test_without_proc_time_alone_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """macOS has no /proc."""
 
-    def refuse(path: str, **how: str) -> None:
+    def refuse(path: str, *how: object, **more: object) -> None:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(template, "open", refuse, raising=False)

@@ -151,7 +151,7 @@ def test_training_tells_and_drops_what_the_length_makes_equal(
     assert "| identical after truncation 28 | 40 | 12 | 12 |" in (Path(found["run"]) / "final/README.md").read_text()
     page = (Path(found["run"]) / "report.html").read_text()
     assert "dropped: identical after truncation" in page
-    assert "3 preferences between completions of the same tokens, kept as ties" in page
+    assert "3 preferences between completions with the same tokens, kept as ties" in page
 
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(40, 40)))
     assert answer(data, Path("recipe.yaml"))["splits"]["train"]["preferences"]["kept"] == 0

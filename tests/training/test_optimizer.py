@@ -119,6 +119,6 @@ def test_a_finished_run_goes_on_at_the_rate_of_the_longer_schedule(base: Path, t
 def test_a_heads_own_rate_can_not_come_or_go(base: Path, tmp_path: Path, there: Any, now: Any) -> None:
     changes = CASE | {"optim__max_steps": 1}
     mine = run(base, tmp_path, **changes, optim__head_learning_rate=there).run
-    with pytest.raises(InputError, match=r"optim\.head_learning_rate was (null|0\.001): only with") as caught:
+    with pytest.raises(InputError, match=r"optim\.head_learning_rate was (null|0\.001); the score head has") as caught:
         run(base, tmp_path, resume=mine, allow_changes=True, **changes, optim__head_learning_rate=now)
     assert "resume with" in caught.value.hint

@@ -172,7 +172,8 @@ def _require_readable(checkpoint: Path, before: dict[str, Any], now: dict[str, A
     if (before[key] is None) != (now[key] is None):
         then = "null" if before[key] is None else before[key]
         raise InputError(
-            f"{checkpoint}: {key} was {then}; only with a rate of its own has the score head its own optimiser state",
+            f"{checkpoint}: {key} was {then}; the score head has an optimiser state of its own only if it has its own "
+            "learning rate",
             f"resume with {key}={then}" if before[key] is None else f"resume with a number as {key}",
         )
 
