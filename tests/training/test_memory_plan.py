@@ -105,6 +105,15 @@ def test_suggested_overrides_fit_and_save_what_they_say(share: float, lora: Any,
         assert str(saving) in str(refused.value)
 
 
+def test_what_activation_offloading_takes_off_the_device_is_in_the_hosts_memory() -> None:
+    load = LOAD._replace(scoring=256, longest=256)
+    plain, offloaded = (planned(1, load, optim__activation_offloading=moves) for moves in (False, True))
+    before, after = (plan.estimate(Sharding("none")) for plan in (plain, offloaded))
+    assert before.peak is not None
+    assert after.peak is not None
+    assert after.host - before.host == before.peak - after.peak > 0
+
+
 def test_overrides_are_as_they_would_be_typed() -> None:
     plan = planned(1, optim__tokens_per_microbatch=16_384)
     peak = plan.peak()
