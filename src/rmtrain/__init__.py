@@ -1,7 +1,6 @@
 """rmtrain: train, score and compare reward models from one YAML recipe."""
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # not typing's: this file runs before modules of the current folder are kept out
 if TYPE_CHECKING:
     from rmtrain.serving.reward_function import RewardFunction
 
@@ -9,7 +8,7 @@ __version__ = "0.2.0"
 __all__ = ["RewardFunction", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """`RewardFunction`, imported when it is asked for: with it comes torch."""
     if name == "RewardFunction":
         from rmtrain.serving.reward_function import RewardFunction

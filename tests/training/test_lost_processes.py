@@ -207,12 +207,12 @@ def _overflow_at(step: int) -> None:
 
 
 def _no_room() -> None:
-    from rmtrain.training import failures
+    from rmtrain.training import lifecycle
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    failures.update_manifest = refuse
+    lifecycle.update_manifest = refuse
 
 
 def _divide() -> None:
