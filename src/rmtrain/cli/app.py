@@ -116,19 +116,26 @@ def _run(arguments: list[str]) -> int:
         _discard_unwritten_output()
         code = 1
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, RmtrainError):
-            error.hint = for_command(next(iter(arguments), ""), error.hint, _options())
-        code, message = _code_and_message(error)
-        # all processes find the same fault in the input, but each may fail in its own way
-        if is_main_process() or code == 1:
-            print(printable(message), file=sys.stderr)
-        _discard_unwritten_output()
+        with on_signal(lambda: None):  # it is ending: a launcher's signal must not keep it from reporting how
+            code = _report(error, arguments, debug)
         lost = error.run if isinstance(error, LostProcessError) else None
-        if debug:
-            print(printable(traceback.format_exc()), file=sys.stderr)
     report_exit(code, lost)
     if code == 0:  # after a failure the others may wait in a collective, and leaving would wait for them
         leave_group()
+    return code
+
+
+def _report(error: BaseException, arguments: list[str], debug: bool) -> int:
+    """Print an error; returns the exit code."""
+    if isinstance(error, RmtrainError):
+        error.hint = for_command(next(iter(arguments), ""), error.hint, _options())
+    code, message = _code_and_message(error)
+    # all processes find the same fault in the input, but each may fail in its own way
+    if is_main_process() or code == 1:
+        print(printable(message), file=sys.stderr)
+    _discard_unwritten_output()
+    if debug:
+        print(printable(traceback.format_exc()), file=sys.stderr)
     return code
 
 

@@ -13,6 +13,7 @@ from rmtrain.errors import InputError, Interrupted, LostProcessError, RmtrainErr
 from rmtrain.files import why_unwritten
 from rmtrain.model.devices import lost_another, process_state
 from rmtrain.runs import MANIFEST, read_manifest, update_manifest
+from rmtrain.signals import on_signal
 
 
 def now() -> str:
@@ -31,7 +32,8 @@ def recording_failure(folder: Path, new: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        shown = record_failure(folder, error, new)
+        with on_signal(lambda: None):  # a launcher signals the processes that are left once one has failed
+            shown = record_failure(folder, error, new)
         if shown is error:
             raise
         raise shown from error
