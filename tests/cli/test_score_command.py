@@ -45,7 +45,7 @@ def test_a_max_length_beyond_the_model_s_positions_is_cut_to_them_and_said(tmp_p
     for command in (["score", "in.jsonl", "--output", "out.jsonl"], ["eval", "--data", "in.jsonl"]):
         assert rmtrain([*command, "--ckpt", str(tmp_path / "rm")]) == 0
         told = capsys.readouterr()
-        assert "it has 32 positions: sequences are truncated to them, not to the 128 tokens" in " ".join(
+        assert "sequences are truncated to the model's 32 positions, not to the 128 tokens" in " ".join(
             told.err.split()
         )
     assert all(map(math.isfinite, read("out.jsonl")[0]["rewards"]))

@@ -406,7 +406,7 @@ def test_an_adapter_for_a_deeper_base_is_refused(tmp_path: Path, renderer: Rende
     deep = Saved(write_base(tmp_path / "deep", num_hidden_layers=3), tmp_path / "adapter", renderer, lora=True)
     shutil.rmtree(deep.base)
     write_base(deep.base)
-    with pytest.raises(CheckpointError, match=r"has no place for .*layers\.2\."):
+    with pytest.raises(CheckpointError, match=r"lacks a layer for: .*layers\.2\."):
         load_checkpoint(str(deep.folder))
 
 

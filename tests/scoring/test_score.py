@@ -296,7 +296,7 @@ def test_little_free_memory_makes_small_batches_from_the_start(
     assert len(forwards) > 1
     assert all(sum(sizes[name] for name in names) <= 300 for names in forwards)
     assert len(told) == 1
-    assert "space for about 300 tokens per forward pass, not 100,000" in told[0]
+    assert "space for about 300 tokens per forward pass, not 2,048" in told[0]  # the most on a CPU
     assert len((tmp_path / "partial").read_text().splitlines()) == 1  # the plan itself does not hang on the memory
     forwards.clear()
     monkeypatch.setattr(token_budget, "free_memory", lambda device: 0)

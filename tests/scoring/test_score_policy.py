@@ -333,7 +333,9 @@ def test_logits_made_in_another_way_are_refused(policy: Path, monkeypatch: pytes
     own = LogProbForward.token_logits
     monkeypatch.setattr(LogProbForward, "token_logits", lambda self, states: 1.1 * own(self, states))
     loaded = load_policy(str(policy), None)
-    with pytest.raises(CheckpointError, match="MistralForCausalLM makes its logits in a way that is not read here"):
+    with pytest.raises(
+        CheckpointError, match="MistralForCausalLM computes its logits in a way that rmtrain does not support"
+    ):
         loaded.models[0].load("sum", "float32", None)
 
 

@@ -40,7 +40,9 @@ def attach_adapter(module: Any, folder: Path, base: str, dropout: float | None =
     if missing := sorted(expected - found):
         raise CheckpointError(f"{folder}: the adapter's file lacks {', '.join(missing[:5])}", _OTHER)
     if surplus := sorted(name for name in found - expected if "lora_" in name):
-        raise CheckpointError(f"{folder}: its base {base} has no place for {', '.join(surplus[:5])}", _OTHER)
+        raise CheckpointError(
+            f"{folder}: weights that its base {base} lacks a layer for: {', '.join(surplus[:5])}", _OTHER
+        )
     prepare_adapters(module)
     return module
 

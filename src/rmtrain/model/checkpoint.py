@@ -203,7 +203,7 @@ def _load_own(
     length = scoring.max_length or min(max_positions(model.module) or 4096, 4096)
     table = position_table(model.module)
     if table is not None and length > table:
-        note = f"it has {table} positions: sequences are truncated to them, not to the {length} tokens of its recipe"
+        note = f"sequences are truncated to the model's {table} positions, not to the {length} tokens of its recipe"
         model, length = replace(model, notes=(*model.notes, note)), table
     weights = fingerprint_of(folder)
     return Checkpoint(

@@ -20,7 +20,7 @@ def merge(model: RewardModel) -> RewardModel:
     """The model with its adapters added to the weights; it must be float32 and not quantised. In place.
 
     Raises:
-        CheckpointError: the sum is not finite, or the base has no place for it.
+        CheckpointError: the sum is not finite, or the base can't store it.
     """
     if not hasattr(model.module, "merge_and_unload"):
         return model

@@ -37,7 +37,7 @@ def max_positions(module: Any) -> int | None:
 
 
 def rotary_window(config: PretrainedConfig) -> int | None:
-    """Tokens up to which a model was made to work, with the scaling of its rotary embeddings; None if not told."""
+    """The context length of a model, scaled as its rotary embeddings are; None if its config does not state it."""
     text = config.get_text_config()
     window = getattr(text, "max_position_embeddings", None)
     parameters: dict[str, Any] = getattr(text, "rope_parameters", None) or {}

@@ -52,33 +52,31 @@ def score_groups(
         model: a reward model; its module may be wrapped for data-parallel or sharded execution.
         groups: what to score.
         pad_id: fills padded rows.
-        tokens_per_batch: maximum tokens per forward pass. Unless the weights are sharded, a batch that the free memory
-            has no space for, or that did not fit, is run in halves; `notify` gets one line about it.
-        partial: file to which finished batches are written; its completions are not run again, whatever the tokens of
-            a batch were.
+        tokens_per_batch: maximum tokens per forward pass, at most 2,048 on a CPU. Unless the weights are sharded, a
+            batch that does not fit the free memory is run in halves; `notify` gets one line about it.
+        partial: file of finished batches; its completions are not run again, whatever the tokens of a batch were.
         progress: called after every round, on every process.
         notify: takes one line for the user.
         alone: this process scores the groups by itself, whatever the other processes of a run do.
 
     Raises:
         InputError: rows so long that rewards would depend on the batch.
-        RunFailedError: one completion alone, or a batch under sharded weights, does not fit the memory, or a reward
-            is not finite; on all processes.
+        RunFailedError: on all processes; a completion (sharded: a batch) does not fit, or a reward is not finite.
     """
     state = process_state()
     processes, rank = (1, 0) if alone else (state.num_processes, state.process_index)
     if groups and not model.sharded:
         require_fixed_rotation(model.module.config, max(max(group.lengths) for group in groups))
+    tokens_per_batch = min(tokens_per_batch, CPU_PASS) if model.device.type == "cpu" else tokens_per_batch
     done = {} if alone else read_partial(partial, functools.partial(_parse_line, groups))
-    pieces = cut_pieces(groups, done.keys(), model.packing, tokens_per_batch)
-    batches = plan_batches([GroupSize.of(piece.group) for piece in pieces], model.packing, tokens_per_batch)
-    waiting = Counter(piece.group_index for piece in pieces)
+    batches = _batches(groups, done.keys(), model.packing, tokens_per_batch)
+    waiting = Counter(piece.group_index for batch in batches for piece in batch)
     limit, notified = _TokenLimit(model, tokens_per_batch), False
     with _evaluating(model.module):
         for start in range(0, len(batches), processes):
             # a process without a batch of its own repeats the last one: sharded weights are gathered by all together
             number = min(start + rank, len(batches) - 1)
-            answer = _score_or_error(model, [pieces[i].group for i in batches[number]], pad_id, limit)
+            answer = _score_or_error(model, [piece.group for piece in batches[number]], pad_id, limit)
             answers = [(number, answer, limit.note)]
             answers = answers if alone else gather_object(answers)
             if not notified and (notes := [note for *_, note in answers if note]):
@@ -87,13 +85,21 @@ def score_groups(
             for number, rewards in sorted({number: rewards for number, rewards, _ in answers}.items()):
                 if isinstance(rewards, RunFailedError):
                     raise rewards
-                members = [pieces[i] for i in batches[number]]
-                for piece, values in zip(members, rewards, strict=True):
+                for piece, values in zip(batches[number], rewards, strict=True):
                     done.update(zip([(piece.group_index, k) for k in piece.completions], values, strict=True))
-                waiting.subtract(piece.group_index for piece in members)
-                append_partial(partial, [[[[piece.group_index, piece.completions] for piece in members], rewards]])
+                    waiting[piece.group_index] -= 1
+                places = [[piece.group_index, piece.completions] for piece in batches[number]]
+                append_partial(partial, [[places, rewards]])
             progress(len(groups) - sum(count > 0 for count in waiting.values()), len(groups))
     return [group.spread([done[i, k] for k in range(len(group.suffixes))]) for i, group in enumerate(groups)]
+
+
+def _batches(
+    groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, max_tokens: int
+) -> list[list[Piece]]:
+    pieces = cut_pieces(groups, done, packing, max_tokens)
+    planned = plan_batches([GroupSize.of(piece.group) for piece in pieces], packing, max_tokens)
+    return [[pieces[index] for index in batch] for batch in planned]
 
 
 @contextlib.contextmanager
@@ -146,8 +152,6 @@ class _TokenLimit:
         self.tokens = asked if budget is None else min(asked, budget)
         if self.tokens < asked:
             self._report(f"the free memory has space for about {self.tokens:,} tokens per forward pass, not {asked:,}")
-        if model.device.type == "cpu":
-            self.tokens = min(self.tokens, CPU_PASS)
 
     def lower(self, tokens: int) -> None:
         """Remember that so many tokens did not fit."""

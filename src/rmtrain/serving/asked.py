@@ -113,11 +113,11 @@ class Asked:
             _check(value, _CHARACTERS_PER_TOKEN * self.reader.max_length)
             return read(value)
         except RowFault as fault:
-            raise _at(where, InputError(fault.detail, "see /docs for what is taken")) from None
+            raise _at(where, InputError(fault.detail, "see /docs for the forms of a request")) from None
         except InputError as error:
             raise _at(where, error) from None
         except RecursionError:
-            raise _at(where, InputError("nested too deeply", "see /docs for what is taken")) from None
+            raise _at(where, InputError("nested too deeply", "see /docs for the forms of a request")) from None
 
     def _next(self) -> int:
         self.size += 1

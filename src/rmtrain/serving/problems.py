@@ -23,10 +23,10 @@ def problem_of(error: RmtrainError) -> JSONResponse:
 def problem_of_body(faults: Sequence[Any]) -> JSONResponse:
     """The answer to a body that is no JSON, or of no known form; says where."""
     tags = {"body", "completions", "dialogue", "openrlhf", "llamafactory", "slime", "vllm", "sglang"}
-    told = []
+    messages = []
     for fault in faults[:5]:
         place = [str(part) for part in fault["loc"]]
         fields = place[1:] if place[:1] == ["body"] else place
         fields = fields[1:] if len(fields) > 1 and fields[0] in tags else fields
-        told.append(f"{'.'.join(['body', *fields])}: {fault['msg'][:300]}")
-    return problem(422, "; ".join(told), "see /docs for what is taken")
+        messages.append(f"{'.'.join(['body', *fields])}: {fault['msg'][:300]}")
+    return problem(422, "; ".join(messages), "see /docs for the forms of a request")

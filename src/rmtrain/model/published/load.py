@@ -155,7 +155,9 @@ class Published:
             shapes = f"{tuple(found)}, not {tuple(expected)}"
             raise CheckpointError(f"{self.where}: {theirs(name)} has the shape {shapes}", _OTHER)
         if surplus := sorted(map(theirs, info["unexpected_keys"])):
-            raise CheckpointError(f"{self.where}: {self.layout.name} has no place for {', '.join(surplus[:5])}", _OTHER)
+            raise CheckpointError(
+                f"{self.where}: unexpected weights for {self.layout.name}: {', '.join(surplus[:5])}", _OTHER
+            )
 
     def _renamed(self) -> dict[str, Tensor]:
         """The tensors by the names of transformers, with the head cut to the label."""
@@ -163,7 +165,7 @@ class Published:
         for name, tensor in self.tensors.items():
             own = self.layout.ours(name)
             if own is None:
-                raise CheckpointError(f"{self.where}: {self.layout.name} has no place for {name}", _OTHER)
+                raise CheckpointError(f"{self.where}: unexpected weights for {self.layout.name}: {name}", _OTHER)
             if own in renamed and not _same(renamed[own], tensor):
                 raise CheckpointError(f"{self.where}: {name} differs from {self.layout.theirs(own)}", _OTHER)
             if own:
