@@ -11,7 +11,7 @@ from rmtrain.data.curate import Ledger
 from rmtrain.data.load import CuratedData, load_data, read_source, recipe_splits
 from rmtrain.data.types import Message, Preference
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import DataSection
+from rmtrain.recipe.data_schema import DataSection
 
 Row = dict[str, Any]
 

@@ -16,7 +16,7 @@ from rmtrain.data.schemas.rows import ParsedRow, RowFault, template_arguments
 from rmtrain.data.schemas.schema import RowSchema
 from rmtrain.data.types import Message, Preference
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import DataSection
+from rmtrain.recipe.data_schema import DataSection
 
 SYSTEM, USER, OTHER = Message("system", "be brief"), Message("user", "q"), Message("user", "other")
 GOOD, BAD = Message("assistant", "good"), Message("assistant", "bad")

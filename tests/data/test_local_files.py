@@ -14,7 +14,8 @@ from rmtrain.cli.app import run
 from rmtrain.data.load import load_data
 from rmtrain.data.sources import MissingSplitError, has_changed, read_rows
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import DataSection, Recipe
+from rmtrain.recipe.data_schema import DataSection
+from rmtrain.recipe.schema import Recipe
 
 pytestmark = pytest.mark.usefixtures("inside")
 ROWS = [{"prompt": f"p{i}", "chosen": f"c{i}", "rejected": f"r{i}"} for i in range(7)]

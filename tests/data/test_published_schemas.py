@@ -17,7 +17,7 @@ from rmtrain.data.schemas.prompts import shared_beginning
 from rmtrain.data.schemas.rows import ParsedRow, RowFault
 from rmtrain.data.types import Message, Preference, of_ids
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import DataSection
+from rmtrain.recipe.data_schema import DataSection
 
 Q, GOOD, BAD = Message("user", "q"), Message("assistant", "good"), Message("assistant", "bad")
 MORE, SYSTEM = Message("user", "more"), Message("system", "be brief")

@@ -13,7 +13,7 @@ from rmtrain.data.load import load_data
 from rmtrain.data.prepare import LEDGERS, tokenize_splits
 from rmtrain.data.render import Renderer
 from rmtrain.display import Silent
-from rmtrain.recipe.schema import DataSection
+from rmtrain.recipe.data_schema import DataSection
 from rmtrain.reporting.data_report import DataReport, data_report, report_tables
 from rmtrain.reporting.table import to_terminal
 

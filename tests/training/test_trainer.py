@@ -22,7 +22,7 @@ from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import Interrupted, NonFiniteError, RunFailedError
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.quantization import is_quantised
-from rmtrain.recipe.schema import DataSection
+from rmtrain.recipe.data_schema import DataSection
 from rmtrain.scoring.batches import score_groups
 from rmtrain.training.build import make_plan
 from rmtrain.training.checkpointing import newest_valid

@@ -99,7 +99,7 @@ def given_mapping(columns: str | None, row_schema: str | None) -> dict[str, Any]
         return None
     from pydantic import ValidationError
 
-    from rmtrain.recipe.schema import MAPPING, DataSection
+    from rmtrain.recipe.data_schema import MAPPING, DataSection
 
     pairs = [pair.partition("=") for pair in columns.split(",")] if columns is not None else []
     renamed = {key: column for key, _, column in pairs if key and column}

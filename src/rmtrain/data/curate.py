@@ -11,7 +11,7 @@ from rmtrain.data.parse import ParsedRows, UnusableRow
 from rmtrain.data.schemas.readers import RECORDING_FAULT
 from rmtrain.data.schemas.rows import EMPTY_COMPLETION, ParsedRow, empty_cause, is_empty
 from rmtrain.data.types import Conversation, Preference, PreferenceGroup
-from rmtrain.recipe.schema import DataSection
+from rmtrain.recipe.data_schema import DataSection
 
 TOO_FEW = "fewer than two usable completions"
 NO_PREFERENCE = "no preference"  # the row neither states one nor has scores that imply one

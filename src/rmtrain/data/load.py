@@ -13,7 +13,7 @@ from rmtrain.data.sources import RowPlaces, SourceRows
 from rmtrain.data.splits import LEAK, LIMIT, Leak, find_leaks, leak_key, mark_beyond_limit, mark_leaks
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import MAPPING, DataSection
+from rmtrain.recipe.data_schema import MAPPING, DataSection
 
 ReadAs = dict[str, Any]  # the fields of MAPPING that a recipe sets: how its rows are read
 

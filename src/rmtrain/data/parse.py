@@ -10,7 +10,7 @@ from rmtrain.data.schemas.schema import NEGATIVE_MARGIN
 from rmtrain.data.sources import MissingSplitError, OpenSource, SourceRows, open_source, parse_source, pin_source
 from rmtrain.data.splits import HELD_OUT, hold_out, leak_key
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import DataSection
+from rmtrain.recipe.data_schema import DataSection
 
 MAX_MALFORMED = 0.2  # a larger share of malformed rows means that the schema or the source is wrong
 

@@ -16,7 +16,7 @@ from rmtrain.data.hub import HubDataset, load_hub, resolve_commit, rows_of
 from rmtrain.data.local_files import Shard, SplitRows, fingerprint_files, is_glob, open_local
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, InputError
-from rmtrain.recipe.schema import DataSection
+from rmtrain.recipe.data_schema import DataSection
 
 _HUB = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(?P<marks>([:@][^:@\s]+){0,2})")
 _FORMS = (

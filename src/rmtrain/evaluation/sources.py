@@ -11,8 +11,8 @@ from typing import Any
 from rmtrain.data.load import ReadAs, SplitData, load_data, mapping_of, read_source
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.weights import SIDECAR, local_folder, read_object
+from rmtrain.recipe.data_schema import MAPPING, DataSection
 from rmtrain.recipe.recorded import Recorded, read_recorded
-from rmtrain.recipe.schema import MAPPING, DataSection
 
 Notify = Callable[[str], None]
 

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from rmtrain.recipe.faults import KeyPath, dotted
-from rmtrain.recipe.schema import Recipe, Section
+from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.section import Section
 from rmtrain.recipe.yaml12 import NUMBER
 
 _OTHER_TRAINERS = {  # their names for our keys; a test checks the keys against the schema

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import read_text
+from rmtrain.recipe.data_schema import DataSection
 from rmtrain.recipe.faults import Source
-from rmtrain.recipe.schema import DataSection, EvaluationSection, RunSection
+from rmtrain.recipe.schema import EvaluationSection, RunSection
 from rmtrain.recipe.yaml12 import parse_document
 
 

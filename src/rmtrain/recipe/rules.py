@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from rmtrain.recipe.schema import DataSection, LossSection, Recipe
+    from rmtrain.recipe.data_schema import DataSection
+    from rmtrain.recipe.schema import LossSection, Recipe
 
 CONFLICT = "conflict"  # type of the pydantic error whose context holds the conflicts
 

@@ -14,7 +14,7 @@ from rmtrain.data.schemas.schema import Label, RowSchema, label_key
 from rmtrain.data.sources import SourceRows
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import DataSection
+from rmtrain.recipe.data_schema import DataSection
 
 _PROMPTS = ("prompt", "instruction", "question", "context", "conversations", "messages")  # of rows a recipe describes
 _LIKE_LABELS = re.compile(
