@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+ENTRY_ACCURACY = "eval_accuracy/"  # in the metrics of a validation, before the name of a mixture's entry
+
 
 class Display(Protocol):
     """Receives the progress of a command."""

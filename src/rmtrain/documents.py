@@ -141,6 +141,8 @@ class Result(Document, total=False):
     ece: Figure
     brier: Figure
     by_source: dict[str, Part]
+    by_entry: dict[str, Part]
+    mean_accuracy: Figure
     # of rewardbench; `ties` is a count in eval, and the terms of the Ties subset in RewardBench 2
     benchmark: str
     ties: Count | dict[str, Figure]
@@ -175,6 +177,7 @@ class Split(Document, total=False):
     groups: Count
     truncated: Count
     dropped_over_length: Count
+    entries: dict[str, dict[str, Any]]
 
 
 class Manifest(Document, total=False):
@@ -211,6 +214,7 @@ class LogLine(Document, total=False):
     tokens_per_second: Figure
     eval_loss: Figure
     eval_accuracy: Figure
+    eval_mean_accuracy: Figure  # over the entries of a mixture; each has a key of its own, `eval_accuracy/NAME`
 
 
 @cache

@@ -8,8 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtrain.data.curate import (
-    CONTRADICTION,
-    DUPLICATE,
     Curation,
     Ledger,
     Purpose,
@@ -17,6 +15,7 @@ from rmtrain.data.curate import (
     make_candidate,
     mark_duplicates,
 )
+from rmtrain.data.mixture import CONTRADICTION, DUPLICATE, drop_contradictions, drop_duplicates
 from rmtrain.data.parse import unique_ids
 from rmtrain.data.schemas.rows import ParsedRow
 from rmtrain.data.types import Conversation, Message, Preference
@@ -143,7 +142,7 @@ def test_duplicates_are_rows_with_the_same_prompt_and_preferences() -> None:
     ]
     split = curation(rows)
     assert mark_duplicates(split.groups) == [False, True, False, False, False, True]
-    split.drop(mark_duplicates(split.groups), DUPLICATE)
+    drop_duplicates([split])
     report = report_of(split, 6)
     assert report.rows == Ledger(6, 4, {DUPLICATE: 2})
     assert report.preferences.dropped == {DUPLICATE: 4}
@@ -152,7 +151,7 @@ def test_duplicates_are_rows_with_the_same_prompt_and_preferences() -> None:
 
 def test_contradictions_go_both_ways_and_take_the_row_with_its_last_preference() -> None:
     split = curation([pair("q", "a", "b"), pair("q", "b", "a"), pair("p", "b", "a"), scored("q", a=2.0, b=1.0, c=0.0)])
-    split.drop_contradictions()
+    drop_contradictions([split])
     assert ids(split) == ["r2", "r3"]
     assert [(p.better, p.worse) for p in split.groups[1].preferences] == [(0, 2), (1, 2)]
     report = report_of(split, 4)
@@ -165,7 +164,7 @@ def test_a_row_that_loses_its_preferences_to_several_causes_says_so() -> None:
         completions=(said("a"), said("b"), said("c")), scores=(2.0, 2.0, 1.0)
     )
     split = curation([tie_and_more, pair("q", "c", "a"), pair("q", "c", "b")])
-    split.drop_contradictions()
+    drop_contradictions([split])
     assert report_of(split, 3).rows.dropped == {"no preference left": 1, CONTRADICTION: 2}
 
 
@@ -182,8 +181,8 @@ GROUP = st.lists(st.tuples(TEXT, st.integers(1, 3)), min_size=1, max_size=5).map
 @given(st.lists(PAIR | GROUP, max_size=12), st.sampled_from(["train", "evaluation"]))
 def test_ledgers_balance_and_nothing_bad_is_left(rows: list[ParsedRow], purpose: Any) -> None:
     split = curation(rows, purpose)
-    split.drop(mark_duplicates(split.groups), DUPLICATE)
-    split.drop_contradictions()
+    drop_duplicates([split])
+    drop_contradictions([split])
     report = report_of(split, len(rows))  # raises when they do not
     assert report.completions.total == sum(len(row.completions) for row in rows)
     stated: set[tuple[Any, Any, Any]] = set()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rmtrain.errors import RecipeError
 from rmtrain.recipe import hints
-from rmtrain.recipe.load import load_recipe, parse_recipe_text
+from rmtrain.recipe.data_schema import EntrySection
+from rmtrain.recipe.load import dump_recipe, load_recipe, parse_recipe_text
 from rmtrain.recipe.schema import Recipe
 
 SMALL = "model: {name: m}\ndata: {source: d}\n"
@@ -450,7 +451,7 @@ def _numeric(
 def test_every_number_has_a_least_and_a_greatest_value() -> None:
     schema = Recipe.model_json_schema()
     numbers = [
-        (key, one) for key, one in _numeric(schema, schema["$defs"]) if key != "data.ties"
+        (key, one) for key, one in _numeric(schema, schema["$defs"]) if not key.endswith(".ties")
     ]  # compared as they are
     assert len(numbers) > 30
     for key, one in numbers:
@@ -464,8 +465,60 @@ NUMBERS = sorted({key for key, _ in _numeric(Recipe.model_json_schema(), Recipe.
 @pytest.mark.parametrize("value", [str(2**63 - 1), str(1 - 2**63), "1e308", "-1e308"])
 def test_absurd_numbers_are_refused_by_key(value: str) -> None:
     mappings = ("data.limit", "data.demo_groups", "data.better", "data.ties", "optim.betas")
-    keys = [key for key in NUMBERS if key not in mappings]
+    keys = [key for key in NUMBERS if key not in mappings and not key.startswith("data.source.")]  # of entries
     assert len(keys) > 25
     lines = [line for line in faults(SMALL, *(f"{key}={value}" for key in keys)).splitlines() if "error: " in line]
     refused = {line.removeprefix("error: ").partition(": expected ")[0] for line in lines}
     assert (sorted(refused), len(lines)) == (keys, len(keys))
+
+
+MIXTURE = """model: {name: x}
+data:
+  source:
+    train:
+      - {source: org/a@main, weight: 2}
+      - {source: [x/b.jsonl.gz, x/c.jsonl], tags: [code]}
+      - source: org/a
+        answers: [a, b]
+    validation:
+      - {source: org/b, weight: 1}
+"""
+
+
+def test_the_entries_of_a_mixture_are_checked_one_by_one() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe_text(MIXTURE, "r.yaml")
+    for said in (
+        "data.source.train: some entries have a weight, and b, a has none",
+        "data.source.train[2].name: the name a is that of another entry",
+        "data.source.train[2].answers: no key says which answer is better",
+        "data.source.validation[0].weight: a weight is a share of the training groups",
+    ):
+        assert said in caught.value.message
+    unknown = MIXTURE.replace("weight: 2", "colums: {a: b}").replace("tags: [code]", "min_gap: -1")
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe_text(unknown, "r.yaml")
+    assert "data.source.train[0].colums: unknown key" in caught.value.message
+    assert "did you mean columns?" in caught.value.message
+    assert "data.source.train[1].min_gap: expected greater than or equal to 0, found -1" in caught.value.message
+    assert "train[2]:" not in caught.value.message  # a sound entry
+
+
+def test_entries_are_named_after_their_sources_and_dump_as_they_were_written() -> None:
+    sources = {
+        "org/name@main": "name",
+        "org/n:config": "n",
+        "x/b.jsonl.gz": "b",
+        "my/folder/": "folder",
+        "d/*.csv": "d",
+    }
+    for source, title in sources.items():
+        assert EntrySection(source=source).title == title
+    assert EntrySection(source=["x/b-1.parquet", "x/b-2.parquet"]).title == "b-1"
+    text = MIXTURE.partition("      - source: org/a")[0].replace("weight: 2", "min_gap: 0.5")
+    recipe = parse_recipe_text(text, "r.yaml").recipe
+    assert recipe.model_dump(mode="json")["data"]["source"]["train"] == [
+        {"source": "org/a@main", "min_gap": 0.5},
+        {"source": ["x/b.jsonl.gz", "x/c.jsonl"], "tags": ["code"]},
+    ]
+    assert parse_recipe_text(dump_recipe(recipe), "r.yaml").recipe == recipe

@@ -59,20 +59,23 @@ def make_recipe(base: Path, folder: Path, **changes: Any) -> Any:
 def make_splits(folder: Path, train: Sequence[Any], validation: Sequence[Any] = ()) -> dict[str, Any]:
     """Splits as `rmtrain.data.prepare` hands them over."""
     from rmtrain.data.curate import Ledger, SplitReport
-    from rmtrain.data.load import SplitData
-    from rmtrain.data.prepare import ReadySplit
+    from rmtrain.data.entries import Entry
+    from rmtrain.data.prepare import ReadyPart, ReadySplit
     from rmtrain.data.sources import RowPlaces
+    from rmtrain.data.split_data import SplitData, SplitPart
     from rmtrain.data.token_cache import tokenize_split
+    from rmtrain.recipe.data_schema import DataSection
 
     ready = {}
     for name, groups in {"train": train, "validation": validation}.items():
         if groups:
             books, count = Ledger(len(groups), len(groups), {}), sum(len(group.preferences) for group in groups)
             report = SplitReport(name, "completions", books, books, Ledger(count, count, {}), {}, ())
-            rows, places = tuple(range(len(groups))), RowPlaces("made")
-            data = SplitData(name, list(groups), report, "made", None, "made", rows, places)
+            rows, origin = tuple(range(len(groups))), {"source": "made", "revision": None, "fingerprint": "made"}
+            entry = Entry(DataSection(source="demo"), name)
+            data = SplitData(name, list(groups), (SplitPart(entry, report, rows, RowPlaces("made"), origin),))
             tokens = tokenize_split(groups, make_renderer(), MAX_LENGTH, "truncate_prompt", folder)
-            ready[name] = ReadySplit(data, tokens)
+            ready[name] = ReadySplit(data, tokens, (ReadyPart(data.parts[0], tokens),))
     return ready
 
 

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from rmtrain.cli.processes import is_child, is_main_process
+from rmtrain.display import ENTRY_ACCURACY
 from rmtrain.errors import printable
 
 _PLAIN_SECONDS = 10.0  # between progress lines without a terminal
@@ -72,6 +73,10 @@ class TerminalDisplay:
                 f"step {step}/{steps}  validation accuracy {figures['eval_accuracy']:.4f}"
                 f"  loss {figures['eval_loss']:.4f}"
             )
+            entries = {key.partition("/")[2]: value for key, value in figures.items() if key.startswith(ENTRY_ACCURACY)}
+            if entries:
+                each = ", ".join(f"{name} {value:.4f}" for name, value in entries.items())
+                self.note(f"step {step}/{steps}  mean over entries {figures['eval_mean_accuracy']:.4f}: {each}")
             return
         status = (
             f"loss {figures['loss']:.4f}  accuracy {figures['accuracy']:.3f}"

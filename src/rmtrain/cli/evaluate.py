@@ -14,7 +14,7 @@ from rmtrain.cli.display import TerminalDisplay
 from rmtrain.scoring.scorer import ScoringOptions
 
 if TYPE_CHECKING:
-    from rmtrain.data.load import SplitData
+    from rmtrain.data.split_data import SplitData
 
 
 def evaluate(

@@ -13,8 +13,8 @@ from rmtrain.errors import CheckpointError, InputError, RecipeError, masked, pri
 from rmtrain.runs import offline_wandb
 
 if TYPE_CHECKING:
-    from rmtrain.data.load import SplitData
     from rmtrain.data.prepare import ReadyData
+    from rmtrain.data.split_data import SplitData
     from rmtrain.recipe.load import LoadedRecipe
 
 
@@ -114,17 +114,19 @@ def _prepare(loaded: "LoadedRecipe", verify: bool, display: TerminalDisplay) -> 
     from rmtrain.model.start import recipe_renderer
 
     ready = prepare(loaded.recipe, recipe_renderer(loaded.recipe.model, verify), display)
-    for name, split in ready.splits.items():
-        rows = split.ledger("rows")
+    parts = [(part.data.label(name), part) for name, split in ready.splits.items() for part in split.parts]
+    for name, part in parts:
+        rows = part.ledger("rows")
         dropped = ", ".join(f"{n} {cause}" for cause, n in rows.dropped.items()) or "none"
-        display.note_once(f"{name}: {rows.total} rows, {rows.kept} kept, dropped: {dropped}")
+        again = f", repeated to {part.data.repeated}" if part.data.repeated else ""
+        display.note_once(f"{name}: {rows.total} rows, {rows.kept} kept{again}, dropped: {dropped}")
     for note in ready.data.notes:
         display.note_once(f"note: {note}")
-    for name, (_, tokens) in ready.splits.items():
-        if tokens.truncated:
+    for name, part in parts:
+        if part.tokens.truncated:
             most = f"{loaded.recipe.data.max_length} tokens"
-            display.note_once(f"{name}: {tokens.truncated} of {len(tokens)} groups truncated to {most}")
-        for cause, lost in tokens.dropped.items():
+            display.note_once(f"{name}: {part.tokens.truncated} of {len(part.tokens)} groups truncated to {most}")
+        for cause, lost in part.tokens.dropped.items():
             which = f"{lost.preferences} preferences {cause}"
             display.note_once(f"{name}: {which}, dropped; {lost.rows} rows had no other")
     return ready

@@ -6,21 +6,19 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
+from rmtrain.data.entries import Entry
 from rmtrain.data.pairing import Mode, Pairing, make_preferences
 from rmtrain.data.parse import ParsedRows, UnusableRow
 from rmtrain.data.schemas.readers import RECORDING_FAULT
 from rmtrain.data.schemas.rows import EMPTY_COMPLETION, ParsedRow, empty_cause, is_empty
 from rmtrain.data.types import Conversation, Preference, PreferenceGroup
-from rmtrain.recipe.data_schema import DataSection
 
 TOO_FEW = "fewer than two usable completions"
 NO_PREFERENCE = "no preference"  # the row neither states one nor has scores that imply one
 NONE_LEFT = "no preference left"  # the preferences that it had were dropped for several causes
-DUPLICATE = "duplicate"
-CONTRADICTION = "contradiction"
 
 Purpose = Literal["train", "evaluation", "scoring"]
-_PairKey = tuple[tuple[Conversation, str], Conversation, Conversation]  # prompt with its arguments, better, worse
+PairKey = tuple[tuple[Conversation, str], Conversation, Conversation]  # prompt with its arguments, better, worse
 
 
 @dataclass(frozen=True)
@@ -88,22 +86,6 @@ class Curation:
             if marked:
                 candidate.drop_cause = cause
 
-    def drop_contradictions(self) -> None:
-        """Drop preferences that are also stated the other way round in the split, and rows left with none by that."""
-        kept = self.kept
-        stated = {pair_key(each.group, preference) for each in kept for preference in each.group.preferences}
-        for each in kept:
-            left = []
-            for preference in each.group.preferences:
-                prompt, better, worse = pair_key(each.group, preference)
-                if (prompt, worse, better) not in stated:
-                    left.append(preference)
-            if lost := len(each.group.preferences) - len(left):
-                each.lost_preferences += (CONTRADICTION,) * lost
-                each.group = each.group._replace(preferences=tuple(left))
-                if not left:
-                    each.drop_cause = CONTRADICTION if set(each.lost_preferences) == {CONTRADICTION} else NONE_LEFT
-
     def report(self, split: str, schema: str, total_rows: int, place: Callable[[int], str]) -> SplitReport:
         """Count what was kept and dropped.
 
@@ -152,16 +134,46 @@ class Curation:
         )
 
 
-def curate(parsed: ParsedRows, data: DataSection, purpose: Purpose) -> Curation:
-    """Make the groups of a split's rows, and drop what its purpose has no use for."""
+def join_reports(split: str, reports: Sequence[SplitReport]) -> SplitReport:
+    """One report over the entries of a split."""
+    if len(reports) == 1:
+        return reports[0]
+    examples: dict[str, str] = {}
+    for report in reports:
+        examples = {**report.examples, **examples}
+    return SplitReport(
+        split=split,
+        schema=", ".join(dict.fromkeys(report.schema for report in reports)),
+        rows=join_ledgers([report.rows for report in reports]),
+        completions=join_ledgers([report.completions for report in reports]),
+        preferences=join_ledgers([report.preferences for report in reports]),
+        examples=examples,
+        notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+    )
+
+
+def join_ledgers(ledgers: Sequence[Ledger]) -> Ledger:
+    """The sum of ledgers."""
+    dropped: Counter[str] = Counter()
+    for ledger in ledgers:
+        dropped.update(ledger.dropped)
+    return Ledger(sum(ledger.total for ledger in ledgers), sum(ledger.kept for ledger in ledgers), dict(dropped))
+
+
+def curate(entry: Entry, parsed: ParsedRows, purpose: Purpose) -> Curation:
+    """Make the groups of an entry's rows, and drop what its purpose has no use for, row by row."""
+    data = entry.section
     min_gap = data.min_gap if purpose == "train" else 0.0
     curation = Curation(
         [
-            make_candidate(index, row, group_id, purpose, data.preferences, min_gap)
+            make_candidate(index, row, entry.group_id(group_id), purpose, data.preferences, min_gap)
             for (index, row), group_id in zip(parsed.rows, parsed.ids, strict=True)
         ],
         parsed.unusable,
     )
+    if entry.name:
+        for each in curation.candidates:
+            each.group = each.group._replace(source=entry.group_source(each.group.source))
     if suspect := sum(row.suspect for _, row in parsed.rows):
         what = "left out" if data.score == "overall" and purpose != "scoring" else "kept"
         curation.notes.append(
@@ -169,11 +181,6 @@ def curate(parsed: ParsedRows, data: DataSection, purpose: Purpose) -> Curation:
         )
     if purpose == "evaluation" and (duplicates := sum(mark_duplicates(curation.groups))):
         curation.notes.append(f"duplicates, which evaluation splits keep: {duplicates}")
-    if purpose == "train":
-        if data.duplicates == "drop":
-            curation.drop(mark_duplicates(curation.groups), DUPLICATE)
-        if data.contradictions == "drop":
-            curation.drop_contradictions()
     curation.notes += parsed.notes
     return curation
 
@@ -241,16 +248,21 @@ def _drop_cause(row: ParsedRow, usable: ParsedRow, lost: tuple[str, ...], pairin
 
 def mark_duplicates(groups: Iterable[PreferenceGroup]) -> list[bool]:
     """For each group, whether an earlier one has the same prompt and the same preferences, by their text."""
-    seen: set[frozenset[_PairKey]] = set()
+    seen: set[frozenset[PairKey]] = set()
     marks = []
     for group in groups:
-        key = frozenset(pair_key(group, preference) for preference in group.preferences)
+        key = content_key(group)
         marks.append(key in seen)
         seen.add(key)
     return marks
 
 
-def pair_key(group: PreferenceGroup, preference: Preference) -> _PairKey:
+def content_key(group: PreferenceGroup) -> frozenset[PairKey]:
+    """A group by the text of its prompt and its preferences: duplicates have the same."""
+    return frozenset(pair_key(group, preference) for preference in group.preferences)
+
+
+def pair_key(group: PreferenceGroup, preference: Preference) -> PairKey:
     """A preference by its text: prompt, better and worse completion."""
     prompt = group.prompt, group.arguments
     return prompt, group.completions[preference.better], group.completions[preference.worse]

@@ -2,48 +2,21 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
-from rmtrain.data.curate import Curation, SplitReport, curate
-from rmtrain.data.parse import ParsedRows, holdout_shares, open_recipe_source, parse_rows, parse_splits
+from rmtrain.data.curate import Curation, curate
+from rmtrain.data.entries import Entry
+from rmtrain.data.mixture import drop_contradictions, drop_duplicates, limit_entries
+from rmtrain.data.parse import ParsedEntry, ParsedRows, holdout_shares, open_recipe_source, parse_rows, parse_splits
 from rmtrain.data.schemas.detect import SchemaError
-from rmtrain.data.sources import RowPlaces, SourceRows
-from rmtrain.data.splits import LEAK, LIMIT, Leak, find_leaks, leak_key, mark_beyond_limit, mark_leaks
-from rmtrain.data.types import PreferenceGroup
+from rmtrain.data.sources import SourceRows
+from rmtrain.data.split_data import ReadAs, SplitData, SplitPart
+from rmtrain.data.splits import LEAK, Leak, find_leaks, leak_key, mark_leaks
 from rmtrain.errors import DataError
 from rmtrain.recipe.data_schema import MAPPING, DataSection
-
-ReadAs = dict[str, Any]  # the fields of MAPPING that a recipe sets: how its rows are read
-
-
-@dataclass(frozen=True)
-class SplitData:
-    """The groups of one split, and where they came from."""
-
-    name: str
-    groups: list[PreferenceGroup]
-    report: SplitReport
-    source: str  # description of the source
-    revision: str | None  # commit of a hub dataset
-    fingerprint: str  # SHA-256 of the source's content
-    rows: tuple[int, ...]  # the source row that each group was made of, from 0
-    places: RowPlaces
-    source_rows: Mapping[str, Any] = field(default_factory=dict)  # how to read them again, as in `SourceRows.origin`
-    read_as: ReadAs = field(default_factory=dict)
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        """What a result records of its rows: their origin in the source, and `read_as` unless it is empty."""
-        recorded = {"source": self.source, "revision": self.revision, "fingerprint": self.fingerprint}
-        return {**recorded, **self.source_rows, **({"read_as": self.read_as} if self.read_as else {})}
-
-    def place(self, group_id: str) -> str:
-        """The place of the row that a group was made of."""
-        return next(
-            self.places.of(row) for group, row in zip(self.groups, self.rows, strict=True) if group.id == group_id
-        )
 
 
 @dataclass(frozen=True)
@@ -81,22 +54,27 @@ def load_data(data: DataSection, seed: int, splits: Sequence[str] | None = None)
         raise DataError(f"the recipe has no split {unknown[0]!r}", f"it has: {', '.join(known)}")
     needed = known if "train" in wanted else wanted  # training rows are checked against all other splits
     parsed, notes = parse_splits(data, needed)
-    curations = {name: curate(parsed[name], data, "train" if name == "train" else "evaluation") for name in needed}
-    keys = {name: [leak_key(group.prompt) for group in curation.groups] for name, curation in curations.items()}
-    leaks = find_leaks(keys, drop=data.leaks == "drop")
+    curations = {
+        name: [curate(*each, "train" if name == "train" else "evaluation") for each in parsed[name]] for name in needed
+    }
+    keys = {name: _prompts(of_split) for name, of_split in curations.items() if name != "train"}
+    if "train" in needed:
+        _drop_repeats(curations["train"], data)
+        keys = {"train": _prompts(curations["train"]), **keys}
+    keys = {name: keys[name] for name in needed}
+    leaks = find_leaks({name: [*chain(*own)] for name, own in keys.items()}, drop=data.leaks == "drop")
+    if "train" in needed:
+        notes += _shared_prompts([each.entry.name for each in parsed["train"]], keys["train"])
     if "train" in needed and data.leaks == "drop":
-        others = [of_split for name, of_split in keys.items() if name != "train"]
-        curations["train"].drop(mark_leaks(keys["train"], others), LEAK)
-    result = {}
-    for name in wanted:
-        limit = {str(split): most for split, most in data.limit.items()}.get(name)
-        if limit is not None:
-            curations[name].drop(mark_beyond_limit(len(curations[name].kept), limit, seed), LIMIT)
-        result[name] = _split_data(name, parsed[name], curations[name], data)
+        others = [prompts for name, own in keys.items() if name != "train" for prompts in own]
+        for curation, own in zip(curations["train"], keys["train"], strict=True):
+            curation.drop(mark_leaks(own, others), LEAK)
+    result = {name: _split_data(name, parsed[name], curations[name], data, seed) for name in wanted}
     by_note: dict[str, list[str]] = {}
     for name, split in result.items():
-        for note in split.report.notes:
-            by_note.setdefault(note, []).append(name)
+        for part in split.parts:
+            for note in part.report.notes:
+                by_note.setdefault(note, []).append(part.label(name))
     notes += [f"{', '.join(names)}: {note}" for note, names in by_note.items()]
     notes += [
         f"prompts in both {leak.first} and {leak.second}: {leak.prompts}; "
@@ -104,6 +82,26 @@ def load_data(data: DataSection, seed: int, splits: Sequence[str] | None = None)
         for leak in leaks
     ]
     return CuratedData(result, leaks, notes)
+
+
+def _prompts(entries: Sequence[Curation]) -> list[list[bytes]]:
+    """The leak keys of the groups of each entry."""
+    return [[leak_key(group.prompt) for group in curation.groups] for curation in entries]
+
+
+def _drop_repeats(entries: Sequence[Curation], data: DataSection) -> None:
+    if data.duplicates == "drop":
+        drop_duplicates(entries)
+    if data.contradictions != "keep":
+        drop_contradictions(entries, first_wins=data.contradictions == "first")
+
+
+def _shared_prompts(names: Sequence[str], keys: Sequence[Sequence[bytes]]) -> list[str]:
+    """A note for each two entries of the training split that have prompts in common."""
+    return [
+        f"train: prompts in both {shared.first} and {shared.second}: {shared.prompts}, kept"
+        for shared in find_leaks(dict(zip(names, keys, strict=True)), drop=False)
+    ]
 
 
 def mapping_of(data: DataSection) -> ReadAs:
@@ -146,7 +144,9 @@ def read_source(
             f"{rows.where(fault.row)}: {fault.detail}",
             f"row schema {parsed.schema}; every row to be scored must be readable",
         )
-    return _split_data(rows.split, parsed, curate(parsed, data, "evaluation" if evaluation else "scoring"), data)
+    entry = Entry(data, rows.named_split or rows.split)
+    curation = curate(entry, parsed, "evaluation" if evaluation else "scoring")
+    return SplitData(rows.split, curation.groups, (_part(rows.split, ParsedEntry(entry, parsed), curation),))
 
 
 def _parse_as_trained(
@@ -169,21 +169,39 @@ def _as_overrides(mapping: ReadAs) -> str:
     return " ".join(f"data.{name}={json.dumps(value).replace(chr(34), '')}" for name, value in mapping.items())
 
 
-def _split_data(name: str, parsed: ParsedRows, curation: Curation, data: DataSection) -> SplitData:
-    source = parsed.source
-    report = curation.report(name, parsed.schema, parsed.total, source.where)
-    if not curation.kept:
-        causes = ", ".join(f"{cause} {n}" for cause, n in report.rows.dropped.items())
-        raise DataError(f"{source.description}: no row of the {name} split is left ({causes})")
+def _split_data(
+    name: str, parsed: Sequence[ParsedEntry], curations: Sequence[Curation], data: DataSection, seed: int
+) -> SplitData:
+    """A split once all rules have dropped their rows: its limits and weights are applied here."""
+    limit = {str(split): most for split, most in data.limit.items()}.get(name)
+    for each, curation in zip(parsed, curations, strict=True):
+        _require_rows(name, each, curation)
+    repeated = limit_entries([each.entry for each in parsed], curations, limit, data.repeat, seed)
+    parts = zip(parsed, curations, repeated, strict=True)
     return SplitData(
-        name=name,
-        groups=curation.groups,
-        report=report,
-        source=source.description,
-        revision=source.revision,
-        fingerprint=source.fingerprint,
+        name,
+        [group for curation in curations for group in curation.groups],
+        tuple(_part(name, each, curation, most) for each, curation, most in parts),
+    )
+
+
+def _require_rows(name: str, each: ParsedEntry, curation: Curation) -> None:
+    if not curation.kept:
+        causes = Counter(row.cause for row in curation.unusable)
+        causes.update(candidate.drop_cause or "" for candidate in curation.candidates)
+        listed = ", ".join(f"{cause} {n}" for cause, n in causes.items())
+        of = f"{each.entry.name}: " if each.entry.name else ""
+        raise DataError(f"{of}{each.parsed.source.description}: no row of the {name} split is left ({listed})")
+
+
+def _part(name: str, each: ParsedEntry, curation: Curation, repeated: int | None = None) -> SplitPart:
+    entry, parsed = each
+    read_as = mapping_of(entry.section)
+    return SplitPart(
+        entry=entry,
+        report=curation.report(name, parsed.schema, parsed.total, parsed.source.where),
         rows=tuple(candidate.row for candidate in curation.kept),
-        source_rows=source.origin,
-        read_as=mapping_of(data),
-        places=source.places,
+        places=parsed.source.places,
+        origin={**parsed.source.origin, **({"read_as": read_as} if read_as else {})},
+        repeated=repeated,
     )

@@ -1,9 +1,11 @@
 """Sources → parsed splits: read the rows, find their schema, parse each row, and hold out what a split lacks."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
+from rmtrain.data.entries import Entry, entries_of
 from rmtrain.data.schemas.detect import choose_schema
 from rmtrain.data.schemas.rows import ParsedRow, RowFault, empty_cause
 from rmtrain.data.schemas.schema import NEGATIVE_MARGIN
@@ -35,21 +37,28 @@ class ParsedRows(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def parse_splits(data: DataSection, needed: Sequence[str]) -> tuple[dict[str, ParsedRows], list[str]]:
+class ParsedEntry(NamedTuple):
+    """The rows of one entry of a split."""
+
+    entry: Entry
+    parsed: ParsedRows
+
+
+def parse_splits(data: DataSection, needed: Sequence[str]) -> tuple[dict[str, list[ParsedEntry]], list[str]]:
     """Read and parse the needed splits; those that the source lacks are drawn from the training split."""
     sources, shares = _Sources(data), holdout_shares(data)
-    parsed: dict[str, ParsedRows] = {}
+    parsed: dict[str, list[ParsedEntry]] = {}
     notes: list[str] = []
     if "train" in needed or any(name in shares for name in needed):
         drawn = {name: share for name, share in shares.items() if not sources.has(name)}
         notes = [f"data.holdout.{name} is not used: the source has that split" for name in shares if name not in drawn]
         if "train" in needed or any(name in drawn for name in needed):
-            train = parse_rows(sources.read("train"), data, "train")
-            keys = [leak_key(row.prompt) for _, row in train.rows]
+            train = sources.parse("train")
+            keys = [leak_key(row.prompt) for each in train for _, row in each.parsed.rows]
             parsed = _assign(train, hold_out(keys, drawn, data.holdout.seed), ["train", *drawn])
     for name in needed:
         if name not in parsed:
-            parsed[name] = parse_rows(sources.read(name), data, name)
+            parsed[name] = sources.parse(name)
     return parsed, notes
 
 
@@ -92,15 +101,23 @@ def parse_rows(source: SourceRows, data: DataSection, split: str, *, empty_is_fa
     return ParsedRows(source, schema.name, parsed, ids, unusable, len(rows), tuple(notes))
 
 
-def _assign(train: ParsedRows, assignment: list[str | None], names: Sequence[str]) -> dict[str, ParsedRows]:
-    """The training rows by the split that they are assigned to; unusable rows stay with `train`."""
-    splits = {}
-    for name in names:
-        places = [place for place, split in enumerate(assignment) if (split or "train") == name]
-        rows, ids = [train.rows[place] for place in places], [train.ids[place] for place in places]
-        splits[name] = train._replace(rows=rows, ids=ids, unusable=[], total=len(places))
-    away = [UnusableRow(index, HELD_OUT) for (index, _), split in zip(train.rows, assignment, strict=True) if split]
-    splits["train"] = splits["train"]._replace(unusable=[*train.unusable, *away], total=train.total)
+def _assign(
+    train: Sequence[ParsedEntry], assignment: Sequence[str | None], names: Sequence[str]
+) -> dict[str, list[ParsedEntry]]:
+    """The training rows of each entry by the split that they are assigned to; unusable rows stay with `train`."""
+    splits: dict[str, list[ParsedEntry]] = {name: [] for name in names}
+    assigned = iter(assignment)
+    for entry, parsed in train:
+        own = list(islice(assigned, len(parsed.rows)))
+        for name in names:
+            places = [place for place, split in enumerate(own) if (split or "train") == name]
+            rows, ids = [parsed.rows[place] for place in places], [parsed.ids[place] for place in places]
+            part = parsed._replace(rows=rows, ids=ids, unusable=[], total=len(places))
+            if name == "train":
+                away = [UnusableRow(i, HELD_OUT) for (i, _), split in zip(parsed.rows, own, strict=True) if split]
+                part = part._replace(unusable=[*parsed.unusable, *away], total=parsed.total)
+            if part.total or len(train) == 1:  # an entry may have no row in a held-out split
+                splits[name].append(ParsedEntry(entry, part))
     return splits
 
 
@@ -109,32 +126,37 @@ class _Sources:
 
     def __init__(self, data: DataSection) -> None:
         self._data = data
-        self._names: Mapping[str, str] = {str(split): name for split, name in data.splits.items()}
         self._open: dict[str, OpenSource] = {}
 
     def has(self, split: str) -> bool:
         """Whether the recipe names a split and its source has it."""
         if isinstance(self._data.source, dict):
             return split in self._data.source
-        return self._names.get(split) in self._of(split).splits
+        return split in self._data.splits and all(e.split in self._of(e).splits for e in self._named(split))
 
-    def read(self, split: str) -> SourceRows:
-        """The rows of a split of the recipe."""
-        source, name = self._of(split), self._names.get(split, split)
+    def parse(self, split: str) -> list[ParsedEntry]:
+        """The rows of each entry of a split of the recipe."""
+        return [ParsedEntry(entry, self._parse(entry, split)) for entry in self._named(split)]
+
+    def _named(self, split: str) -> list[Entry]:
+        if not (entries := entries_of(self._data, split)):
+            has = ", ".join(self._data.source)
+            raise DataError(f"data.source has no entry for the split {split}", f"it has: {has}")
+        return entries
+
+    def _parse(self, entry: Entry, split: str) -> ParsedRows:
+        source = self._of(entry)
         try:
-            return source.read(name, any_split=isinstance(self._data.source, dict))
+            rows = source.read(entry.split, any_split=not entry.named)
         except MissingSplitError as error:
             raise MissingSplitError(
-                f"{source.source}: no split {name!r}, which the recipe uses as its {split} split",
+                f"{source.source}: no split {entry.split!r}, which the recipe uses as its {split} split",
                 f"{error.hint}; data.splits says which splits are used, data.holdout draws some from train",
             ) from None
+        return parse_rows(rows, entry.section, split)
 
-    def _of(self, split: str) -> OpenSource:
-        text = self._data.source.get(split) if isinstance(self._data.source, dict) else self._data.source
-        if text is None:
-            raise DataError(
-                f"data.source has no entry for the split {split}", f"it has: {', '.join(self._data.source)}"
-            )
+    def _of(self, entry: Entry) -> OpenSource:
+        text: Any = entry.section.source
         if str(text) not in self._open:
             self._open[str(text)] = open_recipe_source(text, self._data)
         return self._open[str(text)]

@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rmtrain.data.curate import Ledger
-from rmtrain.data.load import CuratedData, SplitData, load_data
+from rmtrain.data.curate import Ledger, join_ledgers
+from rmtrain.data.load import CuratedData, load_data
+from rmtrain.data.mixture import one_pass
 from rmtrain.data.omissions import NO_ROLES
 from rmtrain.data.parse import MAX_MALFORMED
 from rmtrain.data.render import Renderer
+from rmtrain.data.split_data import SplitData, SplitPart
 from rmtrain.data.template import UNKNOWN
-from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
+from rmtrain.data.token_cache import TokenizedSplit, join_splits, tokenize_split
 from rmtrain.data.tokenize import OverLength
 from rmtrain.data.types import TOKENS, PreferenceGroup
 from rmtrain.display import Display
@@ -28,14 +30,14 @@ LEDGERS: tuple[LedgerName, ...] = ("rows", "completions", "preferences")
 _CURATED = "RMTRAIN_CURATED"  # the file with the curated data that a launcher shares with its processes
 
 
-class ReadySplit(NamedTuple):
-    """A split as curated, and as tokenised."""
+class ReadyPart(NamedTuple):
+    """An entry of a split as curated, and as tokenised."""
 
-    data: SplitData
+    data: SplitPart
     tokens: TokenizedSplit
 
     def ledger(self, name: LedgerName) -> Ledger:
-        """A ledger of the split with what tokenisation dropped.
+        """A ledger of the entry with what tokenisation dropped.
 
         Raises:
             AssertionError: it does not balance: a fault of this program.
@@ -45,6 +47,22 @@ class ReadySplit(NamedTuple):
         kept = len(tokens) if column is None else sum(map(len, tokens.table[column]))
         dropped = {cause: n for cause, lost in tokens.dropped.items() if (n := getattr(lost, name))}
         return Ledger(curated.total, kept, {**curated.dropped, **dropped})
+
+
+class ReadySplit(NamedTuple):
+    """A split as curated, and as tokenised."""
+
+    data: SplitData
+    tokens: TokenizedSplit  # of all entries, one after another
+    parts: tuple[ReadyPart, ...]
+
+    def ledger(self, name: LedgerName) -> Ledger:
+        """A ledger of the split with what tokenisation dropped, over all entries."""
+        return join_ledgers([part.ledger(name) for part in self.parts])
+
+    def one_pass(self, seed: int) -> list[int]:
+        """The rows of one pass of training: each once, and those of repeated entries as often as they are repeated."""
+        return one_pass([len(part.tokens) for part in self.parts], [part.data.repeated for part in self.parts], seed)
 
     @property
     def fingerprint(self) -> str:
@@ -75,9 +93,10 @@ def prepare(recipe: Recipe, renderer: Renderer, display: Display) -> ReadyData:
     if baked.prepend_bos or baked.append_eos:
         notes.append("the chat template can't write BOS or the end token: code that renders without rmtrain must")
     notes += [
-        f"{name}: {note}"
+        f"{part.label(name)}: {note}"
         for name, split in splits.items()
-        for note in token_notes(split.tokens, split.data.place, split.data.groups, renderer)
+        for (part, groups), ready in zip(split.data.by_part(), split.parts, strict=True)
+        for note in token_notes(ready.tokens, split.data.place, groups, renderer)
     ]
     return ReadyData(replace(data, notes=[*dict.fromkeys(notes)]), renderer, splits)
 
@@ -178,9 +197,13 @@ def tokenize_splits(
     for name, split in data.splits.items():
         trains = name == "train"
         rule = over_length if trains else evaluation_rule(over_length)
-        tokens = tokenize_named(name, split.groups, renderer, max_length, rule, display, drop_identical=trains)
-        require_most(tokens, split.place)
-        ready[name] = ReadySplit(split, tokens)
+        parts = []
+        for part, groups in split.by_part():
+            title = part.label(name)
+            tokens = tokenize_named(title, groups, renderer, max_length, rule, display, drop_identical=trains)
+            require_most(tokens, split.place)
+            parts.append(ReadyPart(part, tokens))
+        ready[name] = ReadySplit(split, join_splits([part.tokens for part in parts]), tuple(parts))
     return ready
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import compress
@@ -35,6 +36,11 @@ class Lost(NamedTuple):
     preferences: int
     first: str  # id of the first group
     why: str = ""  # in detail, of the first group
+
+    def plus(self, other: "Lost") -> "Lost":
+        """Both together; the first is this one's."""
+        rows, completions = self.rows + other.rows, self.completions + other.completions
+        return self._replace(rows=rows, completions=completions, preferences=self.preferences + other.preferences)
 
 
 class Omitted(NamedTuple):
@@ -75,6 +81,32 @@ class TokenizedSplit(NamedTuple):
         """For each row, tokens of the shared prefix and of each suffix: what batch planning needs."""
         prefixes = self.table["prefix_length"]
         return list(zip(prefixes, (tuple(lengths) for lengths in self.table["suffix_lengths"]), strict=True))
+
+
+def join_splits(parts: Sequence[TokenizedSplit]) -> TokenizedSplit:
+    """One split of the parts of a mixture, one after another; its fingerprint is over theirs."""
+    from datasets import concatenate_datasets
+
+    if len(parts) == 1:
+        return parts[0]
+    dropped: dict[str, Lost] = {}
+    omitted: dict[str, Omitted] = {}
+    identical: Counter[str] = Counter()
+    for part in parts:
+        identical.update(part.identical)
+        for cause, lost in part.dropped.items():
+            dropped[cause] = dropped[cause].plus(lost) if cause in dropped else lost
+        for what, left in part.omitted.items():
+            before = omitted.get(what, left._replace(rows=0))
+            omitted[what] = before._replace(rows=before.rows + left.rows)
+    return TokenizedSplit(
+        hashlib.sha256(" ".join(part.fingerprint for part in parts).encode()).hexdigest(),
+        concatenate_datasets([part.table for part in parts]),
+        dropped,
+        dict(identical),
+        sum(part.truncated for part in parts),
+        omitted,
+    )
 
 
 def row_to_group(row: Row) -> TokenizedGroup:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmtrain.data.load import SplitData
 from rmtrain.data.render import Renderer
+from rmtrain.data.split_data import SplitData
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.errors import DataError

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rmtrain.data.load import ReadAs, SplitData, load_data, mapping_of, read_source
+from rmtrain.data.load import load_data, mapping_of, read_source
+from rmtrain.data.split_data import ReadAs, SplitData
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.weights import SIDECAR, local_folder, read_object
 from rmtrain.recipe.data_schema import MAPPING, DataSection

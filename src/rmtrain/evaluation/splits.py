@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmtrain.data.benchmarks.definition import Benchmark
 from rmtrain.data.benchmarks.load import BenchmarkRows
-from rmtrain.data.load import SplitData
+from rmtrain.data.split_data import SplitData
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.evaluation.benchmarks import benchmark_result
@@ -79,13 +79,17 @@ def evaluate_splits(
 def evaluate_split(
     scorer: Scorer, name: str, split: SplitData, tokens_per_batch: int, folder: Path, display: Display
 ) -> dict[str, Any]:
-    """Ranking accuracy on a split, as `eval --json` gives it; writes `<name>.json` and `<name>.rows.jsonl`."""
+    """Ranking accuracy on a split and on each entry of a mixture, as `eval --json` gives it.
+
+    Writes `<name>.json` and `<name>.rows.jsonl`.
+    """
     path = folder / f"{name}.rows.jsonl"
     rows = score_rows(scorer, name, split.groups, tokens_per_batch, path, display, split=split, drops=True)
     result = {
         "ckpt": scorer.info.where,
         "split": name,
         **asdict(summarise(rows)),
+        **_by_entry(split, rows),
         "rows": str(path),
         "refused": len(split.groups) - len(rows),
         **scorer.info.record(),
@@ -94,6 +98,31 @@ def evaluate_split(
     if process_state().is_main_process:
         write_json(folder / f"{name}.json", result)
     return result
+
+
+def _by_entry(split: SplitData, rows: Sequence[ScoredRow]) -> dict[str, Any]:
+    """Figures of each entry of a mixture, and the mean of their accuracies; nothing for a single source."""
+    if not split.mixed:
+        return {}
+    entry_of = {group.id: part.entry.name for part, groups in split.by_part() for group in groups}
+    own: dict[str, list[ScoredRow]] = {part.entry.name: [] for part in split.parts}
+    for row in rows:
+        own[entry_of[row.id]].append(row)
+    figures = {name: summarise(of_entry) for name, of_entry in own.items() if of_entry}
+    accuracies = [each.accuracy for each in figures.values() if each.accuracy is not None]
+    by_entry = {
+        name: {
+            "n": each.n,
+            "groups": each.groups,
+            "accuracy": each.accuracy,
+            "low": each.accuracy_low,
+            "high": each.accuracy_high,
+            "loss": each.loss,
+            "length_baseline": each.length_baseline,
+        }
+        for name, each in figures.items()
+    }
+    return {"mean_accuracy": sum(accuracies) / len(accuracies) if accuracies else None, "by_entry": by_entry}
 
 
 def evaluate_benchmark(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import ValidationError
@@ -39,12 +40,11 @@ def check(document: Document, source: Source) -> tuple[Recipe | None, list[Fault
     faults = [
         _fault(path, errors, document, source)
         for path, errors in wrong.items()
-        # the fault of an item says more than the fault of its list
-        if path not in reported and not any(len(path) < len(other) and _overlap(path, other) for other in wrong)
+        if path not in reported and not _said_below(path, errors, wrong)
     ]
     unsound = [path for path in (*wrong, *reported) if path]
     for conflict in _conflicts(document.value, unsound):
-        paths: list[KeyPath] = [tuple(key.split(".")) for key in conflict.keys]
+        paths: list[KeyPath] = [tuple(int(p) if p.isdigit() else p for p in key.split(".")) for key in conflict.keys]
         if not any(_overlap(path, other) for path in paths for other in unsound):
             shown = next((path for path in paths if path in document.places), paths[0])
             faults.append(Fault(paths[0], conflict.message, _where(shown, document, source), conflict.hint))
@@ -124,6 +124,12 @@ def _conflicts(values: dict[str, Any], unsound: list[KeyPath]) -> list[Conflict]
     except ValidationError as error:
         return [conflict for each in error.errors() if each["type"] == CONFLICT for conflict in each["ctx"]["broken"]]
     return []
+
+
+def _said_below(path: KeyPath, errors: list[ErrorDetails], wrong: Collection[KeyPath]) -> bool:
+    """Whether the fault of an item says more than that of its list, or that of one entry than that of a sound one."""
+    entry = isinstance(errors[0]["input"], dict) and isinstance(path[-1], int)
+    return any(len(path) < len(other) and _overlap(path[:-1] if entry else path, other) for other in wrong)
 
 
 def _overlap(one: KeyPath, other: KeyPath) -> bool:

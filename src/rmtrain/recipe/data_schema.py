@@ -1,10 +1,42 @@
 """The data section of the recipe: where the preferences come from and which are used."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer
 
-from rmtrain.recipe.section import MOST, NonEmpty, PositiveInt, Section, Shards, SplitName
+from rmtrain.recipe.section import FOLDER_NAME_PATTERN, MOST, NonEmpty, PositiveInt, Section, Shards, SplitName
+
+RowSchemaName = Literal[
+    "auto",
+    "ultrafeedback",
+    "completions",
+    "rewardbench",
+    "pair",
+    "hh_rlhf",
+    "alpaca",
+    "sharegpt",
+    "swift",
+    "ultrainteract",
+    "arena",
+    "helpsteer",
+    "pku_saferlhf",
+    "shp",
+    "stack_exchange",
+    "nectar",
+    "summarize",
+    "tokens",
+]
+Better = dict[NonEmpty, Annotated[int, Field(ge=0, le=MOST)]]
+Ties = list[str | int | float | bool]
+Pairs = Literal["all", "best_vs_rest", "best_vs_worst", "as_given"]
+Ratings = Literal["fine_grained", "overall"]
+Gap = Annotated[float, Field(ge=0, le=1e12)]
+# fields of DataSection that describe the rows of a source
+MAPPING = ("row_schema", "columns", "answers", "label", "better", "ties", "scores")
+READING = (*MAPPING, "preferences", "score", "min_gap")  # those that an entry of a mixture may have for itself
+
+EntryName = Annotated[str, StringConstraints(pattern=FOLDER_NAME_PATTERN)]
 
 
 class HoldoutSection(Section):
@@ -18,37 +50,71 @@ class HoldoutSection(Section):
     """Seed of the draw; it depends on the prompts alone, not on the order of the rows."""
 
 
+class EntrySection(Section):
+    """One source of a mixture. A key that is left out is that of the data section."""
+
+    source: NonEmpty | Shards
+    """Where its rows are, as in data.source."""
+    name: EntryName | None = None
+    """What figures call it; by default the last part of the source's name."""
+    split: NonEmpty | None = None
+    """The source's own name of the split; by default as in data.splits."""
+    row_schema: RowSchemaName | None = None
+    """Row schema."""
+    columns: dict[NonEmpty, NonEmpty] | None = None
+    """Renames of columns."""
+    answers: list[NonEmpty] | None = None
+    """Columns of the answers."""
+    label: NonEmpty | None = None
+    """The column that says which answer is better."""
+    better: Better | None = None
+    """The better answer for each value of the label."""
+    ties: Ties | None = None
+    """Values of the label that mean a tie."""
+    scores: list[NonEmpty] | None = None
+    """Columns of the answers' scores."""
+    preferences: Pairs | None = None
+    """Which preferences to make of a scored group."""
+    score: Ratings | None = None
+    """Raw UltraFeedback: which rating ranks."""
+    min_gap: Gap | None = None
+    """Smallest score difference that makes a preference."""
+    limit: PositiveInt | None = None
+    """Maximum groups of this entry, drawn with the run's seed."""
+    weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Its share of the training groups, relative to the other entries' weights; all entries have one, or none has."""
+    tags: list[NonEmpty] = []
+    """Words that say what it is for; reports show them."""
+
+    @model_serializer(mode="wrap")
+    def _only_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the keys that are left out, so that a recipe reads as it was written."""
+        return {key: value for key, value in dump(self).items() if value is not None and (key != "tags" or value)}
+
+    @property
+    def title(self) -> str:
+        """Its name, or the last part of the source's: `b` of `a/b@main`, `my/b.jsonl` and `b/*.parquet`."""
+        source = self.source if isinstance(self.source, str) else self.source[0]
+        whole = [part for part in re.split(r"[/\\]", source) if part and not re.search(r"[*?\[]", part)] or ["source"]
+        name = re.split(r"[@:]|\.(?:jsonl|json|parquet|csv)\b", whole[-1])[0]
+        return self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:100].strip(".-_") or "source"
+
+
+Entries = Annotated[list[EntrySection], Field(min_length=1)]
+
+
 class DataSection(Section):
     """Where the preferences come from and which are used."""
 
-    source: NonEmpty | Shards | Annotated[dict[NonEmpty, NonEmpty | Shards], Field(min_length=1)]
+    source: NonEmpty | Shards | Annotated[dict[NonEmpty, NonEmpty | Shards | Entries], Field(min_length=1)]
     """Hub dataset id (`@revision`, `:config`); local .jsonl, .jsonl.gz, .json, .parquet or .csv file; a pattern
     (`shards/*.parquet`), folder or list of such files; folder that `save_to_disk` wrote; `demo`; or a mapping of split
-    to such a source."""
+    to such a source, or to a mixture: a list of entries, each with `source` and keys of its own."""
     splits: dict[SplitName, NonEmpty] = {"train": "train", "validation": "validation", "test": "test"}
     """Name in the source of each split that the run uses."""
     holdout: HoldoutSection = HoldoutSection()
     """Splits drawn from the training split if the source lacks them."""
-    row_schema: Literal[
-        "auto",
-        "ultrafeedback",
-        "completions",
-        "rewardbench",
-        "pair",
-        "hh_rlhf",
-        "alpaca",
-        "sharegpt",
-        "swift",
-        "ultrainteract",
-        "arena",
-        "helpsteer",
-        "pku_saferlhf",
-        "shp",
-        "stack_exchange",
-        "nectar",
-        "summarize",
-        "tokens",
-    ] = "auto"
+    row_schema: RowSchemaName = "auto"
     """Row schema; auto detects it from the columns."""
     columns: dict[NonEmpty, NonEmpty] = {}
     """Renames: the schema's column name to the source's, such as `chosen: good_answer`."""
@@ -57,23 +123,24 @@ class DataSection(Section):
     `replies.text` for that key of its entries). `label` or `scores` says which answer is better."""
     label: NonEmpty | None = None
     """The column that says which answer is better."""
-    better: dict[NonEmpty, Annotated[int, Field(ge=0, le=MOST)]] = {}
+    better: Better = {}
     """The better answer for each value of the label, counted from 0, such as `{model_a: 0, model_b: 1}`; `negative` and
     `positive` match numbers by sign. By default the value is the answer's number."""
-    ties: list[str | int | float | bool] = []
+    ties: Ties = []
     """Values of the label that mean a tie; with `negative` and `positive`, 0 does too."""
     scores: list[NonEmpty] = []
     """Columns of the answers' scores, or one list of them, as in `answers`; higher is better."""
-    preferences: Literal["all", "best_vs_rest", "best_vs_worst", "as_given"] = "all"
+    preferences: Pairs = "all"
     """Which preferences to make of a scored group; as_given takes only those stated by the row."""
-    score: Literal["fine_grained", "overall"] = "fine_grained"
+    score: Ratings = "fine_grained"
     """Raw UltraFeedback: rank by the mean of the four aspect ratings, or by the overall score."""
-    min_gap: Annotated[float, Field(ge=0, le=1e12)] = 0.0
+    min_gap: Gap = 0.0
     """Smallest score difference that makes a preference; a difference of 0 is always a tie."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows whose prompt and completions were seen before in the split."""
-    contradictions: Literal["drop", "keep"] = "drop"
-    """Training pairs that another row states the other way round; drop removes all of them."""
+    contradictions: Literal["drop", "first", "keep"] = "drop"
+    """Training pairs that another row states the other way round: drop removes all of them; first keeps those of the
+    mixture's entry that comes first."""
     leaks: Literal["drop", "keep"] = "drop"
     """Training rows whose prompt is also in validation or test: dropped or kept, and always reported."""
     max_length: Annotated[int, Field(ge=8, le=2**24)] = 2048
@@ -82,9 +149,18 @@ class DataSection(Section):
     """What training does with a longer sequence. Evaluation never drops: it truncates the prompt instead."""
     limit: dict[SplitName, PositiveInt] = {}
     """Maximum groups of a split, drawn with the run's seed."""
+    repeat: bool = False
+    """Weighted mixtures: repeat the groups of entries that are too small for their weight (true), or use fewer groups
+    of the others (false)."""
     demo_groups: dict[SplitName, Annotated[int, Field(ge=1, le=10**6)]] = {"train": 600, "validation": 100, "test": 200}
     """Rows of the built-in `demo` source to use, by split: at most 4000 for train, 2000 for each other split."""
 
+    def entries(self, split: str) -> list[EntrySection]:
+        """The entries of a split that is a mixture; none where it is a single source."""
+        given = self.source.get(split) if isinstance(self.source, dict) else None
+        return [entry for entry in given or () if isinstance(entry, EntrySection)]
 
-# fields of DataSection that describe the rows of a source
-MAPPING = ("row_schema", "columns", "answers", "label", "better", "ties", "scores")
+    def of_entry(self, entry: EntrySection) -> "DataSection":
+        """The data section by which the rows of an entry are read."""
+        given = {key: value for key in READING if (value := getattr(entry, key)) is not None}
+        return self.model_copy(update={"source": entry.source, **given})

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from rmtrain.recipe.data_schema import EntrySection
 from rmtrain.recipe.faults import KeyPath, dotted
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.section import Section
@@ -52,13 +53,22 @@ def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Fie
             yield from _fields(inner, f"{prefix}{name}.")
 
 
+_ENTRY = "entry"  # stands for data.source.SPLIT.NUMBER, an entry of a mixture
 _FIELDS = dict(_fields(Recipe))
 # dotted keys that have a value of their own, in the schema's order; a mapping such as data.splits is one value
 KEYS = [key for key, field in _FIELDS.items() if not _section(field)]
+_FIELDS |= _fields(EntrySection, f"{_ENTRY}.")
+
+
+def _named(path: KeyPath) -> KeyPath:
+    """A path as `_FIELDS` names its key."""
+    entry = len(path) > 4 and path[:2] == ("data", "source") and isinstance(path[3], int)
+    return (_ENTRY, *path[4:]) if entry else path
 
 
 def description(path: KeyPath) -> str:
     """What the key at a path is for; an item of a list has the description of its key."""
+    path = _named(path)
     while path and dotted(path) not in _FIELDS:
         path = path[:-1]
     return " ".join(str(_FIELDS[dotted(path)].description).split()) if path else ""
@@ -90,6 +100,7 @@ def value_hint(path: KeyPath, value: object, kinds: set[str]) -> str:
 
 def unknown_key_hint(path: KeyPath) -> str:
     """Which key was probably meant by an unknown one."""
+    path = _named(path)
     key, section = str(path[-1]), dotted(path[:-1])
     siblings = [known.rpartition(".")[2] for known in _FIELDS if known.rpartition(".")[0] == section]
     if siblings:
@@ -116,7 +127,7 @@ def _choices(path: KeyPath) -> list[str]:
             return list(get_args(annotation))
         return [choice for part in get_args(annotation) for choice in below(part)]
 
-    field = _FIELDS.get(".".join(part for part in path if isinstance(part, str)))
+    field = _FIELDS.get(".".join(part for part in _named(path) if isinstance(part, str)))
     return below(field.annotation) if field else []
 
 

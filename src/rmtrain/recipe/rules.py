@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from rmtrain.recipe.data_schema import READING
+
 if TYPE_CHECKING:
     from rmtrain.recipe.data_schema import DataSection
     from rmtrain.recipe.schema import LossSection, Recipe
@@ -30,11 +32,44 @@ def conflicts(recipe: "Recipe") -> list[Conflict]:
 
 
 def _data_conflicts(data: "DataSection") -> Iterator[Conflict]:
-    count = len(data.answers)
     if "train" not in data.splits:
         yield Conflict(("data.splits",), "names no training split", "add `train:` with the source's training split")
     if isinstance(data.source, dict) and "train" not in data.source:
         yield Conflict(("data.source",), "names no source for the training split", "add `train:` with a source")
+    yield from _reading_conflicts(data)
+    for split in data.source if isinstance(data.source, dict) else ():
+        yield from _mixture_conflicts(data, split)
+    if data.repeat and not any(entry.weight for entry in data.entries("train")):
+        hint = "give every entry of data.source.train a weight, or leave data.repeat out"
+        yield Conflict(("data.repeat", "data.source"), "only a weighted mixture repeats groups", hint)
+
+
+def _mixture_conflicts(data: "DataSection", split: str) -> Iterator[Conflict]:
+    """Rules for the entries of one split."""
+    entries, section = data.entries(split), f"data.source.{split}"
+    names = [entry.title for entry in entries]
+    for place, entry in enumerate(entries):
+        own = f"{section}.{place}"
+        if entry.title in names[:place]:
+            message = f"the name {entry.title} is that of another entry"
+            yield Conflict((f"{own}.name", own), message, "give one of the two another `name:`")
+        if entry.weight is not None and split != "train":
+            message = "a weight is a share of the training groups"
+            yield Conflict((f"{own}.weight",), message, "leave it out; limit takes a number of groups")
+        merged = data.of_entry(entry)
+        if any(getattr(merged, key) != getattr(data, key) for key in READING):
+            for broken in _reading_conflicts(merged):
+                keys = tuple(key.replace("data", own, 1) for key in broken.keys)
+                yield Conflict((*keys, own), broken.message, broken.hint.replace("data.", ""))
+    without = [entry.title for entry in entries if entry.weight is None]
+    if split == "train" and 0 < len(without) < len(entries):
+        message = f"some entries have a weight, and {', '.join(without)} has none"
+        yield Conflict((section,), message, "give every entry of the split a weight, or none")
+
+
+def _reading_conflicts(data: "DataSection") -> Iterator[Conflict]:
+    """Rules for the keys that say how rows are read."""
+    count = len(data.answers)
     if data.answers and not data.label and not data.scores:
         hint = "give data.label or data.scores; if the first is always better: data.columns: {chosen: …, rejected: …}"
         yield Conflict(("data.answers", "data.label", "data.scores"), "no key says which answer is better", hint)

@@ -148,9 +148,9 @@ class EvaluationSection(Section):
     """Validate every so many steps (1 or more), or at every such share of the run (below 1); 0 is never."""
     limit: PositiveInt | None = None
     """Validation groups used during training; null is all. The figures after training always use all."""
-    select: Literal["accuracy", "loss", "last"] = "accuracy"
+    select: Literal["accuracy", "mean_accuracy", "loss", "last"] = "accuracy"
     """The checkpoint that becomes the final model: best validation accuracy (where two are equal, the lower loss is
-    better), best validation loss, or the last one."""
+    better), best mean of the accuracies of a mixture's entries, best validation loss, or the last one."""
     stop_after: PositiveInt | None = None
     """Stop training after this many validations in a row without an improvement; null is never."""
     splits: list[Literal["validation", "test"]] = ["validation", "test"]

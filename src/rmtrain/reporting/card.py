@@ -12,6 +12,7 @@ from rmtrain.files import write_atomic
 from rmtrain.model.portable import serve_command
 from rmtrain.places import name_only, without_places
 from rmtrain.recipe.yaml12 import dump_values
+from rmtrain.reporting.data_report import entry_tables
 from rmtrain.reporting.metadata import HUB_ID, front_matter, is_dataset_id, sources
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, training_lines, version_text
@@ -84,7 +85,14 @@ def _card(record: RunRecord, adapter: bool) -> str:
             *(table for result in record.benchmarks.values() for table in benchmark_tables(result)),
         ],
         "training": Table(("setting", "value"), _settings(record), texts=2),
-        "data": _data_table(record),
+        "data": [
+            _data_table(record),
+            *(
+                table
+                for name, split in mapping(record.manifest.get("data")).items()
+                for table in entry_tables(name, mapping(mapping(split).get("entries")))
+            ),
+        ],
         "versions": version_text(record),
         "recipe": Markup(_recipe(record)),
         "literal": lambda value: Markup(python_literal(value)),

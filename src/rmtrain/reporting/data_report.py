@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rmtrain.data.curate import Ledger
+from rmtrain.data.entry_figures import EntryFigures, entry_figures, token_figures
 from rmtrain.data.load import CuratedData
 from rmtrain.data.prepare import LEDGERS, ReadySplit
 from rmtrain.data.splits import Leak
 from rmtrain.reporting.summary import mapping
 from rmtrain.reporting.table import Table
-from rmtrain.reporting.text import count
+from rmtrain.reporting.text import count, decimal, percent
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class SplitSummary:
     left_out_by_template: dict[str, int]  # what the chat template leaves out → rows
     lengths: Lengths | None  # None: the split is empty
     tokens: TokenCounts
+    length_baseline: float | None  # accuracy of "the longer completion wins"
+    completions_per_group: float | None  # mean
+    entries: dict[str, EntryFigures]  # of a mixture, by name
 
 
 class DataReport(NamedTuple):
@@ -81,6 +85,7 @@ def _summary(split: ReadySplit) -> SplitSummary:
         for (prefix, suffixes), places in zip(sizes, tokens.table["suffix_of"], strict=True)
         for place in places
     ]
+    figures = token_figures(tokens)
     first_lost = {cause: split.data.place(lost.first) for cause, lost in tokens.dropped.items()}
     return SplitSummary(
         source=split.data.source,
@@ -99,6 +104,9 @@ def _summary(split: ReadySplit) -> SplitSummary:
             sum(prefix + sum(suffixes) for prefix, suffixes in sizes),
             sum(prefix + suffix for prefix, suffixes in sizes for suffix in suffixes),
         ),
+        length_baseline=figures.length_baseline,
+        completions_per_group=figures.completions_per_group,
+        entries=entry_figures(split),
     )
 
 
@@ -108,11 +116,11 @@ def _spread(lengths: list[int]) -> Lengths:
 
 
 def report_tables(report: DataReport) -> list[Table]:
-    """One table a split: total, dropped by cause, and kept; then the prompts that splits share."""
-    tables = [
-        ledger_table(asdict(split), LEDGERS, title=_heading(name, split), notes=list(_remarks(split)))
-        for name, split in report.splits.items()
-    ]
+    """A table a split: total, dropped by cause, and kept; those of its entries; then the prompts that splits share."""
+    tables = []
+    for name, split in report.splits.items():
+        tables.append(ledger_table(asdict(split), LEDGERS, title=_heading(name, split), notes=list(_remarks(split))))
+        tables += entry_tables(name, asdict(split)["entries"])
     leaks = [
         f"shared by {leak.first} and {leak.second}: {count(leak.prompts)} prompts; the {count(leak.rows)} "
         f"rows with them were {'dropped from' if leak.dropped else 'kept in'} {leak.first}"
@@ -141,11 +149,43 @@ def ledger_table(split: Mapping[str, Any], ledgers: Sequence[str], title: str = 
     return Table(("", *ledgers), rows, title=title, bold=[len(rows) - 1], notes=notes)
 
 
+def entry_tables(split: str, entries: Mapping[str, Any]) -> list[Table]:
+    """The entries of a mixture, one a row: what each brings to the split, and what each loses by which cause.
+
+    Args:
+        split: its name.
+        entries: by name, as in the manifest; a missing number is `n/a`.
+    """
+    known = {name: mapping(entry) for name, entry in entries.items()}
+    if not known:
+        return []
+    rows = []
+    for name, entry in known.items():
+        ledger, per_group = mapping(entry.get("rows")), entry.get("completions_per_group")
+        shares = [percent(entry.get(key)) for key in ("share_of_groups", "share_of_tokens", "length_baseline")]
+        counts = [count(figure) for figure in (ledger.get("total"), ledger.get("kept"), entry.get("groups"))]
+        rows.append((name, ", ".join(map(str, entry.get("tags") or ())), *counts, *shares, decimal(per_group, 1)))
+    headings = ("tags", "rows", "kept", "groups used", "of groups", "of tokens", "longer wins", "K")
+    tagged = any(row[1] for row in rows)
+    if not tagged:
+        rows = [(row[0], *row[2:]) for row in rows]
+    dropped = {name: mapping(mapping(entry.get("rows")).get("dropped")) for name, entry in known.items()}
+    causes = list(dict.fromkeys(cause for own in dropped.values() for cause in own))
+    lost = [(name, *(count(own.get(cause, 0)) for cause in causes)) for name, own in dropped.items()]
+    table = Table((f"{split}, by entry", *headings[not tagged :]), rows, texts=1 + tagged)
+    return [table, *([Table((f"{split}, rows dropped", *causes), lost)] if causes else [])]
+
+
 def _remarks(split: SplitSummary) -> Iterator[str]:
     """A line on lengths, and the place of the first row that each cause dropped."""
     if split.lengths:
         yield (
             f"tokens a sequence: median {count(split.lengths.median)}, 95 % at most {count(split.lengths.p95)}, "
             f"longest {count(split.lengths.longest)}; {count(split.truncated)} groups truncated"
+        )
+    if split.length_baseline is not None and split.completions_per_group is not None:
+        yield (
+            f"the longer completion wins {percent(split.length_baseline)} of the preferences; "
+            f"{decimal(split.completions_per_group, 1)} completions a group"
         )
     yield from (f"first {cause}: {place}" for cause, place in split.first_dropped.items())

@@ -40,8 +40,15 @@ def sources(record: RunRecord) -> list[str]:
     """The distinct data sources of the recipe."""
     source = record.setting("data", "source")
     given = source.values() if isinstance(source, dict) else [source] if source else []
-    flat = [entry for value in given for entry in (value if isinstance(value, list) else [value])]
-    return list(dict.fromkeys(plain(entry) for entry in flat))
+    flat = [place for value in given for place in _places(value)]
+    return list(dict.fromkeys(plain(place) for place in flat))
+
+
+def _places(source: Any) -> list[Any]:
+    """What a source names: itself, its files, or what the entries of a mixture name."""
+    if isinstance(source, list):
+        return [place for part in source for place in _places(part)]
+    return _places(source.get("source")) if isinstance(source, dict) else [source]
 
 
 def is_dataset_id(source: str) -> bool:

@@ -12,8 +12,9 @@ from rmtrain.files import read_bytes, write_atomic
 from rmtrain.metrics.calibration import reliability_bins
 from rmtrain.metrics.intervals import effective_size
 from rmtrain.metrics.rankings import credits_of
-from rmtrain.reporting.data_report import ledger_table
+from rmtrain.reporting.data_report import entry_tables, ledger_table
 from rmtrain.reporting.figures import POINTS, Curve, Image, curves, gap_histogram, reliability_diagram
+from rmtrain.reporting.metadata import sources
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, run_lines, training_lines
 from rmtrain.reporting.summary import benchmark_title, eras, mapping
@@ -60,12 +61,19 @@ def _render(record: RunRecord) -> str:
     values = {
         "record": record,
         "base": base_model(record),
+        "sources": sources(record),
         "headline": next((record.splits[name] for name in _HEADLINE_SPLITS if name in record.splits), None),
         "training": training_lines(record),
         "run": run_lines(record),
         "recipe": Markup.escape(block(_recipe_text(record.folder))),
         "data": {
-            name: (mapping(split), ledger_table(mapping(split), ("rows", "preferences")))
+            name: (
+                mapping(split),
+                [
+                    ledger_table(mapping(split), ("rows", "preferences")),
+                    *entry_tables(name, mapping(mapping(split).get("entries"))),
+                ],
+            )
             for name, split in mapping(record.manifest.get("data")).items()
         },
         "curves": _curves(record),

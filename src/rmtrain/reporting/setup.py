@@ -122,8 +122,9 @@ def _final(record: RunRecord) -> str | None:
     stopped = isinstance(made, int) and isinstance(planned, int) and made < planned
     patience = record.setting("evaluation", "stop_after")
     return by and _joined(
-        "last checkpoint" if by == "last" else f"best validation {by}",
-        by == "accuracy" and "then lower loss",
+        "last checkpoint" if by == "last" else f"best validation {str(by).replace('_', ' ')}",
+        by == "mean_accuracy" and "over the entries",
+        by in ("accuracy", "mean_accuracy") and "then lower loss",
         is_figure(step) and f"step {count(step)} of {count(made)}",
         stopped and f"stopped early after {patience} validations without an improvement",
     )

@@ -1,6 +1,7 @@
 """Results as tables, for the terminal, the report and the model card."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rmtrain.data.benchmarks import BENCHMARKS, benchmark_named
@@ -20,7 +21,7 @@ _SPLITS_ABREAST = 3
 
 
 def split_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Results of `eval`: one column for each split, then the sources of each split that has several."""
+    """Results of `eval`: one column for each split, then the entries and the sources of each split that has several."""
     tables = []
     for start in range(0, len(results), _SPLITS_ABREAST):
         shown = results[start : start + _SPLITS_ABREAST]
@@ -28,7 +29,11 @@ def split_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
         rows = [(abreast[0].label, *(line.value for line in abreast)) for abreast in lines]
         tables.append(Table(("", *(str(result.get("split")) for result in shown)), rows, bold=[0]))
     for result in results:
-        if len(by_source := mapping(result.get("by_source"))) > 1:
+        if by_entry := mapping(result.get("by_entry")):
+            mean = f"mean over the entries: {percent(result.get('mean_accuracy'))}"
+            table = share_table(f"{result.get('split')}, by entry", "accuracy", by_entry)
+            tables.append(replace(table, notes=[mean]))
+        if len(by_source := mapping(result.get("by_source"))) > max(1, len(by_entry)):
             tables.append(share_table(f"{result.get('split')}, by source", "accuracy", by_source))
     return tables
 

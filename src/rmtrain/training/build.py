@@ -114,6 +114,7 @@ def make_plan(recipe: Recipe, train_split: ReadySplit, packing: Packing, process
         packing=packing,
         max_tokens=optim.tokens_per_microbatch,
         max_groups=optim.microbatch_size,
+        one_pass=train_split.one_pass(recipe.run.seed),
     )
 
 
@@ -121,7 +122,7 @@ def describe_plan(plan: TrainingPlan, recipe: Recipe, train_split: ReadySplit, m
     """One line of derived numbers, before the machine is spent."""
     trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
     return (
-        f"{len(plan.steps)} steps of {min(recipe.optim.global_batch_size, len(train_split.tokens))} groups = "
+        f"{len(plan.steps)} steps of {max(sum(map(len, step)) for step in plan.steps)} groups = "
         f"{plan.processes} processes x {plan.accumulation} micro-batches; packing {model.packing}; "
         f"{trained:,} parameters trained; {recipe.model.dtype}"
     )
@@ -131,19 +132,18 @@ def make_validation(
     recipe: Recipe, splits: Mapping[str, ReadySplit], steps: int, run: OpenRun, display: Display
 ) -> Validation:
     """When and on what the run is validated, and how the final checkpoint is chosen."""
-    section, groups = recipe.evaluation, validation_groups(recipe, splits)
-    if not groups and section.select != "last":
+    section, rows = recipe.evaluation, validation_groups(recipe, splits)
+    if not rows.groups and section.select != "last":
         display.note("no validation during training: the last checkpoint becomes the final model")
     selection = Selection(
-        section.select if groups else "last",
+        section.select if rows.groups else "last",
         section.stop_after,
         run.resumed.changed if run.resumed else (),
         run.folder / "checkpoints",
         display.note,
     )
-    return Validation(
-        groups, interval_steps(section.every, steps) if groups else 0, section.tokens_per_batch, selection
-    )
+    every = interval_steps(section.every, steps) if rows.groups else 0
+    return Validation(rows, every, section.tokens_per_batch, selection)
 
 
 def make_checkpoint_writer(

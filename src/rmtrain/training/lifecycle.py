@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
 
+from rmtrain.data.entry_figures import entry_figures
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.display import Display
 from rmtrain.errors import (
@@ -178,6 +179,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _describe(split: ReadySplit) -> dict[str, Any]:
+    entries = {name: asdict(figures) for name, figures in entry_figures(split).items()}
     return {
         "source": split.data.source,
         "revision": split.data.revision,
@@ -187,6 +189,7 @@ def _describe(split: ReadySplit) -> dict[str, Any]:
         "groups": len(split.tokens),
         "truncated": split.tokens.truncated,
         "identical": sum(split.tokens.identical.values()),
+        **({"entries": entries} if entries else {}),
     }
 
 

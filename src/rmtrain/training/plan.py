@@ -38,6 +38,7 @@ def plan_training(
     packing: Packing,
     max_tokens: int | None,
     max_groups: int | None,
+    one_pass: Sequence[int] | None = None,
 ) -> TrainingPlan:
     """Shuffle each epoch, cut it into global batches, and each of them into equal micro-batches.
 
@@ -55,17 +56,19 @@ def plan_training(
         packing: how tokens are counted.
         max_tokens: through the backbone at once, on a process.
         max_groups: in a micro-batch.
+        one_pass: the groups of an epoch, by number; some may be repeated. None: each once.
     """
-    steps_per_epoch = math.ceil(len(sizes) / global_batch_size)
+    groups = range(len(sizes)) if one_pass is None else one_pass
+    steps_per_epoch = math.ceil(len(groups) / global_batch_size)
     total = whole_steps(epochs * steps_per_epoch)
     total = min(total, max_steps) if max_steps is not None else total
     batches: list[list[int]] = []
     for epoch in range(math.ceil(total / steps_per_epoch)):
-        order = np.random.default_rng([seed, epoch]).permutation(len(sizes)).tolist()
-        batches += [order[start : start + global_batch_size] for start in range(0, len(sizes), global_batch_size)]
+        order = [groups[i] for i in np.random.default_rng([seed, epoch]).permutation(len(groups)).tolist()]
+        batches += [order[start : start + global_batch_size] for start in range(0, len(order), global_batch_size)]
     batches = batches[:total]
 
-    largest = min(global_batch_size, len(sizes))
+    largest = min(global_batch_size, len(groups))
     least = [1]  # micro-batches of a process, by each limit alone
     if max_groups:
         least.append(math.ceil(largest / (processes * max_groups)))

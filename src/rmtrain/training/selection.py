@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rmtrain.data.prepare import ReadySplit
@@ -29,7 +30,8 @@ class Selection(TrainerCallback):  # type: ignore[misc]
     and a resumed run decides as an uninterrupted one.
 
     Args:
-        by: accuracy (of equal ones the lower loss is better), loss, or last.
+        by: accuracy, mean_accuracy (over a mixture's entries), loss, or last; of equal accuracies the lower loss is
+            better.
         stop_after: validations without a better one; None never stops.
         changed: keys in which a resumed run differs from its checkpoint.
         checkpoints: folder of the checkpoints.
@@ -59,7 +61,7 @@ class Selection(TrainerCallback):  # type: ignore[misc]
             kept = [step for step, _ in numbered(self.checkpoints) if step <= state.global_step]
             self._choose(state, [line for line in _validations(state) if line["step"] in kept])
             best = f"step {state.best_global_step}" if state.best_global_step else "none"
-            self.notify(f"the best checkpoint by validation {self.by}, of those kept, is {best}")
+            self.notify(f"the best checkpoint by validation {_in_words(self.by)}, of those kept, is {best}")
         self.stop_if_stale(state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -72,13 +74,13 @@ class Selection(TrainerCallback):  # type: ignore[misc]
             return False
         best = next((line for line in _validations(state) if line["step"] == state.best_global_step), None)
         better = best is None or self._rank(metrics) > self._rank(best)
-        if best is not None and self.by == "accuracy" and metrics["eval_accuracy"] == best["eval_accuracy"]:
+        if best is not None and self.by != "loss" and self._rank(metrics)[0] == self._rank(best)[0]:
             self.notify(
-                f"validation accuracy is the same at steps {best['step']} and {state.global_step}: "
+                f"validation {_in_words(self.by)} is the same at steps {best['step']} and {state.global_step}: "
                 f"step {state.global_step if better else best['step']} is preferred for its loss"
             )
         if better:
-            state.best_metric, state.best_global_step = metrics[f"eval_{self.by}"], state.global_step
+            state.best_metric, state.best_global_step = self._metric(metrics), state.global_step
         return better
 
     def is_stale(self, state: TrainerState) -> bool:
@@ -92,7 +94,7 @@ class Selection(TrainerCallback):  # type: ignore[misc]
             return
         self.notify(
             f"stopped early at step {state.global_step} of {state.max_steps}: {self.stop_after} validations without "
-            f"a better {self.by} than that of step {state.best_global_step}"
+            f"a better {_in_words(self.by)} than that of step {state.best_global_step}"
         )
         if control is None:
             raise StoppedEarly
@@ -100,32 +102,59 @@ class Selection(TrainerCallback):  # type: ignore[misc]
 
     def _choose(self, state: TrainerState, lines: list[dict[str, float]]) -> None:
         best = max(lines, key=self._rank, default=None)
-        state.best_metric = best[f"eval_{self.by}"] if best else None
+        state.best_metric = self._metric(best) if best else None
         state.best_global_step = int(best["step"]) if best else None
+
+    def _metric(self, figures: dict[str, float]) -> float:
+        """What is compared; without entries their mean is the accuracy."""
+        return figures.get(f"eval_{self.by}", figures["eval_accuracy"])
 
     def _rank(self, figures: dict[str, float]) -> tuple[float, ...]:
         loss = -figures["eval_loss"]
-        return (figures["eval_accuracy"], loss) if self.by == "accuracy" else (loss,)
+        return (loss,) if self.by == "loss" else (self._metric(figures), loss)
+
+
+def _in_words(by: str) -> str:
+    return by.replace("_", " ")
 
 
 def _validations(state: TrainerState) -> list[dict[str, float]]:
     return [line for line in state.log_history if "eval_loss" in line]
 
 
+class ValidationGroups(NamedTuple):
+    """The groups that are scored during training, and the entry of a mixture that each is of."""
+
+    groups: Sequence[TokenizedGroup]
+    entries: Sequence[str]  # names; empty where the split is no mixture
+
+
 class Validation(NamedTuple):
     """What is scored during training, how often, and the choice that follows from it."""
 
-    groups: Sequence[TokenizedGroup]
+    rows: ValidationGroups
     every: int  # steps; 0 is never
     tokens_per_batch: int
     selection: Selection
 
     def figures(self, model: RewardModel, pad_id: int, notify: Callable[[str], None]) -> dict[str, float]:
-        """Accuracy and loss over all groups, the same for any batch size and number of processes."""
-        rewards = score_groups(model, self.groups, pad_id, self.tokens_per_batch, notify=notify)
-        preferences = [[(p.better, p.worse) for p in group.preferences] for group in self.groups]
-        ranking = ranking_accuracy(reward_gaps(rewards, preferences, [group.id for group in self.groups]).gaps)
+        """Accuracy and loss over all groups, the same for any batch size and number of processes.
+
+        Of a mixture also the accuracy of each entry, and their mean, in which a large entry weighs as much as a small.
+        """
+        groups = self.rows.groups
+        rewards = score_groups(model, groups, pad_id, self.tokens_per_batch, notify=notify)
+        preferences = [[(p.better, p.worse) for p in group.preferences] for group in groups]
+        scored = reward_gaps(rewards, preferences, [group.id for group in groups])
+        ranking = ranking_accuracy(scored.gaps)
         figures = {"accuracy": ranking.accuracy, "loss": ranking.loss}
+        if self.rows.entries:
+            entries = np.asarray(self.rows.entries, dtype=object)[scored.groups]
+            of_entries = {
+                name: ranking_accuracy(scored.gaps[entries == name]).accuracy for name in dict.fromkeys(entries)
+            }
+            figures["mean_accuracy"] = float(np.mean(list(of_entries.values())))
+            figures |= {f"accuracy/{name}": accuracy for name, accuracy in of_entries.items()}
         return {name: value for name, value in figures.items() if value is not None}
 
     def is_due(self, state: TrainerState) -> bool:
@@ -135,10 +164,12 @@ class Validation(NamedTuple):
         return self.every > 0 and not made and (step % self.every == 0 or step >= state.max_steps)
 
 
-def validation_groups(recipe: Recipe, splits: Mapping[str, ReadySplit]) -> list[TokenizedGroup]:
+def validation_groups(recipe: Recipe, splits: Mapping[str, ReadySplit]) -> ValidationGroups:
     """The groups that are scored during training: the validation split, or the recipe's limit of it, evenly spread."""
     if "validation" not in splits or recipe.evaluation.every == 0:
-        return []
-    tokens = splits["validation"].tokens
-    limit = min(recipe.evaluation.limit or len(tokens), len(tokens))
-    return [tokens.group(i * len(tokens) // limit) for i in range(limit)]
+        return ValidationGroups([], [])
+    split = splits["validation"]
+    limit = min(recipe.evaluation.limit or len(split.tokens), len(split.tokens))
+    places = [i * len(split.tokens) // limit for i in range(limit)]
+    names = [part.data.entry.name for part in split.parts for _ in range(len(part.tokens))] if split.data.mixed else []
+    return ValidationGroups([split.tokens.group(i) for i in places], [names[i] for i in places] if names else [])

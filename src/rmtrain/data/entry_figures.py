@@ -1,0 +1,96 @@
+"""What each entry of a mixture brings to its split, and what it loses: the figures of the data report."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rmtrain.data.curate import Ledger
+from rmtrain.data.prepare import ReadyPart, ReadySplit
+from rmtrain.data.token_cache import TokenizedSplit
+from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
+
+
+@dataclass(frozen=True)
+class TokenFigures:
+    """Figures of tokenised groups; None where there is nothing to measure."""
+
+    tokens: int  # through the backbone, each prompt once a group
+    length_baseline: float | None  # accuracy of "the longer completion wins", in tokens; equal lengths count 1/2
+    completions_per_group: float | None  # mean
+
+
+@dataclass(frozen=True)
+class EntryFigures:
+    """One entry of a mixture; its groups and tokens are those of one pass of training, with what it repeats."""
+
+    source: str
+    revision: str | None
+    fingerprint: str
+    schema: str
+    tags: list[str]
+    rows: Ledger
+    completions: Ledger
+    preferences: Ledger
+    groups: int
+    share_of_groups: float
+    tokens: int
+    share_of_tokens: float
+    length_baseline: float | None
+    completions_per_group: float | None
+
+
+def token_figures(split: TokenizedSplit) -> TokenFigures:
+    """Measure tokenised groups."""
+    sizes, places = split.lengths(), split.table["suffix_of"]
+    lengths = [[suffixes[place] for place in own] for (_, suffixes), own in zip(sizes, places, strict=True)]
+    gaps = reward_gaps(lengths, split.table["preferences"], split.table["id"]).gaps
+    return TokenFigures(
+        tokens=sum(prefix + sum(suffixes) for prefix, suffixes in sizes),
+        length_baseline=ranking_accuracy(gaps).accuracy,
+        completions_per_group=sum(map(len, lengths)) / len(lengths) if lengths else None,
+    )
+
+
+def entry_figures(split: ReadySplit) -> dict[str, EntryFigures]:
+    """The figures of each entry by name; none for a split that is no mixture."""
+    if not split.data.mixed:
+        return {}
+    parts = [(part, token_figures(part.tokens)) for part in split.parts]
+    shares = [_Share.of(part, figures) for part, figures in parts]
+    total = _Share(sum(each.groups for each in shares), sum(each.tokens for each in shares))
+    return {
+        part.data.entry.name: _figures(part, figures, share, total)
+        for (part, figures), share in zip(parts, shares, strict=True)
+    }
+
+
+class _Share(NamedTuple):
+    """What one pass of training takes of an entry, or of all."""
+
+    groups: int
+    tokens: int
+
+    @classmethod
+    def of(cls, part: ReadyPart, figures: TokenFigures) -> "_Share":
+        kept = len(part.tokens)
+        groups = max(kept, part.data.repeated or 0)
+        return cls(groups, figures.tokens * groups // max(1, kept))
+
+
+def _figures(part: ReadyPart, figures: TokenFigures, share: _Share, total: _Share) -> EntryFigures:
+    origin = part.data.origin
+    return EntryFigures(
+        source=origin["source"],
+        revision=origin["revision"],
+        fingerprint=origin["fingerprint"],
+        schema=part.data.report.schema,
+        tags=list(part.data.entry.tags),
+        rows=part.ledger("rows"),
+        completions=part.ledger("completions"),
+        preferences=part.ledger("preferences"),
+        groups=share.groups,
+        share_of_groups=share.groups / max(1, total.groups),
+        tokens=share.tokens,
+        share_of_tokens=share.tokens / max(1, total.tokens),
+        length_baseline=figures.length_baseline,
+        completions_per_group=figures.completions_per_group,
+    )

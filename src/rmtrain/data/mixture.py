@@ -1,0 +1,133 @@
+"""Rules over all entries of a split: rows that are repeated or contradicted, and how many groups each entry gives."""
+
+import random
+from collections.abc import Sequence
+from itertools import accumulate
+
+from rmtrain.data.curate import NONE_LEFT, Candidate, Curation, PairKey, content_key, pair_key
+from rmtrain.data.entries import Entry
+from rmtrain.data.splits import LIMIT, mark_beyond_limit
+
+DUPLICATE = "duplicate"
+DUPLICATE_ELSEWHERE = "duplicate of another entry"
+CONTRADICTION = "contradiction"
+CONTRADICTION_ELSEWHERE = "contradiction of another entry"
+WEIGHT = "beyond the weight"
+
+
+def drop_duplicates(entries: Sequence[Curation]) -> None:
+    """Drop each row whose prompt and preferences an earlier row has, of its own entry or of an earlier one."""
+    seen: dict[frozenset[PairKey], int] = {}
+    for place, curation in enumerate(entries):
+        for candidate in curation.kept:
+            key = content_key(candidate.group)
+            if key in seen:
+                candidate.drop_cause = DUPLICATE if seen[key] == place else DUPLICATE_ELSEWHERE
+            else:
+                seen[key] = place
+
+
+def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -> None:
+    """Drop preferences that are also stated the other way round, and rows left with none by that.
+
+    Args:
+        entries: of the split, in their order.
+        first_wins: of preferences that two entries state differently, keep those of the first. What one entry states
+            both ways round is dropped all the same, and then says nothing against another entry.
+    """
+    stated: dict[PairKey, int] = {}  # the entries that state it: entry n is bit n
+    for place, curation in enumerate(entries):
+        for candidate in curation.kept:
+            for preference in candidate.group.preferences:
+                key = pair_key(candidate.group, preference)
+                stated[key] = stated.get(key, 0) | 1 << place
+
+    def cause_of(key: PairKey, own: int) -> str | None:
+        prompt, better, worse = key
+        against = stated.get((prompt, worse, better), 0)
+        if against & own:
+            return CONTRADICTION
+        if first_wins:
+            against &= ~stated[key] & (own - 1)  # earlier entries that state it in one way only
+        return CONTRADICTION_ELSEWHERE if against else None
+
+    for place, curation in enumerate(entries):
+        for candidate in curation.kept:
+            group = candidate.group
+            causes = [cause_of(pair_key(group, preference), 1 << place) for preference in group.preferences]
+            _lose(candidate, causes)
+
+
+def _lose(candidate: Candidate, causes: Sequence[str | None]) -> None:
+    """Take the preferences that have a cause from a row, and drop it if none is left."""
+    if not (lost := tuple(cause for cause in causes if cause is not None)):
+        return
+    preferences = zip(candidate.group.preferences, causes, strict=True)
+    left = tuple(preference for preference, cause in preferences if cause is None)
+    candidate.lost_preferences += lost
+    candidate.group = candidate.group._replace(preferences=left)
+    if not left:
+        all_lost = {*candidate.lost_preferences}
+        candidate.drop_cause = all_lost.pop() if len(all_lost) == 1 else NONE_LEFT
+
+
+def limit_entries(
+    entries: Sequence[Entry], curations: Sequence[Curation], limit: int | None, repeat: bool, seed: int
+) -> list[int | None]:
+    """Draw the groups of a split; returns to how many groups each entry is repeated, None where it is not.
+
+    First every entry is drawn down to its own limit. Then a split without weights is drawn down to `limit` as a whole.
+    With weights, entry i of weight w_i gives the share w_i / sum(w): without repetition of the largest total for which
+    every entry has enough groups, and that is within `limit`; with it of `limit`, or else of all groups, and an entry
+    with fewer than its share is repeated. Each draw depends on the seed and on the entry's name alone.
+    """
+    for entry, curation in zip(entries, curations, strict=True):
+        if entry.limit is not None:
+            _draw(curation, entry.limit, f"{seed}:{entry.name}:limit", LIMIT)
+    sizes = [len(curation.kept) for curation in curations]
+    if any(entry.weight for entry in entries):
+        takes = weighted([entry.weight or 0.0 for entry in entries], sizes, limit, repeat)
+        for entry, curation, take in zip(entries, curations, takes, strict=True):
+            _draw(curation, take, f"{seed}:{entry.name}:weight", WEIGHT)
+        return [take if take > size else None for take, size in zip(takes, sizes, strict=True)]
+    if limit is not None:
+        marks = mark_beyond_limit(sum(sizes), limit, seed)
+        for curation, end, size in zip(curations, accumulate(sizes), sizes, strict=True):
+            curation.drop(marks[end - size : end], LIMIT)
+    return [None] * len(entries)
+
+
+def weighted(weights: Sequence[float], sizes: Sequence[int], limit: int | None, repeat: bool) -> list[int]:
+    """How many groups each entry gives, at least one; see `limit_entries`."""
+    shares = [weight / sum(weights) for weight in weights]
+    if repeat:
+        total: float = sum(sizes) if limit is None else limit
+    else:
+        total = min(size / share for size, share in zip(sizes, shares, strict=True))
+        total = total if limit is None else min(total, limit)
+    wanted = [max(1, round(total * share)) for share in shares]
+    return wanted if repeat else [min(pair) for pair in zip(wanted, sizes, strict=True)]
+
+
+def _draw(curation: Curation, most: int, seed: str, cause: str) -> None:
+    count = len(curation.kept)
+    if most < count:
+        kept = {*random.Random(seed).sample(range(count), most)}
+        curation.drop((index not in kept for index in range(count)), cause)
+
+
+def one_pass(kept: Sequence[int], repeated: Sequence[int | None], seed: int) -> list[int]:
+    """The rows of one pass over a split of several entries, whose rows follow one another.
+
+    Args:
+        kept: rows of each entry.
+        repeated: to how many a pass repeats them, each equally often or once more; None: each is taken once.
+        seed: of the draw of those that are taken once more.
+    """
+    rows: list[int] = []
+    for place, (count, most, end) in enumerate(zip(kept, repeated, accumulate(kept), strict=True)):
+        own = range(end - count, end)
+        times, more = divmod(max(count, most or 0), max(1, count))
+        rows += [*own] * times
+        rows += sorted(random.Random(f"{seed}:{place}:repeat").sample(own, more if count else 0))
+    return rows
