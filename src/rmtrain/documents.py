@@ -155,6 +155,7 @@ class Result(Document, total=False):
     unknown_subsets: list[str]
     prior_data: list[Source] | None
     parity: Parity
+    training_check: dict[str, Any] | None
     asked: dict[str, Any]
 
 

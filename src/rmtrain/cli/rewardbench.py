@@ -95,6 +95,7 @@ def rewardbench(
         ref = choose(ckpt, runs, display, asked, not no_verify)
         processes.spread(num_processes)
         from rmtrain.data.benchmarks.load import read_benchmark
+        from rmtrain.evaluation.benchmarks import training_check
         from rmtrain.evaluation.splits import evaluate_benchmark
 
         definition, folder = benchmark_named(benchmark), ref.results / "rewardbench"
@@ -107,7 +108,8 @@ def rewardbench(
         scorer = load(ref, display, benchmark if definition.needs_rewards else "")
         budget = tokens_per_batch or scorer.info.tokens_per_batch
         given = {"max_length": max_length, "dtype": dtype}
-        beside = {"asked": {name: value for name, value in given.items() if value is not None}}
+        beside: dict[str, Any] = {"asked": {name: value for name, value in given.items() if value is not None}}
+        beside["training_check"] = None if asked.is_policy else training_check(ref.request.files.sidecar, benchmark)
         result = evaluate_benchmark(scorer, definition, rows, budget, folder, display, steps, beside)
     if processes.is_main_process():
         _write_flat(output, [result])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
+from rmtrain.data.decontaminate import Check, join_checks
 from rmtrain.data.entries import Entry
 from rmtrain.data.pairing import Mode, Pairing, make_preferences
 from rmtrain.data.parse import ParsedRows, UnusableRow
@@ -49,6 +50,7 @@ class SplitReport:
     preferences: Ledger  # total: those possible among the usable completions, under the recipe's choice
     examples: Mapping[str, str]  # cause: the place of the first row that it dropped
     notes: tuple[str, ...]
+    checks: tuple[Check, ...] = ()  # with benchmarks
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Curation:
     candidates: list[Candidate]
     unusable: Sequence[UnusableRow] = ()
     notes: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
 
     @property
     def kept(self) -> list[Candidate]:
@@ -131,6 +134,7 @@ class Curation:
             ),
             examples=examples,
             notes=tuple(self.notes),
+            checks=tuple(self.checks),
         )
 
 
@@ -149,6 +153,7 @@ def join_reports(split: str, reports: Sequence[SplitReport]) -> SplitReport:
         preferences=join_ledgers([report.preferences for report in reports]),
         examples=examples,
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+        checks=join_checks([report.checks for report in reports]),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from rmtrain.data.benchmarks.texts import drop_overlaps
 from rmtrain.data.curate import Curation, curate
 from rmtrain.data.entries import Entry
 from rmtrain.data.mixture import drop_contradictions, drop_duplicates, limit_entries
@@ -69,6 +70,8 @@ def load_data(data: DataSection, seed: int, splits: Sequence[str] | None = None)
         others = [prompts for name, own in keys.items() if name != "train" for prompts in own]
         for curation, own in zip(curations["train"], keys["train"], strict=True):
             curation.drop(mark_leaks(own, others), LEAK)
+    if "train" in needed:
+        drop_overlaps(curations["train"], data, notes.append)
     result = {name: _split_data(name, parsed[name], curations[name], data, seed) for name in wanted}
     by_note: dict[str, list[str]] = {}
     for name, split in result.items():

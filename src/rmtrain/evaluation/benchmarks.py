@@ -135,6 +135,19 @@ def benchmark_result(
     )
 
 
+def training_check(sidecar: Mapping[str, Any], benchmark: str) -> dict[str, Any] | None:
+    """What a checkpoint's `rmtrain.json` says of how its training rows were compared with a benchmark.
+
+    None: nothing is recorded, as by other people and by earlier versions. `checked` is false for rows that were not
+    compared; else the other fields are those of `Check.record`.
+    """
+    checks = sidecar.get("checks")
+    if not isinstance(checks, list):
+        return None
+    found = [check for check in checks if isinstance(check, dict) and check.get("name") == benchmark]
+    return {"checked": True, **found[0]} if found else {"checked": False}
+
+
 def _sizes(subsets: Mapping[str, Subset]) -> Sizes:
     return {name: subset.n for name, subset in subsets.items()}
 

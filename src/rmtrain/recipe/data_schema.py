@@ -143,6 +143,11 @@ class DataSection(Section):
     mixture's entry that comes first."""
     leaks: Literal["drop", "keep"] = "drop"
     """Training rows whose prompt is also in validation or test: dropped or kept, and always reported."""
+    decontaminate: list[NonEmpty] = []
+    """Benchmarks whose texts no training row may have: rewardbench-1, rewardbench-2, rm-bench, judgebench, prior-sets;
+    `NAME=SOURCE` for their rows in another place or at a revision; or any source."""
+    overlap_words: Annotated[int, Field(ge=5, le=100)] = 13
+    """data.decontaminate: words in a row that a training row and a benchmark must not share."""
     max_length: Annotated[int, Field(ge=8, le=2**24)] = 2048
     """Tokens of prompt and one completion together."""
     over_length: Literal["truncate_prompt", "truncate_completion", "drop", "error"] = "truncate_prompt"

@@ -48,6 +48,7 @@ class SplitSummary:
     first_dropped: dict[str, str]  # cause → place of the first row
     truncated: int  # groups
     identical: int  # preferences between completions of the same tokens, which are kept as ties
+    checks: list[dict[str, Any]]  # with benchmarks: what was compared, and how many rows overlap
     left_out_by_template: dict[str, int]  # what the chat template leaves out → rows
     lengths: Lengths | None  # None: the split is empty
     tokens: TokenCounts
@@ -98,6 +99,7 @@ def _summary(split: ReadySplit) -> SplitSummary:
         first_dropped={**split.data.report.examples, **first_lost},
         truncated=tokens.truncated,
         identical=sum(tokens.identical.values()),
+        checks=[check.record() for check in split.data.report.checks],
         left_out_by_template={what: omitted.rows for what, omitted in tokens.omitted.items()},
         lengths=_spread(lengths) if lengths else None,
         tokens=TokenCounts(

@@ -71,7 +71,21 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         half = mapping(mapping(result.get("scores")).get("current")).get("mean_half")
         credit = f"; with ties counting 1/2, the current mean is {percent(half, 2)}" if half is not None else ""
         sentences.append(f"Ties, counted above by the benchmark's own rule: {count(tied)}{credit}.")
-    return sentences
+    return sentences + _on_training(result)
+
+
+def _on_training(result: Mapping[str, Any]) -> list[str]:
+    """Whether the rows that the model was trained on were compared with the benchmark, if anything says so."""
+    check = mapping(result.get("training_check"))
+    if "training_check" not in result or result.get("policy"):
+        return []
+    if not check:
+        return ["Nothing is recorded on whether the training rows were compared with this benchmark."]
+    if not check.get("checked"):
+        return ["The training rows were not compared with this benchmark (data.decontaminate)."]
+    rows = f"{count(check.get('overlaps'))} of {count(check.get('rows'))}"
+    ngrams = f"n-grams of {count(check.get('words'))} words"
+    return [f"Training rows that overlapped with this benchmark, by {ngrams}: {rows}, dropped before training."]
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -159,6 +159,7 @@ def make_checkpoint_writer(
     record = {
         "recipe": recipe.model_dump(mode="json"),
         "data": {name: split.fingerprint for name, split in splits.items()},
+        "checks": [check.record() for check in splits["train"].data.report.checks],
         "base": {"name": base, "commit": model.commit, "license": license_},
     }
     shapes = saved_shapes(model.module)

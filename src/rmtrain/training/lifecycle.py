@@ -1,5 +1,6 @@
 """The run folder during training: opened and locked, described in its manifest, and closed with how the run ended."""
 
+import json
 import platform
 import shutil
 import subprocess
@@ -117,6 +118,7 @@ def start_run(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], stack: Exi
         stack.enter_context(locked(building))
         write_atomic(building / "recipe.yaml", dump_recipe(loaded.recipe))
         first = {"format": 1, "started": now(), "recipe": masked(str(loaded.path)), "command": _command()}
+        write_overlaps(building, splits)
         update_manifest(building, **_running(loaded, splits), **first, git_commit=_git_commit())
         return reveal(building)
     except BaseException:
@@ -148,11 +150,20 @@ def record_resume(
 ) -> None:
     """Record that a run is resumed, from a checkpoint or from its beginning; earlier entries are kept."""
     write_atomic(folder / "recipe.yaml", dump_recipe(loaded.recipe))
+    write_overlaps(folder, splits)
     again: dict[str, Any] = {"at": now(), "command": _command(), "from": None}
     if point is not None:
         again |= {"from": point.checkpoint.name, "changed": point.changed}
     resumed = [*read_manifest(folder).get("resumed", []), again]
     update_manifest(folder, **_running(loaded, splits), resumed=resumed)
+
+
+def write_overlaps(folder: Path, splits: Mapping[str, ReadySplit]) -> None:
+    """Name the training rows that overlap with a benchmark, one a line, if they were compared with any."""
+    checks = splits["train"].data.report.checks
+    lines = [{"benchmark": check.compared.name, **asdict(overlap)} for check in checks for overlap in check.overlaps]
+    if checks:
+        write_atomic(folder / "overlaps.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def _running(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit]) -> dict[str, Any]:
@@ -190,6 +201,7 @@ def _describe(split: ReadySplit) -> dict[str, Any]:
         "truncated": split.tokens.truncated,
         "identical": sum(split.tokens.identical.values()),
         **({"entries": entries} if entries else {}),
+        "checks": [check.record() for check in split.data.report.checks],
     }
 
 

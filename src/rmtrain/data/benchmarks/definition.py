@@ -28,6 +28,7 @@ class PriorSets:
     counts: Sizes  # of the sets that are reported
     in_score: tuple[str, ...]
     left_out: tuple[str, ...]  # splits that are neither reported nor scored
+    hub_id: str = ""
 
 
 class ScoredPrompt(NamedTuple):

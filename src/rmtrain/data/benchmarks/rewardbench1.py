@@ -128,5 +128,5 @@ BENCHMARK = Benchmark(
     sections=lambda sizes: SECTION_WEIGHTS["current"],
     eras=eras,
     counts=COUNTS,
-    prior=PriorSets(PRIOR_COUNTS, PRIOR_SETS, PRIOR_LEFT_OUT),
+    prior=PriorSets(PRIOR_COUNTS, PRIOR_SETS, PRIOR_LEFT_OUT, "allenai/preference-test-sets"),
 )
