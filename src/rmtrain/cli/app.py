@@ -17,6 +17,7 @@ from typer.rich_utils import rich_format_error
 
 from rmtrain import __version__
 from rmtrain.cli import (
+    average,
     compare,
     data,
     doctor,
@@ -62,6 +63,7 @@ app.command("serve")(serve.serve)
 app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("gap")(gap.gap)
+app.command("average")(average.average)
 app.command("export")(export.export)
 app.command("data")(data.data)
 app.add_typer(recipes.app, name="recipes")

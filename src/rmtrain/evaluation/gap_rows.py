@@ -1,8 +1,7 @@
 """The rows that `rmtrain gap` compares: one set of groups, scored by a policy, its reference and reward models."""
 
 import copy
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ from rmtrain.display import Display
 from rmtrain.errors import DataError
 from rmtrain.evaluation.alignment_gap import GapRows, measure_gap
 from rmtrain.evaluation.rater_shares import AlphaSource, find_alpha
-from rmtrain.evaluation.results import ScoredRow, read_rows
-from rmtrain.evaluation.splits import score_rows
+from rmtrain.evaluation.results import ScoredRow
+from rmtrain.evaluation.splits import score_once
 from rmtrain.files import write_json
 from rmtrain.model.devices import process_state
 from rmtrain.model.weights import fingerprint_read
 from rmtrain.scoring.implicit import PolicyScorer
 from rmtrain.scoring.kinds import open_scorer
-from rmtrain.scoring.scorer import Scorer, ScorerInfo, ScorerRequest, short_digest
+from rmtrain.scoring.scorer import Scorer, ScorerInfo, ScorerRequest
 
 # the text of the paper's tables: BOS, then prompt + " " + completion, with no chat template and no end token
 _PLAIN_TEXT = "{{ bos_token }}{% for m in messages %}{% if not loop.first %} {% endif %}{{ m['content'] }}{% endfor %}"
@@ -166,16 +165,9 @@ def score_all(
     scored: dict[str, dict[str, ScoredRow]] = {}
     infos, paths = dict[str, ScorerInfo](), dict[str, str]()
     for name, scorer in _opened(policies, reward_models, display):
-        what = f"{scorer.info.fingerprint} {split.fingerprint} {split.read_as}"
-        path = folder / f"{_file_name(name)}-{short_digest(what)}.rows.jsonl"
-        rows = _written(path, split.groups)
-        if rows is not None:
-            display.note(f"{name}: already scored in {path}")
-        else:
-            budget = tokens_per_batch or scorer.info.tokens_per_batch
-            rows = score_rows(scorer, name, split.groups, budget, path, display, split=split, drops=True)
-        scored[name] = {row.id: row for row in rows}
-        infos[name], paths[name] = scorer.info, str(path)
+        found = score_once(scorer, name, split, tokens_per_batch, folder, display)
+        scored[name] = {row.id: row for row in found.rows}
+        infos[name], paths[name] = scorer.info, str(found.path)
     groups = [group for group in split.groups if all(group.id in rows for rows in scored.values())]
     if not groups:
         raise DataError(f"{split.source}: no row can be rendered by all of the models")
@@ -195,17 +187,3 @@ def _opened(
         for note in scorer.info.notes:
             display.note(note)
         yield name, scorer
-
-
-def _file_name(name: str) -> str:
-    kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in name)
-    return kept[-60:].strip("-") or hashlib.sha256(name.encode()).hexdigest()[:8]
-
-
-def _written(path: Path, groups: Iterable[PreferenceGroup]) -> list[ScoredRow] | None:
-    """The rows of a finished file, if they are rows of these groups."""
-    if not path.is_file():
-        return None
-    pairs = {group.id: tuple((p.better, p.worse) for p in group.preferences) for group in groups}
-    rows = read_rows(path)
-    return rows if all(pairs.get(row.id) == row.preferences for row in rows) else None

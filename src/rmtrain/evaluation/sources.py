@@ -79,6 +79,17 @@ def splits_of_source(
     return {data_name(source, name): read(name) for name in splits}
 
 
+def one_split(
+    where: str, data: str | None, split: str | None, mapping: Mapping[str, Any] | None, notify: Notify
+) -> tuple[str, SplitData]:
+    """A single split and the name of its results: of the SOURCE `data`, or of the recipe, by default its validation."""
+    if data is None:
+        found = splits_of_recipe(where, [split or "validation"], mapping, notify)
+    else:
+        found = splits_of_source(data, [split] if split else [], where, mapping, notify)
+    return next(iter(found.items()))
+
+
 def section_for(
     source: str,
     section: DataSection | None,

@@ -1,9 +1,9 @@
 """A scorer on a split or on the rows of a comparison: rows, figures, and the files that keep them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rmtrain.data.benchmarks.definition import Benchmark
 from rmtrain.data.benchmarks.load import BenchmarkRows
@@ -13,11 +13,11 @@ from rmtrain.display import Display
 from rmtrain.evaluation.benchmarks import benchmark_result
 from rmtrain.evaluation.compare import ROWS_SUFFIX, Target
 from rmtrain.evaluation.flat_results import flat_form
-from rmtrain.evaluation.results import ScoredRow, scored_row, summarise, write_rows
+from rmtrain.evaluation.results import ScoredRow, read_rows, scored_row, summarise, write_rows
 from rmtrain.files import write_json, writing
 from rmtrain.model.devices import process_state
 from rmtrain.scoring.partial import Partials
-from rmtrain.scoring.scorer import Scorer, ScoringTask
+from rmtrain.scoring.scorer import Scorer, ScoringTask, short_digest
 
 if TYPE_CHECKING:
     from rmtrain.evaluation.parity import Parity
@@ -67,6 +67,47 @@ def score_rows(
     if process_state().is_main_process:
         partials.remove()
     return rows
+
+
+class RowsOnce(NamedTuple):
+    """The rows of a split by one scorer, and their file."""
+
+    rows: list[ScoredRow]
+    path: Path
+
+
+def score_once(
+    scorer: Scorer, name: str, split: SplitData, tokens_per_batch: int | None, folder: Path, display: Display
+) -> RowsOnce:
+    """Rows of a split in a file that is named after scorer and data; a finished one is read instead of made again.
+
+    Args:
+        scorer, folder, display: as for `evaluate_split`.
+        name: of the scorer, for the display and the file.
+        split: what to score; groups that the chat template refuses are left out.
+        tokens_per_batch: maximum tokens per forward pass; None leaves it to the scorer.
+    """
+    what = f"{scorer.info.fingerprint} {split.fingerprint} {split.read_as} {len(split.groups)}"
+    path = folder / f"{_file_name(name)}-{short_digest(what)}{ROWS_SUFFIX}"
+    if (rows := _written(path, split.groups)) is not None:
+        display.note(f"{name}: already scored in {path}")
+        return RowsOnce(rows, path)
+    budget = tokens_per_batch or scorer.info.tokens_per_batch
+    return RowsOnce(score_rows(scorer, name, split.groups, budget, path, display, split=split, drops=True), path)
+
+
+def _file_name(name: str) -> str:
+    kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in name)
+    return kept[-60:].strip("-") or short_digest(name)
+
+
+def _written(path: Path, groups: Iterable[PreferenceGroup]) -> list[ScoredRow] | None:
+    """The rows of a finished file, if they are rows of these groups."""
+    if not path.is_file():
+        return None
+    pairs = {group.id: tuple((p.better, p.worse) for p in group.preferences) for group in groups}
+    rows = read_rows(path)
+    return rows if all(pairs.get(row.id) == row.preferences for row in rows) else None
 
 
 def evaluate_splits(

@@ -188,7 +188,8 @@ def load_backbone(
     if missing and seed is None:
         raise CheckpointError(f"{name}: the weights have no score head ({HEAD}.weight)", NO_HEAD)
     if missing:
-        _init_head(module, cast(int, seed))
+        with torch.no_grad():
+            getattr(module, HEAD).weight.copy_(drawn_head(getattr(module, HEAD).weight.shape, cast(int, seed)))
     return RewardModel(make_ready(module, options, packing), packing, tuple(notes), commit)
 
 
@@ -261,13 +262,13 @@ def set_pad(config: PretrainedConfig, pad_id: int, name: str) -> None:
     text.pad_token_id = pad_id
 
 
-def _init_head(module: nn.Module, seed: int) -> None:
-    """Draw the head from N(0, 1/(H+1)), on the CPU, so that it is the same on any device (arXiv 2009.01325)."""
-    weight = getattr(module, HEAD).weight
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5
-    with torch.no_grad():
-        weight.copy_(drawn)
+def drawn_head(shape: Sequence[int], seed: int) -> torch.Tensor:
+    """The weight of a new head, from N(0, 1/(H+1)) for H inputs (arXiv 2009.01325).
+
+    It is drawn on the CPU, so that it is the same on any device.
+    """
+    drawn = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+    return drawn.div((shape[1] + 1) ** 0.5)
 
 
 def choose_packing(

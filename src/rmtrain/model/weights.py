@@ -181,6 +181,18 @@ def download(where: str, revision: str | None, weights: bool = True) -> Path:
     return folder
 
 
+def cached_folder(name: str, revision: str | None) -> Path | None:
+    """A folder, or that of a hub id as far as it was fetched before; None where nothing of it is here."""
+    from huggingface_hub import snapshot_download
+
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (OSError, ValueError):  # not fetched yet, or no hub id
+        return None
+
+
 def _snapshot(where: str, revision: str | None, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -12,6 +12,7 @@ from rmtrain.files import write_atomic
 from rmtrain.model.portable import serve_command
 from rmtrain.places import name_only, without_places
 from rmtrain.recipe.yaml12 import dump_values
+from rmtrain.reporting.averages import average_tables
 from rmtrain.reporting.data_report import entry_tables
 from rmtrain.reporting.metadata import HUB_ID, front_matter, is_dataset_id, sources
 from rmtrain.reporting.record import RunRecord, read_run
@@ -42,12 +43,12 @@ def write_model_card(run: Path) -> Path:
 
 
 def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, Any]) -> Path:
-    """Write README.md into the folder of an exported model, with the results of its run if it has one.
+    """Write README.md into the folder of an exported or averaged model, with the results of its run if it has one.
 
     Args:
-        folder: of the exported model.
+        folder: of the model.
         run: its run folder; None if it has none.
-        sidecar: content of the exported model's rmtrain.json.
+        sidecar: content of the model's rmtrain.json.
 
     Raises:
         OSError: the file can't be written.
@@ -58,7 +59,7 @@ def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, An
     else:
         record = replace(read_run(run, with_rows=False), sidecar=sidecar)
     path = folder / NAME
-    write_atomic(path, _card(record, adapter=False))
+    write_atomic(path, _card(record, adapter=(folder / "adapter_config.json").exists()))
     return path
 
 
@@ -79,6 +80,7 @@ def _card(record: RunRecord, adapter: bool) -> str:
         "quantised": quantization if adapter and quantization in ("nf4", "int8") else None,
         "dtype": dtype if dtype in ("bfloat16", "float16") else "float32",
         "exported": exported,
+        "averaged": average_tables(averaged) if (averaged := mapping(record.sidecar.get("averaged"))) else [],
         "serve": Markup(serve_command(".", dtype if dtype in ("bfloat16", "float16") else "float32")),
         "results": [
             *split_tables(list(record.splits.values())),

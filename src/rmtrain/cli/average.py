@@ -1,0 +1,137 @@
+"""`rmtrain average`: one checkpoint from the weights of several."""
+
+import json as jsonlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from rmtrain.cli import options, processes
+from rmtrain.cli.checkpoints import choose
+from rmtrain.cli.display import TerminalDisplay
+from rmtrain.errors import InputError
+from rmtrain.scoring.scorer import folder_name
+
+if TYPE_CHECKING:
+    from rmtrain.model.averaging import Average
+    from rmtrain.model.parts import Part
+
+
+def average(
+    ckpts: Annotated[list[str], typer.Argument(metavar="CKPT", help="Run folders, checkpoint folders or hub ids.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the average.")],
+    weights: Annotated[
+        str | None, typer.Option(metavar="W,W,…", help="A weight for each checkpoint; default: all the same.")
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Keep only checkpoints that do not lower the validation accuracy.")
+    ] = False,
+    extrapolate: Annotated[
+        float | None,
+        typer.Option(metavar="ALPHA", help="Go on from the start of training: start + (1 + ALPHA) (average - start)."),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Rank of an averaged adapter; default: the sum of all, which is exact.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Score the average and its parts on these rows.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Score them on this split of the recipe, or of --data; --greedy: validation.")
+    ] = None,
+    columns: options.Columns = None,
+    row_schema: options.RowSchema = None,
+    tokens_per_batch: options.Tokens = None,
+    num_processes: options.Processes = None,
+    no_verify: options.NoVerify = False,
+    json: options.Json = False,
+) -> None:
+    """Average the weights of checkpoints that were trained from the same base and score head.
+
+    The average of adapters is exact: their changes of the weights are averaged, not their factors. The result is a
+    checkpoint like any other.
+
+    [dim]rmtrain average runs/a-20260101-120000-ab12 runs/b-20260101-130000-cd34 --output averaged --split validation[/]
+    [dim]rmtrain average runs/*/ --greedy --output soup[/]
+    [dim]rmtrain average runs/a-20260101-120000-ab12 --extrapolate 0.3 --output further[/]
+    """
+    given, alpha = _weights(weights, len(ckpts), greedy), _alpha(extrapolate, len(ckpts))
+    mapping = options.given_mapping(columns, row_schema)
+    with TerminalDisplay() as display, processes.alone(output):
+        wheres = [choose(ckpt, Path("runs"), display).where for ckpt in ckpts]
+        asked = greedy or data is not None or split is not None
+        if asked:
+            processes.spread(num_processes)
+        from rmtrain.evaluation.averaging import Step, Validation, choose_greedily, compare_parts, record_of
+        from rmtrain.evaluation.averaging import write_on_main as write
+        from rmtrain.evaluation.export import check_output
+        from rmtrain.evaluation.sources import one_split
+        from rmtrain.model.averaging import Average
+        from rmtrain.model.parts import open_part, require_alike
+
+        check_output(output)
+        parts = [open_part(where, not no_verify) for where in wheres]
+        require_alike(parts)
+        validation = None
+        if asked:
+            name, rows = one_split(wheres[0], data, split, mapping, display.note)
+            folder = Path("results") / folder_name(str(output.absolute())) / "average" / name
+            validation = Validation(rows, folder, tokens_per_batch, display)
+
+        def build(chosen: "Sequence[Part]") -> "Average":
+            shares = [1 / len(chosen)] * len(chosen) if greedy else given
+            return Average(tuple(chosen), tuple(shares), alpha, rank)
+
+        made, steps = build(parts), list[Step]()
+        if greedy and validation is not None:
+            made, steps = choose_greedily(parts, build, validation, output.with_name(f".{output.name}.candidate"))
+        record = record_of(made, "greedy" if greedy else "given" if weights is not None else "equal", steps)
+        written = write(made, output, record)
+        scores = compare_parts(parts, output, validation) if validation is not None else None
+    if written is None:
+        return
+    from rmtrain.model.weights import SIDECAR, read_object
+    from rmtrain.reporting.card import write_exported_card
+
+    write_exported_card(output, None, read_object(output / SIDECAR))
+    result = {"output": str(output), **record, "rank": written.rank, "rank_loss": written.lost, "scores": scores}
+    if json:
+        print(jsonlib.dumps(result, indent=2))
+        return
+    from rmtrain.reporting.averages import average_tables
+    from rmtrain.reporting.table import to_terminal
+
+    Console(highlight=False).print(to_terminal(*average_tables(result)))
+
+
+def _weights(text: str | None, count: int, greedy: bool) -> list[float]:
+    """The weights, with the sum 1."""
+    if text is None:
+        return [1 / count] * count
+    if greedy:
+        raise InputError("--weights and --greedy exclude each other", "leave one of them out")
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--weights {text}: not numbers with commas between them", "such as 0.5,0.3,0.2") from None
+    if len(values) != count:
+        raise InputError(f"--weights {text}: {len(values)} weights for {count} checkpoints", "give one for each")
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise InputError(f"--weights {text}: each must be above 0", "leave a checkpoint out to give it no weight")
+    return [value / sum(values) for value in values]
+
+
+def _alpha(extrapolate: float | None, count: int) -> float:
+    if extrapolate is None:
+        if count < 2:
+            raise InputError("an average needs at least two checkpoints", "name more, or --extrapolate a single one")
+        return 0.0
+    if not math.isfinite(extrapolate) or extrapolate <= -1:
+        raise InputError(
+            f"--extrapolate {extrapolate}: must be above -1, which is the start of training itself",
+            "take a positive number, such as 0.3, to go further; a negative one goes back towards the base",
+        )
+    return extrapolate

@@ -1,0 +1,162 @@
+"""Averages of checkpoints, chosen and judged on a validation split: the greedy soup, and its parts beside it."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rmtrain.data.load import SplitData
+from rmtrain.display import Display
+from rmtrain.evaluation.differences import compare_rows
+from rmtrain.evaluation.results import ScoredRow, SplitFigures, summarise
+from rmtrain.evaluation.splits import score_once
+from rmtrain.files import write_json
+from rmtrain.model.averaging import Average, Written, write_average
+from rmtrain.model.devices import process_state
+from rmtrain.model.parts import Part
+from rmtrain.model.weights import SIDECAR, read_object
+from rmtrain.scoring.kinds import open_scorer
+from rmtrain.scoring.scorer import ScorerRequest
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The rows on which models are chosen and compared.
+
+    Attributes:
+        split: the rows.
+        folder: of the rows files.
+        tokens_per_batch: maximum tokens per forward pass; None leaves it to each checkpoint.
+        display: of the main process.
+    """
+
+    split: SplitData
+    folder: Path
+    tokens_per_batch: int | None
+    display: Display
+
+    def rows(self, name: str, where: Path) -> list[ScoredRow]:
+        """Rewards of a checkpoint, which leaves the memory before the next is loaded."""
+        scorer = open_scorer(ScorerRequest(str(where)))
+        return score_once(scorer, name, self.split, self.tokens_per_batch, self.folder, self.display).rows
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the greedy choice: the accuracy of the average with one more model."""
+
+    ckpt: str
+    accuracy: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class PartScore:
+    """A part's accuracy beside the average's; the difference is the average's minus its own, in pairs by prompt."""
+
+    ckpt: str
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    loss: float | None
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    mcnemar_p: float | None
+
+
+def choose_greedily(
+    parts: Sequence[Part], build: Callable[[Sequence[Part]], Average], validation: Validation, candidate: Path
+) -> tuple[Average, list[Step]]:
+    """The greedy soup (arXiv 2203.05482).
+
+    The models are tried in the order of their accuracy, and each is kept if the average with it is at least as accurate
+    as without it.
+
+    Args:
+        parts: what may be averaged.
+        build: the average of some of them.
+        validation: decides.
+        candidate: a folder for the averages that are tried; it is overwritten.
+    """
+    figures = {part.where: summarise(validation.rows(part.where, part.files.folder)) for part in parts}
+    ranked = sorted(parts, key=lambda part: (-(figures[part.where].accuracy or 0.0), figures[part.where].loss or 0.0))
+    kept, best = [ranked[0]], figures[ranked[0].where].accuracy or 0.0
+    steps = [Step(ranked[0].where, best, True)]
+    try:
+        for part in ranked[1:]:
+            tried = build([*kept, part])
+            write_on_main(tried, candidate, {"parts": [part.where for part in tried.parts]}, replace=True)
+            accuracy = summarise(validation.rows(f"average of {len(tried.parts)}", candidate)).accuracy or 0.0
+            steps.append(Step(part.where, accuracy, accuracy >= best))
+            if accuracy >= best:
+                kept, best = list(tried.parts), accuracy
+    finally:
+        if process_state().is_main_process:
+            shutil.rmtree(candidate, ignore_errors=True)
+    return build(kept), steps
+
+
+def write_on_main(average: Average, folder: Path, record: Mapping[str, Any], replace: bool = False) -> Written | None:
+    """Write an average on the main process, and let the others wait for it; what it wrote, or None on the others."""
+    state = process_state()
+    written = write_average(average, folder, dict(record), replace) if state.is_main_process else None
+    state.wait_for_everyone()
+    return written
+
+
+def record_of(average: Average, method: str, steps: Sequence[Step]) -> dict[str, Any]:
+    """What the rmtrain.json of an average says of how it was made."""
+    weights = zip(average.parts, average.weights, strict=True)
+    return {
+        "method": method,
+        "parts": [
+            {"ckpt": part.where, "weights_fingerprint": part.fingerprint, "weight": weight} for part, weight in weights
+        ],
+        "extrapolate": average.extrapolate or None,
+        "steps": [asdict(step) for step in steps] or None,
+    }
+
+
+def compare_parts(parts: Sequence[Part], output: Path, validation: Validation) -> dict[str, Any]:
+    """The average's figures beside those of all that it could be made of, on the same rows; kept in its rmtrain.json.
+
+    Returns:
+        Figures as of `eval`, with the parts under `parts`.
+    """
+    own_rows = validation.rows(output.name, output)
+    own = summarise(own_rows)
+    scores = []
+    for part in parts:
+        rows = validation.rows(part.where, part.files.folder)
+        scores.append(_beside(part.where, summarise(rows), own_rows, rows))
+    result = {
+        "data": validation.split.origin,
+        "split": validation.split.name,
+        "n": own.n,
+        "accuracy": own.accuracy,
+        "low": own.accuracy_low,
+        "high": own.accuracy_high,
+        "loss": own.loss,
+        "parts": [asdict(score) for score in scores],
+    }
+    if process_state().is_main_process:
+        sidecar = read_object(output / SIDECAR)
+        write_json(output / SIDECAR, {**sidecar, "averaged": {**sidecar["averaged"], "scores": result}})
+    return result
+
+
+def _beside(name: str, figures: SplitFigures, own: list[ScoredRow], rows: list[ScoredRow]) -> PartScore:
+    paired = compare_rows(own, rows, None).overall
+    return PartScore(
+        name,
+        figures.accuracy,
+        figures.accuracy_low,
+        figures.accuracy_high,
+        figures.loss,
+        paired.difference,
+        paired.low,
+        paired.high,
+        paired.mcnemar_p,
+    )
