@@ -54,6 +54,7 @@ def test_the_average_is_a_checkpoint_like_any_other(
     assert [part["ckpt"] for part in places] == ["./a", "./b", "./c"]
 
 
+@pytest.mark.slow
 def test_the_greedy_choice_keeps_what_does_not_lower_the_accuracy(
     parts: list[str], rows: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

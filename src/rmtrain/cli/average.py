@@ -79,7 +79,7 @@ def average(
         if asked:
             name, rows = one_split(wheres[0], data, split, mapping, display.note)
             folder = Path("results") / folder_name(str(output.absolute())) / "average" / name
-            validation = Validation(rows, folder, tokens_per_batch, display)
+            validation = Validation(rows, folder, tokens_per_batch, display, not no_verify)
 
         def build(chosen: "Sequence[Part]") -> "Average":
             shares = [1 / len(chosen)] * len(chosen) if greedy else given

@@ -8,7 +8,8 @@ from rmtrain.cli.processes import handed_down
 from rmtrain.display import Display
 from rmtrain.errors import InputError
 from rmtrain.runs import locate_model, newest_finished
-from rmtrain.scoring.scorer import Scorer, ScorerRequest, ScoringOptions, folder_name
+from rmtrain.scoring.combination import Combination
+from rmtrain.scoring.scorer import Scorer, ScorerRequest, ScoringOptions, folder_name, short_digest
 
 if TYPE_CHECKING:
     from rmtrain.evaluation.compare import ModelRef
@@ -35,6 +36,11 @@ class CheckpointRef(NamedTuple):
         """What `open_scorer` takes."""
         return ScorerRequest(self.where, self.options, self.verify)
 
+    @property
+    def first(self) -> str:
+        """The folder or hub id whose record says how data is read: of an ensemble the first member's."""
+        return self.where if self.options.combine is None else self.where.split(",")[0]
+
 
 def choose(
     ckpt: str | None, runs: Path, display: TerminalDisplay, options: ScoringOptions = DEFAULTS, verify: bool = True
@@ -48,7 +54,10 @@ def choose(
         raise InputError("--label is for reward models, not for policies", "leave it out")
     if options.reference is not None and options.reference_free is not None:
         raise InputError("--reference and --reference-free exclude each other", "leave one of them out")
-    named = _find(ckpt, runs, display)
+    if options.combine is not None or (ckpt is not None and "," in ckpt and not Path(ckpt).exists()):
+        named = _find_several(ckpt or "", options.combine)
+    else:
+        named = _find(ckpt, runs, display)
     return named._replace(name="-".join([named.name, *options.marks]), options=options, verify=verify)
 
 
@@ -62,6 +71,19 @@ def _find(ckpt: str | None, runs: Path, display: TerminalDisplay) -> CheckpointR
         return CheckpointRef(str(folder / "final"), folder, folder.name)
     where, run = locate_model(ckpt)
     return CheckpointRef(where, run, run.name if run is not None else folder_name(ckpt))
+
+
+def _find_several(ckpts: str, combine: str | None) -> CheckpointRef:
+    names = ckpts.split(",")
+    if combine is None:
+        raise InputError(
+            f"--ckpt {ckpts} names {len(names)} checkpoints", "say how their rewards become one: --combine"
+        )
+    if len(names) < 2 or not all(names):
+        raise InputError("--combine takes two checkpoints or more", "name them with commas, as in --ckpt A,B,C")
+    Combination.parse(combine)
+    where = ",".join(locate_model(name)[0] for name in names)
+    return CheckpointRef(where, None, f"{len(names)}-models-{short_digest(where)}")
 
 
 def load(ref: "ModelRef", display: Display, needs_rewards: str = "") -> Scorer:

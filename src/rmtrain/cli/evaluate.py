@@ -23,6 +23,7 @@ def evaluate(
     label: options.Label = None,
     reference: options.Reference = None,
     reference_free: options.ReferenceFree = None,
+    combine: options.Combine = None,
     split: Annotated[list[str] | None, typer.Option(help="Split of the recipe, or of --data; may be repeated.")] = None,
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Other data: hub dataset id, local file, or demo.")
@@ -44,20 +45,23 @@ def evaluate(
 
     [dim]rmtrain eval --split test[/]
     [dim]rmtrain eval --ckpt runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl --min-accuracy 0.7[/]
+    [dim]rmtrain eval --ckpt runs/a-20260101-120000-ab12,runs/b-20260102-120000-cd34 --combine min[/]
     """
     from rmtrain.evaluation.sources import splits_of_recipe, splits_of_source
 
     with TerminalDisplay() as display:
-        asked = ScoringOptions(prompt, label, reference, reference_free, max_length, dtype)
+        asked = ScoringOptions(
+            prompt, label, reference, reference_free, max_length, dtype, combine=combine
+        )
         ref = choose(ckpt, runs, display, asked, not no_verify)
         mapping = options.given_mapping(columns, row_schema)
         processes.spread(num_processes)
         scorer = load(ref, display)
         names = split or []
         if data is None:
-            splits = splits_of_recipe(ref.where, names, mapping, display.note)
+            splits = splits_of_recipe(ref.first, names, mapping, display.note)
         else:
-            splits = splits_of_source(data, names, ref.where, mapping, display.note)
+            splits = splits_of_source(data, names, ref.first, mapping, display.note)
         from rmtrain.evaluation.splits import evaluate_splits
 
         budget = tokens_per_batch or scorer.info.tokens_per_batch
@@ -67,11 +71,12 @@ def evaluate(
     if json:
         print(jsonlib.dumps(results[0] if len(results) == 1 else results, indent=2))
     else:
+        from rmtrain.reporting.ensembles import ensemble_tables
         from rmtrain.reporting.table import to_terminal
         from rmtrain.reporting.tables import split_tables
 
         console = Console(highlight=False)
-        console.print(to_terminal(*split_tables(results)))
+        console.print(to_terminal(*split_tables(results), *ensemble_tables(results)))
         for result in results:
             console.print(f"rows: {result['rows']}", soft_wrap=True)
     missed = [result for result in results if (result["accuracy"] or 0.0) < (min_accuracy or 0.0)]

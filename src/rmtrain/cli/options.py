@@ -34,6 +34,13 @@ ReferenceFree = Annotated[
         "completion's log-probabilities."
     ),
 ]
+Combine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="Score by several checkpoints, as in --ckpt A,B,C: mean, min, or mean-minus-variance of their rewards.",
+    ),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option(

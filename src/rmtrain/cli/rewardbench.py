@@ -25,6 +25,7 @@ def rewardbench(
     label: options.Label = None,
     reference: options.Reference = None,
     reference_free: options.ReferenceFree = None,
+    combine: options.Combine = None,
     benchmark: Annotated[options.BenchmarkName, typer.Option(help="The benchmark to score.")] = "rewardbench-1",
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Rows of the benchmark; default: its dataset on the hub.")
@@ -74,7 +75,9 @@ def rewardbench(
     """
     if output is not None:
         options.check_output(output)
-    asked = ScoringOptions(prompt, label, reference, reference_free, max_length, dtype)
+    asked = ScoringOptions(
+        prompt, label, reference, reference_free, max_length, dtype, combine=combine
+    )
     if results:
         unused = {"ckpt": ckpt, **vars(asked), "data": data, "split": split, "parity": parity}
         unused |= {"prior_data": prior_data, "tokens_per_batch": tokens_per_batch, "num_processes": num_processes}
@@ -89,8 +92,10 @@ def rewardbench(
         _write_flat(output, published)
         _render(published[0] if len(published) == 1 else published, json)
         return
-    if parity and (benchmark != "rewardbench-1" or asked.is_policy):
-        raise InputError("--parity is for reward models on rewardbench-1", "leave it out, or choose that benchmark")
+    if parity and (benchmark != "rewardbench-1" or asked.is_policy or combine is not None):
+        raise InputError(
+            "--parity is for a single reward model on rewardbench-1", "leave it out, or choose that benchmark"
+        )
     with TerminalDisplay() as display:
         ref = choose(ckpt, runs, display, asked, not no_verify)
         processes.spread(num_processes)
@@ -128,6 +133,7 @@ def _render(result: Any, as_json: bool) -> None:
     if as_json:
         print(jsonlib.dumps(result, indent=2))
         return
+    from rmtrain.reporting.ensembles import ensemble_tables
     from rmtrain.reporting.table import to_terminal
     from rmtrain.reporting.tables import benchmark_tables
 
@@ -135,4 +141,4 @@ def _render(result: Any, as_json: bool) -> None:
     for one in result if isinstance(result, list) else [result]:
         if one["ckpt"]:
             console.print(Text(str(one["ckpt"]), style="bold"))
-        console.print(to_terminal(*benchmark_tables(one)), "")
+        console.print(to_terminal(*benchmark_tables(one), *ensemble_tables([one])), "")

@@ -27,6 +27,7 @@ def score(
     label: options.Label = None,
     reference: options.Reference = None,
     reference_free: options.ReferenceFree = None,
+    combine: options.Combine = None,
     columns: options.Columns = None,
     row_schema: options.RowSchema = None,
     max_length: options.MaxLength = None,
@@ -48,12 +49,15 @@ def score(
     from rmtrain.evaluation.sources import data_section, section_for
 
     with TerminalDisplay() as display, processes.alone(output):
-        asked = ScoringOptions(prompt, label, reference, reference_free, max_length, dtype)
+        asked = ScoringOptions(
+            prompt, label, reference, reference_free, max_length, dtype, combine=combine
+        )
         ref = choose(ckpt, runs, display, asked, not no_verify)
         source = read_rows(str(input_file))
-        section, trained = section_for(str(input_file), data_section(ref.where, display.note_once), mapping)
+        section, trained = section_for(str(input_file), data_section(ref.first, display.note_once), mapping)
         split = read_source(source, None, section, evaluation=False, trained=trained, notify=display.note_once)
         processes.spread(num_processes)
+        from rmtrain.evaluation.disagreement import spread_of
         from rmtrain.evaluation.splits import score_rows  # imports torch, which is not needed to refuse an input
         from rmtrain.scoring.partial import remove_partials
 
@@ -65,7 +69,7 @@ def score(
             nonlocal changed
             changed = has_changed(source)
             rows = zip(split.rows, scored, strict=True)
-            lines = [{**source.rows[index], "rewards": list(row.rewards)} for index, row in rows]
+            lines = [{**source.rows[index], "rewards": list(row.rewards), **spread_of(row)} for index, row in rows]
             write_atomic(path, "".join(jsonlib.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines))
 
         scored = score_rows(scorer, Path(input_file).name, split.groups, budget, output, display, write, split)

@@ -29,16 +29,18 @@ class Validation:
         folder: of the rows files.
         tokens_per_batch: maximum tokens per forward pass; None leaves it to each checkpoint.
         display: of the main process.
+        verify: check files of checkpoints against the digests that were recorded with them.
     """
 
     split: SplitData
     folder: Path
     tokens_per_batch: int | None
     display: Display
+    verify: bool = True
 
     def rows(self, name: str, where: Path) -> list[ScoredRow]:
         """Rewards of a checkpoint, which leaves the memory before the next is loaded."""
-        scorer = open_scorer(ScorerRequest(str(where)))
+        scorer = open_scorer(ScorerRequest(str(where), verify=self.verify))
         return score_once(scorer, name, self.split, self.tokens_per_batch, self.folder, self.display).rows
 
 

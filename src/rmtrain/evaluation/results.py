@@ -44,6 +44,7 @@ class ScoredRow(NamedTuple):
     cluster: str = ""  # rows of one prompt share it; empty: the row is a cluster by itself
     margins: tuple[float, ...] = ()  # one a preference, if the model only compares: of the better over the worse
     identical: int = 0  # preferences between completions of the same tokens, which are ties
+    members: tuple[tuple[float, ...], ...] = ()  # of an ensemble, M times K: the rewards of each member
 
 
 def prompt_key(prompt: Conversation) -> str:
@@ -64,6 +65,7 @@ def scored_row(group: PreferenceGroup, score: GroupScore) -> ScoredRow:
         cluster=prompt_key(group.prompt) if group.prompt else "",
         margins=score.margins,
         identical=score.identical,
+        members=score.members,
     )
 
 
@@ -175,7 +177,7 @@ def write_rows(path: Path, rows: Iterable[ScoredRow]) -> None:
 
 def _row_line(row: ScoredRow) -> str:
     values = {**row._asdict(), "rewards": [float(reward) for reward in row.rewards]}
-    for name in ("margins", "identical"):
+    for name in ("margins", "identical", "members"):
         if not values[name]:
             del values[name]
     try:
@@ -201,6 +203,7 @@ class _Line(BaseModel):
     cluster: str = ""
     margins: tuple[_Float32, ...] = ()
     identical: Annotated[int, Field(ge=0, lt=2**53)] = 0
+    members: tuple[tuple[_Float32, ...], ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -213,6 +216,8 @@ class _Line(BaseModel):
             raise ValueError("margins are not one number a preference")
         if len(self.lengths) not in (0, k):
             raise ValueError("lengths are not one token count a completion")
+        if any(len(rewards) != k for rewards in self.members):
+            raise ValueError("members are not one reward a completion")
         return self
 
 

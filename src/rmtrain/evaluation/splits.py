@@ -12,6 +12,7 @@ from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.evaluation.benchmarks import benchmark_result
 from rmtrain.evaluation.compare import ROWS_SUFFIX, Target
+from rmtrain.evaluation.disagreement import ensemble_fields
 from rmtrain.evaluation.flat_results import flat_form
 from rmtrain.evaluation.results import ScoredRow, read_rows, scored_row, summarise, write_rows
 from rmtrain.files import write_json, writing
@@ -134,6 +135,7 @@ def evaluate_split(
         "rows": str(path),
         "refused": len(split.groups) - len(rows),
         **scorer.info.record(),
+        **ensemble_fields(scorer.info, rows, display.note),
         "data": split.origin,
     }
     if process_state().is_main_process:
@@ -196,6 +198,7 @@ def evaluate_benchmark(
         **benchmark_result(benchmark, scored, prior, scorer.info.where).to_json(),
         "rows": str(path),
         **scorer.info.record(),
+        **ensemble_fields(scorer.info, scored, display.note),
         **(beside or {}),
         "data": rows.origin,
         "prior_data": rows.prior_origins or None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from rmtrain.scoring.ensemble import EnsembleScorer
 from rmtrain.scoring.implicit import PolicyScorer
 from rmtrain.scoring.reward_models import EncoderScorer, PairScorer, RewardModelScorer
 from rmtrain.scoring.scorer import Scorer, ScorerRequest
@@ -22,4 +23,6 @@ def open_scorer(request: ScorerRequest) -> Scorer:
         CheckpointError: the checkpoint is damaged, or of no known kind.
         InputError: an option that this kind does not have.
     """
+    if request.options.combine is not None:
+        return EnsembleScorer.open(request, open_scorer)
     return next(scorer for opener in SCORERS if (scorer := opener(request)) is not None)

@@ -31,6 +31,7 @@ class GroupScore(NamedTuple):
     truncated: bool
     identical: int = 0  # preferences between completions of the same tokens, which are ties
     margins: tuple[float, ...] = ()  # one a preference, if the scorer only compares: the better one's over the worse
+    members: tuple[tuple[float, ...], ...] = ()  # of an ensemble, M times K: the rewards of each member
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class ScorerInfo:
         notes: what a user should know of it, one line each.
         gives_rewards: every completion gets a reward; otherwise each preference gets a margin.
         renderer: turns conversations into tokens; None if the scorer does so by other means.
+        members: of an ensemble, as named by the user.
     """
 
     where: str
@@ -62,6 +64,7 @@ class ScorerInfo:
     notes: tuple[str, ...] = ()
     gives_rewards: bool = True
     renderer: "Renderer | None" = None
+    members: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """The fields of a result that say what scored it."""
@@ -143,6 +146,7 @@ class ScoringOptions:
     reference_free: Literal["avg", "sum", "norm"] | None = None
     max_length: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    combine: str | None = None  # the checkpoint is several, with commas between them; see `ensemble.Combination`
 
     @property
     def is_policy(self) -> bool:
@@ -164,7 +168,8 @@ class ScoringOptions:
             marks += ["ref-free", self.reference_free]
         if self.max_length is not None:
             marks += ["max-length", str(self.max_length)]
-        return [*marks, *([self.dtype] if self.dtype is not None else [])]
+        named = (self.dtype, self.combine and self.combine.replace(":", "-"))
+        return [*marks, *(part for part in named if part is not None)]
 
 
 def folder_name(where: str) -> str:

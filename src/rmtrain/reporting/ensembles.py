@@ -1,0 +1,31 @@
+"""An ensemble beside its members, as a table, and how far these agree."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rmtrain.reporting.summary import mapping
+from rmtrain.reporting.table import Table
+from rmtrain.reporting.text import decimal, interval, percent
+
+
+def ensemble_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """One table for each result of an ensemble; none for those of single models."""
+    return [_table(result) for result in results if mapping(result.get("disagreement"))]
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    figures = mapping(result["disagreement"])
+    combine = mapping(result.get("ensemble")).get("combine")
+    rows: list[tuple[object, ...]] = [(f"the ensemble, {combine}", percent(figures["accuracy"]), "", "", "")]
+    for member in figures["members"]:
+        scale = decimal(member["reward_mean"], 2), decimal(member["reward_std"], 2)
+        rows.append((member["ckpt"], percent(member["accuracy"]), interval(member["low"], member["high"]), *scale))
+    notes = [
+        f"The members' rewards of a completion differ by {decimal(figures['reward_deviation'])} on average (standard "
+        f"deviation). They disagree on {percent(figures['split_preferences'])} of the preferences: there the ensemble "
+        f"is right on {percent(figures['accuracy_split'])}, elsewhere on {percent(figures['accuracy_agreed'])}."
+    ]
+    name = result.get("split") or result.get("benchmark")
+    return Table(
+        (f"{name}, all preferences", "accuracy", "95 % interval", "mean", "deviation"), rows, bold=[0], notes=notes
+    )

@@ -1,0 +1,50 @@
+"""How the rewards of an ensemble's members become one (arXiv 2310.02743)."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rmtrain.errors import InputError
+
+_FORM = re.compile(r"(mean|min|mean-minus-variance)(?::([0-9.eE+-]+))?")
+
+
+class Combination(NamedTuple):
+    """How the rewards r_1 ... r_M of a completion become one.
+
+    `mean` is their mean, `min` the lowest (worst-case optimisation), and `mean-minus-variance` the mean less `weight`
+    times their population variance (uncertainty-weighted optimisation).
+    """
+
+    kind: str
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Combination":
+        """A combination as users write it, such as mean-minus-variance:0.5.
+
+        Raises:
+            InputError: it is none.
+        """
+        found = _FORM.fullmatch(text)
+        try:
+            weight = float(found[2]) if found and found[2] else 1.0
+        except ValueError:
+            found = None
+        if found is None or (found[2] and found[1] != "mean-minus-variance") or not 0 <= weight < 1e6:
+            raise InputError(
+                f"--combine {text}: no such combination",
+                "choose mean, min, or mean-minus-variance, which takes a weight as in mean-minus-variance:0.5",
+            )
+        return cls(found[1], weight)
+
+    def of(self, rewards: Sequence[Sequence[float]]) -> tuple[float, ...]:
+        """K rewards from M times K; float32 values, as of every scorer."""
+        import numpy as np  # as late as here: the command line reads combinations before it needs any arithmetic
+
+        values = np.asarray(rewards, dtype=np.float64)
+        if self.kind == "min":
+            combined = values.min(axis=0)
+        else:
+            combined = values.mean(axis=0) - (self.weight * values.var(axis=0) if self.kind != "mean" else 0.0)
+        return tuple(combined.astype(np.float32).tolist())
