@@ -18,6 +18,7 @@ from typer.rich_utils import rich_format_error
 from rmtrain import __version__
 from rmtrain.cli import (
     average,
+    calibrate,
     compare,
     data,
     doctor,
@@ -64,6 +65,7 @@ app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("gap")(gap.gap)
 app.command("average")(average.average)
+app.command("calibrate")(calibrate.calibrate)
 app.command("export")(export.export)
 app.command("data")(data.data)
 app.add_typer(recipes.app, name="recipes")

@@ -24,6 +24,7 @@ def evaluate(
     reference: options.Reference = None,
     reference_free: options.ReferenceFree = None,
     combine: options.Combine = None,
+    calibrated: options.Calibrated = False,
     split: Annotated[list[str] | None, typer.Option(help="Split of the recipe, or of --data; may be repeated.")] = None,
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Other data: hub dataset id, local file, or demo.")
@@ -51,7 +52,7 @@ def evaluate(
 
     with TerminalDisplay() as display:
         asked = ScoringOptions(
-            prompt, label, reference, reference_free, max_length, dtype, combine=combine
+            prompt, label, reference, reference_free, max_length, dtype, calibrated=calibrated, combine=combine
         )
         ref = choose(ckpt, runs, display, asked, not no_verify)
         mapping = options.given_mapping(columns, row_schema)

@@ -67,6 +67,8 @@ def _told(result: dict[str, Any]) -> str:
         if step in proof:
             lines.append(f"  {proof[step]:.2g} by {step} ({proof[f'{step}_allowed']:.2g} allowed)")
     lines.append(f"serve it with the same rewards (POST messages to /classify): {result['serve']}")
+    if "serve_standardised" in result:
+        lines.append(f"with the calibration's mean and standard deviation: {result['serve_standardised']}")
     return "\n".join([*lines, *([f"pushed: {result['pushed']}"] if result["pushed"] else [])])
 
 

@@ -34,6 +34,10 @@ ReferenceFree = Annotated[
         "completion's log-probabilities."
     ),
 ]
+Calibrated = Annotated[
+    bool,
+    typer.Option("--calibrated", help="Calibrate the rewards as `rmtrain calibrate` has found for the checkpoint."),
+]
 Combine = Annotated[
     str | None,
     typer.Option(

@@ -26,6 +26,7 @@ def rewardbench(
     reference: options.Reference = None,
     reference_free: options.ReferenceFree = None,
     combine: options.Combine = None,
+    calibrated: options.Calibrated = False,
     benchmark: Annotated[options.BenchmarkName, typer.Option(help="The benchmark to score.")] = "rewardbench-1",
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Rows of the benchmark; default: its dataset on the hub.")
@@ -76,7 +77,7 @@ def rewardbench(
     if output is not None:
         options.check_output(output)
     asked = ScoringOptions(
-        prompt, label, reference, reference_free, max_length, dtype, combine=combine
+        prompt, label, reference, reference_free, max_length, dtype, calibrated=calibrated, combine=combine
     )
     if results:
         unused = {"ckpt": ckpt, **vars(asked), "data": data, "split": split, "parity": parity}

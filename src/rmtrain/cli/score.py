@@ -28,6 +28,7 @@ def score(
     reference: options.Reference = None,
     reference_free: options.ReferenceFree = None,
     combine: options.Combine = None,
+    calibrated: options.Calibrated = False,
     columns: options.Columns = None,
     row_schema: options.RowSchema = None,
     max_length: options.MaxLength = None,
@@ -50,7 +51,7 @@ def score(
 
     with TerminalDisplay() as display, processes.alone(output):
         asked = ScoringOptions(
-            prompt, label, reference, reference_free, max_length, dtype, combine=combine
+            prompt, label, reference, reference_free, max_length, dtype, calibrated=calibrated, combine=combine
         )
         ref = choose(ckpt, runs, display, asked, not no_verify)
         source = read_rows(str(input_file))

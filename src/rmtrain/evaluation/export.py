@@ -13,6 +13,7 @@ from rmtrain.data.load import read_source
 from rmtrain.data.tokenize import TokenizedGroup, tokenize_groups
 from rmtrain.errors import InputError, RunFailedError
 from rmtrain.files import staged_folder, write_json
+from rmtrain.model.calibration import export_calibration
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.digests import seal
 from rmtrain.model.export import merge, stored_bytes, write_model
@@ -20,7 +21,7 @@ from rmtrain.model.portable import serve_command
 from rmtrain.model.quantization import dequantise, in_float32, is_quantised
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.start import require_one_label
-from rmtrain.model.weights import SIDECAR, download, read_object
+from rmtrain.model.weights import SIDECAR, download, local_folder, read_object
 from rmtrain.places import local_name, without_places
 from rmtrain.scoring.batches import score_groups
 
@@ -89,13 +90,16 @@ def export(
         notify(f"scoring them with the {stored} folder, read by transformers alone")
         proof.check("storing", _rewards_of_folder(staging, proof.sample), STORING[stored])
         exported["proof"] = proof.figures
+        scale = export_calibration(local_folder(where if revision is None else f"{where}@{revision}"), staging)
         sidecar = {**read_object(staging / SIDECAR), "exported": exported}
         write_json(staging / SIDECAR, sidecar)
         finish(staging, sidecar)
         seal(staging)
     size = sum(path.stat().st_size for path in output.iterdir())
     serve = serve_command(str(output), stored)
-    return {"ckpt": where, "output": str(output), "bytes": size, **exported, "serve": serve}
+    standardised = {"standardised": scale, "serve_standardised": serve_command(str(output), stored, scale)}
+    found = {"ckpt": where, "output": str(output), "bytes": size, **exported, "serve": serve}
+    return {**found, **(standardised if scale else {})}
 
 
 class _Proof:

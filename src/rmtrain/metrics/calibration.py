@@ -49,5 +49,28 @@ def brier_score(gaps: Floats) -> float | None:
     return float((_sigmoid(-gaps) ** 2).mean()) if len(gaps) else None
 
 
+def fit_temperature(gaps: Floats) -> float | None:
+    """The T > 0 for which sigmoid(gap / T) has the lowest loss, -mean log sigmoid(gap / T) (arXiv 1706.04599).
+
+    The loss is convex in 1 / T, whose best value is found by bisection. None where no T is best: for a mean gap of 0 or
+    less, which any larger T suits better, and where no gap is below 0, which any smaller T does.
+    """
+    if not len(gaps) or gaps.mean() <= 0 or gaps.min() >= 0:
+        return None
+    scale = float(np.abs(gaps).mean())
+    low, high = 0.0, 1.0 / scale
+    while _slope(gaps, high) < 0:
+        low, high = high, 2 * high
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _slope(gaps, middle) < 0 else (low, middle)
+    return 2 / (low + high)
+
+
+def _slope(gaps: Floats, inverse: float) -> float:
+    """Of the loss by 1 / T."""
+    return float(-(gaps * _sigmoid(-inverse * gaps)).mean())
+
+
 def _sigmoid(x: Floats) -> Floats:
     return np.asarray(np.exp(-np.logaddexp(0.0, -x)))

@@ -11,10 +11,19 @@ from typing import Any
 from rmtrain.errors import CheckpointError
 from rmtrain.files import write_json
 from rmtrain.model.sidecar import read_scoring
-from rmtrain.model.weights import ADAPTER, MANIFEST, SIDECAR, base_folder, digest_of, read_object, weight_files
+from rmtrain.model.weights import (
+    ADAPTER,
+    CALIBRATION,
+    MANIFEST,
+    SIDECAR,
+    base_folder,
+    digest_of,
+    read_object,
+    weight_files,
+)
 
 _KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # that make a model and its tokenizer
-_OTHERS = (SIDECAR, MANIFEST, "trainer_state.json")
+_OTHERS = (SIDECAR, MANIFEST, CALIBRATION, "trainer_state.json")
 _HINT = "the file is damaged: use another checkpoint; if it was changed on purpose, add --no-verify"
 
 

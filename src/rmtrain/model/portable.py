@@ -1,6 +1,8 @@
 """Config and tokenizer files that older and other readers (transformers 4, vLLM) read as transformers 5 does."""
 
+import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,14 @@ def make_portable(folder: Path) -> None:
         write_json(tokenizer, _old_tokenizer(read_object(tokenizer)))
 
 
-def serve_command(folder: str, dtype: str) -> str:
-    """The command by which vLLM serves a whole model with the same rewards; its own choice of dtype halves float32."""
-    return shlex.join(["vllm", "serve", folder, "--runner", "pooling", "--dtype", dtype])
+def serve_command(folder: str, dtype: str, scale: Mapping[str, float] | None = None) -> str:
+    """The command by which vLLM serves a whole model with the same rewards; its own choice of dtype halves float32.
+
+    With a scale, `mean` and `std`, vLLM answers (reward - mean) / std: its pooler takes both, and reads no config's.
+    """
+    pooler = {"logit_mean": scale["mean"], "logit_sigma": scale["std"]} if scale else None
+    options = ["--pooler-config", json.dumps(pooler)] if pooler else []
+    return shlex.join(["vllm", "serve", folder, "--runner", "pooling", "--dtype", dtype, *options])
 
 
 def old_rotation(config: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rmtrain.runs import MANIFEST as RUN_MANIFEST
 SIDECAR = "rmtrain.json"
 ADAPTER = "adapter_config.json"
 MANIFEST = "checkpoint.json"  # of a training checkpoint: the digest of each of its files
+CALIBRATION = "calibration.json"  # beside the weights, written after them
 MERGED_BASE = "base"  # in a run folder: the adapter that the run started from, merged into its base
 _COMPANIONS = ["*.json", "*.model", "*.jinja", "*.txt"]
 _PICKLES = ["*.bin", "*.pt"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from rmtrain.scoring.calibrated import CalibratedScorer
 from rmtrain.scoring.ensemble import EnsembleScorer
 from rmtrain.scoring.implicit import PolicyScorer
 from rmtrain.scoring.reward_models import EncoderScorer, PairScorer, RewardModelScorer
@@ -25,4 +26,6 @@ def open_scorer(request: ScorerRequest) -> Scorer:
     """
     if request.options.combine is not None:
         return EnsembleScorer.open(request, open_scorer)
+    if request.options.calibrated:
+        return CalibratedScorer.open(request, open_scorer)
     return next(scorer for opener in SCORERS if (scorer := opener(request)) is not None)

@@ -146,6 +146,7 @@ class ScoringOptions:
     reference_free: Literal["avg", "sum", "norm"] | None = None
     max_length: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    calibrated: bool = False  # by the calibration that lies beside the weights
     combine: str | None = None  # the checkpoint is several, with commas between them; see `ensemble.Combination`
 
     @property
@@ -168,7 +169,7 @@ class ScoringOptions:
             marks += ["ref-free", self.reference_free]
         if self.max_length is not None:
             marks += ["max-length", str(self.max_length)]
-        named = (self.dtype, self.combine and self.combine.replace(":", "-"))
+        named = (self.dtype, "calibrated" if self.calibrated else None, self.combine and self.combine.replace(":", "-"))
         return [*marks, *(part for part in named if part is not None)]
 
 

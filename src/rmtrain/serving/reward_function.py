@@ -40,6 +40,7 @@ class RewardFunction:
         label: for other people's models with several labels, the one that is the reward.
         score_blank: give a blank answer the model's reward, as `rmtrain score` does, for trainers that need a number;
             otherwise it has no reward, since no reward model has learnt from blank answers.
+        calibrated: give log-odds, calibrated as `rmtrain calibrate` has found for the checkpoint.
 
     Raises:
         CheckpointError: the checkpoint can't be loaded.
@@ -58,11 +59,17 @@ class RewardFunction:
         prompt: str | None = None,
         label: str | None = None,
         score_blank: bool = False,
+        calibrated: bool = False,
     ) -> None:
         given = {"device": device, "name": name, "dtype": dtype, "max_length": max_length, "prompt": prompt}
-        given |= {"label": label, "tokens_per_batch": tokens_per_batch, "score_blank": score_blank}
+        given |= {
+            "label": label,
+            "tokens_per_batch": tokens_per_batch,
+            "score_blank": score_blank,
+            "calibrated": calibrated,
+        }
         self._given = (os.fspath(ckpt), given)
-        options = ScoringOptions(prompt=prompt, label=label, max_length=max_length, dtype=dtype)
+        options = ScoringOptions(prompt=prompt, label=label, max_length=max_length, dtype=dtype, calibrated=calibrated)
         self._scorer = OnlineScorer.open(os.fspath(ckpt), options, device, tokens_per_batch)
         self._score_blank = score_blank
         self.__name__ = name or self._scorer.name
@@ -135,6 +142,8 @@ class RewardFunction:
         Raises:
             InputError: what is given is not text, or the model reads question and answer apart.
         """
+        if self._given[1]["calibrated"] and prompts is None:
+            raise InputError("a calibration needs the lengths of the answers", "give the prompts beside the texts")
         for what, values in (("texts", texts), ("prompts", prompts or [])):
             require_strings(values, what)
         places: dict[str | int, list[int]] = {}

@@ -1,0 +1,88 @@
+"""`rmtrain calibrate`: what length alone explains of a checkpoint's rewards, and their scale."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rmtrain.cli import options, processes
+from rmtrain.cli.checkpoints import choose, load
+from rmtrain.cli.display import TerminalDisplay
+from rmtrain.errors import CheckpointError, InputError
+
+
+def calibrate(
+    ckpt: Annotated[
+        str | None, typer.Argument(metavar="CKPT", help="Run or checkpoint folder; default: the newest finished run.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Rows; default: the validation split of the recipe.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of --data or of the recipe; default: validation.")] = None,
+    holdout: Annotated[
+        float, typer.Option(min=0.05, max=0.95, help="Share of the prompts on which the result is shown, not fitted.")
+    ] = 0.5,
+    length: Annotated[
+        bool, typer.Option("--length/--no-length", help="Take out what the length of an answer explains of its reward.")
+    ] = True,
+    columns: options.Columns = None,
+    row_schema: options.RowSchema = None,
+    tokens_per_batch: options.Tokens = None,
+    num_processes: options.Processes = None,
+    no_verify: options.NoVerify = False,
+    runs: options.Runs = Path("runs"),
+    json: options.Json = False,
+) -> None:
+    """Calibrate the rewards of a checkpoint: take out length, and scale gaps so that their sigmoid is a probability.
+
+    Fits on one part of the prompts and shows the figures before and after on the others. The weights stay as they are:
+    calibration.json, written beside them, is applied by --calibrated of eval, score and rewardbench.
+
+    [dim]rmtrain calibrate runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl[/]
+    """
+    mapping = options.given_mapping(columns, row_schema)
+    with TerminalDisplay() as display:
+        ref = choose(ckpt, runs, display, verify=not no_verify)
+        if not Path(ref.where).is_dir():
+            raise CheckpointError(
+                f"{ref.where}: a calibration is written beside the weights, which needs a folder of your own",
+                "fetch the model: hf download ID --local-dir FOLDER",
+            )
+        processes.spread(num_processes)
+        from rmtrain.evaluation.calibration import fit, show, split_by_prompt
+        from rmtrain.evaluation.sources import one_split
+        from rmtrain.evaluation.splits import score_once
+        from rmtrain.model.calibration import write_calibration
+        from rmtrain.model.weights import CALIBRATION
+
+        name, rows = one_split(ref.where, data, split, mapping, display.note)
+        scorer = load(ref, display, needs_rewards="calibrate")
+        scored = score_once(scorer, name, rows, tokens_per_batch, ref.results / "calibration", display).rows
+        held_out = {group.id for group in split_by_prompt(rows.groups, holdout)[1]}
+        shown_rows = [row for row in scored if row.id in held_out]
+        if not shown_rows or len(shown_rows) == len(scored):
+            raise InputError(
+                f"{name}: all prompts would be on one side of --holdout {holdout}",
+                "give more prompts, or another share",
+            )
+        record = {"data": rows.origin, "groups": len(scored) - len(shown_rows), "held_out": len(shown_rows)}
+        fitted = [row for row in scored if row.id not in held_out]
+        made = fit(fitted, scorer.info.weights, length, record)
+        shown = show(made, shown_rows).to_json()
+        path = Path(ref.where) / CALIBRATION
+        if not processes.is_main_process():
+            return
+        write_calibration(path.parent, made.model_copy(update={"fitted": {**record, **shown}}))
+    result = {"ckpt": ref.where, "calibration": str(path), **made.model_dump(mode="json", exclude={"fitted"})}
+    result |= {**record, **shown}
+    if json:
+        print(jsonlib.dumps(result, indent=2))
+        return
+    from rmtrain.reporting.calibration import calibration_tables
+    from rmtrain.reporting.table import to_terminal
+
+    console = Console(highlight=False)
+    console.print(to_terminal(*calibration_tables(result)))
+    console.print(f"written: {path}; rmtrain eval --ckpt {ref.where} --calibrated applies it", soft_wrap=True)

@@ -1,0 +1,103 @@
+"""The calibration beside a checkpoint's weights: what length alone explains of a reward, and its scale."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rmtrain.documents import read_json
+from rmtrain.errors import CheckpointError
+from rmtrain.files import write_json
+from rmtrain.model.weights import CALIBRATION, fingerprint_of, read_object
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Calibration(BaseModel):
+    """How a reward r of an answer of n tokens is calibrated: (r - curve(n) - offset) / temperature, a log-odds.
+
+    The curve is a locally weighted regression of rewards on lengths (arXiv 2409.17407); the sigmoid of the difference
+    of two calibrated rewards is the probability that the first answer is preferred.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    format: Literal[1] = 1
+    lengths: tuple[_Finite, ...]
+    """G places of the curve in tokens, in ascending order; beyond them it is level. None at all: no curve."""
+    curve: tuple[_Finite, ...]
+    """G rewards that are expected of the lengths alone."""
+    offset: _Finite
+    """Mean of r - curve(n) over the rows of the fit."""
+    temperature: _Positive
+    """What the difference of two rewards is divided by."""
+    reward_mean: _Finite
+    """Of the rewards as they are."""
+    reward_std: _Positive
+    """Standard deviation of these."""
+    weights: str
+    """Digest of the weights that it was fitted for."""
+    fitted: dict[str, Any] = {}
+    """A record of the rows of the fit, and of the figures before and after on held-out ones."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Calibration":
+        if len(self.lengths) != len(self.curve) or list(self.lengths) != sorted(set(self.lengths)):
+            raise ValueError("lengths and curve are not one ascending list of places and its values")
+        return self
+
+    def apply(self, rewards: tuple[float, ...], lengths: tuple[int, ...]) -> tuple[float, ...]:
+        """K calibrated rewards, as float32 values; lengths in tokens."""
+        values = np.asarray(rewards, dtype=np.float64)
+        if self.lengths:
+            values = values - np.interp(np.asarray(lengths, dtype=np.float64), self.lengths, self.curve)
+        return tuple(((values - self.offset) / self.temperature).astype(np.float32).tolist())
+
+
+def read_calibration(folder: Path) -> Calibration | None:
+    """The calibration beside a checkpoint's weights; None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged, of a later version, or was fitted for other weights.
+    """
+    path = folder / CALIBRATION
+    if not path.exists():
+        return None
+    try:
+        found = Calibration.model_validate(read_json(path, error=CheckpointError))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(
+            f"{path}: can't be used ({'.'.join(map(str, first['loc']))}: {first['msg']})",
+            "run `rmtrain calibrate` again",
+        ) from error
+    if found.weights != fingerprint_of(folder):
+        raise CheckpointError(
+            f"{path} was fitted for other weights than lie beside it", "run `rmtrain calibrate` again"
+        )
+    return found
+
+
+def export_calibration(source: Path, folder: Path) -> dict[str, float] | None:
+    """Take the calibration of a checkpoint along to the same model in another folder, whose weights are written.
+
+    Its config gets the mean and the standard deviation of the rewards, which OpenRLHF reads as `mean` and `std`; there
+    is no place for a curve over lengths elsewhere.
+
+    Returns:
+        Mean and standard deviation under those names; None where there is no calibration.
+    """
+    calibration = read_calibration(source)
+    if calibration is None:
+        return None
+    scale = {"mean": calibration.reward_mean, "std": calibration.reward_std}
+    write_json(folder / "config.json", {**read_object(folder / "config.json"), **scale})
+    write_calibration(folder, calibration.model_copy(update={"weights": fingerprint_of(folder)}))
+    return scale
+
+
+def write_calibration(folder: Path, calibration: Calibration) -> None:
+    """Put a calibration beside the weights for which it was fitted."""
+    write_json(folder / CALIBRATION, calibration.model_dump(mode="json"))

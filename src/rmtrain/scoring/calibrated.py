@@ -1,0 +1,49 @@
+"""A scorer whose rewards are calibrated as `rmtrain calibrate` has found for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rmtrain.errors import InputError
+from rmtrain.model.calibration import Calibration, read_calibration
+from rmtrain.model.weights import fingerprint_read, local_folder
+from rmtrain.scoring.scorer import GroupScore, Scorer, ScorerInfo, ScorerRequest, ScoringTask
+
+
+@dataclass(frozen=True)
+class CalibratedScorer:
+    """Another scorer's rewards as log-odds, without what the length of an answer explains."""
+
+    info: ScorerInfo
+    scorer: Scorer
+    calibration: Calibration
+
+    @classmethod
+    def open(cls, request: ScorerRequest, opener: Callable[[ScorerRequest], Scorer]) -> "CalibratedScorer":
+        """Read the calibration, then open the scorer.
+
+        Raises:
+            InputError: the checkpoint has no calibration.
+            CheckpointError: it can't be used, or as the opener.
+        """
+        calibration = read_calibration(Path(local_folder(request.where)))
+        if calibration is None:
+            raise InputError(
+                f"{request.where} has no calibration", f"make one: rmtrain calibrate {request.where} --data SOURCE"
+            )
+        scorer = opener(replace(request, options=replace(request.options, calibrated=False)))
+        scorer.info.require_rewards("--calibrated")
+        block = calibration.model_dump(mode="json", exclude={"fitted", "weights"})
+        info = replace(
+            scorer.info,
+            fingerprint=fingerprint_read(scorer.info.fingerprint, block),
+            details={**scorer.info.details, "calibration": {"temperature": calibration.temperature}},
+        )
+        return cls(info, scorer, calibration)
+
+    def score(self, task: ScoringTask) -> list[GroupScore | None]:
+        """Calibrated rewards; see `Scorer`."""
+        return [
+            score and score._replace(rewards=self.calibration.apply(score.rewards, score.lengths))
+            for score in self.scorer.score(task)
+        ]
