@@ -75,7 +75,7 @@ def test_rewards_and_figures_are_those_of_the_members(
     figures = result["disagreement"]
     assert [member["accuracy"] for member in figures["members"]] == [one["accuracy"] for one in alone]
     assert [member["low"] for member in figures["members"]] == [one["accuracy_low"] for one in alone]
-    assert figures["accuracy"] == result["accuracy"]
+    assert (figures["accuracy"], figures["n"]) == (result["accuracy"], result["n"])
     signs = [[[np.sign(r[a] - r[b]) for r in row.members] for a, b in row.preferences] for row in own]
     split = [len(set(of)) > 1 for group in signs for of in group]
     assert figures["split_preferences"] == pytest.approx(np.mean(split))

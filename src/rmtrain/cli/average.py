@@ -3,6 +3,7 @@
 import json as jsonlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import choose
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import InputError
-from rmtrain.scoring.scorer import folder_name
+from rmtrain.scoring.scorer import short_digest
 
 if TYPE_CHECKING:
     from rmtrain.model.averaging import Average
@@ -73,12 +74,15 @@ def average(
         from rmtrain.model.parts import open_part, require_alike
 
         check_output(output)
-        parts = [open_part(where, not no_verify) for where in wheres]
+        parts = [
+            replace(open_part(where, not no_verify), where=ckpt) for where, ckpt in zip(wheres, ckpts, strict=True)
+        ]
         require_alike(parts)
         validation = None
         if asked:
             name, rows = one_split(wheres[0], data, split, mapping, display.note)
-            folder = Path("results") / folder_name(str(output.absolute())) / "average" / name
+            place = output.resolve()
+            folder = Path("results") / f"{place.name}-{short_digest(str(place))}" / "average" / name
             validation = Validation(rows, folder, tokens_per_batch, display, not no_verify)
 
         def build(chosen: "Sequence[Part]") -> "Average":

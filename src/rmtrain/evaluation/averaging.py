@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rmtrain.data.load import SplitData
+from rmtrain.data.split_data import SplitData
 from rmtrain.display import Display
 from rmtrain.evaluation.differences import compare_rows
 from rmtrain.evaluation.results import ScoredRow, SplitFigures, summarise

@@ -31,6 +31,7 @@ class Disagreement:
     """Figures of an ensemble; None without preferences.
 
     Attributes:
+        n: preferences.
         members: in the order of the ensemble.
         accuracy: of the ensemble on all preferences; a tie counts 1/2.
         reward_deviation: mean over completions of the standard deviation of their rewards over the members.
@@ -39,6 +40,7 @@ class Disagreement:
         accuracy_split: on these.
     """
 
+    n: int
     members: tuple[MemberFigures, ...]
     accuracy: float | None
     reward_deviation: float
@@ -92,6 +94,7 @@ def disagreement(rows: Sequence[ScoredRow], names: Sequence[str]) -> Disagreemen
         accuracy = ranking_accuracy(of_member).accuracy
         members.append(MemberFigures(name, accuracy, low, high, float(values.mean()), float(values.std())))
     return Disagreement(
+        len(credit),
         tuple(members),
         float(credit.mean()) if len(credit) else None,
         float(np.stack(rewards).std(axis=0).mean()),

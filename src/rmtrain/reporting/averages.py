@@ -29,6 +29,8 @@ def _made(result: Mapping[str, Any]) -> list[str]:
     parts = result.get("parts") or []
     shares = ", ".join(f"{part['weight']:.3g} × {part['ckpt']}" for part in parts)
     lines = [f"{count(len(parts))} checkpoints, {_METHODS.get(str(result.get('method')), '')}: {shares}"]
+    if len(parts) == 1:
+        lines = [f"a single checkpoint: {parts[0]['ckpt']}"]
     if result.get("extrapolate"):
         lines.append(f"extrapolated from the start of training: start + {1 + result['extrapolate']:.3g} (mean - start)")
     if result.get("rank"):
@@ -39,7 +41,7 @@ def _made(result: Mapping[str, Any]) -> list[str]:
 
 
 def _score_table(scores: Mapping[str, Any], chosen: bool) -> Table:
-    headings = (str(scores.get("split")), "accuracy", "95 % interval", "loss", "average minus it", "95 % interval", "p")
+    headings = (str(scores.get("split")), "accuracy", "95 % interval", "loss", "average − it", "95 % interval", "p")
     own = (
         "the average",
         percent(scores["accuracy"]),

@@ -16,11 +16,13 @@ _NAMES = {
 
 def calibration_tables(result: Mapping[str, Any]) -> list[Table]:
     """The answer of `rmtrain calibrate`."""
-    rows = []
+    rows, within = [], []
     for name, figure in result["figures"].items():
         before, after, change = (
             _between(figure[key]) for key in ("before_interval", "after_interval", "change_interval")
         )
+        if figure["change_interval"]["low"] <= 0 <= figure["change_interval"]["high"]:
+            within.append(_NAMES[name].split(" (")[0])
         rows.append((_NAMES[name], decimal(figure["before"]), before, decimal(figure["after"]), after, change))
     notes = [
         f"Fitted on {count(result['groups'])} rows; shown on {count(result['n'])} preferences of "
@@ -28,6 +30,8 @@ def calibration_tables(result: Mapping[str, Any]) -> list[Table]:
         f"temperature {result['temperature']:.3g}; rewards before: {result['reward_mean']:.3g} ± "
         f"{result['reward_std']:.3g} (mean ± standard deviation)",
     ]
+    if within:
+        notes.append(f"No change found, within these intervals, of: {'; '.join(within)}.")
     headings = ("held-out rows", "before", "95 % interval", "after", "95 % interval", "change")
     return [Table(headings, rows, notes=notes)]
 

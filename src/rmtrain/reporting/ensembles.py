@@ -5,7 +5,9 @@ from typing import Any
 
 from rmtrain.reporting.summary import mapping
 from rmtrain.reporting.table import Table
-from rmtrain.reporting.text import decimal, interval, percent
+from rmtrain.reporting.text import count, decimal, interval, percent
+
+_SHARES = ("split_preferences", "accuracy_split", "accuracy_agreed")
 
 
 def ensemble_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -20,10 +22,11 @@ def _table(result: Mapping[str, Any]) -> Table:
     for member in figures["members"]:
         scale = decimal(member["reward_mean"], 2), decimal(member["reward_std"], 2)
         rows.append((member["ckpt"], percent(member["accuracy"]), interval(member["low"], member["high"]), *scale))
+    split, right, other = (percent(figures[name]) for name in _SHARES)
     notes = [
         f"The members' rewards of a completion differ by {decimal(figures['reward_deviation'])} on average (standard "
-        f"deviation). They disagree on {percent(figures['split_preferences'])} of the preferences: there the ensemble "
-        f"is right on {percent(figures['accuracy_split'])}, elsewhere on {percent(figures['accuracy_agreed'])}."
+        f"deviation). They disagree on {split} of the {count(figures['n'])} preferences: there the ensemble is right "
+        f"on {right}, elsewhere on {other}."
     ]
     name = result.get("split") or result.get("benchmark")
     return Table(
