@@ -2,38 +2,75 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from rmtrain.cli import options
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.errors import InputError
+
+if TYPE_CHECKING:
+    from rmtrain.data.curate import CuratedRows
+    from rmtrain.data.examples import Example
+    from rmtrain.data.prepare import ReadyData
 
 
 def data(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    show: Annotated[
+        str | None,
+        typer.Option(metavar="CAUSE", help="Show rows dropped for a cause, beside what they repeat or overlap with."),
+    ] = None,
+    examples: Annotated[int, typer.Option(min=1, help="With --show: at most so many rows a source.")] = 3,
     json: options.Json = False,
 ) -> None:
     """Report the data of a recipe: rows kept and dropped by cause, preferences, lengths, leaks.
 
     [dim]rmtrain data configs/mistral_lora.yaml[/]
+    [dim]rmtrain data configs/mistral_lora.yaml --show leak[/]
     """
     from rmtrain.data.prepare import prepare
     from rmtrain.model.start import start_renderer
     from rmtrain.recipe.load import load_recipe
+    from rmtrain.reporting import examples as shown
     from rmtrain.reporting.data_report import data_report, report_tables
     from rmtrain.reporting.table import to_terminal
 
     loaded = load_recipe(recipe, overrides or []).recipe
+    rows: list[CuratedRows] = []
     with TerminalDisplay() as display:
-        ready = prepare(loaded, start_renderer(loaded.model), display)
+        ready = prepare(loaded, start_renderer(loaded.model), display, keep=rows if show else None)
+    console = Console(highlight=False)
+    if show:
+        found = _examples(ready, rows, show, examples)
+        if json:
+            print(jsonlib.dumps([example.as_json() for example in found], indent=2, ensure_ascii=False))
+        else:
+            console.print(shown.to_terminal(found))
+        return
     report = data_report(ready.data, ready.splits)
     if json:
         print(jsonlib.dumps(report.as_json(), indent=2, ensure_ascii=False))
         return
-    console = Console(highlight=False)
     console.print(to_terminal(*report_tables(report)))
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def _examples(ready: "ReadyData", rows: "list[CuratedRows]", show: str, most: int) -> "list[Example]":
+    """The examples of the cause asked for: the one of that name, else all in whose name it is.
+
+    Raises:
+        InputError: nothing was dropped for such a cause.
+    """
+    from rmtrain.data.examples import causes_of, examples_of, token_examples
+
+    causes = dict.fromkeys([*causes_of(rows), *(c for split in ready.splits.values() for c in split.tokens.dropped)])
+    chosen = [show] if show in causes else [cause for cause in causes if show.casefold() in cause.casefold()]
+    if not chosen:
+        hint = f"the causes are: {', '.join(causes)}" if causes else "nothing was dropped"
+        raise InputError(f"--show {show}: nothing was dropped for such a cause", hint)
+    return [one for cause in chosen for one in (*examples_of(rows, cause, most), *token_examples(ready, cause))]

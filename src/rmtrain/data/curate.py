@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rmtrain.data.decontaminate import Check, join_checks
 from rmtrain.data.entries import Entry
@@ -163,6 +163,14 @@ def join_ledgers(ledgers: Sequence[Ledger]) -> Ledger:
     for ledger in ledgers:
         dropped.update(ledger.dropped)
     return Ledger(sum(ledger.total for ledger in ledgers), sum(ledger.kept for ledger in ledgers), dict(dropped))
+
+
+class CuratedRows(NamedTuple):
+    """The rows of an entry, and what curation made of them."""
+
+    split: str
+    parsed: ParsedRows
+    curation: Curation
 
 
 def curate(entry: Entry, parsed: ParsedRows, purpose: Purpose) -> Curation:

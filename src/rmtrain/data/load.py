@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from rmtrain.data.benchmarks.texts import drop_overlaps
-from rmtrain.data.curate import Curation, curate
+from rmtrain.data.curate import CuratedRows, Curation, curate
 from rmtrain.data.entries import Entry
 from rmtrain.data.mixture import drop_contradictions, drop_duplicates, limit_entries
 from rmtrain.data.parse import ParsedEntry, ParsedRows, holdout_shares, open_recipe_source, parse_rows, parse_splits
@@ -37,13 +37,16 @@ def recipe_splits(data: DataSection) -> tuple[str, ...]:
     return (*known, *(name for name in own if name not in known))
 
 
-def load_data(data: DataSection, seed: int, splits: Sequence[str] | None = None) -> CuratedData:
+def load_data(
+    data: DataSection, seed: int, splits: Sequence[str] | None = None, keep: list[CuratedRows] | None = None
+) -> CuratedData:
     """Read, parse, curate and limit the splits of a recipe (None: all of them).
 
     Training splits lose every row without a preference, duplicates, contradictions and leaks, as the recipe says.
     Evaluation splits lose only what can't be scored as a preference: malformed rows, empty prompts and completions,
     identical completions, ties, rows without any preference. `min_gap` does not apply to them, and their duplicates
-    are kept and noted. An evaluation split does not depend on the other splits loaded with it.
+    are kept and noted. An evaluation split does not depend on the other splits loaded with it. A list as `keep`
+    receives every row, with what became of it.
 
     Raises:
         DataError: a source can't be read, a split is missing, more than a fifth of a split's rows are malformed, or no
@@ -73,6 +76,9 @@ def load_data(data: DataSection, seed: int, splits: Sequence[str] | None = None)
     if "train" in needed:
         drop_overlaps(curations["train"], data, notes.append)
     result = {name: _split_data(name, parsed[name], curations[name], data, seed) for name in wanted}
+    if keep is not None:
+        pairs = ((name, *each) for name in wanted for each in zip(parsed[name], curations[name], strict=True))
+        keep += [CuratedRows(name, entry.parsed, curation) for name, entry, curation in pairs]
     by_note: dict[str, list[str]] = {}
     for name, split in result.items():
         for part in split.parts:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rmtrain.data.curate import Ledger, join_ledgers
+from rmtrain.data.curate import CuratedRows, Ledger, join_ledgers
 from rmtrain.data.load import CuratedData, load_data
 from rmtrain.data.mixture import one_pass
 from rmtrain.data.omissions import NO_ROLES
@@ -78,15 +78,17 @@ class ReadyData(NamedTuple):
     splits: dict[str, ReadySplit]
 
 
-def prepare(recipe: Recipe, renderer: Renderer, display: Display) -> ReadyData:
+def prepare(recipe: Recipe, renderer: Renderer, display: Display, keep: list[CuratedRows] | None = None) -> ReadyData:
     """Load, curate and tokenise the splits of a recipe, or take what the launcher of this process has curated.
+
+    A list as `keep` receives every row, as from `load_data`.
 
     Raises:
         DataError: as `load_data`, a sequence that is too long where the recipe makes that an error, or a chat template
             that refuses more than a fifth of a split.
     """
     shared = os.environ.get(_CURATED)
-    data = pickle.loads(Path(shared).read_bytes()) if shared else load_data(recipe.data, recipe.run.seed)
+    data = pickle.loads(Path(shared).read_bytes()) if shared else load_data(recipe.data, recipe.run.seed, keep=keep)
     splits = tokenize_splits(data, renderer, recipe.data.max_length, recipe.data.over_length, display)
     notes = [*data.notes, *renderer.notes]
     baked = renderer.baked()
