@@ -35,6 +35,16 @@ class Ledger:
             raise AssertionError(f"ledger does not balance: {self}")
 
 
+class Added(NamedTuple):
+    """Answers to other prompts that were added as worse completions, one a group; the ledgers count them in."""
+
+    completions: int = 0
+    preferences: int = 0
+
+
+NOTHING_ADDED = Added()
+
+
 @dataclass(frozen=True)
 class SplitReport:
     """The ledgers of one split.
@@ -51,6 +61,7 @@ class SplitReport:
     examples: Mapping[str, str]  # cause: the place of the first row that it dropped
     notes: tuple[str, ...]
     checks: tuple[Check, ...] = ()  # with benchmarks
+    added: Added = NOTHING_ADDED
 
 
 @dataclass
@@ -72,6 +83,7 @@ class Curation:
     unusable: Sequence[UnusableRow] = ()
     notes: list[str] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    added: Added = NOTHING_ADDED
 
     @property
     def kept(self) -> list[Candidate]:
@@ -135,6 +147,7 @@ class Curation:
             examples=examples,
             notes=tuple(self.notes),
             checks=tuple(self.checks),
+            added=self.added,
         )
 
 
@@ -154,6 +167,7 @@ def join_reports(split: str, reports: Sequence[SplitReport]) -> SplitReport:
         examples=examples,
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
         checks=join_checks([report.checks for report in reports]),
+        added=Added(*map(sum, zip(*(report.added for report in reports), strict=True))),
     )
 
 

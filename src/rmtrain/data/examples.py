@@ -12,7 +12,6 @@ from rmtrain.data.prepare import ReadyData
 from rmtrain.data.splits import LEAK, leak_key
 from rmtrain.data.types import Conversation, PreferenceGroup
 
-
 _REPEATS = (DUPLICATE, DUPLICATE_ELSEWHERE)
 _CONTRADICTIONS = (CONTRADICTION, CONTRADICTION_ELSEWHERE)
 

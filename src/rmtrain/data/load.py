@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from rmtrain.data.augment import add_other_prompts
 from rmtrain.data.benchmarks.texts import drop_overlaps
 from rmtrain.data.curate import CuratedRows, Curation, curate
 from rmtrain.data.entries import Entry
@@ -181,11 +182,13 @@ def _as_overrides(mapping: ReadAs) -> str:
 def _split_data(
     name: str, parsed: Sequence[ParsedEntry], curations: Sequence[Curation], data: DataSection, seed: int
 ) -> SplitData:
-    """A split once all rules have dropped their rows: its limits and weights are applied here."""
+    """A split once all rules have dropped their rows: its limits, weights and additions are applied here."""
     limit = {str(split): most for split, most in data.limit.items()}.get(name)
     for each, curation in zip(parsed, curations, strict=True):
         _require_rows(name, each, curation)
     repeated = limit_entries([each.entry for each in parsed], curations, limit, data.repeat, seed)
+    if name == "train" and data.augment.other_prompts:
+        add_other_prompts(curations, data.augment.other_prompts, seed)
     parts = zip(parsed, curations, repeated, strict=True)
     return SplitData(
         name,

@@ -103,6 +103,14 @@ class EntrySection(Section):
 Entries = Annotated[list[EntrySection], Field(min_length=1)]
 
 
+class AugmentSection(Section):
+    """Completions that are added to training groups."""
+
+    other_prompts: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training groups that get a good answer to another prompt as a worse completion (arXiv 2409.13156);
+    0 is off."""
+
+
 class DataSection(Section):
     """Where the preferences come from and which are used."""
 
@@ -148,6 +156,8 @@ class DataSection(Section):
     `NAME=SOURCE` for their rows in another place or at a revision; or any source."""
     overlap_words: Annotated[int, Field(ge=5, le=100)] = 13
     """data.decontaminate: words in a row that a training row and a benchmark must not share."""
+    augment: AugmentSection = AugmentSection()
+    """Completions that are added to training groups."""
     max_length: Annotated[int, Field(ge=8, le=2**24)] = 2048
     """Tokens of prompt and one completion together."""
     over_length: Literal["truncate_prompt", "truncate_completion", "drop", "error"] = "truncate_prompt"

@@ -121,6 +121,10 @@ def _loss_conflicts(loss: "LossSection") -> Iterator[Conflict]:
 
 def _training_conflicts(recipe: "Recipe") -> Iterator[Conflict]:
     optim, evaluation = recipe.optim, recipe.evaluation
+    if recipe.data.augment.other_prompts and recipe.loss.objective in ("scaled", "ordinal", "regression"):
+        message = f"{recipe.loss.objective} reads scores, and an answer to another prompt has none"
+        hint = "leave it out, or set loss.objective to bradley_terry"
+        yield Conflict(("data.augment.other_prompts", "loss.objective"), message, hint)
     if fault := _regex_fault(recipe.lora.targets if recipe.lora else []):
         hint = "write all-linear, a list of layer names, or a Python regular expression for whole names"
         yield Conflict(("lora.targets",), f"not a regular expression: {fault}", hint)

@@ -49,6 +49,7 @@ class SplitSummary:
     truncated: int  # groups
     identical: int  # preferences between completions of the same tokens, which are kept as ties
     checks: list[dict[str, Any]]  # with benchmarks: what was compared, and how many rows overlap
+    added: dict[str, int]  # answers to other prompts: completions and preferences, which the totals count in
     left_out_by_template: dict[str, int]  # what the chat template leaves out → rows
     lengths: Lengths | None  # None: the split is empty
     tokens: TokenCounts
@@ -100,6 +101,7 @@ def _summary(split: ReadySplit) -> SplitSummary:
         truncated=tokens.truncated,
         identical=sum(tokens.identical.values()),
         checks=[check.record() for check in split.data.report.checks],
+        added=split.data.report.added._asdict(),
         left_out_by_template={what: omitted.rows for what, omitted in tokens.omitted.items()},
         lengths=_spread(lengths) if lengths else None,
         tokens=TokenCounts(
@@ -140,8 +142,14 @@ def ledger_table(split: Mapping[str, Any], ledgers: Sequence[str], title: str = 
     """Total, dropped by cause, and kept, with a column for each ledger; a missing number is `n/a`."""
     columns = [mapping(split.get(ledger)) for ledger in ledgers]
     dropped = [mapping(column.get("dropped")) for column in columns]
+    added = mapping(split.get("added"))
     rows = [
         ("total", *(count(column.get("total")) for column in columns)),
+        *(
+            [("of these added: answers to other prompts", *(count(added.get(name, 0)) for name in ledgers))]
+            if any(added.values())
+            else []
+        ),
         *(
             (f"dropped: {cause}", *(count(causes.get(cause, 0)) for causes in dropped))
             for cause in dict.fromkeys(cause for causes in dropped for cause in causes)

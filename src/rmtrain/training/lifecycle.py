@@ -201,6 +201,7 @@ def _describe(split: ReadySplit) -> dict[str, Any]:
         "truncated": split.tokens.truncated,
         "identical": sum(split.tokens.identical.values()),
         **({"entries": entries} if entries else {}),
+        "added": split.data.report.added._asdict(),
         "checks": [check.record() for check in split.data.report.checks],
     }
 
