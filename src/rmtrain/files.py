@@ -15,7 +15,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rmtrain.errors import InputError, RmtrainError, WriteError
 
@@ -162,11 +162,26 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         WriteError: the disk is full or the folder can't be written; an older file is untouched.
     """
     content = content.encode() if isinstance(content, str) else content
+    with replaced(path, len(content)) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def replaced(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
+    """A temporary file to write into, which is synced and gets the name `path` at the end of the block.
+
+    Args:
+        path: of the file.
+        needed: its size in bytes, if known.
+
+    Raises:
+        WriteError: as `write_atomic`.
+    """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # the file's own name may have the maximum length
-    with writing(path, len(content)):
+    with writing(path, needed):
         try:
             with open(temporary, "xb") as stream:
-                stream.write(content)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)

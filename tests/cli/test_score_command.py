@@ -99,8 +99,8 @@ def test_an_interrupted_scoring_goes_on_with_its_own_rows_alone(
     monkeypatch.setattr(scoring, "_score_batch", once)
     options = ["--overwrite", "--tokens-per-batch", "20"]
     assert rmtrain([*command, *options]) == 130
-    (partial,) = Path().glob(".out.jsonl-*.partial")
-    assert f"finished batches are kept in {partial}; run the same command to continue" in capsys.readouterr().err
+    (partial,) = Path(".out.jsonl.parts").glob("*.batches-*")
+    assert f"finished parts are kept in {partial.parent}; run the same command to continue" in capsys.readouterr().err
     kept = partial.read_bytes()
     run[:] = [0] * 3
     write_rows(ROWS[::-1])  # other rows: what was scored of the first is not theirs
@@ -108,6 +108,7 @@ def test_an_interrupted_scoring_goes_on_with_its_own_rows_alone(
     assert read("out.jsonl") == truth[::-1]
     assert sum(run) == len(ROWS)
     write_rows(ROWS)
+    partial.parent.mkdir()
     partial.write_bytes(kept)
     run[:] = [0] * 3
     assert rmtrain([*command, *options]) == 0
@@ -147,5 +148,6 @@ def test_a_lock_that_its_holder_takes_away_is_made_anew() -> None:
 def test_an_output_that_is_no_regular_file_is_refused(command: list[str], capsys: Any, output: str) -> None:
     Path("folder").mkdir()
     assert rmtrain([*command[:-1], output, "--overwrite"]) == 2
-    assert f"{output} is not a regular file" in capsys.readouterr().err
+    told = "is a folder" if output == "folder" else "is not a regular file"
+    assert f"{output} {told}" in capsys.readouterr().err
     assert Path("/dev/null").is_char_device()

@@ -81,8 +81,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to s
 _LONGEST_OUTPUT = 180  # bytes; temporary files beside it have longer names, and 255 is the limit
 
 
-def check_output(path: Path, overwrite: bool = False) -> None:
+def check_output(path: Path, overwrite: bool = False, folder: bool = False) -> None:
     """Refuse an output file that can't be written, before any work is done for it.
+
+    Args:
+        path: of the output.
+        overwrite: it may exist.
+        folder: it may be a folder too.
 
     Raises:
         InputError: it exists, is no regular file, or has no folder.
@@ -92,7 +97,7 @@ def check_output(path: Path, overwrite: bool = False) -> None:
             f"--output {path.name[:40]}…: the name has more than {_LONGEST_OUTPUT} bytes",
             "choose a shorter name: temporary files beside it have longer ones",
         )
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and not (folder and path.is_dir()):
         raise InputError(f"{path} is not a regular file", "choose another --output")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists", "choose another --output")

@@ -102,6 +102,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def rank_and_number() -> tuple[int, int]:
+    """The number of this process, and how many there are."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def own_arguments(arguments: list[str]) -> list[str]:
     """A command line without the --local_rank=N that DeepSpeed's launcher adds; LOCAL_RANK holds the same number."""
     if "LOCAL_RANK" not in os.environ:

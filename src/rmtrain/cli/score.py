@@ -1,8 +1,8 @@
 """`rmtrain score`: rewards for rows of a file."""
 
-import json as jsonlib
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,18 +10,20 @@ from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import RunFailedError
-from rmtrain.files import write_atomic
 from rmtrain.scoring.scorer import ScoringOptions
 
 if TYPE_CHECKING:
-    from rmtrain.evaluation.results import ScoredRow
+    from rmtrain.data.chunks import RowStream
+    from rmtrain.data.reader import SourceReader
 
 
 def score(
     input_file: Annotated[
         str, typer.Argument(metavar="INPUT", help="Rows with prompt and completions, or prompt, chosen and rejected.")
     ],
-    output: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="The input rows with their rewards added.")],
+    output: Annotated[
+        Path, typer.Option(metavar="OUT", help="The input rows with their rewards added; for several files, a folder.")
+    ],
     ckpt: options.Ckpt = None,
     prompt: options.Prompt = None,
     label: options.Label = None,
@@ -39,48 +41,74 @@ def score(
     runs: options.Runs = Path("runs"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
 ) -> None:
-    """Add the reward of every completion to the rows of a file; keeps their order and drops none.
+    """Add the reward of every completion to the rows of a file or a folder of shards; keeps their order, drops none.
 
-    [dim]rmtrain score answers.jsonl --output scored.jsonl[/]
+    Reads and writes in parts, so that memory does not grow with the input. A command that ends early goes on with the
+    parts that are finished when it is run again.
+
+    [dim]rmtrain score answers.jsonl --output scored.jsonl
+    rmtrain score shards/ --output scored/[/]
     """
-    options.check_output(output, overwrite)
+    options.check_output(output, overwrite, folder=True)
     mapping = options.given_mapping(columns, row_schema)
-    from rmtrain.data.load import read_source
-    from rmtrain.data.sources import has_changed, read_rows
-    from rmtrain.evaluation.sources import data_section, section_for
+    from rmtrain.data.chunks import FOR_SEVERAL_MODELS, open_stream
+    from rmtrain.data.row_output import join_parts, output_kind
 
     with TerminalDisplay() as display, processes.alone(output):
         asked = ScoringOptions(
             prompt, label, reference, reference_free, max_length, dtype, calibrated=calibrated, combine=combine
         )
         ref = choose(ckpt, runs, display, asked, not no_verify)
-        source = read_rows(str(input_file))
-        section, trained = section_for(str(input_file), data_section(ref.first, display.note_once), mapping)
-        split = read_source(source, None, section, evaluation=False, trained=trained, notify=display.note_once)
-        processes.spread(num_processes)
-        from rmtrain.evaluation.disagreement import spread_of
-        from rmtrain.evaluation.splits import score_rows  # imports torch, which is not needed to refuse an input
-        from rmtrain.scoring.partial import remove_partials
+        with contextlib.closing(open_stream(input_file, FOR_SEVERAL_MODELS if combine else 1)) as stream:
+            rows = open_rows(stream, ref.first, mapping, display)
+            kind = output_kind(output, stream)
+            processes.spread(num_processes)
+            from rmtrain.scoring.parts import Parts  # imports torch, which is not needed to refuse an input
+            from rmtrain.scoring.streams import StreamScoring
 
-        scorer = load(ref, display, needs_rewards="score")
-        budget = tokens_per_batch or scorer.info.tokens_per_batch
-        changed = False
-
-        def write(path: Path, scored: "list[ScoredRow]") -> None:
-            nonlocal changed
-            changed = has_changed(source)
-            rows = zip(split.rows, scored, strict=True)
-            lines = [{**source.rows[index], "rewards": list(row.rewards), **spread_of(row)} for index, row in rows]
-            write_atomic(path, "".join(jsonlib.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines))
-
-        scored = score_rows(scorer, Path(input_file).name, split.groups, budget, output, display, write, split)
-        if not processes.is_main_process():
-            return
-        remove_partials(output)  # of other rows, that an interrupted command left
-    truncated = sum(row.truncated for row in scored)
-    display.note(f"{len(scored)} rows scored, {truncated} truncated to {scorer.info.max_length} tokens: {output}")
+            parts = Parts(output, display)
+            with parts.opened():
+                scorer = load(ref, display, needs_rewards="score")
+                budget = tokens_per_batch or scorer.info.tokens_per_batch
+                scoring = StreamScoring(scorer, rows, parts, kind, budget, display)
+                scoring.run()
+                if not processes.is_main_process():
+                    return
+                tally = scoring.tally()
+                join_parts(output, stream, [parts.rows(name) for name in scoring.names], kind)
+            parts.remove()
+            changed = stream.has_changed()
+    for note in tally.notes:
+        display.note(f"{Path(input_file).name}: {note}")
+    display.note(f"{tally.rows} rows scored, {tally.truncated} truncated to {scorer.info.max_length} tokens: {output}")
     if changed:
         raise RunFailedError(
             f"{input_file} has changed since it was read: {output} holds the rows as they were, with their rewards",
             "score the file again if the new rows are wanted",
         )
+
+
+def open_rows(
+    stream: "RowStream", where: str | None, mapping: dict[str, Any] | None, display: TerminalDisplay
+) -> "SourceReader":
+    """The rows of a stream, read as a checkpoint's training read its own; all of them are checked.
+
+    Args:
+        stream: the rows.
+        where: the checkpoint; None for no model.
+        mapping: of --columns and --row-schema.
+        display: takes notes.
+
+    Raises:
+        DataError: a row can't be read.
+    """
+    from rmtrain.data.load import choose_reading
+    from rmtrain.data.reader import SourceReader
+    from rmtrain.evaluation.sources import data_section, section_for
+
+    own = data_section(where, display.note_once) if where is not None else None
+    section, trained = section_for(stream.source.description, own, mapping)
+    rows = SourceReader(stream, choose_reading(stream.source, section, trained, display.note_once))
+    if not processes.is_child():  # the launching process has checked them
+        rows.check(*processes.rank_and_number(), display)
+    return rows

@@ -1,5 +1,6 @@
 """Strict readers of local data files: errors name file and line, and nothing is filled in or skipped."""
 
+import contextlib
 import csv
 import difflib
 import gzip
@@ -11,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, first_line
@@ -43,18 +44,11 @@ def read_file(path: Path) -> FileRows:
     Raises:
         DataError: the file is missing, empty, damaged, or of another kind than its suffix; with the line, if any.
     """
-    suffix = suffix_of(path.name)
-    if suffix is None:
-        raise DataError(f"{path}: unknown kind of file", f"data files end in {', '.join(SUFFIXES)}")
-    if not os.path.exists(path):
-        raise DataError(f"{path}: no such file", _nearest(path))
+    suffix = check_file(path)
     try:
         with open_regular(path, DataError) as file:
             before = os.fstat(file.fileno())
-            head = file.read(512)
-            file.seek(0)
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-        _check_head(path, suffix, head)
         if suffix == ".json":
             splits, named = _read_json(path)
             rows = FileRows(splits, None, named, fingerprint)
@@ -73,6 +67,25 @@ def read_file(path: Path) -> FileRows:
         if not of_split:
             raise DataError(f"{path}: {f'split {split}' if rows.named else 'the file'} holds no rows")
     return rows
+
+
+def check_file(path: Path) -> str:
+    """The suffix of a data file that exists and begins as a file of its kind does.
+
+    Raises:
+        DataError: it does not.
+    """
+    suffix = suffix_of(path.name)
+    if suffix is None:
+        raise DataError(f"{path}: unknown kind of file", f"data files end in {', '.join(SUFFIXES)}")
+    if not os.path.exists(path):
+        raise DataError(f"{path}: no such file", _nearest(path))
+    with open_regular(path, DataError) as file:
+        try:
+            _check_head(path, suffix, file.read(512))
+        except OSError as error:
+            raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
+    return suffix
 
 
 def parse_json(text: str) -> Any:
@@ -135,20 +148,36 @@ def _nearest(path: Path) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    number = 0
-    with gzip.open(path) if suffix_of(path.name) == ".jsonl.gz" else path.open("rb") as file:
-        try:
-            for number, raw in enumerate(file, 1):
-                if not raw.strip():
-                    continue
-                yield number, _row(path, number, raw)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(
-                f"{path}: the gzip data is damaged or ends after line {number}: {error}", "download the file again"
-            ) from None
+    with open_lines(path) as file:
+        for number, raw in read_lines(path, file):
+            yield number, line_row(path, number, raw)
 
 
-def _row(path: Path, number: int, raw: bytes) -> Row:
+def open_lines(path: Path) -> BinaryIO:
+    """A .jsonl or .jsonl.gz file, opened to read its lines."""
+    return cast(BinaryIO, gzip.open(path) if suffix_of(path.name) == ".jsonl.gz" else path.open("rb"))
+
+
+def read_lines(path: Path, file: BinaryIO, first: int = 1) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers, from where the file stands.
+
+    Raises:
+        DataError: the gzip data is damaged.
+    """
+    number = first - 1
+    try:
+        while raw := file.readline():
+            number += 1
+            if raw.strip():
+                yield number, raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path}: the gzip data is damaged or ends after line {number}: {error}", "download the file again"
+        ) from None
+
+
+def line_row(path: Path, number: int, raw: bytes) -> Row:
+    """The row that a line of a .jsonl file holds; raises DataError with its number."""
     try:
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -225,14 +254,27 @@ def _csv_row(path: Path, line: int, header: list[str], cells: list[str]) -> Row:
 
 
 def _read_parquet(path: Path) -> list[Row]:
+    with parquet_faults(path):
+        return [row for batch in open_parquet(path).read().to_batches() for row in batch.to_pylist()]
+
+
+@contextlib.contextmanager
+def parquet_faults(path: Path) -> Iterator[None]:
+    """Turn errors of Arrow, and values that Python can't represent, into a DataError."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path).read()
-        names = table.schema.names
-        if len(set(names)) != len(names):
-            raise DataError(f"{path}: two columns have the same name: {', '.join(names)}")
-        return [row for batch in table.to_batches() for row in batch.to_pylist()]
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # or values that Python can't represent
+        yield
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: not a readable parquet file: {first_line(error)}", "download it again") from None
+
+
+def open_parquet(path: Path) -> Any:
+    """A Parquet file whose columns have distinct names; nothing of it is read ahead."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    names = file.schema_arrow.names
+    if len(set(names)) != len(names):
+        raise DataError(f"{path}: two columns have the same name: {', '.join(names)}")
+    return file

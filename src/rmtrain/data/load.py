@@ -6,14 +6,23 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any, NamedTuple
 
 from rmtrain.data.augment import add_other_prompts
 from rmtrain.data.benchmarks.texts import drop_overlaps
-from rmtrain.data.curate import CuratedRows, Curation, curate
+from rmtrain.data.curate import CuratedRows, Curation, Purpose, curate
 from rmtrain.data.entries import Entry
 from rmtrain.data.mixture import drop_contradictions, drop_duplicates, limit_entries
-from rmtrain.data.parse import ParsedEntry, ParsedRows, holdout_shares, open_recipe_source, parse_rows, parse_splits
-from rmtrain.data.schemas.detect import SchemaError
+from rmtrain.data.parse import (
+    MAX_MALFORMED,
+    ParsedEntry,
+    ParsedRows,
+    holdout_shares,
+    open_recipe_source,
+    parse_by,
+    parse_splits,
+)
+from rmtrain.data.schemas.detect import SchemaChoice, SchemaError, choose_schema, renamed
 from rmtrain.data.sources import SourceRows
 from rmtrain.data.split_data import ReadAs, SplitData, SplitPart
 from rmtrain.data.splits import LEAK, Leak, find_leaks, leak_key, mark_leaks
@@ -147,32 +156,66 @@ def read_source(
     """
     data = data or DataSection(source=source if isinstance(source, str) else source.description)
     rows = open_recipe_source(source, data).read(split) if isinstance(source, str) else source
-    parsed, data = _parse_as_trained(rows, data, evaluation, [mapping for mapping in trained if mapping], notify)
-    if parsed.unusable and not evaluation:
+    reading = choose_reading(rows, data, trained, notify)
+    if not evaluation:
+        return read_all(rows, reading)
+    parsed = parse_by(reading.choice, rows, rows.split)
+    return _only_part(rows, parsed, reading.data, "evaluation")
+
+
+class Reading(NamedTuple):
+    """How the rows of a source are read."""
+
+    choice: SchemaChoice
+    data: DataSection
+
+    @property
+    def marks(self) -> list[Any]:
+        """What the groups that are made of a row depend on, beside the row."""
+        return [self.choice.schema.name, mapping_of(self.data)]
+
+
+def read_all(rows: SourceRows, reading: Reading, most_malformed: float = MAX_MALFORMED) -> SplitData:
+    """Every row as a group, with all its completions and whatever preferences it has: for scoring.
+
+    Raises:
+        DataError: a row can't be read; the first, or where they are more than `most_malformed` of all, three of them.
+    """
+    choice = reading.choice._replace(rows=renamed(rows.rows, reading.data))
+    parsed = parse_by(choice, rows, rows.split, empty_is_fault=False, most_malformed=most_malformed)
+    if parsed.unusable:
         fault = parsed.unusable[0]
         raise DataError(
             f"{rows.where(fault.row)}: {fault.detail}",
             f"row schema {parsed.schema}; every row to be scored must be readable",
         )
+    return _only_part(rows, parsed, reading.data, "scoring")
+
+
+def _only_part(rows: SourceRows, parsed: ParsedRows, data: DataSection, purpose: Purpose) -> SplitData:
+    """A split that is no mixture."""
     entry = Entry(data, rows.named_split or rows.split)
-    curation = curate(entry, parsed, "evaluation" if evaluation else "scoring")
+    curation = curate(entry, parsed, purpose)
     return SplitData(rows.split, curation.groups, (_part(rows.split, ParsedEntry(entry, parsed), curation),))
 
 
-def _parse_as_trained(
-    rows: SourceRows, data: DataSection, evaluation: bool, trained: Sequence[ReadAs], notify: Callable[[str], None]
-) -> tuple[ParsedRows, DataSection]:
-    for mapping in trained:
+def choose_reading(
+    rows: SourceRows, data: DataSection, trained: Sequence[ReadAs], notify: Callable[[str], None]
+) -> Reading:
+    """How to read rows: as `read_source` says. Raises SchemaError where no way fits the columns."""
+    mappings = [mapping for mapping in trained if mapping]
+    for mapping in mappings:
         with contextlib.suppress(SchemaError):
             section = data.model_copy(update=mapping)
-            parsed = parse_rows(rows, section, rows.split, empty_is_fault=evaluation)
+            reading = Reading(choose_schema(rows, section), section)
             notify(f"{rows.description}: read as in training, with {_as_overrides(mapping)}")
-            return parsed, section
-    parsed = parse_rows(rows, data, rows.split, empty_is_fault=evaluation)
-    if trained:
-        mappings = " or ".join(map(_as_overrides, trained))
-        notify(f"{rows.description}: the columns do not fit {mappings} of training; read as {parsed.schema} rows")
-    return parsed, data
+            return reading
+    reading = Reading(choose_schema(rows, data), data)
+    if mappings:
+        given = " or ".join(map(_as_overrides, mappings))
+        name = reading.choice.schema.name
+        notify(f"{rows.description}: the columns do not fit {given} of training; read as {name} rows")
+    return reading
 
 
 def _as_overrides(mapping: ReadAs) -> str:

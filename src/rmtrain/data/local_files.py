@@ -25,6 +25,7 @@ class Shard(NamedTuple):
     name: str  # for messages
     rows: int
     lines: list[int] | None  # the line that each row begins on
+    first: int = 0  # of the file's rows, where only a part of them is here
 
 
 class SplitRows(NamedTuple):
@@ -63,16 +64,24 @@ def open_local(names: Sequence[str]) -> LocalSource:
     Raises:
         DataError: no such files, or files of several kinds; or the only file can't be read.
     """
+    files = find_files(names)
+    return _open_files(files, ", ".join(names)) if files else _open_saved(Path(os.path.expanduser(names[0])))
+
+
+def find_files(names: Sequence[str]) -> dict[str, list[Path]]:
+    """The files that a SOURCE names, by split; under the empty name where none names a split.
+
+    None at all for a folder that `save_to_disk` wrote. Raises as `open_local`.
+    """
     paths = [os.path.expanduser(name) for name in names]
     if len(paths) == 1 and os.path.isdir(paths[0]):
         folder = Path(paths[0])
-        if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-            return _open_saved(folder)
-        return _open_files(_splits_of(folder), names[0])
+        saved = (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+        return {} if saved else _splits_of(folder)
     files = [file for path in paths for file in _expand(path)]
     if twice := next((file for file in files if files.count(file) > 1), None):
         raise DataError(f"{', '.join(names)}: {twice} is named twice", "name each file once")
-    return _open_files({"": files}, ", ".join(names))
+    return {"": files}
 
 
 def _expand(path: str) -> list[Path]:

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from rmtrain.data.entries import Entry, entries_of
-from rmtrain.data.schemas.detect import choose_schema
+from rmtrain.data.schemas.detect import SchemaChoice, choose_schema
 from rmtrain.data.schemas.rows import ParsedRow, RowFault, empty_cause
 from rmtrain.data.schemas.schema import NEGATIVE_MARGIN
 from rmtrain.data.sources import MissingSplitError, OpenSource, SourceRows, open_source, parse_source, pin_source
@@ -73,9 +73,32 @@ def parse_rows(source: SourceRows, data: DataSection, split: str, *, empty_is_fa
 
     Raises:
         SchemaError: as `choose_schema`.
-        DataError: more than a fifth of the rows are malformed, with the first three of them.
+        DataError: as `parse_by`.
     """
-    schema, rows, notes = choose_schema(source, data)
+    return parse_by(choose_schema(source, data), source, split, empty_is_fault=empty_is_fault)
+
+
+def parse_by(
+    choice: SchemaChoice,
+    source: SourceRows,
+    split: str,
+    *,
+    empty_is_fault: bool = True,
+    most_malformed: float = MAX_MALFORMED,
+) -> ParsedRows:
+    """Read every row by a schema that was chosen before.
+
+    Args:
+        choice: the schema, and the rows of `source` with their columns renamed.
+        source: says where they are.
+        split, empty_is_fault: as for `parse_rows`.
+        most_malformed: the share of malformed rows that is not yet an error.
+
+    Raises:
+        DataError: a larger share of the rows is malformed, with the first three of them.
+    """
+    schema, rows, notes = choice
+    first = source.shards[0].first if len(source.shards) == 1 else 0
     parsed: list[tuple[int, ParsedRow]] = []
     unusable: list[UnusableRow] = []
     for index, row in enumerate(rows):
@@ -91,13 +114,13 @@ def parse_rows(source: SourceRows, data: DataSection, split: str, *, empty_is_fa
             unusable.append(UnusableRow(index, fault.cause, fault.detail))
     empty = [UnusableRow(i, cause, cause) for i, row in parsed if empty_is_fault and (cause := empty_cause(row))]
     malformed = sorted(unusable + empty)
-    if len(malformed) > MAX_MALFORMED * len(rows):
+    if len(malformed) > most_malformed * len(rows):
         examples = "; ".join(f"{source.where(fault.row)}: {fault.detail}" for fault in malformed[:3])
         raise DataError(
             f"{source.description}: {len(malformed)} of {len(rows)} rows are not valid {schema.name} rows: {examples}",
             "data.row_schema names another schema, data.columns renames columns",
         )
-    ids = unique_ids([f"{split}-{index}" if row.id is None else row.id for index, row in parsed])
+    ids = unique_ids([f"{split}-{first + index}" if row.id is None else row.id for index, row in parsed])
     return ParsedRows(source, schema.name, parsed, ids, unusable, len(rows), tuple(notes))
 
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ from rmtrain.data.parse import MAX_MALFORMED
 from rmtrain.data.render import Renderer
 from rmtrain.data.split_data import SplitData, SplitPart
 from rmtrain.data.template import UNKNOWN
-from rmtrain.data.token_cache import TokenizedSplit, join_splits, tokenize_split
+from rmtrain.data.token_cache import TokenizedSplit, TokenReport, join_splits, tokenize_split
 from rmtrain.data.tokenize import OverLength
 from rmtrain.data.types import TOKENS, PreferenceGroup
 from rmtrain.display import Display
@@ -117,37 +117,67 @@ def shared_with_processes(data: CuratedData) -> Iterator[None]:
             del os.environ[_CURATED]
 
 
+class TokenNote(NamedTuple):
+    """What a user should know of some rows."""
+
+    text: str
+    rows: int | None = None  # how many; None where that says nothing
+    first: str = ""  # the place of the first, and what is the matter with it
+
+    def __str__(self) -> str:
+        count = f": {self.rows}" if self.rows is not None else ""
+        return f"{self.text}{count}" + (f"; the first: {self.first}" if self.first else "")
+
+
+def merge_notes(notes: Iterable[TokenNote]) -> list[TokenNote]:
+    """Notes on several parts as notes on the whole."""
+    merged: dict[str, TokenNote] = {}
+    for note in notes:
+        before = merged.get(note.text)
+        if before is None or before.rows is None or note.rows is None:
+            merged[note.text] = before or note
+        else:
+            merged[note.text] = before._replace(rows=before.rows + note.rows)
+    return [*merged.values()]
+
+
 def token_notes(
-    tokens: TokenizedSplit, place: Callable[[str], str], groups: Sequence[PreferenceGroup], renderer: Renderer
-) -> list[str]:
-    """What a user should know about a tokenised split, one line each; `place` names the row of a group."""
+    tokens: TokenizedSplit | TokenReport,
+    place: Callable[[str], str],
+    groups: Sequence[PreferenceGroup],
+    renderer: Renderer | None,
+) -> list[TokenNote]:
+    """What a user should know about tokenised groups; `place` names the row of a group."""
     notes = [
-        f"preferences between completions that are {cause}, kept as ties: {n}" for cause, n in tokens.identical.items()
+        TokenNote(f"preferences between completions that are {cause}, kept as ties", n)
+        for cause, n in tokens.identical.items()
     ]
     if tokens.refused:
         cause, lost = tokens.refused
-        notes.append(f"rows {cause}, dropped: {lost.rows}; the first: {place(lost.first)}: {lost.why}")
-    notes += _ids_notes(groups, renderer, place)
-    notes += [
-        f"rows whose {what if what in NO_ROLES else f'{what} text'} the chat template leaves out, wholly or in part: "
-        f"{omitted.rows}; the first: {place(omitted.first)}: {omitted.words!r}"
-        for what, omitted in tokens.omitted.items()
-    ]
+        notes.append(TokenNote(f"rows {cause}, dropped", lost.rows, f"{place(lost.first)}: {lost.why}"))
+    if renderer is not None:
+        notes += _ids_notes(groups, renderer, place)
+    for what, omitted in tokens.omitted.items():
+        text = what if what in NO_ROLES else f"{what} text"
+        left_out = f"rows whose {text} the chat template leaves out, wholly or in part"
+        notes.append(TokenNote(left_out, omitted.rows, f"{place(omitted.first)}: {omitted.words!r}"))
     return notes
 
 
-def _ids_notes(groups: Sequence[PreferenceGroup], renderer: Renderer, place: Callable[[str], str]) -> Iterator[str]:
+def _ids_notes(
+    groups: Sequence[PreferenceGroup], renderer: Renderer, place: Callable[[str], str]
+) -> Iterator[TokenNote]:
     """What to know of rows of token ids."""
     given = {group.id: [one[0].content for one in group.completions if one[0].role == TOKENS] for group in groups}
     if any(given.values()):
-        yield (
+        yield TokenNote(
             "rows hold token ids: they are taken as they are, and the chat template is not applied; make sure that "
             "they were made with this model's tokenizer"
         )
         ends = tuple(f"{before}{token}]" for token in renderer.ends for before in (" ", "["))
         unended = [name for name, texts in given.items() if not all(text.endswith(ends) for text in texts)]
         if unended:
-            yield f"rows of token ids without an end token at the end: {len(unended)}; the first: {place(unended[0])}"
+            yield TokenNote("rows of token ids without an end token at the end", len(unended), place(unended[0]))
 
 
 def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:

@@ -53,6 +53,7 @@ class RowPlaces(NamedTuple):
                 if shard.lines:
                     return f"{shard.name}:{shard.lines[index]}"
                 name = shard.name if len(self.shards) > 1 else name
+                index += shard.first
                 break
             index -= shard.rows
         return f"{name} row {index + 1}"

@@ -4,7 +4,7 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import compress
 from pathlib import Path
@@ -67,7 +67,7 @@ class TokenizedSplit(NamedTuple):
     @property
     def refused(self) -> tuple[str, Lost] | None:
         """Why the renderer refused rows, and what was lost: one cause for texts, another for token ids."""
-        return next(((cause, self.dropped[cause]) for cause in (REFUSED, UNKNOWN) if cause in self.dropped), None)
+        return find_refused(self.dropped)
 
     def group(self, index: int) -> TokenizedGroup:
         """The group at a row."""
@@ -107,6 +107,11 @@ def join_splits(parts: Sequence[TokenizedSplit]) -> TokenizedSplit:
         sum(part.truncated for part in parts),
         omitted,
     )
+
+
+def find_refused(dropped: Mapping[str, Lost]) -> tuple[str, Lost] | None:
+    """Why the renderer refused rows, and what was lost; None if it took them all."""
+    return next(((cause, dropped[cause]) for cause in (REFUSED, UNKNOWN) if cause in dropped), None)
 
 
 def row_to_group(row: Row) -> TokenizedGroup:
@@ -186,7 +191,7 @@ def tokenize_split(
             if entry is None:
                 if folder.exists():
                     notify(f"the cached tokens in {folder} are damaged, and are made again")
-                report, refused = _TokenReport(drop_identical), dict[str, TemplateRefusalError]()
+                report, refused = TokenReport(drop_identical), dict[str, TemplateRefusalError]()
                 columns: dict[str, list[Any]] = {name: [] for name in _features()}
                 tokenized = tokenize_groups(groups, renderer, max_length, over_length, refused)
                 for done, (group, tokens) in enumerate(zip(groups, tokenized, strict=True), start=1):
@@ -203,7 +208,7 @@ def tokenize_split(
 
 
 @dataclass
-class _TokenReport:
+class TokenReport:
     """What happened to the groups and preferences of a split; see TokenizedSplit."""
 
     drop_identical: bool = False
@@ -211,6 +216,11 @@ class _TokenReport:
     identical: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
     omitted: dict[str, Omitted] = field(default_factory=dict)
+
+    @property
+    def refused(self) -> tuple[str, Lost] | None:
+        """As of TokenizedSplit."""
+        return find_refused(self.dropped)
 
     def keep(
         self, group: PreferenceGroup, tokens: TokenizedGroup | None, refusal: TemplateRefusalError | None
@@ -265,7 +275,7 @@ def _features() -> Any:
     )
 
 
-def _open(folder: Path) -> tuple[Any, _TokenReport] | None:
+def _open(folder: Path) -> tuple[Any, TokenReport] | None:
     """Table and report of an entry; None if there is none, or if any of its bytes has changed.
 
     Checked before Arrow maps the table into memory, since a damaged one can crash the process.
@@ -275,7 +285,7 @@ def _open(folder: Path) -> tuple[Any, _TokenReport] | None:
     try:
         if (folder / _CHECKSUMS).read_bytes() != _checksums(folder):
             return None
-        report = _TokenReport(**json.loads((folder / _REPORT).read_bytes()))
+        report = TokenReport(**json.loads((folder / _REPORT).read_bytes()))
         report.dropped = {cause: Lost(*lost) for cause, lost in report.dropped.items()}
         report.omitted = {what: Omitted(*omitted) for what, omitted in report.omitted.items()}
         return load_from_disk(folder), report
@@ -283,7 +293,7 @@ def _open(folder: Path) -> tuple[Any, _TokenReport] | None:
         return None
 
 
-def _write(folder: Path, columns: dict[str, list[Any]], report: _TokenReport) -> None:
+def _write(folder: Path, columns: dict[str, list[Any]], report: TokenReport) -> None:
     from datasets import Dataset
 
     # the caller holds the lock, so a folder of that name is damaged

@@ -73,11 +73,6 @@ def ensemble_fields(info: ScorerInfo, rows: Sequence[ScoredRow], notify: Callabl
     return {"disagreement": asdict(figures)}
 
 
-def spread_of(row: ScoredRow) -> dict[str, Any]:
-    """The standard deviation of each completion's rewards over the members of an ensemble; nothing for one model."""
-    return {"reward_std": np.std(np.asarray(row.members), axis=0).tolist()} if row.members else {}
-
-
 def disagreement(rows: Sequence[ScoredRow], names: Sequence[str]) -> Disagreement:
     """The figures of rows that were scored by an ensemble of models with these names."""
     alone = [[row._replace(rewards=row.members[place]) for row in rows] for place in range(len(names))]

@@ -1,6 +1,6 @@
 """A scorer on a split or on the rows of a comparison: rows, figures, and the files that keep them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,7 +31,6 @@ def score_rows(
     tokens_per_batch: int,
     path: Path,
     display: Display,
-    write: Callable[[Path, list[ScoredRow]], None] = write_rows,
     split: SplitData | None = None,
     drops: bool = False,
 ) -> list[ScoredRow]:
@@ -44,7 +43,6 @@ def score_rows(
         tokens_per_batch: maximum tokens per forward pass.
         path: of the rows file.
         display: of the main process.
-        write: writes that file, on the main process.
         split: that the groups are of; messages say where their rows are.
         drops: leave out the groups that the chat template refuses, up to a fifth of all.
 
@@ -64,7 +62,7 @@ def score_rows(
         scores = scorer.score(ScoringTask(name, groups, tokens_per_batch, partials, display, place, drops))
         rows = [scored_row(group, score) for group, score in zip(groups, scores, strict=True) if score is not None]
         if process_state().is_main_process:
-            write(path, rows)
+            write_rows(path, rows)
     if process_state().is_main_process:
         partials.remove()
     return rows

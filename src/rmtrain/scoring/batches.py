@@ -55,6 +55,7 @@ def score_groups(
         tokens_per_batch: maximum tokens per forward pass, at most 2,048 on a CPU. Unless the weights are sharded, a
             batch that does not fit the free memory is run in halves; `notify` gets one line about it.
         partial: file of finished batches; its completions are not run again, whatever the tokens of a batch were.
+            With the same tokens of a batch, rewards are those of a run that was not interrupted, to the last bit.
         progress: called after every round, on every process.
         notify: takes one line for the user.
         alone: this process scores the groups by itself, whatever the other processes of a run do.
@@ -68,7 +69,7 @@ def score_groups(
     if groups and not model.sharded:
         require_fixed_rotation(model.module.config, max(max(group.lengths) for group in groups))
     tokens_per_batch = min(tokens_per_batch, CPU_PASS) if model.device.type == "cpu" else tokens_per_batch
-    done = {} if alone else read_partial(partial, functools.partial(_parse_line, groups))
+    done = read_partial(partial, functools.partial(_parse_line, groups), alone)
     batches = _batches(groups, done.keys(), model.packing, tokens_per_batch)
     waiting = Counter(piece.group_index for batch in batches for piece in batch)
     limit, notified = _TokenLimit(model, tokens_per_batch), False
@@ -89,7 +90,7 @@ def score_groups(
                     done.update(zip([(piece.group_index, k) for k in piece.completions], values, strict=True))
                     waiting[piece.group_index] -= 1
                 places = [[piece.group_index, piece.completions] for piece in batches[number]]
-                append_partial(partial, [[places, rewards]])
+                append_partial(partial, [[places, rewards]], alone)
             progress(len(groups) - sum(count > 0 for count in waiting.values()), len(groups))
     return [group.spread([done[i, k] for k in range(len(group.suffixes))]) for i, group in enumerate(groups)]
 
@@ -97,7 +98,15 @@ def score_groups(
 def _batches(
     groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, max_tokens: int
 ) -> list[list[Piece]]:
-    pieces = cut_pieces(groups, done, packing, max_tokens)
+    """The batches that are left: those of the first plan where it was followed, so that rewards keep all their bits."""
+    whole = _plan(cut_pieces(groups, (), packing, max_tokens), packing, max_tokens)
+    marks = [[(piece.group_index, k) in done for piece in batch for k in piece.completions] for batch in whole]
+    if all(len({*of_batch}) == 1 for of_batch in marks):
+        return [batch for batch, of_batch in zip(whole, marks, strict=True) if not of_batch[0]]
+    return _plan(cut_pieces(groups, done, packing, max_tokens), packing, max_tokens)
+
+
+def _plan(pieces: Sequence[Piece], packing: Packing, max_tokens: int) -> list[list[Piece]]:
     planned = plan_batches([GroupSize.of(piece.group) for piece in pieces], packing, max_tokens)
     return [[pieces[index] for index in batch] for batch in planned]
 

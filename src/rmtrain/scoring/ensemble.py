@@ -80,6 +80,7 @@ class EnsembleScorer:
             any(score.truncated for score in scores),
             min(score.identical for score in scores),
             members=rewards,
+            omitted=scores[0].omitted,
         )
 
 

@@ -17,8 +17,27 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
+class OnePartial:
+    """The files of finished batches of a process that scores alone, one for each scorer.
+
+    Args:
+        file: that their names begin as; it says already what is being scored.
+    """
+
+    alone = True
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def path(self, what: str, tokens: str, scorer: str) -> Path:
+        """The file of a scorer, by its fingerprint."""
+        return self._file.with_name(f"{self._file.name}-{scorer[:16]}")
+
+
 class Partials:
     """The files of finished batches beside a rows file; scorers name theirs, and whoever scores removes them."""
+
+    alone = False
 
     def __init__(self, rows: Path, display: Display) -> None:
         self._rows, self._display, self._names = rows, display, list[str]()
@@ -64,20 +83,18 @@ class Partials:
         return [path for path in self._rows.parent.iterdir() if names and path.name.startswith(names)]
 
 
-def remove_partials(rows: Path) -> None:
-    """Remove what interrupted scorings left beside a rows file, of whatever rows and weights they were."""
-    for path in rows.parent.iterdir():
-        if path.name.startswith(f".{rows.name}-") and path.name.endswith(".partial"):
-            path.unlink()
-
-
-def read_partial(path: Path | None, parse: Callable[[Any], dict[Key, Value] | None]) -> dict[Key, Value]:
+def read_partial(
+    path: Path | None, parse: Callable[[Any], dict[Key, Value] | None], alone: bool = False
+) -> dict[Key, Value]:
     """Results that an interrupted scoring left, on every process; whatever follows a damaged line is cut off.
 
     Args:
         path: of JSON lines, as the main process sees it; None, or a missing file, holds no results.
         parse: turns a line's value into results; None, ValueError and TypeError refuse it.
+        alone: other processes do not score the same.
     """
+    if alone:
+        return _read(path, parse) if path is not None else {}
     done = [_read(path, parse) if path is not None and process_state().is_main_process else {}]
     broadcast_object_list(done)
     return done[0]
@@ -102,8 +119,8 @@ def _read(path: Path, parse: Callable[[Any], dict[Key, Value] | None]) -> dict[K
     return done
 
 
-def append_partial(path: Path | None, values: list[Any]) -> None:
-    """Add lines of results to the file, on the main process."""
-    if path is not None and process_state().is_main_process:
+def append_partial(path: Path | None, values: list[Any], alone: bool = False) -> None:
+    """Add lines of results to the file, on the main process, or on one that scores alone."""
+    if path is not None and (alone or process_state().is_main_process):
         with writing(path), open(path, "a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(value) + "\n" for value in values)

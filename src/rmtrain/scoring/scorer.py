@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+import numpy as np
+
+from rmtrain.data.omissions import Omission
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.errors import InputError
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from rmtrain.data.render import Renderer
     from rmtrain.model.checkpoint import Checkpoint, CheckpointFiles
     from rmtrain.model.reward_model import BackboneOptions
-    from rmtrain.scoring.partial import Partials
+    from rmtrain.scoring.partial import OnePartial, Partials
 
 TOKENS_PER_BATCH = 16384  # as a recipe's default
 
@@ -32,6 +35,12 @@ class GroupScore(NamedTuple):
     identical: int = 0  # preferences between completions of the same tokens, which are ties
     margins: tuple[float, ...] = ()  # one a preference, if the scorer only compares: the better one's over the worse
     members: tuple[tuple[float, ...], ...] = ()  # of an ensemble, M times K: the rewards of each member
+    omitted: tuple[Omission, ...] = ()  # what the chat template leaves out, where the process scores alone
+
+    @property
+    def reward_std(self) -> list[float]:
+        """The standard deviation of each completion's rewards over the members of an ensemble; empty for one model."""
+        return np.std(np.asarray(self.members), axis=0).tolist() if self.members else []
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ class ScoringTask:
         name: of the groups, for messages.
         groups: what to score.
         tokens_per_batch: maximum tokens per forward pass.
-        partials: files that keep finished batches; None scores in this process alone and in memory.
+        partials: files that keep finished batches; None keeps none, and scores in this process alone.
         display: of the main process.
         place: says in which row a group is, by its id.
         drop_refused: leave out groups that the chat template refuses, up to a fifth of all; otherwise they are errors.
@@ -101,15 +110,15 @@ class ScoringTask:
     name: str
     groups: Sequence[PreferenceGroup]
     tokens_per_batch: int
-    partials: "Partials | None"
+    partials: "Partials | OnePartial | None"
     display: Display
     place: Callable[[str], str] = "group {}".format
     drop_refused: bool = False
 
     @property
     def alone(self) -> bool:
-        """Other processes do not score the same task, and nothing is written to disk."""
-        return self.partials is None
+        """Other processes do not score the same task."""
+        return self.partials is None or self.partials.alone
 
     def partial(self, tokens: str, scorer: str) -> Path | None:
         """The file that keeps finished batches, as `Partials.path`; None if nothing is kept."""

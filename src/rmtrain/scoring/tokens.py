@@ -29,7 +29,13 @@ class TokenizedTask:
     def scores(self, rewards: Sequence[Sequence[float]], task: ScoringTask) -> list[GroupScore | None]:
         """Rewards of the tokenised groups as scores of all groups of the task, None for those that were refused."""
         scores = (
-            GroupScore(tuple(values), made.spread([*map(len, made.suffixes)]), made.truncated, sum(made.identical))
+            GroupScore(
+                tuple(values),
+                made.spread([*map(len, made.suffixes)]),
+                made.truncated,
+                sum(made.identical),
+                omitted=made.omitted,
+            )
             for made, values in zip(self.tokens, rewards, strict=True)
         )
         kept = {group.id for group in self.groups}
@@ -39,10 +45,11 @@ class TokenizedTask:
 def _tokenize_alone(task: ScoringTask, renderer: Renderer, max_length: int, over_length: OverLength) -> TokenizedTask:
     """The groups of a task that needs neither the token cache nor other processes."""
     refused: dict[str, TemplateRefusalError] = {}
-    made = tokenize_groups(task.groups, renderer, max_length, over_length, refused if task.drop_refused else None)
+    made = [*tokenize_groups(task.groups, renderer, max_length, over_length, refused)]
+    if refused and not task.drop_refused:
+        first = next(group.id for group in task.groups if group.id in refused)
+        raise type(refused[first])(f"{task.place(first)}: {refused[first].message}", refused[first].hint)
     kept = [(group, tokens) for group, tokens in zip(task.groups, made, strict=True) if tokens is not None]
-    for what in sorted({omission.what for _, tokens in kept for omission in tokens.omitted}):
-        task.display.note(f"the chat template leaves out parts of some rows: {what}")
     return TokenizedTask([group for group, _ in kept], [tokens for _, tokens in kept], "")
 
 

@@ -134,6 +134,8 @@ class OnlineScorer:
                 return [error if isinstance(error, RmtrainError) else _unexpected(error)]
             middle = len(groups) // 2
             return self._score(groups[:middle]) + self._score(groups[middle:])
+        for what in sorted({omission.what for score in scores if score for omission in score.omitted}):
+            self._display.note(f"the chat template leaves out parts of some rows: {what}")
         return [
             score if score is not None else self._score([group])[0] for group, score in zip(groups, scores, strict=True)
         ]

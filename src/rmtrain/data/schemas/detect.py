@@ -49,7 +49,7 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
                 f"there is no column {missing[0]!r} to rename to {ours!r}",
                 f"correct data.columns; the columns are: {', '.join(sorted(columns))}",
             )
-        rows = [_rename(row, data.columns) for row in source.rows] if data.columns else source.rows
+        rows = renamed(source.rows, data)
         columns = (columns - {*data.columns.values()}) | data.columns.keys()
         sample = _sample(rows, columns)
         schema = find_schema(columns, sample, data)
@@ -66,9 +66,14 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
     return SchemaChoice(schema, rows, notes)
 
 
+def renamed(rows: Sequence[Row], data: DataSection) -> Sequence[Row]:
+    """Rows with their columns renamed as the recipe says."""
+    return [_rename(row, data.columns) for row in rows] if data.columns else rows
+
+
 def _rename(row: Row, columns: dict[str, str]) -> Row:
-    renamed = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
-    return {name: value for name, value in row.items() if name not in columns.values()} | renamed
+    own = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+    return {name: value for name, value in row.items() if name not in columns.values()} | own
 
 
 def _sample(rows: Sequence[Row], columns: set[str]) -> Row:

@@ -1,0 +1,305 @@
+"""The rows of a SOURCE in chunks, read one after another: files larger than memory, a shard or several."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from rmtrain.data.files import check_file, line_row, open_lines, open_parquet, parquet_faults, read_lines, suffix_of
+from rmtrain.data.local_files import Shard, find_files
+from rmtrain.data.sources import Source, SourceRows, has_changed, parse_source, read_rows
+from rmtrain.data.types import Row
+from rmtrain.errors import DataError, RunFailedError
+
+ROWS = 4096  # of a chunk, at most
+BYTES = 4 << 20  # of a chunk's text, about
+FOR_SEVERAL_MODELS = 32  # times as large, where a model is loaded for each chunk
+_SAMPLE = 1000  # rows that are kept for messages, beside those that tell the columns
+_STREAMED = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+class Place(NamedTuple):
+    """Where in a file a chunk begins."""
+
+    row: int = 0
+    offset: int = 0  # bytes, of a file of lines
+    line: int = 1
+
+
+class Content(NamedTuple):
+    """Consecutive rows of a file."""
+
+    rows: list[Row]
+    digest: str  # SHA-256 of what the file holds of them
+    lines: list[int] | None = None  # that the rows begin on
+    table: Any = None  # the same rows in Arrow's types, of a Parquet file
+
+
+class Chunk(NamedTuple):
+    """Which rows a chunk has."""
+
+    shard: int  # the number of its file
+    place: Place
+    rows: int
+    digest: str
+
+
+class ChunkRows(NamedTuple):
+    """The rows of a chunk, and the table that they came from where a Parquet file holds them."""
+
+    rows: SourceRows
+    table: Any = None
+
+
+class _File(Protocol):
+    """A file that is read in chunks, from any place on."""
+
+    name: str
+
+    def read(self, place: Place) -> tuple[Content, Place]:
+        """The next rows, none at the end of the file, and the place behind them."""
+
+    def close(self) -> None:
+        """Close what reading keeps open; it may be read again."""
+
+
+class _Lines:
+    def __init__(self, path: Path, scale: int = 1) -> None:
+        check_file(path)
+        self.name, self._path, self._scale = str(path), path, scale
+        self._file: BinaryIO | None = None
+
+    def read(self, place: Place) -> tuple[Content, Place]:
+        self._file = self._file or open_lines(self._path)
+        if self._file.tell() != place.offset:
+            self._file.seek(place.offset)
+        digest, size = hashlib.sha256(), 0
+        content, line = Content([], "", []), place.line
+        for line, raw in read_lines(self._path, self._file, place.line):
+            content.rows.append(line_row(self._path, line, raw))
+            assert content.lines is not None
+            content.lines.append(line)
+            digest.update(raw)
+            size += len(raw)
+            if len(content.rows) == ROWS * self._scale or size >= BYTES * self._scale:
+                break
+        behind = Place(place.row + len(content.rows), self._file.tell(), line + 1)
+        return content._replace(digest=digest.hexdigest()), behind
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class _Parquet:
+    def __init__(self, path: Path, scale: int = 1) -> None:
+        check_file(path)
+        self.name, self._path, self._scale = str(path), path, scale
+        self._next = -1  # the row that the batches go on with
+        self._batches: Iterator[Any] = iter(())
+
+    def read(self, place: Place) -> tuple[Content, Place]:
+        import pyarrow as pa
+
+        with parquet_faults(self._path):
+            if self._next != place.row:
+                self._batches = self._from(place.row)
+            batch = next(self._batches, None)
+            rows = batch.to_pylist() if batch is not None else []
+            table = pa.Table.from_batches([batch]) if batch is not None else None
+        self._next = place.row + len(rows)
+        return Content(rows, _digest(rows), table=table), Place(self._next)
+
+    def close(self) -> None:
+        self._next, self._batches = -1, iter(())
+
+    def _from(self, row: int) -> Iterator[Any]:
+        file = open_parquet(self._path)
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        size = sum(group.total_byte_size for group in groups) / max(1, file.metadata.num_rows)  # of a row
+        most, start = self._scale * max(1, min(ROWS, int(BYTES / max(1, size)))), 0
+        for number, group in enumerate(groups):
+            if start + group.num_rows > row:
+                for batch in file.iter_batches(most, row_groups=[number]):
+                    if start >= row:
+                        yield batch
+                    start += batch.num_rows
+            else:
+                start += group.num_rows
+
+
+class _Held:
+    """Rows in memory."""
+
+    def __init__(self, rows: Sequence[Row], shard: Shard, scale: int) -> None:
+        self.name, self._rows, self._lines, self._most = shard.name, rows, shard.lines, scale * ROWS
+
+    def read(self, place: Place) -> tuple[Content, Place]:
+        part = slice(place.row, place.row + self._most)
+        rows = list(self._rows[part])
+        lines = self._lines[part] if self._lines is not None else None
+        return Content(rows, _digest(rows), lines), Place(place.row + len(rows))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    return hashlib.sha256(repr(rows).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass
+class RowStream:
+    """A SOURCE whose rows are read in chunks; of .jsonl, .jsonl.gz and Parquet files, one chunk is in memory at a time.
+
+    Attributes:
+        source: its rows as far as they are needed to tell how they are read: a sample that has every column.
+        names: of its files, in their order.
+        chunks: all of its rows.
+    """
+
+    source: SourceRows
+    names: Sequence[str]
+    chunks: Sequence[Chunk]
+    _files: Sequence[_File]
+    _states: Sequence[Any]  # of the files, when they were first read
+    _whole: SourceRows | None = None  # the rows, where they are in memory
+    _last: tuple[Chunk, ChunkRows] | None = field(default=None, repr=False)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return sum(chunk.rows for chunk in self.chunks)
+
+    def read(self, chunk: Chunk) -> ChunkRows:
+        """The rows of a chunk.
+
+        Raises:
+            RunFailedError: the file has changed since the chunks were found.
+        """
+        if self._last is not None and self._last[0] == chunk:
+            return self._last[1]
+        if self._last is not None and self._last[0].shard != chunk.shard:
+            self.close()
+        content, _ = self._files[chunk.shard].read(chunk.place)
+        if content.digest != chunk.digest:
+            raise RunFailedError(
+                f"{self.names[chunk.shard]} has changed since it was read",
+                "run the command again: it goes on with the parts that are finished and have not changed",
+            )
+        self._last = chunk, self._rows_of(chunk, content)
+        return self._last[1]
+
+    def _rows_of(self, chunk: Chunk, content: Content) -> ChunkRows:
+        name = self.names[chunk.shard]
+        shard = Shard(name, chunk.rows, content.lines, chunk.place.row)
+        about = self.source.description if len(self.names) == 1 else name
+        rows = self.source._replace(rows=content.rows, fingerprint=chunk.digest, shards=[shard], description=about)
+        return ChunkRows(rows, content.table)
+
+    def close(self) -> None:
+        """Close the files; they can be read again."""
+        for file in self._files:
+            file.close()
+
+    def has_changed(self) -> bool:
+        """Whether a file holds other rows than those of the chunks, or is gone."""
+        if self._whole is not None:
+            return has_changed(self._whole)
+        try:
+            if [_state(name) for name in self.names] == self._states:
+                return False
+            self.close()  # a file that was replaced would still be open as it was
+            return [chunk for chunk, _ in _find_chunks(self._files)] != self.chunks
+        except (OSError, DataError):
+            return True
+
+
+def open_stream(text: str, scale: int = 1) -> RowStream:
+    """Find the chunks of a SOURCE, reading all of its rows once.
+
+    Args:
+        text: SOURCE.
+        scale: chunks are so many times as large as usual.
+
+    Raises:
+        DataError: it can't be read, has several splits, or holds no rows; with the first line that is no row.
+    """
+    source = parse_source(text)
+    splits = find_files(source.files) if source.kind == "file" else {}
+    files = [path for paths in splits.values() for path in paths]
+    kinds = {suffix_of(path.name) for path in files}
+    if len(splits) != 1 or len(kinds) != 1 or not kinds <= {*_STREAMED}:
+        return _stream_of(read_rows(source), scale)
+    (split,) = splits
+    opened = [_opened(path, scale) for path in files]
+    return _scan(_sample_of(source, split, files), opened, [_state(str(path)) for path in files])
+
+
+def _sample_of(source: Source, split: str, files: Sequence[Path]) -> SourceRows:
+    """What is known of a source's rows before they are read."""
+    description = f"{source} ({split})" if split else str(source)
+    name = os.path.basename(os.path.abspath(source.files[0]))
+    name = split or name[: len(name) - len(suffix_of(name) or "")]
+    location = list(source.files) if len(source.files) > 1 else str(source)
+    return SourceRows([], "", [], files, name, None, description, (split or "train",), location, split or None)
+
+
+def _stream_of(rows: SourceRows, scale: int) -> RowStream:
+    """Rows in memory as a stream, cut at the borders of their files."""
+    shards = rows.shards or [Shard(rows.description, len(rows.rows), None)]
+    starts = [sum(shard.rows for shard in shards[:number]) for number in range(len(shards))]
+    parts = [(rows.rows[start : start + shard.rows], shard) for start, shard in zip(starts, shards, strict=True)]
+    stream = _scan(rows, [_Held(of_shard, shard, scale) for of_shard, shard in parts], [])
+    stream._whole = rows
+    return stream
+
+
+def _scan(about: SourceRows, files: Sequence[_File], states: Sequence[Any]) -> RowStream:
+    chunks: list[Chunk] = []
+    sample: list[list[Row]] = [[] for _ in files]
+    seen = set[tuple[Any, ...]]()
+    last = None
+    for chunk, content in _find_chunks(files):
+        chunks.append(chunk)
+        last = content
+        for number, row in enumerate(content.rows):
+            values = {(name, value is not None, bool(value)) for name, value in row.items()}
+            here = {(chunk.shard, name, True) for name in row}
+            if not values <= seen or (len(chunks) == 1 and number < _SAMPLE):
+                sample[chunk.shard].append(row)
+            elif not here <= seen:
+                sample[chunk.shard].append(dict.fromkeys(row))  # the file has these columns
+            seen |= values | here
+    for number, file in enumerate(files):
+        if not sample[number]:
+            raise DataError(f"{file.name}: the file holds no rows")
+    shards = [Shard(file.name, len(rows), None) for file, rows in zip(files, sample, strict=True)]
+    source = about._replace(rows=[row for rows in sample for row in rows], shards=shards)
+    stream = RowStream(source, [file.name for file in files], chunks, files, states)
+    if len(chunks) == 1 and last is not None:
+        stream._last = chunks[0], stream._rows_of(chunks[0], last)
+    return stream
+
+
+def _find_chunks(files: Sequence[_File]) -> Iterator[tuple[Chunk, Content]]:
+    for number, file in enumerate(files):
+        with contextlib.closing(file):
+            behind = Place()
+            content, place = file.read(behind)
+            while content.rows:
+                yield Chunk(number, behind, len(content.rows), content.digest), content
+                behind, (content, place) = place, file.read(place)
+
+
+def _opened(path: Path, scale: int) -> _File:
+    return _Parquet(path, scale) if suffix_of(path.name) == ".parquet" else _Lines(path, scale)
+
+
+def _state(name: str) -> tuple[int, int, int]:
+    state = os.stat(name)
+    return state.st_ino, state.st_size, state.st_mtime_ns

@@ -1,0 +1,111 @@
+"""Rows as they are written: a part for each chunk, and the parts joined in order to a file or a folder of shards."""
+
+import gzip
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+from rmtrain.data.chunks import ChunkRows, RowStream
+from rmtrain.data.files import suffix_of
+from rmtrain.errors import InputError
+from rmtrain.files import replaced, staged_folder, writing
+
+Kind = Literal["lines", "parquet"]
+
+
+def output_kind(output: Path, stream: RowStream) -> Kind:
+    """How the rows of a source are written: as lines of JSON, or as Parquet where the source is Parquet too.
+
+    Raises:
+        InputError: Parquet is asked for from a source of another kind, or a folder where a file is written or the
+            other way round.
+    """
+    if output.exists() and output.is_dir() != is_folder(output, stream):
+        raise InputError(f"{output} is {'a folder' if output.is_dir() else 'a file'}", "choose another --output")
+    given = suffix_of(stream.names[0]) == ".parquet"
+    if suffix_of(output.name) == ".parquet" and not given:
+        raise InputError(f"--output {output}: Parquet is written from Parquet alone", "choose a name ending in .jsonl")
+    return "parquet" if suffix_of(output.name) == ".parquet" or (given and is_folder(output, stream)) else "lines"
+
+
+def is_folder(output: Path, stream: RowStream) -> bool:
+    """Whether the output is a folder of shards: those of several files, unless its name is that of a data file."""
+    return len(stream.names) > 1 and suffix_of(output.name) is None
+
+
+def encode_rows(chunk: ChunkRows, columns: Mapping[str, Sequence[Any]], kind: Kind) -> bytes:
+    """The rows of a chunk with further columns, as the bytes of a part.
+
+    Args:
+        chunk: the rows.
+        columns: a value for each row, by column; JSON values for lines, lists of numbers for Parquet.
+        kind: of the output.
+    """
+    if kind == "parquet":
+        return _encode_table(chunk.table, columns)
+    names = list(columns)
+    return b"".join(
+        (json.dumps({**row, **dict(zip(names, values, strict=True))}, ensure_ascii=False, default=str) + "\n").encode()
+        for row, *values in zip(chunk.rows.rows, *columns.values(), strict=True)
+    )
+
+
+def _encode_table(table: Any, columns: Mapping[str, Sequence[Any]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name, values in columns.items():
+        array = pa.array(values, pa.list_(pa.float64()))
+        place = table.schema.get_field_index(name)
+        table = table.append_column(name, array) if place < 0 else table.set_column(place, name, array)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return cast(bytes, sink.getvalue().to_pybytes())
+
+
+def join_parts(output: Path, stream: RowStream, parts: Sequence[Path], kind: Kind) -> None:
+    """Write the output whole, of a part for each chunk of the source.
+
+    Raises:
+        WriteError: the disk is full, or the folder can't be written; an older output is untouched.
+    """
+    if not is_folder(output, stream):
+        with replaced(output) as file:
+            _join(file, parts, kind, suffix_of(output.name) == ".jsonl.gz")
+        return
+    with staged_folder(output, replace=True) as folder:
+        for number, name in enumerate(stream.names):
+            own = [part for chunk, part in zip(stream.chunks, parts, strict=True) if chunk.shard == number]
+            path = folder / Path(name).name
+            with writing(output), open(path, "xb") as file:
+                _join(file, own, kind, suffix_of(name) == ".jsonl.gz")
+
+
+def _join(file: BinaryIO, parts: Sequence[Path], kind: Kind, zipped: bool) -> None:
+    if kind == "parquet":
+        _join_tables(file, parts)
+        return
+    target = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if zipped else file
+    for part in parts:
+        with open(part, "rb") as content:
+            shutil.copyfileobj(content, cast(BinaryIO, target), 1 << 20)
+    if target is not file:
+        target.close()
+
+
+def _join_tables(file: BinaryIO, parts: Sequence[Path]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.unify_schemas([pq.read_schema(part) for part in parts])
+    with pq.ParquetWriter(file, schema) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part).cast(schema))
+
+
+def part_lines(part: Path) -> Iterator[Any]:
+    """The rows of a part of lines."""
+    with open(part, "rb") as content:
+        yield from map(json.loads, content)

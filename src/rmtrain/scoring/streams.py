@@ -1,0 +1,149 @@
+"""Rows of a SOURCE → parts of an output: each process scores chunks of its own, then those that others left."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rmtrain.data.prepare import token_notes
+from rmtrain.data.reader import SourceReader
+from rmtrain.data.row_output import Kind, encode_rows
+from rmtrain.data.token_cache import IDENTICAL, Omitted, TokenReport
+from rmtrain.data.types import PreferenceGroup
+from rmtrain.display import Display
+from rmtrain.errors import WriteError
+from rmtrain.model.devices import process_state
+from rmtrain.scoring.partial import OnePartial
+from rmtrain.scoring.parts import Claims, Parts, Tally
+from rmtrain.scoring.scorer import GroupScore, Scorer, ScoringTask
+
+_VERSION = "1"  # raise when a part of the same rows and scorer would hold something else
+_POLL_SECONDS = 0.5  # between looks at the parts of other processes
+
+
+@dataclass(frozen=True)
+class StreamScoring:
+    """The scoring of a source by one or more processes that share a disk; they wait for each other at no point.
+
+    Attributes:
+        scorer: gives the rewards.
+        rows: what is scored.
+        parts: where the rows go with their rewards, in parts.
+        kind: of the parts.
+        tokens_per_batch: maximum tokens per forward pass.
+        display: of the main process.
+    """
+
+    scorer: Scorer
+    rows: SourceReader
+    parts: Parts
+    kind: Kind
+    tokens_per_batch: int
+    display: Display
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of the parts, one a chunk: what is scored, how it is read and written, and with what."""
+        about = [_VERSION, self.scorer.info.fingerprint, self.kind, *self.rows.reading.marks]
+        return [
+            hashlib.sha256(json.dumps([chunk.digest, *about]).encode()).hexdigest()[:32]
+            for chunk in self.rows.stream.chunks
+        ]
+
+    def run(self) -> None:
+        """Score what no process has scored; on the main process, until all parts are finished.
+
+        A process takes every `processes`-th chunk, then what is left of the others', also of one that has ended. The
+        batches of a chunk are planned from its rows alone, so rewards depend on no number of processes.
+
+        Raises:
+            InputError: the chat template refuses a row.
+            RunFailedError: the rows have changed since they were read, or as `Scorer.score`.
+        """
+        state = process_state()
+        rank, processes = state.process_index, state.num_processes
+        numbers = range(len(self.names))
+        own = [number for number in numbers if number % processes == rank]
+        order = [*own, *(number for number in reversed(numbers) if number % processes != rank)]
+        try:
+            with self.parts.claims() as claims:
+                while left := self._left(order):
+                    scored = [number for number in left if self._score_claimed(number, claims)]
+                    if not scored and not state.is_main_process:
+                        return
+                    if not scored:
+                        time.sleep(_POLL_SECONDS)
+        except (FileNotFoundError, WriteError):
+            if state.is_main_process or self.parts.folder.exists():
+                raise  # else the main process has joined all parts, and removed them
+
+    def tally(self) -> Tally:
+        """What is told of all parts, once they are finished."""
+        return sum((self.parts.tally(name) or Tally() for name in self.names), Tally())
+
+    def _score_claimed(self, number: int, claims: Claims) -> bool:
+        """Score a chunk unless another process has it, or has finished it; says whether this one did."""
+        with claims.of(number) as mine:
+            if not mine or self.parts.is_finished(self.names[number]):
+                return False
+            self._score(number)
+            return True
+
+    def _score(self, number: int) -> None:
+        name, chunk = self.names[number], self.rows.stream.chunks[number]
+        rows, split = self.rows.read(chunk)
+        partial = OnePartial(self.parts.batches(name))
+        display = _PartDisplay(self.display, self._rows_done(), self.rows.stream.rows)
+        scores = self.scorer.score(
+            ScoringTask(split.name, split.groups, self.tokens_per_batch, partial, display, split.place)
+        )
+        found = [score for score in scores if score is not None]
+        columns = {"rewards": [list(score.rewards) for score in found]}
+        if self.scorer.info.members:
+            columns["reward_std"] = [score.reward_std for score in found]
+        notes = token_notes(_report(split.groups, found), split.place, split.groups, self.scorer.info.renderer)
+        tally = Tally(len(found), sum(score.truncated for score in found), notes)
+        self.parts.finish(name, encode_rows(rows, columns, self.kind), tally)
+
+    def _left(self, order: Sequence[int]) -> list[int]:
+        finished = self.parts.finished()
+        return [number for number in order if self.names[number] not in finished]
+
+    def _rows_done(self) -> int:
+        finished = self.parts.finished()
+        chunks = zip(self.rows.stream.chunks, self.names, strict=True)
+        return sum(chunk.rows for chunk, name in chunks if name in finished)
+
+
+def _report(groups: Sequence[PreferenceGroup], scores: Sequence[GroupScore]) -> TokenReport:
+    """What was found when groups were tokenised, by what their scores say of it."""
+    report = TokenReport()
+    for group, score in zip(groups, scores, strict=True):
+        if score.identical:
+            cause = IDENTICAL[score.truncated]
+            report.identical[cause] = report.identical.get(cause, 0) + score.identical
+        for omission in score.omitted:
+            before = report.omitted.get(omission.what, Omitted(0, group.id, omission.words))
+            report.omitted[omission.what] = before._replace(rows=before.rows + 1)
+    return report
+
+
+@dataclass
+class _PartDisplay:
+    """Shows the progress of a part as that of the whole."""
+
+    display: Display
+    before: int
+    rows: int
+
+    def note(self, line: str) -> None:
+        self.display.note(line)
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        self.display.progress(task, self.before + done, self.rows)
+
+    def metrics(self, figures: Mapping[str, Any]) -> None:
+        self.display.metrics(figures)
