@@ -14,8 +14,8 @@ from rmtrain.data.sources import Source, SourceRows, has_changed, parse_source, 
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, RunFailedError
 
-ROWS = 4096  # of a chunk, at most
-BYTES = 4 << 20  # of a chunk's text, about
+ROWS = 2048  # of a chunk, at most
+BYTES = 1 << 20  # of a chunk's text, about: some 250,000 tokens, so that many processes have work from few rows
 FOR_SEVERAL_MODELS = 32  # times as large, where a model is loaded for each chunk
 _SAMPLE = 1000  # rows that are kept for messages, beside those that tell the columns
 _STREAMED = (".jsonl", ".jsonl.gz", ".parquet")

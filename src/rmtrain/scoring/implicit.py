@@ -5,7 +5,7 @@ a completion (eq. 5); beta changes no ranking and is left out.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ from rmtrain.data.responses import mark_responses
 from rmtrain.data.tokenize import OverLength, TokenizedGroup
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import InputError
-from rmtrain.model.devices import process_state
+from rmtrain.model.devices import free_memory, process_state
 from rmtrain.model.language_model import LanguageModelFiles, Reduction, find_language_model
 from rmtrain.model.published.prompts import make_renderer
+from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.weights import fingerprint_of, fingerprint_read
 from rmtrain.scoring.batches import Progress, Rewards, score_groups
 from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScorerRequest, ScoringTask
@@ -32,7 +33,7 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class PolicyScorer:
-    """A policy with its reference, or alone; one model is in memory at a time.
+    """A policy with its reference, or alone; one model is in memory at a time, unless there is room for both.
 
     Attributes:
         info: what results record of it.
@@ -47,6 +48,7 @@ class PolicyScorer:
     models: tuple[LanguageModelFiles, ...]
     reduction: Reduction
     dtypes: tuple[str, ...]
+    _loaded: dict[int, RewardModel] = field(default_factory=dict, repr=False)  # kept between calls
 
     @classmethod
     def open(cls, request: ScorerRequest) -> "PolicyScorer | None":
@@ -95,6 +97,15 @@ class PolicyScorer:
         lengths = iter([group.response_lengths for group in marked])
         return [score and score._replace(lengths=next(lengths)) for score in made.scores(rewards, task)]
 
+    def _load(self, number: int, notify: Callable[[str], None]) -> RewardModel:
+        """One of the models, as kept or from its files."""
+        if number in self._loaded:
+            return self._loaded[number]
+        model = self.models[number].load(self.reduction, self.dtypes[number], process_state().device)
+        for note in model.notes:
+            notify(note)
+        return model
+
     def rewards(
         self,
         groups: Sequence[TokenizedGroup],
@@ -109,16 +120,23 @@ class PolicyScorer:
         Each model keeps its finished batches in a file of its own, whose name begins as `partial`.
         """
         found: list[list[Rewards]] = []
-        for files, dtype in zip(self.models, self.dtypes, strict=True):
-            model = files.load(self.reduction, dtype, process_state().device)
-            for note in model.notes:
-                notify(note)
+        for number in range(len(self.models)):
+            model = self._load(number, notify)
             own = partial.with_name(f"{partial.name}.{len(found)}") if partial is not None else None
             pad_id = self.renderer.pad_id
             found.append(score_groups(model, groups, pad_id, tokens_per_batch, own, progress, notify, alone))
+            if alone and _has_room(model):  # further groups may follow
+                self._loaded[number] = model
             del model  # before the next is loaded
         differences = (np.subtract(*k) if len(k) == 2 else np.array(k[0]) for k in zip(*found, strict=True))
         return [tuple(values.astype(np.float32).tolist()) for values in differences]
+
+
+def _has_room(model: RewardModel) -> bool:
+    """Whether a second model, and a forward pass, have space beside this one."""
+    parameters = model.module.parameters()
+    size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    return bool(free_memory(model.device) > 2 * size)
 
 
 def _require_same_tokens(renderer: Renderer, models: Sequence[LanguageModelFiles]) -> None:

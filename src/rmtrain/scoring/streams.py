@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from rmtrain.scoring.parts import Claims, Parts, Tally
 from rmtrain.scoring.scorer import GroupScore, Scorer, ScoringTask
 
 _VERSION = "1"  # raise when a part of the same rows and scorer would hold something else
+_LOOK_SECONDS = 5.0  # between looks at all parts, for the progress that is shown
 _POLL_SECONDS = 0.5  # between looks at the parts of other processes
 
 
@@ -43,6 +44,7 @@ class StreamScoring:
     kind: Kind
     tokens_per_batch: int
     display: Display
+    _seen: dict[str, float] = field(default_factory=dict, repr=False)
 
     @cached_property
     def names(self) -> list[str]:
@@ -113,9 +115,13 @@ class StreamScoring:
         return [number for number in order if self.names[number] not in finished]
 
     def _rows_done(self) -> int:
-        finished = self.parts.finished()
-        chunks = zip(self.rows.stream.chunks, self.names, strict=True)
-        return sum(chunk.rows for chunk, name in chunks if name in finished)
+        """How many rows are in finished parts, by a look at the folder that is not older than a few seconds."""
+        now = time.monotonic()
+        if now - self._seen.get("at", -_LOOK_SECONDS) >= _LOOK_SECONDS:
+            finished = self.parts.finished()
+            chunks = zip(self.rows.stream.chunks, self.names, strict=True)
+            self._seen.update(at=now, rows=sum(chunk.rows for chunk, name in chunks if name in finished))
+        return int(self._seen["rows"])
 
 
 def _report(groups: Sequence[PreferenceGroup], scores: Sequence[GroupScore]) -> TokenReport:
