@@ -30,6 +30,7 @@ from rmtrain.cli import (
     rewardbench,
     runs,
     score,
+    select,
     serve,
     train,
 )
@@ -60,6 +61,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("rewardbench")(rewardbench.rewardbench)
 app.command("score")(score.score)
+app.command("select")(select.select)
 app.command("serve")(serve.serve)
 app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)

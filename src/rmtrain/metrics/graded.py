@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import comb, log
 
 import numpy as np
@@ -59,9 +60,13 @@ def expected_best_of_n(rewards: Values, scores: Values) -> Float64[np.ndarray, "
     """
     _, places, counts = np.unique(np.asarray(rewards), return_inverse=True, return_counts=True)
     ordered = (np.bincount(places, weights=np.asarray(scores, dtype=np.float64)) / counts)[np.sort(places)]
-    k = len(ordered)
-    weights = [[comb(i, n - 1) / comb(k, n) for i in range(k)] for n in range(1, k + 1)]
-    return np.asarray(np.array(weights) @ ordered)
+    return np.asarray(_best_of_n_weights(len(ordered)) @ ordered)
+
+
+@cache
+def _best_of_n_weights(k: int) -> Float64[np.ndarray, "K K"]:
+    """For each N, the share of subsets of which each completion in ascending order is the best."""
+    return np.array([[comb(i, n - 1) / comb(k, n) for i in range(k)] for n in range(1, k + 1)])
 
 
 def best_of_n_kl(n: int) -> float:

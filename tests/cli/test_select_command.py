@@ -1,0 +1,184 @@
+"""`rmtrain select`: best answers, pairs and filtered answers are those that the rewards say, and TRL takes them."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rmtrain.data.chunks as chunks
+from rmtrain.cli.app import run as rmtrain
+
+pytestmark = pytest.mark.usefixtures("inside")
+RNG = np.random.default_rng(0)
+ROWS: list[dict[str, Any]] = [
+    {
+        "id": i,
+        "prompt": f"w{i % 60} w{i % 7}",
+        "completions": [" ".join(f"w{RNG.integers(60)}" for _ in range(RNG.integers(1, 9))) for _ in range(1 + i % 4)],
+    }
+    for i in range(23)
+]
+
+
+def write(path: str, rows: list[dict[str, Any]]) -> str:
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "ROWS", 5)
+
+
+@pytest.fixture
+def ckpt(models: Path) -> list[str]:
+    return ["--ckpt", str(models / "rm")]
+
+
+@pytest.fixture
+def scored(ckpt: list[str]) -> list[dict[str, Any]]:
+    write("in.jsonl", ROWS)
+    assert rmtrain(["score", "in.jsonl", *ckpt, "--output", "scored.jsonl"]) == 0
+    return read("scored.jsonl")
+
+
+def select(capsys: Any, *arguments: str, code: int = 0, output: str = "out.jsonl") -> Any:
+    capsys.readouterr()
+    assert rmtrain(["select", *arguments, "--output", output, "--overwrite", "--json"]) == code
+    told = capsys.readouterr()
+    return (json.loads(told.out), read(output)) if code == 0 else told.err
+
+
+def turn(role: str, text: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+def test_best_of_n_with_a_model_and_with_the_rewards_in_the_rows(scored: Any, ckpt: list[str], capsys: Any) -> None:
+    report, best = select(capsys, "in.jsonl", *ckpt)
+    expected = []
+    for row in scored:
+        k = int(np.argmax(row["rewards"]))
+        expected.append(
+            {
+                "id": row["id"],
+                "prompt": turn("user", row["prompt"]),
+                "completion": turn("assistant", row["completions"][k]),
+                "reward": row["rewards"][k],
+            }
+        )
+    assert best == expected
+    assert sorted(os.listdir()) == ["in.jsonl", "out.jsonl", "scored.jsonl"]
+    again, _ = select(capsys, "scored.jsonl", output="again.jsonl")
+    assert Path("again.jsonl").read_bytes() == Path("out.jsonl").read_bytes()
+    assert {**again, "output": ""} == {**report, "output": ""}
+    assert (report["prompts"], report["kept"], report["written"], report["dropped"]) == (23, 23, 23, {})
+    assert report["answers"] == sum(len(row["completions"]) for row in ROWS)
+    for n in ("1", "2", "4"):  # by all subsets
+        means = [
+            np.mean([max(subset) for subset in itertools.combinations(row["rewards"], int(n))])
+            for row in scored
+            if len(row["rewards"]) >= int(n)
+        ]
+        assert report["best_of_n"][n]["mean"] == pytest.approx(np.mean(means))
+        assert report["best_of_n"][n]["n"] == len(means)
+    lengths = [np.mean([len(text) for text in row["completions"]]) for row in scored]
+    chosen = [len(row["completion"][0]["content"]) for row in best]
+    assert report["length"]["shift"]["mean"] == pytest.approx(np.mean(chosen) - np.mean(lengths))
+    assert rmtrain(["select", "scored.jsonl", "--output", "table.jsonl"]) == 0
+    told = capsys.readouterr().out
+    assert "Reward against N" in told
+    assert "23 prompts kept, 0 dropped; 23 rows written." in " ".join(told.split())
+
+
+def test_pairs_are_rows_that_training_reads(scored: Any, capsys: Any) -> None:
+    from rmtrain.data.load import read_source
+
+    options = ["--mode", "pairs", "--against", "random", "--min-margin", "0.01", "--seed", "3"]
+    report, pairs = select(capsys, "scored.jsonl", *options)
+    assert report["kept"] == len(pairs) > 5
+    assert report["kept"] + sum(report["dropped"].values()) == report["prompts"] == 23
+    assert report["dropped"]["fewer than two answers"] == sum(len(row["completions"]) == 1 for row in ROWS)
+    rewards = {
+        (row["id"], text): reward
+        for row in scored
+        for text, reward in zip(row["completions"], row["rewards"], strict=True)
+    }
+    for pair in pairs:
+        better, worse = (rewards[pair["id"], pair[side][0]["content"]] for side in ("chosen", "rejected"))
+        assert pair["margin"] == better - worse >= 0.01
+        assert better == max(reward for (name, _), reward in rewards.items() if name == pair["id"])
+    groups = read_source("out.jsonl", None, evaluation=True).groups
+    assert [group.preferences[0].gap for group in groups] == [pair["margin"] for pair in pairs]
+    first = Path("out.jsonl").read_bytes()
+    select(capsys, "scored.jsonl", *options)
+    assert Path("out.jsonl").read_bytes() == first
+    select(capsys, "scored.jsonl", *options[:-1], "4")
+    assert Path("out.jsonl").read_bytes() != first
+
+
+def test_a_filter_keeps_the_share_that_it_says(scored: Any, capsys: Any) -> None:
+    report, rows = select(capsys, "scored.jsonl", "--mode", "filter", "--quantile", "0.4", "--format", "text")
+    rewards = sorted(reward for row in scored for reward in row["rewards"])
+    left = rewards[int(0.4 * len(rewards)) :]
+    assert sorted(row["reward"] for row in rows) == left
+    assert report["threshold"] == left[0]
+    assert rows[0]["prompt"] == ROWS[rows[0]["id"]]["prompt"]
+    assert select(capsys, "scored.jsonl", "--mode", "filter", "--threshold", str(left[0]))[0]["written"] == len(left)
+
+
+def test_it_goes_on_where_it_was_interrupted(
+    scored: Any, ckpt: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rmtrain.scoring.batches as scoring
+
+    _, whole = select(capsys, "in.jsonl", *ckpt)
+    run, score = [0], scoring._score_batch
+
+    def once(model: Any, groups: Any, *rest: Any) -> Any:
+        run.append(len(groups))
+        if len(run) == 4:
+            raise KeyboardInterrupt
+        return score(model, groups, *rest)
+
+    monkeypatch.setattr(scoring, "_score_batch", once)
+    assert "finished parts are kept" in select(capsys, "in.jsonl", *ckpt, code=130)
+    assert select(capsys, "in.jsonl", *ckpt)[1] == whole
+    assert sum(run) < 2 * len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--mode", "pairs", "--top-k", "2"), "--top-k is for --mode best, not for pairs"),
+        (("--mode", "filter"), "takes either --quantile or --threshold"),
+        (("--mode", "filter", "--quantile", "1.5"), "--quantile 1.5: not between 0 and 1"),
+        (("--temperature", "0"), "--temperature 0.0: must be above 0"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(capsys: Any, arguments: tuple[str, ...], told: str) -> None:
+    write("in.jsonl", ROWS)
+    assert told in select(capsys, "in.jsonl", *arguments, code=2)
+
+
+def test_rewards_that_do_not_fit_are_named(scored: Any, capsys: Any) -> None:
+    write("bad.jsonl", [*scored[:7], {**scored[7], "rewards": [0.5]}])
+    assert "bad.jsonl:8: its rewards are not 4 numbers, one a completion" in select(capsys, "bad.jsonl", code=2)
+    assert not Path("out.jsonl").exists()
+
+
+def test_trl_takes_what_is_written(scored: Any, capsys: Any) -> None:
+    from datasets import load_dataset
+    from trl.data_utils import is_conversational
+
+    select(capsys, "scored.jsonl", "--mode", "pairs")
+    rows = load_dataset("json", data_files="out.jsonl", split="train", cache_dir="cache")
+    assert is_conversational(rows[0])
+    assert {"prompt", "chosen", "rejected", "margin"} <= set(rows.column_names)
