@@ -1,20 +1,26 @@
 """`rmtrain score`: rewards for rows of a file."""
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import choose, load
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.errors import RunFailedError
+from rmtrain.errors import InputError, RunFailedError
 from rmtrain.scoring.scorer import ScoringOptions
 
 if TYPE_CHECKING:
     from rmtrain.data.chunks import RowStream
     from rmtrain.data.reader import SourceReader
+    from rmtrain.data.row_output import Kind
+    from rmtrain.scoring.scorer import Scorer
+
+ApiName = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
 
 
 def score(
@@ -22,9 +28,18 @@ def score(
         str, typer.Argument(metavar="INPUT", help="Rows with prompt and completions, or prompt, chosen and rejected.")
     ],
     output: Annotated[
-        Path, typer.Option(metavar="OUT", help="The input rows with their rewards added; for several files, a folder.")
-    ],
+        Path | None,
+        typer.Option(metavar="OUT", help="The input rows with their rewards added; for several files, a folder."),
+    ] = None,
     ckpt: options.Ckpt = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask a running server for the rewards, in place of --ckpt.")
+    ] = None,
+    api: Annotated[ApiName, typer.Option(help="With --url: whose forms the server speaks.")] = "vllm",
+    verify: Annotated[
+        str | None, typer.Option(metavar="CKPT", help="With --url: compare its rewards of the first rows with CKPT's.")
+    ] = None,
+    allowed: Annotated[float, typer.Option(min=0, help="With --verify: the largest difference to accept.")] = 1e-4,
     prompt: options.Prompt = None,
     label: options.Label = None,
     reference: options.Reference = None,
@@ -47,45 +62,90 @@ def score(
     parts that are finished when it is run again.
 
     [dim]rmtrain score answers.jsonl --output scored.jsonl
-    rmtrain score shards/ --output scored/[/]
+    rmtrain score shards/ --output scored/
+    rmtrain score answers.jsonl --url http://127.0.0.1:8000 --verify mistral-rm[/]
     """
-    options.check_output(output, overwrite, folder=True)
+    _check_options(output, ckpt, url, verify)
+    if output is not None:
+        options.check_output(output, overwrite, folder=True)
     mapping = options.given_mapping(columns, row_schema)
     from rmtrain.data.chunks import FOR_SEVERAL_MODELS, open_stream
-    from rmtrain.data.row_output import join_parts, output_kind
+    from rmtrain.data.row_output import output_kind
 
-    with TerminalDisplay() as display, processes.alone(output):
+    with TerminalDisplay() as display, processes.alone(output) if output else contextlib.nullcontext():
         asked = ScoringOptions(
             prompt, label, reference, reference_free, max_length, dtype, calibrated=calibrated, combine=combine
         )
-        ref = choose(ckpt, runs, display, asked, not no_verify)
+        alone = url is not None and verify is None  # a server, and no checkpoint
+        named = None if alone else choose(verify or ckpt, runs, display, asked, not no_verify)
         with contextlib.closing(open_stream(input_file, FOR_SEVERAL_MODELS if combine else 1)) as stream:
-            rows = open_rows(stream, ref.first, mapping, display)
-            kind = output_kind(output, stream)
-            processes.spread(num_processes)
-            from rmtrain.scoring.parts import Parts  # imports torch, which is not needed to refuse an input
-            from rmtrain.scoring.streams import StreamScoring
+            rows = open_rows(stream, named.first if named is not None else None, mapping, display)
+            kind = output_kind(output, stream) if output is not None else "lines"
+            opened: Callable[[], Scorer]
+            if url is None and named is not None:
+                processes.spread(num_processes)
+                opened = partial(load, named, display, needs_rewards="score")
+            else:
+                from rmtrain.cli.remote import open_server, verify_server
 
-            parts = Parts(output, display)
-            with parts.opened():
-                scorer = load(ref, display, needs_rewards="score")
-                budget = tokens_per_batch or scorer.info.tokens_per_batch
-                scoring = StreamScoring(scorer, rows, parts, kind, budget, display)
-                scoring.run()
-                if not processes.is_main_process():
-                    return
-                tally = scoring.tally()
-                join_parts(output, stream, [parts.rows(name) for name in scoring.names], kind)
-            parts.remove()
-            changed = stream.has_changed()
+                own = load(named, display, needs_rewards="score") if named is not None else None
+                server = open_server(url or "", api, own)
+                if own is not None:
+                    verify_server(server, own, rows, allowed, display)
+                opened = partial(open_server, url or "", api, own)
+            if output is not None:
+                score_stream(opened, rows, output, kind, tokens_per_batch, display)
+
+
+def score_stream(
+    opened: "Callable[[], Scorer]",
+    rows: "SourceReader",
+    output: Path,
+    kind: "Kind",
+    tokens_per_batch: int | None,
+    display: TerminalDisplay,
+) -> None:
+    """Score the rows of a stream, together with the other processes, and write them with their rewards.
+
+    Raises:
+        InputError, RunFailedError: as `StreamScoring.run`.
+        RunFailedError: the rows have changed meanwhile; the output holds them as they were.
+    """
+    from rmtrain.data.row_output import join_parts
+    from rmtrain.scoring.parts import Parts  # imports torch, which is not needed to refuse an input
+    from rmtrain.scoring.streams import StreamScoring
+
+    parts, stream = Parts(output, display), rows.stream
+    with parts.opened():
+        scorer = opened()
+        scoring = StreamScoring(scorer, rows, parts, kind, tokens_per_batch or scorer.info.tokens_per_batch, display)
+        scoring.run()
+        if not processes.is_main_process():
+            return
+        tally = scoring.tally()
+        join_parts(output, stream, [parts.rows(name) for name in scoring.names], kind)
+    parts.remove()
+    source = stream.source.description
     for note in tally.notes:
-        display.note(f"{Path(input_file).name}: {note}")
-    display.note(f"{tally.rows} rows scored, {tally.truncated} truncated to {scorer.info.max_length} tokens: {output}")
-    if changed:
+        display.note(f"{source}: {note}")
+    length = scorer.info.max_length
+    cut = f", {tally.truncated} truncated to {length} tokens" if length else ""
+    display.note(f"{tally.rows} rows scored{cut}: {output}")
+    if stream.has_changed():
         raise RunFailedError(
-            f"{input_file} has changed since it was read: {output} holds the rows as they were, with their rewards",
+            f"{source} has changed since it was read: {output} holds the rows as they were, with their rewards",
             "score the file again if the new rows are wanted",
         )
+
+
+def _check_options(output: Path | None, ckpt: str | None, url: str | None, verify: str | None) -> None:
+    """Refuse options that lack or exclude each other."""
+    if output is None and verify is None:
+        raise InputError("no --output", "name the file for the rows with their rewards")
+    if url is None and verify is not None:
+        raise InputError("--verify compares a server with a checkpoint", "name the server with --url")
+    if url is not None and ckpt is not None:
+        raise InputError("--url and --ckpt exclude each other", "to compare the two, give --url and --verify CKPT")
 
 
 def open_rows(

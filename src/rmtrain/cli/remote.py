@@ -1,0 +1,64 @@
+"""A running server as the scorer of a command, and its rewards beside those of a checkpoint."""
+
+import os
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from rmtrain.cli.display import TerminalDisplay
+from rmtrain.errors import RunFailedError
+
+if TYPE_CHECKING:
+    from rmtrain.data.reader import SourceReader
+    from rmtrain.scoring.remote import Api, RemoteScorer
+    from rmtrain.scoring.scorer import Scorer
+
+TOKEN = "RMTRAIN_SERVE_TOKEN"  # the environment variable, as of rmtrain serve
+_ROWS = 32  # that are compared
+
+
+def open_server(url: str, api: "Api", own: "Scorer | None") -> "RemoteScorer":
+    """The scorer that a server is.
+
+    Args:
+        url: its address.
+        api: whose forms it speaks.
+        own: the checkpoint whose tokenizer renders text, for forms of text.
+
+    Raises:
+        InputError: the address is none, or the form needs a checkpoint.
+        RunFailedError: nothing answers there.
+    """
+    from rmtrain.scoring.remote import RemoteScorer, Server
+
+    renderer = own.info.renderer if own is not None else None
+    return RemoteScorer.at(Server.at(url, api, os.environ.get(TOKEN, ""), renderer))
+
+
+def verify_server(
+    server: "RemoteScorer", own: "Scorer", rows: "SourceReader", allowed: float, display: TerminalDisplay
+) -> None:
+    """Compare the rewards of a server with those of a checkpoint, on the first rows of a source.
+
+    Raises:
+        RunFailedError: a reward differs by more than `allowed`.
+    """
+    from rmtrain.scoring.remote import compare_rewards
+    from rmtrain.scoring.scorer import ScoringTask
+
+    _, split = rows.read(rows.stream.chunks[0])
+    groups = list(islice(split.groups, _ROWS))
+    tasks = [
+        ScoringTask("sample rows", groups, scorer.info.tokens_per_batch, None, display, split.place)
+        for scorer in (server, own)
+    ]
+    found = compare_rewards(server.score(tasks[0]), own.score(tasks[1]))
+    told = (
+        f"{server.info.where} and {own.info.where}: {found.n} rewards of {len(groups)} rows differ by "
+        f"{found.largest:.1e} at most (standard deviation of the rewards {found.spread:.3g})"
+    )
+    if not found.largest <= allowed:
+        raise RunFailedError(
+            f"{told}; {allowed:.1e} is allowed",
+            "does the server hold this model, in float32, with its own chat template? --allowed accepts more",
+        )
+    display.note(told)

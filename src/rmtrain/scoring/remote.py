@@ -1,0 +1,278 @@
+"""A running server as a scorer: rewards over HTTP, in the forms of rmtrain, vLLM, SGLang and OpenRLHF."""
+
+import contextlib
+import http.client
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from rmtrain.data.render import Renderer
+from rmtrain.data.types import TOKENS, PreferenceGroup
+from rmtrain.errors import InputError, RunFailedError
+from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScoringTask, short_digest
+
+Api = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
+_IN_FLIGHT = 32  # requests at once: servers gather them into batches
+_TRIES, _WAIT_SECONDS, _TIMEOUT_SECONDS = 6, 1.0, 600.0
+_BUSY = (429, 502, 503, 504)
+
+
+class Ask(NamedTuple):
+    """One request, and how its answer is read."""
+
+    path: str
+    body: dict[str, Any]
+    read: Callable[[Any], Any]  # of the answer: a list of rewards, or one
+
+
+def _messages(group: PreferenceGroup, k: int) -> list[dict[str, Any]]:
+    return [message.as_dict() for message in (*group.prompt, *group.completions[k])]
+
+
+def _of_rmtrain(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
+    answers = [[message.as_dict() for message in completion] for completion in group.completions]
+    body = {"messages": [message.as_dict() for message in group.prompt], "completions": answers, **_given(group)}
+    yield Ask("/reward", body, lambda answer: answer["rewards"])
+
+
+def _of_vllm(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
+    for k in range(len(group.completions)):
+        body = {"model": server.model, "messages": _messages(group, k), "use_activation": False}
+        yield Ask("/classify", body | _template(group), lambda answer: answer["data"][-1]["probs"][-1])
+
+
+def _of_pooling(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
+    for k in range(len(group.completions)):
+        body = {"model": server.model, "messages": _messages(group, k), "use_activation": False, "task": "classify"}
+        yield Ask("/pooling", body | _template(group), lambda answer: _last(answer["data"][-1]["data"]))
+
+
+def _of_sglang(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
+    texts = server.texts(group)
+    yield Ask(
+        "/classify", {"model": server.model, "text": texts}, lambda answer: [_last(one["embedding"]) for one in answer]
+    )
+
+
+def _of_openrlhf(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
+    texts = server.texts(group)
+    body = {"query": texts, "prompts": [server.opening(group)] * len(texts), "labels": [""] * len(texts)}
+    yield Ask(server.path or "/reward", body, lambda answer: answer["rewards"])
+
+
+_FORMS: dict[Api, Callable[[PreferenceGroup, "Server"], Iterator[Ask]]] = {
+    "rmtrain": _of_rmtrain,
+    "vllm": _of_vllm,
+    "vllm-pooling": _of_pooling,
+    "sglang": _of_sglang,
+    "openrlhf": _of_openrlhf,
+}
+_TEXTS: tuple[Api, ...] = ("sglang", "openrlhf")  # forms of texts, which a local tokenizer renders
+
+
+def _given(group: PreferenceGroup) -> dict[str, Any]:
+    given = json.loads(group.arguments) if group.arguments else {}
+    own = {name: given.pop(name) for name in ("tools", "documents") if name in given}
+    return {**own, **({"chat_template_kwargs": given} if given else {})}
+
+
+def _template(group: PreferenceGroup) -> dict[str, Any]:
+    """What a chat template is given beside messages, as vLLM takes it: all of it as variables."""
+    return {"chat_template_kwargs": json.loads(group.arguments)} if group.arguments else {}
+
+
+def _last(value: Any) -> Any:
+    return value[-1] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server at an address, whose answers are of one form.
+
+    Attributes:
+        url: its address, such as http://127.0.0.1:8000; a path is put before those of the form.
+        api: the form.
+        model: the name that requests give; empty asks the server for it.
+        token: of `Authorization: Bearer`; empty for none.
+        renderer: turns conversations into text, for the forms that send text.
+    """
+
+    url: str
+    api: Api
+    model: str = ""
+    token: str = ""
+    renderer: Renderer | None = None
+    _free: list[http.client.HTTPConnection] = field(default_factory=list, repr=False)  # open, and used by no thread
+
+    @classmethod
+    def at(cls, url: str, api: Api, token: str = "", renderer: Renderer | None = None) -> "Server":
+        """A server that answers.
+
+        Raises:
+            InputError: the address is none, nothing listens there, or the form needs a tokenizer.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"--url {url}: not an address", "such as http://127.0.0.1:8000")
+        if api in _TEXTS and renderer is None:
+            raise InputError(f"--api {api} sends text, which a tokenizer renders", "name the model with --verify CKPT")
+        server = cls(url.rstrip("/"), api, token=token, renderer=renderer)
+        with contextlib.closing(server):
+            status, answer = server._send("GET", "/v1/models" if api in ("vllm", "vllm-pooling") else "/health", None)
+        found = answer.get("data", []) if status == 200 and isinstance(answer, dict) else []
+        return replace(server, model=found[0].get("id", "") if found else "")
+
+    @property
+    def path(self) -> str:
+        """The path of the address."""
+        return urlsplit(self.url).path
+
+    def texts(self, group: PreferenceGroup) -> list[str]:
+        """The conversations as text, with the BOS that the server's tokenizer does not add by itself."""
+        assert self.renderer is not None
+        tokenizer = self.renderer.tokenizer
+        bos = tokenizer.bos_token or ""
+        adds = bool(bos) and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+        texts = [str(self.renderer.text(group.prompt + answer, group.arguments)) for answer in group.completions]
+        return [text.removeprefix(bos) if adds and self.api == "sglang" else text for text in texts]
+
+    def opening(self, group: PreferenceGroup) -> str:
+        """The prompt as text, with what opens an answer."""
+        assert self.renderer is not None
+        return self.renderer.render(group.prompt, generation=True)
+
+    def rewards(self, group: PreferenceGroup, place: str) -> list[float]:
+        """Rewards of a group's completions.
+
+        Raises:
+            InputError: the server refuses the row.
+            RunFailedError: the server fails, or answers in another form.
+        """
+        if any(message.role == TOKENS for answer in group.completions for message in answer):
+            raise InputError(f"{place}: the row holds token ids", "score such rows without --url")
+        found: list[float] = []
+        for ask in _FORMS[self.api](group, self):
+            status, answer = self._send("POST", ask.path, ask.body)
+            if 400 <= status < 500:
+                raise InputError(f"{place}: {self.url} refuses it ({status}): {_told(answer)}", "mend the row")
+            try:
+                value = ask.read(answer) if status == 200 else math.nan
+                values = [float(one) for one in (value if isinstance(value, list) else [value])]
+            except (KeyError, IndexError, TypeError, ValueError):
+                values = [math.nan]
+            if not all(map(math.isfinite, values)):
+                told = f"{self.url}{ask.path} gives no reward ({status}): {_told(answer)}"
+                raise RunFailedError(f"{place}: {told}", "is --api that of the server?")
+            found += values
+        if len(found) != len(group.completions):
+            raise RunFailedError(f"{place}: {len(found)} rewards for {len(group.completions)} answers")
+        return found
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, Any]:
+        """Status and answer of a request; a server that is busy, or breaks the connection, is asked again."""
+        prefix = "" if self.api == "openrlhf" and self.path else self.path
+        headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        data = json.dumps(body).encode() if body is not None else None
+        for attempt in range(_TRIES):
+            connection = self._connection()
+            try:
+                connection.request(method, f"{prefix}{path}", data, headers)
+                response = connection.getresponse()
+                text = response.read()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if attempt == _TRIES - 1 or isinstance(error, ConnectionRefusedError):
+                    raise RunFailedError(f"{self.url} does not answer: {error}", "is the server running?") from None
+                continue
+            self._free.append(connection)
+            if response.status not in _BUSY or attempt == _TRIES - 1:
+                return response.status, _parsed(text)
+            time.sleep(min(30.0, _WAIT_SECONDS * 2**attempt))
+        raise AssertionError("the last try returns or raises")
+
+    def _connection(self) -> http.client.HTTPConnection:
+        """One that no other thread uses."""
+        with contextlib.suppress(IndexError):
+            return self._free.pop()
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        return kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_SECONDS)
+
+    def close(self) -> None:
+        """Close the connections that are open."""
+        while self._free:
+            self._free.pop().close()
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.decode(errors="replace")
+
+
+def _told(answer: Any) -> str:
+    """What a server says of a fault, in a line."""
+    found = answer.get("error", answer) if isinstance(answer, dict) else answer
+    message = found.get("message", found) if isinstance(found, dict) else found
+    return " ".join(str(message).split())[:300]
+
+
+@dataclass(frozen=True)
+class RemoteScorer:
+    """Rewards of a server, whose model, lengths and precision are its own."""
+
+    info: ScorerInfo
+    server: Server
+
+    @classmethod
+    def at(cls, server: Server) -> "RemoteScorer":
+        """The scorer of a server."""
+        fingerprint = short_digest(f"{server.url} {server.api} {server.model}")
+        return cls(ScorerInfo(server.url, fingerprint, "", "", 0), server)
+
+    def score(self, task: ScoringTask) -> list[GroupScore | None]:
+        """Rewards; see `Scorer`."""
+        found: list[GroupScore | None] = []
+
+        def ask(group: PreferenceGroup) -> Sequence[float]:
+            return self.server.rewards(group, task.place(group.id))
+
+        with contextlib.closing(self.server), ThreadPoolExecutor(_IN_FLIGHT) as pool:
+            try:
+                for done, rewards in enumerate(pool.map(ask, task.groups), 1):
+                    found.append(GroupScore(tuple(rewards), (), False))
+                    task.progress(done, len(task.groups))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rewards of a server beside those of the checkpoint that it should serve."""
+
+    n: int
+    largest: float
+    spread: float  # standard deviation of the local rewards
+
+
+def compare_rewards(server: Sequence[GroupScore | None], own: Sequence[GroupScore | None]) -> Comparison:
+    """How far a server's rewards are from local ones, over all completions of the same groups."""
+    pairs = [
+        (one, other)
+        for theirs, ours in zip(server, own, strict=True)
+        if theirs is not None and ours is not None
+        for one, other in zip(theirs.rewards, ours.rewards, strict=True)
+    ]
+    values = [other for _, other in pairs]
+    mean = math.fsum(values) / len(values)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    return Comparison(len(pairs), max(abs(one - other) for one, other in pairs), spread)
