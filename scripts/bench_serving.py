@@ -3,7 +3,8 @@
     python scripts/bench_serving.py --ckpt runs/quickstart-… --clients 64 --requests 640
 
 Both sides are the same command; the other side's batches hold one request (`--tokens-per-batch 1 --wait-ms 0`). Each
-client sends its next request once the last is answered; a request is a prompt and one answer of the demo data. Sides
+client sends its next request once the last is answered. Of the workload `own`, a request is a prompt and one answer of
+the demo data; of `shared`, one of 64 answers to 8 long prompts, as clients send it that choose the best of N. Sides
 take turns, each with a server of its own; loading is not counted, and each server is warmed up before.
 """
 
@@ -23,14 +24,28 @@ from sides import Result, machine, ratios, shown, spread, take_turns, write_json
 HEAD = b"POST /reward HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
-def requests(count: int) -> list[dict[str, Any]]:
-    """Bodies of so many requests."""
+WORKLOADS = ("own", "shared")
+PROMPTS, ANSWERS = 8, 8  # of the workload `shared`
+
+
+def requests(count: int, workload: str, words: int) -> list[dict[str, Any]]:
+    """Bodies of so many requests; long prompts have so many words."""
     from rmtrain.data.load import read_source
 
     groups = read_source("demo", "train", evaluation=False).groups
-    rows = [(group.prompt, answer) for group in groups for answer in group.completions]
+    rows = [
+        ([m.as_dict() for m in group.prompt], [m.as_dict() for m in answer])
+        for group in groups
+        for answer in group.completions
+    ]
+    if workload == "shared":
+        answers = itertools.cycle([answer for _, answer in rows])
+        text = " ".join(message["content"] for prompt, _ in rows for message in prompt).split()
+        long = [" ".join((text[i * words :] + text)[:words]) for i in range(PROMPTS)]
+        prompts = [[{"role": "user", "content": one}] for one in long]
+        rows = [(prompt, next(answers)) for _ in range(ANSWERS) for prompt in prompts]
     return [
-        {"messages": [message.as_dict() for message in prompt], "completions": [[m.as_dict() for m in answer]]}
+        {"messages": prompt, "completions": [answer]}
         for prompt, answer in itertools.islice(itertools.cycle(rows), count)
     ]
 
@@ -72,7 +87,7 @@ async def ask(address: str, bodies: list[dict[str, Any]], clients: int) -> tuple
 
 
 def measure(settings: dict[str, Any], *options: str) -> Result:
-    bodies = requests(settings["requests"])
+    bodies = requests(settings["requests"], settings["workload"], settings["words"])
     server, address = start(settings, *options)
     try:
         asyncio.run(ask(address, bodies[: settings["clients"]], settings["clients"]))
@@ -97,6 +112,8 @@ def main() -> None:
     parser.add_argument("--ckpt", required=True, help="run folder or checkpoint folder")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=640, help="of all clients together")
+    parser.add_argument("--workload", choices=WORKLOADS, default="own")
+    parser.add_argument("--words", type=int, default=400, help="of a long prompt")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -104,7 +121,7 @@ def main() -> None:
     results = take_turns({"gathered": gathered, "one at a time": one_at_a_time}, settings, options.repeats)
     both = zip(results["gathered"][0]["rewards"], results["one at a time"][0]["rewards"], strict=True)
     difference = max(abs(a - b) for a, b in both)
-    print(f"\n{options.requests} requests of {options.clients} clients; {machine()}")
+    print(f"\n{options.requests} requests of {options.clients} clients, prompts {options.workload}; {machine()}")
     summary: dict[str, Any] = {"sides": {}, "reward_difference": difference}
     for name, runs in results.items():
         figures = {key: spread([run[key] for run in runs]) for key in ("per_second", "p50", "p99")}

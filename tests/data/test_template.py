@@ -230,6 +230,18 @@ def test_a_template_that_finds_no_end_is_stopped(told: str, monkeypatch: pytest.
     assert (signal.getsignal(signal.SIGVTALRM), signal.getitimer(signal.ITIMER_VIRTUAL)) == (handler, (0.0, 0.0))
 
 
+def test_on_another_thread_time_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server renders there, where no signal arrives."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    monkeypatch.setattr(template, "_SECONDS", 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        endless = pool.submit(Renderer.for_tokenizer, with_template(ENDLESS["0.3 seconds"] + BARE))
+        with pytest.raises(RunawayTemplateError, match=r"0\.1 seconds"):
+            endless.result(20)
+        assert pool.submit(Renderer.for_tokenizer(with_template(BARE)).tokenize, [LONGER]).result(20)
+
+
 def test_without_proc_time_alone_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """macOS has no /proc."""
 

@@ -133,3 +133,19 @@ def test_gpu_script_says_what_it_needs() -> None:
     stages = re.findall(r"^#   (\w+)  ", head, re.MULTILINE)
     assert stages == re.findall(r"^  (\w+)\)", cases, re.MULTILINE)
     assert all(stage in done.stderr for stage in stages)
+
+
+@pytest.mark.parametrize("workload", ["own", "shared"])
+def test_serving_sides_give_the_same_rewards(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, workload: str
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr(importlib.import_module("sides"), "alone", lambda side, settings: side(settings))
+    options = ["--ckpt", str(models / "rm"), "--clients", "8", "--requests", "16", "--repeats", "1", "--words", "30"]
+    out = ["--workload", workload, "--json", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["bench_serving.py", *options, *out])
+    importlib.import_module("bench_serving").main()
+    assert f"16 requests of 8 clients, prompts {workload}" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["reward_difference"] < 1e-5
+    assert set(found["sides"]) == {"gathered", "one at a time"}

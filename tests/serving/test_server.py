@@ -23,7 +23,7 @@ from rmtrain.cli.app import run as rmtrain
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.serving.app import ServerLimits, make_app
 from rmtrain.serving.batcher import BatchLimits
-from rmtrain.serving.online import OnlineScorer
+from rmtrain.serving.online import OnlineScorer, join_prompts
 from rmtrain.serving.server import listen
 
 ANSWERS = ["w3 w4", "w5", "w6 w7 w8"]
@@ -38,9 +38,11 @@ def scorer(models: Path) -> OnlineScorer:
 
 
 @contextmanager
-def served(scorer: OnlineScorer, queue: int = 8192, body: int = 1 << 20, token: str = "") -> Iterator[str]:
+def served(
+    scorer: OnlineScorer, queue: int = 8192, body: int = 1 << 20, token: str = "", limits: ServerLimits | None = None
+) -> Iterator[str]:
     """A server on a free port of loopback, in a thread of this process."""
-    limits = ServerLimits(BatchLimits(2048, 0.003, queue), body, token)
+    limits = limits or ServerLimits(BatchLimits(2048, 0.003, queue), body, token)
     config = uvicorn.Config(make_app(scorer, limits), log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     with listen("127.0.0.1", 0) as listener:
@@ -121,6 +123,7 @@ def test_vllm_and_sglang_as_verl_and_others_ask_them(client: httpx.Client, expec
     near([entry["probs"][0] for entry in doubled["data"]], expected)
     ids = client.post("/classify", json={"input": [[1, 3, 6, 7, 4, 8, 9, 2]]}).json()
     near(ids["data"][0]["probs"][0], expected[0])
+    assert ids["usage"] == {"prompt_tokens": 8, "completion_tokens": 0, "total_tokens": 8}
     messages = [USER, {"role": "assistant", "content": ANSWERS[0]}]
     near(client.post("/classify", json={"messages": messages}).json()["data"][0]["probs"], expected[:1])
     pooled = client.post("/pooling", json={"model": "rm", "task": "classify", "input": TEXTS}).json()
@@ -336,6 +339,49 @@ def raw(url: str, body: bytes) -> socket.socket:
     return connection
 
 
+def test_clients_that_share_a_prompt_share_its_computation(scorer: OnlineScorer, monkeypatch: Any) -> None:
+    """Each gets the rewards that it would get alone, also where another's answer is too long or can't be scored."""
+    import rmtrain.scoring.batches as scoring
+
+    passes: list[int] = []
+    whole = scoring._score_batch
+
+    def once(model: Any, groups: Any, *rest: Any) -> Any:
+        passes.append(sum(len(group.prefix) + sum(map(len, group.suffixes)) for group in groups))
+        return whole(model, groups, *rest)
+
+    monkeypatch.setattr(scoring, "_score_batch", once)
+    prompts = [" ".join(["w1", f"w{i}"] * 40) for i in range(2)]
+    groups = [_group(prompts[i % 2], [f"w{i} w{i + 1} w2"], f"{i}") for i in range(8)]
+    alone = [scorer.score_rows([group])[0][0] for group in groups]
+    taken, passes[:] = sum(passes), []
+    together = scorer.score_rows(groups)
+    assert [len(rows) for rows in together] == [1] * 8
+    for one, (other,) in zip(alone, together, strict=True):
+        near(one.reward, other.reward)  # type: ignore[union-attr]
+        assert one.tokens == other.tokens  # type: ignore[union-attr]
+    assert 3 * sum(passes) < taken
+    texts = [scorer.reader.group_of_ids("", [[1, *range(5, 65), *range(5, 60), 7 + i, 2]])[0] for i in range(3)]
+    assert join_prompts([*groups, *texts]) == [[0, 2, 4, 6], [1, 3, 5, 7], [8, 9, 10]]
+    long = _group(prompts[0], [" ".join(["w9"] * 600)], "long")
+    mixed = scorer.score_rows([*groups[:3], long])
+    assert [rows[0].truncated for rows in mixed] == [False, False, False, True]  # type: ignore[union-attr]
+    near([rows[0].reward for rows in mixed[:3]], [one.reward for one in alone[:3]])  # type: ignore[union-attr]
+
+
+def test_a_body_that_does_not_arrive_is_given_up(scorer: OnlineScorer) -> None:
+    limits = ServerLimits(BatchLimits(2048, 0.003, 8), 1 << 20, body_seconds=0.2)
+    with served(scorer, limits=limits) as url:
+        connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        connection.settimeout(20)
+        head = "POST /reward HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        connection.sendall(head.encode())
+        told = connection.recv(4096).decode()
+        connection.close()
+    assert told.startswith("HTTP/1.1 408 ")
+    assert "the body did not arrive in 0.2 seconds" in told
+
+
 def test_a_client_that_hangs_up_costs_the_others_nothing(scorer: OnlineScorer, expected: list[float]) -> None:
     slow = Slow(scorer, 0.3)
     body = json.dumps({"prompt": "w1 w2", "completions": ANSWERS}).encode()
@@ -406,10 +452,12 @@ def test_requests_in_progress_are_answered_before_the_server_stops(scorer: Onlin
     def ask(url: str) -> None:
         replies.append(httpx.post(f"{url}/reward", json={"prompt": "w1", "completions": ["w2"]}, timeout=30))
 
-    with served(Slow(scorer, 0.5)) as url:  # type: ignore[arg-type]
+    slow = Slow(scorer, 0.5)
+    with served(slow) as url:  # type: ignore[arg-type]
         asking = threading.Thread(target=ask, args=(url,))
         asking.start()
-        time.sleep(0.2)
+        while not slow.batches:
+            time.sleep(0.01)
     asking.join()
     assert [reply.status_code for reply in replies] == [200]
 

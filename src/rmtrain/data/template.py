@@ -1,9 +1,11 @@
 """Chat templates: applied with limits of time and memory, at a fixed date, and completed for use without rmtrain."""
 
+import ctypes
 import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -22,6 +24,7 @@ REFUSED = "refused by the chat template"
 UNKNOWN = "of token ids that the tokenizer does not have"
 
 _SECONDS = 5.0  # of processor time for one conversation; an ordinary template takes a thousandth
+_WAITS = 4  # times as long by the clock, on threads that wait for others
 _MEMORY = 2 << 30  # bytes for one conversation, beyond what the process has
 _LONGEST = 64 << 20  # characters of one conversation
 _DATE_CODES = (*"aAbBcdDeFGHIjmMpSuUVwWxXyY", "-d", "-m")  # of strftime
@@ -126,9 +129,10 @@ def _runaway(tokenizer: Any, what: str) -> RunawayTemplateError:
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Stop code that takes too much processor time or memory; only the main thread can be stopped."""
+    """Stop code that takes too much processor time or memory; on another thread than the main one, too much time."""
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
-        yield
+        with _WATCH.over_this_thread():
+            yield
         return
     import resource
 
@@ -151,6 +155,43 @@ def _bounded() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+class _Watch:
+    """Stops threads that signals can't reach: an exception is raised in one that is over its time."""
+
+    def __init__(self) -> None:
+        self._ends: dict[int, float] = {}  # by thread
+        self._lock = threading.Lock()
+        self._watcher: threading.Thread | None = None
+
+    @contextmanager
+    def over_this_thread(self) -> Iterator[None]:
+        """Raise _OutOfTime in this thread once the block has run too long."""
+        own = threading.get_ident()
+        with self._lock:
+            self._ends[own] = time.monotonic() + _WAITS * _SECONDS
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._run, name="rmtrain-templates", daemon=True)
+                self._watcher.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ends.pop(own, None)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(_SECONDS / 10)
+            now = time.monotonic()
+            with self._lock:
+                for thread, end in self._ends.items():
+                    if end < now:
+                        self._ends[thread] = now + _SECONDS  # again, in case it is ignored
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_OutOfTime))
+
+
+_WATCH = _Watch()
 
 
 def alternating(conversation: Conversation) -> Conversation:

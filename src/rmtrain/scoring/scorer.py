@@ -36,6 +36,7 @@ class GroupScore(NamedTuple):
     margins: tuple[float, ...] = ()  # one a preference, if the scorer only compares: the better one's over the worse
     members: tuple[tuple[float, ...], ...] = ()  # of an ensemble, M times K: the rewards of each member
     omitted: tuple[Omission, ...] = ()  # what the chat template leaves out, where the process scores alone
+    prefix: int = 0  # tokens that all sequences of the group begin with; each has those of `lengths` beside them
 
     @property
     def reward_std(self) -> list[float]:

@@ -35,6 +35,7 @@ class TokenizedTask:
                 made.truncated,
                 sum(made.identical),
                 omitted=made.omitted,
+                prefix=len(made.prefix),
             )
             for made, values in zip(self.tokens, rewards, strict=True)
         )

@@ -41,11 +41,13 @@ class ServerLimits:
         batch: how requests are gathered, and how many may wait.
         body_bytes: of one request.
         token: that clients must send as `Authorization: Bearer`; empty for none.
+        body_seconds: in which a body must arrive.
     """
 
     batch: BatchLimits
     body_bytes: int
     token: str = ""
+    body_seconds: float = 30.0
 
 
 def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
@@ -214,11 +216,18 @@ class Gate:
         return f"the body has more than {self._limits.body_bytes:,} bytes"
 
     def _limited(self, receive: Receive) -> Receive:
-        taken = 0
+        taken, whole = 0, False
+        end = asyncio.get_running_loop().time() + self._limits.body_seconds
 
         async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, whole
+            try:
+                async with asyncio.timeout_at(None if whole else end):
+                    message = await receive()
+            except TimeoutError:
+                seconds = f"{self._limits.body_seconds:g} seconds"
+                raise HTTPException(408, f"the body did not arrive in {seconds}", {"Connection": "close"}) from None
+            whole = whole or not message.get("more_body", False)
             taken += len(message.get("body", b""))
             if taken > self._limits.body_bytes:
                 raise HTTPException(413, self._too_much, {"Connection": "close"})

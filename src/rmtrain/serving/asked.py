@@ -126,24 +126,26 @@ class Asked:
     def answer(self, scores: Sequence[Sequence[RowScore | RmtrainError]]) -> "Answer":
         """The answer, of the scores of the groups."""
         rewards: list[float | None] = [None] * self.size
-        faults, truncated = dict(self.faults), set(self.cut)
+        faults, truncated, tokens = dict(self.faults), set(self.cut), 0
         for (_, places), rows in zip(self.groups, scores, strict=True):
             for place, row in zip(places, rows if len(rows) == len(places) else [rows[0]] * len(places), strict=True):
                 if isinstance(row, RmtrainError):
                     faults[place] = row
                 else:
                     rewards[place] = row.reward
+                    tokens += row.tokens
                     truncated |= {place} if row.truncated else set()
-        return Answer(rewards, dict(sorted(faults.items())), sorted(truncated))
+        return Answer(rewards, dict(sorted(faults.items())), sorted(truncated), tokens)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The rewards of a request, None for a row in `faults`, and the places of truncated rows."""
+    """The rewards of a request, None for a row in `faults`, the places of truncated rows, and the tokens of all."""
 
     rewards: list[float | None]
     faults: dict[int, RmtrainError]
     truncated: list[int]
+    tokens: int = 0
 
     def why(self, place: int) -> str:
         """Why a row has no reward, in one line."""

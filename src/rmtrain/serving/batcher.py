@@ -44,7 +44,10 @@ class _Waiting:
     groups: Sequence[PreferenceGroup]
     answer: "asyncio.Future[RowScores]"
     rows: int
-    tokens: int
+
+    def tokens(self, prompts: set[object]) -> int:
+        """About how many tokens it adds to a batch with these prompts, each of which is computed once."""
+        return sum(_tokens(group, prompts) for group in self.groups)
 
 
 class Batcher:
@@ -92,14 +95,15 @@ class Batcher:
         if self._queue and self.rows_waiting + rows > self._limits.queue_rows:
             raise QueueFullError
         answer: asyncio.Future[RowScores] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(groups, answer, rows, sum(map(_tokens, groups))))
+        self._queue.append(_Waiting(groups, answer, rows))
         self._arrived.set()
         return await answer
 
     async def _run(self) -> None:
         while True:
             await self._arrived.wait()
-            if sum(waiting.tokens for waiting in self._queue) < self._limits.tokens:
+            prompts: set[object] = set()
+            if sum(waiting.tokens(prompts) for waiting in self._queue) < self._limits.tokens:
                 await asyncio.sleep(self._limits.wait_seconds)
             await self._score(self._take())
             if not self._queue:
@@ -108,12 +112,15 @@ class Batcher:
     def _take(self) -> list[_Waiting]:
         """The requests of the next batch, in the order of their arrival."""
         batch: list[_Waiting] = []
-        tokens = 0
-        while self._queue and (not batch or tokens + self._queue[0].tokens <= self._limits.tokens):
-            waiting = self._queue.popleft()
+        tokens, prompts = 0, set[object]()
+        while self._queue:
+            waiting = self._queue[0]
             if not waiting.answer.done():  # its client is still there
+                tokens += waiting.tokens(prompts)
+                if batch and tokens > self._limits.tokens:
+                    break
                 batch.append(waiting)
-                tokens += waiting.tokens
+            self._queue.popleft()
         return batch
 
     async def _score(self, batch: Sequence[_Waiting]) -> None:
@@ -142,9 +149,11 @@ class Batcher:
                 waiting.answer.set_result(found)
 
 
-def _tokens(group: PreferenceGroup) -> int:
-    """About how many tokens a group has."""
-    parts = [group.prompt, *group.completions]
+def _tokens(group: PreferenceGroup, prompts: set[object]) -> int:
+    """About how many tokens a group adds to a batch with these prompts; its own is added to them."""
+    known = group.prompt in prompts
+    prompts.add(group.prompt or object())
+    parts = [*(() if known else [group.prompt]), *group.completions]
     whole = [len(ids) for part in parts if (ids := ids_in(part)) is not None]
     if whole:
         return sum(whole)

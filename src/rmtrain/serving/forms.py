@@ -164,7 +164,7 @@ class VllmInput(Form):
     def reply(self, answer: Answer, model: str) -> Any:
         """A list of entries, one a text."""
         entries = [{"index": place, **self.entry(reward)} for place, reward in enumerate(answer.rewards)]
-        return envelope(entries, model) | errors(answer)
+        return envelope(entries, model, answer.tokens) | errors(answer)
 
     @staticmethod
     def entry(reward: float | None) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class VllmScore(Form):
     def reply(self, answer: Answer, model: str) -> Any:
         """A list of scores."""
         data = [{"index": place, "object": "score", "score": reward} for place, reward in enumerate(answer.rewards)]
-        return envelope(data, model) | errors(answer)
+        return envelope(data, model, answer.tokens) | errors(answer)
 
 
 def _form_of_reward(body: Any) -> str | None:
@@ -293,6 +293,7 @@ def errors(answer: Answer) -> dict[str, Any]:
     return {"errors": found} if found else {}
 
 
-def envelope(data: Sequence[dict[str, Any]], model: str) -> dict[str, Any]:
-    """The object around the entries of OpenAI's and vLLM's answers."""
-    return {"id": f"rm-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": model, "data": data}
+def envelope(data: Sequence[dict[str, Any]], model: str, tokens: int) -> dict[str, Any]:
+    """The object around the entries of OpenAI's and vLLM's answers, to a request of so many tokens."""
+    about = {"id": f"rm-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": model}
+    return {**about, "data": data, "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rmtrain.data.types import PreferenceGroup
+from rmtrain.data.types import PreferenceGroup, ids_in
 from rmtrain.errors import InputError, RmtrainError, RunFailedError, first_line
 from rmtrain.runs import locate_model
 from rmtrain.scoring.kinds import open_scorer
@@ -17,6 +17,7 @@ from rmtrain.scoring.scorer import GroupScore, Scorer, ScorerInfo, ScorerRequest
 from rmtrain.serving.texts import TextReader
 
 _logger = logging.getLogger("rmtrain")
+_SHARED = 300  # characters of token ids as JSON, some 50 tokens: worth computing once
 
 
 class LogOnce:
@@ -43,6 +44,7 @@ class RowScore(NamedTuple):
 
     reward: float
     truncated: bool
+    tokens: int = 0  # of prompt and completion
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,28 @@ class OnlineScorer:
             return self._score(groups)
 
     def score_rows(self, groups: Sequence[PreferenceGroup]) -> list[list[RowScore | RmtrainError]]:
-        """As `score`, by completion: one that can't be scored leaves the others of its group their rewards."""
+        """As `score`, by completion; groups of one prompt, of whatever clients, go through the model together.
+
+        A group that is too long, or can't be scored, changes nothing for the others of its prompt: they are scored
+        again without it. So does a completion for the others of its group.
+        """
+        found: list[list[RowScore | RmtrainError]] = [[] for _ in groups]
+        left: list[int] = []
+        joined = join_prompts(groups)
+        together = [_together([groups[place] for place in places]) for places in joined]
+        for places, score in zip(joined, self.score(together), strict=True):
+            if isinstance(score, RmtrainError) or (score.truncated and len(places) > 1):
+                left += places
+                continue
+            rows = iter(_rows(score))
+            for place in places:
+                found[place] = [next(rows) for _ in groups[place].completions]
+        for place, rows_apart in zip(left, self._score_apart([groups[place] for place in left]), strict=True):
+            found[place] = rows_apart
+        return found
+
+    def _score_apart(self, groups: Sequence[PreferenceGroup]) -> list[list[RowScore | RmtrainError]]:
+        """Scores of groups by completion; one that can't be scored leaves the others of its group their rewards."""
         scores = self.score(groups)
         apart = [
             group._replace(completions=(completion,), id=f"{group.id} {place}")
@@ -141,10 +164,30 @@ class OnlineScorer:
         ]
 
 
+def join_prompts(groups: Sequence[PreferenceGroup]) -> list[list[int]]:
+    """The places of groups that have one prompt, together; a long common beginning of whole texts is one too."""
+    joined: dict[object, list[int]] = {}
+    for place, group in enumerate(groups):
+        key: object = place
+        if group.prompt:
+            key = group.prompt, group.arguments
+        elif ids_in(group.completions[0]) is not None:
+            start = group.completions[0][0].content[:_SHARED]
+            key = start if len(start) == _SHARED else place
+        joined.setdefault(key, []).append(place)
+    return [*joined.values()]
+
+
+def _together(groups: Sequence[PreferenceGroup]) -> PreferenceGroup:
+    return groups[0]._replace(completions=tuple(answer for group in groups for answer in group.completions))
+
+
 def _rows(score: GroupScore | RmtrainError) -> list[RowScore | RmtrainError]:
     if isinstance(score, RmtrainError):
         return [score]
-    return [RowScore(reward, score.truncated) for reward in score.rewards]
+    lengths = score.lengths or (0,) * len(score.rewards)
+    pairs = zip(score.rewards, lengths, strict=True)
+    return [RowScore(reward, score.truncated, score.prefix + length) for reward, length in pairs]
 
 
 def default_device() -> str:
