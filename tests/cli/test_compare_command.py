@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 from bench_cases import write
 from conftest import make_config, make_tokenizer, write_pairs
@@ -392,6 +392,6 @@ def test_two_processes_score_the_same(capsys: Any, tmp_path: Path) -> None:
     for path in alone["rows"]:
         Path(path).unlink()
     command = [sys.executable, "-m", "rmtrain", "compare", "a", "b", "--data", "pairs.jsonl", "--json"]
-    done = subprocess.run([*command, "--num-processes", "2"], capture_output=True, text=True, timeout=240, check=False)
+    done = warm.run([*command, "--num-processes", "2"], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == alone

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import warm
 from conftest import write_base, write_pairs
 from hub_server import HubServer
 
@@ -41,7 +42,7 @@ def rmtrain(*arguments: str | Path, code: int = 0) -> SimpleNamespace:
 
 def started(*arguments: str | Path, code: int = 0, **environment: str) -> Any:
     """Run a command in a process of its own, as a user does: where it starts others, or reads the environment first."""
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-m", "rmtrain", *map(str, arguments)],
         capture_output=True,
         text=True,
@@ -199,7 +200,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(work: Path, trained: dic
 
     arguments = ["train", work / "tiny.yaml", f"run.folder={work / 'stopped'}"]
     command = [sys.executable, "-m", "rmtrain", *map(str, arguments)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with warm.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("step 5/"):

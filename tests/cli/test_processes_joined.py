@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from rmtrain.cli import processes
 from rmtrain.cli.processes import first_node, join_slurm, tasks_per_node
@@ -144,7 +145,7 @@ def test_tasks_of_a_step_score_together(tmp_path: Path, base: Path) -> None:
             "SLURM_LOCALID": str(rank),
             "SLURM_NODEID": "0",
         }
-        return subprocess.Popen(
+        return warm.Popen(
             command("three.jsonl"),
             env=os.environ | variables,
             stderr=subprocess.PIPE,
@@ -155,7 +156,7 @@ def test_tasks_of_a_step_score_together(tmp_path: Path, base: Path) -> None:
     running = [start(rank) for rank in range(3)]
     told = [process.communicate(timeout=200) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], told
-    subprocess.run(command("one.jsonl"), check=True, timeout=200, capture_output=True)
+    warm.run(command("one.jsonl"), check=True, timeout=200, capture_output=True)
     three, one = (
         [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         for name in ("three", "one")

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import warm
 from conftest import make_tokenizer, save_reward_model, write_pairs
 
 from rmtrain.cli import processes
@@ -156,7 +157,7 @@ def test_children_take_the_run_that_the_command_found(monkeypatch: pytest.Monkey
 
 
 def start(*arguments: str | Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+    return warm.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
@@ -231,7 +232,7 @@ def test_signals_stop_all_processes_and_none_is_left_whichever_is_killed(base: P
 @pytest.mark.slow
 def test_a_signal_at_any_time_of_train_leaves_a_run_to_go_on_with(base: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, base, epochs=1, splits="test")
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, __file__, str(recipe), str(tmp_path / "runs")],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
@@ -300,7 +301,7 @@ def scored(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = Recipe.model_validate({"model": {"name": str(base), "dtype": "float32"}, "data": {"source": "demo"}})
     save_reward_model(model.module, renderer, folder / "rm", {"recipe": recipe.model_dump(mode="json")})
     write_pairs(folder / "pairs.jsonl", 11)
-    subprocess.run(command(*score(folder, "one")), check=True, timeout=200, capture_output=True)
+    warm.run(command(*score(folder, "one")), check=True, timeout=200, capture_output=True)
     return folder
 
 
@@ -313,11 +314,11 @@ def launcher(name: str) -> list[str]:
     """The command that starts two processes of a module, up to the module's name."""
     scripts = Path(sys.executable).parent
     if name == "torchrun":
-        return [str(scripts / "torchrun"), "--standalone", "--nproc-per-node", "2", "-m"]
+        return [sys.executable, str(scripts / "torchrun"), "--standalone", "--nproc-per-node", "2", "-m"]
     if name == "accelerate":
-        port = ["--main_process_port", "0"]
+        options = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
         # its --cpu leaves the starting to mpirun; without a GPU these are two processes on the CPU
-        return [str(scripts / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", *port, "-m"]
+        return [sys.executable, str(scripts / "accelerate"), "launch", *options, "-m"]
     world = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
     port = ["--master_port", str(20_000 + os.getpid() % 10_000)]
     return [sys.executable, "-m", "deepspeed.launcher.launch", f"--world_info={world}", *port, "--module"]
@@ -327,7 +328,7 @@ def launcher(name: str) -> list[str]:
 @pytest.mark.parametrize("name", ["torchrun", "accelerate", "deepspeed"])
 def test_processes_of_another_launcher_join_and_score_what_one_does(scored: Path, name: str) -> None:
     arguments = [*launcher(name), "rmtrain", *score(scored, name)]
-    done = subprocess.run(arguments, timeout=200, capture_output=True, text=True, check=False)
+    done = warm.run(arguments, timeout=200, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("11 rows scored") == 1
     assert "starting" not in done.stderr
@@ -342,7 +343,7 @@ def test_processes_of_another_launcher_join_and_score_what_one_does(scored: Path
 @pytest.mark.slow
 def test_a_missed_accuracy_fails_on_several_processes_too(scored: Path) -> None:
     options = ["--ckpt", scored / "rm", "--data", scored / "pairs.jsonl", "--min-accuracy", "0.999"]
-    done = subprocess.run(
+    done = warm.run(
         command("eval", *options, "--num-processes", "2"),
         cwd=scored,
         timeout=200,

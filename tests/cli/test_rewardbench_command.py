@@ -1,12 +1,12 @@
 """`rmtrain rewardbench` in this process: every benchmark in its published layout, policies, parity, splits."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from bench_cases import JUDGE, ROWS, answer, write
 from conftest import make_tokenizer
 from transformers import AutoModelForSequenceClassification
@@ -81,7 +81,7 @@ def test_parity_on_two_processes_is_the_same(models: Path, tmp_path: Path, capsy
     alone = answer(capsys, **options)["parity"]
     command = [sys.executable, "-m", "rmtrain", "rewardbench", "--num-processes", "2", "--json"]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = warm.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parity"] == alone
 

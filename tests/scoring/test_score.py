@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import make_groups, make_tokenizer, write_base
 from hypothesis import given
 from hypothesis import strategies as st
@@ -421,7 +421,7 @@ def test_any_number_of_processes_gives_the_same_rewards(
     (tmp_path / "worker.py").write_text(WORKER)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     arguments = [str(tmp_path / "worker.py"), str(base), str(tmp_path), *map(str, budgets)]
-    done = subprocess.run(launch + arguments, capture_output=True, text=True, timeout=280, check=False)
+    done = warm.run(launch + arguments, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     for tokens in budgets:
         alone = score_groups(model, groups, 0, tokens)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import TEMPLATE, make_config, make_groups, make_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -364,7 +364,7 @@ def test_two_processes_give_the_same(
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     here = Path(__file__).parent
     paths = [str(tmp_path / "worker.py"), str(policy), str(reference), str(tmp_path), str(here)]
-    done = subprocess.run(
+    done = warm.run(
         launch + paths,
         capture_output=True,
         text=True,

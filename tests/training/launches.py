@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import warm
 from conftest import make_groups
 from training_cases import Recorder, fork, make_renderer, make_splits, run, share_on_cpu, wait, weights
 
@@ -22,7 +22,7 @@ COMPILER = shutil.which("c++") is not None  # DeepSpeed builds a small extension
 
 def results_of(script: str, folder: Path) -> dict[str, Any]:
     """What a script found that takes a folder and writes its results.json."""
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, script, str(folder)],
         env=os.environ
         | {

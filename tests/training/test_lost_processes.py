@@ -1,5 +1,6 @@
 """Processes that fail, hang or are killed end together, say why, and leave a run that goes on."""
 
+import importlib
 import json
 import os
 import random
@@ -233,6 +234,8 @@ def _fail_in_second_save() -> None:
 
 
 def _main(folder: Path) -> None:
+    if COMPILER:
+        importlib.import_module("deepspeed")  # once here, in place of once in each process
     import_all()
     assert wait(fork(1, lambda: write_base(folder / "base"), folder / "log")) == [0]
     results = {"lora one": launch(folder, "lora one", 1, LORA)}

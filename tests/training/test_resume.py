@@ -6,7 +6,6 @@ import pickle
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from conftest import make_groups, write_base
 from training_cases import Recorder, at_step, fork, import_all, only_run, run, wait, weights
 
@@ -518,7 +518,7 @@ def test_input_that_is_wrong_leaves_no_run_folder(base: Path, tmp_path: Path) ->
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("killed")
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, __file__, str(folder)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
