@@ -170,7 +170,8 @@ def in_its_steps(launcher: "subprocess.Popen[str]") -> dict[int, psutil.Process]
         told.append(line)
         if line.startswith("step "):
             found = psutil.Process(launcher.pid).children(recursive=True)
-            return {int(process.environ()["RANK"]): process for process in found}
+            assert len(found) == 2
+            return dict(enumerate(sorted(found, key=psutil.Process.create_time)))  # torchrun starts them in this order
     raise AssertionError("".join(told))
 
 

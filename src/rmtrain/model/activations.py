@@ -20,9 +20,10 @@ from transformers import PretrainedConfig
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.model import attention
 from rmtrain.model.adapters import prepare_adapters, wrap
-from rmtrain.model.batch import GroupSize, Packing, pack
+from rmtrain.model.batch import GroupSize, Packing, pack, target_places
 from rmtrain.model.config_check import model_without_weights
 from rmtrain.model.dropout import disable_dropout
+from rmtrain.model.language_head import LanguageHead, head_shape
 from rmtrain.model.memory import decoder_layers
 from rmtrain.model.recompute import checkpointing_options
 from rmtrain.model.reward_model import reward_model_class
@@ -50,6 +51,7 @@ def trial(
     groups: Sequence[GroupSize],
     packing: Packing,
     checkpointing: str | None = "none",
+    with_text: bool = False,
 ) -> Activations | None:
     """What a micro-batch takes; None for a model that needs real numbers to run, such as one that routes tokens.
 
@@ -60,6 +62,7 @@ def trial(
         groups: of the micro-batch.
         packing: of the micro-batch.
         checkpointing: the recipe's gradient checkpointing; None runs the forward pass alone, without gradients.
+        with_text: the text loss reads the log-probabilities of completions, all but the shortest of each group.
     """
     small, layers = copy.deepcopy(config), int(config.get_text_config().num_hidden_layers)
     text = small.get_text_config()
@@ -69,11 +72,16 @@ def trial(
             setattr(text, name, types[:_LAYERS])
     tokens = [TokenizedGroup("", "", _ids(g.prefix), tuple(map(_ids, g.suffixes)), (), False) for g in groups]
     batch = pack(tokens, packing, pad_id=0)
+    if with_text:
+        batch |= target_places([*map(_all_but_shortest, tokens)], batch, packing)
     batch.pop("attention_mask", None)  # a model would look into it; a causal mask takes as much
     for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):  # a GPU's kernel may know no fakes
         module, mode = _meta_model(small, model, lora), FakeTensorMode()
         with contextlib.suppress(Exception), mode, torch.set_grad_enabled(checkpointing is not None):
             _make_fake(module, getattr(torch, model.dtype), device)
+            if with_text:
+                weight = torch.empty(head_shape(config), dtype=getattr(torch, model.dtype), device=device)
+                _inner(module).language_head = LanguageHead(weight)
             if packing != "none":
                 module.set_attn_implementation(attention.NAME)
             if checkpointing not in (None, "none"):
@@ -84,6 +92,14 @@ def trial(
             kept, peak = (value + (layers - _LAYERS) * layer for value in (found.kept, found.peak))
             return Activations(kept, peak, found.largest)
     return None
+
+
+def _all_but_shortest(group: TokenizedGroup) -> TokenizedGroup:
+    ends = [len(group.prefix) + len(suffix) for suffix in group.suffixes]
+    shortest = ends.index(min(ends)) if len(ends) > 1 else None
+    return group._replace(
+        starts=tuple(end if i == shortest else max(1, len(group.prefix)) for i, end in enumerate(ends))
+    )
 
 
 def _ids(count: int) -> Any:
@@ -126,15 +142,25 @@ def _faked(batch: dict[str, Any], mode: FakeTensorMode, device: str) -> dict[str
 def _run(module: Any, batch: dict[str, Any]) -> tuple[Activations, int]:
     """The passes of a model over a micro-batch, and what a layer keeps of it."""
     after_layer: list[int] = []
-    with _Live(module.parameters()) as live:
+    with _Live(_held(module)) as live:
         for layer in decoder_layers(module, _LAYERS):
             layer.register_forward_hook(lambda *_: after_layer.append(live.now))
-        rewards = module(**batch).logits
+        found = module(**batch)
         kept = live.now
         if torch.is_grad_enabled():
-            rewards.sum().backward()
+            sum(values.sum() for values in (found.logits, found.log_probs) if values is not None).backward()
     first, second = after_layer[:_LAYERS]
     return Activations(kept, live.peak, live.largest), second - first
+
+
+def _inner(module: Any) -> Any:
+    return module.get_base_model() if hasattr(module, "peft_config") else module
+
+
+def _held(module: Any) -> list[Tensor]:
+    """What the model holds whatever the batch."""
+    head = _inner(module).language_head
+    return [*module.parameters(), *([head.weight] if head is not None else [])]
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from rmtrain.data.tokenize import TokenizedGroup
 
@@ -80,6 +82,37 @@ def pack(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int) -> Bat
         "position_ids": torch.from_numpy(np.concatenate(positions).astype(np.int64))[None],
         "ends": torch.tensor(ends),
         "layout": _layout(segments),
+    }
+
+
+def target_places(groups: Sequence[TokenizedGroup], batch: Batch, packing: Packing) -> dict[str, Int[Tensor, " R"]]:
+    """Where the R tokens of marked responses lie in a batch that `pack` made of the groups.
+
+    The first token of a response is predicted by the last of its prompt; response tokens that completions share lie in
+    the group's prefix, once, and are read for each of them.
+
+    Returns:
+        `targets`: the tokens' ids; `predictors`: flat positions of the tokens before them; `owners`: the completions
+        that they belong to, of N.
+    """
+    ends = iter(batch["ends"].tolist())
+    places: list[np.ndarray] = []
+    predictors: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
+    for group in groups:
+        prompt, first = len(group.prefix), None
+        for suffix, start in zip(group.suffixes, group.starts, strict=True):
+            own = next(ends) + 1 - len(suffix)
+            if first is None or packing != "shared_prompt":
+                first = own - prompt
+            sequence = np.concatenate([np.arange(first, first + prompt), np.arange(own, own + len(suffix))])
+            places.append(sequence[start:])
+            predictors.append(sequence[start - 1 : -1])
+            owners.append(np.full(len(sequence) - start, len(owners)))
+    return {
+        "targets": batch["input_ids"].flatten()[torch.from_numpy(np.concatenate(places))],
+        "predictors": torch.from_numpy(np.concatenate(predictors)),
+        "owners": torch.from_numpy(np.concatenate(owners)),
     }
 
 

@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from rmtrain.errors import CheckpointError
 from rmtrain.model import attention
+from rmtrain.model.language_head import LanguageHead
 
 HEAD = "score"
 
@@ -50,9 +51,13 @@ class PackedForward:
 
 @dataclass
 class RewardOutput(SequenceClassifierOutput):  # type: ignore[misc]
-    """`logits` [N]: float32 rewards; `states` [N, H]: the last hidden states from which they are read."""
+    """`logits` [N]: float32 rewards; `states` [N, H]: the last hidden states from which they are read.
+
+    `log_probs` [N]: the mean log-probability of a completion's tokens, where the batch names such tokens.
+    """
 
     states: Tensor | None = None
+    log_probs: Tensor | None = None
 
 
 class RewardForward(PackedForward):
@@ -62,6 +67,7 @@ class RewardForward(PackedForward):
     """
 
     _keep_in_fp32_modules_strict = (HEAD,)
+    language_head: LanguageHead | None = None  # of the base, where the text loss needs it
 
     def forward(
         self,
@@ -70,6 +76,9 @@ class RewardForward(PackedForward):
         position_ids: Int[Tensor, "rows columns"] | None = None,
         ends: Int[Tensor, " N"] | None = None,
         layout: dict[str, Any] | None = None,
+        targets: Int[Tensor, " R"] | None = None,
+        predictors: Int[Tensor, " R"] | None = None,
+        owners: Int[Tensor, " R"] | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
         """Rewards of a batch made by `rmtrain.model.batch.pack`.
@@ -80,6 +89,10 @@ class RewardForward(PackedForward):
             position_ids: of each token in its sequence.
             ends: flat positions of the N last tokens; without it transformers' own forward answers.
             layout: of attention; None for padded rows.
+            targets: with `predictors` and `owners`, what `target_places` gives: tokens whose log-probabilities the
+                model's language head computes too.
+            predictors: see `targets`.
+            owners: see `targets`.
             kwargs: passed on where `ends` is None.
 
         Returns:
@@ -92,11 +105,16 @@ class RewardForward(PackedForward):
             return super().forward(  # type: ignore[misc]
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
             )
-        pooled = self.packed_states(cast(Tensor, input_ids), attention_mask, position_ids, layout).index_select(0, ends)
+        states = self.packed_states(cast(Tensor, input_ids), attention_mask, position_ids, layout)
+        pooled = states.index_select(0, ends)
         head = getattr(self, HEAD)
         with torch.autocast(pooled.device.type, enabled=False):  # it would run even a float32 head in half precision
             rewards = head(pooled.to(next(head.parameters()).dtype)).float().squeeze(-1)
-        return RewardOutput(logits=rewards, states=pooled)
+        log_probs = None
+        if targets is not None:
+            reader = cast(LanguageHead, self.language_head)
+            log_probs = reader.means(states, targets, cast(Tensor, predictors), cast(Tensor, owners), len(ends))
+        return RewardOutput(logits=rewards, states=pooled, log_probs=log_probs)
 
 
 def check_head(module: torch.nn.Module) -> None:

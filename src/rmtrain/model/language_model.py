@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -19,14 +17,13 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError
 from rmtrain.model import attention
 from rmtrain.model.adapter_files import attach_adapter, check_finite, dtype_in_config
-from rmtrain.model.batch import Batch, Packing, pack
+from rmtrain.model.batch import Batch, Packing, pack, target_places
 from rmtrain.model.forward import PackedForward
+from rmtrain.model.language_head import LOGITS_AT_ONCE, LanguageHead
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, load_config, load_module
 from rmtrain.model.weights import ADAPTER, local_folder, read_object
 
 Reduction = Literal["sum", "avg", "norm"]
-
-_LOGITS_AT_ONCE = 2**26  # 256 MB of float32
 
 
 class LogProbForward(PackedForward):
@@ -68,7 +65,7 @@ class LogProbForward(PackedForward):
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
             )
         states = self.packed_states(cast(Tensor, input_ids), attention_mask, cast(Tensor, position_ids), layout)
-        rows = max(1, _LOGITS_AT_ONCE // int(self.get_output_embeddings().weight.shape[0]))  # type: ignore[attr-defined]
+        rows = max(1, LOGITS_AT_ONCE // int(self.get_output_embeddings().weight.shape[0]))  # type: ignore[attr-defined]
         parts = []
         for places, ids in zip(torch.split(cast(Tensor, predictors), rows), torch.split(targets, rows), strict=True):
             logits = self.token_logits(states.index_select(0, places))
@@ -86,43 +83,14 @@ class LogProbForward(PackedForward):
         """Logits over the vocabulary, in float32 whatever the model's dtype."""
         head = self.get_output_embeddings()  # type: ignore[attr-defined]
         bias = getattr(head, "bias", None)
-        with torch.autocast(states.device.type, enabled=False):
-            logits = linear(states.float(), head.weight.float(), None if bias is None else bias.float())
-        config = self.config.get_text_config()  # type: ignore[attr-defined]
-        logits = logits * (getattr(self, "logit_scale", None) or 1)  # Cohere's; MPT's config has one without effect
-        logits = logits / (getattr(config, "logits_scaling", None) or 1)  # Granite's
-        cap = getattr(config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return LanguageHead.of(self, head.weight.float(), None if bias is None else bias.float()).logits(states)
 
 
 def target_batch(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int) -> Batch:
-    """Groups with marked responses, laid out as LogProbForward takes them.
-
-    The first token of a response is predicted by the last of its prompt; response tokens that completions share lie in
-    the group's prefix, once, and are read for each of them.
-    """
+    """Groups with marked responses, laid out as LogProbForward takes them."""
     batch = pack(groups, packing, pad_id)
-    ends = iter(batch.pop("ends").tolist())
-    places: list[np.ndarray] = []
-    predictors: list[np.ndarray] = []
-    owners: list[np.ndarray] = []
-    for group in groups:
-        prompt, first = len(group.prefix), None
-        for suffix, start in zip(group.suffixes, group.starts, strict=True):
-            own = next(ends) + 1 - len(suffix)
-            if first is None or packing != "shared_prompt":
-                first = own - prompt
-            sequence = np.concatenate([np.arange(first, first + prompt), np.arange(own, own + len(suffix))])
-            places.append(sequence[start:])
-            predictors.append(sequence[start - 1 : -1])
-            owners.append(np.full(len(sequence) - start, len(owners)))
-    return {
-        **batch,
-        "targets": batch["input_ids"].flatten()[torch.from_numpy(np.concatenate(places))],
-        "predictors": torch.from_numpy(np.concatenate(predictors)),
-        "owners": torch.from_numpy(np.concatenate(owners)),
-        "completions": len(owners),
-    }
+    batch |= target_places(groups, batch, packing)
+    return {**batch, "completions": len(batch.pop("ends"))}
 
 
 @dataclass(frozen=True)

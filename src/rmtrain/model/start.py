@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import safe_open
 from transformers import PretrainedConfig
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -20,6 +21,7 @@ from rmtrain.model.digests import verify_files
 from rmtrain.model.dropout import disable_dropout
 from rmtrain.model.export import merge, stored_bytes
 from rmtrain.model.forward import HEAD
+from rmtrain.model.language_head import load_language_head
 from rmtrain.model.memory import meta_model
 from rmtrain.model.published.layouts import ENCODER_TYPES
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
@@ -157,6 +159,11 @@ def build_model(
         disable_dropout(model.module)
     if start.adapter is not None:
         fit_to_adapter(model.module, start, pad_id)
+    if recipe.loss.text_loss:
+        base = find_start(section)  # a merged base has no language head
+        model.module.language_head = load_language_head(
+            model.module, base.name, commit or base.revision, getattr(torch, section.dtype), on_meta
+        )
     if start.adapter is None or on_meta:
         notes = (*model.notes, *merging_note(recipe, start, model.module.config, MERGED_PLACE))
         return replace(model if lora is None else add_lora(model, lora, seed), notes=notes)

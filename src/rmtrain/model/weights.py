@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ def weight_files(folder: Path) -> list[Path]:
     return [path for path in pickles if not path.name.startswith(_NO_WEIGHTS)] or safe
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Any]]:
-    """File, name and tensor of everything in a folder's weight files, mapped into memory; pickles run no code.
+def read_tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[Path, str, Any]]:
+    """File, name and tensor of what is wanted of a folder's weight files, mapped into memory; pickles run no code.
 
     Raises:
         CheckpointError: names a file that is damaged, or that holds more than tensors.
@@ -50,7 +50,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Any]]:
         try:
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    for name in filter(wanted, tensors.keys()):
                         yield file, name, tensors.get_tensor(name)
                 continue
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
@@ -66,7 +66,8 @@ def read_tensors(folder: Path) -> Iterator[tuple[Path, str, Any]]:
         if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
             raise CheckpointError(f"{file}: holds no tensors by name", "use a file of weights alone")
         for name, tensor in content.items():
-            yield file, str(name), tensor
+            if wanted(str(name)):
+                yield file, str(name), tensor
 
 
 def fingerprint_of(*folders: Path) -> str:

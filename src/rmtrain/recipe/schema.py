@@ -88,6 +88,9 @@ class LossSection(Section):
     """Coefficient of the squared mean reward of the step (arXiv 2505.07271); 0 is off, else one more forward pass."""
     length_decorrelation: Coefficient = 0.0
     """Coefficient of the squared correlation of reward and length in the step; 0 is off, else one more forward pass."""
+    text_loss: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share a of a text loss (arXiv 2406.10216): (1 - a) * objective + a * negative log-likelihood, in nats a token, of
+    the better completion through the base's frozen language head; 0 is off."""
 
 
 class OptimSection(Section):

@@ -1,5 +1,6 @@
 """Which strategy a run uses, whether it fits into memory, and what to change where it does not."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from rmtrain.model.activations import Activations, trial
 from rmtrain.model.batch import GroupSize, batch_tokens
 from rmtrain.model.devices import free_memory, is_out_of_memory, process_state
 from rmtrain.model.host_memory import host_memory
+from rmtrain.model.language_head import head_shape
 from rmtrain.model.memory import measure_model
 from rmtrain.recipe.check import with_changes
 from rmtrain.recipe.schema import Recipe
@@ -57,8 +59,12 @@ class MemoryPlan:
         optim = self.recipe.optim
         size = self._once(measure_model, self.config, self.recipe.model, self.recipe.lora)
         states = estimate_states(size, optim.optimizer, sharding, self.processes)._replace(process=self.resident)
+        text = self.recipe.loss.text_loss > 0
+        if text:  # the language head, whole on every device
+            head = math.prod(head_shape(self.config)) * getattr(torch, self.recipe.model.dtype).itemsize
+            states = states._replace(parameters=states.parameters + head)
         batch = self.load.batch[:_TRIED] or (GroupSize(0, (self.load.largest,)),)
-        training = self._trial(batch, self.load.largest, optim.gradient_checkpointing)
+        training = self._trial(batch, self.load.largest, optim.gradient_checkpointing, text)
         scoring = self._trial((GroupSize(0, (self.load.longest,)),), self.load.scoring, None)
         if training is None or scoring is None:
             return states
@@ -70,9 +76,11 @@ class MemoryPlan:
             activations = round(_HEAP * activations)
         return states._replace(activations=activations, peak=states.states + activations, host=states.host + moved)
 
-    def _trial(self, batch: Sequence[GroupSize], tokens: int, checkpointing: str | None) -> Activations | None:
+    def _trial(
+        self, batch: Sequence[GroupSize], tokens: int, checkpointing: str | None, text: bool = False
+    ) -> Activations | None:
         packing, settings = self.load.packing, (self.recipe.model, self.recipe.lora)
-        found: Activations | None = self._once(trial, self.config, *settings, batch, packing, checkpointing)
+        found: Activations | None = self._once(trial, self.config, *settings, batch, packing, checkpointing, text)
         return found and found.times(tokens / batch_tokens(batch, packing))
 
     def _once(self, function: Any, config: PretrainedConfig, *settings: Any) -> Any:

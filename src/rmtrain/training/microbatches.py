@@ -10,16 +10,21 @@ from torch.utils.data import DataLoader, Dataset
 
 from rmtrain.data.token_cache import TokenizedSplit
 from rmtrain.data.tokenize import TokenizedGroup
-from rmtrain.model.batch import Batch, GroupSize, Packing, pack
+from rmtrain.model.batch import Batch, GroupSize, Packing, pack, target_places
 from rmtrain.training.objectives import Completions, Preferences
 from rmtrain.training.plan import TrainingPlan
 
 
 class MicrobatchDataset(Dataset[Batch]):
-    """One process's micro-batches over the whole run, in order, each packed when it is read."""
+    """One process's micro-batches over the whole run, in order, each packed when it is read.
 
-    def __init__(self, split: TokenizedSplit, plan: TrainingPlan, process: int, packing: Packing, pad_id: int) -> None:
-        self.split, self.plan, self.packing, self.pad_id = split, plan, packing, pad_id
+    With `text` they also name the tokens of every completion that is better than another, for the text loss.
+    """
+
+    def __init__(
+        self, split: TokenizedSplit, plan: TrainingPlan, process: int, packing: Packing, pad_id: int, text: bool = False
+    ) -> None:
+        self.split, self.plan, self.packing, self.pad_id, self.text = split, plan, packing, pad_id, text
         self.share = plan.share(process)
 
     def __len__(self) -> int:
@@ -41,6 +46,8 @@ class MicrobatchDataset(Dataset[Batch]):
         }
         batch = pack(groups, self.packing, self.pad_id)
         counts["tokens"] = batch["input_ids"].numel()
+        if self.text:
+            batch |= target_places([*map(_mark_better, groups)], batch, self.packing)
         return {
             **batch,
             "preferences": _preferences(groups, scale),
@@ -48,6 +55,14 @@ class MicrobatchDataset(Dataset[Batch]):
             "ids": [group.id for group in groups],
             "counts": counts if scale else dict.fromkeys(counts, 0),
         }
+
+
+def _mark_better(group: TokenizedGroup) -> TokenizedGroup:
+    """The group with the tokens after its prefix as responses, of completions that are better than another alone."""
+    first, places = max(1, len(group.prefix)), group.spread(range(len(group.suffixes)))
+    better = {places[preference.better] for preference in group.preferences}
+    ends = [len(group.prefix) + len(suffix) for suffix in group.suffixes]
+    return group._replace(starts=tuple(first if place in better else end for place, end in enumerate(ends)))
 
 
 def _preferences(groups: Sequence[TokenizedGroup], weight: float) -> Preferences:

@@ -14,7 +14,7 @@ To add an objective: write a function from a `RewardBatch` to a scalar here, wit
 - the last hidden states that the rewards are read from: `batch.states`, which are of a micro-batch only;
 - a moving average over steps: give `observe` a function that measures a batch (a sum and its weight), and `decay`; the
   value arrives in `batch.averages`, is the same on all processes, and is stored in checkpoints;
-- anything else of the forward pass: name it in `asks`, as the arguments that `RewardForward.forward` takes.
+- the mean log-probability of the better completions' tokens: `batch.log_probs`, which are there with a `text_loss`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +58,7 @@ class RewardBatch:
     preferences: Preferences
     completions: Completions
     states: Float[Tensor, "N H"] | None = None  # last hidden states at which the rewards are read
-    log_probs: Float[Tensor, " N"] | None = None  # of the completions' tokens, for objectives that ask for them
+    log_probs: Float[Tensor, " N"] | None = None  # mean over the tokens of a completion that is better than another
     averages: Mapping[str, float] = field(default_factory=dict)  # moving averages up to the step before
 
     @property
@@ -84,9 +84,9 @@ class Objective:
 
     loss: Loss
     whole_step: bool = False  # it is no weighted sum: it sees all completions of the global batch
-    asks: Mapping[str, bool] = field(default_factory=dict)  # arguments of the model's forward pass
     observe: Observe | None = None  # sums and weights of what is averaged over steps, by name
     decay: float = 0.9  # of these averages
+    text_loss: float = 0.0  # share of the text loss, which step_loss.py adds
 
 
 def bradley_terry(
@@ -289,7 +289,7 @@ TERMS: dict[str, Loss] = {  # of the whole step, added with the coefficient of t
 
 def make_objective(section: LossSection) -> Objective:
     """The objective of a recipe, with its settings and terms."""
-    objective = OBJECTIVES[section.objective](section)
+    objective = replace(OBJECTIVES[section.objective](section), text_loss=section.text_loss)
     terms = [(getattr(section, name), term) for name, term in TERMS.items() if getattr(section, name)]
     return replace(objective, loss=partial(_with_terms, objective.loss, terms), whole_step=True) if terms else objective
 

@@ -1,4 +1,4 @@
-"""The loss of a whole optimiser step from its micro-batches, and averages over steps."""
+"""The loss of a whole optimiser step from its micro-batches, the text loss beside it, and averages over steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -43,6 +43,25 @@ def move_averages(
         mean = total / weight
         moved[name] = decay * averages[name] + (1 - decay) * mean if name in averages else mean
     return moved
+
+
+def text_loss(batch: RewardBatch) -> Float[Tensor, ""]:
+    """The negative log-likelihood of the better completion of each preference, in nats a token, by weight.
+
+    The regulariser of GRM (arXiv 2406.10216, "SFT"), which keeps the hidden states able to continue the text through
+    the base's frozen language head. There it is -log sigmoid(beta * sum log p); here a long completion counts no more
+    than a short one. Its tokens are those after the prefix that the group's completions share.
+    """
+    if batch.log_probs is None:
+        raise ValueError(
+            "the text loss reads the log-probabilities of each micro-batch, and can't be of the whole step"
+        )
+    return -(batch.preferences.weights * batch.log_probs[batch.preferences.better]).sum()
+
+
+def with_text_loss(loss: Float[Tensor, ""], batch: RewardBatch, share: float) -> Float[Tensor, ""]:
+    """(1 - share) * the objective's loss of a micro-batch + share * its text loss; the loss itself for a share of 0."""
+    return (1 - share) * loss + share * text_loss(batch) if share else loss
 
 
 def loss_of_step(objective: Objective, parts: Sequence[RewardBatch], place: int, live: RewardBatch) -> Tensor:

@@ -117,7 +117,8 @@ def _train(
         base = {"name": base_name(recipe.model), "commit": model.commit}
         update_manifest(folder, model=base, steps=len(batches.steps))
 
-    data = MicrobatchDataset(splits["train"].tokens, batches, state.process_index, model.packing, renderer.pad_id)
+    tokens, text = splits["train"].tokens, recipe.loss.text_loss > 0
+    data = MicrobatchDataset(tokens, batches, state.process_index, model.packing, renderer.pad_id, text)
     validation = make_validation(recipe, splits, len(batches.steps), run, display)
     schedule = Schedule(validation.every, interval_steps(recipe.run.save_every, len(batches.steps)))
     stop, log = GracefulStop(), MetricsLog(folder / "metrics.jsonl", batches.steps_per_epoch, display.metrics)
@@ -162,7 +163,7 @@ def _load_model(recipe: Recipe, renderer: Renderer, run: OpenRun) -> RewardModel
     if state.is_main_process:
         write_base(run.folder, start, run.commit, renderer, scoring_of(recipe))
     state.wait_for_everyone()
-    model = build_model(recipe, renderer.pad_id, start=merged)
+    model = build_model(recipe, renderer.pad_id, run.commit, start=merged)
     notes = (*model.notes, *merging_note(recipe, start, model.module.config, merged.name))
     return replace(model, notes=notes, commit=run.commit or hub_commit(start.name, start.revision))
 

@@ -23,10 +23,11 @@ from rmtrain.training.microbatches import MicrobatchDataset, microbatch_loader, 
 from rmtrain.training.objectives import Objective, RewardBatch
 from rmtrain.training.optimizer import retune, separate_head, settings_by_group
 from rmtrain.training.selection import Validation
-from rmtrain.training.step_loss import loss_of_step, move_averages
+from rmtrain.training.step_loss import loss_of_step, move_averages, with_text_loss
 from rmtrain.training.throughput import COUNTS, Meter, measure_matrix_rate, operations_per_token
 
 _PACKS_AHEAD = ("cuda",)  # devices that compute while a thread packs the next micro-batches
+_OF_LIVE_PASS = ("ids", "counts", "targets", "predictors", "owners")  # what only the pass with gradients reads
 _PACKED_AHEAD = 4  # micro-batches
 
 
@@ -137,6 +138,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             loss = loss_of_step(objective, self._step_parts, place, batch)
         else:
             loss = objective.loss(batch)
+        loss = with_text_loss(loss, batch, objective.text_loss)
         self._step_losses.append((ids, batch.moved(self.args.device), loss.detach()))
         if objective.observe is not None:
             with torch.no_grad():
@@ -155,9 +157,8 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def _rewards(self, model: Any, inputs: Batch) -> RewardBatch:
         """A forward pass over a micro-batch, and what the objective sees of it."""
         preferences, completions = inputs.pop("preferences"), inputs.pop("completions")
-        outputs = model(**inputs, **self._objective.asks)
-        log_probs = getattr(outputs, "log_probs", None)
-        return RewardBatch(outputs.logits, preferences, completions, outputs.states, log_probs, self.averages)
+        outputs = model(**inputs)
+        return RewardBatch(outputs.logits, preferences, completions, outputs.states, outputs.log_probs, self.averages)
 
     def _rewards_of_step(self) -> list[RewardBatch]:
         """All micro-batches of a step over all processes, by one more forward pass without gradients.
@@ -167,7 +168,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         own = []
         with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
             for sample in self._step_samples:
-                inputs = {key: value for key, value in sample.items() if key not in ("ids", "counts")}
+                inputs = {key: value for key, value in sample.items() if key not in _OF_LIVE_PASS}
                 own.append(self._rewards(self.model_wrapped, self._prepare_inputs(inputs)).moved("cpu"))
         return [part.moved(self.args.device) for part in gather_object(own)]
 
