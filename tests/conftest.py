@@ -117,14 +117,16 @@ def make_config(family: str = "mistral", **changes: Any) -> Any:
     return getattr(transformers, names[family])(**(values | changes))
 
 
-def write_base(folder: Path, family: str = "mistral", seed: int = 0, **changes: Any) -> Path:
-    """A random base model (no score head) with its tokenizer."""
+def write_base(folder: Path, family: str = "mistral", seed: int = 0, head: bool = False, **changes: Any) -> Path:
+    """A random base model (no score head) with its tokenizer, and with its language head if asked for."""
     import torch
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        AutoModel.from_config(make_config(family, **changes)).save_pretrained(folder)
+        (AutoModelForCausalLM if head else AutoModel).from_config(make_config(family, **changes)).save_pretrained(
+            folder
+        )
     make_tokenizer().save_pretrained(folder)
     return folder
 

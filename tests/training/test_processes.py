@@ -32,6 +32,10 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {  # processes, changes; the first
     for engine in ENGINES
     for suffix, packing in {"": {}, " padded": {"model__packing": "none"}}.items()
 }
+TEXT = LORA | {"loss__text_loss": 0.3}
+RUNS |= {"text one": (1, TEXT)} | {
+    f"text {engine}": (2, TEXT | {"distributed__strategy": engine}) for engine in ("zero3", "fsdp")
+}
 RUNS["lora fsdp"][1]["optim__gradient_checkpointing"] = "full"
 RUNS["lora zero2 offload"] = (2, RUNS["lora zero2"][1] | {"distributed__offload": "optimizer"})
 RESUMED = [f"{kind} {engine}" for kind in ("lora", "full") for engine in ENGINES]
@@ -229,7 +233,7 @@ def _main(folder: Path) -> None:
     for name in ("torch.distributed.fsdp", "torch.distributed.tensor", *(["deepspeed"] if COMPILER else [])):
         importlib.import_module(name)
     import_all()
-    assert wait(fork(1, lambda: write_base(folder / "base"), folder / "log")) == [0]
+    assert wait(fork(1, lambda: write_base(folder / "base", head=True), folder / "log")) == [0]
     results = {name: launch(folder, name, processes, changes) for name, (processes, changes) in RUNS.items()}
     for name in [*RESUMED, "lora one"]:
         processes, changes = RUNS[name]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_config, make_groups, make_tokenizer, write_base
+from conftest import make_groups, write_base
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -30,17 +30,9 @@ FAMILIES = ["mistral", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_tex
 FAMILIES += ["gpt_neox"]
 
 
-def write_language_model(folder: Path, family: str = "mistral", **changes: Any) -> Path:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(make_config(family, **changes)).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_language_model(tmp_path_factory.mktemp("models") / "base")
+    return write_base(tmp_path_factory.mktemp("models") / "base", head=True)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +105,7 @@ def test_it_equals_an_independent_computation_under_any_split(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_familys_logits_are_those_of_its_language_model(tmp_path: Path, family: str) -> None:
-    folder = write_language_model(tmp_path / family, family)
+    folder = write_base(tmp_path / family, family, head=True)
     causal = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     backbone = load_backbone(str(folder), None, BackboneOptions("float32"), 0, seed=0).module
     head = load_language_head(backbone, str(folder), None, torch.float32, on_meta=False)
