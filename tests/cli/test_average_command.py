@@ -47,6 +47,10 @@ def test_the_average_is_a_checkpoint_like_any_other(
     recorded = json.loads(Path("mean/rmtrain.json").read_text())["averaged"]
     assert recorded["parts"] == made["parts"]
     assert recorded["scores"] == made["scores"]
+    card = Path("mean/README.md").read_text()
+    assert "Its weights are an average of several checkpoints" in card
+    assert "0.5 × c" in card
+    assert str(Path(parts[0]).parent) not in card
     assert run(["score", rows, "--ckpt", "mean", "--output", "scored.jsonl"]) == 0
     exported = answered(capsys, "export", "--ckpt", "mean", "--output", "plain")
     assert exported["merged"] is True

@@ -103,6 +103,8 @@ def test_what_can_not_be_calibrated_is_refused(
     ask = ["eval", "--ckpt", model, "--data", str(rows), "--calibrated"]
     assert run(ask) == 2
     assert "has no calibration" in capsys.readouterr().err
+    assert run([*ask, "--reference-free", "avg"]) == 2
+    assert "leave out --prompt" in capsys.readouterr().err
     lines = rows.read_text().splitlines()
     turned = [json.loads(line) for line in lines]
     few, wrong = tmp_path / "few.jsonl", tmp_path / "wrong.jsonl"

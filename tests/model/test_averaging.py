@@ -1,6 +1,7 @@
 """Averages of weights, beside sums of whole weight matrices in float64; and what can't be averaged, by name."""
 
 import json
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rmtrain.model.averaging import Average, reduce_rank, write_average
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.digests import verify_files
 from rmtrain.model.export import merge
-from rmtrain.model.parts import open_part
+from rmtrain.model.parts import TensorFiles, open_part
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
 from rmtrain.recipe.schema import LoraSection
 
@@ -99,6 +100,23 @@ def test_whole_models_are_averaged_tensor_by_tensor(base: Path, dtype: torch.dty
     assert written == (None, None)
     for name, tensor in load_file(tmp_path / "mean/model.safetensors").items():
         assert tensor.dtype == load_file(parts[0] / "model.safetensors")[name].dtype
+
+
+def test_one_tensor_of_each_part_is_in_memory(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, weakref.ref[torch.Tensor]]] = []
+    get = TensorFiles.get
+
+    def watched(self: TensorFiles, name: str) -> torch.Tensor:
+        assert {other for other, tensor in read if tensor() is not None} <= {name}
+        tensor: torch.Tensor = get(self, name)
+        read.append((name, weakref.ref(tensor)))
+        return tensor
+
+    monkeypatch.setattr(TensorFiles, "get", watched)
+    averaged(models, tmp_path / "mean")
+    assert len(read) == 3 * len(load_file(models[0] / "model.safetensors"))  # the first twice, for its type
 
 
 def test_files_cut_otherwise_are_averaged_alike(models: list[Path], tmp_path: Path) -> None:

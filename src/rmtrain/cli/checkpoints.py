@@ -54,6 +54,11 @@ def choose(
         raise InputError("--label is for reward models, not for policies", "leave it out")
     if options.reference is not None and options.reference_free is not None:
         raise InputError("--reference and --reference-free exclude each other", "leave one of them out")
+    if options.calibrated and (options.is_policy or options.prompt is not None or options.label is not None):
+        raise InputError(
+            "--calibrated is for reward models as `rmtrain calibrate` reads them",
+            "leave out --prompt, --label, --reference and --reference-free",
+        )
     if options.combine is not None or (ckpt is not None and "," in ckpt and not Path(ckpt).exists()):
         named = _find_several(ckpt or "", options.combine)
     else:

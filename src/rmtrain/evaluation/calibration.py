@@ -90,7 +90,7 @@ def fit(rows: Sequence[ScoredRow], weights: str, by_length: bool, fitted: dict[s
                 f"{len(rewards)} completions, {len(lengths)} of known length: too few for a curve over lengths",
                 f"give at least {_LEAST}, or add --no-length",
             )
-        places = np.unique(np.quantile(lengths, np.linspace(0, 1, _PLACES)))
+        places = np.unique(np.quantile(lengths, np.linspace(0, 1, _PLACES), method="nearest"))
         curve = lowess(lengths, rewards, places)
         rewards_left = rewards - np.interp(lengths, places, curve)
     else:

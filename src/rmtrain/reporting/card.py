@@ -64,7 +64,8 @@ def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, An
 
 
 def _card(record: RunRecord, adapter: bool) -> str:
-    base, exported = base_model(record), mapping(record.sidecar.get("exported"))
+    base = base_model(record)
+    exported, averaged = (mapping(record.sidecar.get(name)) for name in ("exported", "averaged"))
     base_id = base.name if _is_hub_id(base.name, base.commit) else None
     quantization = record.setting("model", "quantization")
     dtype = exported.get("dtype") or record.setting("model", "dtype")
@@ -80,7 +81,7 @@ def _card(record: RunRecord, adapter: bool) -> str:
         "quantised": quantization if adapter and quantization in ("nf4", "int8") else None,
         "dtype": dtype if dtype in ("bfloat16", "float16") else "float32",
         "exported": exported,
-        "averaged": average_tables(averaged) if (averaged := mapping(record.sidecar.get("averaged"))) else [],
+        "averaged": average_tables(without_places(averaged, _name_only)) if averaged else [],
         "serve": Markup(serve_command(".", dtype if dtype in ("bfloat16", "float16") else "float32")),
         "results": [
             *split_tables(list(record.splits.values())),

@@ -66,6 +66,7 @@ class EnsembleScorer:
         """
         scores: dict[int, list[GroupScore | None]] = {}
         for place in sorted(range(len(self.members)), key=lambda place: place != self._loaded.place):
+            task.display.note(f"member {place + 1} of {len(self.members)}: {self.infos[place].where}")
             scores[place] = _open(self._loaded, place, self.members, self.opener).score(task)
         in_order = (scores[place] for place in range(len(self.members)))
         return [self._combined([each for each in of if each is not None]) for of in zip(*in_order, strict=True)]
