@@ -32,6 +32,7 @@ from rmtrain.cli import (
     score,
     select,
     serve,
+    sweep,
     train,
 )
 from rmtrain.cli.hints import for_command
@@ -58,6 +59,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
+app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("rewardbench")(rewardbench.rewardbench)
 app.command("score")(score.score)

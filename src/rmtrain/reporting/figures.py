@@ -57,6 +57,15 @@ class Curve(NamedTuple):
     second: bool = False
 
 
+class Spot(NamedTuple):
+    """The accuracy of a setting, with its interval and the accuracies of its seeds."""
+
+    number: int  # of the setting
+    accuracy: float
+    interval: tuple[float, float]
+    seeds: Sequence[float]
+
+
 def curves(panel: Sequence[Curve], unit: str) -> Image:
     """One or two training curves; a curve of more than 100 points is drawn as means of neighbours, with their range.
 
@@ -198,6 +207,51 @@ def best_of_n_curves(kl: Sequence[float], curves: Mapping[str, Sequence[float]])
         axes.set_ylabel("mean score")
         axes.legend(loc="best", fontsize=8)
         return _image(figure, "mean score of the best of N over its KL divergence")
+
+
+def setting_curves(panel: Sequence[tuple[int, Curve]], unit: str) -> Image:
+    """Curves of the runs of several settings, thinned as in `curves`; a colour for each setting.
+
+    Args:
+        panel: the setting's number and a curve of one of its runs.
+        unit: label of the vertical axis.
+    """
+    with _style():
+        figure, axes = _new_figure()
+        named = set[int]()
+        for number, curve in panel:
+            label = None if number in named else str(number)
+            named.add(number)
+            steps, means, _, _ = thin(curve)
+            axes.plot(steps, means, color=_colour(number), linewidth=1, alpha=0.8, label=label)
+        if len(named) <= 10:
+            axes.legend(loc="best", fontsize=8, title="setting", ncols=2)
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        axes.locator_params(axis="x", nbins=6, integer=True)
+        return _image(figure, f"{unit} over training steps, by setting")
+
+
+def setting_spots(spots: Sequence[Spot]) -> Image:
+    """Accuracy of each setting with its interval, in the order of the grid, and of its seeds as crosses."""
+    with _style():
+        figure, axes = _new_figure()
+        for place, spot in enumerate(spots):
+            low, high = (100 * end for end in spot.interval)
+            axes.plot([place, place], [low, high], color=_colour(spot.number), linewidth=1)
+            axes.plot([place], [100 * spot.accuracy], color=_colour(spot.number), marker="o", markersize=5)
+            seeds = [100 * value for value in spot.seeds]
+            axes.plot([place] * len(seeds), seeds, color=_INK, marker="x", markersize=4, linestyle="none")
+        axes.set_xticks(range(len(spots)), [str(spot.number) for spot in spots])
+        axes.set_xlabel("setting")
+        axes.set_ylabel("validation accuracy, %")
+        axes.grid(visible=False, axis="x")
+        return _image(figure, "validation accuracy of each setting")
+
+
+def _colour(number: int) -> str:
+    """A colour of Okabe and Ito's palette for a number from 1."""
+    return ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b5b5b")[(number - 1) % 7]
 
 
 def thin(curve: Curve) -> tuple[Floats, Floats, Floats, Floats]:

@@ -146,13 +146,13 @@ def write_page(path: Path, result: Result) -> Path:
         "result": result,
         "tables": [to_html(table) for table in gap_tables(result)],
         "figures": _figures(result),
-        "style": _style_of_reports(),
+        "style": style_of_reports(),
     }
     write_atomic(path, render("gap.html.j2", plain, values, {"name_only": name_only}))
     return path
 
 
-def _style_of_reports() -> Markup:
+def style_of_reports() -> Markup:
     """The style sheet of the run's report."""
     page = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     return Markup(page[page.index("<style>") : page.index("</style>") + len("</style>")])

@@ -1,0 +1,261 @@
+"""`rmtrain sweep`: a grid of runs, ranked by validation, or a short probe over learning rates."""
+
+import json as jsonlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from rmtrain.cli import options, processes
+from rmtrain.cli.display import TerminalDisplay
+from rmtrain.errors import InputError
+
+if TYPE_CHECKING:
+    from rmtrain.evaluation.seeds import Metric
+    from rmtrain.evaluation.sweep import Standing
+    from rmtrain.recipe.grid import Setting
+    from rmtrain.training.sweep import Workers
+
+_RATE = "optim.learning_rate"
+_RUNGS = (0.25, 0.5)  # shares of the run after which successive halving leaves out the worse half
+_EXTENSIONS = 3  # rates that a probe adds where the best one is at an end of its range
+_PROBE_ROWS = 1000  # of validation
+
+
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)],
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=A,B,C]...", help="Values to combine; a key with one value overrides the recipe."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each setting, with seeds upwards.")] = 1,
+    method: Annotated[
+        Literal["grid", "lr-probe"], typer.Option(help="All combinations, or short runs that find a learning rate.")
+    ] = "grid",
+    rank_by: Annotated[
+        Literal["accuracy", "loss"] | None,
+        typer.Option(help="Validation figure that ranks; default: accuracy, and loss for lr-probe."),
+    ] = None,
+    probe_steps: Annotated[int, typer.Option(min=1, help="Steps of a run of lr-probe.")] = 40,
+    halving: Annotated[
+        bool,
+        typer.Option(
+            "--halving", help="First train all settings for a quarter, and the better half for half of the run."
+        ),
+    ] = False,
+    final: Annotated[
+        bool, typer.Option("--final", help="Name the winner, and score its runs on the test split.")
+    ] = False,
+    parallel: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time, each on one GPU.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and train none.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Train a grid of settings, each with several seeds, and rank them by validation.
+
+    The same command goes on where it was stopped, and trains nothing twice. The test split is untouched until --final.
+
+    [dim]rmtrain sweep my.yaml optim.learning_rate=1e-4,3e-4,1e-3 --seeds 3[/]
+    [dim]rmtrain sweep my.yaml --method lr-probe[/]
+    """
+    from rmtrain.training.sweep import Workers, devices_for
+
+    if processes.joined():
+        raise InputError("a sweep starts its runs itself", "start it without a launcher")
+    if halving and method == "lr-probe":
+        raise InputError("--halving is for grids", "leave it out: the runs of a probe are short")
+    metric: Metric = rank_by or ("loss" if method == "lr-probe" else "accuracy")
+    with TerminalDisplay() as display:
+        asked = _asked(recipe, values or [], seeds, metric)
+        rates = None
+        if method == "lr-probe":
+            asked, rates = _as_probe(asked, probe_steps)
+        settings = asked.settings(rates)
+        if dry_run:
+            _list(asked, settings)
+            return
+        workers = Workers(parallel, devices_for(parallel), asked.folder / "logs", display.note)
+        if rates is not None:
+            ranked = _probe(asked, rates, workers)
+        else:
+            ranked = asked.trained(_halved(asked, settings, workers) if halving else settings, workers)
+        result = _result(asked, method, ranked, _final(ranked[0], workers) if final and ranked else None)
+        page = _write(asked.folder / method, result)
+    if json:
+        print(jsonlib.dumps(result, indent=2))
+    else:
+        _render(result, page)
+    if asked.failed:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a sweep trains, and by what it ranks."""
+
+    recipe: Path
+    values: Sequence[str]  # KEY=A,B,C
+    seeds: int
+    metric: "Metric"
+    name: str
+    folder: Path  # of the runs
+    notes: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # runs in words
+
+    def settings(self, rates: Sequence[float] | None = None) -> "list[Setting]":
+        """The grid, with these learning rates if they are given."""
+        from rmtrain.recipe.grid import grid
+
+        probed = [f"{_RATE}={','.join(f'{rate:g}' for rate in rates)}"] if rates else []
+        return grid(self.recipe, [*self.values, *probed])
+
+    def trained(self, settings: "Sequence[Setting]", workers: "Workers", seeds: int | None = None) -> "list[Standing]":
+        """The settings, ranked after training what was not trained yet; those without a finished run are left out."""
+        from rmtrain.evaluation.sweep import rank, rows_of
+        from rmtrain.training.sweep import plan
+
+        runs = plan(settings, seeds or self.seeds, self.folder)
+        self.failed.extend(run.name for run in workers.train(runs))
+        finished = [(run.setting.number, run.seed, path) for run in runs if (path := run.finished())]
+        for _, _, path in finished:
+            if not rows_of(path, "validation").exists():  # it was stopped while it scored
+                workers.evaluate(path, "validation")
+        by_setting = [(of, {seed: path for number, seed, path in finished if number == of.number}) for of in settings]
+        return rank(by_setting, self.metric)
+
+
+def _asked(recipe: Path, values: Sequence[str], seeds: int, metric: "Metric") -> _Asked:
+    """The sweep of a recipe. Its runs score validation alone, so that the test split stays untouched.
+
+    Raises:
+        RecipeError: the recipe has faults.
+        InputError: it has no validation rows.
+    """
+    from rmtrain.recipe.grid import grid
+
+    values = [*values, "evaluation.splits=[validation]"]
+    first = grid(recipe, values)[0].loaded
+    data = first.recipe.data
+    if isinstance(data.source, dict) and "validation" not in data.source and not data.holdout.validation:
+        raise InputError(f"{recipe}: a sweep ranks by validation, and the recipe has no such rows", "set data.holdout")
+    return _Asked(recipe, values, seeds, metric, first.name, Path(first.recipe.run.folder) / f"{first.name}-sweep")
+
+
+def _as_probe(asked: _Asked, steps: int) -> tuple[_Asked, list[float]]:
+    """The sweep with short runs, and the learning rates that it begins with.
+
+    The rates are those given, else five around the recipe's own, a factor of about 3 apart.
+    """
+    from rmtrain.recipe.grid import grid
+
+    given = [value for value in asked.values if value.startswith(f"{_RATE}=")]
+    recipes = [setting.loaded.recipe for setting in grid(asked.recipe, asked.values)]
+    rates = sorted({recipe.optim.learning_rate for recipe in recipes})
+    if len(rates) < len(recipes):
+        raise InputError("a probe varies the learning rate alone", "give other keys one value")
+    if len(rates) == 1:
+        rates = [float(f"{rates[0] * 10 ** (half / 2):.2g}") for half in range(-2, 3)]
+    fixed = [f"optim.max_steps={steps}", "evaluation.every=0", "evaluation.select=last"]
+    if "validation" not in recipes[0].data.limit:
+        fixed.append(f"data.limit.validation={_PROBE_ROWS}")
+    others = [value for value in asked.values if value not in given]
+    return replace(asked, values=[*others, *fixed]), rates
+
+
+def _probe(asked: _Asked, rates: Sequence[float], workers: "Workers") -> "list[Standing]":
+    """The rates, ranked; where the best one is at an end of the range, further rates are tried beyond it."""
+    for extension in range(_EXTENSIONS + 1):
+        ranked = asked.trained(asked.settings(rates), workers)
+        best = ranked[0].setting.loaded.recipe.optim.learning_rate if ranked else None
+        ends = {rates[0]: rates[0] ** 2 / rates[1], rates[-1]: rates[-1] ** 2 / rates[-2]}
+        if best not in ends or not 0 < ends[best] <= 10:
+            break
+        if extension == _EXTENSIONS:
+            asked.notes.append("The best rate is still at an end of the range: probe further rates beyond it.")
+            break
+        rates = sorted([*rates, float(f"{ends[best]:.2g}")])
+        workers.notify(f"{best:g} is at an end of the range: {ends[best]:.2g} is tried too")
+    return ranked
+
+
+def _halved(asked: _Asked, settings: "list[Setting]", workers: "Workers") -> "list[Setting]":
+    """The settings that successive halving keeps (arXiv 1502.07943), each rung trained from the start with one seed."""
+    from rmtrain.recipe.grid import shortened
+
+    for share in _RUNGS:
+        if len(settings) == 1:
+            break
+        ranked = asked.trained([shortened(setting, share) for setting in settings], workers, seeds=1)
+        kept = {standing.setting.number for standing in ranked[: (len(settings) + 1) // 2]}
+        out = ", ".join(str(setting.number) for setting in settings if setting.number not in kept)
+        asked.notes.append(f"Left out after {share:.0%} of the run, by validation {asked.metric}: setting {out}.")
+        workers.notify(asked.notes[-1])
+        settings = [setting for setting in settings if setting.number in kept]
+    return settings
+
+
+def _final(winner: "Standing", workers: "Workers") -> dict[str, Any]:
+    """The figures of the winner's runs on the test split, scored where they are not yet."""
+    from dataclasses import asdict
+
+    from rmtrain.evaluation.seeds import seed_figures
+    from rmtrain.evaluation.sweep import rows_by_seed, rows_of
+
+    for run in winner.runs.values():
+        if not rows_of(run, "test").exists():
+            workers.evaluate(run, "test")
+    return {"setting": winner.setting.number, **asdict(seed_figures(rows_by_seed(winner.runs, "test")))}
+
+
+def _result(asked: _Asked, method: str, ranked: "list[Standing]", final: dict[str, Any] | None) -> dict[str, Any]:
+    from rmtrain.evaluation.sweep import verdict
+
+    best = ranked[0].setting.loaded.recipe.optim.learning_rate if ranked else None
+    return {
+        "name": asked.name,
+        "recipe": str(asked.recipe),
+        "folder": str(asked.folder),
+        "method": method,
+        "ranked_by": asked.metric,
+        "seeds": asked.seeds,
+        "settings": [standing.to_json() for standing in ranked],
+        "verdict": verdict(ranked),
+        "learning_rate": best if method == "lr-probe" else None,
+        "notes": asked.notes,
+        "failed": asked.failed,
+        "final": final,
+    }
+
+
+def _write(stem: Path, result: dict[str, Any]) -> Path:
+    from rmtrain.files import write_json
+    from rmtrain.reporting.sweep import write_page
+
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_json(stem.with_suffix(".json"), result)
+    return write_page(stem.with_suffix(".html"), jsonlib.loads(jsonlib.dumps(result)))
+
+
+def _render(result: dict[str, Any], page: Path) -> None:
+    from rmtrain.reporting.sweep import sweep_tables
+    from rmtrain.reporting.table import safe_text, to_terminal
+
+    console = Console(highlight=False)
+    console.print(to_terminal(*sweep_tables(jsonlib.loads(jsonlib.dumps(result)))))
+    for name in result["failed"]:
+        console.print(safe_text(f"failed: {name}"), soft_wrap=True)
+    if result["learning_rate"] is not None:
+        console.print(f"recommended: {_RATE}={result['learning_rate']:g}")
+    console.print(f"report: {page}", soft_wrap=True)
+
+
+def _list(asked: _Asked, settings: "Sequence[Setting]") -> None:
+    """Print the runs, and which of them are done."""
+    from rmtrain.reporting.table import Table, to_terminal
+    from rmtrain.training.sweep import plan
+
+    runs = plan(settings, asked.seeds, asked.folder)
+    rows = [(run.setting.number, run.setting.label, run.seed, str(run.finished() or "to be trained")) for run in runs]
+    Console(highlight=False).print(to_terminal(Table(("", "setting", "seed", "run"), rows, texts=4)))

@@ -1,0 +1,137 @@
+"""Settings trained with several seeds: their figures over all seeds, and paired differences on the same rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from rmtrain.errors import DataError
+from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of, summarise
+from rmtrain.metrics.intervals import (
+    clustered_interval,
+    detectable_difference,
+    difference_interval,
+    resampled_means,
+)
+from rmtrain.metrics.rankings import Floats, Labels, bradley_terry_losses, credits_of
+
+Metric = Literal["accuracy", "loss"]
+Seeds = Mapping[int, Sequence[ScoredRow]]  # rows of one split, by the seed of the run that scored them
+
+
+@dataclass(frozen=True)
+class SeedFigures:
+    """Figures of a setting: of all its seeds, and of each. The intervals are over prompts and hold for these seeds."""
+
+    n: int  # preferences of one seed
+    prompts: int
+    accuracy: float  # mean over seeds; a tie counts 1/2
+    low: float  # 95 % interval, clustered by prompt
+    high: float
+    loss: float  # nats, Bradley-Terry, mean over seeds
+    length_baseline: float | None  # accuracy of "the longer wins"
+    length_correlation: float | None  # Spearman, of reward and length; mean over seeds
+    by_seed: Mapping[int, Mapping[Metric, float]]
+
+
+@dataclass(frozen=True)
+class SeedDifference:
+    """Setting A minus setting B on the same rows with the same seeds, and its 95 % interval over prompts."""
+
+    metric: Metric
+    seeds: int
+    n: int  # preferences of one seed
+    prompts: int
+    difference: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...]
+    # smallest true difference that is detected with a power of 80 % by prompts of this number and disagreement
+    detectable: float | None
+
+    @property
+    def found(self) -> bool:
+        """Whether the interval excludes 0 and every seed has the same sign."""
+        signs = {np.sign(value) for value in self.by_seed}
+        return not self.low <= 0 <= self.high and signs == {np.sign(self.difference)}
+
+
+class _Units(NamedTuple):
+    """One value for each preference of each seed."""
+
+    values: Floats
+    clusters: Labels
+    seeds: Labels
+
+
+def seed_figures(seeds: Seeds) -> SeedFigures:
+    """Figures of one setting from the rows of each of its seeds; every seed and preference weighs the same.
+
+    Raises:
+        DataError: there is no preference.
+    """
+    each = {seed: summarise(rows) for seed, rows in seeds.items()}
+    units = _units(seeds, "accuracy")
+    interval = clustered_interval(units.values, units.clusters)
+    if interval is None:
+        raise DataError("there are no preferences to compare settings on", "give the recipe a validation split")
+    correlations = [of.reward_length_correlation for of in each.values() if of.reward_length_correlation is not None]
+    baselines = [of.length_baseline for of in each.values() if of.length_baseline is not None]
+    return SeedFigures(
+        n=next(iter(each.values())).n,
+        prompts=len(set(units.clusters)),
+        accuracy=float(units.values.mean()),
+        low=interval.low,
+        high=interval.high,
+        loss=float(_units(seeds, "loss").values.mean()),
+        length_baseline=float(np.mean(baselines)) if baselines else None,
+        length_correlation=float(np.mean(correlations)) if correlations else None,
+        by_seed={seed: {"accuracy": of.accuracy or 0.0, "loss": of.loss or 0.0} for seed, of in each.items()},
+    )
+
+
+def seed_difference(a: Seeds, b: Seeds, metric: Metric = "accuracy") -> SeedDifference:
+    """A minus B over the seeds that both have.
+
+    The interval is a paired bootstrap over prompts: a prompt keeps the differences of all its preferences and seeds.
+    It says what other prompts would give, not what other seeds would; `by_seed` shows how far seeds lie apart.
+
+    Raises:
+        DataError: they share no seed, or were scored on different rows.
+    """
+    shared = [seed for seed in a if seed in b]
+    if not shared:
+        raise DataError("two settings have no seed in common", "train both with the same seeds")
+    for seed in shared:
+        if [_asked(row) for row in a[seed]] != [_asked(row) for row in b[seed]]:
+            raise DataError("two settings were scored on different rows", "vary nothing that changes validation")
+    ours, theirs = (_units({seed: of[seed] for seed in shared}, metric) for of in (a, b))
+    values, one = ours.values - theirs.values, np.zeros(len(ours.values), dtype=np.int64)
+    prompts = len(set(ours.clusters))
+    interval = difference_interval(resampled_means(values, ours.clusters, one)[:, 0], prompts)
+    return SeedDifference(
+        metric=metric,
+        seeds=len(shared),
+        n=len(values) // len(shared),
+        prompts=prompts,
+        difference=float(values.mean()),
+        low=interval.low,
+        high=interval.high,
+        by_seed=tuple(float(values[ours.seeds == seed].mean()) for seed in shared),
+        detectable=detectable_difference(values, ours.clusters, one, np.ones(1)),
+    )
+
+
+def _asked(row: ScoredRow) -> tuple[str, str, tuple[tuple[int, int], ...]]:
+    return row.id, row.cluster, row.preferences
+
+
+def _units(seeds: Seeds, metric: Metric) -> _Units:
+    values, clusters, labels = list[Floats](), list[Labels](), list[Labels]()
+    for seed, rows in seeds.items():
+        gaps = gaps_of(rows)
+        values.append(credits_of(gaps.gaps) if metric == "accuracy" else bradley_terry_losses(gaps.gaps))
+        clusters.append(clusters_of(rows)[gaps.groups])
+        labels.append(np.full(len(gaps.gaps), seed))
+    return _Units(np.concatenate(values), np.concatenate(clusters), np.concatenate(labels))

@@ -1,0 +1,142 @@
+"""The result of a sweep as tables, for the terminal and documents, and as a page with curves of all runs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rmtrain.files import write_atomic
+from rmtrain.reporting.figures import Curve, Spot, setting_curves, setting_spots
+from rmtrain.reporting.gap import style_of_reports
+from rmtrain.reporting.record import read_run
+from rmtrain.reporting.report import Figure
+from rmtrain.reporting.table import Interval, Table, to_html
+from rmtrain.reporting.text import MISSING, count, decimal, interval, is_figure, percent, plain, points, render
+
+Result = Mapping[str, Any]  # of `sweep --json`
+
+
+def sweep_tables(result: Result) -> list[Table]:
+    """The settings, the best first; its lead over each other one; and the winner on the test split if it is named."""
+    settings = result["settings"]
+    rows = [
+        (
+            f"{of['setting']}  {of['label']}",
+            percent(of["accuracy"]),
+            interval(of["low"], of["high"]),
+            _spread(of["by_seed"]),
+            decimal(of["loss"]),
+        )
+        for of in settings
+    ]
+    intervals = [Interval(of["low"], of["accuracy"], of["high"]) for of in settings]
+    headings = ("setting", "accuracy", "95 % interval", "seeds", "loss")
+    tables = [Table(headings, rows, bold={0}, intervals=intervals, notes=_about(settings))] if settings else []
+    if len(settings) > 1:
+        tables.append(_leads(settings, result["ranked_by"]))
+    tables.append(Table((), (), notes=[result["verdict"], *_cautions(result), *result["notes"]]))
+    return [*tables, *([_final(result["final"])] if result["final"] else [])]
+
+
+def _about(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    best = settings[0]
+    return [
+        f"Validation: n = {count(best['n'])} preferences of {count(best['prompts'])} prompts a seed; intervals are "
+        f"over prompts. The longer completion is the better one in {percent(best['length_baseline'])}. Correlation of "
+        f"reward and length, in this order: {', '.join(decimal(of['length_correlation'], 2) for of in settings)}."
+    ]
+
+
+def _leads(settings: Sequence[Mapping[str, Any]], ranked_by: str) -> Table:
+    """The best setting minus each other one, on the same rows."""
+    rows = []
+    for of in settings[1:]:
+        lead, sign = of["lead"], 1 if ranked_by == "accuracy" else -1  # a lower loss is ahead
+        low, value, high = sorted(sign * lead[key] for key in ("low", "difference", "high"))
+        ends = f"{_shown(low, ranked_by)} to {_shown(high, ranked_by)}"
+        found = "found" if lead["found"] else "no difference found"
+        least = _shown(lead["detectable"], ranked_by).removeprefix("+")
+        rows.append((str(of["setting"]), _shown(value, ranked_by), ends, least, found))
+    unit = "points" if ranked_by == "accuracy" else "nats of loss"
+    return Table((f"lead over, {unit}", "lead", "95 % interval", "detectable", ""), rows)
+
+
+def _cautions(result: Result) -> list[str]:
+    sentences = []
+    if len(result["settings"]) > 1:
+        sentences.append(
+            "A difference counts as found where its interval excludes 0 and all seeds agree. The best of several looks "
+            "better on the rows that chose it than it is: --final scores it on the test split."
+        )
+    if result["seeds"] == 1:
+        sentences.append("One seed does not show how far seeds lie apart, which can exceed these intervals: --seeds 3.")
+    return sentences
+
+
+def _final(final: Result) -> Table:
+    rows = [(f"seed {seed}", percent(of["accuracy"])) for seed, of in final["by_seed"].items()]
+    rows = [*rows, ("all", f"{percent(final['accuracy'])} ({interval(final['low'], final['high'])})")]
+    return Table((f"test, setting {final['setting']}", f"accuracy, n = {count(final['n'])}"), rows)
+
+
+def _spread(by_seed: Mapping[str, Mapping[str, float]]) -> str:
+    values = [of["accuracy"] for of in by_seed.values()]
+    return f"{points(min(values), 1)} to {points(max(values), 1)}" if len(values) > 1 else MISSING
+
+
+def _shown(value: Any, metric: str) -> str:
+    if not is_figure(value):
+        return MISSING
+    return points(value, 1, "+") if metric == "accuracy" else f"{value:+.3f}"
+
+
+def write_page(path: Path, result: Result) -> Path:
+    """Write the page of a sweep: its tables, its settings and the curves of its runs, in a file that needs no other.
+
+    Raises:
+        WriteError: the file can't be written.
+    """
+    values = {
+        "result": result,
+        "tables": [to_html(table) for table in sweep_tables(result)],
+        "figures": _figures(result) if result["settings"] else [],
+        "style": style_of_reports(),
+    }
+    write_atomic(path, render("sweep.html.j2", plain, values, {}))
+    return path
+
+
+def _figures(result: Result) -> list[Figure]:
+    settings = sorted(result["settings"], key=lambda of: int(of["setting"]))
+    spots = [
+        Spot(of["setting"], of["accuracy"], (of["low"], of["high"]), [s["accuracy"] for s in of["by_seed"].values()])
+        for of in settings
+    ]
+    made = [
+        Figure(
+            "Settings",
+            f"Validation accuracy of each setting with its 95 % interval over prompts (n = {count(settings[0]['n'])}), "
+            "and of each seed (crosses).",
+            setting_spots(spots),
+        )
+    ]
+    for title, unit, key, scale in (
+        ("Training loss", "loss, nats", "loss", 1),
+        ("Validation accuracy", "accuracy, %", "eval_accuracy", 100),
+        ("Validation loss", "loss, nats", "eval_loss", 1),
+    ):
+        panels = [(of["setting"], curve) for of in settings for curve in _curves(of["runs"].values(), key, scale)]
+        if panels:
+            caption = "A line for each run, a colour for each setting."
+            made.append(Figure(title, caption, setting_curves(panels, unit)))
+    return made
+
+
+def _curves(runs: Sequence[str], key: str, scale: int) -> list[Curve]:
+    curves = []
+    for run in runs:
+        record = read_run(Path(run), with_rows=False)
+        lines = record.validations if key.startswith("eval_") else record.steps
+        known = [(line["step"], scale * line[key]) for line in lines if is_figure(line.get(key))]  # type: ignore[literal-required]
+        if len(known) > 1:
+            curves.append(Curve("", [step for step, _ in known], [value for _, value in known]))
+    return curves

@@ -1,0 +1,88 @@
+"""The runner and the writer of docs/evidence.md, on a two-layer model; and the page that is committed."""
+
+import gzip
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import write_pairs
+from sweep_cases import in_this_process
+
+from rmtrain.evaluation.seeds import seed_difference
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    yield importlib.import_module("evidence")
+    sys.modules.pop("evidence")
+
+
+def test_the_page_is_made_from_its_results(script: Any) -> None:
+    protocol = yaml.safe_load(script.PROTOCOL.read_text(encoding="utf-8"))
+    text = (script.DOCS / "evidence.json").read_text(encoding="utf-8")
+    page = (script.DOCS / "evidence.md").read_text(encoding="utf-8")
+    assert script.document(json.loads(text), protocol) == page
+    assert '"/' not in text  # no path of the machine that measured
+
+
+@pytest.mark.slow
+def test_runs_are_trained_once_and_compared_on_the_same_rows(
+    script: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate(("train", "test")):
+        rows = write_pairs(tmp_path / f"{name}.jsonl", 60, seed).read_text()
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as stream:
+            stream.write(rows.replace('"id": "', f'"id": "{name}'))
+    small: dict[str, Any] = {
+        "title": "made",
+        "limits": "none",
+        "data": {
+            "max_length": 64,
+            "train": {"file": "train.jsonl.gz", "rows": 40},
+            "validation": {"file": "train.jsonl.gz", "rows": 15},
+            "test": {"file": "test.jsonl.gz", "rows": 30},
+        },
+        "recipe": {
+            "model": {"dtype": "float32"},
+            "lora": {"rank": 2, "alpha": 4},
+            "optim": {"max_steps": 4, "global_batch_size": 16, "tokens_per_microbatch": 900},
+            "evaluation": {"every": 0, "select": "last", "splits": ["validation"]},
+        },
+        "arms": {
+            "plain": {"why": "slow", "set": {"optim.learning_rate": 1e-4}, "seeds": [0, 1], "test": True},
+            "ours": {
+                "why": "fast",
+                "set": {"optim.learning_rate": 2e-2},
+                "seeds": [0, 1],
+                "test": True,
+                "against": "plain",
+            },
+            "later": {"why": "not yet", "set": {"lora.rank": 3}, "seeds": [0], "test": True, "against": "plain"},
+        },
+    }
+    commands = in_this_process(monkeypatch)
+    place, kept = script.Place(tmp_path, base, tmp_path / "work"), tmp_path / "results.json"
+    names = ["plain:0", "plain:1", "ours:0", "ours:1"]
+    script.run(small, names, place, kept)
+    assert [line[0] for line in commands] == ["train", "eval"] * 4
+    first = kept.read_text()
+    script.run(small, names, place, kept)
+    assert [line[0] for line in commands] == ["train", "eval"] * 4
+    assert kept.read_text() == first
+
+    results = json.loads(first)
+    assert [len(results["rows"][split]) for split in ("validation", "test")] == [15, 30]
+    found = seed_difference(*(script.seeds_of(results, arm, "test") for arm in ("ours", "plain")))
+    page = script.document(results, small)
+    assert f"| ours − plain | {100 * found.difference:+.1f} |" in page.replace("\\+", "+")
+    assert "| later | not run yet |" in page
+    assert "mean reward of the 2 seeds of ours" in page
+    assert str(tmp_path) not in first + page
