@@ -99,6 +99,19 @@ def test_parquet_keeps_the_types_of_its_columns(truth: Any, score: Score, small:
     score("in.jsonl", "no.parquet", code=2)
 
 
+def test_parquet_files_of_several_schemas(models: Path, score: Score, capsys: Any) -> None:
+    Path("some").mkdir()
+    pq.write_table(pa.Table.from_pylist(ROWS[:2]), "some/a.parquet")
+    pq.write_table(pa.Table.from_pylist([{**row, "note": "x"} for row in ROWS[2:4]]), "some/b.parquet")
+    score("some", "one.parquet")
+    assert pq.read_table("one.parquet")["note"].to_pylist() == [None, None, "x", "x"]
+    pq.write_table(pa.Table.from_pylist([{**row, "id": "x"} for row in ROWS[2:4]]), "some/b.parquet")
+    score("some", "two.parquet", code=2)
+    assert "the files' columns do not fit into one Parquet file" in capsys.readouterr().err
+    score("some", "two")
+    assert pq.read_table("two/b.parquet")["id"].to_pylist() == ["x", "x"]
+
+
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Groups of each forward pass; an entry of -1 in the list interrupts the pass that would come next."""

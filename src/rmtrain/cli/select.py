@@ -65,6 +65,8 @@ def select(
     seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
     prompt: options.Prompt = None,
     label: options.Label = None,
+    combine: options.Combine = None,
+    calibrated: options.Calibrated = False,
     columns: options.Columns = None,
     row_schema: options.RowSchema = None,
     max_length: options.MaxLength = None,
@@ -90,14 +92,15 @@ def select(
     _check_options({name: value for name, value in given.items() if value is not None}, mode)
     options.check_output(output, overwrite)
     mapping = options.given_mapping(columns, row_schema)
-    from rmtrain.data.chunks import open_stream
+    from rmtrain.data.chunks import FOR_SEVERAL_MODELS, open_stream
 
     with TerminalDisplay() as display, processes.alone(output), contextlib.ExitStack() as stack:
-        scoring = ScoringOptions(prompt=prompt, label=label, max_length=max_length, dtype=dtype)
-        stream = stack.enter_context(contextlib.closing(open_stream(input_file)))
+        scoring = ScoringOptions(prompt, label, None, None, max_length, dtype, calibrated=calibrated, combine=combine)
+        scale = FOR_SEVERAL_MODELS if combine else 1
+        stream = stack.enter_context(contextlib.closing(open_stream(input_file, scale)))
         scored = ckpt is None and any("rewards" in row for row in stream.source.rows)
         ref = None if scored else choose(ckpt, runs, display, scoring, not no_verify)
-        rows = open_rows(stream, ref.where if ref is not None else None, mapping, display)
+        rows = open_rows(stream, ref.first if ref is not None else None, mapping, display)
         if ref is not None:
             processes.spread(num_processes)
         elif not processes.is_main_process():

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from rmtrain.data.chunks import ChunkRows, RowStream
 from rmtrain.data.files import suffix_of
-from rmtrain.errors import InputError
+from rmtrain.errors import InputError, first_line
 from rmtrain.files import replaced, staged_folder, writing
 
 Kind = Literal["lines", "parquet"]
@@ -99,10 +99,14 @@ def _join_tables(file: BinaryIO, parts: Sequence[Path]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.unify_schemas([pq.read_schema(part) for part in parts])
+    try:
+        schema = pa.unify_schemas([pq.read_schema(part) for part in parts])
+    except pa.ArrowException as error:
+        told = f"the files' columns do not fit into one Parquet file: {first_line(error)}"
+        raise InputError(told, "name a folder as --output, or a .jsonl file") from None
     with pq.ParquetWriter(file, schema) as writer:
-        for part in parts:
-            writer.write_table(pq.read_table(part).cast(schema))
+        for part in parts:  # a column that a file lacks is null
+            writer.write_table(pa.concat_tables([schema.empty_table(), pq.read_table(part)], promote_options="default"))
 
 
 def part_lines(part: Path) -> Iterator[Any]:

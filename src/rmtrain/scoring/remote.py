@@ -146,20 +146,21 @@ class Server:
         assert self.renderer is not None
         return self.renderer.render(group.prompt, generation=True)
 
-    def rewards(self, group: PreferenceGroup, place: str) -> list[float]:
-        """Rewards of a group's completions.
+    def rewards(self, group: PreferenceGroup, place: Callable[[str], str]) -> list[float]:
+        """Rewards of a group's completions; `place` names its row.
 
         Raises:
             InputError: the server refuses the row.
             RunFailedError: the server fails, or answers in another form.
         """
         if any(message.role == TOKENS for answer in group.completions for message in answer):
-            raise InputError(f"{place}: the row holds token ids", "score such rows without --url")
+            raise InputError(f"{place(group.id)}: the row holds token ids", "score such rows without --url")
         found: list[float] = []
         for ask in _FORMS[self.api](group, self):
             status, answer = self._send("POST", ask.path, ask.body)
             if 400 <= status < 500:
-                raise InputError(f"{place}: {self.url} refuses it ({status}): {_told(answer)}", "mend the row")
+                told = f"{self.url} refuses it ({status}): {_told(answer)}"
+                raise InputError(f"{place(group.id)}: {told}", "mend the row")
             try:
                 value = ask.read(answer) if status == 200 else math.nan
                 values = [float(one) for one in (value if isinstance(value, list) else [value])]
@@ -167,10 +168,11 @@ class Server:
                 values = [math.nan]
             if not all(map(math.isfinite, values)):
                 told = f"{self.url}{ask.path} gives no reward ({status}): {_told(answer)}"
-                raise RunFailedError(f"{place}: {told}", "is --api that of the server?")
+                raise RunFailedError(f"{place(group.id)}: {told}", "is --api that of the server?")
             found += values
         if len(found) != len(group.completions):
-            raise RunFailedError(f"{place}: {len(found)} rewards for {len(group.completions)} answers")
+            told = f"{len(found)} rewards for {len(group.completions)} answers"
+            raise RunFailedError(f"{place(group.id)}: {told}", "is --api that of the server?")
         return found
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, Any]:
@@ -242,7 +244,7 @@ class RemoteScorer:
         found: list[GroupScore | None] = []
 
         def ask(group: PreferenceGroup) -> Sequence[float]:
-            return self.server.rewards(group, task.place(group.id))
+            return self.server.rewards(group, task.place)
 
         with contextlib.closing(self.server), ThreadPoolExecutor(_IN_FLIGHT) as pool:
             try:
