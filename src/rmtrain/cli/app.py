@@ -20,6 +20,7 @@ from rmtrain.cli import (
     average,
     calibrate,
     compare,
+    curate,
     data,
     doctor,
     evaluate,
@@ -72,6 +73,7 @@ app.command("average")(average.average)
 app.command("calibrate")(calibrate.calibrate)
 app.command("export")(export.export)
 app.command("data")(data.data)
+app.command("curate")(curate.curate)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
 app.command("doctor")(doctor.doctor)

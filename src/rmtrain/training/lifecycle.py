@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from accelerate.utils import broadcast_object_list
 
+from rmtrain.data.curated_source import curation_of
 from rmtrain.data.entry_figures import entry_figures
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.display import Display
@@ -191,6 +192,9 @@ def _environment() -> dict[str, Any]:
 
 def _describe(split: ReadySplit) -> dict[str, Any]:
     entries = {name: asdict(figures) for name, figures in entry_figures(split).items()}
+    curated = {
+        part.entry.name or split.data.source: how for part in split.data.parts if (how := curation_of(part.origin))
+    }
     return {
         "source": split.data.source,
         "revision": split.data.revision,
@@ -202,6 +206,7 @@ def _describe(split: ReadySplit) -> dict[str, Any]:
         "identical": sum(split.tokens.identical.values()),
         **({"entries": entries} if entries else {}),
         "added": split.data.report.added._asdict(),
+        **({"curation": curated} if curated else {}),
         "checks": [check.record() for check in split.data.report.checks],
     }
 

@@ -1,0 +1,119 @@
+"""The judges of `rmtrain curate`: reward models that are given or trained on folds, each at work in its own command."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rmtrain.errors import InputError, Interrupted, RmtrainError, RunFailedError
+from rmtrain.files import write_atomic
+from rmtrain.runs import list_runs, locate_model
+
+if TYPE_CHECKING:
+    from rmtrain.data.types import PreferenceGroup
+    from rmtrain.display import Display
+    from rmtrain.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The working folder of a curation: its rows, the models that it trains, and what judges say."""
+
+    folder: Path
+    groups: "Sequence[PreferenceGroup]"
+    display: "Display"
+
+    def train(self, recipe: "Recipe", folds: Sequence[int]) -> list[str]:
+        """Train a model on each fold as `rmtrain train` does; returns the run folders.
+
+        A finished run is used as it is, and one that was stopped is resumed.
+        """
+        return [self._fold(recipe, number, folds) for number in range(max(folds) + 1)]
+
+    def rewards(self, ckpt: str) -> dict[str, list[float]]:
+        """The rewards of every group's completions as `rmtrain score` gives them, by the group's id."""
+        rows = self._write(self.groups, "pairs")
+        name = hashlib.sha256(f"{rows.name} {_state(locate_model(ckpt)[0])}".encode()).hexdigest()[:12]
+        output = self.folder / f"scored-{name}.jsonl"
+        if not output.exists():
+            self.display.note(f"judge: {ckpt}")
+            self._command("score", str(rows), "--ckpt", ckpt, "--output", str(output), "--row-schema", "completions")
+        scored = (json.loads(line) for line in output.read_text(encoding="utf-8").splitlines())
+        return {row["id"]: row["rewards"] for row in scored}
+
+    def _fold(self, recipe: "Recipe", number: int, folds: Sequence[int]) -> str:
+        from rmtrain.recipe.load import dump_recipe
+
+        own = [group for group, fold in zip(self.groups, folds, strict=True) if fold == number]
+        whole = fold_recipe(recipe, self._write(own, f"fold-{number}"), f"fold-{number}", self.folder)
+        path = self.folder / f"fold-{number}.yaml"
+        write_atomic(path, dump_recipe(whole))
+        done, begun = self._runs(whole)
+        if not done:
+            self.display.note(f"fold {number + 1} of {max(folds) + 1}: {len(own)} groups")
+            self._command("train", *(["--resume", str(begun[-1])] if begun else [str(path)]), "--json")
+            done, _ = self._runs(whole)
+        return str(done[-1])
+
+    def _runs(self, recipe: "Recipe") -> tuple[list[Path], list[Path]]:
+        """The finished runs of a recipe, and those that have a checkpoint to resume from."""
+        from rmtrain.recipe.load import load_recipe
+
+        own = []
+        for run, manifest in list_runs(self.folder):
+            try:
+                own += [(run, manifest["state"])] if load_recipe(run / "recipe.yaml").recipe == recipe else []
+            except RmtrainError:
+                continue
+        begun = [run for run, _ in own if any(run.glob("checkpoints/checkpoint-*"))]
+        return [run for run, state in own if state == "finished"], begun
+
+    def _write(self, groups: "Sequence[PreferenceGroup]", name: str) -> Path:
+        """Groups as a source whose name has a digest of its content; one that is there already is left as it is."""
+        from rmtrain.data.judged import source_row
+
+        text = "".join(json.dumps(source_row(group), ensure_ascii=False) + "\n" for group in groups)
+        path = self.folder / f"{name}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:12]}.jsonl"
+        if not path.exists():
+            write_atomic(path, text)
+        return path
+
+    def _command(self, *arguments: str) -> None:
+        """Run a command of rmtrain, whose standard error is shown.
+
+        Raises:
+            InputError: it refused its input.
+            Interrupted: it was stopped; this command goes on from there.
+            RunFailedError: it failed.
+        """
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "rmtrain", *arguments], stdout=subprocess.DEVNULL, check=False
+        )
+        if done.returncode == InputError.exit_code:
+            raise InputError(f"rmtrain {arguments[0]} refused its input", "see the lines above")
+        if done.returncode == Interrupted.exit_code:
+            raise Interrupted("stopped", "run the same command again to go on")
+        if done.returncode:
+            raise RunFailedError(f"rmtrain {arguments[0]} failed", "see the lines above")
+
+
+def fold_recipe(recipe: "Recipe", rows: Path, name: str, folder: Path) -> "Recipe":
+    """The recipe of a fold's model: the same training, on the rows of the fold alone, and no evaluation."""
+    data = {"source": {"train": str(rows)}, "splits": {"train": "train"}, "preferences": "as_given"}
+    data |= {key: getattr(recipe.data, key) for key in ("max_length", "over_length")}
+    values = recipe.model_dump(mode="json")
+    values["data"] = data
+    values["evaluation"] |= {"every": 0.0, "select": "last", "stop_after": None, "splits": []}
+    values["run"] |= {"folder": str(folder), "name": name}
+    return type(recipe).model_validate(values)
+
+
+def _state(where: str) -> str:
+    """A checkpoint as it is now: a folder with a digest of its weights, or a hub id."""
+    from rmtrain.training.resume import sampled_digest
+
+    return sampled_digest(Path(where)) if Path(where).is_dir() else where

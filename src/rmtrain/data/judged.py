@@ -1,0 +1,204 @@
+"""Judged preferences: what reward models say of training pairs, rules that reject some, and the rows that are left."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmtrain.data.curate import NONE_LEFT, Ledger
+from rmtrain.data.splits import leak_key
+from rmtrain.data.types import TOKENS, PreferenceGroup, Row
+from rmtrain.errors import DataError, InputError
+
+Margins = NDArray[np.float64]  # [P, J]: reward of the better completion over the worse one, NaN where a judge is silent
+
+KEPT = "kept"
+MAJORITY = "most judges reject it"
+
+
+class Rule(NamedTuple):
+    """Which preferences are rejected."""
+
+    kind: Literal["majority", "hardest", "easiest"]
+    share: float = 0.0
+
+    @classmethod
+    def of(cls, text: str) -> "Rule":
+        """`majority`, `hardest=SHARE` or `easiest=SHARE`.
+
+        Raises:
+            InputError: it is none of these.
+        """
+        found = re.fullmatch(r"(hardest|easiest)=(0?\.\d+)", text)
+        if text == "majority":
+            return cls("majority")
+        if found is None or not 0 < float(found[2]) < 1:
+            raise InputError(f"--rule {text}: no such rule", "give majority, hardest=0.1 or easiest=0.2, say")
+        return cls("hardest" if found[1] == "hardest" else "easiest", float(found[2]))
+
+    @property
+    def cause(self) -> str:
+        """Under which the books count what it rejects."""
+        return MAJORITY if self.kind == "majority" else f"{self.kind} {100 * self.share:g} %"
+
+    def rejects(self, margins: Margins) -> NDArray[np.bool_]:
+        """Whether each preference is rejected; one that no judge has judged never is."""
+        mean = mean_margins(margins)
+        if self.kind == "majority":
+            judged = ~np.isnan(margins)
+            more: NDArray[np.bool_] = 2 * (judged & (np.nan_to_num(margins) < 0)).sum(1) > judged.sum(1)
+            return more
+        order = np.argsort(-mean if self.kind == "easiest" else mean, kind="stable")  # NaN comes last
+        rejected = np.zeros(len(mean), dtype=np.bool_)
+        rejected[order[: round(self.share * int((~np.isnan(mean)).sum()))]] = True
+        return rejected
+
+
+def agreements(margins: Margins) -> NDArray[np.float64]:
+    """[P] share of the judges that agree, a tie counts 1/2; NaN where none has judged."""
+    return _means(np.where(np.isnan(margins), np.nan, (np.sign(margins) + 1) / 2))
+
+
+def mean_margins(margins: Margins) -> NDArray[np.float64]:
+    """[P] mean over the judges, each in units of the root mean square of its own margins, as scales differ."""
+    judged = ~np.isnan(margins)
+    squares = np.where(judged, np.nan_to_num(margins) ** 2, 0).sum(0) / judged.sum(0).clip(min=1)
+    return _means(margins / np.where(squares > 0, np.sqrt(squares), 1))
+
+
+def _means(values: Margins) -> NDArray[np.float64]:
+    known = ~np.isnan(values)
+    counts = known.sum(1)
+    return np.where(counts > 0, np.nan_to_num(values).sum(1) / counts.clip(min=1), np.nan)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The groups of a training split, and the judges' margins of all their P preferences, one group after another."""
+
+    groups: Sequence[PreferenceGroup]
+    margins: Margins
+    verdicts: Sequence[str]  # P: KEPT, or the cause of the first rule that rejects it
+
+    @classmethod
+    def by(cls, rules: Sequence[Rule], groups: Sequence[PreferenceGroup], margins: Margins) -> "Judged":
+        """Judge preferences by rules; the first that rejects one gives its cause."""
+        verdicts = [KEPT] * len(margins)
+        for rule in rules:
+            for place in np.flatnonzero(rule.rejects(margins)):
+                verdicts[place] = rule.cause if verdicts[place] == KEPT else verdicts[place]
+        return cls(groups, margins, verdicts)
+
+    def preferences(self) -> Ledger:
+        """The books of the preferences."""
+        return _ledger(self.verdicts)
+
+    def rows(self) -> Ledger:
+        """The books of the rows; one is dropped if none of its preferences is kept."""
+        return _ledger([_cause(self.verdicts[part]) for _, part in self._parts()])
+
+    def source(self, mark: bool) -> list[Row]:
+        """The rows of the new source, as `completions` rows with what the judges say of each preference.
+
+        With `mark`, every row and preference is there; `verdicts` says what the rules make of it.
+        """
+        agreement, mean, rows = agreements(self.margins), mean_margins(self.margins), []
+        for group, part in self._parts():
+            places = [place for place in range(part.start, part.stop) if mark or self.verdicts[place] == KEPT]
+            if places:
+                row = source_row(group)
+                row["preferences"] = [row["preferences"][place - part.start] for place in places]
+                row["agreement"] = [_number(agreement[place]) for place in places]
+                row["margin"] = [_number(mean[place]) for place in places]
+                row["margins"] = [[_number(value) for value in self.margins[place]] for place in places]
+                row |= {"verdicts": [self.verdicts[place] for place in places]} if mark else {}
+                rows.append(row)
+        return rows
+
+    def _parts(self) -> list[tuple[PreferenceGroup, slice]]:
+        ends = np.cumsum([len(group.preferences) for group in self.groups]).tolist()
+        starts = [0, *ends]
+        return [(group, slice(start, end)) for group, start, end in zip(self.groups, starts, ends, strict=False)]
+
+
+def _cause(verdicts: Sequence[str]) -> str:
+    causes = {*verdicts}
+    return KEPT if KEPT in causes else causes.pop() if len(causes) == 1 else NONE_LEFT
+
+
+def _ledger(verdicts: Sequence[str]) -> Ledger:
+    counts = Counter(verdicts)
+    return Ledger(len(verdicts), counts.pop(KEPT, 0), dict(counts))
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def source_row(group: PreferenceGroup) -> Row:
+    """A group as a row of the `completions` schema, from which the same group is read.
+
+    Raises:
+        DataError: it is made of token ids, which the schema does not hold.
+    """
+    if any(message.role == TOKENS for part in (group.prompt, *group.completions) for message in part):
+        raise DataError(f"row {group.id}: rows of token ids can't be curated", "give the texts that they were made of")
+    arguments = json.loads(group.arguments) if group.arguments else {}
+    beside = {name: arguments.pop(name) for name in ("tools", "documents") if name in arguments}
+    beside |= {"chat_template_kwargs": arguments} if arguments else {}
+    return {
+        "id": group.id,
+        "source": group.source,
+        "prompt": [message.as_dict() for message in group.prompt],
+        "completions": [[message.as_dict() for message in completion] for completion in group.completions],
+        "preferences": [[preference.better, preference.worse] for preference in group.preferences],
+        **({"scores": list(group.scores)} if group.scores is not None else {}),
+        **beside,
+    }
+
+
+def margins_of(groups: Sequence[PreferenceGroup], rewards: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
+    """[P] margins of the preferences by one judge's rewards of each group's completions; NaN for groups it lacks."""
+    margins: list[float] = []
+    for group in groups:
+        own = rewards.get(group.id)
+        margins += [np.nan if own is None else own[p.better] - own[p.worse] for p in group.preferences]
+    return np.array(margins, dtype=np.float64)
+
+
+def folds_of(groups: Sequence[PreferenceGroup], folds: int, seed: int) -> list[int]:
+    """The fold of each group: prompts are dealt out in the order of a digest of seed and prompt."""
+    keys = [leak_key(group.prompt) for group in groups]
+    order = sorted({*keys}, key=lambda key: hashlib.sha256(b"%d:%b" % (seed, key)).digest())
+    fold = {key: place % folds for place, key in enumerate(order)}
+    return [fold[key] for key in keys]
+
+
+_BINS = 16
+
+
+def histogram(judged: Judged) -> dict[str, list[Any]]:
+    """Counts of the mean margins of kept and of rejected preferences; the outer bins hold all that lies beyond."""
+    mean = mean_margins(judged.margins)
+    known = ~np.isnan(mean)
+    edges = np.linspace(-2.0, 2.0, _BINS + 1)
+    kept = np.array([verdict == KEPT for verdict in judged.verdicts])
+    clipped = mean.clip(edges[0], edges[-1])
+    counts = [np.histogram(clipped[known & part], edges)[0].tolist() for part in (kept, ~kept)]
+    return {"edges": edges.tolist(), "kept": counts[0], "rejected": counts[1]}
+
+
+def judge_figures(names: Sequence[str], margins: Margins) -> list[dict[str, Any]]:
+    """For each judge, how many preferences it judged, and with which share of them it agrees; a tie counts 1/2."""
+    figures = []
+    for name, own in zip(names, margins.T, strict=True):
+        known = own[~np.isnan(own)]
+        agreement = float(((np.sign(known) + 1) / 2).mean()) if len(known) else None
+        figures.append({"ckpt": name, "n": len(known), "agreement": agreement})
+    return figures

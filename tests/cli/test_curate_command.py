@@ -1,0 +1,98 @@
+"""`rmtrain curate` as a user runs it: judges that are given and judges from folds, stopped and run again."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_base, write_pairs
+from test_end_to_end import answer, rmtrain
+
+from rmtrain.cli.judges import Judges
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """
+model: {{name: {folder}/base, dtype: float32}}
+data:
+  source: {{train: {folder}/train.jsonl}}
+  splits: {{train: train}}
+  max_length: 64
+optim: {{learning_rate: 1.0e-2, epochs: 4, global_batch_size: 8}}
+run: {{folder: {folder}/runs}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Groups of which every fifth has all its preferences turned round."""
+    work = tmp_path_factory.mktemp("curate")
+    write_base(work / "base")
+    rows = [json.loads(line) for line in write_pairs(work / "train.jsonl", 100).read_text().splitlines()]
+    for row in rows[::5]:
+        row["preferences"] = [pair[::-1] for pair in row["preferences"]]
+    (work / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (work / "recipe.yaml").write_text(RECIPE.format(folder=work))
+    return work
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def here(judges: Judges, *arguments: str) -> None:
+    rmtrain(*arguments)
+
+
+def test_folds_find_turned_labels_and_the_run_on_the_new_source_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Judges, "_command", here)  # without a process for each, which takes seconds to start
+    command = ("curate", folder / "recipe.yaml", "--folds", "2", "--output", folder / "kept.jsonl", "--json")
+    result = answer(rmtrain(*command))
+    assert [judge["ckpt"].rpartition("/")[2][:7] for judge in result["judges"]] == ["fold-0-", "fold-1-"]
+    for ledger in ("rows", "preferences"):
+        books = result[ledger]
+        assert books["kept"] + sum(books["dropped"].values()) == books["total"]
+    kept = {row["id"]: row["preferences"] for row in lines(folder / "kept.jsonl")}
+    before = lines(folder / "train.jsonl")
+    lost = [len(row["preferences"]) - len(kept.get(row["id"], [])) for row in before]
+    total = [len(row["preferences"]) for row in before]
+    turned, right = sum(lost[::5]) / sum(total[::5]), (sum(lost) - sum(lost[::5])) / (sum(total) - sum(total[::5]))
+    assert turned > 2 * right
+
+    judges = folder / "kept.jsonl.judges"
+    scored = sorted(judges.glob("scored-*.jsonl"))
+    scored[0].unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in [*scored[1:], *judges.glob("fold-*/manifest.json")]}
+    for path in (folder / "kept.jsonl", folder / "kept.curation.json"):
+        shutil.move(path, path.with_name(f"first-{path.name}"))
+    assert answer(rmtrain(*command)) == result
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps  # nothing was trained or scored twice
+    assert (folder / "kept.jsonl").read_text() == (folder / "first-kept.jsonl").read_text()
+
+    new = (f"data.source={{train: {folder}/kept.jsonl}}", "optim.max_steps=1")
+    run = Path(answer(rmtrain("train", folder / "recipe.yaml", *new, "--json"))["run"])
+    (recorded,) = json.loads((run / "manifest.json").read_text())["data"]["train"]["curation"].values()
+    assert (recorded["rules"], recorded["judges"]) == (result["rules"], result["judges"])
+
+    monkeypatch.undo()
+    given = ("curate", folder / "recipe.yaml", "--judge", run, "--mark", "--rule", "hardest=0.25")
+    shown = rmtrain(*given, "--output", folder / "marked.jsonl").stdout
+    assert "# kept, - rejected" in shown
+    assert "[better]" in shown
+    assert [row["id"] for row in lines(folder / "marked.jsonl")] == [row["id"] for row in before]
+    verdicts = [verdict for row in lines(folder / "marked.jsonl") for verdict in row["verdicts"]]
+    assert verdicts.count("hardest 25 %") == round(0.25 * len(verdicts))
+
+
+def test_faults_end_before_anything_is_trained(folder: Path) -> None:
+    recipe, output = folder / "recipe.yaml", folder / "none.jsonl"
+    for more in ([], ["--judge", "a/b", "--folds", "2"]):
+        assert "curate needs judges" in rmtrain("curate", recipe, "--output", output, *more, code=2).stderr
+    said = rmtrain("curate", recipe, "--folds", "2", "--rule", "best", "--output", output, code=2).stderr
+    assert "no such rule" in said
+    said = rmtrain("curate", recipe, "--judge", folder / "nowhere", "--output", output, code=2).stderr
+    assert "nowhere" in said
+    assert not output.exists()
