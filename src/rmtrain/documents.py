@@ -175,6 +175,7 @@ class Split(Document, total=False):
     fingerprint: str
     rows: LedgerRecord
     preferences: LedgerRecord
+    checks: list[dict[str, Any]]
     groups: Count
     truncated: Count
     dropped_over_length: Count

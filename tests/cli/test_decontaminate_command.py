@@ -46,6 +46,9 @@ def test_a_run_names_the_rows_that_it_dropped_and_rewardbench_says_how_many(tmp_
     assert json.loads((run / "manifest.json").read_text())["data"]["train"]["checks"] == report["checks"]
     assert json.loads((run / "final" / "rmtrain.json").read_text())["checks"] == report["checks"]
 
+    card = (run / "final" / "README.md").read_text()
+    assert "| rewardbench\\-1 | 1 | 13 | 40 | 1 |" in card or "| rewardbench-1 | 1 | 13 | 40 | 1 |" in card
+    assert "compared with" in (run / "report.html").read_text()
     of_bench = rmtrain("rewardbench", "--ckpt", run, "--data", tmp_path / "bench.jsonl").stdout
     said = " ".join(of_bench.split())
     assert "Training rows that overlapped with this benchmark, by n-grams of 13 words: 1 of 40, dropped" in said

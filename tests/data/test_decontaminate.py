@@ -171,9 +171,12 @@ def test_a_recipe_drops_overlaps_from_training_alone_and_books_them_by_benchmark
     data = DataSection(source=source, decontaminate=[f"rewardbench-1={bench}", odd])
     found = load_data(data, 0)
     report = found.splits["train"].report
-    assert dict(report.rows.dropped) == {"overlap with rewardbench-1": 1, f"overlap with {odd}": 1}
+    assert dict(report.rows.dropped) == {"overlap with rewardbench-1": 1, "overlap with odd.jsonl": 1}
     assert report.examples["overlap with rewardbench-1"].endswith("train.jsonl:2")
-    assert [(check.compared.name, len(check.overlaps)) for check in report.checks] == [("rewardbench-1", 1), (odd, 1)]
+    assert [(check.compared.name, len(check.overlaps)) for check in report.checks] == [
+        ("rewardbench-1", 1),
+        ("odd.jsonl", 1),
+    ]
     (overlap,) = report.checks[0].overlaps
     assert (overlap.id, overlap.part, overlap.benchmark_row) == ("train-1", "prompt", "hep-go/3")
     assert overlap.phrase == "write a function that returns the sum of all even numbers in a"
@@ -202,7 +205,7 @@ def test_names_sources_and_faults_of_the_list(tmp_path: Path) -> None:
     texts = read_benchmark_texts(str(tmp_path / "all.json"), notes.append)
     assert [passage.text for passage in texts.passages if passage.part == "prompt"] == ["d e f", "g h i", "j k l"]
     assert texts.compared.benchmark_rows == 3
-    assert notes == [f"data.decontaminate: of {tmp_path / 'all.json'}, the splits dev, test are compared"]
+    assert notes == ["data.decontaminate: of all.json, the splits dev, test are compared"]
     prior = write(tmp_path / "shp.jsonl", [pair("a b", subset="x", id=1)])
     assert read_benchmark_texts(f"prior-sets=shp={prior}", notes.append).compared.name == "prior-sets"
     with pytest.raises(DataError, match=r"data\.decontaminate: 'rewardbench1' is not a source") as caught:

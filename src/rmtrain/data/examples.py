@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from rmtrain.data.curate import Candidate, CuratedRows, content_key
-from rmtrain.data.decontaminate import Check, passages_of
+from rmtrain.data.decontaminate import Check, Overlap, passages_of
 from rmtrain.data.mixture import CONTRADICTION, CONTRADICTION_ELSEWHERE, DUPLICATE, DUPLICATE_ELSEWHERE
 from rmtrain.data.ngrams import words_of
 from rmtrain.data.prepare import ReadyData
@@ -94,8 +94,8 @@ class _Partner(NamedTuple):
 
 def _partner(each: Candidate, cause: str, own: CuratedRows, rows: Sequence[CuratedRows]) -> _Partner:
     for check in own.curation.checks:
-        if check.cause == cause:
-            return _overlap(each, check)
+        if check.cause == cause and (overlap := next((o for o in check.overlaps if o.id == each.group.id), None)):
+            return _overlap(each, check, overlap)
     for split, parsed, curation in rows:
         for other in curation.candidates if cause in (*_REPEATS, *_CONTRADICTIONS, LEAK) else ():
             same = split == own.split
@@ -108,9 +108,8 @@ def _partner(each: Candidate, cause: str, own: CuratedRows, rows: Sequence[Curat
     return _Partner()
 
 
-def _overlap(each: Candidate, check: Check) -> _Partner:
+def _overlap(each: Candidate, check: Check, found: Overlap) -> _Partner:
     """The text of the row, and the text of the benchmark that it overlaps with."""
-    found = next(overlap for overlap in check.overlaps if overlap.id == each.group.id)
     passages = passages_of(each.group.id, each.group.prompt, each.group.completions)
     text = next((p.text for p in passages if p.part == found.part and found.phrase in " ".join(words_of(p.text))), "")
     why = f"{found.share:.0%} of the words of the benchmark's {found.benchmark_part}, first {found.phrase!r}"

@@ -13,7 +13,7 @@ from rmtrain.model.portable import serve_command
 from rmtrain.places import name_only, without_places
 from rmtrain.recipe.yaml12 import dump_values
 from rmtrain.reporting.averages import average_tables
-from rmtrain.reporting.data_report import entry_tables
+from rmtrain.reporting.data_report import check_tables, entry_tables
 from rmtrain.reporting.metadata import HUB_ID, front_matter, is_dataset_id, sources
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, training_lines, version_text
@@ -93,7 +93,10 @@ def _card(record: RunRecord, adapter: bool) -> str:
             *(
                 table
                 for name, split in mapping(record.manifest.get("data")).items()
-                for table in entry_tables(name, mapping(mapping(split).get("entries")))
+                for table in (
+                    *entry_tables(name, mapping(mapping(split).get("entries"))),
+                    *check_tables(mapping(split)),
+                )
             ),
         ],
         "versions": version_text(record),

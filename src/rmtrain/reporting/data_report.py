@@ -159,6 +159,14 @@ def ledger_table(split: Mapping[str, Any], ledgers: Sequence[str], title: str = 
     return Table(("", *ledgers), rows, title=title, bold=[len(rows) - 1], notes=notes)
 
 
+def check_tables(split: Mapping[str, Any]) -> list[Table]:
+    """The benchmarks that a split's rows were compared with, as in the manifest; nothing where there are none."""
+    checks = [mapping(check) for check in split.get("checks") or ()]
+    keys = ("benchmark_rows", "words", "rows", "overlaps")
+    rows = [(check.get("name"), *(count(check.get(key)) for key in keys)) for check in checks]
+    return [Table(("compared with", "its rows", "words", "rows", "overlaps"), rows)] if rows else []
+
+
 def entry_tables(split: str, entries: Mapping[str, Any]) -> list[Table]:
     """The entries of a mixture, one a row: what each brings to the split, and what each loses by which cause.
 

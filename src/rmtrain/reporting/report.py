@@ -12,7 +12,7 @@ from rmtrain.files import read_bytes, write_atomic
 from rmtrain.metrics.calibration import reliability_bins
 from rmtrain.metrics.intervals import effective_size
 from rmtrain.metrics.rankings import credits_of
-from rmtrain.reporting.data_report import entry_tables, ledger_table
+from rmtrain.reporting.data_report import check_tables, entry_tables, ledger_table
 from rmtrain.reporting.figures import POINTS, Curve, Image, curves, gap_histogram, reliability_diagram
 from rmtrain.reporting.metadata import sources
 from rmtrain.reporting.record import RunRecord, read_run
@@ -72,6 +72,7 @@ def _render(record: RunRecord) -> str:
                 [
                     ledger_table(mapping(split), ("rows", "preferences")),
                     *entry_tables(name, mapping(mapping(split).get("entries"))),
+                    *check_tables(mapping(split)),
                 ],
             )
             for name, split in mapping(record.manifest.get("data")).items()

@@ -1,6 +1,7 @@
 """The benchmarks and sources that `data.decontaminate` names: their texts, and the training rows dropped for them."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,7 @@ def read_benchmark_texts(name: str, notify: Callable[[str], None]) -> BenchmarkT
         known_names = ", ".join((*BENCHMARKS, PRIOR_SETS))
         raise DataError(f"data.decontaminate: {error.message}", f"benchmarks are {known_names}; {error.hint}") from None
     opened = open_source(pin_source(parsed))
+    name = os.path.basename(os.path.abspath(name)) if parsed.kind == "file" else name  # reports publish it
     splits = [split for split in opened.splits if "train" not in split.lower()] or list(opened.splits)
     if len(splits) < len(opened.splits):
         notify(f"data.decontaminate: of {name}, the splits {', '.join(splits)} are compared")
