@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_groups
+from reporting.run_cases import make_run
 from scipy.special import logit
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmtrain.cli.app import run as rmtrain
+from rmtrain.reporting.card import write_model_card
 
 pytestmark = pytest.mark.usefixtures("inside")
 GROUPS = [group for k in (2, 3, 4) for group in make_groups(6, seed=k, k=k)]
@@ -94,6 +98,72 @@ def test_figures_of_a_policy_its_reference_and_a_reward_model(models: Path, data
     compared = json.loads(capsys.readouterr().out)
     for key, of in (("difference", "minus_policy"), ("low", "minus_low"), ("mcnemar_p", "mcnemar_p")):
         assert compared[key] == pytest.approx(result["reward_models"][str(models / "rm")][of]), key
+    whole = str(next(Path("results").glob("*/gap/*/gap.json")))
+    assert rmtrain(["compare", whole, f"{whole}:reference", "--json"]) == 0  # the policy, and what it was tuned from
+    compared = json.loads(capsys.readouterr().out)
+    for key in ("difference", "low", "high", "mcnemar_p"):
+        assert compared[key] == pytest.approx(result["minus_reference"][key]), key
+    assert compared["rows"] == [result["rows"]["policy"], result["rows"]["reference"]]
+    assert rmtrain(["compare", f"{whole}:rm", whole]) == 2
+    assert "no rows of 'rm'" in capsys.readouterr().err
+
+
+def test_a_run_s_report_and_card_show_the_gap_that_its_model_was_judged_by(
+    models: Path, data: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(Path("runs"))
+    shutil.copytree(models / "rm", run / "final", dirs_exist_ok=True)
+    for name in ("adapter_config.json", "rmtrain.json"):
+        (run / "final" / name).unlink()
+    write_model_card(run)
+    arguments = ["--policy", str(models / "policy"), "--ckpt", str(run), "--data", data]
+    result = result_of(capsys, *arguments)
+    accuracy = f"{100 * result['reward_models'][str(run)]['accuracy']:.1f}"
+    assert "Alignment gap of policy" in (run / "report.html").read_text()
+    card = run / "final" / "README.md"
+    assert accuracy in next(line for line in card.read_text().splitlines() if line.startswith("| policy on pairs"))
+    assert rmtrain(["runs", "show", str(run), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["gap"]
+    assert [gap["n"] for gap in shown] == [result["n"]]
+    name = next((run / "gap").glob("*.rows.jsonl")).name.removesuffix(".rows.jsonl")
+    assert rmtrain(["compare", f"{run}:{name}", result["rows"]["policy"], "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert compared["difference"] == pytest.approx(result["reward_models"][str(run)]["minus_policy"])
+    card.write_text(f"{card.read_text()}of my own\n")
+    assert rmtrain(["gap", *arguments, "--beta", "1"]) == 0
+    assert "README.md was edited, or is of an older version, and is left as it is" in capsys.readouterr().err
+    assert card.read_text().endswith("of my own\n")
+
+
+def test_a_gold_model_s_rewards_are_the_scores_that_answers_are_chosen_for(
+    models: Path, data: str, capsys: Any
+) -> None:
+    rm = str(models / "rm")
+    result = result_of(capsys, "--policy", str(models / "policy"), "--gold", rm, "--data", data)
+    rows = {name: read(path) for name, path in result["rows"].items()}
+    large = [i for i, row in enumerate(rows[rm]) if len(row["rewards"]) > 2]
+    chosen = [rows[rm][i]["rewards"][int(np.argmax(rows["policy"][i]["rewards"]))] for i in large]
+    best = result["best_of_n"]
+    assert best["choosers"]["policy"]["score"]["value"] == pytest.approx(np.mean(chosen))
+    assert best["best"]["value"] == pytest.approx(np.mean([max(rows[rm][i]["rewards"]) for i in large]))
+    assert rm not in best["choosers"]  # it does not judge itself
+    assert rm in result["reward_models"]
+    assert result["gold"] == rm
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same(models: Path, data: str, capsys: Any) -> None:
+    names = {"--policy": "policy", "--reference": "sft", "--ckpt": "rm"}
+    arguments = [part for option, name in names.items() for part in (option, str(models / name))]
+    alone = result_of(capsys, *arguments, "--data", data, "--tokens-per-batch", "60")
+    scored = {name: Path(path).read_bytes() for name, path in alone["rows"].items()}
+    shutil.rmtree("results")
+    command = [sys.executable, "-m", "rmtrain", "gap", *arguments, "--data", data, "--tokens-per-batch", "60"]
+    command += ["--num-processes", "2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == alone
+    assert {name: Path(path).read_bytes() for name, path in alone["rows"].items()} == scored
 
 
 def test_raw_text_is_prompt_blank_completion_after_bos(models: Path, data: str, capsys: Any) -> None:

@@ -1,6 +1,7 @@
 """Figures of `rmtrain gap` on made-up rewards, against plain loops."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 from scipy.special import expit, logit
 
 from rmtrain.data.types import Message, Preference, PreferenceGroup
-from rmtrain.errors import InputError
-from rmtrain.evaluation.alignment_gap import GapFigures, GapRows, measure_gap
+from rmtrain.errors import DataError, InputError
+from rmtrain.evaluation.alignment_gap import GapRows, measure_gap
+from rmtrain.evaluation.gap_figures import GapFigures, GapResult
 from rmtrain.evaluation.rater_shares import Alpha, find_alpha, parse_alpha, vote_share
 from rmtrain.evaluation.results import ScoredRow
+from rmtrain.metrics.alignment_gap import Flips
 
 BETAS = (0.1, 1.0, 10.0)
 
@@ -103,8 +106,8 @@ def test_a_reward_model_is_compared_with_the_policy_and_its_ideal(case: Case) ->
     found = case.figures.reward_models["rm"]
     credit = (case.gaps(case.reward_model) > 0).astype(float)
     policy = (case.gaps(case.policy) > 0).astype(float)
-    assert found.accuracy.accuracy == credit.mean()
-    assert found.minus_policy.difference == pytest.approx((credit - policy).mean())
+    assert found.accuracy == credit.mean()
+    assert found.minus_policy == pytest.approx((credit - policy).mean())
     assert found.minus_ideal.difference == pytest.approx(
         credit.mean() - float(np.median([of.accuracy for of in case.figures.idealised.values()]))  # type: ignore[arg-type]
     )
@@ -113,7 +116,48 @@ def test_a_reward_model_is_compared_with_the_policy_and_its_ideal(case: Case) ->
     from scipy.stats import binomtest
 
     better, worse = sum(value > 0 for value in net), sum(value < 0 for value in net)
-    assert found.minus_policy.mcnemar_p == pytest.approx(binomtest(better, better + worse).pvalue)
+    assert found.mcnemar_p == pytest.approx(binomtest(better, better + worse).pvalue)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_what_a_reward_model_closes_is_its_share_of_the_ideal_s_lead(case: Case, normalised: bool) -> None:
+    found = case.figures.reward_models["rm"]
+    share = found.closed_normalised if normalised else found.closed
+    credit = (case.gaps(case.reward_model) > 0).mean()
+    policy = (case.gaps(case.policy, normalised) > 0).mean()
+    ideal = np.median([(case.gaps(case.reference, normalised) + logit(0.8) / b > 0).mean() for b in BETAS])
+    gap = case.figures.gap["median"].normalised if normalised else case.figures.gap["median"]
+    assert gap is not None
+    assert (share is None) == (gap.low <= 0)
+    if share is not None:
+        assert share.value == pytest.approx((credit - policy) / (ideal - policy))
+        assert share.low <= share.value <= share.high
+
+
+def test_what_tuning_changed_is_a_paired_difference(case: Case) -> None:
+    found = case.figures.minus_reference
+    assert found is not None
+    assert found.normalised is not None
+    for of, normalised in ((found, False), (found.normalised, True)):
+        policy, reference = (case.gaps(rows, normalised) > 0 for rows in (case.policy, case.reference))
+        assert of.difference == pytest.approx(policy.mean() - reference.mean())
+        assert of.low <= of.difference <= of.high
+    assert case.measure(reference=False).minus_reference is None
+
+
+def test_a_result_is_read_back_as_it_was_written_or_refused(case: Case) -> None:
+    setting = {"refused": 0, "models": {"policy": {"where": "p", "rendering": {}}}, "data": {"source": "rows"}}
+    values = json.loads(json.dumps(case.figures.to_json())) | setting
+    assert GapResult.from_json(values).figures == case.figures
+    older = {key: value for key, value in values.items() if key not in ("minus_reference", "gold", "log_ratios")}
+    assert GapResult.from_json(older).figures.policy == case.figures.policy
+    for wrong, words in (
+        ({"n": "many"}, "n: "),
+        ({"gap": {"0.1": {"difference": 1}}}, "gap.0.1.low: field required"),
+        ({"models": {}}, "models.policy: field required"),
+    ):
+        with pytest.raises(DataError, match=words):
+            GapResult.from_json(values | wrong)
 
 
 def test_flips_and_the_bound_of_theorem_4_1(case: Case) -> None:
@@ -126,10 +170,9 @@ def test_flips_and_the_bound_of_theorem_4_1(case: Case) -> None:
     assert (bound.n, bound.at_or_below) == (wrong.sum(), (wrong & (losses <= bounds)).sum())
     assert bound.above_though_learnt == (wrong & (losses > bounds) & (losses < np.log(2))).sum() > 0
     assert bound.median_bound == pytest.approx(np.median(bounds[wrong]))
-    assert flips["only_policy"] == bound.at_or_below
-    assert sum(flips.values()) == case.figures.n
-    assert case.figures.flip_rate is not None
-    assert case.figures.flip_rate.accuracy == pytest.approx(bound.at_or_below / bound.n)
+    assert flips.only_policy == bound.at_or_below
+    assert sum(asdict(flips).values()) == case.figures.n
+    assert case.figures.flip_rate == pytest.approx(bound.at_or_below / bound.n)
     assert sum(bar.right for bar in case.figures.log_ratios) == (policy > 0).sum()
     below = [bar for bar in case.figures.log_ratios if bar.high <= 0]
     assert sum(bar.right + bar.wrong for bar in below) == wrong.sum()
@@ -165,7 +208,7 @@ def test_a_model_that_only_compares_is_ranked_by_pairs_alone(case: Case) -> None
     rng = np.random.default_rng(5)
     margins = [row._replace(rewards=(), margins=tuple(rng.normal(size=len(row.preferences)))) for row in case.policy]
     figures = case.measure(pairs=margins)
-    assert figures.reward_models["pairs"].accuracy.n == figures.n
+    assert figures.reward_models["pairs"].n == figures.n
     assert "pairs" not in figures.ranking
 
 
@@ -183,7 +226,7 @@ def test_ties_count_a_half_and_are_no_flips() -> None:
     tied = [ScoredRow(str(i), "", (1.0, 1.0), ((0, 1),), False, (3, 3), str(i), identical=1) for i in range(4)]
     figures = measure_gap(GapRows(tied, tied, {"rm": tied}), Alpha(np.full(4, 0.5), ""), BETAS, 0.1, [None] * 4)
     assert (figures.policy.accuracy, figures.policy.ties, figures.identical) == (0.5, 4, 4)
-    assert figures.flips == {"both": 0, "only_reference": 0, "only_policy": 0, "neither": 0, "ties": 4}
+    assert figures.flips == Flips(0, 0, 0, 0, ties=4)
     assert (figures.ranking, figures.best_of_n) == ({}, None)
     json.dumps(figures.to_json(), allow_nan=False)
 

@@ -10,7 +10,9 @@ import numpy as np
 import yaml
 
 from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK, COUNTS
+from rmtrain.evaluation.alignment_gap import GapRows, measure_gap
 from rmtrain.evaluation.benchmarks import benchmark_result
+from rmtrain.evaluation.rater_shares import Alpha
 from rmtrain.evaluation.results import ScoredRow, summarise, write_rows
 from rmtrain.recipe.schema import Recipe
 
@@ -78,6 +80,18 @@ def write_benchmark(run: Path, leave_out: tuple[str, ...] = ()) -> dict[str, Any
     folder.mkdir(exist_ok=True)
     (folder / "rewardbench-1.json").write_text(json.dumps(result))
     (folder / "rewardbench-1.flat.json").write_text(json.dumps({"model": "flat", "alpacaeval-easy": 0.5}))
+    return result
+
+
+def write_gap(run: Path, policy: str = "some-lab/policy", source: str = DATASET) -> dict[str, Any]:
+    """A result of `rmtrain gap` that judged the run's model, without a reference."""
+    scored, judged = make_rows(40, seed=3), make_rows(40, seed=4)
+    alpha = Alpha(np.full(40, 0.75), "constant 0.75")
+    figures = measure_gap(GapRows(scored, None, {str(run): judged}), alpha, (0.1, 1.0, 10.0), 0.1, [None] * 40)
+    models = {"policy": {"where": policy, "rendering": {"chat_template_sha256": "0" * 64}}}
+    result = {**figures.to_json(), "refused": 0, "models": models, "data": {"source": source}, "ckpt": str(run)}
+    (run / "gap").mkdir(exist_ok=True)
+    (run / "gap" / "policy-on-rows.json").write_text(json.dumps(result))
     return result
 
 

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from conftest import WORDS, write_base
 from markdown_it import MarkdownIt
-from reporting.run_cases import BASE, COMMIT, DATASET, make_manifest, make_recipe, make_run
+from reporting.run_cases import BASE, COMMIT, DATASET, make_manifest, make_recipe, make_run, write_gap
 
 from rmtrain.errors import CheckpointError
-from rmtrain.reporting.card import write_model_card
+from rmtrain.reporting.card import refresh_model_card, write_model_card
 from rmtrain.reporting.record import RunRecord
 from rmtrain.reporting.setup import training_lines
 
@@ -121,6 +121,23 @@ def test_figures_are_those_of_the_results(tmp_path: Path) -> None:
     for era, score in bench["scores"].items():
         line = next(line for line in lines if line.startswith(f"| {era.replace('_', chr(92) + '_')} |"))
         assert f"| {100 * score['mean_of_sections']:.2f} | {100 * score['low']:.2f}-" in line
+
+
+def test_the_gap_is_a_row_of_figures_and_an_edited_card_is_left(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    path = write_model_card(run)
+    result = write_gap(run)
+    assert refresh_model_card(run)
+    cells = next(line for line in path.read_text().splitlines() if line.startswith("| some-lab/policy on"))
+    figures = result["policy"]["accuracy"], result["reward_models"][str(run)]["accuracy"]
+    assert all(f" {100 * figure:.1f} |" in cells for figure in figures)
+    written = path.read_text()
+    assert refresh_model_card(run)
+    assert path.read_text() == written
+    edited = written.replace("A reward model:", "My reward model:")
+    path.write_text(edited)
+    assert not refresh_model_card(run)
+    assert path.read_text() == edited
 
 
 def test_text_from_data_stays_text(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from reporting.run_cases import make_manifest, make_recipe, make_rows, make_run, write_benchmark, write_split
+from reporting.run_cases import make_manifest, make_recipe, make_rows, make_run, write_benchmark, write_gap, write_split
 
 from rmtrain.errors import CheckpointError
 from rmtrain.reporting import report
@@ -181,6 +181,7 @@ def test_text_from_data_is_escaped(tmp_path: Path) -> None:
     bench["sections"][CANARY] = bench["sections"]["Chat"]
     (run / "rewardbench" / "rewardbench-1.json").write_text(json.dumps(bench))
     (run / "rewardbench" / "<b>.json").write_text(json.dumps({"benchmark": CANARY}))
+    write_gap(run, policy=CANARY, source=CANARY)
     text = read(run)
     assert "<script" not in text
     assert "<img src=x" not in text
@@ -188,6 +189,21 @@ def test_text_from_data_is_escaped(tmp_path: Path) -> None:
     page = Page(text)
     assert page.open == []
     assert page.text.count("<script>alert(1)</script>") >= 12
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_gap_that_the_model_was_judged_by_has_a_section(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    result = write_gap(run)
+    page = Page(read(run))
+    assert "Alignment gap of some-lab/policy" in page.text
+    accuracies = page.table("ranking accuracy")
+    assert accuracies["policy"][0] == f"{100 * result['policy']['accuracy']:.1f} %"
+    assert accuracies[run.name][0] == f"{100 * result['reward_models'][str(run)]['accuracy']:.1f} %"
+    (run / "gap" / "policy-on-rows.json").write_text(json.dumps(result | {"n": "many"}))
+    page = Page(read(run))
+    assert "gap/policy-on-rows.json: n: input should be a valid integer" in page.text
+    assert "Alignment gap of" not in page.text
 
 
 def test_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -231,10 +247,12 @@ def test_what_is_missing_is_said(tmp_path: Path, gone: str, sentence: str) -> No
         ("eval/test.json", "eval/test.json can't be read"),
         ("eval/test.rows.jsonl", "eval/test.rows.jsonl can't be read"),
         ("rewardbench/rewardbench-1.json", "rewardbench/rewardbench-1.json can't be read"),
+        ("gap/policy-on-rows.json", "gap/policy-on-rows.json can't be read"),
     ],
 )
 def test_what_is_damaged_is_said(tmp_path: Path, damaged: str, sentence: str) -> None:
     run = make_run(tmp_path)
+    write_gap(run)
     (run / damaged).write_text('{"a": [1, ')
     assert sentence in Page(read(run)).text
 

@@ -31,7 +31,12 @@ _REFERENCE, _FREE = (
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A rows file, a result .json, RUN[:split], or any checkpoint.")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="A rows file, a result .json, gap.json:MODEL, RUN[:split], or any checkpoint."
+        ),
+    ],
     b: Annotated[str, typer.Argument(metavar="B", help="The other model, in the same forms.")],
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Rows to compare on; default: those already scored with both.")

@@ -11,7 +11,7 @@ from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import choose
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import InputError
-from rmtrain.scoring.scorer import ScoringOptions
+from rmtrain.scoring.scorer import ScoringOptions, short_digest
 
 _SMALLEST_BETA = 1e-6
 
@@ -39,6 +39,12 @@ def gap(
             "for the sigmoid of their gap, or `rewards` for that of the first reward model's."
         ),
     ] = "0.75",
+    gold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RM", help="Reward model whose rewards replace the rows' graded scores, where answers are chosen."
+        ),
+    ] = None,
     dpo_beta: Annotated[
         float, typer.Option(min=_SMALLEST_BETA, help="The beta that the policy was trained with, for its DPO loss.")
     ] = 0.1,
@@ -72,7 +78,8 @@ def gap(
         asked = ScoringOptions(prompt, reference=reference, max_length=max_length, dtype=dtype)
         ref = choose(policy, runs, display, asked, not no_verify)
         own = ScoringOptions(max_length=max_length, dtype=dtype)
-        models = {name: choose(name, runs, display, own, not no_verify).request for name in ckpt or []}
+        named = [*(ckpt or []), *([gold] if gold is not None else [])]
+        models = {name: choose(name, runs, display, own, not no_verify) for name in named}
         processes.spread(num_processes)
         from rmtrain.data.load import read_source
         from rmtrain.data.sources import read_rows
@@ -83,19 +90,37 @@ def gap(
         source = read_rows(data, split)
         section, _ = section_for(data, None, mapping)
         split_data = read_source(source, None, section, evaluation=True, notify=display.note)
-        folder = Path("results") / f"{ref.name}{'-raw' * raw}" / "gap" / data_name(data, split)
-        task = GapTask(split_data, source.rows, share, tuple(beta or BETAS), dpo_beta, tokens_per_batch)
+        who, what = f"{ref.name}{'-raw' * raw}", data_name(data, split)
+        folder = Path("results") / who / "gap" / what
+        name = f"{ref.name[:60]}-{short_digest(who)}-on-{what}"
+        rows, betas = Path("results") / "gap-rows" / what, tuple(beta or BETAS)
+        task = GapTask(split_data, source.rows, share, betas, dpo_beta, name, rows, gold, tokens_per_batch)
         result = evaluate_gap(open_policies(ref.request, raw), models, task, folder, display)
         if not processes.is_main_process():
             return
+        from rmtrain.evaluation.gap_figures import GapResult
         from rmtrain.reporting.gap import gap_tables, write_page
 
-        page = write_page(folder / "report.html", result)
+        shown = GapResult.from_json(result)
+        page = write_page(folder / "report.html", shown)
+        for each in models.values():
+            if each.run is not None and each.results == each.run:
+                _show_in(each.run, display)
     if json:
         print(jsonlib.dumps(result, indent=2))
         return
     from rmtrain.reporting.table import to_terminal
 
     console = Console(highlight=False)
-    console.print(to_terminal(*gap_tables(result)))
+    console.print(to_terminal(*gap_tables(shown)))
     console.print(f"report: {page}", soft_wrap=True)
+
+
+def _show_in(run: Path, display: TerminalDisplay) -> None:
+    """Write a run's report and model card anew, with the result."""
+    from rmtrain.reporting.card import refresh_model_card
+    from rmtrain.reporting.report import write_report
+
+    write_report(run)
+    if not refresh_model_card(run):
+        display.note(f"{run}/final/README.md was edited, or is of an older version, and is left as it is")

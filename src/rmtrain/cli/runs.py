@@ -106,6 +106,7 @@ def show(
             "recipe": record.recipe,
             "splits": record.splits,
             "rewardbench": record.benchmarks,
+            "gap": [gap.figures.to_json() for gap in record.gaps],
             "notes": record.notes,
         }
         print(jsonlib.dumps(document, indent=2, ensure_ascii=False, default=str))
@@ -114,6 +115,7 @@ def show(
 
 
 def _render(record: "RunRecord") -> None:
+    from rmtrain.reporting.gap import gap_tables
     from rmtrain.reporting.setup import run_lines, training_lines
     from rmtrain.reporting.table import key_values, safe_text, to_terminal
     from rmtrain.reporting.tables import benchmark_tables, split_tables
@@ -134,6 +136,9 @@ def _render(record: "RunRecord") -> None:
     for result in record.benchmarks.values():
         console.print()
         console.print(to_terminal(*benchmark_tables(result)))
+    for gap in record.gaps:
+        console.print()
+        console.print(to_terminal(*gap_tables(gap)))
     if record.notes:
         console.print()
     for note in record.notes:

@@ -1,12 +1,21 @@
 """The alignment gap of a policy, and what reward models do on the same preferences (arXiv 2405.19534)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
 
-from rmtrain.evaluation.graded_groups import Choices, Ranking, best_of_n, rankings
+from rmtrain.evaluation.gap_figures import (
+    Accuracy,
+    Bar,
+    Difference,
+    Ends,
+    GapFigures,
+    LossBound,
+    RewardModelFigures,
+)
+from rmtrain.evaluation.graded_groups import best_of_n, rankings, share_of_sums
 from rmtrain.evaluation.rater_shares import Alpha
 from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of
 from rmtrain.metrics.alignment_gap import (
@@ -37,105 +46,6 @@ class GapRows(NamedTuple):
     reward_models: Mapping[str, Sequence[ScoredRow]]
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Share of preferences ranked right, a tie counting 1/2, with its 95 % interval clustered by prompt."""
-
-    accuracy: float | None
-    low: float | None
-    high: float | None
-    n: int
-    ties: int
-    normalised: "Accuracy | None" = None  # by mean log-probabilities, of the same preferences
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Of two accuracies on the same preferences: paired bootstrap over prompts, and exact McNemar test of prompts."""
-
-    difference: float
-    low: float
-    high: float
-    mcnemar_p: float | None = None
-    normalised: "Difference | None" = None
-
-
-@dataclass(frozen=True)
-class RewardModelFigures:
-    """A reward model's accuracy, and how far it is from the policy and from the policy's ideal at the median beta."""
-
-    accuracy: Accuracy
-    minus_policy: Difference
-    minus_policy_normalised: Difference
-    minus_ideal: Difference
-    minus_ideal_normalised: Difference
-
-
-@dataclass(frozen=True)
-class LossBound:
-    """Theorem 4.1 on the preferences that the reference ranks wrong, by the DPO loss at one beta."""
-
-    beta: float
-    n: int  # preferences that the reference ranks wrong
-    at_or_below: int  # whose loss is at or below its bound: the policy ranks them right
-    above: int
-    above_though_learnt: int  # of those above, whose loss is below ln 2: the implicit reward ranks them right
-    median_bound: float | None  # nats
-    median_loss: float | None
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A bar of the histogram of the reference's log-ratio, log pi_ref(better) - log pi_ref(worse), in nats."""
-
-    low: float
-    high: float
-    right: int  # preferences that the policy ranks right
-    wrong: int
-
-
-@dataclass(frozen=True)
-class GapFigures:
-    """Everything that `rmtrain gap` measures; None for what needs a reference, preferences or graded groups."""
-
-    n: int
-    groups: int
-    identical: int  # preferences between completions of the same tokens, which are ties
-    policy: Accuracy
-    reference: Accuracy | None
-    implicit: Accuracy | None
-    alpha: str
-    circular_for: str | None
-    ideal_of: str  # the model that the ideal starts from: reference or policy
-    idealised: dict[str, Accuracy]  # by beta
-    gap: dict[str, Difference]  # by beta, and `median`
-    reward_models: dict[str, RewardModelFigures]
-    flips: dict[str, int] | None
-    flip_rate: Accuracy | None
-    loss_bound: LossBound | None
-    log_ratios: list[Bar]
-    ranking: dict[str, Ranking]
-    best_of_n: Choices | None
-
-    def to_json(self) -> dict[str, Any]:
-        """As `gap --json` gives it: a reward model's and the flip rate's figures lie flat beside their intervals."""
-        values = asdict(self)
-        values["flip_rate"] = self.flip_rate.accuracy if self.flip_rate else None
-        values["flip_rate_interval"] = values["flips"] and {
-            key: getattr(self.flip_rate, key, None) for key in ("low", "high", "n")
-        }
-        for figures in values["reward_models"].values():
-            accuracy, minus = figures.pop("accuracy"), figures.pop("minus_policy")
-            del accuracy["normalised"], minus["normalised"]
-            figures |= accuracy | {
-                "minus_policy": minus["difference"],
-                "minus_low": minus["low"],
-                "minus_high": minus["high"],
-                "mcnemar_p": minus["mcnemar_p"],
-            }
-        return values
-
-
 class _LogRatios(NamedTuple):
     """Log-probability of the better completion minus that of the worse, of every preference."""
 
@@ -149,6 +59,7 @@ def measure_gap(
     betas: Sequence[float],
     dpo_beta: float,
     scores: Sequence[Sequence[float] | None],
+    gold: str | None = None,
 ) -> GapFigures:
     """All figures of `rmtrain gap`.
 
@@ -160,6 +71,7 @@ def measure_gap(
         betas: KL coefficients of the idealised accuracy.
         dpo_beta: that the policy was trained with, for its DPO losses.
         scores: graded scores of each row's completions, where it has any.
+        gold: the reward model whose rewards they are; it is not judged by them.
     """
     policy = _log_ratios(rows.policy)
     reference = _log_ratios(rows.reference) if rows.reference else None
@@ -168,7 +80,10 @@ def measure_gap(
     ideal = {f"{beta:g}": _LogRatios(*(ideal_gaps(gaps, alpha.values, beta) for gaps in start)) for beta in betas}
     flips = count_flips(policy.sums, reference.sums) if reference else None
     wrong = (reference.sums < 0) & (policy.sums != 0) if reference else np.zeros(0, dtype=bool)
-    models = {"policy": rows.policy, "policy, length-normalised": normalised(rows.policy), **rows.reward_models}
+    gap = _gaps(ideal, policy, clusters)
+    flipped = _accuracy(policy.sums[wrong], clusters[wrong])
+    choosers = {name: scored for name, scored in rows.reward_models.items() if name != gold}
+    models = {"policy": rows.policy, "policy, length-normalised": normalised(rows.policy), **choosers}
     return GapFigures(
         n=len(clusters),
         groups=len(rows.policy),
@@ -180,19 +95,22 @@ def measure_gap(
         circular_for=alpha.circular_for,
         ideal_of="reference" if reference else "policy",
         idealised={beta: _accuracies(gaps, clusters) for beta, gaps in ideal.items()},
-        gap=_gaps(ideal, policy, clusters),
+        gap=gap,
         reward_models={
-            name: _reward_model(gaps_of(scored).gaps, policy, ideal, clusters)
+            name: _reward_model(gaps_of(scored).gaps, policy, ideal, gap["median"], clusters)
             for name, scored in rows.reward_models.items()
         }
         if len(clusters)
         else {},
-        flips=asdict(flips) if flips else None,
-        flip_rate=_accuracy(policy.sums[wrong], clusters[wrong]) if reference else None,
+        flips=flips,
+        flip_rate=flipped.accuracy if reference else None,
+        flip_rate_interval=Ends(flipped.low, flipped.high, flipped.n) if reference else None,
         loss_bound=_loss_bound(policy.sums[wrong], reference.sums[wrong], dpo_beta) if reference else None,
         log_ratios=_histogram(start.sums, policy.sums),
         ranking=rankings(models, scores),
         best_of_n=best_of_n(models, scores),
+        gold=gold,
+        minus_reference=_minus(policy, reference, clusters) if reference and len(clusters) else None,
     )
 
 
@@ -248,22 +166,46 @@ def _gaps(ideal: Mapping[str, _LogRatios], policy: _LogRatios, clusters: Labels)
     return {key: Difference(**{**asdict(found), "normalised": means[key]}) for key, found in sums.items()}
 
 
+def _minus(a: _LogRatios, b: _LogRatios, clusters: Labels) -> Difference:
+    sums, means = (
+        paired_difference(credits_of(first), credits_of(second), clusters) for first, second in zip(a, b, strict=True)
+    )
+    return Difference(**{**asdict(sums), "normalised": means})
+
+
 def _reward_model(
-    gaps: Floats, policy: _LogRatios, ideal: Mapping[str, _LogRatios], clusters: Labels
+    gaps: Floats, policy: _LogRatios, ideal: Mapping[str, _LogRatios], gap: Difference, clusters: Labels
 ) -> RewardModelFigures:
     credit = credits_of(gaps)
-
-    def minus_median(kind: int) -> Difference:
-        by_accuracy = sorted((credits_of(each[kind]) for each in ideal.values()), key=lambda right: float(right.mean()))
-        return paired_difference(credit, by_accuracy[(len(by_accuracy) - 1) // 2], clusters)
-
-    return RewardModelFigures(
-        _accuracy(gaps, clusters),
-        paired_difference(credit, credits_of(policy.sums), clusters),
-        paired_difference(credit, credits_of(policy.means), clusters),
-        minus_median(0),
-        minus_median(1),
+    measured = [credits_of(kind) for kind in policy]
+    best = [_at_median([credits_of(each[kind]) for each in ideal.values()]) for kind in range(len(policy))]
+    (beside, beside_normalised), (of_ideal, of_ideal_normalised) = (
+        [paired_difference(credit, other, clusters) for other in others] for others in (measured, best)
     )
+    closed, closed_normalised = (
+        share_of_sums(credit - own, other - own, clusters) if kind is not None and kind.low > 0 else None
+        for own, other, kind in zip(measured, best, (gap, gap.normalised), strict=True)
+    )
+    accuracy = asdict(_accuracy(gaps, clusters))
+    del accuracy["normalised"]
+    return RewardModelFigures(
+        **accuracy,
+        minus_policy=beside.difference,
+        minus_low=beside.low,
+        minus_high=beside.high,
+        mcnemar_p=beside.mcnemar_p,
+        minus_policy_normalised=beside_normalised,
+        minus_ideal=of_ideal,
+        minus_ideal_normalised=of_ideal_normalised,
+        closed=closed,
+        closed_normalised=closed_normalised,
+    )
+
+
+def _at_median(credit_by_beta: Sequence[Floats]) -> Floats:
+    """The credit of the beta whose accuracy is the median; of two, the lower."""
+    by_accuracy = sorted(credit_by_beta, key=lambda credit: float(credit.mean()))
+    return by_accuracy[(len(by_accuracy) - 1) // 2]
 
 
 def _loss_bound(policy: Floats, reference: Floats, beta: float) -> LossBound:

@@ -78,7 +78,7 @@ class Plan:
 
 
 def rows_named(text: str) -> Side | None:
-    """The rows that A or B names: a rows file, a result file, RUN:split, or a folder of results; None: a checkpoint.
+    """The rows that A or B names: a file of rows or of a result, gap.json:MODEL, RUN:split, or a folder; None: a CKPT.
 
     Raises:
         DataError: a file or split does not exist, or a result names no rows.
@@ -87,6 +87,8 @@ def rows_named(text: str) -> Side | None:
     if path.is_file():
         return Side(path if path.name.endswith(".jsonl") else rows_of_result(path))
     folder, mark, split = text.rpartition(":")
+    if mark and folder.endswith(".json") and Path(folder).is_file():
+        return Side(rows_of_result(Path(folder), split))
     if mark and Path(folder).is_dir() and not path.exists():
         scored = scored_rows(Path(folder))
         if split not in scored:
@@ -101,14 +103,16 @@ def rows_named(text: str) -> Side | None:
 
 
 def scored_rows(folder: Path) -> dict[str, Path]:
-    """Rows files in a run folder or a folder of results, by split, then by benchmark: `test` first, prior sets last."""
-    files = [path for kind in ("eval", "rewardbench") for path in sorted((folder / kind).glob(f"*{ROWS_SUFFIX}"))]
+    """Rows files in a run folder or a folder of results, by split, benchmark and gap: `test` first, prior sets last."""
+    files = [
+        path for kind in ("eval", "rewardbench", "gap") for path in sorted((folder / kind).glob(f"*{ROWS_SUFFIX}"))
+    ]
     by_name = {path.name.removesuffix(ROWS_SUFFIX): path for path in files if path.is_file()}  # no dangling links
     return {name: by_name[name] for name in sorted(by_name, key=lambda name: (name != "test", name.endswith(_PRIOR)))}
 
 
-def rows_of_result(path: Path) -> Path:
-    """The rows file that a result file names.
+def rows_of_result(path: Path, model: str = "policy") -> Path:
+    """The rows file that a result file names; that of a gap names one for each model.
 
     Raises:
         DataError: the result can't be read or names none, or the rows file does not exist.
@@ -117,6 +121,9 @@ def rows_of_result(path: Path) -> Path:
     if isinstance(result, list):
         raise DataError(f"{path}: holds {len(result)} results", "name the .rows.jsonl file of one of them")
     rows = result.get("rows") if isinstance(result, dict) else None
+    if isinstance(rows, dict) and model not in rows:
+        raise DataError(f"{path}: no rows of {model!r}", f"it has: {', '.join(rows)}")
+    rows = rows[model] if isinstance(rows, dict) else rows
     if not isinstance(rows, str):
         raise DataError(f"{path}: names no rows file", "a result of rmtrain eval or rewardbench does, under `rows`")
     # the run folder may have been moved since

@@ -12,12 +12,13 @@ from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.errors import DataError
 from rmtrain.evaluation.alignment_gap import GapRows, measure_gap
+from rmtrain.evaluation.compare import ROWS_SUFFIX, ModelRef
 from rmtrain.evaluation.rater_shares import AlphaSource, find_alpha
-from rmtrain.evaluation.results import ScoredRow
-from rmtrain.evaluation.splits import score_once
-from rmtrain.files import write_json
+from rmtrain.evaluation.results import ScoredRow, write_rows
+from rmtrain.evaluation.splits import score_once, write_beside
+from rmtrain.files import write_json, writing
 from rmtrain.model.devices import process_state
-from rmtrain.model.weights import fingerprint_read
+from rmtrain.model.weights import fingerprint_of, fingerprint_read
 from rmtrain.scoring.implicit import PolicyScorer
 from rmtrain.scoring.kinds import open_scorer
 from rmtrain.scoring.scorer import Scorer, ScorerInfo, ScorerRequest
@@ -55,6 +56,9 @@ class GapTask:
         alpha: where the share of raters comes from.
         betas: KL coefficients of the ideal policies.
         dpo_beta: that the policy was trained with.
+        name: of the policy and the data, for the results of the reward models.
+        rows_folder: of the rows of this data, by whichever model.
+        gold: the reward model whose rewards are the graded scores; None: those of the rows.
         tokens_per_batch: maximum tokens per forward pass; None leaves it to each scorer.
     """
 
@@ -63,17 +67,22 @@ class GapTask:
     alpha: AlphaSource
     betas: tuple[float, ...]
     dpo_beta: float
+    name: str
+    rows_folder: Path
+    gold: str | None = None
     tokens_per_batch: int | None = None
 
 
 def evaluate_gap(
     policies: Mapping[str, PolicyScorer],
-    reward_models: Mapping[str, ScorerRequest],
+    reward_models: Mapping[str, ModelRef],
     task: GapTask,
     folder: Path,
     display: Display,
 ) -> dict[str, Any]:
     """Score the groups by every model and measure the gap, as `gap --json` gives it; writes `gap.json` and rows files.
+
+    Each reward model's own folder of results gets the result and its rows too.
 
     Args:
         policies: of `open_policies`.
@@ -87,10 +96,13 @@ def evaluate_gap(
         DataError: no group could be scored by all models.
     """
     split = task.split
-    scored = score_all(policies, reward_models, split, task.tokens_per_batch, folder, display)
+    scored = score_all(policies, reward_models, task, display)
     rows = {group.id: task.source_rows[place] for group, place in zip(split.groups, split.rows, strict=True)}
     alpha = find_alpha(task.alpha, scored.groups, rows, scored.rows.reward_models)
-    figures = measure_gap(scored.rows, alpha, task.betas, task.dpo_beta, [group.scores for group in scored.groups])
+    scores: list[Sequence[float] | None] = [group.scores for group in scored.groups]
+    if task.gold is not None:
+        scores = [row.rewards for row in scored.rows.reward_models[task.gold]]
+    figures = measure_gap(scored.rows, alpha, task.betas, task.dpo_beta, scores, task.gold)
     result = {
         **figures.to_json(),
         "refused": scored.refused,
@@ -102,8 +114,19 @@ def evaluate_gap(
         "rows": scored.paths,
     }
     if process_state().is_main_process:
-        write_json(folder / "gap.json", result)
+        _write(folder / "gap.json", result)
+        for name, ref in reward_models.items():
+            path = ref.results / "gap" / f"{task.name}{ROWS_SUFFIX}"
+            own = {"ckpt": name, **scored.infos[name].record(), "rows": str(path)}
+            _write(path.with_name(f"{task.name}.json"), result | own)
+            write_rows(path, scored.rows.reward_models[name])
     return result
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
 
 
 def open_policies(request: ScorerRequest, plain_text: bool) -> dict[str, PolicyScorer]:
@@ -124,12 +147,13 @@ def open_policies(request: ScorerRequest, plain_text: bool) -> dict[str, PolicyS
     assert both is not None  # the options say that it is a policy
     renderer = _plain_text(both.renderer) if plain_text else both.renderer
     alone = {}
-    for index, (name, files, dtype) in enumerate(zip(("policy", "reference"), both.models, both.dtypes, strict=False)):
-        fingerprint = fingerprint_read(both.info.fingerprint, index, plain_text)
+    for name, files, dtype in zip(("policy", "reference"), both.models, both.dtypes, strict=False):
+        weights = fingerprint_of(files.folder)
         info = replace(
             both.info,
             where=files.name,
-            fingerprint=fingerprint,
+            fingerprint=fingerprint_read(weights, "sum", dtype, both.info.max_length, str(renderer.contract())),
+            weights=weights,
             dtype=dtype,
             rendering=renderer.contract(),
             renderer=renderer,
@@ -147,25 +171,27 @@ def _plain_text(renderer: Renderer) -> Renderer:
 
 def score_all(
     policies: Mapping[str, PolicyScorer],
-    reward_models: Mapping[str, ScorerRequest],
-    split: SplitData,
-    tokens_per_batch: int | None,
-    folder: Path,
+    reward_models: Mapping[str, ModelRef],
+    task: GapTask,
     display: Display,
 ) -> ScoredGroups:
     """Score the groups of a split by every model, one model in memory at a time, and write their rows files.
 
-    A rows file of the same data and the same scorer is read instead of being made again, and a scoring that was
-    interrupted continues, so the command can be stopped at any time.
+    A rows file of the same data and the same scorer is read instead of being made again, whatever it was made for: the
+    reference of one policy, or a reward model beside another. A scoring that was interrupted continues.
 
     Raises:
         DataError: no group could be scored by all models.
         RunFailedError, WriteError: as `score_rows`.
     """
-    scored: dict[str, dict[str, ScoredRow]] = {}
+    split, scored = task.split, dict[str, dict[str, ScoredRow]]()
     infos, paths = dict[str, ScorerInfo](), dict[str, str]()
     for name, scorer in _opened(policies, reward_models, display):
-        found = score_once(scorer, name, split, tokens_per_batch, folder, display)
+        if name == task.gold:
+            scorer.info.require_rewards("the gold of a gap")
+        found = score_once(scorer, scorer.info.where, split, task.tokens_per_batch, task.rows_folder, display)
+        if process_state().is_main_process:
+            write_beside(scorer, found.path, name, split.origin)
         scored[name] = {row.id: row for row in found.rows}
         infos[name], paths[name] = scorer.info, str(found.path)
     groups = [group for group in split.groups if all(group.id in rows for rows in scored.values())]
@@ -178,12 +204,12 @@ def score_all(
 
 
 def _opened(
-    policies: Mapping[str, PolicyScorer], reward_models: Mapping[str, ScorerRequest], display: Display
+    policies: Mapping[str, PolicyScorer], reward_models: Mapping[str, ModelRef], display: Display
 ) -> Iterator[tuple[str, Scorer]]:
     """Every scorer by name; a reward model is loaded when it is its turn."""
     yield from policies.items()
-    for name, request in reward_models.items():
-        scorer = open_scorer(request)
+    for name, ref in reward_models.items():
+        scorer = open_scorer(ref.request)
         for note in scorer.info.notes:
             display.note(note)
         yield name, scorer

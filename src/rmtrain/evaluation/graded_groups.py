@@ -145,7 +145,7 @@ def _chooser(
     fit = fit_best_of_n([point.value - curve[0].value for point in curve])
     return Chooser(
         score=_mean(score, clusters),
-        share=_share(score - random, best - random, clusters),
+        share=share_of_sums(score - random, best - random, clusters),
         curve=curve,
         fit={"alpha": fit.alpha, "beta": fit.beta, "peak_kl": fit.peak_kl} if fit else None,
     )
@@ -160,8 +160,8 @@ def _mean(values: Floats, clusters: Labels) -> Mean:
     return Mean(float(values.mean()), interval.low, interval.high, len(values))
 
 
-def _share(gains: Floats, possible: Floats, clusters: Labels) -> Mean | None:
-    """Ratio of the sums, so that a group counts by what there is to gain in it."""
+def share_of_sums(gains: Floats, possible: Floats, clusters: Labels) -> Mean | None:
+    """Ratio of the sums, so that a group counts by what there is to gain in it; None where that is nothing."""
     if possible.sum() <= 0:
         return None
     _, places = np.unique(clusters, return_inverse=True)

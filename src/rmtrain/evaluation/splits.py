@@ -213,8 +213,14 @@ def evaluate_benchmark(
 def score_target(scorer: Scorer, target: Target, path: Path, tokens_per_batch: int, display: Display) -> None:
     """Score the rows of a comparison: writes them, and beside them the result that says what they are."""
     score_rows(scorer, target.name, target.groups, tokens_per_batch, path, display)
-    what = {"benchmark": target.benchmark} if target.benchmark is not None else {"split": target.name}
-    result = {"ckpt": scorer.info.where, **what, **scorer.info.record()}
     if process_state().is_main_process:
-        beside = path.with_name(f"{path.name.removesuffix(ROWS_SUFFIX)}.json")
-        write_json(beside, {**result, "data": dict(target.origin), "rows": str(path)})
+        write_beside(scorer, path, target.name, target.origin, target.benchmark)
+
+
+def write_beside(
+    scorer: Scorer, path: Path, name: str, origin: Mapping[str, Any], benchmark: str | None = None
+) -> None:
+    """Write the result that says which rows a rows file holds, and what scored them; it has no figures."""
+    what = {"benchmark": benchmark} if benchmark is not None else {"split": name}
+    result = {"ckpt": scorer.info.where, **what, **scorer.info.record(), "data": dict(origin), "rows": str(path)}
+    write_json(path.with_name(f"{path.name.removesuffix(ROWS_SUFFIX)}.json"), result)

@@ -1,5 +1,6 @@
 """The model card, `README.md` beside the weights."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 from markupsafe import Markup
 
 from rmtrain.errors import CheckpointError
-from rmtrain.files import write_atomic
+from rmtrain.files import read_bytes, write_atomic
 from rmtrain.model.portable import serve_command
 from rmtrain.places import name_only, without_places
 from rmtrain.recipe.yaml12 import dump_values
 from rmtrain.reporting.averages import average_tables
 from rmtrain.reporting.data_report import check_tables, entry_tables
+from rmtrain.reporting.gap import gap_summary
 from rmtrain.reporting.metadata import HUB_ID, front_matter, is_dataset_id, sources
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, training_lines, version_text
@@ -23,6 +25,7 @@ from rmtrain.reporting.tables import benchmark_tables, split_tables
 from rmtrain.reporting.text import block, count, markdown, plain, python_literal, render
 
 NAME = "README.md"
+_MARK = "\n<!-- as written by rmtrain: "
 _UNFENCED = ("`", "<", ">", "](")  # escaped in the recipe's fence, since some readers ignore fences
 
 
@@ -38,8 +41,28 @@ def write_model_card(run: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{run} has no final model", "finish the run with `rmtrain train --resume`")
     path = folder / NAME
-    write_atomic(path, _card(record, adapter=(folder / "adapter_config.json").exists()))
+    write_atomic(path, _marked(_card(record, adapter=(folder / "adapter_config.json").exists())))
     return path
+
+
+def refresh_model_card(run: Path) -> bool:
+    """Write a run's card anew after its results have changed; False if someone has edited it, and then nothing is done.
+
+    Raises:
+        CheckpointError, OSError: as `write_model_card`.
+    """
+    path = run / "final" / NAME
+    if path.exists():
+        text, _, mark = read_bytes(path).decode(errors="replace").rpartition(_MARK)
+        if _marked(text) != f"{text}{_MARK}{mark}":
+            return False
+    write_model_card(run)
+    return True
+
+
+def _marked(card: str) -> str:
+    """A card with a digest of itself, by which an edited one is recognised."""
+    return f"{card}{_MARK}{hashlib.sha256(card.encode()).hexdigest()[:16]} -->\n"
 
 
 def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, Any]) -> Path:
@@ -59,7 +82,7 @@ def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, An
     else:
         record = replace(read_run(run, with_rows=False), sidecar=sidecar)
     path = folder / NAME
-    write_atomic(path, _card(record, adapter=(folder / "adapter_config.json").exists()))
+    write_atomic(path, _marked(_card(record, adapter=(folder / "adapter_config.json").exists())))
     return path
 
 
@@ -83,6 +106,7 @@ def _card(record: RunRecord, adapter: bool) -> str:
         "exported": exported,
         "averaged": average_tables(without_places(averaged, _name_only)) if averaged else [],
         "serve": Markup(serve_command(".", dtype if dtype in ("bfloat16", "float16") else "float32")),
+        "gaps": [gap_summary(record.gaps)] if record.gaps else [],
         "results": [
             *split_tables(list(record.splits.values())),
             *(table for result in record.benchmarks.values() for table in benchmark_tables(result)),

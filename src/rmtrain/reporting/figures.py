@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rmtrain.evaluation.gap_figures import Bar
 from rmtrain.metrics.calibration import ReliabilityBin
 from rmtrain.metrics.intervals import wilson_interval
 from rmtrain.metrics.rankings import Floats
@@ -46,6 +47,14 @@ class Image(NamedTuple):
 
     source: str  # a data URI
     description: str  # its alternative text
+
+
+class Figure(NamedTuple):
+    """An image with its caption."""
+
+    title: str
+    caption: str
+    image: Image
 
 
 class Curve(NamedTuple):
@@ -170,16 +179,16 @@ def gap_over_beta(ideal: Mapping[str, tuple[float, float]], policy: tuple[float,
         return _image(figure, "ranking accuracy of the ideal policy and of the policy over beta")
 
 
-def log_ratio_histogram(bars: Sequence[Mapping[str, float]]) -> Image:
+def log_ratio_histogram(bars: Sequence[Bar]) -> Image:
     """How many preferences have which log-ratio; those that the policy ranks wrong stand on top in another colour.
 
     Args:
-        bars: with `low`, `high`, `right` and `wrong`, of one width.
+        bars: of one width; at least one.
     """
     with _style():
         figure, axes = _new_figure()
-        lefts, right, wrong = ([bar[key] for bar in bars] for key in ("low", "right", "wrong"))
-        width = 0.92 * (bars[0]["high"] - bars[0]["low"])
+        lefts, right, wrong = [bar.low for bar in bars], [bar.right for bar in bars], [bar.wrong for bar in bars]
+        width = 0.92 * (bars[0].high - bars[0].low)
         axes.bar(lefts, right, width=width, align="edge", color=_FIRST, label="policy right")
         axes.bar(lefts, wrong, width=width, align="edge", color=_SECOND, bottom=right, label="policy wrong")
         axes.axvline(0, color=_INK, linewidth=0.8)

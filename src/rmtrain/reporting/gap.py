@@ -1,134 +1,195 @@
-"""The alignment gap as tables, for the terminal and documents, and as a page with figures."""
+"""The alignment gap as tables, for the terminal and documents, and with figures, for pages."""
 
-from collections.abc import Mapping
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
+from rmtrain.evaluation.gap_figures import Accuracy, Difference, GapFigures, GapResult, RewardModelFigures
+from rmtrain.evaluation.graded_groups import Choices, Mean, Ranking
 from rmtrain.files import write_atomic
 from rmtrain.places import name_only
-from rmtrain.reporting.figures import best_of_n_curves, gap_over_beta, log_ratio_histogram
-from rmtrain.reporting.report import Figure
+from rmtrain.reporting.figures import Figure, best_of_n_curves, gap_over_beta, log_ratio_histogram
 from rmtrain.reporting.table import Table, to_html
-from rmtrain.reporting.text import MISSING, count, decimal, interval, percent, plain, points, render
-
-_MODELS = {"policy": "policy", "reference": "reference", "implicit": "implicit reward"}
-Result = Mapping[str, Any]  # of `gap --json`
+from rmtrain.reporting.text import MISSING, count, dash, decimal, interval, percent, plain, points, render
 
 
-def gap_tables(result: Result) -> list[Table]:
+class ShownGap(NamedTuple):
+    """A result as a page shows it."""
+
+    title: str
+    lead: str
+    figures: list[Figure]
+    tables: list[Table]
+
+
+def gap_tables(result: GapResult) -> list[Table]:
     """The result of `rmtrain gap` as tables, those that have nothing to say left out."""
-    made = (_accuracies, _gaps, _reward_models, _flips, _rankings, _best_of_n)
-    return [table for make in made if (table := make(result)) is not None]
+    of = result.figures
+    made = [_accuracies(result), _gaps(of.gap), _reward_models(of.reward_models), _flips(of)]
+    made += [_rankings(of.ranking), _best_of_n(of.best_of_n, of.gold)]
+    return [table for table in made if table is not None]
 
 
-def _accuracies(result: Result) -> Table:
-    shown = [(label, result[key]) for key, label in _MODELS.items() if result[key]]
-    shown += [(name_only(name), {**figures, "normalised": {}}) for name, figures in result["reward_models"].items()]
-    shown += [(f"ideal, beta {beta}", figures) for beta, figures in result["idealised"].items()]
+def gap_summary(results: Sequence[GapResult]) -> Table:
+    """One row a result, in per cent: of the policy, of its ideal, and of the reward model that the result lies with."""
+    rows = []
+    for result in results:
+        of, names = result.figures, (result.setting.models["policy"].where, result.setting.data.source)
+        ideal = [points(median(accuracies), 1) for accuracies in ideal_accuracies(of)]
+        own = of.reward_models.get(result.setting.ckpt or "")
+        minus = (own.beside_policy, own.minus_policy_normalised) if own else (None, None)
+        ours = (points(own.accuracy, 1), dash(own.low, own.high, 1)) if own else (MISSING, MISSING)
+        policy = (points(each, 1) for each in _both(of.policy))
+        differences = [" (".join(_with_signs(each)) + ")" for each in minus]
+        rows.append((" on ".join(map(name_only, names)), count(of.n), *policy, *ideal, *ours, *differences))
+    columns = (
+        "policy and rows",
+        "n",
+        "R",
+        "R~",
+        "R*",
+        "R~*",
+        "this reward model",
+        "95 % interval",
+        "minus R",
+        "minus R~",
+    )
+    return Table(columns, rows)
+
+
+def ideal_accuracies(of: GapFigures) -> tuple[list[float], list[float]]:
+    """Accuracies of the ideal policy over beta, summed and length-normalised."""
+    summed, means = zip(*map(_both, of.idealised.values()), strict=True)
+    return list(summed), list(means)
+
+
+def _accuracies(result: GapResult) -> Table:
+    of = result.figures
+    named = {"policy": of.policy, "reference": of.reference, "implicit reward": of.implicit}
+    shown: dict[str, Accuracy | RewardModelFigures] = {label: each for label, each in named.items() if each}
+    shown |= {name_only(name): each for name, each in of.reward_models.items()}
+    shown |= {f"ideal, beta {beta}": each for beta, each in of.idealised.items()}
     notes = [
-        f"{count(result['n'])} preferences of {count(result['groups'])} groups. A tie counts 1/2; intervals are 95 %, "
+        f"{count(of.n)} preferences of {count(of.groups)} groups. A tie counts 1/2; intervals are 95 %, "
         "clustered by prompt. Length-normalised: by the mean log-probability of a token.",
-        f"Ideal: the optimum of the objective, from the {result['ideal_of']}, with alpha {result['alpha']}.",
+        f"Ideal: the optimum of the objective, from the {of.ideal_of}, with alpha {of.alpha}.",
+        _text_of(result),
     ]
-    if result["circular_for"]:
-        notes.append(
-            f"alpha comes from {name_only(result['circular_for'])}: its figures beside the ideal's are circular."
-        )
+    if of.circular_for:
+        notes.append(f"alpha comes from {name_only(of.circular_for)}: its figures beside the ideal's are circular.")
     for number, what in (
-        (result["identical"], "preferences are between completions of the same tokens: ties of every model"),
-        (result["refused"], "rows are left out, since a chat template refuses them"),
+        (of.identical, "preferences are between completions of the same tokens: ties of every model"),
+        (result.setting.refused, "rows are left out, since a chat template refuses them"),
     ):
         notes += [f"{count(number)} {what}."] if number else []
-    rows = [(label, *_with_interval(of), count(of["n"]), *_with_interval(of["normalised"])) for label, of in shown]
+    rows = [
+        (label, *_with_interval(each), count(each.n), *_with_interval(getattr(each, "normalised", None)))
+        for label, each in shown.items()
+    ]
     columns = ("ranking accuracy", "accuracy", "95 % interval", "n", "length-normalised", "95 % interval")
     return Table(columns, rows, notes=notes)
 
 
-def _gaps(result: Result) -> Table | None:
+def _text_of(result: GapResult) -> str:
+    """How the policy's tokens were made."""
+    policy = result.setting.models["policy"]
+    if policy.plain_text:
+        return "Text: prompt, blank and completion after BOS, without a chat template or an end token."
+    digest = policy.rendering.chat_template_sha256
+    named = f" (SHA-256 {digest[:16]})" if digest else ""
+    return f"Text: the policy's chat template{named}, with its end token."
+
+
+def _gaps(gaps: Mapping[str, Difference]) -> Table | None:
     rows = [
-        (beta if beta == "median" else f"beta {beta}", *_with_signs(gap), *_with_signs(gap["normalised"]))
-        for beta, gap in result["gap"].items()
+        (beta if beta == "median" else f"beta {beta}", *_with_signs(gap), *_with_signs(gap.normalised))
+        for beta, gap in gaps.items()
     ]
     columns = ("ideal minus policy, points", "gap", "95 % interval", "length-normalised", "95 % interval")
     return Table(columns, rows, bold={len(rows) - 1}) if rows else None
 
 
-def _reward_models(result: Result) -> Table | None:
-    rows = []
-    for name, of in result["reward_models"].items():
-        policy = {"difference": of["minus_policy"], "low": of["minus_low"], "high": of["minus_high"]}
-        policy["mcnemar_p"] = of["mcnemar_p"]
+def _reward_models(reward_models: Mapping[str, RewardModelFigures]) -> Table | None:
+    rows = list[tuple[str, ...]]()
+    known = any(each for of in reward_models.values() for each in (of.closed, of.closed_normalised))
+    for name, of in reward_models.items():
         pairs = (
-            ("the policy", policy),
-            ("the policy, length-normalised", of["minus_policy_normalised"]),
-            ("the ideal at the median beta", of["minus_ideal"]),
-            ("the same, length-normalised", of["minus_ideal_normalised"]),
+            ("policy", of.beside_policy, of.closed),
+            ("policy, normalised", of.minus_policy_normalised, of.closed_normalised),
+            ("ideal", of.minus_ideal, None),
+            ("ideal, normalised", of.minus_ideal_normalised, None),
         )
-        rows += [(name_only(name), other, *_with_signs(minus), f"{minus['mcnemar_p']:.2g}") for other, minus in pairs]
-    columns = ("reward model", "minus", "points", "95 % interval", "McNemar p")
-    return Table(columns, rows, texts=2) if rows else None
+        rows += [
+            (name_only(name), other, *_with_signs(minus), f"{minus.mcnemar_p:.2g}", *([_share(closed)] * known))
+            for other, minus, closed in pairs
+        ]
+    columns = ("reward model", "minus", "points", "95 % interval", "McNemar p", *(["closes"] * known))
+    notes = ["Ideal: at the median beta."]
+    if known:
+        notes.append(
+            "Closes: (reward model - policy) / (ideal - policy), with its 95 % interval; n/a where the interval of the "
+            "gap reaches 0."
+        )
+    return Table(columns, rows, texts=2, notes=notes) if rows else None
 
 
-def _flips(result: Result) -> Table | None:
-    flips, bound = result["flips"], result["loss_bound"]
-    if not flips:
+def _flips(of: GapFigures) -> Table | None:
+    flips, bound, rate, change = of.flips, of.loss_bound, of.flip_rate_interval, of.minus_reference
+    if flips is None or bound is None or rate is None:
         return None
     rows = [
-        ("reference right", count(flips["both"]), count(flips["only_reference"])),
-        ("reference wrong", count(flips["only_policy"]), count(flips["neither"])),
+        ("reference right", count(flips.both), count(flips.only_reference)),
+        ("reference wrong", count(flips.only_policy), count(flips.neither)),
     ]
-    rate = result["flip_rate_interval"]
     notes = [
-        f"Flip rate: {percent(result['flip_rate'])} (95 % interval {interval(rate['low'], rate['high'])}) of the "
-        f"{count(rate['n'])} preferences that the reference ranks wrong; ties are left out: {count(flips['ties'])}.",
-        f"Theorem 4.1, at beta {bound['beta']:g}: of those {count(bound['n'])}, the DPO loss of "
-        f"{count(bound['at_or_below'])} is at or below the bound under which the policy ranks them right, and of "
-        f"{count(bound['above'])} above it; of these, the implicit reward ranks "
-        f"{count(bound['above_though_learnt'])} right. Median bound {decimal(bound['median_bound'])}, median loss "
-        f"{decimal(bound['median_loss'])} nats (0.693 before training).",
+        f"Flip rate: {percent(of.flip_rate)} (95 % interval {interval(rate.low, rate.high)}) of the "
+        f"{count(rate.n)} preferences that the reference ranks wrong; ties are left out: {count(flips.ties)}.",
+        f"Theorem 4.1, at beta {bound.beta:g}: of those {count(bound.n)}, the DPO loss of "
+        f"{count(bound.at_or_below)} is at or below the bound under which the policy ranks them right, and of "
+        f"{count(bound.above)} above it; of these, the implicit reward ranks "
+        f"{count(bound.above_though_learnt)} right. Median bound {decimal(bound.median_bound)}, median loss "
+        f"{decimal(bound.median_loss)} nats (0.693 before training).",
     ]
+    if change is not None:
+        (summed, ends), (mean, mean_ends) = _with_signs(change), _with_signs(change.normalised)
+        notes.append(
+            f"Policy minus reference: {summed} points (95 % interval {ends}); length-normalised {mean} ({mean_ends})."
+        )
     return Table(("preferences", "policy right", "policy wrong"), rows, notes=notes)
 
 
-def _rankings(result: Result) -> Table | None:
-    if not result["ranking"]:
+def _rankings(ranking: Mapping[str, Ranking]) -> Table | None:
+    if not ranking:
         return None
-    figures = (("exact_match", percent), ("tau_b", decimal), ("ndcg", decimal), ("top1", percent))
-    labels = {"exact_match": "exact match", "tau_b": "tau-b", "ndcg": "NDCG", "top1": "top-1"}
-    rows = [
-        (name_only(name), labels[key], *_mean(of[key], shown), count(of[key]["n"]))
-        for name, of in result["ranking"].items()
-        for key, shown in figures
-        if of[key]
-    ]
-    chance = next(iter(result["ranking"].values()))["chance"]
+    rows = []
+    for name, of in ranking.items():
+        figures = (
+            ("exact match", of.exact_match, percent),
+            ("tau-b", of.tau_b, decimal),
+            ("NDCG", of.ndcg, decimal),
+            ("top-1", of.top1, percent),
+        )
+        rows += [(name_only(name), label, *_mean(mean, shown), count(mean.n)) for label, mean, shown in figures if mean]
+    chance = next(iter(ranking.values())).chance
     notes = ["These figures are means over groups with graded scores, not over pairs."]
     if chance is not None:
         notes.append(f"Exact match of the whole ranking, where all scores differ; by chance {chance:.2g} (1/K!).")
     return Table(("whole groups", "figure", "value", "95 % interval", "groups"), rows, texts=2, notes=notes)
 
 
-def _best_of_n(result: Result) -> Table | None:
-    best = result["best_of_n"]
-    if not best:
+def _best_of_n(best: Choices | None, gold: str | None) -> Table | None:
+    if best is None:
         return None
-    rows: list[tuple[object, ...]] = [("at random", *_mean(best["random"], decimal), MISSING, MISSING, MISSING)]
-    for name, of in best["choosers"].items():
-        peak = of["fit"]["peak_kl"] if of["fit"] else None
-        rows.append(
-            (
-                name_only(name),
-                *_mean(of["score"], decimal),
-                *_mean(of["share"], percent),
-                decimal(peak, 2),
-            )
-        )
-    rows.append(("the best one", *_mean(best["best"], decimal), MISSING, MISSING, MISSING))
-    notes = [
-        f"Mean score of the completion chosen among all of a group, over {count(best['groups'])} groups; share of the "
+    rows: list[tuple[object, ...]] = [("at random", *_mean(best.random, decimal), MISSING, MISSING, MISSING)]
+    for name, of in best.choosers.items():
+        peak = of.fit["peak_kl"] if of.fit else None
+        rows.append((name_only(name), *_mean(of.score, decimal), *_mean(of.share, percent), decimal(peak, 2)))
+    rows.append(("the best one", *_mean(best.best, decimal), MISSING, MISSING, MISSING))
+    notes = [] if gold is None else [f"The scores are the rewards of {name_only(gold)}."]
+    notes += [
+        f"Mean score of the completion chosen among all of a group, over {count(best.groups)} groups; share of the "
         "possible gain: from a random choice to the best one. Peak: the KL, in nats, at which the fit of "
         "arXiv 2210.10760 to the best-of-N curve is the highest, where it has a maximum.",
     ]
@@ -136,77 +197,73 @@ def _best_of_n(result: Result) -> Table | None:
     return Table(columns, rows, notes=notes)
 
 
-def write_page(path: Path, result: Result) -> Path:
+def shown_gap(result: GapResult) -> ShownGap:
+    """The result with its figures."""
+    of, models = result.figures, result.setting.models
+    source = name_only(result.setting.data.source)
+    lead = f"On {source}, {count(of.n)} preferences of {count(of.groups)} groups."
+    if reference := models.get("reference"):
+        lead += f" Reference: {name_only(reference.where)}."
+    title = f"Alignment gap of {name_only(models['policy'].where)}"
+    return ShownGap(title, lead, _figures(of), gap_tables(result))
+
+
+def write_page(path: Path, result: GapResult) -> Path:
     """Write the page of one result: its tables and figures in a file that needs no other.
 
     Raises:
         WriteError: the file can't be written.
     """
-    values = {
-        "result": result,
-        "tables": [to_html(table) for table in gap_tables(result)],
-        "figures": _figures(result),
-        "style": style_of_reports(),
-    }
-    write_atomic(path, render("gap.html.j2", plain, values, {"name_only": name_only}))
+    write_atomic(path, render("gap.html.j2", plain, {"shown": shown_gap(result)}, {"to_html": to_html}))
     return path
 
 
-def style_of_reports() -> Markup:
-    """The style sheet of the run's report."""
-    page = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    return Markup(page[page.index("<style>") : page.index("</style>") + len("</style>")])
-
-
-def _figures(result: Result) -> list[Figure]:
+def _figures(of: GapFigures) -> list[Figure]:
     made = []
-    if result["n"]:
-        ideal = {beta: (of["accuracy"], of["normalised"]["accuracy"]) for beta, of in result["idealised"].items()}
-        policy = result["policy"]["accuracy"], result["policy"]["normalised"]["accuracy"]
-        made.append(
-            Figure(
-                "Gap over beta",
-                f"Ranking accuracy of the ideal policy at each beta (lines) and of the policy (dashed). "
-                f"n = {count(result['n'])} preferences.",
-                gap_over_beta(ideal, policy),
-            )
+    if of.n:
+        ideal = {beta: _both(each) for beta, each in of.idealised.items()}
+        caption = "Ranking accuracy of the ideal policy at each beta (lines) and of the policy (dashed)."
+        image = gap_over_beta(ideal, _both(of.policy))
+        made.append(Figure("Gap over beta", f"{caption} n = {count(of.n)} preferences.", image))
+    if of.log_ratios:
+        caption = (
+            "log-probability of the better completion less that of the worse, in nats; preferences that the policy "
+            f"ranks wrong are marked. n = {count(of.n)}."
         )
-        made.append(
-            Figure(
-                "Log-ratio of the reference" if result["ideal_of"] == "reference" else "Log-ratio of the policy",
-                "log-probability of the better completion less that of the worse, in nats; preferences that the policy "
-                f"ranks wrong are marked. n = {count(result['n'])}.",
-                log_ratio_histogram(result["log_ratios"]),
-            )
-        )
-    if best := result["best_of_n"]:
-        names = [name for name in best["choosers"] if name in result["reward_models"]]
+        made.append(Figure(f"Log-ratio of the {of.ideal_of}", caption, log_ratio_histogram(of.log_ratios)))
+    if best := of.best_of_n:
+        names = [name for name in best.choosers if name in of.reward_models]
         labels = {name: f"reward model {number}" for number, name in enumerate(names, start=1)}
-        curves = {"best": best["best_curve"]}
-        curves |= {labels.get(name, name): of["curve"] for name, of in best["choosers"].items()}
+        curves = {"best": best.best_curve}
+        curves |= {labels.get(name, name): chooser.curve for name, chooser in best.choosers.items()}
         named = "".join(f" {label.capitalize()}: {name_only(name)}." for name, label in labels.items())
-        made.append(
-            Figure(
-                "Best of N",
-                f"Mean score of the completion chosen among N, against KL = ln N - (N - 1) / N. n = "
-                f"{count(best['groups'])} groups.{named}",
-                best_of_n_curves(best["kl"], {label: [p["value"] for p in of] for label, of in curves.items()}),
-            )
-        )
+        caption = "Mean score of the completion chosen among N, against KL = ln N - (N - 1) / N."
+        image = best_of_n_curves(best.kl, {label: [p.value for p in points] for label, points in curves.items()})
+        made.append(Figure("Best of N", f"{caption} n = {count(best.groups)} groups.{named}", image))
     return made
 
 
-def _with_interval(figures: Mapping[str, Any]) -> tuple[str, str]:
-    return percent(figures.get("accuracy")), interval(figures.get("low"), figures.get("high"))
+def _both(of: Accuracy) -> tuple[float, float]:
+    summed, mean = (nan if each is None or each.accuracy is None else each.accuracy for each in (of, of.normalised))
+    return summed, mean
 
 
-def _with_signs(figures: Mapping[str, Any]) -> tuple[str, str]:
-    low, high = points(figures["low"], 1, "+"), points(figures["high"], 1, "+")
-    return points(figures["difference"], 1, "+"), f"{low} to {high}"
+def _with_interval(of: Accuracy | RewardModelFigures | None) -> tuple[str, str]:
+    return (percent(of.accuracy), interval(of.low, of.high)) if of else (MISSING, MISSING)
 
 
-def _mean(figures: Mapping[str, Any] | None, shown: Any) -> tuple[str, str]:
-    if not figures:
+def _with_signs(of: Difference | None) -> tuple[str, str]:
+    if of is None:
         return MISSING, MISSING
-    low, high = shown(figures["low"]), shown(figures["high"])
-    return shown(figures["value"]), f"{low.removesuffix(' %')} to {high}"
+    return points(of.difference, 1, "+"), f"{points(of.low, 1, '+')} to {points(of.high, 1, '+')}"
+
+
+def _share(of: Mean | None) -> str:
+    return f"{percent(of.value, 0)} ({interval(of.low, of.high, 0)})" if of else MISSING
+
+
+def _mean(of: Mean | None, shown: Any) -> tuple[str, str]:
+    if of is None:
+        return MISSING, MISSING
+    low, high = shown(of.low), shown(of.high)
+    return shown(of.value), f"{low.removesuffix(' %')} to {high}"

@@ -10,6 +10,7 @@ import yaml
 
 from rmtrain.documents import LogLine, Result, parse_json, sound
 from rmtrain.errors import DataError, RmtrainError
+from rmtrain.evaluation.gap_figures import GapResult
 from rmtrain.evaluation.results import ScoredRow, read_rows
 from rmtrain.files import read_bytes, read_text
 from rmtrain.runs import read_manifest
@@ -31,6 +32,7 @@ class RunRecord:
         splits: results of `eval` by split.
         rows: scored rows by split, if they match the result.
         benchmarks: results of `rewardbench` by benchmark.
+        gaps: results of `gap` that judged the run's model.
         notes: a sentence for each missing or damaged file.
     """
 
@@ -43,6 +45,7 @@ class RunRecord:
     splits: dict[str, Result] = field(default_factory=dict)
     rows: dict[str, list[ScoredRow]] = field(default_factory=dict)
     benchmarks: dict[str, Result] = field(default_factory=dict)
+    gaps: list[GapResult] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
     @property
@@ -87,6 +90,7 @@ def read_run(folder: Path, with_rows: bool = True) -> RunRecord:
         splits={name: {**splits[name], "split": name} for name in sorted(splits, key=_rank)},
         rows=_read_rows(folder, splits, notes) if with_rows else {},
         benchmarks=_read_results(folder, "rewardbench", notes),
+        gaps=_read_gaps(folder, notes),
         notes=tuple(notes),
     )
 
@@ -121,6 +125,17 @@ def _read_results(folder: Path, place: str, notes: list[str]) -> dict[str, Resul
             notes += [f"{place}/{path.name}: {fault}; this figure is left out." for fault in faults]
             results[path.stem] = result
     return results
+
+
+def _read_gaps(folder: Path, notes: list[str]) -> list[GapResult]:
+    gaps = []
+    for path in sorted((folder / "gap").glob("*.json")):
+        if value := _read(folder, f"gap/{path.name}", parse_json, notes):
+            try:
+                gaps.append(GapResult.from_json(value))
+            except DataError as error:
+                notes.append(f"gap/{path.name}: {error.message}; this result is left out.")
+    return gaps
 
 
 def _read_metrics(folder: Path, notes: list[str]) -> tuple[list[LogLine], list[LogLine]]:

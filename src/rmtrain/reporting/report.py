@@ -13,7 +13,8 @@ from rmtrain.metrics.calibration import reliability_bins
 from rmtrain.metrics.intervals import effective_size
 from rmtrain.metrics.rankings import credits_of
 from rmtrain.reporting.data_report import check_tables, entry_tables, ledger_table
-from rmtrain.reporting.figures import POINTS, Curve, Image, curves, gap_histogram, reliability_diagram
+from rmtrain.reporting.figures import POINTS, Curve, Figure, curves, gap_histogram, reliability_diagram
+from rmtrain.reporting.gap import shown_gap
 from rmtrain.reporting.metadata import sources
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, run_lines, training_lines
@@ -24,14 +25,6 @@ from rmtrain.reporting.text import block, count, decimal, interval, is_figure, p
 
 NAME = "report.html"
 _HEADLINE_SPLITS = ("test", "validation")  # the first scored one opens the report
-
-
-class Figure(NamedTuple):
-    """An image with its caption."""
-
-    title: str
-    caption: str
-    image: Image
 
 
 class Benchmark(NamedTuple):
@@ -86,6 +79,7 @@ def _render(record: RunRecord) -> str:
             if any(row.preferences for row in record.rows.get(name, []))
         ],
         "benchmarks": [_benchmark(result) for result in record.benchmarks.values()],
+        "gaps": [shown_gap(result) for result in record.gaps],
     }
     return render("report.html.j2", plain, values, {"to_html": to_html})
 

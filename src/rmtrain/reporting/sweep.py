@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rmtrain.files import write_atomic
-from rmtrain.reporting.figures import Curve, Spot, setting_curves, setting_spots
-from rmtrain.reporting.gap import style_of_reports
+from rmtrain.reporting.figures import Curve, Figure, Spot, setting_curves, setting_spots
 from rmtrain.reporting.record import read_run
-from rmtrain.reporting.report import Figure
 from rmtrain.reporting.table import Interval, Table, to_html
 from rmtrain.reporting.text import MISSING, count, decimal, interval, is_figure, percent, plain, points, render
 
@@ -99,7 +97,6 @@ def write_page(path: Path, result: Result) -> Path:
         "result": result,
         "tables": [to_html(table) for table in sweep_tables(result)],
         "figures": _figures(result) if result["settings"] else [],
-        "style": style_of_reports(),
     }
     write_atomic(path, render("sweep.html.j2", plain, values, {}))
     return path

@@ -113,7 +113,7 @@ def is_figure(value: object) -> TypeGuard[float]:
 def render(
     template: str, shown: Callable[[Any], str], values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]]
 ) -> str:
-    """Fill in one of this folder's templates.
+    """Fill in one of this folder's templates, which may include others.
 
     Args:
         template: its file name.
@@ -121,10 +121,12 @@ def render(
         values: by name; a missing value is shown as nothing.
         filters: further filters, by name.
     """
-    from jinja2 import ChainableUndefined, Environment
+    from jinja2 import ChainableUndefined, Environment, FunctionLoader
     from markupsafe import Markup
 
+    folder = files(__package__)
     environment = Environment(
+        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -133,5 +135,4 @@ def render(
         finalize=lambda value: value if isinstance(value, Markup) else shown(value),
     )
     environment.filters.update({form.__name__: form for form in (percent, interval, decimal, count)}, **filters)
-    source = files(__package__).joinpath(template).read_text(encoding="utf-8")
-    return environment.from_string(source).render(values)
+    return environment.get_template(template).render(values)

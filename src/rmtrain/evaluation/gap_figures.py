@@ -1,0 +1,188 @@
+"""The figures of `rmtrain gap`, as its JSON holds them; their definitions are in arXiv 2405.19534."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from rmtrain.errors import DataError
+from rmtrain.evaluation.graded_groups import Choices, Mean, Ranking
+from rmtrain.metrics.alignment_gap import Flips
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of preferences ranked right, a tie counting 1/2, with its 95 % interval clustered by prompt."""
+
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    n: int
+    ties: int
+    normalised: "Accuracy | None" = None  # by mean log-probabilities, of the same preferences
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two accuracies on the same preferences: paired bootstrap over prompts, and exact McNemar test of prompts."""
+
+    difference: float
+    low: float
+    high: float
+    mcnemar_p: float | None = None
+    normalised: "Difference | None" = None
+
+
+@dataclass(frozen=True)
+class RewardModelFigures:
+    """A reward model's accuracy, and how far it is from the policy and from the policy's ideal at the median beta.
+
+    The first nine are as of `Accuracy` and of `Difference`, of the accuracy minus the policy's.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    ties: int
+    minus_policy: float
+    minus_low: float
+    minus_high: float
+    mcnemar_p: float | None
+    minus_policy_normalised: Difference
+    minus_ideal: Difference
+    minus_ideal_normalised: Difference
+    closed: Mean | None = None  # (reward model - policy) / (ideal - policy); None if the gap's interval reaches 0
+    closed_normalised: Mean | None = None  # of the length-normalised gap
+
+    @property
+    def beside_policy(self) -> Difference:
+        """Its accuracy minus the policy's."""
+        return Difference(self.minus_policy, self.minus_low, self.minus_high, self.mcnemar_p)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Ends of a 95 % interval, None if there is nothing to count, and of how many preferences."""
+
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class LossBound:
+    """Theorem 4.1 on the preferences that the reference ranks wrong, by the DPO loss at one beta."""
+
+    beta: float
+    n: int  # preferences that the reference ranks wrong
+    at_or_below: int  # whose loss is at or below its bound: the policy ranks them right
+    above: int
+    above_though_learnt: int  # of those above, whose loss is below ln 2: the implicit reward ranks them right
+    median_bound: float | None  # nats
+    median_loss: float | None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of the histogram of the reference's log-ratio, log pi_ref(better) - log pi_ref(worse), in nats."""
+
+    low: float
+    high: float
+    right: int  # preferences that the policy ranks right
+    wrong: int
+
+
+@dataclass(frozen=True)
+class GapFigures:
+    """Everything that `rmtrain gap` measures; None for what needs a reference, preferences or graded groups."""
+
+    n: int
+    groups: int
+    identical: int  # preferences between completions of the same tokens, which are ties
+    policy: Accuracy
+    reference: Accuracy | None
+    implicit: Accuracy | None
+    alpha: str
+    circular_for: str | None
+    ideal_of: str  # the model that the ideal starts from: reference or policy
+    idealised: dict[str, Accuracy]  # by beta
+    gap: dict[str, Difference]  # by beta, and `median`
+    reward_models: dict[str, RewardModelFigures]
+    flips: Flips | None
+    flip_rate: float | None
+    flip_rate_interval: Ends | None
+    loss_bound: LossBound | None
+    ranking: dict[str, Ranking]
+    best_of_n: Choices | None
+    minus_reference: Difference | None = None  # the policy's accuracy minus the reference's: what tuning changed
+    log_ratios: list[Bar] = field(default_factory=list)
+    gold: str | None = None  # the reward model whose rewards are the graded scores; None: the rows' own
+
+    def to_json(self) -> dict[str, Any]:
+        """As `gap --json` gives it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What a result keeps of how conversations became tokens."""
+
+    chat_template_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoredBy:
+    """What a result keeps of a model that scored its rows."""
+
+    where: str
+    rendering: Rendering
+    plain_text: bool = False
+
+
+@dataclass(frozen=True)
+class GapSource:
+    """What a result keeps of its rows."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class GapSetting:
+    """What the figures were measured of."""
+
+    refused: int  # rows that a chat template refuses
+    models: dict[str, ScoredBy]  # policy, reference, and reward models by name
+    data: GapSource
+    ckpt: str | None = None  # the reward model in whose folder the result lies
+
+
+@dataclass(frozen=True)
+class GapResult:
+    """A result of `rmtrain gap`, as read back for people."""
+
+    figures: GapFigures
+    setting: GapSetting
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "GapResult":
+        """Read what `gap --json` gives; other entries are passed over.
+
+        Raises:
+            DataError: names the first entry that is missing, or is of another type.
+        """
+        try:
+            result = cls(_reader(GapFigures).validate_python(values), _reader(GapSetting).validate_python(values))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise DataError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}") from None
+        if "policy" not in result.setting.models:
+            raise DataError("models.policy: field required")
+        return result
+
+
+@cache
+def _reader(shape: type) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
