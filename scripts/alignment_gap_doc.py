@@ -18,7 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rmtrain.evaluation.compare import rows_of_result
 from rmtrain.evaluation.gap_figures import GapResult
+from rmtrain.evaluation.results import length_gaps_of, read_rows
+from rmtrain.metrics.rankings import credits_of
 from rmtrain.places import name_only, without_places
 from rmtrain.reporting.gap import gap_tables, ideal_accuracies
 from rmtrain.reporting.table import Table, to_markdown
@@ -40,7 +43,10 @@ def add(results: dict[str, Any], named: str, tuned: Path | None, trained: Sequen
         made = json.loads(tuned.read_text(encoding="utf-8"))
         asked = {key: made["settings"][key] for key in ("beta", "learning_rate", "max_length", "seed")}
         models = list(map(training_of, trained))
-        results[title]["tuned"] = {**made["rows"], **asked, **steps_of(made["log"]), "reward_models": models}
+        lengths = length_gaps_of(read_rows(rows_of_result(Path(path))))
+        assert lengths is not None
+        longer = {"longer_wins": float(credits_of(lengths.gaps).mean())}
+        results[title]["tuned"] = {**made["rows"], **asked, **steps_of(made["log"]), **longer, "reward_models": models}
 
 
 def training_of(named: str) -> dict[str, float]:
@@ -109,6 +115,7 @@ def proof(result: GapResult, tuned: Mapping[str, Any]) -> Table:
             share and with_ends(share.value, share.low, share.high) for share in (model.closed, model.closed_normalised)
         ]
         rows.append((f"of the gap at the median beta, {name} closes", *(each or "no gap" for each in closed)))
+    rows.append(("the longer answer wins", *[points(tuned["longer_wins"], 1)] * 2))
     notes = [
         f"n = {of.n} held-out preferences. In per cent and points, with 95 % intervals clustered by prompt. No gap: "
         "its interval reaches 0.",
@@ -124,15 +131,16 @@ def proof(result: GapResult, tuned: Mapping[str, Any]) -> Table:
 
 def how_trained(tuned: Mapping[str, Any]) -> str:
     """What the policy and the reward models were trained on, in sentences."""
+    planned = -(-tuned["kept"] // 16)  # scripts/dpo_policy.py takes 16 pairs a step
     models = " ".join(
-        f"Reward model {number}: {model['steps']} steps, {model['step_tokens']:,.0f} tokens, since prompts are shared, "
-        f"loss {model['loss']:.3f} in the last half of them."
+        f"Reward model {number}: {model['steps']} of {planned} steps, {model['step_tokens']:,.0f} tokens, as prompts "
+        f"are shared, loss {model['loss']:.3f} in the last half of them."
         for number, model in enumerate(tuned["reward_models"], start=1)
     )
     return (
         f"All saw pairs of the same {tuned['kept']}, none of them twice, 16 a step: the first whose sequences have at "
         f"most {tuned['max_length']} tokens, of {tuned['read']:,} ({tuned['too_long']:,} are longer). DPO: beta "
-        f"{tuned['beta']:g}, learning rate {tuned['learning_rate']:g}, {tuned['steps']} steps, "
+        f"{tuned['beta']:g}, learning rate {tuned['learning_rate']:g}, {tuned['steps']} of {planned} steps, "
         f"{tuned['step_tokens']:,.0f} tokens and the reference's of all {tuned['tokens']:,}, loss {tuned['loss']:.3f} "
         f"nats in the last half of them (0.693 at first). {models} One seed, {tuned['seed']}."
     )
