@@ -41,7 +41,7 @@ def _made(result: Mapping[str, Any]) -> list[str]:
 
 
 def _score_table(scores: Mapping[str, Any], chosen: bool) -> Table:
-    headings = (str(scores.get("split")), "accuracy", "95 % interval", "loss", "average − it", "95 % interval", "p")
+    headings = (str(scores.get("split")), "accuracy", "95 % interval", "loss", "difference", "95 % interval", "p")
     own = (
         "the average",
         percent(scores["accuracy"]),
@@ -57,7 +57,8 @@ def _score_table(scores: Mapping[str, Any], chosen: bool) -> Table:
         p = MISSING if part["mcnemar_p"] is None else f"{part['mcnemar_p']:.2g}"
         shown = percent(part["accuracy"]), interval(part["low"], part["high"]), decimal(part["loss"], 4)
         rows.append((part["ckpt"], *shown, points(part["difference"], 1, "+"), f"{low} to {high}", p))
-    notes = [f"{count(scores['n'])} preferences; differences are paired by prompt, p is McNemar's exact test."]
+    n = count(scores["n"])
+    notes = [f"{n} preferences; the difference is the average minus the row, paired by prompt; p: McNemar's."]
     if chosen:
         notes.append("The models were chosen on these rows, which favours the average: judge it on other rows.")
     return Table(headings, rows, bold=[0], notes=notes)
