@@ -39,7 +39,12 @@ class CheckpointRef(NamedTuple):
     @property
     def first(self) -> str:
         """The folder or hub id whose record says how data is read: of an ensemble the first member's."""
-        return self.where if self.options.combine is None else self.where.split(",")[0]
+        return self.members[0]
+
+    @property
+    def members(self) -> list[str]:
+        """The folders or hub ids of an ensemble; of a single checkpoint its own alone."""
+        return [self.where] if self.options.combine is None else self.where.split(",")
 
 
 def choose(

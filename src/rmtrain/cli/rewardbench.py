@@ -102,6 +102,7 @@ def rewardbench(
         processes.spread(num_processes)
         from rmtrain.data.benchmarks.load import read_benchmark
         from rmtrain.evaluation.benchmarks import training_check
+        from rmtrain.evaluation.sources import sidecar_of
         from rmtrain.evaluation.splits import evaluate_benchmark
 
         definition, folder = benchmark_named(benchmark), ref.results / "rewardbench"
@@ -115,7 +116,10 @@ def rewardbench(
         budget = tokens_per_batch or scorer.info.tokens_per_batch
         given = {"max_length": max_length, "dtype": dtype}
         beside: dict[str, Any] = {"asked": {name: value for name, value in given.items() if value is not None}}
-        beside["training_check"] = None if asked.is_policy else training_check(ref.request.files.sidecar, benchmark)
+        named = [] if asked.is_policy else ref.members
+        checks = [training_check(sidecar_of(where), benchmark) for where in named] or [None]
+        unchecked = (check for check in checks if not check or not check["checked"])  # one such member is enough
+        beside["training_check"] = next(unchecked, checks[0])
         result = evaluate_benchmark(scorer, definition, rows, budget, folder, display, steps, beside)
     if processes.is_main_process():
         _write_flat(output, [result])
