@@ -246,7 +246,7 @@ def _difference_line(title: str, ours: Seeds, theirs: Seeds) -> tuple[str, ...]:
         f"{points(found.low, 1, '+')} to {points(found.high, 1, '+')}",
         ", ".join(points(value, 1, "+") for value in found.by_seed),
         points(found.detectable, 1),
-        "found" if found.found else "no difference found",
+        f"found{' (on one seed)' if found.seeds == 1 else ''}" if found.found else "no difference found",
     )
 
 
