@@ -167,7 +167,10 @@ def _discard_unwritten_output() -> None:
 def _options() -> dict[str, set[str]]:
     """The options of every command."""
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return {name: {option for each in command.params for option in each.opts} for name, command in commands.items()}
+    return {
+        name: {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+        for name, command in commands.items()
+    }
 
 
 def _code_and_message(error: BaseException) -> tuple[int, str]:

@@ -48,7 +48,7 @@ def calibrate(
         if not Path(ref.where).is_dir():
             raise CheckpointError(
                 f"{ref.where}: a calibration is written beside the weights, which needs a folder of your own",
-                "fetch the model: hf download ID --local-dir FOLDER",
+                "fetch the model with `hf download`, and name its folder",
             )
         processes.spread(num_processes)
         from rmtrain.evaluation.calibration import fit, show, split_by_prompt
