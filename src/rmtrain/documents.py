@@ -13,8 +13,7 @@ from typing_extensions import TypedDict
 from rmtrain.errors import DataError, InputError
 from rmtrain.files import read_text
 
-_DIGITS = 18  # maximum of a whole number; 64-bit integers hold as many
-_DEPTH = 50
+_DIGITS, _DEPTH = 18, 50  # of a whole number, since 64-bit integers hold as many; of nesting
 
 Count = Annotated[int, Field(ge=0, lt=10**_DIGITS)]
 Figure = float | None  # finite
@@ -143,6 +142,7 @@ class Result(Document, total=False):
     by_source: dict[str, Part]
     by_entry: dict[str, Part]
     mean_accuracy: Figure
+    votes: dict[str, Figure] | None
     # of rewardbench; `ties` is a count in eval, and the terms of the Ties subset in RewardBench 2
     benchmark: str
     ties: Count | dict[str, Figure]

@@ -190,10 +190,11 @@ class CuratedRows(NamedTuple):
 def curate(entry: Entry, parsed: ParsedRows, purpose: Purpose) -> Curation:
     """Make the groups of an entry's rows, and drop what its purpose has no use for, row by row."""
     data = entry.section
-    min_gap = data.min_gap if purpose == "train" else 0.0
+    trains = purpose == "train"
+    rules = data.preferences, data.min_gap if trains else 0.0, trains and data.tied == "half"
     curation = Curation(
         [
-            make_candidate(index, row, entry.group_id(group_id), purpose, data.preferences, min_gap)
+            make_candidate(index, row, entry.group_id(group_id), purpose, *rules)
             for (index, row), group_id in zip(parsed.rows, parsed.ids, strict=True)
         ],
         parsed.unusable,
@@ -213,14 +214,20 @@ def curate(entry: Entry, parsed: ParsedRows, purpose: Purpose) -> Curation:
 
 
 def make_candidate(
-    row: int, parsed: ParsedRow, group_id: str, purpose: Purpose, mode: Mode = "all", min_gap: float = 0.0
+    row: int,
+    parsed: ParsedRow,
+    group_id: str,
+    purpose: Purpose,
+    mode: Mode = "all",
+    min_gap: float = 0.0,
+    keep_ties: bool = False,
 ) -> Candidate:
     """Make a row's group, without its unusable completions; its cause says why it can't be used, if it can't.
 
     For scoring, the group has every completion, usable or not, and every preference that can be made.
     """
     usable, lost = (parsed, ()) if purpose == "scoring" else drop_completions(parsed)
-    pairing = make_preferences(usable, mode, min_gap)
+    pairing = make_preferences(usable, mode, min_gap, keep_ties)
     scores = tuple(score for score in usable.scores or () if score is not None)
     group = PreferenceGroup(
         id=group_id,
@@ -250,7 +257,9 @@ def drop_completions(parsed: ParsedRow) -> tuple[ParsedRow, tuple[str, ...]]:
     stated, scores = parsed.stated, parsed.scores
     if stated is not None:
         stated = tuple(
-            Preference(place[p.better], place[p.worse], p.gap) for p in stated if p.better in place and p.worse in place
+            p._replace(better=place[p.better], worse=place[p.worse])
+            for p in stated
+            if p.better in place and p.worse in place
         )
     usable = parsed._replace(
         completions=tuple(parsed.completions[k] for k in keep),

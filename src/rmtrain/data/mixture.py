@@ -6,7 +6,9 @@ from itertools import accumulate
 
 from rmtrain.data.curate import NONE_LEFT, Candidate, Curation, PairKey, content_key, pair_key
 from rmtrain.data.entries import Entry
+from rmtrain.data.pairing import TIED
 from rmtrain.data.splits import LIMIT, mark_beyond_limit
+from rmtrain.data.types import Preference
 
 DUPLICATE = "duplicate"
 DUPLICATE_ELSEWHERE = "duplicate of another entry"
@@ -38,7 +40,7 @@ def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -
     stated: dict[PairKey, int] = {}  # the entries that state it: entry n is bit n
     for place, curation in enumerate(entries):
         for candidate in curation.kept:
-            for preference in candidate.group.preferences:
+            for preference in filter(is_stated, candidate.group.preferences):
                 key = pair_key(candidate.group, preference)
                 stated[key] = stated.get(key, 0) | 1 << place
 
@@ -54,8 +56,16 @@ def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -
     for place, curation in enumerate(entries):
         for candidate in curation.kept:
             group = candidate.group
-            causes = [cause_of(pair_key(group, preference), 1 << place) for preference in group.preferences]
+            causes = [
+                cause_of(pair_key(group, preference), 1 << place) if is_stated(preference) else None
+                for preference in group.preferences
+            ]
             _lose(candidate, causes)
+
+
+def is_stated(preference: Preference) -> bool:
+    """Whether a preference says which completion is better: a tie says nothing against either."""
+    return preference.probability != TIED
 
 
 def _lose(candidate: Candidate, causes: Sequence[str | None]) -> None:

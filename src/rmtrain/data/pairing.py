@@ -14,6 +14,7 @@ BELOW_MIN_GAP = "below min_gap"
 IDENTICAL = "identical completions"
 DISAGREE = "scores disagree"
 
+TIED = 0.5  # probability of a preference between two that are equally good
 _ROUNDING = 1e-9  # means of ratings such as 13/3 - 4 miss a stated gap by an ulp
 
 
@@ -24,14 +25,14 @@ class Pairing(NamedTuple):
     dropped: Counter[str]  # by cause
 
 
-def make_preferences(row: ParsedRow, mode: Mode, min_gap: float) -> Pairing:
+def make_preferences(row: ParsedRow, mode: Mode, min_gap: float, keep_ties: bool = False) -> Pairing:
     """Choose the preferences of one row.
 
     Preferences that the row states are taken as they are, in every mode. Otherwise they come from the scores: `all`
     compares every two completions, `best_vs_rest` the best with each other one, `best_vs_worst` the best with the worst
     (the first of several best ones, the last of several worst ones); `as_given` makes none. Left out are ties (equal
-    scores), differences below `min_gap`, completions with the same text, and stated preferences for the completion with
-    the lower score.
+    scores or votes) unless they are kept, with a probability of 0.5; differences below `min_gap`; completions with the
+    same text; and stated preferences for the completion with the lower score.
     """
     kept: list[Preference] = []
     dropped: Counter[str] = Counter()
@@ -39,8 +40,11 @@ def make_preferences(row: ParsedRow, mode: Mode, min_gap: float) -> Pairing:
         gap = preference.gap
         if same_text(row.completions[preference.better], row.completions[preference.worse]):
             dropped[IDENTICAL] += 1
-        elif gap == 0:
-            dropped[TIE] += 1
+        elif gap == 0 or preference.probability == TIED:
+            if keep_ties:
+                kept.append(preference._replace(probability=TIED))
+            else:
+                dropped[TIE] += 1
         elif gap is not None and gap < 0:
             dropped[DISAGREE] += 1
         elif gap is not None and gap + _ROUNDING < min_gap:

@@ -119,7 +119,9 @@ def row_to_group(row: Row) -> TokenizedGroup:
     tokens = np.asarray(row["tokens"], dtype=np.int32)
     borders = np.cumsum([row["prefix_length"], *row["suffix_lengths"]])
     prefix, *suffixes = np.split(tokens, borders[:-1])
-    preferences = tuple(Preference(b, w, gap) for (b, w), gap in zip(row["preferences"], row["gaps"], strict=True))
+    pairs, gaps = row["preferences"], row["gaps"]
+    shares = row.get("probabilities") or [1.0] * len(pairs)
+    preferences = tuple(Preference(b, w, gap, share) for (b, w), gap, share in zip(pairs, gaps, shares, strict=True))
     return TokenizedGroup(
         row["id"],
         row["source"],
@@ -143,6 +145,7 @@ def group_to_row(group: TokenizedGroup) -> Row:
         "suffix_of": list(group.suffix_of),
         "preferences": [[p.better, p.worse] for p in group.preferences],
         "gaps": [p.gap for p in group.preferences],
+        "probabilities": [p.probability for p in group.preferences],
         "scores": group.scores,
         "truncated": group.truncated,
     }
@@ -192,12 +195,15 @@ def tokenize_split(
                 if folder.exists():
                     notify(f"the cached tokens in {folder} are damaged, and are made again")
                 report, refused = TokenReport(drop_identical), dict[str, TemplateRefusalError]()
-                columns: dict[str, list[Any]] = {name: [] for name in _features()}
+                soft = any(each.probability != 1.0 for group in groups for each in group.preferences)
+                columns: dict[str, list[Any]] = {name: [] for name in _features(soft)}
                 tokenized = tokenize_groups(groups, renderer, max_length, over_length, refused)
                 for done, (group, tokens) in enumerate(zip(groups, tokenized, strict=True), start=1):
                     kept = report.keep(group, tokens, refused.get(group.id))
-                    for name, value in (group_to_row(kept) if kept is not None else {}).items():
-                        columns[name].append(value)
+                    if kept is not None:
+                        row = group_to_row(kept)
+                        for name, column in columns.items():
+                            column.append(row[name])
                     progress(done)
                 _write(folder, columns, report)
                 entry = _open(folder)
@@ -255,11 +261,12 @@ class TokenReport:
         )
 
 
-def _features() -> Any:
+def _features(soft: bool) -> Any:
+    """The columns of a table; probabilities of preferences only where one of them is not 1."""
     from datasets import Features, List, Value
 
     integers = List(Value("int32"))
-    return Features(
+    features = Features(
         {
             "id": Value("string"),
             "source": Value("string"),
@@ -273,6 +280,7 @@ def _features() -> Any:
             "truncated": Value("bool"),
         }
     )
+    return Features({**features, "probabilities": List(Value("float64"))}) if soft else features
 
 
 def _open(folder: Path) -> tuple[Any, TokenReport] | None:
@@ -299,7 +307,7 @@ def _write(folder: Path, columns: dict[str, list[Any]], report: TokenReport) -> 
     # the caller holds the lock, so a folder of that name is damaged
     with staged_folder(folder, left=_ELSEWHERE, replace=True, durable=False) as staging:
         # num_shards, since without it datasets writes no file for a table without rows, and can't read that
-        Dataset.from_dict(columns, features=_features()).save_to_disk(staging, num_shards=1)
+        Dataset.from_dict(columns, features=_features("probabilities" in columns)).save_to_disk(staging, num_shards=1)
         (staging / _REPORT).write_text(json.dumps(asdict(report)))
         (staging / _CHECKSUMS).write_bytes(_checksums(staging))
 

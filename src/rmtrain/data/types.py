@@ -53,6 +53,12 @@ class Preference(NamedTuple):
     better: int
     worse: int
     gap: float | None = None  # score difference on the source's own scale; None where the source has no scores
+    probability: float = 1.0  # that `better` is the better one: the share of raters who say so, 0.5 for a tie
+
+    def __repr__(self) -> str:
+        """Without a probability of 1: digests over the `repr` of groups are older than probabilities."""
+        soft = "" if self.probability == 1.0 else f", probability={self.probability}"
+        return f"Preference(better={self.better}, worse={self.worse}, gap={self.gap}{soft})"
 
 
 class PreferenceGroup(NamedTuple):

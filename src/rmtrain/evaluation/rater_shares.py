@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmtrain.data.schemas import votes
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import InputError
 from rmtrain.evaluation.results import ScoredRow, gaps_of
@@ -96,12 +97,9 @@ def vote_share(row: Mapping[str, Any], group: PreferenceGroup) -> float:
     Raises:
         InputError: the row has neither, or more than two completions.
     """
-    alpha, votes = row.get("alpha"), row.get("votes")
-    if len(group.completions) == 2:
-        if isinstance(alpha, (int, float)) and not isinstance(alpha, bool) and 0 <= alpha <= 1:
-            return float(alpha)
-        if isinstance(votes, list) and votes and all(vote in (0, 1, 2) for vote in votes):
-            return sum({0: 0.5, 1: 1.0, 2: 0.0}[vote] for vote in votes) / len(votes)
+    shares = (votes.vote_share(row.get(column)) for column in ("alpha", "votes")) if len(group.completions) == 2 else ()
+    if (share := next((share for share in shares if share is not None), None)) is not None:
+        return share
     raise InputError(
         f"--alpha votes: group {group.id} has no votes of raters on two completions",
         "give rows with `votes`, a list of 1, 2 and 0, or with `alpha`, the share for the first completion",

@@ -19,6 +19,7 @@ from rmtrain.metrics.rankings import (
     Floats,
     Labels,
     RewardGaps,
+    bradley_terry_losses,
     credits_of,
     join_gaps,
     preference_gaps,
@@ -45,6 +46,7 @@ class ScoredRow(NamedTuple):
     margins: tuple[float, ...] = ()  # one a preference, if the model only compares: of the better over the worse
     identical: int = 0  # preferences between completions of the same tokens, which are ties
     members: tuple[tuple[float, ...], ...] = ()  # of an ensemble, M times K: the rewards of each member
+    probabilities: tuple[float, ...] = ()  # one a preference: the share of raters for the better one; empty: all are 1
 
 
 def prompt_key(prompt: Conversation) -> str:
@@ -66,7 +68,12 @@ def scored_row(group: PreferenceGroup, score: GroupScore) -> ScoredRow:
         margins=score.margins,
         identical=score.identical,
         members=score.members,
+        probabilities=tuple(p.probability for p in group.preferences) if _is_soft(group) else (),
     )
+
+
+def _is_soft(group: PreferenceGroup) -> bool:
+    return any(preference.probability != 1.0 for preference in group.preferences)
 
 
 def gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps:
@@ -101,6 +108,17 @@ class SourceFigures:
 
 
 @dataclass(frozen=True)
+class VoteFigures:
+    """Rewards against the votes of raters, where rows have votes; every preference weighs the same."""
+
+    n: int  # preferences with votes
+    accuracy: float  # agreement with the majority; a tie of rewards counts 1/2
+    raters: float  # mean share of the raters who agree with the majority
+    log_likelihood: float  # nats a vote: mean of p log sigmoid(d) + (1 - p) log sigmoid(-d), d the reward gap
+    log_likelihood_best: float  # of a model that gives the raters' shares themselves: minus their entropy
+
+
+@dataclass(frozen=True)
 class SplitFigures:
     """Figures of a split, in which every preference weighs the same; None where they are undefined."""
 
@@ -119,6 +137,7 @@ class SplitFigures:
     ece: float | None
     brier: float | None
     truncated: int  # groups
+    votes: VoteFigures | None  # None: the rows have no votes
     by_source: dict[str, SourceFigures]
 
 
@@ -152,7 +171,24 @@ def summarise(rows: Sequence[ScoredRow]) -> SplitFigures:
         ece=expected_calibration_error(gaps.gaps),
         brier=brier_score(gaps.gaps),
         truncated=sum(row.truncated for row in rows),
+        votes=_votes([row for row in rows if row.probabilities]),
         by_source=_by_source(sources, credit, clusters),
+    )
+
+
+def _votes(rows: Sequence[ScoredRow]) -> VoteFigures | None:
+    if not rows:
+        return None
+    shares = np.array([share for row in rows for share in row.probabilities], dtype=np.float64)
+    gaps = gaps_of(rows).gaps
+    against = 1 - shares
+    entropy = -(shares * np.log(shares) + against * np.log(np.where(against > 0, against, 1.0)))
+    return VoteFigures(
+        n=len(gaps),
+        accuracy=float(credits_of(gaps).mean()),
+        raters=float(shares.mean()),
+        log_likelihood=-float((shares * bradley_terry_losses(gaps) + against * bradley_terry_losses(-gaps)).mean()),
+        log_likelihood_best=-float(entropy.mean()),
     )
 
 
@@ -177,7 +213,7 @@ def write_rows(path: Path, rows: Iterable[ScoredRow]) -> None:
 
 def _row_line(row: ScoredRow) -> str:
     values = {**row._asdict(), "rewards": [float(reward) for reward in row.rewards]}
-    for name in ("margins", "identical", "members"):
+    for name in ("margins", "identical", "members", "probabilities"):
         if not values[name]:
             del values[name]
     try:
@@ -204,6 +240,7 @@ class _Line(BaseModel):
     margins: tuple[_Float32, ...] = ()
     identical: Annotated[int, Field(ge=0, lt=2**53)] = 0
     members: tuple[tuple[_Float32, ...], ...] = ()
+    probabilities: tuple[Annotated[float, Field(ge=0.5, le=1)], ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -214,6 +251,8 @@ class _Line(BaseModel):
             raise ValueError(f"preferences are not all pairs of different completions, 0 to {k - 1}")
         if len(self.margins) not in (0, len(self.preferences)):
             raise ValueError("margins are not one number a preference")
+        if len(self.probabilities) not in (0, len(self.preferences)):
+            raise ValueError("probabilities are not one number a preference")
         if len(self.lengths) not in (0, k):
             raise ValueError("lengths are not one token count a completion")
         if any(len(rewards) != k for rewards in self.members):

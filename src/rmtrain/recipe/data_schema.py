@@ -31,10 +31,11 @@ Better = dict[NonEmpty, Annotated[int, Field(ge=0, le=MOST)]]
 Ties = list[str | int | float | bool]
 Pairs = Literal["all", "best_vs_rest", "best_vs_worst", "as_given"]
 Ratings = Literal["fine_grained", "overall"]
+Tied = Literal["drop", "half"]
 Gap = Annotated[float, Field(ge=0, le=1e12)]
 # fields of DataSection that describe the rows of a source
-MAPPING = ("row_schema", "columns", "answers", "label", "better", "ties", "scores")
-READING = (*MAPPING, "preferences", "score", "min_gap")  # those that an entry of a mixture may have for itself
+MAPPING = ("row_schema", "columns", "answers", "label", "better", "ties", "scores", "votes")
+READING = (*MAPPING, "preferences", "score", "min_gap", "tied")  # those that an entry of a mixture may have for itself
 
 EntryName = Annotated[str, StringConstraints(pattern=FOLDER_NAME_PATTERN)]
 
@@ -71,6 +72,8 @@ class EntrySection(Section):
     """The better answer for each value of the label."""
     ties: Ties | None = None
     """Values of the label that mean a tie."""
+    votes: NonEmpty | None = None
+    """The column of the raters' votes, or of the share of them."""
     scores: list[NonEmpty] | None = None
     """Columns of the answers' scores."""
     preferences: Pairs | None = None
@@ -79,6 +82,8 @@ class EntrySection(Section):
     """Raw UltraFeedback: which rating ranks."""
     min_gap: Gap | None = None
     """Smallest score difference that makes a preference."""
+    tied: Tied | None = None
+    """What becomes of ties in training."""
     limit: PositiveInt | None = None
     """Maximum groups of this entry, drawn with the run's seed."""
     weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
@@ -136,6 +141,10 @@ class DataSection(Section):
     `positive` match numbers by sign. By default the value is the answer's number."""
     ties: Ties = []
     """Values of the label that mean a tie; with `negative` and `positive`, 0 does too."""
+    votes: NonEmpty | None = None
+    """The column that says how many raters prefer `chosen`, or the first of two answers: their share from 0 to 1, or a
+    list of their votes (1 first, 2 second, 0 tie); for more answers, a share for each entry of `preferences`. The
+    majority's answer is the better one, and its share is the preference's probability."""
     scores: list[NonEmpty] = []
     """Columns of the answers' scores, or one list of them, as in `answers`; higher is better."""
     preferences: Pairs = "all"
@@ -144,6 +153,8 @@ class DataSection(Section):
     """Raw UltraFeedback: rank by the mean of the four aspect ratings, or by the overall score."""
     min_gap: Gap = 0.0
     """Smallest score difference that makes a preference; a difference of 0 is always a tie."""
+    tied: Tied = "drop"
+    """Training preferences between equal scores or votes: drop them, or (half) keep them with a probability of 0.5."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows whose prompt and completions were seen before in the split."""
     contradictions: Literal["drop", "first", "keep"] = "drop"

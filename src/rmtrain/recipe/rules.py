@@ -70,7 +70,7 @@ def _mixture_conflicts(data: "DataSection", split: str) -> Iterator[Conflict]:
 def _reading_conflicts(data: "DataSection") -> Iterator[Conflict]:
     """Rules for the keys that say how rows are read."""
     count = len(data.answers)
-    if data.answers and not data.label and not data.scores:
+    if data.answers and not data.label and not data.scores and not data.votes:
         hint = "give data.label or data.scores; if the first is always better: data.columns: {chosen: …, rejected: …}"
         yield Conflict(("data.answers", "data.label", "data.scores"), "no key says which answer is better", hint)
     if data.scores and not data.answers:

@@ -15,7 +15,7 @@ from rmtrain.reporting.summary import (
     split_lines,
 )
 from rmtrain.reporting.table import Interval, Table
-from rmtrain.reporting.text import MISSING, count, dash, interval, percent, points
+from rmtrain.reporting.text import MISSING, count, dash, decimal, interval, percent, points
 
 _SPLITS_ABREAST = 3
 
@@ -29,6 +29,8 @@ def split_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
         rows = [(abreast[0].label, *(line.value for line in abreast)) for abreast in lines]
         tables.append(Table(("", *(str(result.get("split")) for result in shown)), rows, bold=[0]))
     for result in results:
+        if votes := mapping(result.get("votes")):
+            tables.append(votes_table(str(result.get("split")), votes))
         if by_entry := mapping(result.get("by_entry")):
             mean = f"mean over the entries: {percent(result.get('mean_accuracy'))}"
             table = share_table(f"{result.get('split')}, by entry", "accuracy", by_entry)
@@ -36,6 +38,16 @@ def split_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
         if len(by_source := mapping(result.get("by_source"))) > max(1, len(by_entry)):
             tables.append(share_table(f"{result.get('split')}, by source", "accuracy", by_source))
     return tables
+
+
+def votes_table(split: str, votes: Mapping[str, Any]) -> Table:
+    """Rewards against the votes of raters."""
+    headings = ("n", "agrees with the majority", "a rater agrees", "log-likelihood, nats", "best possible")
+    shares = [percent(votes.get(key)) for key in ("accuracy", "raters")]
+    nats = [decimal(votes.get(key), 3) for key in ("log_likelihood", "log_likelihood_best")]
+    return Table(
+        (f"{split}, votes of raters", *headings), [("preferences with votes", count(votes.get("n")), *shares, *nats)]
+    )
 
 
 def share_table(heading: str, figure: str, parts: Mapping[str, Any], digits: int = 1) -> Table:

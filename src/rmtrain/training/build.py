@@ -29,7 +29,7 @@ from rmtrain.training.checkpointing import CheckpointWriter
 from rmtrain.training.lifecycle import OpenRun
 from rmtrain.training.memory import Sharding, TokenLoad
 from rmtrain.training.memory_plan import MemoryPlan, least_free_memory
-from rmtrain.training.objectives import READS
+from rmtrain.training.objectives import READS, SOFT
 from rmtrain.training.plan import TrainingPlan, plan_training, whole_steps
 from rmtrain.training.selection import Selection, Validation, validation_groups
 from rmtrain.training.strategies import require_strategy, strategy_arguments
@@ -60,6 +60,7 @@ def plan_run(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int) -
             "evaluation.stop_after: the data has no validation split", "add one (data.holdout), or leave it out"
         )
     _require_figures(recipe.loss.objective, splits["train"])
+    _require_soft(recipe.loss.objective, splits["train"])
     config = start_config(recipe)
     lengths = [prefix + max(suffixes) for split in splits.values() for prefix, suffixes in split.tokens.lengths()]
     longest = max(lengths, default=0)
@@ -98,6 +99,16 @@ def _require_figures(objective: str, split: ReadySplit) -> None:
         raise DataError(
             f"loss.objective: {objective} needs scores, and {figures.null_count:,} of {len(figures):,} training {rows}",
             "name the columns of the scores (data.scores), or set loss.objective to bradley_terry",
+        )
+
+
+def _require_soft(objective: str, split: ReadySplit) -> None:
+    """Refuse probabilities of preferences where the objective would take each as certain."""
+    if objective not in SOFT and "probabilities" in split.tokens.table.column_names:
+        raise DataError(
+            f"loss.objective: {objective} does not read the votes of raters or ties of one half, and the training rows "
+            "have some",
+            f"set loss.objective to {' or '.join(SOFT)}, or leave out data.votes and data.tied",
         )
 
 

@@ -70,7 +70,7 @@ def _preferences(groups: Sequence[TokenizedGroup], weight: float) -> Preferences
     for group in groups:
         places = group.spread(range(first, first + len(group.suffixes)))
         share = weight / len(group.preferences)
-        rows += [(places[p.better], places[p.worse], share, p.gap or 0.0, 1.0) for p in group.preferences]
+        rows += [(places[p.better], places[p.worse], share, p.gap or 0.0, p.probability) for p in group.preferences]
         first += len(group.suffixes)
     better, worse, *figures = zip(*rows, strict=True)
     return Preferences(torch.tensor(better), torch.tensor(worse), *map(torch.tensor, figures))

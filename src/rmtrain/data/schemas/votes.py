@@ -1,0 +1,64 @@
+"""Votes of raters in a row: the share of them who prefer an answer is the probability of a preference."""
+
+from collections.abc import Sequence
+
+from rmtrain.data.schemas.messages import list_in
+from rmtrain.data.schemas.rows import MISSING, WRONG_TYPE, ParsedRow, RowFault, number, score_gap
+from rmtrain.data.types import Preference
+
+_FIRST = {1: 1.0, 2: 0.0, 0: 0.5}  # what a vote says for the first of two answers
+
+
+def vote_share(value: object) -> float | None:
+    """The share of raters for the first of two answers: a number from 0 to 1, or the votes 1, 2 and 0 of each rater.
+
+    None if it is neither.
+    """
+    votes = list_in(value)
+    if votes is not None:
+        known = [_FIRST[vote] for vote in votes if type(vote) is int and vote in _FIRST]
+        return sum(known) / len(known) if known and len(known) == len(votes) else None
+    try:
+        share = number(value)
+    except RowFault:
+        return None
+    return share if share is not None and 0 <= share <= 1 else None
+
+
+def with_votes(row: ParsedRow, value: object, column: str) -> ParsedRow:
+    """A row whose preferences are those of the majority of raters, each with the share of them that it has.
+
+    Args:
+        row: as its schema reads it. Two answers, or more with stated preferences.
+        value: of the column: the share of raters for the first of two answers, or their votes; for more answers a share
+            for each stated preference.
+        column: its name.
+
+    Raises:
+        RowFault: the value is missing or something else.
+    """
+    if value is None or value == "":
+        raise RowFault(MISSING, column)
+    stated: Sequence[Preference] | None = row.stated
+    if len(row.completions) == 2:
+        share = vote_share(value)
+        if share is None:
+            raise RowFault(
+                WRONG_TYPE, column, value, "a share of raters from 0 to 1, or a list of the votes 1, 2 and 0"
+            )
+        shares, stated = [share], [Preference(0, 1)]
+    else:
+        listed = list_in(value)
+        shares = [share for each in listed or () if (share := vote_share(each)) is not None]
+        if stated is None or len(shares) != len(stated) or len(shares) != len(listed or ()):
+            raise RowFault(WRONG_TYPE, column, value, "a share of raters from 0 to 1 for each entry of preferences")
+    return row._replace(
+        stated=tuple(_majority(each, share, row.scores) for each, share in zip(stated, shares, strict=True)),
+        faults=None,
+    )
+
+
+def _majority(stated: Preference, share: float, scores: tuple[float | None, ...] | None) -> Preference:
+    better, worse = (stated.better, stated.worse) if share >= 0.5 else (stated.worse, stated.better)
+    gap = score_gap(scores, better, worse)
+    return Preference(better, worse, None if gap is None else max(gap, 0.0) or None, max(share, 1 - share))
