@@ -128,6 +128,14 @@ def mapping_of(data: DataSection) -> ReadAs:
     return {name: value for name in MAPPING if (value := getattr(data, name)) != DataSection.model_fields[name].default}
 
 
+def mappings_of(data: DataSection) -> list[ReadAs]:
+    """All that a recipe says on how rows are read: its own, and that of each entry of a mixture, each once."""
+    splits = data.source if isinstance(data.source, dict) else ()
+    sections = [data, *(data.of_entry(entry) for split in splits for entry in data.entries(split))]
+    mappings = [mapping_of(section) for section in sections]
+    return [mapping for place, mapping in enumerate(mappings) if mapping and mapping not in mappings[:place]]
+
+
 def read_source(
     source: str | SourceRows,
     split: str | None,
@@ -147,7 +155,7 @@ def read_source(
         split: the source's name of it.
         data: how to read it.
         evaluation: rows are to be ranked, not only scored.
-        trained: mappings that checkpoints were trained with (see `mapping_of`). The first that fits the columns is
+        trained: mappings that checkpoints were trained with (see `mappings_of`). The first that fits the columns is
             used, and `data` if none does.
         notify: receives which of them was used.
 

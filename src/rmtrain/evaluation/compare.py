@@ -249,6 +249,9 @@ def _scored_on(rows: Path, name: str, notify: Notify) -> Target:
             own = load_data(section, recorded.seed, [name]).splits[name]
             if own.fingerprint == data["fingerprint"]:
                 return Target(name, own.groups, data)
+    if "entries" in data:
+        hint = "name other rows with --data, or evaluate both checkpoints on the split"
+        raise DataError(f"{rows}: scored on {data['source']}, which can't be read again as it was", hint)
     if benchmark := result.get("benchmark"):
         return _of_benchmark(benchmark, location, split, notify)
     section, trained = section_for(location, section, data.get("read_as"))

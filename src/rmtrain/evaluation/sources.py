@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rmtrain.data.load import load_data, mapping_of, read_source
+from rmtrain.data.load import load_data, mappings_of, read_source
 from rmtrain.data.split_data import ReadAs, SplitData
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.weights import SIDECAR, local_folder, read_object
@@ -64,12 +64,17 @@ def splits_of_recipe(
     """Splits of a checkpoint's own recipe by the names of their results; without names, those scored after training.
 
     Raises:
-        InputError: the checkpoint has no recipe.
+        InputError: the checkpoint has no recipe, or the mapping is for a mixture.
         DataError: a split can't be read.
     """
     recorded = recorded_recipe(where, notify)
     if recorded is None:
         raise InputError(f"{where}: no recipe lies beside the weights", "name the data with --data SOURCE")
+    if mapping and (mixed := [name for name in names or recorded.splits if recorded.data.entries(name)]):
+        raise InputError(
+            f"the split {mixed[0]} is a mixture, and each of its entries says how it is read",
+            "leave out --columns and --row-schema, or name other rows with --data",
+        )
     section = recorded.data.model_copy(update=mapping)
     splits = load_data(section, recorded.seed, names or recorded.splits).splits
     return {split_name(name): split for name, split in splits.items()}
@@ -116,7 +121,9 @@ def section_for(
     plain = DataSection(source=source)
     update = {"source": source, **{name: getattr(plain, name) for name in MAPPING}, **(mapping or {})}
     tried = [] if mapping else [section] if trained is None else trained
-    return (section or plain).model_copy(update=update), [mapping_of(each) for each in tried if each]
+    return (section or plain).model_copy(update=update), [
+        mapping for each in tried if each for mapping in mappings_of(each)
+    ]
 
 
 def split_name(split: str) -> str:
