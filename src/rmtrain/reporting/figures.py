@@ -76,7 +76,7 @@ class Spot(NamedTuple):
 
 
 def curves(panel: Sequence[Curve], unit: str) -> Image:
-    """One or two training curves; a curve of more than 100 points is drawn as means of neighbours, with their range.
+    """Training curves; a curve of more than 100 points is drawn as means of neighbours, with their range.
 
     Args:
         panel: the curves.
@@ -84,8 +84,8 @@ def curves(panel: Sequence[Curve], unit: str) -> Image:
     """
     with _style():
         figure, axes = _new_figure()
-        for curve in panel:
-            colour = _SECOND if curve.second else _FIRST
+        for place, curve in enumerate(panel):
+            colour = f"C{place}" if len(panel) > 2 else _SECOND if curve.second else _FIRST
             steps, means, lows, highs = thin(curve)
             if len(steps) < len(curve.steps):
                 axes.fill_between(steps, lows, highs, color=colour, alpha=0.18, linewidth=0)

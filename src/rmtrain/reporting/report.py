@@ -1,11 +1,13 @@
 """The report of a run: a single HTML page that needs no network, no script and no other file."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from rmtrain.display import ENTRY_ACCURACY
 from rmtrain.errors import RmtrainError
 from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of
 from rmtrain.files import read_bytes, write_atomic
@@ -112,7 +114,21 @@ def _curves(record: RunRecord) -> list[Figure]:
             sentences.append(f"Validated {count(len(validation.steps))} times{_validated_on(record)}.")
         if panel := [curve for curve in (training, validation) if curve.steps]:
             figures.append(Figure(title, " ".join(sentences), curves(panel, unit)))
-    return figures
+    return figures + _curves_by_entry(record)
+
+
+def _curves_by_entry(record: RunRecord) -> list[Figure]:
+    """The accuracy of each entry of a validation split that is a mixture, and their mean."""
+    keys = dict.fromkeys(key for line in record.validations for key in line if key.startswith(ENTRY_ACCURACY))
+    names = {key: key.removeprefix(ENTRY_ACCURACY) for key in keys}
+    own = [_curve(name, record.validations, key, 100) for key, name in names.items() if re.fullmatch(r"[\w.-]+", name)]
+    if not own:
+        return []
+    mean = _curve("mean of the entries", record.validations, "eval_mean_accuracy", 100)._replace(second=True)
+    caption = f"Validated {count(len(record.validations))} times; the mean weighs each entry the same."
+    return [
+        Figure("Accuracy by entry", caption, curves([curve for curve in (*own, mean) if curve.steps], "accuracy, %"))
+    ]
 
 
 def _curve(label: str, lines: Sequence[Mapping[str, Any]], key: str, scale: int) -> Curve:
