@@ -70,11 +70,26 @@ def test_ties_of_scores_are_halves_too_and_contradict_nobody(tmp_path: Path) -> 
     section = DataSection(source={"train": str(tmp_path / "s.jsonl")}, tied="half", min_gap=0.5)
     groups = load_data(section, 0).splits["train"].groups
     assert [(p.better, p.worse, p.gap, p.probability) for p in groups[0].preferences] == [
-        (1, 0, 0.0, 0.5),
+        (0, 1, 0.0, 0.5),
         (0, 2, 1.0, 1.0),
         (1, 2, 1.0, 1.0),
     ]
     assert len(groups[1].preferences) == 1
+
+
+def test_score_gaps_are_probabilities_by_their_scale(tmp_path: Path) -> None:
+    rows = [{"prompt": "w1", "completions": ["w2", "w3", "w4"], "scores": [4, 2, 2]}, ROWS[0]]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entries = [
+        {"source": str(tmp_path / "s.jsonl"), "gap_scale": 0.5, "tied": "half", "limit": 1, "name": "a"},
+        {"source": str(tmp_path / "s.jsonl"), "name": "b"},
+    ]
+    section = DataSection(source={"train": entries, "test": entries[:1]}, duplicates="keep", leaks="keep")
+    data = load_data(section, 0)
+    found = [[(p.better, p.worse, p.probability) for p in group.preferences] for group in data.splits["train"].groups]
+    sure = pytest.approx(1 / (1 + np.exp(-1.0)))
+    assert found == [[(0, 1, sure), (0, 2, sure), (1, 2, 0.5)], [(0, 1, 1.0), (0, 2, 1.0)]]
+    assert {p.probability for p in data.splits["test"].groups[0].preferences} == {1.0}
 
 
 def test_a_column_of_votes_that_is_missing_or_something_else_is_said(source: str) -> None:

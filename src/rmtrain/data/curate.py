@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from rmtrain.data.decontaminate import Check, join_checks
 from rmtrain.data.entries import Entry
-from rmtrain.data.pairing import Mode, Pairing, make_preferences
+from rmtrain.data.pairing import Mode, Pairing, make_preferences, with_gap_probability
 from rmtrain.data.parse import ParsedRows, UnusableRow
 from rmtrain.data.schemas.readers import RECORDING_FAULT
 from rmtrain.data.schemas.rows import EMPTY_COMPLETION, ParsedRow, empty_cause, is_empty
@@ -202,6 +202,10 @@ def curate(entry: Entry, parsed: ParsedRows, purpose: Purpose) -> Curation:
     if entry.name:
         for each in curation.candidates:
             each.group = each.group._replace(source=entry.group_source(each.group.source))
+    if trains and data.gap_scale is not None:
+        for each in curation.candidates:
+            soft = tuple(with_gap_probability(p, data.gap_scale) for p in each.group.preferences)
+            each.group = each.group._replace(preferences=soft)
     if suspect := sum(row.suspect for _, row in parsed.rows):
         what = "left out" if data.score == "overall" and purpose != "scoring" else "kept"
         curation.notes.append(

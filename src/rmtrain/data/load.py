@@ -71,11 +71,9 @@ def load_data(
     curations = {
         name: [curate(*each, "train" if name == "train" else "evaluation") for each in parsed[name]] for name in needed
     }
-    keys = {name: _prompts(of_split) for name, of_split in curations.items() if name != "train"}
     if "train" in needed:
         _drop_repeats(curations["train"], data)
-        keys = {"train": _prompts(curations["train"]), **keys}
-    keys = {name: keys[name] for name in needed}
+    keys = {name: _prompts(of_split) for name, of_split in curations.items()}
     leaks = find_leaks({name: [*chain(*own)] for name, own in keys.items()}, drop=data.leaks == "drop")
     if "train" in needed:
         notes += _shared_prompts([each.entry.name for each in parsed["train"]], keys["train"])

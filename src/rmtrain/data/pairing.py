@@ -1,5 +1,6 @@
 """Which preferences to make of a row: those it states, or those that its scores imply."""
 
+import math
 from collections import Counter
 from itertools import combinations
 from typing import Literal, NamedTuple
@@ -52,6 +53,13 @@ def make_preferences(row: ParsedRow, mode: Mode, min_gap: float, keep_ties: bool
         else:
             kept.append(preference)
     return Pairing(tuple(kept), dropped)
+
+
+def with_gap_probability(preference: Preference, scale: float) -> Preference:
+    """A preference with the probability sigmoid(scale * gap), unless votes give it one or it has no score gap."""
+    if preference.gap is None or preference.probability != 1.0:
+        return preference
+    return preference._replace(probability=1 / (1 + math.exp(-min(scale * preference.gap, 700.0))))
 
 
 def same_text(a: Conversation, b: Conversation) -> bool:

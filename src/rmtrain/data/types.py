@@ -57,8 +57,8 @@ class Preference(NamedTuple):
 
     def __repr__(self) -> str:
         """Without a probability of 1: digests over the `repr` of groups are older than probabilities."""
-        soft = "" if self.probability == 1.0 else f", probability={self.probability}"
-        return f"Preference(better={self.better}, worse={self.worse}, gap={self.gap}{soft})"
+        soft = "" if self.probability == 1.0 else f", probability={self.probability!r}"
+        return f"Preference(better={self.better!r}, worse={self.worse!r}, gap={self.gap!r}{soft})"
 
 
 class PreferenceGroup(NamedTuple):

@@ -32,10 +32,18 @@ Ties = list[str | int | float | bool]
 Pairs = Literal["all", "best_vs_rest", "best_vs_worst", "as_given"]
 Ratings = Literal["fine_grained", "overall"]
 Tied = Literal["drop", "half"]
+GapScale = Annotated[float, Field(gt=0, le=1e6)]
 Gap = Annotated[float, Field(ge=0, le=1e12)]
 # fields of DataSection that describe the rows of a source
 MAPPING = ("row_schema", "columns", "answers", "label", "better", "ties", "scores", "votes")
-READING = (*MAPPING, "preferences", "score", "min_gap", "tied")  # those that an entry of a mixture may have for itself
+READING = (
+    *MAPPING,
+    "preferences",
+    "score",
+    "min_gap",
+    "tied",
+    "gap_scale",
+)  # those that an entry of a mixture may have for itself
 
 EntryName = Annotated[str, StringConstraints(pattern=FOLDER_NAME_PATTERN)]
 
@@ -84,6 +92,8 @@ class EntrySection(Section):
     """Smallest score difference that makes a preference."""
     tied: Tied | None = None
     """What becomes of ties in training."""
+    gap_scale: GapScale | None = None
+    """The scale by which a score gap is a probability."""
     limit: PositiveInt | None = None
     """Maximum groups of this entry, drawn with the run's seed."""
     weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
@@ -155,6 +165,8 @@ class DataSection(Section):
     """Smallest score difference that makes a preference; a difference of 0 is always a tie."""
     tied: Tied = "drop"
     """Training preferences between equal scores or votes: drop them, or (half) keep them with a probability of 0.5."""
+    gap_scale: GapScale | None = None
+    """Training takes sigmoid(gap_scale · score gap) as the probability of a scored pair; null: each is certain."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows whose prompt and completions were seen before in the split."""
     contradictions: Literal["drop", "first", "keep"] = "drop"

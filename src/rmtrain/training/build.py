@@ -108,7 +108,7 @@ def _require_soft(objective: str, split: ReadySplit) -> None:
         raise DataError(
             f"loss.objective: {objective} does not read the votes of raters or ties of one half, and the training rows "
             "have some",
-            f"set loss.objective to {' or '.join(SOFT)}, or leave out data.votes and data.tied",
+            f"set loss.objective to {' or '.join(SOFT)}, or leave out data.votes, data.tied and data.gap_scale",
         )
 
 
