@@ -50,7 +50,7 @@ def test_the_majority_is_better_and_its_share_the_probability(source: str) -> No
     for split in data.splits.values():  # ties can't be ranked, and training drops them too
         assert [[*group.preferences] for group in split.groups] == [
             [Preference(0, 1, None, 5 / 6)],
-            [Preference(1, 0, None, 2 / 3)],
+            [Preference(1, 0, None, 1 - 1 / 3)],
             [Preference(0, 1, None, 0.75), Preference(1, 2, None, 0.75)],
         ]
         assert split.report.rows == Ledger(5, 3, {"missing value": 1, "tie": 1})
