@@ -14,6 +14,7 @@ from reporting.run_cases import make_manifest, make_recipe, make_rows, make_run,
 
 from rmtrain.errors import CheckpointError
 from rmtrain.reporting import report
+from rmtrain.reporting.card import write_model_card
 from rmtrain.reporting.figures import Image
 from rmtrain.reporting.report import write_report
 
@@ -321,3 +322,28 @@ def test_missing_subsets_are_named(tmp_path: Path) -> None:
 def test_only_a_run_folder_has_a_report(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a run folder"):
         write_report(tmp_path)
+
+
+def test_the_entries_of_a_mixture_have_tables_and_a_curve(tmp_path: Path) -> None:
+    books = {"total": 60, "kept": 50, "dropped": {"duplicate of another entry": 10}}
+    figures = {"share_of_groups": 0.25, "share_of_tokens": 0.5, "length_baseline": 0.6, "completions_per_group": 2.0}
+    entry = {"rows": books, "groups": 50, **figures}
+    manifest = make_manifest()
+    manifest["data"]["train"]["entries"] = {"chat": {**entry, "tags": ["hard"]}, "code": {**entry, "rows": CANARY}}
+    mixture = {"train": [{"source": "org/chat"}, {"source": "/home/me/code.jsonl"}]}
+    run = make_run(tmp_path, recipe=make_recipe(data__source=mixture), manifest=manifest)
+    own = {"eval_accuracy/chat": 0.8, "eval_accuracy/code": 0.6, f"eval_accuracy/{CANARY}": 0.1}
+    all_of_them = {"eval_accuracy": 0.7, "eval_loss": 0.5, "eval_mean_accuracy": 0.7}
+    lines = [{"step": step, **all_of_them, **own} for step in (6, 12)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write_report(run).read_text()
+    page = Page(text)
+    assert page.table("train, by entry")["chat"] == ["hard", "60", "50", "50", "25.0 %", "50.0 %", "60.0 %", "2.0"]
+    assert page.table("train, rows dropped")["chat"] == ["10"]
+    assert "Accuracy by entry" in page.text
+    assert "trained on org/chat, " in page.text
+    assert "<script>" not in text
+    card = write_model_card(run).read_text()
+    assert "train, by entry" in card
+    assert "org/chat" in card.partition("\n---\n")[0]
+    assert "/home/me" not in card
