@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.curate import (
-    Curation,
-    Ledger,
-    Purpose,
-    SplitReport,
-    make_candidate,
-    mark_duplicates,
-)
+from rmtrain.data.curate import Curation, Purpose, make_candidate, mark_duplicates
+from rmtrain.data.ledgers import Ledger, SplitReport
 from rmtrain.data.mixture import CONTRADICTION, DUPLICATE, drop_contradictions, drop_duplicates
 from rmtrain.data.parse import unique_ids
 from rmtrain.data.schemas.rows import ParsedRow

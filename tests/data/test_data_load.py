@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.curate import Ledger
+from rmtrain.data.ledgers import Ledger
 from rmtrain.data.load import CuratedData, load_data, read_source, recipe_splits
 from rmtrain.data.types import Message, Preference
 from rmtrain.errors import DataError

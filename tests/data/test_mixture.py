@@ -11,8 +11,8 @@ from conftest import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.curate import Ledger
 from rmtrain.data.entry_figures import entry_figures
+from rmtrain.data.ledgers import Ledger
 from rmtrain.data.load import CuratedData, load_data
 from rmtrain.data.mixture import one_pass, weighted
 from rmtrain.data.prepare import tokenize_splits

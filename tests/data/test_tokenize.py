@@ -17,14 +17,7 @@ from hypothesis import strategies as st
 from rmtrain.data import token_cache
 from rmtrain.data.render import Renderer
 from rmtrain.data.responses import mark_responses
-from rmtrain.data.token_cache import (
-    OVER_LENGTH,
-    Lost,
-    TokenizedSplit,
-    group_to_row,
-    row_to_group,
-    tokenize_split,
-)
+from rmtrain.data.token_cache import OVER_LENGTH, Lost, TokenizedSplit, group_to_row, row_to_group, tokenize_split
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, split_prefix, tokenize_groups
 from rmtrain.data.types import Message, Preference, PreferenceGroup, of_ids
 from rmtrain.errors import DataError

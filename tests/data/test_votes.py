@@ -11,7 +11,7 @@ from conftest import make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmtrain.data.curate import Ledger
+from rmtrain.data.ledgers import Ledger
 from rmtrain.data.load import load_data
 from rmtrain.data.prepare import tokenize_splits
 from rmtrain.data.render import Renderer

@@ -58,8 +58,8 @@ def make_recipe(base: Path, folder: Path, **changes: Any) -> Any:
 
 def make_splits(folder: Path, train: Sequence[Any], validation: Sequence[Any] = ()) -> dict[str, Any]:
     """Splits as `rmtrain.data.prepare` hands them over."""
-    from rmtrain.data.curate import Ledger, SplitReport
     from rmtrain.data.entries import Entry
+    from rmtrain.data.ledgers import Ledger, SplitReport
     from rmtrain.data.prepare import ReadyPart, ReadySplit
     from rmtrain.data.sources import RowPlaces
     from rmtrain.data.split_data import SplitData, SplitPart

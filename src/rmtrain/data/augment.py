@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
-from rmtrain.data.curate import Added, Candidate, Curation
+from rmtrain.data.curate import Candidate, Curation
+from rmtrain.data.ledgers import Added
 from rmtrain.data.splits import leak_key
 from rmtrain.data.types import Conversation, Preference, PreferenceGroup
 

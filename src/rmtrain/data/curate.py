@@ -1,13 +1,14 @@
-"""Curation of a split: rows that are kept, rows that are dropped and why, and the ledgers that count both."""
+"""Curation of a source's rows: groups that are kept, rows that are dropped and why, and the count of both."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal, NamedTuple
 
-from rmtrain.data.decontaminate import Check, join_checks
+from rmtrain.data.decontaminate import Check
 from rmtrain.data.entries import Entry
+from rmtrain.data.ledgers import NOTHING_ADDED, Added, Ledger, SplitReport
 from rmtrain.data.pairing import Mode, Pairing, make_preferences, with_gap_probability
 from rmtrain.data.parse import ParsedRows, UnusableRow
 from rmtrain.data.schemas.readers import RECORDING_FAULT
@@ -20,48 +21,6 @@ NONE_LEFT = "no preference left"  # the preferences that it had were dropped for
 
 Purpose = Literal["train", "evaluation", "scoring"]
 PairKey = tuple[tuple[Conversation, str], Conversation, Conversation]  # prompt with its arguments, better, worse
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """How many came in, how many were kept, and how many were dropped by which cause: total = kept + dropped."""
-
-    total: int
-    kept: int
-    dropped: Mapping[str, int]
-
-    def __post_init__(self) -> None:
-        if self.kept + sum(self.dropped.values()) != self.total:
-            raise AssertionError(f"ledger does not balance: {self}")
-
-
-class Added(NamedTuple):
-    """Answers to other prompts that were added as worse completions, one a group; the ledgers count them in."""
-
-    completions: int = 0
-    preferences: int = 0
-
-
-NOTHING_ADDED = Added()
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """The ledgers of one split.
-
-    Completions and preferences are counted over the readable rows; a dropped row takes its completions and preferences
-    with it, under the same cause.
-    """
-
-    split: str
-    schema: str
-    rows: Ledger
-    completions: Ledger
-    preferences: Ledger  # total: those possible among the usable completions, under the recipe's choice
-    examples: Mapping[str, str]  # cause: the place of the first row that it dropped
-    notes: tuple[str, ...]
-    checks: tuple[Check, ...] = ()  # with benchmarks
-    added: Added = NOTHING_ADDED
 
 
 @dataclass
@@ -149,34 +108,6 @@ class Curation:
             checks=tuple(self.checks),
             added=self.added,
         )
-
-
-def join_reports(split: str, reports: Sequence[SplitReport]) -> SplitReport:
-    """One report over the entries of a split."""
-    if len(reports) == 1:
-        return reports[0]
-    examples: dict[str, str] = {}
-    for report in reports:
-        examples = {**report.examples, **examples}
-    return SplitReport(
-        split=split,
-        schema=", ".join(dict.fromkeys(report.schema for report in reports)),
-        rows=join_ledgers([report.rows for report in reports]),
-        completions=join_ledgers([report.completions for report in reports]),
-        preferences=join_ledgers([report.preferences for report in reports]),
-        examples=examples,
-        notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
-        checks=join_checks([report.checks for report in reports]),
-        added=Added(*map(sum, zip(*(report.added for report in reports), strict=True))),
-    )
-
-
-def join_ledgers(ledgers: Sequence[Ledger]) -> Ledger:
-    """The sum of ledgers."""
-    dropped: Counter[str] = Counter()
-    for ledger in ledgers:
-        dropped.update(ledger.dropped)
-    return Ledger(sum(ledger.total for ledger in ledgers), sum(ledger.kept for ledger in ledgers), dict(dropped))
 
 
 class CuratedRows(NamedTuple):

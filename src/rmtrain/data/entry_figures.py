@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rmtrain.data.curate import Ledger
+from rmtrain.data.ledgers import Ledger
 from rmtrain.data.prepare import ReadyPart, ReadySplit
 from rmtrain.data.token_cache import TokenizedSplit
 from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps

@@ -9,7 +9,6 @@ from rmtrain.data.entries import Entry, entries_of
 from rmtrain.data.schemas.detect import SchemaChoice, choose_schema
 from rmtrain.data.schemas.rows import ParsedRow, RowFault, empty_cause
 from rmtrain.data.schemas.schema import NEGATIVE_MARGIN
-from rmtrain.data.schemas.votes import with_votes
 from rmtrain.data.sources import MissingSplitError, OpenSource, SourceRows, open_source, parse_source, pin_source
 from rmtrain.data.splits import HELD_OUT, hold_out, leak_key
 from rmtrain.errors import DataError
@@ -104,10 +103,7 @@ def parse_by(
     unusable: list[UnusableRow] = []
     for index, row in enumerate(rows):
         try:
-            read = schema.read(row)
-            if data.votes is not None:
-                read = with_votes(read, source.rows[index].get(data.votes), data.votes)
-            parsed.append((index, read))
+            parsed.append((index, schema.read(row)))
         except RowFault as fault:
             if fault.cause == NEGATIVE_MARGIN:
                 raise DataError(

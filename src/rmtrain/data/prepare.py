@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from rmtrain.data.curate import CuratedRows, Ledger, join_ledgers
+from rmtrain.data.curate import CuratedRows
+from rmtrain.data.joined_tokens import join_splits
+from rmtrain.data.ledgers import Ledger, join_ledgers
 from rmtrain.data.load import CuratedData, load_data
 from rmtrain.data.mixture import one_pass
 from rmtrain.data.omissions import NO_ROLES
@@ -17,7 +19,7 @@ from rmtrain.data.parse import MAX_MALFORMED
 from rmtrain.data.render import Renderer
 from rmtrain.data.split_data import SplitData, SplitPart
 from rmtrain.data.template import UNKNOWN
-from rmtrain.data.token_cache import TokenizedSplit, TokenReport, join_splits, tokenize_split
+from rmtrain.data.token_cache import TokenizedSplit, TokenReport, tokenize_split
 from rmtrain.data.tokenize import OverLength
 from rmtrain.data.types import TOKENS, PreferenceGroup
 from rmtrain.display import Display

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from rmtrain.data.curate import SplitReport, join_reports
 from rmtrain.data.entries import Entry
+from rmtrain.data.ledgers import SplitReport, join_reports
 from rmtrain.data.sources import RowPlaces
 from rmtrain.data.types import PreferenceGroup
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rmtrain.data.curate import Ledger
 from rmtrain.data.entry_figures import EntryFigures, entry_figures, token_figures
+from rmtrain.data.ledgers import Ledger
 from rmtrain.data.load import CuratedData
 from rmtrain.data.prepare import LEDGERS, ReadySplit
 from rmtrain.data.splits import Leak

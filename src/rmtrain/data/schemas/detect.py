@@ -49,15 +49,15 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
                 f"there is no column {missing[0]!r} to rename to {ours!r}",
                 f"correct data.columns; the columns are: {', '.join(sorted(columns))}",
             )
+        rows = renamed(source.rows, data)
+        columns = (columns - {*data.columns.values()}) | data.columns.keys()
         if data.votes is not None and data.votes not in columns:
             raise DataError(
                 f"there is no column {data.votes!r} of votes",
                 f"correct data.votes; the columns are: {', '.join(sorted(columns))}",
             )
-        rows = renamed(source.rows, data)
-        columns = (columns - {*data.columns.values()}) | data.columns.keys()
         sample = _sample(rows, columns)
-        schema = find_schema(columns, sample, data)
+        schema = replace(find_schema(columns, sample, data), votes=data.votes or "")
         unread = unread_columns(schema, rows, columns, data)
         partly = _columns_of_some_files(source, rows, schema)
     except DataError as error:
@@ -245,7 +245,7 @@ def unread_columns(schema: RowSchema, rows: Sequence[Row], columns: Collection[s
     Raises:
         DataError: one of them says which answer is better, or holds a part of the prompt, and the renames hide it.
     """
-    unread = sorted(set(columns) - schema.columns - {data.votes})
+    unread = sorted(set(columns) - schema.columns)
     renamed = data.columns
     # a column renamed to margin says more than the size of the difference: its sign says which answer is better
     labels = [column for column in (*unread, renamed.get("margin", "")) if _LIKE_LABELS.fullmatch(column)]

@@ -29,6 +29,7 @@ from rmtrain.data.schemas.rows import (
     score_gap,
     template_arguments,
 )
+from rmtrain.data.schemas.votes import with_votes
 from rmtrain.data.types import Conversation, Preference, Row
 
 NEGATIVE_MARGIN = "negative margin"
@@ -117,13 +118,23 @@ class RowSchema:
     read_prompt: Callable[[Row, str], Conversation] = prompt_column
     reads: tuple[str, ...] = ()  # further columns
     reader: Callable[[Row], ParsedRow] | None = None  # reads rows that this description does not fit
+    votes: str = ""  # column with the votes of raters, who then say which answer is better
     tokens: bool = False  # prompt and answers are token ids, to which no chat template is applied
     when: Callable[[Row], bool] | None = None  # what a sample must satisfy besides having the columns
 
     @property
     def columns(self) -> frozenset[str]:
         """All columns that are read."""
-        named = {*self.needs, *self.answers, *self.scores, *self.source, *self.reads, self.prompt, self.judged}
+        named = {
+            *self.needs,
+            *self.answers,
+            *self.scores,
+            *self.source,
+            *self.reads,
+            self.prompt,
+            self.judged,
+            self.votes,
+        }
         named |= {*self.label.columns} if self.label else set()
         named |= _PAIR_READS if self._best_first else set()
         named |= set() if self.tokens else {"system", *TEMPLATE_COLUMNS}
@@ -140,6 +151,8 @@ class RowSchema:
             RowFault: what is wrong with it.
         """
         parsed = self.reader(row) if self.reader else self._read(row)
+        if self.votes:
+            parsed = with_votes(parsed, row.get(self.votes), self.votes)
         own, source = row_id(row), row_source(row, *self.source)
         if self.tokens:
             return parsed._replace(id=own, source=source)
