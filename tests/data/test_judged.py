@@ -12,10 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtrain.data.curated_source import curation_of, record_path, write_curated
-from rmtrain.data.judged import KEPT, MAJORITY, Judged, Rule, agreements, folds_of, margins_of, mean_margins, source_row
+from rmtrain.data.judged import (
+    KEPT,
+    MAJORITY,
+    Judged,
+    Rule,
+    agreements,
+    folds_of,
+    has_votes,
+    margins_of,
+    mean_margins,
+    source_row,
+)
 from rmtrain.data.load import read_source
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 from rmtrain.errors import DataError, InputError
+from rmtrain.recipe.data_schema import DataSection
 
 margin = st.one_of(st.none(), st.integers(-3, 3))
 tables = st.integers(1, 4).flatmap(
@@ -96,6 +108,24 @@ def test_the_new_source_is_read_as_the_same_groups(tmp_path: Path) -> None:
     ids = PreferenceGroup("x", (), ((Message("tokens", "[1]"),), (Message("tokens", "[2]"),)), (Preference(0, 1),))
     with pytest.raises(DataError, match="rows of token ids can't be curated"):
         source_row(ids)
+
+
+def test_shares_of_raters_go_with_the_rows(tmp_path: Path) -> None:
+    two, three = groups_of([(0, 1)], [(1, 0)]), groups_of([(2, 0), (0, 1)])
+    groups = [
+        *(group._replace(id=f"pair {n}", completions=group.completions[:2]) for n, group in enumerate(two)),
+        *three,
+    ]
+    groups = [
+        group._replace(preferences=tuple(p._replace(probability=0.75) for p in group.preferences)) for group in groups
+    ]
+    groups.append(groups_of([(0, 2)])[0]._replace(id="certain"))
+    assert has_votes(groups)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(source_row(group, soft=True)) + "\n" for group in groups))
+    data = DataSection(source=str(path), votes="votes")
+    read = read_source(str(path), None, data, evaluation=True).groups
+    assert {each.id: {*each.preferences} for each in read} == {each.id: {*each.preferences} for each in groups}
 
 
 def groups_of(*pairs: list[tuple[int, int]]) -> list[PreferenceGroup]:

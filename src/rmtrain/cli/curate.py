@@ -76,15 +76,18 @@ def curate(
 
 
 def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":
-    """The training split as curated, without added completions."""
+    """The training split as curated, without added completions, and without ties, of which no side can be wrong."""
+    from rmtrain.data.judged import has_votes
     from rmtrain.data.load import load_data
     from rmtrain.recipe.data_schema import AugmentSection
 
-    section = recipe.data.model_copy(update={"augment": AugmentSection()})
+    section = recipe.data.model_copy(update={"augment": AugmentSection(), "tied": "drop", "gap_scale": None})
     data = load_data(section, recipe.run.seed, ["train"])
     for note in data.notes:
         display.note(f"note: {note}")
     split = data.splits["train"]
+    if has_votes(split.groups):
+        display.note("note: the new source holds the shares of the raters: read them with data.votes=votes")
     gaps = sum(p.gap is not None for group in split.groups if group.scores is None for p in group.preferences)
     if gaps:
         display.note(f"note: score gaps of rows without scores, which the new source does not hold: {gaps}")

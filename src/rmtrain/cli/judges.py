@@ -46,10 +46,12 @@ class Judges:
         return {row["id"]: row["rewards"] for row in scored}
 
     def _fold(self, recipe: "Recipe", number: int, folds: Sequence[int]) -> str:
+        from rmtrain.data.judged import has_votes
         from rmtrain.recipe.load import dump_recipe
 
         own = [group for group, fold in zip(self.groups, folds, strict=True) if fold == number]
-        whole = fold_recipe(recipe, self._write(own, f"fold-{number}"), f"fold-{number}", self.folder)
+        votes = "votes" if has_votes(self.groups) else None
+        whole = fold_recipe(recipe, self._write(own, f"fold-{number}"), f"fold-{number}", self.folder, votes)
         path = self.folder / f"fold-{number}.yaml"
         write_atomic(path, dump_recipe(whole))
         done, begun = self._runs(whole)
@@ -74,9 +76,10 @@ class Judges:
 
     def _write(self, groups: "Sequence[PreferenceGroup]", name: str) -> Path:
         """Groups as a source whose name has a digest of its content; one that is there already is left as it is."""
-        from rmtrain.data.judged import source_row
+        from rmtrain.data.judged import has_votes, source_row
 
-        text = "".join(json.dumps(source_row(group), ensure_ascii=False) + "\n" for group in groups)
+        soft = has_votes(self.groups)
+        text = "".join(json.dumps(source_row(group, soft), ensure_ascii=False) + "\n" for group in groups)
         path = self.folder / f"{name}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:12]}.jsonl"
         if not path.exists():
             write_atomic(path, text)
@@ -101,9 +104,9 @@ class Judges:
             raise RunFailedError(f"rmtrain {arguments[0]} failed", "see the lines above")
 
 
-def fold_recipe(recipe: "Recipe", rows: Path, name: str, folder: Path) -> "Recipe":
+def fold_recipe(recipe: "Recipe", rows: Path, name: str, folder: Path, votes: str | None = None) -> "Recipe":
     """The recipe of a fold's model: the same training, on the rows of the fold alone, and no evaluation."""
-    data = {"source": {"train": str(rows)}, "splits": {"train": "train"}, "preferences": "as_given"}
+    data = {"source": {"train": str(rows)}, "splits": {"train": "train"}, "preferences": "as_given", "votes": votes}
     data |= {key: getattr(recipe.data, key) for key in ("max_length", "over_length")}
     values = recipe.model_dump(mode="json")
     values["data"] = data

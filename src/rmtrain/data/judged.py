@@ -110,11 +110,12 @@ class Judged:
         With `mark`, every row and preference is there; `verdicts` says what the rules make of it.
         """
         agreement, mean, rows = agreements(self.margins), mean_margins(self.margins), []
+        soft = has_votes(self.groups)
         for group, part in self._parts():
             places = [place for place in range(part.start, part.stop) if mark or self.verdicts[place] == KEPT]
             if places:
-                row = source_row(group)
-                row["preferences"] = [row["preferences"][place - part.start] for place in places]
+                left = tuple(group.preferences[place - part.start] for place in places)
+                row = source_row(group._replace(preferences=left), soft)
                 row["agreement"] = [_number(agreement[place]) for place in places]
                 row["margin"] = [_number(mean[place]) for place in places]
                 row["margins"] = [[_number(value) for value in self.margins[place]] for place in places]
@@ -142,8 +143,16 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def source_row(group: PreferenceGroup) -> Row:
+def has_votes(groups: Sequence[PreferenceGroup]) -> bool:
+    """Whether any preference is less than certain, so that every row of a source needs the share of its raters."""
+    return any(preference.probability != 1.0 for group in groups for preference in group.preferences)
+
+
+def source_row(group: PreferenceGroup, soft: bool = False) -> Row:
     """A group as a row of the `completions` schema, from which the same group is read.
+
+    With `soft`, it has the column `votes` as data.votes reads it: the share of raters for the first of two answers, or
+    for more answers a share for each preference.
 
     Raises:
         DataError: it is made of token ids, which the schema does not hold.
@@ -159,9 +168,17 @@ def source_row(group: PreferenceGroup) -> Row:
         "prompt": [message.as_dict() for message in group.prompt],
         "completions": [[message.as_dict() for message in completion] for completion in group.completions],
         "preferences": [[preference.better, preference.worse] for preference in group.preferences],
+        **({"votes": _votes(group)} if soft else {}),
         **({"scores": list(group.scores)} if group.scores is not None else {}),
         **beside,
     }
+
+
+def _votes(group: PreferenceGroup) -> float | list[float]:
+    shares = [preference.probability for preference in group.preferences]
+    if len(group.completions) > 2:
+        return shares
+    return shares[0] if group.preferences[0].better == 0 else 1 - shares[0]
 
 
 def margins_of(groups: Sequence[PreferenceGroup], rewards: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
