@@ -11,6 +11,7 @@ import pytest
 from conftest import make_groups
 
 from rmtrain.cli.app import run as rmtrain
+from rmtrain.recipe.load import load_recipe
 
 pytestmark = pytest.mark.usefixtures("inside")
 
@@ -48,4 +49,4 @@ def test_trl_and_gap_read_the_same_log_probabilities(
     first = made["log"][0]  # of the only step, before its update: means over all rows
     assert (first["logps/chosen"], first["logps/rejected"]) == pytest.approx((chosen, rejected), rel=1e-4)
     assert first["loss"] == pytest.approx(np.log(2))
-    assert rmtrain(["train", "dpo/recipe.yaml", "--dry-run"]) == 0
+    assert load_recipe(Path("dpo/recipe.yaml")).recipe.data.max_length == 30
