@@ -2,12 +2,14 @@
 
 import codecs
 import errno
+import inspect
 import io
 import logging
 import os
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +61,36 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(train.train)
-app.command("sweep")(sweep.sweep)
-app.command("eval")(evaluate.evaluate)
-app.command("rewardbench")(rewardbench.rewardbench)
-app.command("score")(score.score)
-app.command("select")(select.select)
-app.command("serve")(serve.serve)
-app.command("compare")(compare.compare)
-app.command("leaderboard")(leaderboard.leaderboard)
-app.command("gap")(gap.gap)
-app.command("average")(average.average)
-app.command("calibrate")(calibrate.calibrate)
-app.command("export")(export.export)
-app.command("data")(data.data)
-app.command("curate")(curate.curate)
+
+
+def _help(command: Callable[..., None]) -> str:
+    """A command's docstring with a line a paragraph, which Typer wraps to the terminal; examples keep their lines."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(text if text.startswith("[dim]") else text.replace("\n", " ") for text in paragraphs)
+
+
+def _add(name: str, command: Callable[..., None]) -> None:
+    app.command(name, help=_help(command))(command)
+
+
+_add("train", train.train)
+_add("sweep", sweep.sweep)
+_add("eval", evaluate.evaluate)
+_add("rewardbench", rewardbench.rewardbench)
+_add("score", score.score)
+_add("select", select.select)
+_add("serve", serve.serve)
+_add("compare", compare.compare)
+_add("leaderboard", leaderboard.leaderboard)
+_add("gap", gap.gap)
+_add("average", average.average)
+_add("calibrate", calibrate.calibrate)
+_add("export", export.export)
+_add("data", data.data)
+_add("curate", curate.curate)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(runs.app, name="runs")
-app.command("doctor")(doctor.doctor)
+_add("doctor", doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

@@ -52,8 +52,7 @@ def average(
 ) -> None:
     """Average the weights of checkpoints that were trained from the same base and score head.
 
-    The average of adapters is exact: their changes of the weights are averaged, not their factors. The result is a
-    checkpoint like any other.
+    Adapters are averaged exactly, by their changes of the weights. The result is a checkpoint like any other.
 
     [dim]rmtrain average runs/a-20260101-120000-ab12 runs/b-20260101-130000-cd34 --output averaged --split validation[/]
     [dim]rmtrain average runs/*/ --greedy --output soup[/]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def curate(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")],
     output: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="The new source.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     judge: Annotated[

@@ -63,7 +63,7 @@ def gap(
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
-    """Measure the alignment gap: how well a policy ranks preferences, its ideal would, and reward models do.
+    """Measure the alignment gap: how well a policy, its ideal and reward models rank the same preferences.
 
     [dim]rmtrain gap --policy my-dpo-policy --reference my-sft-model --data pairs.jsonl[/]
     [dim]rmtrain gap --policy my-dpo-policy --ckpt runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl[/]

@@ -26,7 +26,7 @@ _PROBE_ROWS = 1000  # of validation
 
 
 def sweep(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")],
     values: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=A,B,C]...", help="Values to combine; a key with one value overrides the recipe."),

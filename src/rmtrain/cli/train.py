@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        Path | None, typer.Argument(help="Recipe file (YAML); optional with --resume.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="RECIPE", help="Recipe file (YAML); optional with --resume.", show_default=False),
     ] = None,
     overrides: Annotated[
         list[str] | None,
