@@ -44,7 +44,7 @@ def test_score_gives_the_rewards_of_the_published_computation(tmp_path: Path) ->
     case = CASES["oasst"]
     folder = case.write(tmp_path)
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "ab", "completions": ["c", "dd"]}) + "\n")
-    score(tmp_path / "in.jsonl", tmp_path / "out.jsonl", ckpt=str(folder))
+    score(str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", ckpt=str(folder))
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

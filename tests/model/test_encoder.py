@@ -263,7 +263,7 @@ def test_commands_score_an_encoder_or_say_that_they_need_a_decoder(
     folder = write(tmp_path / "reward-model-deberta-v3", "deberta-v2")
     rows = [{"prompt": "w1 w2", "completions": ["w3", "w4 w5"]}, {"prompt": "w9 " * 70, "completions": ["w6", "w7"]}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    score(tmp_path / "in.jsonl", tmp_path / "out.jsonl", ckpt=str(folder))
+    score(str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", ckpt=str(folder))
     found = [json.loads(line)["rewards"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert found[0] == pytest.approx([own_forward(folder, "w1 w2", text) for text in ("w3", "w4 w5")], abs=2e-5)
     assert len(found) == 2

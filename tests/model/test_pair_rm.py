@@ -293,7 +293,7 @@ def test_a_rows_file_with_other_margins_than_preferences_is_refused(margins: Any
 def test_commands_that_need_rewards_say_so(tmp_path: Path) -> None:
     folder, data = write(tmp_path / "PairRM-hf"), write_pairs(tmp_path / "pairs.jsonl", 2)
     with pytest.raises(InputError, match="score needs rewards"):
-        score(data, tmp_path / "out.jsonl", ckpt=folder)
+        score(str(data), tmp_path / "out.jsonl", ckpt=folder)
     row = {"prompt": "w1", "chosen": ["w2"] * 3, "rejected": ["w5"] * 3, "id": 1, "domain": "chat"}
     (tmp_path / "rm.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match="rm-bench needs rewards"):

@@ -182,7 +182,7 @@ def test_score_gives_equal_answers_the_same_number(models: Path, tmp_path: Path)
     answers = ["w1 w2", "w3", "w1  w2", "w4 w5 w6", "w1 w2", "w3 "]
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "w7", "completions": answers}) + "\n")
-    score(rows, tmp_path / "out.jsonl", ckpt=str(models / "rm"), tokens_per_batch=8)
+    score(str(rows), tmp_path / "out.jsonl", ckpt=str(models / "rm"), tokens_per_batch=8)
     rewards = json.loads((tmp_path / "out.jsonl").read_text())["rewards"]
     assert len(rewards) == 6
     assert rewards[0] == rewards[2] == rewards[4] != rewards[1] == rewards[5]

@@ -287,5 +287,5 @@ def test_parity_is_for_reward_models_on_rewardbench_1(tmp_path: Path) -> None:
 
     folder = write_model(tmp_path)
     for options in ({"benchmark": "judgebench"}, {"reference_free": "avg"}):
-        with pytest.raises(InputError, match="--parity is for reward models on rewardbench-1"):
+        with pytest.raises(InputError, match="--parity is for a single reward model on rewardbench-1"):
             rewardbench(ckpt=str(folder), parity="float16", **options)  # type: ignore[arg-type]

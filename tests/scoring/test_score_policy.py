@@ -157,7 +157,7 @@ def test_few_logits_at_once_change_nothing(
     loaded, marked = load_policy(str(policy), None), tokenized(policy, groups)
     expected = scores(loaded, marked, tmp_path)
     (tmp_path / "partial.0").unlink()
-    monkeypatch.setattr(language_model, "_LOGITS_AT_ONCE", 3 * 65)
+    monkeypatch.setattr(language_model, "LOGITS_AT_ONCE", 3 * 65)
     np.testing.assert_allclose(scores(loaded, marked, tmp_path), expected, atol=1e-5, rtol=0)
 
 

@@ -231,7 +231,7 @@ def test_the_validation_figures_are_those_of_all_its_preferences(base: Path, tmp
 def test_a_limited_validation_is_spread_over_the_split(tmp_path: Path, limit: int | None, places: Any) -> None:
     recipe = make_recipe(tmp_path, tmp_path, evaluation__limit=limit)
     splits = make_splits(tmp_path, make_groups(2), make_groups(12, seed=2))
-    assert [group.id for group in validation_groups(recipe, splits)] == [f"g{place}" for place in places]
+    assert [group.id for group in validation_groups(recipe, splits).groups] == [f"g{place}" for place in places]
 
 
 @pytest.mark.parametrize(("select", "step"), [("accuracy", 4), ("loss", 3), ("last", 5)])
