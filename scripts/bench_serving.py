@@ -89,12 +89,12 @@ async def ask(address: str, bodies: list[dict[str, Any]], clients: int) -> tuple
 def measure(settings: dict[str, Any], *options: str) -> Result:
     bodies = requests(settings["requests"], settings["workload"], settings["words"])
     server, address = start(settings, *options)
-    try:
-        asyncio.run(ask(address, bodies[: settings["clients"]], settings["clients"]))
-        rewards, seconds, whole = asyncio.run(ask(address, bodies, settings["clients"]))
-    finally:
-        server.terminate()
-        server.wait(60)
+    with server:  # closes its pipe and waits for its end
+        try:
+            asyncio.run(ask(address, bodies[: settings["clients"]], settings["clients"]))
+            rewards, seconds, whole = asyncio.run(ask(address, bodies, settings["clients"]))
+        finally:
+            server.terminate()
     p50, p99 = (float(value) for value in np.percentile(seconds, [50, 99]))
     return {"rewards": rewards, "p50": p50, "p99": p99, "per_second": len(bodies) / whole}
 
