@@ -1,5 +1,6 @@
 """KEY=A,B,C → the settings of a grid: every combination of the values as a validated recipe."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -44,10 +45,10 @@ def grid(path: Path, arguments: Sequence[str]) -> list[Setting]:
     """
     choices = [_choices(argument) for argument in arguments]
     varied = [len(choice) > 1 for choice in choices]
+    if math.prod(map(len, choices)) > MOST:
+        raise InputError(f"the grid has more than {MOST:,} settings", "leave values out")
     settings = list[Setting]()
     for number, overrides in enumerate(product(*choices), start=1):
-        if number > MOST:
-            raise InputError(f"the grid has more than {MOST:,} settings", "leave values out")
         label = ", ".join(text for text, varies in zip(overrides, varied, strict=True) if varies)
         loaded = load_recipe(path, overrides)
         for other in settings:
