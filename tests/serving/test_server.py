@@ -376,7 +376,7 @@ def test_a_body_that_does_not_arrive_is_given_up(scorer: OnlineScorer) -> None:
         connection.settimeout(20)
         head = "POST /reward HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         connection.sendall(head.encode())
-        told = connection.recv(4096).decode()
+        told = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
         connection.close()
     assert told.startswith("HTTP/1.1 408 ")
     assert "the body did not arrive in 0.2 seconds" in told

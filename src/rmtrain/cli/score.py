@@ -78,7 +78,7 @@ def score(
         )
         alone = url is not None and verify is None  # a server, and no checkpoint
         named = None if alone else choose(verify or ckpt, runs, display, asked, not no_verify)
-        with contextlib.closing(open_stream(input_file, FOR_SEVERAL_MODELS if combine else 1)) as stream:
+        with contextlib.closing(open_stream(str(input_file), FOR_SEVERAL_MODELS if combine else 1)) as stream:
             rows = open_rows(stream, named.first if named is not None else None, mapping, display)
             kind = output_kind(output, stream) if output is not None else "lines"
             opened: Callable[[], Scorer]

@@ -97,7 +97,7 @@ def select(
     with TerminalDisplay() as display, processes.alone(output), contextlib.ExitStack() as stack:
         scoring = ScoringOptions(prompt, label, None, None, max_length, dtype, calibrated=calibrated, combine=combine)
         scale = FOR_SEVERAL_MODELS if combine else 1
-        stream = stack.enter_context(contextlib.closing(open_stream(input_file, scale)))
+        stream = stack.enter_context(contextlib.closing(open_stream(str(input_file), scale)))
         scored = ckpt is None and any("rewards" in row for row in stream.source.rows)
         ref = None if scored else choose(ckpt, runs, display, scoring, not no_verify)
         rows = open_rows(stream, ref.first if ref is not None else None, mapping, display)
