@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from rmtrain.documents import Manifest, Result, checked, parse_json, read_json, sound
+from rmtrain.documents import Manifest, Result, checked, sound
 from rmtrain.errors import CheckpointError, DataError
+from rmtrain.json_values import parse_json, read_json
 
 HUGE = "9" * 400
 

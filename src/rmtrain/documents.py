@@ -1,8 +1,6 @@
 """The JSON files of runs and results: their types, and readers that check them."""
 
-import json
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, TypeVar
@@ -10,12 +8,10 @@ from typing import Annotated, Any, Literal, Required, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from rmtrain.errors import DataError, InputError
-from rmtrain.files import read_text
+from rmtrain.errors import DataError
+from rmtrain.json_values import DIGITS
 
-_DIGITS, _DEPTH = 18, 50  # of a whole number, since 64-bit integers hold as many; of nesting
-
-Count = Annotated[int, Field(ge=0, lt=10**_DIGITS)]
+Count = Annotated[int, Field(ge=0, lt=10**DIGITS)]
 Figure = float | None  # finite
 Shape = TypeVar("Shape", bound=Mapping[str, Any])
 
@@ -222,52 +218,6 @@ class LogLine(Document, total=False):
 @cache
 def _adapter(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
-
-
-def parse_json(text: str, odd: Callable[[str], Any] = lambda number: None) -> Any:
-    """A value from JSON; `odd` converts numbers that are not finite or have too many digits, by default to None.
-
-    Raises:
-        ValueError: it is not JSON, or nested too deeply.
-    """
-
-    def whole(digits: str) -> Any:
-        return int(digits) if len(digits) <= _DIGITS else odd(digits)
-
-    def fraction(number: str) -> Any:
-        return value if math.isfinite(value := float(number)) else odd(number)
-
-    try:
-        value = json.loads(text, parse_int=whole, parse_float=fraction, parse_constant=fraction)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    level, depth = [value], 0
-    while level := [part for outer in level for part in _items(outer)]:
-        depth += 1
-        if depth > _DEPTH:
-            raise ValueError("it is nested too deeply")
-    return value
-
-
-def _items(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def read_json(
-    path: Path,
-    hint: str = "",
-    error: type[InputError] = DataError,
-    odd: Callable[[str], Any] = lambda number: None,
-) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        InputError: of class `error`, if the file can't be read or `parse_json` refuses it.
-    """
-    try:
-        return parse_json(read_text(path, error=error), odd)
-    except ValueError as fault:
-        raise error(f"{path}: can't be read as JSON: {fault}", hint) from None
 
 
 def sound(value: Mapping[str, Any], shape: type[Shape]) -> tuple[Shape, list[str]]:

@@ -72,7 +72,8 @@ def read_manifest(folder: Path, notes: list[str] | None = None) -> "Manifest":
     Raises:
         CheckpointError: it is missing, or can't be read.
     """
-    from rmtrain.documents import Manifest, read_json, sound
+    from rmtrain.documents import Manifest, sound
+    from rmtrain.json_values import read_json
 
     try:
         whole = read_json(folder / MANIFEST, error=CheckpointError)

@@ -182,3 +182,11 @@ def test_trl_takes_what_is_written(scored: Any, capsys: Any) -> None:
     rows = load_dataset("json", data_files="out.jsonl", split="train", cache_dir="cache")
     assert is_conversational(rows[0])
     assert {"prompt", "chosen", "rejected", "margin"} <= set(rows.column_names)
+
+
+def test_the_answers_of_a_policy_are_chosen_by_the_rewards_that_score_gives_it(capsys: Any, models: Path) -> None:
+    policy = ["--ckpt", str(models / "policy"), "--reference-free", "avg"]
+    write("in.jsonl", ROWS[:8])
+    assert rmtrain(["score", "in.jsonl", *policy, "--output", "scored.jsonl"]) == 0
+    _, chosen = select(capsys, "in.jsonl", *policy)
+    assert [row["reward"] for row in chosen] == [max(row["rewards"]) for row in read("scored.jsonl")]

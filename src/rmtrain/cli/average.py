@@ -3,7 +3,7 @@
 import json as jsonlib
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,37 +17,49 @@ from rmtrain.errors import InputError
 from rmtrain.scoring.scorer import short_digest
 
 if TYPE_CHECKING:
-    from rmtrain.model.averaging import Average
+    from rmtrain.data.split_data import ReadAs
+    from rmtrain.evaluation.averaging import Step, Validation
     from rmtrain.model.parts import Part
 
 
-def average(
-    ckpts: Annotated[list[str], typer.Argument(metavar="CKPT", help="Run folders, checkpoint folders or hub ids.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the average.")],
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How the weights are averaged."""
+
     weights: Annotated[
         str | None, typer.Option(metavar="W,W,…", help="A weight for each checkpoint; default: all the same.")
-    ] = None,
+    ] = None
     greedy: Annotated[
         bool, typer.Option("--greedy", help="Keep only checkpoints that do not lower the validation accuracy.")
-    ] = False,
+    ] = False
     extrapolate: Annotated[
         float | None,
         typer.Option(metavar="ALPHA", help="Go on from the start of training: start + (1 + ALPHA) (average - start)."),
-    ] = None,
+    ] = None
     rank: Annotated[
         int | None, typer.Option(min=1, help="Rank of an averaged adapter; default: the sum of all, which is exact.")
-    ] = None,
+    ] = None
+
+    @property
+    def method(self) -> str:
+        """As the record names it."""
+        return "greedy" if self.greedy else "given" if self.weights is not None else "equal"
+
+
+@options.grouped
+def average(
+    *,
+    ckpts: Annotated[list[str], typer.Argument(metavar="CKPT", help="Run folders, checkpoint folders or hub ids.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the average.")],
+    how: How,
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Score the average and its parts on these rows.")
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Score them on this split of the recipe, or of --data; --greedy: validation.")
     ] = None,
-    columns: options.Columns = None,
-    row_schema: options.RowSchema = None,
-    tokens_per_batch: options.Tokens = None,
-    num_processes: options.Processes = None,
-    no_verify: options.NoVerify = False,
+    reading: options.Reading,
+    work: options.Work,
     json: options.Json = False,
 ) -> None:
     """Average the weights of checkpoints that were trained from the same base and score head.
@@ -58,55 +70,70 @@ def average(
     [dim]rmtrain average runs/*/ --greedy --output soup[/]
     [dim]rmtrain average runs/a-20260101-120000-ab12 --extrapolate 0.3 --output further[/]
     """
-    given, alpha = _weights(weights, len(ckpts), greedy), _alpha(extrapolate, len(ckpts))
-    mapping = options.given_mapping(columns, row_schema)
+    given, alpha = _weights(how.weights, len(ckpts), how.greedy), _alpha(how.extrapolate, len(ckpts))
+    mapping = reading.mapping()
     with TerminalDisplay() as display, processes.alone(output):
         wheres = [choose(ckpt, Path("runs"), display).where for ckpt in ckpts]
-        asked = greedy or data is not None or split is not None
+        asked = how.greedy or data is not None or split is not None
         if asked:
-            processes.spread(num_processes)
-        from rmtrain.evaluation.averaging import Step, Validation, choose_greedily, compare_parts, record_of
+            processes.spread(work.num_processes)
+        from rmtrain.evaluation.averaging import choose_greedily, compare_parts, record_of
         from rmtrain.evaluation.averaging import write_on_main as write
         from rmtrain.evaluation.export import check_output
-        from rmtrain.evaluation.sources import one_split
         from rmtrain.model.averaging import Average
         from rmtrain.model.parts import open_part, require_alike
 
         check_output(output)
-        parts = [
-            replace(open_part(where, not no_verify), where=ckpt) for where, ckpt in zip(wheres, ckpts, strict=True)
-        ]
+        opened = [open_part(where, not work.no_verify) for where in wheres]
+        parts = [replace(part, where=ckpt) for part, ckpt in zip(opened, ckpts, strict=True)]
         require_alike(parts)
-        validation = None
-        if asked:
-            name, rows = one_split(wheres[0], data, split, mapping, display.note)
-            place = output.resolve()
-            folder = Path("results") / f"{place.name}-{short_digest(str(place))}" / "average" / name
-            validation = Validation(rows, folder, tokens_per_batch, display, not no_verify)
+        validation = _validation(wheres[0], data, split, mapping, output, work, display) if asked else None
 
-        def build(chosen: "Sequence[Part]") -> "Average":
-            shares = [1 / len(chosen)] * len(chosen) if greedy else given
-            return Average(tuple(chosen), tuple(shares), alpha, rank)
+        def build(chosen: "Sequence[Part]") -> Average:
+            shares = [1 / len(chosen)] * len(chosen) if how.greedy else given
+            return Average(tuple(chosen), tuple(shares), alpha, how.rank)
 
-        made, steps = build(parts), list[Step]()
-        if greedy and validation is not None:
+        made, steps = build(parts), list["Step"]()
+        if how.greedy and validation is not None:
             made, steps = choose_greedily(parts, build, validation, output.with_name(f".{output.name}.candidate"))
-        record = record_of(made, "greedy" if greedy else "given" if weights is not None else "equal", steps)
+        record = record_of(made, how.method, steps)
         written = write(made, output, record)
         scores = compare_parts(parts, output, validation) if validation is not None else None
-    if written is None:
-        return
-    from rmtrain.model.weights import SIDECAR, read_object
-    from rmtrain.reporting.card import write_exported_card
+    if written is not None:
+        result = {"output": str(output), **record, "rank": written.rank, "rank_loss": written.lost, "scores": scores}
+        _show(result, output, json)
 
-    write_exported_card(output, None, read_object(output / SIDECAR))
-    result = {"output": str(output), **record, "rank": written.rank, "rank_loss": written.lost, "scores": scores}
-    if json:
-        print(jsonlib.dumps(result, indent=2))
-        return
+
+def _validation(
+    first: str,
+    data: str | None,
+    split: str | None,
+    mapping: "ReadAs | None",
+    output: Path,
+    work: options.Work,
+    display: TerminalDisplay,
+) -> "Validation":
+    """The rows that judge the checkpoints, which are those of the first one's recipe unless others are named."""
+    from rmtrain.evaluation.averaging import Validation
+    from rmtrain.evaluation.sources import one_split
+
+    name, rows = one_split(first, data, split, mapping, display.note)
+    place = output.resolve()
+    folder = Path("results") / f"{place.name}-{short_digest(str(place))}" / "average" / name
+    return Validation(rows, folder, work.tokens_per_batch, display, not work.no_verify)
+
+
+def _show(result: dict[str, object], output: Path, as_json: bool) -> None:
+    """Write the model card, and print the result."""
+    from rmtrain.model.weights import SIDECAR, read_object
     from rmtrain.reporting.averages import average_tables
+    from rmtrain.reporting.card import write_exported_card
     from rmtrain.reporting.table import to_terminal
 
+    write_exported_card(output, None, read_object(output / SIDECAR))
+    if as_json:
+        print(jsonlib.dumps(result, indent=2))
+        return
     Console(highlight=False).print(to_terminal(*average_tables(result)))
 
 

@@ -2,18 +2,20 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import choose, load
+from rmtrain.cli.checkpoints import CheckpointRef, choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import CheckpointError, InputError
 
 
+@options.grouped
 def calibrate(
+    *,
     ckpt: Annotated[
         str | None, typer.Argument(metavar="CKPT", help="Run or checkpoint folder; default: the newest finished run.")
     ] = None,
@@ -27,11 +29,8 @@ def calibrate(
     length: Annotated[
         bool, typer.Option("--length/--no-length", help="Take out what the length of an answer explains of its reward.")
     ] = True,
-    columns: options.Columns = None,
-    row_schema: options.RowSchema = None,
-    tokens_per_batch: options.Tokens = None,
-    num_processes: options.Processes = None,
-    no_verify: options.NoVerify = False,
+    reading: options.Reading,
+    work: options.Work,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
@@ -42,15 +41,10 @@ def calibrate(
 
     [dim]rmtrain calibrate runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl[/]
     """
-    mapping = options.given_mapping(columns, row_schema)
+    mapping = reading.mapping()
     with TerminalDisplay() as display:
-        ref = choose(ckpt, runs, display, verify=not no_verify)
-        if not Path(ref.where).is_dir():
-            raise CheckpointError(
-                f"{ref.where}: a calibration is written beside the weights, which needs a folder of your own",
-                "fetch the model with `hf download`, and name its folder",
-            )
-        processes.spread(num_processes)
+        ref = _own(choose(ckpt, runs, display, verify=not work.no_verify))
+        processes.spread(work.num_processes)
         from rmtrain.evaluation.calibration import fit, show, split_by_prompt
         from rmtrain.evaluation.sources import one_split
         from rmtrain.evaluation.splits import score_once
@@ -59,7 +53,7 @@ def calibrate(
 
         name, rows = one_split(ref.where, data, split, mapping, display.note)
         scorer = load(ref, display, needs_rewards="calibrate")
-        scored = score_once(scorer, name, rows, tokens_per_batch, ref.results / "calibration", display).rows
+        scored = score_once(scorer, name, rows, work.tokens_per_batch, ref.results / "calibration", display).rows
         held_out = {group.id for group in split_by_prompt(rows.groups, holdout)[1]}
         shown_rows = [row for row in scored if row.id in held_out]
         if not shown_rows or len(shown_rows) == len(scored):
@@ -77,7 +71,21 @@ def calibrate(
         write_calibration(path.parent, made.model_copy(update={"fitted": {**record, **shown}}))
     result = {"ckpt": ref.where, "calibration": str(path), **made.model_dump(mode="json", exclude={"fitted"})}
     result |= {**record, **shown}
-    if json:
+    _show(result, json)
+
+
+def _own(ref: CheckpointRef) -> CheckpointRef:
+    """The checkpoint, whose folder takes the calibration."""
+    if not Path(ref.where).is_dir():
+        raise CheckpointError(
+            f"{ref.where}: a calibration is written beside the weights, which needs a folder of your own",
+            "fetch the model with `hf download`, and name its folder",
+        )
+    return ref
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
         print(jsonlib.dumps(result, indent=2))
         return
     from rmtrain.reporting.calibration import calibration_tables
@@ -85,4 +93,5 @@ def calibrate(
 
     console = Console(highlight=False)
     console.print(to_terminal(*calibration_tables(result)))
-    console.print(f"written: {path}; rmtrain eval --ckpt {ref.where} --calibrated applies it", soft_wrap=True)
+    how = f"rmtrain eval --ckpt {result['ckpt']} --calibrated applies it"
+    console.print(f"written: {result['calibration']}; {how}", soft_wrap=True)

@@ -1,7 +1,7 @@
 """`rmtrain compare`: two models on the same rows."""
 
 import json as jsonlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,13 +24,32 @@ def _of_side(option: str, side: str, text: str) -> Any:
 
 
 _PROMPT, _LABEL = "the prompt's name, or a .jinja chat template.", "name or number of the reward's label."
-_REFERENCE, _FREE = (
-    "score it as a policy, with this reference model.",
-    "score it as a policy by its log-probabilities alone.",
-)
+_REFERENCE = "score it as a policy, with this reference model."
+_FREE = "score it as a policy by its log-probabilities alone."
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """How each of the two models gives rewards."""
+
+    prompt_a: Annotated[str | None, _of_side("prompt", "A", _PROMPT)] = None
+    prompt_b: Annotated[str | None, _of_side("prompt", "B", _PROMPT)] = None
+    label_a: Annotated[str | None, _of_side("label", "A", _LABEL)] = None
+    label_b: Annotated[str | None, _of_side("label", "B", _LABEL)] = None
+    reference_a: Annotated[str | None, _of_side("reference", "A", _REFERENCE)] = None
+    reference_b: Annotated[str | None, _of_side("reference", "B", _REFERENCE)] = None
+    reference_free_a: Annotated[options.PolicyReading | None, _of_side("reference-free", "A", _FREE)] = None
+    reference_free_b: Annotated[options.PolicyReading | None, _of_side("reference-free", "B", _FREE)] = None
+
+    def asked(self, letter: str) -> dict[str, str]:
+        """The options given for a side, by the names of `ScoringOptions`."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return {name[:-2]: value for name, value in given.items() if name.endswith(f"_{letter}")}
+
+
+@options.grouped
 def compare(
+    *,
     a: Annotated[
         str,
         typer.Argument(
@@ -46,21 +65,11 @@ def compare(
         options.BenchmarkName | None,
         typer.Option(help="Compare on this benchmark, with the rows of --data if given."),
     ] = None,
-    prompt_a: Annotated[str | None, _of_side("prompt", "A", _PROMPT)] = None,
-    prompt_b: Annotated[str | None, _of_side("prompt", "B", _PROMPT)] = None,
-    label_a: Annotated[str | None, _of_side("label", "A", _LABEL)] = None,
-    label_b: Annotated[str | None, _of_side("label", "B", _LABEL)] = None,
-    reference_a: Annotated[str | None, _of_side("reference", "A", _REFERENCE)] = None,
-    reference_b: Annotated[str | None, _of_side("reference", "B", _REFERENCE)] = None,
-    reference_free_a: Annotated[options.PolicyReading | None, _of_side("reference-free", "A", _FREE)] = None,
-    reference_free_b: Annotated[options.PolicyReading | None, _of_side("reference-free", "B", _FREE)] = None,
-    columns: options.Columns = None,
-    row_schema: options.RowSchema = None,
+    sides: Sides,
+    reading: options.Reading,
     max_length: options.MaxLength = None,
     dtype: options.Dtype = None,
-    tokens_per_batch: options.Tokens = None,
-    num_processes: options.Processes = None,
-    no_verify: options.NoVerify = False,
+    work: options.Work,
     json: options.Json = False,
 ) -> None:
     """Compare two models on the same rows: difference, paired interval, exact test, smallest detectable difference.
@@ -71,23 +80,22 @@ def compare(
     [dim]rmtrain compare runs/a-20260101-120000-ab12 openbmb/UltraRM-13b --benchmark rewardbench-1[/]
     [dim]rmtrain compare openbmb/UltraRM-13b openbmb/UltraRM-13b --prompt-b ultrarm-fastchat --data pairs.jsonl[/]
     """
-    from rmtrain.evaluation.compare import RowsRequest, compare_files, plan
+    from rmtrain.evaluation.compare import RowsRequest, plan
+    from rmtrain.evaluation.differences import compare_files
 
-    mapping = options.given_mapping(columns, row_schema)
+    mapping = reading.mapping()
     if mapping and (data is None or benchmark is not None):
         raise InputError("--columns and --row-schema are for rows of --data", "name the rows with --data")
-    both, verify = (max_length, dtype), not no_verify
     with TerminalDisplay() as display:
-        sides = [
-            _side("a", a, ScoringOptions(prompt_a, label_a, reference_a, reference_free_a, *both), verify, display),
-            _side("b", b, ScoringOptions(prompt_b, label_b, reference_b, reference_free_b, *both), verify, display),
-        ]
-        if (max_length is not None or dtype is not None) and not any(side.model for side in sides):
+        both = ScoringOptions(max_length=max_length, dtype=dtype)
+        verify = not work.no_verify
+        compared = [_side(x, text, sides.asked(x), both, verify, display) for x, text in (("a", a), ("b", b))]
+        if both != DEFAULTS and not any(side.model for side in compared):
             raise InputError("A and B both name rows: --max-length and --dtype are for checkpoints", "leave them out")
-        planned = plan(sides, RowsRequest(data, split, benchmark, mapping), display.note_once)
+        planned = plan(compared, RowsRequest(data, split, benchmark, mapping), display.note_once)
         if planned.missing:
-            processes.spread(num_processes)
-            _score(planned, tokens_per_batch, display)
+            processes.spread(work.num_processes)
+            _score(planned, work.tokens_per_batch, display)
     if not processes.is_main_process():
         return
     result = {**compare_files(planned.paths).to_json(), "rows": [str(path) for path in planned.paths]}
@@ -101,18 +109,27 @@ def compare(
     Console(highlight=False).print(spaced([names, to_terminal(*comparison_tables(result))]))
 
 
-def _side(letter: str, text: str, asked: ScoringOptions, verify: bool, display: TerminalDisplay) -> "Side":
-    """A or B: rows, or a checkpoint with the rows that were scored with it."""
+def _side(
+    letter: str, text: str, own: dict[str, Any], both: ScoringOptions, verify: bool, display: TerminalDisplay
+) -> "Side":
+    """A or B: rows, or a checkpoint with the rows that were scored with it.
+
+    Args:
+        letter: a or b.
+        text: what the user named.
+        own: options for this side alone.
+        both: options for both sides.
+        verify: the checkpoint's files against their digests.
+        display: takes notes.
+    """
     from rmtrain.evaluation.compare import Side, rows_named, scored_rows
 
-    own = replace(asked, max_length=None, dtype=None)  # of this side alone
     side = rows_named(text)
     if side is None:
-        ref = choose(text, Path("runs"), display, asked, verify)
+        ref = choose(text, Path("runs"), display, replace(both, **own), verify)
         return Side(model=ref, scored=scored_rows(ref.results))
-    if own != DEFAULTS:
-        names = [name.replace("_", "-") for name, value in vars(own).items() if value is not None]
-        given = ", ".join(f"--{name}-{letter}" for name in names)
+    if own:
+        given = ", ".join(f"--{name.replace('_', '-')}-{letter}" for name in own)
         raise InputError(f"{text} names rows that are scored already, so it takes no {given}", "name the checkpoint")
     return side
 

@@ -11,20 +11,16 @@ from rich.console import Console
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import CheckpointRef, choose, load
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.scoring.scorer import ScoringOptions
 
 if TYPE_CHECKING:
     from rmtrain.data.split_data import SplitData
 
 
+@options.grouped
 def evaluate(
+    *,
     ckpt: options.Ckpt = None,
-    prompt: options.Prompt = None,
-    label: options.Label = None,
-    reference: options.Reference = None,
-    reference_free: options.ReferenceFree = None,
-    combine: options.Combine = None,
-    calibrated: options.Calibrated = False,
+    scoring: options.Scoring,
     split: Annotated[list[str] | None, typer.Option(help="Split of the recipe, or of --data; may be repeated.")] = None,
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Other data: hub dataset id, local file, or demo.")
@@ -32,13 +28,8 @@ def evaluate(
     min_accuracy: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit with code 1 if the accuracy of a split is lower.")
     ] = None,
-    columns: options.Columns = None,
-    row_schema: options.RowSchema = None,
-    max_length: options.MaxLength = None,
-    dtype: options.Dtype = None,
-    tokens_per_batch: options.Tokens = None,
-    num_processes: options.Processes = None,
-    no_verify: options.NoVerify = False,
+    reading: options.Reading,
+    work: options.Work,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
@@ -51,12 +42,9 @@ def evaluate(
     from rmtrain.evaluation.sources import splits_of_recipe, splits_of_source
 
     with TerminalDisplay() as display:
-        asked = ScoringOptions(
-            prompt, label, reference, reference_free, max_length, dtype, calibrated=calibrated, combine=combine
-        )
-        ref = choose(ckpt, runs, display, asked, not no_verify)
-        mapping = options.given_mapping(columns, row_schema)
-        processes.spread(num_processes)
+        ref = choose(ckpt, runs, display, scoring.asked, not work.no_verify)
+        mapping = reading.mapping()
+        processes.spread(work.num_processes)
         scorer = load(ref, display)
         names = split or []
         if data is None:
@@ -65,7 +53,7 @@ def evaluate(
             splits = splits_of_source(data, names, ref.first, mapping, display.note)
         from rmtrain.evaluation.splits import evaluate_splits
 
-        budget = tokens_per_batch or scorer.info.tokens_per_batch
+        budget = work.tokens_per_batch or scorer.info.tokens_per_batch
         results = evaluate_splits(scorer, splits, budget, ref.results / "eval", display)
     if not processes.is_main_process():
         return

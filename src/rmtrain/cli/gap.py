@@ -1,8 +1,10 @@
 """`rmtrain gap`: how far a policy is from ranking its own preferences, and how much of that a reward model closes."""
 
 import json as jsonlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,10 +15,46 @@ from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import InputError
 from rmtrain.scoring.scorer import ScoringOptions, short_digest
 
+if TYPE_CHECKING:
+    from rmtrain.cli.checkpoints import CheckpointRef
+    from rmtrain.data.split_data import ReadAs, SplitData
+    from rmtrain.data.types import Row
+
 _SMALLEST_BETA = 1e-6
 
 
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is measured of the models."""
+
+    beta: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=_SMALLEST_BETA,
+            help="KL coefficient of an ideal policy; may be repeated. Default: 0.01, 0.1, 1, 5 and 10.",
+        ),
+    ] = None
+    alpha: Annotated[
+        str,
+        typer.Option(
+            help="Share of raters for the better completion: a number, `votes` of the rows, `scores` or `scores:SCALE` "
+            "for the sigmoid of their gap, or `rewards` for that of the first reward model's."
+        ),
+    ] = "0.75"
+    gold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RM", help="Reward model whose rewards replace the rows' graded scores, where answers are chosen."
+        ),
+    ] = None
+    dpo_beta: Annotated[
+        float, typer.Option(min=_SMALLEST_BETA, help="The beta that the policy was trained with, for its DPO loss.")
+    ] = 0.1
+
+
+@options.grouped
 def gap(
+    *,
     policy: Annotated[str, typer.Option(metavar="P", help="Language model or its LoRA adapter: folder or hub id.")],
     data: Annotated[str, typer.Option(metavar="SOURCE", help="Preferences: hub dataset id, local file, or demo.")],
     reference: Annotated[
@@ -25,41 +63,16 @@ def gap(
     ckpt: Annotated[
         list[str] | None, typer.Option("--ckpt", metavar="RM", help="Reward model; may be repeated.")
     ] = None,
-    beta: Annotated[
-        list[float] | None,
-        typer.Option(
-            min=_SMALLEST_BETA,
-            help="KL coefficient of an ideal policy; may be repeated. Default: 0.01, 0.1, 1, 5 and 10.",
-        ),
-    ] = None,
-    alpha: Annotated[
-        str,
-        typer.Option(
-            help="Share of raters for the better completion: a number, `votes` of the rows, `scores` or `scores:SCALE` "
-            "for the sigmoid of their gap, or `rewards` for that of the first reward model's."
-        ),
-    ] = "0.75",
-    gold: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RM", help="Reward model whose rewards replace the rows' graded scores, where answers are chosen."
-        ),
-    ] = None,
-    dpo_beta: Annotated[
-        float, typer.Option(min=_SMALLEST_BETA, help="The beta that the policy was trained with, for its DPO loss.")
-    ] = 0.1,
+    question: Question,
     raw: Annotated[
         bool, typer.Option("--raw", help='Score the text prompt + " " + completion, as the paper does, not a template.')
     ] = False,
     split: Annotated[str | None, typer.Option(help="Split of the data; default: the only one.")] = None,
     prompt: options.Prompt = None,
-    columns: options.Columns = None,
-    row_schema: options.RowSchema = None,
+    reading: options.Reading,
     max_length: options.MaxLength = None,
     dtype: options.Dtype = None,
-    tokens_per_batch: options.Tokens = None,
-    num_processes: options.Processes = None,
-    no_verify: options.NoVerify = False,
+    work: options.Work,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
@@ -70,47 +83,67 @@ def gap(
     """
     if raw and prompt is not None:
         raise InputError("--raw and --prompt exclude each other", "leave one of them out")
-    mapping = options.given_mapping(columns, row_schema)
+    mapping = reading.mapping()
     from rmtrain.evaluation.rater_shares import parse_alpha
 
-    share = parse_alpha(alpha, bool(ckpt))
+    share = parse_alpha(question.alpha, bool(ckpt))
     with TerminalDisplay() as display:
-        asked = ScoringOptions(prompt, reference=reference, max_length=max_length, dtype=dtype)
-        ref = choose(policy, runs, display, asked, not no_verify)
         own = ScoringOptions(max_length=max_length, dtype=dtype)
-        named = [*(ckpt or []), *([gold] if gold is not None else [])]
-        models = {name: choose(name, runs, display, own, not no_verify) for name in named}
-        processes.spread(num_processes)
-        from rmtrain.data.load import read_source
-        from rmtrain.data.sources import read_rows
+        ref = choose(policy, runs, display, replace(own, prompt=prompt, reference=reference), not work.no_verify)
+        named = [*(ckpt or []), *([question.gold] if question.gold is not None else [])]
+        models = {name: choose(name, runs, display, own, not work.no_verify) for name in named}
+        processes.spread(work.num_processes)
         from rmtrain.evaluation.gap_rows import GapTask, evaluate_gap, open_policies
-        from rmtrain.evaluation.sources import data_name, section_for
         from rmtrain.metrics.alignment_gap import BETAS
 
-        source = read_rows(data, split)
-        section, _ = section_for(data, None, mapping)
-        split_data = read_source(source, None, section, evaluation=True, notify=display.note)
-        who, what = f"{ref.name}{'-raw' * raw}", data_name(data, split)
-        folder = Path("results") / who / "gap" / what
-        name = f"{ref.name[:60]}-{short_digest(who)}-on-{what}"
-        rows, betas = Path("results") / "gap-rows" / what, tuple(beta or BETAS)
-        task = GapTask(split_data, source.rows, share, betas, dpo_beta, name, rows, gold, tokens_per_batch)
+        rows, split_data, what = _read(data, split, mapping, display)
+        task = GapTask(
+            split_data,
+            rows,
+            share,
+            betas=tuple(question.beta or BETAS),
+            dpo_beta=question.dpo_beta,
+            name=f"{ref.name[:60]}-{short_digest(ref.name + '-raw' * raw)}-on-{what}",
+            rows_folder=Path("results") / "gap-rows" / what,
+            gold=question.gold,
+            tokens_per_batch=work.tokens_per_batch,
+        )
+        folder = Path("results") / f"{ref.name}{'-raw' * raw}" / "gap" / what
         result = evaluate_gap(open_policies(ref.request, raw), models, task, folder, display)
-        if not processes.is_main_process():
-            return
-        from rmtrain.evaluation.gap_figures import GapResult
-        from rmtrain.reporting.gap import gap_tables, write_page
+        if processes.is_main_process():
+            _show(result, folder / "report.html", models.values(), json, display)
 
-        shown = GapResult.from_json(result)
-        page = write_page(folder / "report.html", shown)
-        for each in models.values():
-            if each.run is not None and each.results == each.run:
-                _show_in(each.run, display)
-    if json:
-        print(jsonlib.dumps(result, indent=2))
-        return
+
+def _read(
+    data: str, split: str | None, mapping: "ReadAs | None", display: TerminalDisplay
+) -> "tuple[Sequence[Row], SplitData, str]":
+    """The rows of the data, the preferences that they hold, and the name of the data in paths."""
+    from rmtrain.data.load import read_source
+    from rmtrain.data.sources import read_rows
+    from rmtrain.evaluation.sources import data_name, section_for
+
+    source = read_rows(data, split)
+    section, _ = section_for(data, None, mapping)
+    split_data = read_source(source, None, section, evaluation=True, notify=display.note)
+    return source.rows, split_data, data_name(data, split)
+
+
+def _show(
+    result: dict[str, Any], path: Path, models: "Iterable[CheckpointRef]", as_json: bool, display: TerminalDisplay
+) -> None:
+    """Write the report, also into the runs of the reward models, and print the result."""
+    from rmtrain.evaluation.gap_figures import GapResult
+    from rmtrain.reporting.gap import gap_tables, write_page
     from rmtrain.reporting.table import to_terminal
 
+    shown = GapResult.from_json(result)
+    page = write_page(path, shown)
+    for each in models:
+        if each.run is not None and each.results == each.run:
+            _show_in(each.run, display)
+    if as_json:
+        print(jsonlib.dumps(result, indent=2))
+        return
     console = Console(highlight=False)
     console.print(to_terminal(*gap_tables(shown)))
     console.print(f"report: {page}", soft_wrap=True)

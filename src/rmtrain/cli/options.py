@@ -1,13 +1,20 @@
-"""Options that several commands share."""
+"""Options that several commands share, alone and in groups."""
 
+import inspect
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
 import typer
 
 from rmtrain.data.benchmarks import BENCHMARKS
 from rmtrain.errors import InputError
+from rmtrain.scoring.scorer import ScoringOptions
+
+if TYPE_CHECKING:
+    from rmtrain.data.split_data import ReadAs
 
 Ckpt = Annotated[
     str | None,
@@ -75,7 +82,78 @@ Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
 NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Load the checkpoint even if its files changed since they were saved.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How the checkpoint gives rewards."""
+
+    prompt: Prompt = None
+    label: Label = None
+    reference: Reference = None
+    reference_free: ReferenceFree = None
+    combine: Combine = None
+    calibrated: Calibrated = False
+    max_length: MaxLength = None
+    dtype: Dtype = None
+
+    @property
+    def asked(self) -> ScoringOptions:
+        """As scorers take them."""
+        return ScoringOptions(**vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How rows are read."""
+
+    columns: Columns = None
+    row_schema: RowSchema = None
+
+    def mapping(self) -> "ReadAs | None":
+        """The keys of a data section that the options set; None if neither is given.
+
+        Raises:
+            InputError: one of them is malformed, or the schema does not exist.
+        """
+        return _mapping(self.columns, self.row_schema)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How the checkpoint is opened and run."""
+
+    tokens_per_batch: Tokens = None
+    num_processes: Processes = None
+    no_verify: NoVerify = False
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters of dataclass types are groups: each field of theirs is an option of the command."""
+    types = get_type_hints(command, include_extras=True)
+    groups = {name: kind for name, kind in types.items() if isinstance(kind, type) and is_dataclass(kind)}
+    options: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            options += inspect.signature(groups[name]).parameters.values()
+            types |= get_type_hints(groups[name], include_extras=True)
+        else:
+            options.append(parameter)
+
+    def flat(*values: object, **named: object) -> None:
+        named |= zip((option.name for option in options), values, strict=False)
+        for name, group in groups.items():
+            named[name] = group(**{each.name: named.pop(each.name) for each in fields(group) if each.name in named})
+        command(**named)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY  # in any order, whether they have defaults or not
+    described = [option.replace(kind=keyword, annotation=types[option.name]) for option in options]
+    flat.__name__, flat.__doc__ = command.__name__, command.__doc__
+    flat.__signature__ = inspect.Signature(described)  # type: ignore[attr-defined]
+    flat.__annotations__ = {option.name: option.annotation for option in described}
+    return flat
 
 
 _LONGEST_OUTPUT = 180  # bytes; temporary files beside it have longer names, and 255 is the limit
@@ -105,12 +183,7 @@ def check_output(path: Path, overwrite: bool = False, folder: bool = False) -> N
         raise InputError(f"{path.parent}: no such folder", "make it, or choose another --output")
 
 
-def given_mapping(columns: str | None, row_schema: str | None) -> dict[str, Any] | None:
-    """The keys of a data section that --columns and --row-schema set; None if neither is given.
-
-    Raises:
-        InputError: one of them is malformed, or the schema does not exist.
-    """
+def _mapping(columns: str | None, row_schema: str | None) -> "ReadAs | None":
     if columns is None and row_schema is None:
         return None
     from pydantic import ValidationError

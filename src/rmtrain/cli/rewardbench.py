@@ -1,6 +1,7 @@
 """`rmtrain rewardbench`: RewardBench and its kin, with every era of scoring side by side."""
 
 import json as jsonlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,34 +14,47 @@ from rmtrain.cli.checkpoints import choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.errors import InputError
-from rmtrain.scoring.scorer import ScoringOptions
 
 if TYPE_CHECKING:
-    pass
+    from rmtrain.cli.checkpoints import CheckpointRef
+    from rmtrain.data.benchmarks.definition import Benchmark
+    from rmtrain.data.benchmarks.load import BenchmarkRows
+    from rmtrain.evaluation.parity import Parity
+
+Runner = Literal["float16", "bfloat16", "float32", "int8"]
 
 
-def rewardbench(
-    ckpt: options.Ckpt = None,
-    prompt: options.Prompt = None,
-    label: options.Label = None,
-    reference: options.Reference = None,
-    reference_free: options.ReferenceFree = None,
-    combine: options.Combine = None,
-    calibrated: options.Calibrated = False,
-    benchmark: Annotated[options.BenchmarkName, typer.Option(help="The benchmark to score.")] = "rewardbench-1",
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The benchmark, and its rows."""
+
+    benchmark: Annotated[options.BenchmarkName, typer.Option(help="The benchmark to score.")] = "rewardbench-1"
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Rows of the benchmark; default: its dataset on the hub.")
-    ] = None,
+    ] = None
     split: Annotated[
         str | None, typer.Option(help="Split of the rows; default: the benchmark's own, or the only one.")
-    ] = None,
+    ] = None
     prior_data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
             help="Prior sets too: a hub id, a folder of shp.jsonl and the like, or NAME=FILE; may be repeated.",
         ),
-    ] = None,
+    ] = None
+
+    @property
+    def definition(self) -> "Benchmark":
+        """The benchmark itself."""
+        return benchmark_named(self.benchmark)
+
+
+@options.grouped
+def rewardbench(
+    *,
+    ckpt: options.Ckpt = None,
+    scoring: options.Scoring,
+    asked: Asked,
     results: Annotated[
         list[Path] | None,
         typer.Option(
@@ -55,16 +69,12 @@ def rewardbench(
         ),
     ] = None,
     parity: Annotated[
-        Literal["float16", "bfloat16", "float32", "int8"] | None,
+        Runner | None,
         typer.Option(
             help="Score rewardbench-1 also as the leaderboard's runner did, in this precision, and show what differs."
         ),
     ] = None,
-    max_length: options.MaxLength = None,
-    dtype: options.Dtype = None,
-    tokens_per_batch: options.Tokens = None,
-    num_processes: options.Processes = None,
-    no_verify: options.NoVerify = False,
+    work: options.Work,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
@@ -76,54 +86,72 @@ def rewardbench(
     """
     if output is not None:
         options.check_output(output)
-    asked = ScoringOptions(
-        prompt, label, reference, reference_free, max_length, dtype, calibrated=calibrated, combine=combine
-    )
     if results:
-        unused = {"ckpt": ckpt, **vars(asked), "data": data, "split": split, "parity": parity}
-        unused |= {"prior_data": prior_data, "tokens_per_batch": tokens_per_batch, "num_processes": num_processes}
-        if named := [f"--{name.replace('_', '-')}" for name, value in unused.items() if value]:
-            raise InputError(
-                f"--results takes published accuracies and can't be combined with {', '.join(named)}",
-                "leave out one or the other",
-            )
-        from rmtrain.evaluation.flat_results import published_results
-
-        published = [result.to_json() for result in published_results(results, benchmark_named(benchmark))]
-        _write_flat(output, published)
-        _render(published[0] if len(published) == 1 else published, json)
+        _refuse_beside_results({"ckpt": ckpt, **vars(scoring), **vars(asked), "parity": parity, **vars(work)})
+        _published(results, asked.definition, output, json)
         return
-    if parity and (benchmark != "rewardbench-1" or asked.is_policy or combine is not None):
+    if parity and (asked.benchmark != "rewardbench-1" or scoring.asked.is_policy or scoring.combine is not None):
         raise InputError(
             "--parity is for a single reward model on rewardbench-1", "leave it out, or choose that benchmark"
         )
     with TerminalDisplay() as display:
-        ref = choose(ckpt, runs, display, asked, not no_verify)
-        processes.spread(num_processes)
+        ref = choose(ckpt, runs, display, scoring.asked, not work.no_verify)
+        processes.spread(work.num_processes)
         from rmtrain.data.benchmarks.load import read_benchmark
-        from rmtrain.evaluation.benchmarks import training_check
-        from rmtrain.evaluation.sources import sidecar_of
         from rmtrain.evaluation.splits import evaluate_benchmark
 
-        definition, folder = benchmark_named(benchmark), ref.results / "rewardbench"
-        rows = read_benchmark(definition, data, split, prior_data or [], display.note)
-        steps = None
-        if parity is not None:
-            from rmtrain.evaluation.parity import score_as_runner
-
-            steps = score_as_runner(ref.request, parity, rows, folder / f".{benchmark}.parity", display)
-        scorer = load(ref, display, benchmark if definition.needs_rewards else "")
-        budget = tokens_per_batch or scorer.info.tokens_per_batch
-        given = {"max_length": max_length, "dtype": dtype}
-        beside: dict[str, Any] = {"asked": {name: value for name, value in given.items() if value is not None}}
-        named = [] if asked.is_policy else ref.members
-        checks = [training_check(sidecar_of(where), benchmark) for where in named] or [None]
-        unchecked = (check for check in checks if not check or not check["checked"])  # one such member is enough
-        beside["training_check"] = next(unchecked, checks[0])
+        definition, folder = asked.definition, ref.results / "rewardbench"
+        rows = read_benchmark(definition, asked.data, asked.split, asked.prior_data or [], display.note)
+        steps = _as_runner(ref, parity, rows, folder / f".{definition.name}.parity", display) if parity else None
+        scorer = load(ref, display, definition.name if definition.needs_rewards else "")
+        budget = work.tokens_per_batch or scorer.info.tokens_per_batch
+        beside = {"asked": _given(scoring), "training_check": _training_check(ref, definition.name)}
         result = evaluate_benchmark(scorer, definition, rows, budget, folder, display, steps, beside)
     if processes.is_main_process():
         _write_flat(output, [result])
         _render(result, json)
+
+
+def _refuse_beside_results(options: dict[str, object]) -> None:
+    named = [f"--{name.replace('_', '-')}" for name, value in options.items() if value and name != "benchmark"]
+    if named:
+        raise InputError(
+            f"--results takes published accuracies and can't be combined with {', '.join(named)}",
+            "leave out one or the other",
+        )
+
+
+def _published(paths: list[Path], benchmark: "Benchmark", output: Path | None, as_json: bool) -> None:
+    """Score published accuracies."""
+    from rmtrain.evaluation.flat_results import published_results
+
+    published = [result.to_json() for result in published_results(paths, benchmark)]
+    _write_flat(output, published)
+    _render(published[0] if len(published) == 1 else published, as_json)
+
+
+def _as_runner(
+    ref: "CheckpointRef", precision: Runner, rows: "BenchmarkRows", folder: Path, display: TerminalDisplay
+) -> "Parity":
+    from rmtrain.evaluation.parity import score_as_runner
+
+    return score_as_runner(ref.request, precision, rows, folder, display)
+
+
+def _given(scoring: options.Scoring) -> dict[str, object]:
+    """What the user asked for that a result does not say elsewhere."""
+    return {name: value for name in ("max_length", "dtype") if (value := getattr(scoring, name)) is not None}
+
+
+def _training_check(ref: "CheckpointRef", benchmark: str) -> object:
+    """What the checkpoint records of the overlap of its training rows; of an ensemble, of its least known member."""
+    from rmtrain.evaluation.benchmarks import training_check
+    from rmtrain.evaluation.sources import sidecar_of
+
+    members = [] if ref.options.is_policy else ref.members
+    checks = [training_check(sidecar_of(where), benchmark) for where in members] or [None]
+    unchecked = (check for check in checks if not check or not check["checked"])
+    return next(unchecked, checks[0])
 
 
 def _write_flat(output: Path | None, results: list[dict[str, Any]]) -> None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import choose, load
+from rmtrain.cli.checkpoints import CheckpointRef, choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import InputError, RunFailedError
-from rmtrain.scoring.scorer import ScoringOptions
 
 if TYPE_CHECKING:
     from rmtrain.data.chunks import RowStream
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
 ApiName = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
 
 
+@options.grouped
 def score(
+    *,
     input_file: Annotated[
         str, typer.Argument(metavar="INPUT", help="Rows with prompt and completions, or prompt, chosen and rejected.")
     ],
@@ -40,21 +41,11 @@ def score(
         str | None, typer.Option(metavar="CKPT", help="With --url: compare its rewards of the first rows with CKPT's.")
     ] = None,
     allowed: Annotated[float, typer.Option(min=0, help="With --verify: the largest difference to accept.")] = 1e-4,
-    prompt: options.Prompt = None,
-    label: options.Label = None,
-    reference: options.Reference = None,
-    reference_free: options.ReferenceFree = None,
-    combine: options.Combine = None,
-    calibrated: options.Calibrated = False,
-    columns: options.Columns = None,
-    row_schema: options.RowSchema = None,
-    max_length: options.MaxLength = None,
-    dtype: options.Dtype = None,
-    tokens_per_batch: options.Tokens = None,
-    num_processes: options.Processes = None,
-    no_verify: options.NoVerify = False,
+    scoring: options.Scoring,
+    reading: options.Reading,
+    work: options.Work,
     runs: options.Runs = Path("runs"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")] = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Add the reward of every completion to the rows of a file or a folder of shards; keeps their order, drops none.
 
@@ -68,33 +59,36 @@ def score(
     _check_options(output, ckpt, url, verify)
     if output is not None:
         options.check_output(output, overwrite, folder=True)
-    mapping = options.given_mapping(columns, row_schema)
-    from rmtrain.data.chunks import FOR_SEVERAL_MODELS, open_stream
+    mapping = reading.mapping()
     from rmtrain.data.row_output import output_kind
 
     with TerminalDisplay() as display, processes.alone(output) if output else contextlib.nullcontext():
-        asked = ScoringOptions(
-            prompt, label, reference, reference_free, max_length, dtype, calibrated=calibrated, combine=combine
-        )
         alone = url is not None and verify is None  # a server, and no checkpoint
-        named = None if alone else choose(verify or ckpt, runs, display, asked, not no_verify)
-        with contextlib.closing(open_stream(str(input_file), FOR_SEVERAL_MODELS if combine else 1)) as stream:
+        named = None if alone else choose(verify or ckpt, runs, display, scoring.asked, not work.no_verify)
+        with open_input(input_file, scoring) as stream:
             rows = open_rows(stream, named.first if named is not None else None, mapping, display)
             kind = output_kind(output, stream) if output is not None else "lines"
             opened: Callable[[], Scorer]
             if url is None and named is not None:
-                processes.spread(num_processes)
+                processes.spread(work.num_processes)
                 opened = partial(load, named, display, needs_rewards="score")
             else:
-                from rmtrain.cli.remote import open_server, verify_server
-
-                own = load(named, display, needs_rewards="score") if named is not None else None
-                server = open_server(url or "", api, own)
-                if own is not None:
-                    verify_server(server, own, rows, allowed, display)
-                opened = partial(open_server, url or "", api, own)
+                opened = _verified_server(url or "", api, named, rows, allowed, display)
             if output is not None:
-                score_stream(opened, rows, output, kind, tokens_per_batch, display)
+                score_stream(opened, rows, output, kind, work.tokens_per_batch, display)
+
+
+def _verified_server(
+    url: str, api: ApiName, named: CheckpointRef | None, rows: "SourceReader", allowed: float, display: TerminalDisplay
+) -> "Callable[[], Scorer]":
+    """Opens the scorer that asks a server, whose rewards agree with those of a checkpoint if one is named."""
+    from rmtrain.cli.remote import open_server, verify_server
+
+    own = load(named, display, needs_rewards="score") if named is not None else None
+    server = open_server(url, api, own)
+    if own is not None:
+        verify_server(server, own, rows, allowed, display)
+    return partial(open_server, url, api, own)
 
 
 def score_stream(
@@ -146,6 +140,13 @@ def _check_options(output: Path | None, ckpt: str | None, url: str | None, verif
         raise InputError("--verify compares a server with a checkpoint", "name the server with --url")
     if url is not None and ckpt is not None:
         raise InputError("--url and --ckpt exclude each other", "to compare the two, give --url and --verify CKPT")
+
+
+def open_input(path: str | Path, scoring: options.Scoring) -> "contextlib.closing[RowStream]":
+    """The rows of a file or a folder of shards, in smaller chunks where several models score each of them."""
+    from rmtrain.data.chunks import FOR_SEVERAL_MODELS, open_stream
+
+    return contextlib.closing(open_stream(str(path), FOR_SEVERAL_MODELS if scoring.combine else 1))
 
 
 def open_rows(

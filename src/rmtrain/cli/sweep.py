@@ -25,27 +25,41 @@ _EXTENSIONS = 3  # rates that a probe adds where the best one is at an end of it
 _PROBE_ROWS = 1000  # of validation
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """How settings are tried and ranked."""
+
+    method: Annotated[
+        Literal["grid", "lr-probe"], typer.Option(help="All combinations, or short runs that find a learning rate.")
+    ] = "grid"
+    rank_by: Annotated[
+        Literal["accuracy", "loss"] | None,
+        typer.Option(help="Validation figure that ranks; default: accuracy, and loss for lr-probe."),
+    ] = None
+    probe_steps: Annotated[int, typer.Option(min=1, help="Steps of a run of lr-probe.")] = 40
+    halving: Annotated[
+        bool,
+        typer.Option(
+            "--halving", help="First train all settings for a quarter, and the better half for half of the run."
+        ),
+    ] = False
+
+    @property
+    def metric(self) -> "Metric":
+        """The figure that ranks."""
+        return self.rank_by or ("loss" if self.method == "lr-probe" else "accuracy")
+
+
+@options.grouped
 def sweep(
+    *,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")],
     values: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=A,B,C]...", help="Values to combine; a key with one value overrides the recipe."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each setting, with seeds upwards.")] = 1,
-    method: Annotated[
-        Literal["grid", "lr-probe"], typer.Option(help="All combinations, or short runs that find a learning rate.")
-    ] = "grid",
-    rank_by: Annotated[
-        Literal["accuracy", "loss"] | None,
-        typer.Option(help="Validation figure that ranks; default: accuracy, and loss for lr-probe."),
-    ] = None,
-    probe_steps: Annotated[int, typer.Option(min=1, help="Steps of a run of lr-probe.")] = 40,
-    halving: Annotated[
-        bool,
-        typer.Option(
-            "--halving", help="First train all settings for a quarter, and the better half for half of the run."
-        ),
-    ] = False,
+    ranking: Ranking,
     final: Annotated[
         bool, typer.Option("--final", help="Name the winner, and score its runs on the test split.")
     ] = False,
@@ -64,14 +78,12 @@ def sweep(
 
     if processes.joined():
         raise InputError("a sweep starts its runs itself", "start it without a launcher")
-    if halving and method == "lr-probe":
+    if ranking.halving and ranking.method == "lr-probe":
         raise InputError("--halving is for grids", "leave it out: the runs of a probe are short")
-    metric: Metric = rank_by or ("loss" if method == "lr-probe" else "accuracy")
     with TerminalDisplay() as display:
-        asked = _asked(recipe, values or [], seeds, metric)
-        rates = None
-        if method == "lr-probe":
-            asked, rates = _as_probe(asked, probe_steps)
+        asked, rates = _asked(recipe, values or [], seeds, ranking.metric), None
+        if ranking.method == "lr-probe":
+            asked, rates = _as_probe(asked, ranking.probe_steps)
         settings = asked.settings(rates)
         if dry_run:
             _list(asked, settings)
@@ -80,9 +92,9 @@ def sweep(
         if rates is not None:
             ranked = _probe(asked, rates, workers)
         else:
-            ranked = asked.trained(_halved(asked, settings, workers) if halving else settings, workers)
-        result = _result(asked, method, ranked, _final(ranked[0], workers) if final and ranked else None)
-        page = _write(asked.folder / method, result)
+            ranked = asked.trained(_halved(asked, settings, workers) if ranking.halving else settings, workers)
+        result = _result(asked, ranking.method, ranked, _final(ranked[0], workers) if final and ranked else None)
+        page = _write(asked.folder / ranking.method, result)
     if json:
         print(jsonlib.dumps(result, indent=2))
     else:

@@ -11,11 +11,10 @@ from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.data.benchmarks.load import core_groups
 from rmtrain.data.load import load_data, read_source, recipe_splits
 from rmtrain.data.types import PreferenceGroup
-from rmtrain.documents import Result, read_json, sound
+from rmtrain.documents import Result, sound
 from rmtrain.errors import CheckpointError, DataError, InputError
-from rmtrain.evaluation.differences import Comparison, compare_rows
-from rmtrain.evaluation.results import read_rows
 from rmtrain.evaluation.sources import data_name, data_section, section_for
+from rmtrain.json_values import read_json
 from rmtrain.model.weights import fingerprint_of, local_folder
 from rmtrain.recipe.recorded import read_recorded_file
 from rmtrain.scoring.scorer import ScorerRequest
@@ -288,18 +287,3 @@ def _rows_path(side: Side, existing: Path | None, name: str, target: Target | No
     assert target is not None
     digest = hashlib.sha256(f"{_weights(side.model)} {target.groups}".encode()).hexdigest()
     return side.model.results / "compare" / f"{name}-{digest[:12]}{ROWS_SUFFIX}"
-
-
-def compare_files(paths: Sequence[Path]) -> Comparison:
-    """Compare two rows files by the rules of the benchmark that the results beside them name.
-
-    Raises:
-        DataError: a file can't be read, they are of different benchmarks, or share no row.
-    """
-    benchmarks = {name for path in paths if (name := result_beside(path).get("benchmark"))}
-    if len(benchmarks) > 1:
-        raise DataError(
-            f"A and B were scored on different benchmarks: {' and '.join(sorted(benchmarks))}", "name one of them"
-        )
-    a_rows, b_rows = map(read_rows, paths)
-    return compare_rows(a_rows, b_rows, benchmark_named(benchmarks.pop()) if benchmarks else None)

@@ -3,14 +3,17 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.data.benchmarks.definition import Benchmark, Weights
 from rmtrain.errors import DataError
+from rmtrain.evaluation.compare import result_beside
 from rmtrain.evaluation.figures import credits_by_rule, scored_prompt
-from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of
+from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of, read_rows
 from rmtrain.metrics.intervals import (
     RESAMPLES,
     Z_POWER,
@@ -260,3 +263,18 @@ def _difference(units: _Units, means: Floats, draws: Floats, detectable: float |
         b_better=b_better,
         detectable=detectable,
     )
+
+
+def compare_files(paths: Sequence[Path]) -> Comparison:
+    """Compare two rows files by the rules of the benchmark that the results beside them name.
+
+    Raises:
+        DataError: a file can't be read, they are of different benchmarks, or share no row.
+    """
+    benchmarks = {name for path in paths if (name := result_beside(path).get("benchmark"))}
+    if len(benchmarks) > 1:
+        raise DataError(
+            f"A and B were scored on different benchmarks: {' and '.join(sorted(benchmarks))}", "name one of them"
+        )
+    a_rows, b_rows = map(read_rows, paths)
+    return compare_rows(a_rows, b_rows, benchmark_named(benchmarks.pop()) if benchmarks else None)

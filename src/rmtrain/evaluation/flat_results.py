@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rmtrain.data.benchmarks.definition import Benchmark
-from rmtrain.documents import Result, checked, read_json
+from rmtrain.documents import Result, checked
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks import BenchmarkResult
 from rmtrain.evaluation.figures import Subset
+from rmtrain.json_values import read_json
 
 _FORMS = 'expected {"subset": accuracy, …}, or {"model": {"subsets": {…}, "prior_sets": {…}}, …}'
 _DESCRIPTION = ("model_type", "ref_model", "log_probabilities", "chat_template")  # of the model, in flat files

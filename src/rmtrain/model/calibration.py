@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rmtrain.documents import read_json
 from rmtrain.errors import CheckpointError
 from rmtrain.files import write_json
+from rmtrain.json_values import read_json
 from rmtrain.model.weights import CALIBRATION, fingerprint_of, read_object
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]

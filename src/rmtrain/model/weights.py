@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rmtrain.data.hub import why_absent
-from rmtrain.documents import read_json
 from rmtrain.errors import CheckpointError, first_line
 from rmtrain.files import read_text, require_regular, sha256_file
+from rmtrain.json_values import read_json
 from rmtrain.runs import MANIFEST as RUN_MANIFEST
 
 SIDECAR = "rmtrain.json"

@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
-from rmtrain.documents import LogLine, Result, parse_json, sound
+from rmtrain.documents import LogLine, Result, sound
 from rmtrain.errors import DataError, RmtrainError
 from rmtrain.evaluation.gap_figures import GapResult
 from rmtrain.evaluation.results import ScoredRow, read_rows
 from rmtrain.files import read_bytes, read_text
+from rmtrain.json_values import parse_json
 from rmtrain.runs import read_manifest
 
 _ORDER = ("validation", "test")  # other splits follow by name

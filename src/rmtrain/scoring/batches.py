@@ -77,9 +77,8 @@ def score_groups(
         for start in range(0, len(batches), processes):
             # a process without a batch of its own repeats the last one: sharded weights are gathered by all together
             number = min(start + rank, len(batches) - 1)
-            answer = _score_or_error(model, [piece.group for piece in batches[number]], pad_id, limit)
-            answers = [(number, answer, limit.note)]
-            answers = answers if alone else gather_object(answers)
+            rewards = _score_or_error(model, [piece.group for piece in batches[number]], pad_id, limit)
+            answers = [(number, rewards, limit.note)] if alone else gather_object([(number, rewards, limit.note)])
             if not notified and (notes := [note for *_, note in answers if note]):
                 notified = True
                 notify(notes[0])
