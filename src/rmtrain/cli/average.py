@@ -2,7 +2,7 @@
 
 import json as jsonlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,7 +123,7 @@ def _validation(
     return Validation(rows, folder, work.tokens_per_batch, display, not work.no_verify)
 
 
-def _show(result: dict[str, object], output: Path, as_json: bool) -> None:
+def _show(result: Mapping[str, object], output: Path, as_json: bool) -> None:
     """Write the model card, and print the result."""
     from rmtrain.model.weights import SIDECAR, read_object
     from rmtrain.reporting.averages import average_tables

@@ -2,7 +2,7 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,6 +11,7 @@ from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import CheckpointRef, choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import CheckpointError, InputError
+from rmtrain.json_values import JsonObject
 
 
 @options.grouped
@@ -61,7 +62,7 @@ def calibrate(
                 f"{name}: all prompts would be on one side of --holdout {holdout}",
                 "give more prompts, or another share",
             )
-        record = {"data": rows.origin, "groups": len(scored) - len(shown_rows), "held_out": len(shown_rows)}
+        record: JsonObject = {"data": rows.origin, "groups": len(scored) - len(shown_rows), "held_out": len(shown_rows)}
         fitted = [row for row in scored if row.id not in held_out]
         made = fit(fitted, scorer.info.weights, length, record)
         shown = show(made, shown_rows).to_json()
@@ -84,7 +85,7 @@ def _own(ref: CheckpointRef) -> CheckpointRef:
     return ref
 
 
-def _show(result: dict[str, Any], as_json: bool) -> None:
+def _show(result: JsonObject, as_json: bool) -> None:
     if as_json:
         print(jsonlib.dumps(result, indent=2))
         return

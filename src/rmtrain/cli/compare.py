@@ -98,14 +98,15 @@ def compare(
             _score(planned, work.tokens_per_batch, display)
     if not processes.is_main_process():
         return
-    result = {**compare_files(planned.paths).to_json(), "rows": [str(path) for path in planned.paths]}
+    rows = [str(path) for path in planned.paths]
+    result = {**compare_files(planned.paths).to_json(), "rows": rows}
     if json:
         print(jsonlib.dumps(result, indent=2))
         return
     from rmtrain.reporting.table import key_values, spaced, to_terminal
     from rmtrain.reporting.tables import comparison_tables
 
-    names = key_values(dict(zip("AB", result["rows"], strict=True)))
+    names = key_values(dict(zip("AB", rows, strict=True)))
     Console(highlight=False).print(spaced([names, to_terminal(*comparison_tables(result))]))
 
 

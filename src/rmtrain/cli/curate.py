@@ -3,7 +3,7 @@
 import json as jsonlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.console import Console
 from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import InputError
+from rmtrain.json_values import JsonObject
 
 if TYPE_CHECKING:
     from rmtrain.data.judged import Judged, Margins, Rule
@@ -123,7 +124,7 @@ def _judge(
 
 def _record(
     names: Sequence[str], rules: "Sequence[Rule]", judged: "Judged", split: "SplitData", mark: bool
-) -> dict[str, Any]:
+) -> JsonObject:
     """What was judged, by whom, by which rules, and with which result: recorded beside the rows."""
     from dataclasses import asdict
 
@@ -140,7 +141,7 @@ def _record(
     }
 
 
-def _write(output: Path, judged: "Judged", result: dict[str, Any], mark: bool) -> None:
+def _write(output: Path, judged: "Judged", result: JsonObject, mark: bool) -> None:
     from rmtrain.data.curated_source import write_curated
 
     write_curated(output, judged.source(mark), result)

@@ -3,7 +3,7 @@
 import json as jsonlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rmtrain.cli.display import TerminalDisplay
 
 if TYPE_CHECKING:
     from rmtrain.data.split_data import SplitData
+    from rmtrain.documents import Result
 
 
 @options.grouped
@@ -77,7 +78,7 @@ def evaluate(
 
 def score_splits(
     run: Path, splits: Mapping[str, "SplitData"], tokens_per_batch: int, display: TerminalDisplay
-) -> list[dict[str, Any]]:
+) -> "list[Result]":
     """Evaluate the final model of a finished run on splits that have been read already."""
     from rmtrain.evaluation.splits import evaluate_splits
 

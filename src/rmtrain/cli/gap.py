@@ -4,7 +4,7 @@ import json as jsonlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import choose
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import InputError
+from rmtrain.json_values import JsonObject
 from rmtrain.scoring.scorer import ScoringOptions, short_digest
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _read(
 
 
 def _show(
-    result: dict[str, Any], path: Path, models: "Iterable[CheckpointRef]", as_json: bool, display: TerminalDisplay
+    result: JsonObject, path: Path, models: "Iterable[CheckpointRef]", as_json: bool, display: TerminalDisplay
 ) -> None:
     """Write the report, also into the runs of the reward models, and print the result."""
     from rmtrain.evaluation.gap_figures import GapResult

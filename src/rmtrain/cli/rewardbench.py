@@ -1,6 +1,7 @@
 """`rmtrain rewardbench`: RewardBench and its kin, with every era of scoring side by side."""
 
 import json as jsonlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -154,7 +155,7 @@ def _training_check(ref: "CheckpointRef", benchmark: str) -> object:
     return next(unchecked, checks[0])
 
 
-def _write_flat(output: Path | None, results: list[dict[str, Any]]) -> None:
+def _write_flat(output: Path | None, results: Sequence[Mapping[str, object]]) -> None:
     if output is not None:
         from rmtrain.evaluation.flat_results import flat_form
         from rmtrain.files import write_json

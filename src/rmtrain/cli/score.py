@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rmtrain.data.chunks import RowStream
     from rmtrain.data.reader import SourceReader
     from rmtrain.data.row_output import Kind
+    from rmtrain.data.split_data import ReadAs
     from rmtrain.scoring.scorer import Scorer
 
 ApiName = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
@@ -150,7 +151,7 @@ def open_input(path: str | Path, scoring: options.Scoring) -> "contextlib.closin
 
 
 def open_rows(
-    stream: "RowStream", where: str | None, mapping: dict[str, Any] | None, display: TerminalDisplay
+    stream: "RowStream", where: str | None, mapping: "ReadAs | None", display: TerminalDisplay
 ) -> "SourceReader":
     """The rows of a stream, read as a checkpoint's training read its own; all of them are checked.
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import InputError
+from rmtrain.json_values import JsonObject
 
 if TYPE_CHECKING:
     from rmtrain.evaluation.seeds import Metric
@@ -208,7 +209,7 @@ def _halved(asked: _Asked, settings: "list[Setting]", workers: "Workers") -> "li
     return settings
 
 
-def _final(winner: "Standing", workers: "Workers") -> dict[str, Any]:
+def _final(winner: "Standing", workers: "Workers") -> JsonObject:
     """The figures of the winner's runs on the test split, scored where they are not yet."""
     from dataclasses import asdict
 
@@ -221,7 +222,7 @@ def _final(winner: "Standing", workers: "Workers") -> dict[str, Any]:
     return {"setting": winner.setting.number, **asdict(seed_figures(rows_by_seed(winner.runs, "test")))}
 
 
-def _result(asked: _Asked, method: str, ranked: "list[Standing]", final: dict[str, Any] | None) -> dict[str, Any]:
+def _result(asked: _Asked, method: str, ranked: "list[Standing]", final: JsonObject | None) -> dict[str, Any]:
     from rmtrain.evaluation.sweep import verdict
 
     best = ranked[0].setting.loaded.recipe.optim.learning_rate if ranked else None

@@ -8,6 +8,7 @@ from typing import Any
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError
 from rmtrain.files import sha256_file, write_atomic, write_json
+from rmtrain.json_values import JsonObject
 
 _RECORDED = ("rules", "marked", "judges", "data")  # in manifests
 
@@ -29,7 +30,7 @@ def write_curated(path: Path, rows: Sequence[Row], record: Mapping[str, Any]) ->
     write_json(record_path(path), {**record, "sha256": sha256_file(path)})
 
 
-def curation_of(origin: Mapping[str, Any]) -> dict[str, Any] | None:
+def curation_of(origin: Mapping[str, Any]) -> JsonObject | None:
     """How the rows of a local file were curated, for manifests; None for other rows, and for rows changed since.
 
     `origin` is what results record of the rows.

@@ -13,11 +13,12 @@ than ten documents, and n-grams of which fewer than half the words have letters.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from rmtrain.data.ngrams import NGramIndex, Owner, Shared, words_of
 from rmtrain.data.types import TOKENS, Conversation, PreferenceGroup
 from rmtrain.errors import DataError
+from rmtrain.json_values import JsonObject
 
 SHORT = 8  # words in a row that make an overlap with a prompt too short for an n-gram
 COVERED = 0.5  # of a benchmark's completion
@@ -78,7 +79,7 @@ class Check:
         """Under which the ledger counts the rows that are dropped."""
         return f"overlap with {self.compared.name}"
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """What manifests, reports and rmtrain.json say of it."""
         figures = {"words": self.words, "rows": self.rows, "overlaps": len(self.overlaps)}
         return {**self.compared._asdict(), **figures}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rmtrain.data.curate import Candidate, CuratedRows, content_key
 from rmtrain.data.decontaminate import Check, Overlap, passages_of
@@ -11,6 +11,7 @@ from rmtrain.data.ngrams import words_of
 from rmtrain.data.prepare import ReadyData
 from rmtrain.data.splits import LEAK, leak_key
 from rmtrain.data.types import Conversation, PreferenceGroup
+from rmtrain.json_values import JsonObject
 
 _REPEATS = (DUPLICATE, DUPLICATE_ELSEWHERE)
 _CONTRADICTIONS = (CONTRADICTION, CONTRADICTION_ELSEWHERE)
@@ -32,7 +33,7 @@ class Example(NamedTuple):
     why: str = ""  # in detail; empty where the cause says all
     other: Side | None = None  # what it repeats, contradicts or overlaps with
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """What `rmtrain data --show --json` prints of it."""
         return {**self._asdict(), "row": self.row._asdict(), "other": self.other and self.other._asdict()}
 

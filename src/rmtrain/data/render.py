@@ -31,6 +31,7 @@ from rmtrain.data.template import (
 from rmtrain.data.tokenizer import choose_pad, special_tokens
 from rmtrain.data.types import Conversation, Message, ids_in
 from rmtrain.errors import CheckpointError, InputError, first_line
+from rmtrain.json_values import JsonObject
 
 _PROBE = "An answer that no template holds"
 _PROBE_CONVERSATION = (Message("user", "A question"), Message("assistant", _PROBE))
@@ -170,7 +171,7 @@ class Renderer:
                     "give one that takes these roles as model.chat_template, or correct the rows",
                 ) from error
 
-    def contract(self) -> dict[str, Any]:
+    def contract(self) -> JsonObject:
         """What must be equal for rewards to be comparable: stored in rmtrain.json, and compared on load."""
         templates = templates_of(self.tokenizer)
         digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in templates.items()}

@@ -16,6 +16,7 @@ from rmtrain.data.hub import HubDataset, load_hub, resolve_commit, rows_of
 from rmtrain.data.local_files import Shard, SplitRows, fingerprint_files, is_glob, open_local
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, InputError
+from rmtrain.json_values import JsonObject
 from rmtrain.recipe.data_schema import DataSection
 
 _HUB = re.compile(r"(?P<name>\w[\w.-]*/[\w.-]+)(?P<marks>([:@][^:@\s]+){0,2})")
@@ -74,7 +75,7 @@ class SourceRows(NamedTuple):
     named_split: str | None  # the split to ask it for; None where it names none
 
     @property
-    def origin(self) -> dict[str, Any]:
+    def origin(self) -> JsonObject:
         """What a result records of the rows: a description, and all that is needed to read them again."""
         names = ("revision", "fingerprint", "location")
         recorded = {"source": self.description, **{name: getattr(self, name) for name in names}}

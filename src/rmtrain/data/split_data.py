@@ -11,6 +11,7 @@ from rmtrain.data.entries import Entry
 from rmtrain.data.ledgers import SplitReport, join_reports
 from rmtrain.data.sources import RowPlaces
 from rmtrain.data.types import PreferenceGroup
+from rmtrain.json_values import JsonObject
 
 ReadAs = dict[str, Any]  # the fields of MAPPING that a recipe sets: how its rows are read
 
@@ -69,7 +70,7 @@ class SplitData:
         return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
     @property
-    def origin(self) -> dict[str, Any]:
+    def origin(self) -> JsonObject:
         """What a result records of its rows; of a mixture, the origin of each entry by name."""
         if not self.mixed:
             return dict(self.parts[0].origin)

@@ -3,6 +3,8 @@
 import json
 from typing import Any, NamedTuple
 
+from rmtrain.json_values import JsonObject
+
 Row = dict[str, Any]  # a row of a source, by column
 TOKENS = "tokens"  # the role of a message of token ids, which no row can state; its content is their JSON
 _CALLS = ("tool_calls", "function_call")
@@ -21,7 +23,7 @@ class Message(NamedTuple):
         fields = json.loads(self.fields) if self.fields else {}
         return as_json({key: fields[key] for key in _CALLS if fields.get(key)})
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """The message as chat templates take it."""
         fields = json.loads(self.fields) if self.fields else {}
         return {"role": self.role, "content": self.content, **fields}

@@ -12,6 +12,7 @@ from rmtrain.evaluation.differences import compare_rows
 from rmtrain.evaluation.results import ScoredRow, SplitFigures, summarise
 from rmtrain.evaluation.splits import score_once
 from rmtrain.files import write_json
+from rmtrain.json_values import JsonObject
 from rmtrain.model.averaging import Average, Written, write_average
 from rmtrain.model.devices import process_state
 from rmtrain.model.parts import Part
@@ -108,7 +109,7 @@ def write_on_main(average: Average, folder: Path, record: Mapping[str, Any], rep
     return written
 
 
-def record_of(average: Average, method: str, steps: Sequence[Step]) -> dict[str, Any]:
+def record_of(average: Average, method: str, steps: Sequence[Step]) -> JsonObject:
     """What the rmtrain.json of an average says of how it was made."""
     weights = zip(average.parts, average.weights, strict=True)
     return {
@@ -121,7 +122,7 @@ def record_of(average: Average, method: str, steps: Sequence[Step]) -> dict[str,
     }
 
 
-def compare_parts(parts: Sequence[Part], output: Path, validation: Validation) -> dict[str, Any]:
+def compare_parts(parts: Sequence[Part], output: Path, validation: Validation) -> dict[str, object]:
     """The average's figures beside those of all that it could be made of, on the same rows; kept in its rmtrain.json.
 
     Returns:

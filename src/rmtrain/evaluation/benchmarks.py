@@ -9,6 +9,7 @@ import numpy as np
 from rmtrain.data.benchmarks.definition import Benchmark, Sizes, era_scores
 from rmtrain.evaluation.figures import Score, Subset, by_source, formula_subset, subsets_of, weighted_score
 from rmtrain.evaluation.results import ScoredRow
+from rmtrain.json_values import JsonObject
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class BenchmarkResult:
         weights = self.benchmark.sections(_sizes(self.subsets))
         return {section: weighted_score(self.subsets, by_subset) for section, by_subset in weights.items()}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The result as `rewardbench --json` gives it, without what scored the rows."""
         expected, prior = self.benchmark.subsets, self.benchmark.prior if self.prior else None
         unknown = sorted(set(self.subsets) - set(expected))
@@ -54,7 +55,7 @@ class BenchmarkResult:
             "identical": self.identical,
         }
 
-    def _eras(self) -> dict[str, dict[str, Any]]:
+    def _eras(self) -> dict[str, JsonObject]:
         """The scores by each formula; what belongs to prior sets only for a benchmark that has some."""
         every, sizes, scores = {**self.subsets, **self.prior}, _sizes(self.subsets), {}
         plain = era_scores(self.benchmark, _accuracies(self.subsets), _accuracies(self.prior), sizes)
@@ -68,7 +69,7 @@ class BenchmarkResult:
             scores[name] |= {"sections": plain[name].sections, "prior_sets": plain[name].prior_sets}
         return scores
 
-    def _prior_json(self, in_score: Sequence[str]) -> dict[str, Any]:
+    def _prior_json(self, in_score: Sequence[str]) -> JsonObject:
         score = weighted_score(self.prior, dict.fromkeys(in_score, 1))
         return {**(asdict(score) if score else dict.fromkeys(("score", "low", "high"))), **_totals(self.prior)}
 
@@ -90,7 +91,7 @@ class BenchmarkResult:
         }
 
 
-def _score_json(score: Score | None, mean: str, half: str, prefix: str) -> dict[str, Any]:
+def _score_json(score: Score | None, mean: str, half: str, prefix: str) -> JsonObject:
     """A score's entries under an era's names."""
     names = {"score": mean, "low": f"{prefix}low", "high": f"{prefix}high", "score_half": half}
     names["length_baseline"] = f"{prefix}length_baseline"
@@ -135,7 +136,7 @@ def benchmark_result(
     )
 
 
-def training_check(sidecar: Mapping[str, Any], benchmark: str) -> dict[str, Any] | None:
+def training_check(sidecar: Mapping[str, Any], benchmark: str) -> JsonObject | None:
     """What a checkpoint's `rmtrain.json` says of how its training rows were compared with a benchmark.
 
     None: nothing is recorded, as by other people and by earlier versions. `checked` is false for rows that were not
@@ -156,7 +157,7 @@ def _accuracies(subsets: Mapping[str, Subset]) -> dict[str, float]:
     return {name: subset.accuracy for name, subset in subsets.items()}
 
 
-def _totals(subsets: Mapping[str, Subset]) -> dict[str, Any]:
+def _totals(subsets: Mapping[str, Subset]) -> JsonObject:
     """Number of rows, and entries of all subsets."""
     entries = {name: subset.to_json() for name, subset in subsets.items()}
     return {"n": sum(_sizes(subsets).values()), "subsets": entries}

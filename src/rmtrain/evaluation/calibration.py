@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import InputError
 from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of, prompt_key
+from rmtrain.json_values import JsonObject
 from rmtrain.metrics.calibration import expected_calibration_error, fit_temperature
 from rmtrain.metrics.intervals import Interval, percentile_interval
 from rmtrain.metrics.lowess import lowess
@@ -47,7 +48,7 @@ class Shown:
     prompts: int
     figures: dict[str, Figure]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The figures as results record them."""
         return asdict(self)
 
@@ -69,7 +70,7 @@ def split_by_prompt(
     return sides
 
 
-def fit(rows: Sequence[ScoredRow], weights: str, by_length: bool, fitted: dict[str, Any]) -> Calibration:
+def fit(rows: Sequence[ScoredRow], weights: str, by_length: bool, fitted: JsonObject) -> Calibration:
     """The calibration of a checkpoint from its rows.
 
     Args:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from rmtrain.errors import DataError
 from rmtrain.evaluation.compare import result_beside
 from rmtrain.evaluation.figures import credits_by_rule, scored_prompt
 from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of, read_rows
+from rmtrain.json_values import JsonObject
 from rmtrain.metrics.intervals import (
     RESAMPLES,
     Z_POWER,
@@ -83,7 +84,7 @@ class Comparison:
     sections: Mapping[str, Difference | None]  # None: a subset is missing
     by_source: Mapping[str, Difference | None]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The comparison as `compare --json` gives it."""
         return {
             **asdict(self.overall),

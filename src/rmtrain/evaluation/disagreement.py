@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of
+from rmtrain.json_values import JsonObject
 from rmtrain.metrics.intervals import clustered_interval
 from rmtrain.metrics.rankings import credits_of, ranking_accuracy
 from rmtrain.scoring.scorer import ScorerInfo
@@ -63,7 +63,7 @@ class Disagreement:
         ]
 
 
-def ensemble_fields(info: ScorerInfo, rows: Sequence[ScoredRow], notify: Callable[[str], None]) -> dict[str, Any]:
+def ensemble_fields(info: ScorerInfo, rows: Sequence[ScoredRow], notify: Callable[[str], None]) -> JsonObject:
     """What the result of an ensemble says of its members, with a note where their scales differ; nothing of others."""
     if not info.members or not rows:
         return {}

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from rmtrain.data.benchmarks.definition import OwnFormula, ScoredPrompt, Weights
 from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of
+from rmtrain.json_values import JsonObject
 from rmtrain.metrics.intervals import (
     effective_size,
     percentile_interval,
@@ -32,7 +33,7 @@ class Subset:
     length_baseline: float | None = None  # accuracy of "the longer wins"; equal lengths count 1/2
     draws: Floats | None = field(default=None, repr=False)  # [R] accuracies of resampled prompts
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The subset's entry in a result."""
         interval = wilson_interval(_fraction(self.accuracy), self.size)
         return {

@@ -11,7 +11,7 @@ from rmtrain.documents import Result, checked
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks import BenchmarkResult
 from rmtrain.evaluation.figures import Subset
-from rmtrain.json_values import read_json
+from rmtrain.json_values import JsonObject, read_json
 
 _FORMS = 'expected {"subset": accuracy, …}, or {"model": {"subsets": {…}, "prior_sets": {…}}, …}'
 _DESCRIPTION = ("model_type", "ref_model", "log_probabilities", "chat_template")  # of the model, in flat files
@@ -54,7 +54,7 @@ class PublishedResult(BenchmarkResult):
     others: Sequence[str] = ()
     description: Mapping[str, str | None] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The result as `rewardbench --results --json` gives it."""
         result = {**super().to_json(), "unknown_subsets": list(self.others), "rows": None}
         return {**result, "description": dict(self.description)}
@@ -79,7 +79,7 @@ def published_results(paths: Iterable[Path], benchmark: Benchmark) -> list[Publi
     return [published_result(benchmark, model) for model in models.values()]
 
 
-def flat_form(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def flat_form(results: Sequence[Mapping[str, Any]]) -> JsonObject:
     """Results, as JSON, in the leaderboard's flat form: one, or several by model; `published_results` reads both.
 
     Prior sets stand beside the subsets. `chat_template` is `tokenizer`, the name of the prompt, the path of its

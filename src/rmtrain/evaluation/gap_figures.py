@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rmtrain.errors import DataError
 from rmtrain.evaluation.graded_groups import Choices, Mean, Ranking
+from rmtrain.json_values import JsonObject
 from rmtrain.metrics.alignment_gap import Flips
 
 
@@ -121,7 +122,7 @@ class GapFigures:
     log_ratios: list[Bar] = field(default_factory=list)
     gold: str | None = None  # the reward model whose rewards are the graded scores; None: the rows' own
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As `gap --json` gives it."""
         return asdict(self)
 

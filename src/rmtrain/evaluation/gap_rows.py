@@ -17,6 +17,7 @@ from rmtrain.evaluation.rater_shares import AlphaSource, find_alpha
 from rmtrain.evaluation.results import ScoredRow, write_rows
 from rmtrain.evaluation.splits import score_once, write_beside
 from rmtrain.files import write_json, writing
+from rmtrain.json_values import JsonObject
 from rmtrain.model.devices import process_state
 from rmtrain.model.weights import fingerprint_of, fingerprint_read
 from rmtrain.scoring.implicit import PolicyScorer
@@ -79,7 +80,7 @@ def evaluate_gap(
     task: GapTask,
     folder: Path,
     display: Display,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Score the groups by every model and measure the gap, as `gap --json` gives it; writes `gap.json` and rows files.
 
     Each reward model's own folder of results gets the result and its rows too.

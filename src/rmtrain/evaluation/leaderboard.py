@@ -12,7 +12,7 @@ from rmtrain.documents import Result, checked
 from rmtrain.errors import DataError
 from rmtrain.evaluation.figures import Subset, weighted_score
 from rmtrain.evaluation.flat_results import published_model, published_result, published_results
-from rmtrain.json_values import read_json
+from rmtrain.json_values import JsonObject, read_json
 
 _SECTION_SORTS = {section.lower().replace(" ", "-"): section for section in SECTIONS}
 SORTS = ("mean", "with-prior", "published", *_SECTION_SORTS)
@@ -84,7 +84,7 @@ class Board:
     rows: Sequence[Entry]
     notes: Mapping[str, str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The table as `leaderboard --format json` gives it."""
         return {"benchmark": BENCHMARK.name, **asdict(self)}
 

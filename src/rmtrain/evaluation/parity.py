@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.evaluation.figures import by_source
 from rmtrain.evaluation.results import ScoredRow, gaps_of, scored_row
+from rmtrain.json_values import JsonObject
 from rmtrain.metrics.rankings import Floats, credits_of
 from rmtrain.model.checkpoint import Checkpoint
 from rmtrain.model.reward_model import BackboneOptions
@@ -55,7 +56,7 @@ class Parity:
     steps: Sequence[ParityStep]
     partial: Path  # beginning of the paths of files with finished batches
 
-    def to_json(self, rows: Sequence[ScoredRow], prior_rows: Sequence[ScoredRow]) -> dict[str, Any]:
+    def to_json(self, rows: Sequence[ScoredRow], prior_rows: Sequence[ScoredRow]) -> JsonObject:
         """The steps as a result records them, the last two with rmtrain's own rows; removes the finished batches."""
         last = [ParityStep(name, rows, prior_rows) for name in ("own dtype, each prompt once", "a tie counts 1/2")]
         remove_partials(self.partial)

@@ -18,6 +18,7 @@ from rmtrain.data.row_output import part_lines
 from rmtrain.data.schemas.rows import TEMPLATE_COLUMNS
 from rmtrain.data.types import TOKENS, Conversation, PreferenceGroup, Row
 from rmtrain.errors import DataError, InputError
+from rmtrain.json_values import JsonObject
 from rmtrain.metrics.graded import expected_best_of_n
 from rmtrain.metrics.selection import Mean, Rule, Taken, order_statistic
 
@@ -106,7 +107,7 @@ class Report:
                 figures.setdefault(name, Mean()).add(value)
         self.written += len(chosen)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As `select --json` gives it."""
         kept = self.prompts - sum(self.dropped.values())
         return {

@@ -3,19 +3,21 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rmtrain.data.benchmarks.definition import Benchmark
 from rmtrain.data.benchmarks.load import BenchmarkRows
 from rmtrain.data.split_data import SplitData
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
+from rmtrain.documents import Result
 from rmtrain.evaluation.benchmarks import benchmark_result
 from rmtrain.evaluation.compare import ROWS_SUFFIX, Target
 from rmtrain.evaluation.disagreement import ensemble_fields
 from rmtrain.evaluation.flat_results import flat_form
 from rmtrain.evaluation.results import ScoredRow, read_rows, scored_row, summarise, write_rows
 from rmtrain.files import write_json, writing
+from rmtrain.json_values import JsonObject
 from rmtrain.model.devices import process_state
 from rmtrain.scoring.partial import Partials
 from rmtrain.scoring.scorer import Scorer, ScoringTask, short_digest
@@ -111,21 +113,21 @@ def _written(path: Path, groups: Iterable[PreferenceGroup]) -> list[ScoredRow] |
 
 def evaluate_splits(
     scorer: Scorer, splits: Mapping[str, SplitData], tokens_per_batch: int, folder: Path, display: Display
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """Evaluate each split, whose key names its result."""
     return [evaluate_split(scorer, name, split, tokens_per_batch, folder, display) for name, split in splits.items()]
 
 
 def evaluate_split(
     scorer: Scorer, name: str, split: SplitData, tokens_per_batch: int, folder: Path, display: Display
-) -> dict[str, Any]:
+) -> Result:
     """Ranking accuracy on a split and on each entry of a mixture, as `eval --json` gives it.
 
     Writes `<name>.json` and `<name>.rows.jsonl`.
     """
     path = folder / f"{name}.rows.jsonl"
     rows = score_rows(scorer, name, split.groups, tokens_per_batch, path, display, split=split, drops=True)
-    result = {
+    result: JsonObject = {
         "ckpt": scorer.info.where,
         "split": name,
         **asdict(summarise(rows)),
@@ -138,10 +140,10 @@ def evaluate_split(
     }
     if process_state().is_main_process:
         write_json(folder / f"{name}.json", result)
-    return result
+    return cast(Result, result)
 
 
-def _by_entry(split: SplitData, rows: Sequence[ScoredRow]) -> dict[str, Any]:
+def _by_entry(split: SplitData, rows: Sequence[ScoredRow]) -> JsonObject:
     """Figures of each entry of a mixture, and the mean of their accuracies; nothing for a single source."""
     if not split.mixed:
         return {}
@@ -175,7 +177,7 @@ def evaluate_benchmark(
     display: Display,
     parity: "Parity | None" = None,
     beside: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """The result of a benchmark, as `rewardbench --json` gives it; writes it, its flat form and its rows.
 
     Args:
@@ -192,7 +194,7 @@ def evaluate_benchmark(
     if rows.prior:
         prior_path = folder / f"{benchmark.name}-prior{ROWS_SUFFIX}"
         prior = score_rows(scorer, "prior sets", rows.prior, tokens_per_batch, prior_path, display)
-    result = {
+    result: JsonObject = {
         **benchmark_result(benchmark, scored, prior, scorer.info.where).to_json(),
         "rows": str(path),
         **scorer.info.record(),
@@ -207,7 +209,7 @@ def evaluate_benchmark(
             result["parity"] = parity.to_json(scored, prior)
         write_json(folder / f"{benchmark.name}.json", result)
         write_json(folder / f"{benchmark.name}.flat.json", flat_form([result]))
-    return result
+    return cast(Result, result)
 
 
 def score_target(scorer: Scorer, target: Target, path: Path, tokens_per_batch: int, display: Display) -> None:

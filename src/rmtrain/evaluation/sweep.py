@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rmtrain.errors import DataError
 from rmtrain.evaluation.compare import ROWS_SUFFIX
 from rmtrain.evaluation.results import read_rows
 from rmtrain.evaluation.seeds import Metric, SeedDifference, SeedFigures, Seeds, seed_difference, seed_figures
+from rmtrain.json_values import JsonObject
 from rmtrain.recipe.grid import Setting
 
 Runs = Mapping[int, Path]  # run folders by seed
@@ -23,7 +23,7 @@ class Standing:
     figures: SeedFigures
     lead: SeedDifference | None  # the best setting minus this one; None for the best itself
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The setting as `sweep --json` gives it."""
         return {
             "setting": self.setting.number,

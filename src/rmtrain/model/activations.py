@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.model import attention
 from rmtrain.model.adapters import prepare_adapters, wrap
-from rmtrain.model.batch import GroupSize, Packing, pack, target_places
+from rmtrain.model.batch import Batch, GroupSize, Packing, pack, target_places
 from rmtrain.model.config_check import model_without_weights
 from rmtrain.model.dropout import disable_dropout
 from rmtrain.model.language_head import LanguageHead, head_shape
@@ -135,11 +135,11 @@ def _drop_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _faked(batch: dict[str, Any], mode: FakeTensorMode, device: str) -> dict[str, Any]:
+def _faked(batch: Batch, mode: FakeTensorMode, device: str) -> Batch:
     return tree_map_only(Tensor, lambda tensor: mode.from_tensor(tensor).to(device), batch)  # type: ignore[no-any-return]
 
 
-def _run(module: Any, batch: dict[str, Any]) -> tuple[Activations, int]:
+def _run(module: Any, batch: Batch) -> tuple[Activations, int]:
     """The passes of a model over a micro-batch, and what a layer keeps of it."""
     after_layer: list[int] = []
     with _Live(_held(module)) as live:

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, PretrainedConfig
 
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import InputError, first_line
-from rmtrain.model.batch import pack
+from rmtrain.model.batch import Layout, pack
 from rmtrain.model.config_check import model_without_weights
 
 NAME = "rmtrain_shared_prompt"
@@ -36,7 +36,7 @@ class Pass:
         masks: of its segments, by shape.
     """
 
-    def __init__(self, layout: dict[str, Any]) -> None:
+    def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.calls: list[bool] = []
         self.masks: dict[Any, Tensor] = {}
@@ -151,7 +151,7 @@ def _has_varlen(query: Tensor, value: Tensor) -> bool:
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, layout: dict[str, Any], scaling: float | None, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, window: int | None
 ) -> Tensor:
     """Variable-length flash attention: FlashAttention aligns a causal mask to the lower right."""
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))

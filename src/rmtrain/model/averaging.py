@@ -7,10 +7,10 @@ An average of models trained from one base keeps their accuracy where its parts 
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -51,7 +51,7 @@ class Written(NamedTuple):
     lost: float | None  # of the norm of the change of all layers, the share that a smaller rank leaves out
 
 
-def write_average(average: Average, folder: Path, record: dict[str, Any], replace: bool = False) -> Written:
+def write_average(average: Average, folder: Path, record: Mapping[str, object], replace: bool = False) -> Written:
     """Write an average as a checkpoint like its parts, whole or not at all.
 
     Whole models are averaged one tensor at a time. Factors of adapters are concatenated: sum_i w_i s_i B_i A_i has the

@@ -6,7 +6,7 @@ is one causal segment; each further completion is a segment of its own, whose ke
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -17,6 +17,17 @@ from rmtrain.data.tokenize import TokenizedGroup
 
 Packing = Literal["shared_prompt", "padding_free", "none"]
 Batch = dict[str, Any]  # tensors and nested dicts of tensors: what data loaders pin and trainers move to the device
+
+
+class Layout(TypedDict):
+    """The S segments of a packed row, for attention."""
+
+    query_starts: Int[Tensor, " S+1"]  # cumulative numbers of queries
+    key_starts: Int[Tensor, " S+1"]  # cumulative numbers of keys
+    max_query: int  # of one segment
+    max_key: int
+    segments: list[tuple[int, int, int, int]]  # query start, query length, prompt start, prompt length
+    key_index: NotRequired[Int[Tensor, " keys"]]  # flat positions of the keys, where prompts are shared
 
 
 class GroupSize(NamedTuple):
@@ -116,10 +127,10 @@ def target_places(groups: Sequence[TokenizedGroup], batch: Batch, packing: Packi
     }
 
 
-def _layout(segments: list[tuple[int, int, int, int]]) -> dict[str, Any]:
+def _layout(segments: list[tuple[int, int, int, int]]) -> Layout:
     query_lengths = [length for _, length, _, _ in segments]
     key_lengths = [prompt + length for _, length, _, prompt in segments]
-    layout: dict[str, Any] = {
+    layout: Layout = {
         "query_starts": torch.tensor([0, *np.cumsum(query_lengths)], dtype=torch.int32),
         "key_starts": torch.tensor([0, *np.cumsum(key_lengths)], dtype=torch.int32),
         "max_query": max(query_lengths),

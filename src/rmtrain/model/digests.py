@@ -10,6 +10,7 @@ from typing import Any
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import write_json
+from rmtrain.json_values import JsonObject
 from rmtrain.model.sidecar import read_scoring
 from rmtrain.model.weights import (
     ADAPTER,
@@ -52,7 +53,7 @@ def verify_files(folder: Path) -> None:
     sidecar = read_object(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
     if sidecar:
         read_scoring(sidecar, folder / SIDECAR)  # refuses the block of a later version, whose digests may be others
-    block: dict[str, Any] = sidecar.get("scoring", {})
+    block: JsonObject = sidecar.get("scoring", {})
     if "sha256" in block and block["sha256"] != _digest_of_block(block):
         raise CheckpointError(f"{folder / SIDECAR}: its scoring block has changed since it was written", _HINT)
     if (folder / MANIFEST).exists():
@@ -87,7 +88,7 @@ def _check(folder: Path, recorded: Any, what: str) -> None:
         raise CheckpointError(f"{changed[0]}: {what}: its SHA-256 differs", _HINT)
 
 
-def _of_manifest(path: Path) -> dict[str, Any]:
+def _of_manifest(path: Path) -> JsonObject:
     """Digests of a training checkpoint's model, as the manifest beside it has them."""
     try:
         values = read_object(path)
@@ -102,9 +103,9 @@ def _of_manifest(path: Path) -> dict[str, Any]:
     return {name: entries[name] for name in own}
 
 
-def _digest_of_block(block: dict[str, Any]) -> str:
+def _digest_of_block(block: JsonObject) -> str:
     return _digest_of_values({key: value for key, value in block.items() if key != "sha256"})
 
 
-def _digest_of_values(values: dict[str, Any]) -> str:
+def _digest_of_values(values: JsonObject) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

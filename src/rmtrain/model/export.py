@@ -1,5 +1,6 @@
 """A checkpoint as one plain sequence-classification folder: adapters merged in float32, nothing of rmtrain needed."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def stored_bytes(module: Any, dtype: str) -> int:
     return sum(p.numel() * (4 if name.startswith(f"{HEAD}.") else size) for name, p in module.named_parameters())
 
 
-def write_model(module: Any, renderer: Renderer, scoring: Scoring, record: dict[str, Any], folder: Path) -> None:
+def write_model(module: Any, renderer: Renderer, scoring: Scoring, record: Mapping[str, object], folder: Path) -> None:
     """Write a whole model into a folder, with config, tokenizer and contract; the module is left in the stored dtype.
 
     Args:

@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from rmtrain.errors import CheckpointError
 from rmtrain.model import attention
+from rmtrain.model.batch import Layout
 from rmtrain.model.language_head import LanguageHead
 
 HEAD = "score"
@@ -26,7 +27,7 @@ class PackedForward:
         input_ids: Int[Tensor, "rows columns"],
         attention_mask: Int[Tensor, "rows columns"] | None,
         position_ids: Int[Tensor, "rows columns"] | None,
-        layout: dict[str, Any] | None,
+        layout: Layout | None,
     ) -> Float[Tensor, "rows*columns H"]:
         """Last hidden states of all tokens, row by row; a packed batch has one row.
 
@@ -75,7 +76,7 @@ class RewardForward(PackedForward):
         attention_mask: Int[Tensor, "rows columns"] | None = None,
         position_ids: Int[Tensor, "rows columns"] | None = None,
         ends: Int[Tensor, " N"] | None = None,
-        layout: dict[str, Any] | None = None,
+        layout: Layout | None = None,
         targets: Int[Tensor, " R"] | None = None,
         predictors: Int[Tensor, " R"] | None = None,
         owners: Int[Tensor, " R"] | None = None,

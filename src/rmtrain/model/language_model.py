@@ -17,7 +17,7 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError
 from rmtrain.model import attention
 from rmtrain.model.adapter_files import attach_adapter, check_finite, dtype_in_config
-from rmtrain.model.batch import Batch, Packing, pack, target_places
+from rmtrain.model.batch import Batch, Layout, Packing, pack, target_places
 from rmtrain.model.forward import PackedForward
 from rmtrain.model.language_head import LOGITS_AT_ONCE, LanguageHead
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, load_config, load_module
@@ -40,7 +40,7 @@ class LogProbForward(PackedForward):
         predictors: Int[Tensor, " R"] | None = None,
         owners: Int[Tensor, " R"] | None = None,
         completions: int = 0,
-        layout: dict[str, Any] | None = None,
+        layout: Layout | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
         """Log-probabilities of a batch made by `target_batch`.

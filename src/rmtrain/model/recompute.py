@@ -17,7 +17,7 @@ _KEPT = (
 )
 
 
-def checkpointing_options(kind: str, rank: int, reentrant: bool = False) -> dict[str, Any]:
+def checkpointing_options(kind: str, rank: int, reentrant: bool = False) -> dict[str, object]:
     """Keyword arguments of torch's checkpoint function.
 
     Args:

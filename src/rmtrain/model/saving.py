@@ -17,7 +17,9 @@ from rmtrain.model.sidecar import Scoring
 from rmtrain.model.weights import ADAPTER, MANIFEST, SIDECAR, read_object, read_tensors
 
 
-def write_companions(config: Any, renderer: Renderer, folder: Path, scoring: Scoring, record: dict[str, Any]) -> None:
+def write_companions(
+    config: Any, renderer: Renderer, folder: Path, scoring: Scoring, record: Mapping[str, object]
+) -> None:
     """Write what makes weights loadable by anyone: config, tokenizer, how they are scored, and what they came from.
 
     An adapter gets no config: beside one, transformers would look for the base's weights here.

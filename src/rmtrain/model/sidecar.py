@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rmtrain.data.prepare import evaluation_rule
 from rmtrain.errors import CheckpointError
+from rmtrain.json_values import JsonObject
 from rmtrain.model.reward_model import BackboneOptions
 from rmtrain.recipe.schema import EvaluationSection, Recipe
 
@@ -46,7 +47,7 @@ class Scoring(BaseModel):
         quantization = self.quantization if is_adapter else "none"
         return BackboneOptions(self.dtype or dtype, quantization, self.attention, self.packing)
 
-    def block(self, contract: dict[str, Any]) -> dict[str, Any]:
+    def block(self, contract: JsonObject) -> JsonObject:
         """The block as it is written, with a rendering contract."""
         return {"format": FORMAT, **self.model_dump(), "contract": contract}
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from rmtrain.json_values import JsonObject
 from rmtrain.recipe import hints
 from rmtrain.recipe.faults import Fault, KeyPath, Source, Span
 from rmtrain.recipe.rules import CONFLICT, Conflict
@@ -57,7 +58,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def with_changes(recipe: Recipe, changes: dict[str, Any]) -> Recipe | None:
+def with_changes(recipe: Recipe, changes: JsonObject) -> Recipe | None:
     """The recipe with other values at dotted keys; None if it would not be valid."""
     values = recipe.model_dump()
     for key, value in changes.items():

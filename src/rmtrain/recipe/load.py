@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rmtrain.errors import RecipeError
 from rmtrain.files import read_text
+from rmtrain.json_values import JsonObject
 from rmtrain.recipe import bundled, hints
 from rmtrain.recipe.check import check, shown
 from rmtrain.recipe.faults import Fault, KeyPath, Source, Span, dotted, printable, recipe_error
@@ -92,7 +93,7 @@ def dump_recipe(recipe: Recipe) -> str:
     return dump_values(recipe.model_dump(mode="json"))
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> JsonObject:
     """JSON schema of a recipe file, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 

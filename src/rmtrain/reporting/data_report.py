@@ -11,6 +11,7 @@ from rmtrain.data.ledgers import Ledger
 from rmtrain.data.load import CuratedData
 from rmtrain.data.prepare import LEDGERS, ReadySplit
 from rmtrain.data.splits import Leak
+from rmtrain.json_values import JsonObject
 from rmtrain.reporting.summary import mapping
 from rmtrain.reporting.table import Table
 from rmtrain.reporting.text import count, decimal, percent
@@ -48,7 +49,7 @@ class SplitSummary:
     first_dropped: dict[str, str]  # cause → place of the first row
     truncated: int  # groups
     identical: int  # preferences between completions of the same tokens, which are kept as ties
-    checks: list[dict[str, Any]]  # with benchmarks: what was compared, and how many rows overlap
+    checks: list[JsonObject]  # with benchmarks: what was compared, and how many rows overlap
     added: dict[str, int]  # answers to other prompts: completions and preferences, which the totals count in
     left_out_by_template: dict[str, int]  # what the chat template leaves out → rows
     lengths: Lengths | None  # None: the split is empty
@@ -65,7 +66,7 @@ class DataReport(NamedTuple):
     leaks: Sequence[Leak]
     notes: Sequence[str]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """The document that `rmtrain data --json` prints."""
         return {
             "splits": {name: asdict(split) for name, split in self.splits.items()},

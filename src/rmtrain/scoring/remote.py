@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from rmtrain.data.render import Renderer
 from rmtrain.data.types import TOKENS, PreferenceGroup
 from rmtrain.errors import InputError, RunFailedError
+from rmtrain.json_values import JsonObject
 from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScoringTask, short_digest
 
 Api = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
@@ -26,11 +27,11 @@ class Ask(NamedTuple):
     """One request, and how its answer is read."""
 
     path: str
-    body: dict[str, Any]
+    body: Mapping[str, object]
     read: Callable[[Any], Any]  # of the answer: a list of rewards, or one
 
 
-def _messages(group: PreferenceGroup, k: int) -> list[dict[str, Any]]:
+def _messages(group: PreferenceGroup, k: int) -> list[JsonObject]:
     return [message.as_dict() for message in (*group.prompt, *group.completions[k])]
 
 
@@ -75,13 +76,13 @@ _FORMS: dict[Api, Callable[[PreferenceGroup, "Server"], Iterator[Ask]]] = {
 _TEXTS: tuple[Api, ...] = ("sglang", "openrlhf")  # forms of texts, which a local tokenizer renders
 
 
-def _given(group: PreferenceGroup) -> dict[str, Any]:
+def _given(group: PreferenceGroup) -> dict[str, object]:
     given = json.loads(group.arguments) if group.arguments else {}
     own = {name: given.pop(name) for name in ("tools", "documents") if name in given}
     return {**own, **({"chat_template_kwargs": given} if given else {})}
 
 
-def _template(group: PreferenceGroup) -> dict[str, Any]:
+def _template(group: PreferenceGroup) -> dict[str, object]:
     """What a chat template is given beside messages, as vLLM takes it: all of it as variables."""
     return {"chat_template_kwargs": json.loads(group.arguments)} if group.arguments else {}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.errors import InputError
 from rmtrain.files import read_text
+from rmtrain.json_values import JsonObject
 
 if TYPE_CHECKING:
     from rmtrain.data.render import Renderer
@@ -69,14 +70,14 @@ class ScorerInfo:
     dtype: str
     max_length: int
     tokens_per_batch: int = TOKENS_PER_BATCH
-    rendering: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
+    rendering: JsonObject = field(default_factory=dict)
+    details: JsonObject = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     gives_rewards: bool = True
     renderer: "Renderer | None" = None
     members: tuple[str, ...] = ()
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """The fields of a result that say what scored it."""
         return {
             **self.details,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from trl import RewardConfig
@@ -12,6 +12,7 @@ from rmtrain.data.render import Renderer
 from rmtrain.data.token_cache import IDENTICAL, OVER_LENGTH
 from rmtrain.display import Display
 from rmtrain.errors import DataError, InputError
+from rmtrain.json_values import JsonObject
 from rmtrain.model.batch import GroupSize, Packing
 from rmtrain.model.devices import process_state
 from rmtrain.model.host_memory import resident_memory
@@ -162,7 +163,7 @@ def make_checkpoint_writer(
     splits: Mapping[str, ReadySplit],
     renderer: Renderer,
     model: RewardModel,
-    fingerprint: dict[str, Any],
+    fingerprint: JsonObject,
 ) -> CheckpointWriter:
     """What every checkpoint is written with beside the weights."""
     base = base_name(recipe.model)

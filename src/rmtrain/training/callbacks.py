@@ -14,9 +14,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import read_text, write_atomic, writing
+from rmtrain.json_values import JsonObject
 from rmtrain.training.plan import whole_steps
 
-Emit = Callable[[dict[str, Any]], None]
+Emit = Callable[[JsonObject], None]
 
 
 def interval_steps(every: float, total: int) -> int:

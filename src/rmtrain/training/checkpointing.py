@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from transformers import TrainerState
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError
 from rmtrain.files import read_text, sha256_file, sync_folder, sync_tree, write_json
+from rmtrain.json_values import Json, JsonObject
 from rmtrain.model.digests import seal
 from rmtrain.model.saving import check_weights, write_companions
 from rmtrain.model.sidecar import Scoring
@@ -35,7 +36,7 @@ class CheckpointWriter:
 
     renderer: Renderer
     scoring: Scoring  # how the model is scored, as rmtrain.json says
-    record: dict[str, Any]  # what rmtrain.json says besides
+    record: Mapping[str, object]  # what rmtrain.json says besides
     fingerprint: dict[str, Any]  # of recipe and data, compared on resume
     shapes: dict[str, tuple[int, ...]]  # of the tensors that must be saved
     keep: int  # newest checkpoints, beside the best one
@@ -46,7 +47,9 @@ class CheckpointWriter:
         write_companions(config, self.renderer, folder, self.scoring, self.record)
         seal(folder, own=False)
 
-    def commit(self, staged: Path, target: Path, state: TrainerState, figures: dict[str, Any], scaled: bool) -> None:
+    def commit(
+        self, staged: Path, target: Path, state: TrainerState, figures: Mapping[str, Json], scaled: bool
+    ) -> None:
         """Verify a staged checkpoint, rename it into place, and only then remove old ones.
 
         Args:
@@ -92,7 +95,7 @@ def state_files(strategy: str, processes: int, scaled: bool) -> list[str]:
     return [*files, *(["optimizer.bin", "pytorch_model_fsdp.bin"] if strategy == "fsdp" else ["optimizer.pt"])]
 
 
-def commit(staged: Path, target: Path, manifest: dict[str, Any], required: Iterable[str] = ()) -> None:
+def commit(staged: Path, target: Path, manifest: JsonObject, required: Iterable[str] = ()) -> None:
     """Describe, sync and rename a staged checkpoint.
 
     Args:
@@ -109,14 +112,14 @@ def commit(staged: Path, target: Path, manifest: dict[str, Any], required: Itera
             raise CheckpointError(
                 f"{pattern} is missing", "have all machines write to one folder: run.folder on a disk that they share"
             )
-    files = {}
+    files: dict[str, Json] = {}
     folders = [staged]
     for path in sorted(staged.rglob("*")):
         if path.is_dir():
             folders.append(path)
             continue
         files[str(path.relative_to(staged))] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
-    described = {**manifest, "files": files}
+    described: JsonObject = {**manifest, "files": files}
     write_json(staged / MANIFEST, {**described, "digest": _digest(described)})
     for folder in folders:
         sync_tree(folder)
@@ -129,7 +132,7 @@ def commit(staged: Path, target: Path, manifest: dict[str, Any], required: Itera
     _remove(aside)
 
 
-def verify(path: Path) -> dict[str, Any]:
+def verify(path: Path) -> JsonObject:
     """The manifest of a checkpoint, once all its files are known to be as they were written.
 
     Raises:
@@ -156,7 +159,7 @@ def verify(path: Path) -> dict[str, Any]:
     return manifest  # type: ignore[no-any-return]
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def _digest(manifest: JsonObject) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

@@ -27,6 +27,7 @@ from rmtrain.errors import (
     masked,
 )
 from rmtrain.files import why_unwritten, write_atomic
+from rmtrain.json_values import JsonObject
 from rmtrain.model.devices import process_state
 from rmtrain.model.start import base_name
 from rmtrain.recipe.load import LoadedRecipe, dump_recipe
@@ -50,7 +51,7 @@ class OpenRun(NamedTuple):
 def open_run(
     loaded: LoadedRecipe,
     splits: Mapping[str, ReadySplit],
-    fingerprint: dict[str, Any],
+    fingerprint: JsonObject,
     resume: Path | None,
     allow_changes: bool,
     display: Display,
@@ -84,7 +85,7 @@ def _resume_run(
     folder: Path,
     loaded: LoadedRecipe,
     splits: Mapping[str, ReadySplit],
-    fingerprint: dict[str, Any],
+    fingerprint: JsonObject,
     allow_changes: bool,
     display: Display,
     stack: ExitStack,
@@ -152,7 +153,7 @@ def record_resume(
     """Record that a run is resumed, from a checkpoint or from its beginning; earlier entries are kept."""
     write_atomic(folder / "recipe.yaml", dump_recipe(loaded.recipe))
     write_overlaps(folder, splits)
-    again: dict[str, Any] = {"at": now(), "command": _command(), "from": None}
+    again: JsonObject = {"at": now(), "command": _command(), "from": None}
     if point is not None:
         again |= {"from": point.checkpoint.name, "changed": point.changed}
     resumed = [*read_manifest(folder).get("resumed", []), again]
@@ -167,7 +168,7 @@ def write_overlaps(folder: Path, splits: Mapping[str, ReadySplit]) -> None:
         write_atomic(folder / "overlaps.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def _running(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit]) -> dict[str, Any]:
+def _running(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit]) -> JsonObject:
     return {
         "state": "running",
         "ended": None,
@@ -182,7 +183,7 @@ def _command() -> list[str]:
     return ["rmtrain", *map(masked, sys.argv[1:])]  # argv[0] is __main__.py in a process that was started by rmtrain
 
 
-def _environment() -> dict[str, Any]:
+def _environment() -> JsonObject:
     return {
         "processes": process_state().num_processes,
         "python": platform.python_version(),
@@ -190,7 +191,7 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _describe(split: ReadySplit) -> dict[str, Any]:
+def _describe(split: ReadySplit) -> JsonObject:
     entries = {name: asdict(figures) for name, figures in entry_figures(split).items()}
     curated = {
         part.entry.name or split.data.source: how for part in split.data.parts if (how := curation_of(part.origin))

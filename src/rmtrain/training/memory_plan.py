@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from transformers import PretrainedConfig
 
 from rmtrain.errors import InputError, RunFailedError
+from rmtrain.json_values import JsonObject
 from rmtrain.model.activations import Activations, trial
 from rmtrain.model.batch import GroupSize, batch_tokens
 from rmtrain.model.devices import free_memory, is_out_of_memory, process_state
@@ -25,7 +26,7 @@ from rmtrain.training.strategies import strategy_of
 
 _FITS = 0.92  # of the free memory: the allocator leaves gaps
 _SUGGESTED = 3  # overrides, where a run does not fit
-_MEASURED: dict[str, Any] = {}  # models, by their settings: each suggestion asks for some again
+_MEASURED: JsonObject = {}  # models, by their settings: each suggestion asks for some again
 _HEAP = 1.15  # bytes that glibc's heap takes a byte of tensors, as scripts/bench_memory.py measures on a CPU
 _TRIED = 4  # groups of the largest micro-batch on which its memory is measured
 _STASH = 5  # tensors that TRL's activation offloading leaves on the device while they travel
@@ -42,7 +43,7 @@ class MemoryPlan:
     free: int | None  # bytes of the fullest GPU; None without GPUs
     resident: int = 0  # bytes that the process holds before the model is loaded; 0 with GPUs
 
-    def under(self, changes: dict[str, Any]) -> "MemoryPlan | None":
+    def under(self, changes: JsonObject) -> "MemoryPlan | None":
         """The plan with overrides of the recipe; None if they contradict it."""
         recipe = with_changes(self.recipe, changes)
         if recipe is None:
@@ -164,7 +165,7 @@ class MemoryPlan:
         for changes in moves:
             if (peak := self._peak_under(changes)) is not None and peak <= _FITS * free:
                 found.append(Saving(changes, before - peak))
-        together: dict[str, Any] = {}
+        together: JsonObject = {}
         for changes in moves if not found else ():
             peak = self._peak_under(together | changes)
             if peak is not None and peak < (self._peak_under(together) or before):
@@ -173,7 +174,7 @@ class MemoryPlan:
                     return [Saving(together, before - peak)]
         return found[:_SUGGESTED]
 
-    def _peak_under(self, changes: dict[str, Any]) -> int | None:
+    def _peak_under(self, changes: JsonObject) -> int | None:
         changed = self.under(changes)
         return changed.peak() if changed is not None else None
 
@@ -193,7 +194,7 @@ class MemoryPlan:
                 found.append(Saving(changes, before - peak))
         return found[:_SUGGESTED]
 
-    def _mild(self) -> Iterator[dict[str, Any]]:
+    def _mild(self) -> Iterator[JsonObject]:
         optim, load = self.recipe.optim, self.load
         if optim.gradient_checkpointing == "none":
             yield {"optim.gradient_checkpointing": "selective"}
@@ -205,7 +206,7 @@ class MemoryPlan:
         if not optim.activation_offloading and torch.cuda.is_available():
             yield {"optim.activation_offloading": True}
 
-    def _hard(self) -> Iterator[dict[str, Any]]:
+    def _hard(self) -> Iterator[JsonObject]:
         if self.recipe.evaluation.tokens_per_batch > self.load.longest:
             yield {"evaluation.tokens_per_batch": self.load.longest}
         if self.processes > 1:
@@ -224,7 +225,7 @@ class MemoryPlan:
 class Saving(NamedTuple):
     """Overrides, and the bytes a device that they save; None where that can't be predicted."""
 
-    changes: dict[str, Any]
+    changes: JsonObject
     bytes: int | None
 
     def __str__(self) -> str:

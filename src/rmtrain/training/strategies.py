@@ -8,6 +8,7 @@ from typing import Any
 
 from rmtrain.errors import InputError
 from rmtrain.files import read_text
+from rmtrain.json_values import JsonObject
 from rmtrain.recipe.check import with_changes
 from rmtrain.recipe.schema import Recipe
 
@@ -27,12 +28,12 @@ def strategy_of(recipe: Recipe, processes: int) -> str:
     return "ddp" if strategy == "auto" else strategy
 
 
-def strategy_configs(recipe: Recipe) -> dict[str, dict[str, Any]]:
+def strategy_configs(recipe: Recipe) -> dict[str, JsonObject]:
     """The configuration by strategy; for auto, of every strategy that it may choose."""
     strategy, offload = recipe.distributed.strategy, recipe.distributed.offload
     if recipe.distributed.deepspeed_config is not None:
         return {"deepspeed": read_deepspeed_config(Path(recipe.distributed.deepspeed_config))}
-    configs: dict[str, dict[str, Any]] = {
+    configs: dict[str, JsonObject] = {
         "ddp": _ddp_arguments(recipe),
         "zero2": deepspeed_config("zero2", offload),
         "zero3": deepspeed_config("zero3", offload),
@@ -43,7 +44,7 @@ def strategy_configs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return {name: configs[name] for name in configs if with_changes(recipe, {"distributed.strategy": name}) is not None}
 
 
-def strategy_arguments(recipe: Recipe, strategy: str, processes: int) -> dict[str, Any]:
+def strategy_arguments(recipe: Recipe, strategy: str, processes: int) -> JsonObject:
     """The Trainer's arguments for a strategy.
 
     Args:
@@ -69,7 +70,7 @@ def strategy_arguments(recipe: Recipe, strategy: str, processes: int) -> dict[st
     return arguments
 
 
-def _ddp_arguments(recipe: Recipe) -> dict[str, Any]:
+def _ddp_arguments(recipe: Recipe) -> JsonObject:
     return {"ddp_find_unused_parameters": False, "ddp_timeout": int(recipe.distributed.timeout_minutes * 60)}
 
 
@@ -99,10 +100,10 @@ def require_strategy(recipe: Recipe, strategy: str, processes: int) -> None:
         )
 
 
-def deepspeed_config(strategy: str, offload: str) -> dict[str, Any]:
+def deepspeed_config(strategy: str, offload: str) -> JsonObject:
     """A DeepSpeed configuration; `auto` values are filled in by the Trainer."""
     stage = {"zero2": 2, "zero3": 3}[strategy]
-    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": REDUCE_BUCKET}
+    zero: JsonObject = {"stage": stage, "reduce_bucket_size": REDUCE_BUCKET}
     if offload in ("optimizer", "all"):
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if stage == 3:
@@ -121,7 +122,7 @@ def deepspeed_config(strategy: str, offload: str) -> dict[str, Any]:
     }
 
 
-def fsdp_config(offload: str) -> dict[str, Any]:
+def fsdp_config(offload: str) -> JsonObject:
     """FSDP2: each decoder layer is a unit; checkpoints are gathered.
 
     Its own activation checkpointing renames the layers, so that PEFT finds no adapters to save; the Trainer's is used.
@@ -153,7 +154,7 @@ def read_deepspeed_config(path: Path) -> dict[str, Any]:
     return {**dict.fromkeys(_BY_TRAINER, "auto"), **value}  # DeepSpeed's own defaults: no clipping, no accumulation
 
 
-def _deepspeed_faults(config: dict[str, Any]) -> list[str]:
+def _deepspeed_faults(config: JsonObject) -> list[str]:
     zero = config.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
     faults = [] if type(stage) is int and stage in (1, 2, 3) else ["zero_optimization.stage must be 1, 2 or 3"]

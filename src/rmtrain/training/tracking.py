@@ -6,6 +6,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from rmtrain.errors import InputError, first_line
+from rmtrain.json_values import JsonObject
 from rmtrain.recipe.schema import TrackingSection
 
 
@@ -42,7 +43,7 @@ class WandbLog(TrainerCallback):  # type: ignore[misc]
         config: the resolved recipe.
     """
 
-    def __init__(self, section: TrackingSection, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, section: TrackingSection, folder: Path, config: JsonObject) -> None:
         self.section, self.folder, self.config = section, folder, config
         self._run: Any = None
 

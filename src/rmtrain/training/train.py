@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -14,6 +14,7 @@ from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
 from rmtrain.display import Display, Silent
 from rmtrain.errors import CheckpointError, Interrupted, RmtrainError, RunFailedError
+from rmtrain.json_values import JsonObject
 from rmtrain.model.devices import process_state, require_agreement
 from rmtrain.model.merged_base import merged_start, write_base
 from rmtrain.model.reward_model import RewardModel, hub_commit
@@ -102,7 +103,7 @@ def _train(
     renderer: Renderer,
     plan: RunPlan,
     run: OpenRun,
-    fingerprint: dict[str, Any],
+    fingerprint: JsonObject,
     display: Display,
 ) -> TrainingResult:
     state, batches, folder = process_state(), plan.batches, run.folder

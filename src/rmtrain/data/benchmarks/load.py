@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rmtrain.data.benchmarks.definition import Benchmark, PriorSets
 from rmtrain.data.files import suffix_of
@@ -13,11 +13,12 @@ from rmtrain.data.parse import unique_ids
 from rmtrain.data.sources import MissingSplitError, SourceRows, parse_source, pin_source, read_rows
 from rmtrain.data.types import PreferenceGroup, Row
 from rmtrain.errors import DataError, InputError
+from rmtrain.json_values import JsonObject
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 
 Notify = Callable[[str], None]
-Origin = dict[str, Any]  # of rows, as results record it: `SourceRows.origin`
+Origin = JsonObject  # of rows, as results record it: `SourceRows.origin`
 
 
 class BenchmarkRows(NamedTuple):

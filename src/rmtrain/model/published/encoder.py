@@ -15,6 +15,7 @@ from rmtrain.data.tokenize import OverLength, TokenizedGroup, truncate_group
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.data.types import Conversation, Message, PreferenceGroup, ids_in
 from rmtrain.errors import DataError
+from rmtrain.json_values import JsonObject
 from rmtrain.model.batch import Batch, Packing, pack
 from rmtrain.model.published.prompts import template_of
 
@@ -130,7 +131,7 @@ class TextPairRenderer(Renderer):
         """There is no chat template."""
         return self.tokenizer.chat_template is None
 
-    def contract(self) -> dict[str, Any]:
+    def contract(self) -> JsonObject:
         """What must hold for a reward to mean the same."""
         read = {"text_pair": TEXT_PAIR} if self.reads_pairs else super().contract()
         return {**read, "token_types": self.types, "special_tokens": self.special_tokens, "position": "as the model's"}

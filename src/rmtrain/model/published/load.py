@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import CheckpointError, InputError, first_line
+from rmtrain.json_values import JsonObject
 from rmtrain.model.config_check import require_bounded
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.encoder import TEXT_PAIR, TextPairRenderer, encoder_batch, encoder_class, takes_types
@@ -66,7 +67,7 @@ class Published:
     label: int | None
 
     @property
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> JsonObject:
         """What results say of how it was read."""
         return {"layout": self.layout.name, "prompt": self.prompt, "label": self.label}
 
@@ -220,7 +221,7 @@ def find_published(where: str, folder: Path, prompt: str | None = None, label: s
     return Published(where, folder, layout, config, tensors, prompt or layout.prompt, index)
 
 
-def _stand_in_values(where: str, layout: CheckpointFormat, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _stand_in_values(where: str, layout: CheckpointFormat, tensors: dict[str, Tensor]) -> JsonObject:
     """The config of the repository that a checkpoint without one was made for, in the dtype of its own weights."""
     lacking = f"{where} comes without a config.json"
     if layout.tokenizer is None:
@@ -237,7 +238,7 @@ def _stand_in_values(where: str, layout: CheckpointFormat, tensors: dict[str, Te
     return {**values, "torch_dtype": str(widest).removeprefix("torch.")}
 
 
-def _config(where: str, layout: CheckpointFormat, values: dict[str, Any]) -> PretrainedConfig:
+def _config(where: str, layout: CheckpointFormat, values: JsonObject) -> PretrainedConfig:
     """The backbone's config; the class that the published one names is not transformers' own."""
     if values.get("pooling", "last") != "last":
         raise CheckpointError(f"{where}: its config pools by {values['pooling']!r}, not by the last token", _OTHER)

@@ -15,6 +15,7 @@ from rmtrain.data.template import alternating
 from rmtrain.data.tokenize import TokenizedGroup, merge_equal
 from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.errors import CheckpointError, DataError
+from rmtrain.json_values import JsonObject
 
 MAX_LENGTH = 2048  # tokens of source and both candidates
 _MAX_SOURCE = 1224
@@ -72,7 +73,7 @@ class PairRenderer(Renderer):
             )
         return cls(tokenizer, False, False, tokenizer.pad_token_id)
 
-    def contract(self) -> dict[str, Any]:
+    def contract(self) -> JsonObject:
         """What must hold for a comparison to mean the same."""
         return {"prompt": _TASK, "pad_token_id": self.pad_id, "position": list(_MARKERS)}
 

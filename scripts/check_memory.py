@@ -1,0 +1,90 @@
+"""Hold the predicted peak memory of training on a CPU against the resident memory that the process reached.
+
+    python scripts/check_memory.py --model models/smollm2-135m-instruct --data pairs.jsonl --json memory.json
+
+Each case is a few steps of `rmtrain train` in a process of its own, after `train --dry-run` has predicted its peak.
+The factor of the heap in `training/memory_plan.py` was fitted on LoRA with 4,096 tokens a micro-batch, so no case here
+is that one.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench_memory import GIB, command, predicted
+from sides import machine, write_json
+
+
+class Case(NamedTuple):
+    """What differs between the runs."""
+
+    trains: str  # LoRA or all weights
+    tokens: int  # per micro-batch
+    recomputed: str  # optim.gradient_checkpointing
+
+    def recipe(self, options: argparse.Namespace, folder: str) -> str:
+        """The recipe of the run, which scores nothing and writes no checkpoint on its way."""
+        values: dict[str, Any] = {
+            "model": {"name": options.model, "dtype": "float32"},
+            "data": {"source": {"train": options.data}, "max_length": 1024, "limit": {"train": options.groups}},
+            "optim": {
+                "global_batch_size": options.batch,
+                "tokens_per_microbatch": self.tokens,
+                "gradient_checkpointing": self.recomputed,
+                "max_steps": options.steps,
+            },
+            "evaluation": {"every": 0, "select": "last", "splits": []},
+            "run": {"folder": folder, "save_every": 0},
+        }
+        return json.dumps(values | ({"lora": {"rank": 32, "alpha": 64}} if self.trains == "LoRA" else {}))
+
+
+CASES = [
+    *(Case(trains, tokens, "none") for trains in ("LoRA", "all weights") for tokens in (1024, 2048)),
+    *(Case(trains, 2048, "full") for trains in ("LoRA", "all weights")),
+    Case("LoRA", 2048, "selective"),
+]
+
+
+def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """The predicted and the measured peak of one case, in bytes, and the tokens of its largest micro-batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "memory.yaml"
+        recipe.write_text(case.recipe(options, folder), encoding="utf-8")
+        asked, trained = command(recipe, "--dry-run"), command(recipe)
+    if asked.returncode or trained.returncode:
+        raise SystemExit((asked.stderr + trained.stderr)[-2000:])
+    answer = json.loads(asked.stdout)
+    return {
+        **case._asdict(),
+        "largest": answer["memory"]["tokens"],
+        "predicted": predicted(answer),
+        "measured": json.loads(trained.stdout)["peak_memory_bytes"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="models/smollm2-135m-instruct")
+    parser.add_argument("--data", default="demo", help="any SOURCE with a split train")
+    parser.add_argument("--groups", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=8, help="groups a step")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the cases, from 0")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    print("| trained | tokens per micro-batch | recomputed | predicted | measured | measured / predicted |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    rows = []
+    for case in CASES if options.only is None else [CASES[number] for number in options.only]:
+        rows.append(row := measure(case, options))
+        peaks = f"{row['predicted'] / GIB:.2f} GiB | {row['measured'] / GIB:.2f} GiB"
+        ratio = row["measured"] / row["predicted"]
+        print(f"| {case.trains} | {row['largest']:,} | {case.recomputed} | {peaks} | {ratio:.2f} |", flush=True)
+        write_json(options.json, machine=machine(), steps=options.steps, groups=options.groups, runs=rows)
+
+
+if __name__ == "__main__":
+    main()
