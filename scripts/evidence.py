@@ -13,6 +13,8 @@ import argparse
 import gzip
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 import yaml
 from sides import machine
 
-from rmtrain.evaluation.results import ScoredRow
+from rmtrain.evaluation.results import ScoredRow, read_rows
 from rmtrain.evaluation.seeds import Seeds, seed_difference, seed_figures
 from rmtrain.evaluation.sweep import rows_by_seed, rows_of
 from rmtrain.recipe.grid import Setting
@@ -107,7 +109,10 @@ def prepare(protocol: Protocol, place: Place) -> Path:
 
 def planned(protocol: Protocol, arm: str, seed: int, recipe: Path) -> Planned:
     """The run of an arm with a seed."""
-    settings = {**protocol["arms"][arm]["set"], "run.name": f"{arm}-seed{seed}", "run.seed": seed}
+    of = protocol["arms"][arm]
+    settings = {**of["set"], "run.name": f"{arm}-seed{seed}", "run.seed": seed}
+    if "validation" not in of["splits"]:
+        settings["evaluation.splits"] = of["splits"]
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
     setting = Setting([*protocol["arms"]].index(arm) + 1, arm, overrides, load_recipe(recipe, overrides))
     return Planned(setting, seed, setting.with_seed(0), recipe.parent / "runs")
@@ -119,33 +124,54 @@ def run(protocol: Protocol, names: Sequence[str], place: Place, kept: Path) -> N
     workers = Workers(1, (), place.work / "logs", print)
     for name in names or [f"{arm}:{seed}" for arm, of in protocol["arms"].items() for seed in of["seeds"]]:
         arm, _, seed = name.rpartition(":")
+        of = protocol["arms"][arm]
+        if "average" in of:
+            parts = [planned(protocol, part, int(seed), recipe).finished() for part in of["average"]]
+            if None not in parts:
+                add(kept, name, {"average": of["average"]}, average(parts, place.work, name), protocol)
+            continue
         one = planned(protocol, arm, int(seed), recipe)
         if workers.train([one]):
             continue
         folder = one.finished()
         assert folder is not None
-        tested = protocol["arms"][arm]["test"]
-        if tested and not rows_of(folder, "test").exists():
+        if "test" in of["splits"] and not rows_of(folder, "test").exists():
             workers.evaluate(folder, "test")
-        add(kept, name, folder, ["validation", "test"] if tested else ["validation"], protocol)
+        rows = {split: rows_by_seed({0: folder}, split)[0] for split in of["splits"]}
+        add(kept, name, trained(folder, of["set"]), rows, protocol)
 
 
-def add(kept: Path, name: str, run: Path, splits: Sequence[str], protocol: Protocol) -> None:
-    """Put a finished run among the results: its settings, costs and rewards, and the preferences of the rows once."""
-    results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"rows": {}, "runs": {}}
+def average(parts: Sequence[Path | None], work: Path, name: str) -> dict[str, Sequence[ScoredRow]]:
+    """Average the weights of runs, and score the test split with the result."""
+    folder = work / "averages" / name.replace(":", "-seed")
+    if not folder.exists():
+        rmtrain("average", *map(str, parts), "--output", str(folder))
+    result = rmtrain("eval", "--ckpt", str(folder), "--data", str(work / "test.jsonl"))
+    return {"test": read_rows(Path(result["rows"]))}
+
+
+def rmtrain(*arguments: str) -> Any:
+    """The JSON document of a command."""
+    line = [sys.executable, "-m", "rmtrain", *arguments, "--json"]
+    return json.loads(subprocess.run(line, stdout=subprocess.PIPE, check=True, text=True).stdout)
+
+
+def trained(run: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a finished run: its settings and costs."""
     manifest = read_manifest(run)
     totals = manifest["totals"]
-    record = {
-        "settings": protocol["arms"][name.rpartition(":")[0]]["set"],
-        "steps": totals["steps"],
-        "tokens": totals["tokens"],
-        "seconds": round(totals["seconds"], 1),
-        "commit": manifest["git_commit"],
-        "machine": {key: machine()[key] for key in ("device", "torch", "transformers")},
-        "rewards": {},
-    }
-    for split in splits:
-        rows = next(iter(rows_by_seed({0: run}, split).values()))
+    costs = {"steps": totals["steps"], "tokens": totals["tokens"], "seconds": round(totals["seconds"], 1)}
+    return {"settings": settings, **costs, "commit": manifest["git_commit"]}
+
+
+def add(
+    kept: Path, name: str, record: dict[str, Any], scored: Mapping[str, Sequence[ScoredRow]], protocol: Protocol
+) -> None:
+    """Put a model among the results: its record and rewards, and the preferences of the rows once."""
+    results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"rows": {}, "runs": {}}
+    record["machine"] = {key: machine()[key] for key in ("device", "torch", "transformers")}
+    record["rewards"] = {}
+    for split, rows in scored.items():
         same = [{"id": row.id, "preferences": row.preferences, "lengths": row.lengths} for row in rows]
         known = results["rows"].setdefault(split, json.loads(json.dumps(same)))
         assert known == json.loads(json.dumps(same)), f"{name}: {split} has other rows than the runs before"
@@ -195,7 +221,7 @@ def figures_table(results: Mapping[str, Any], protocol: Protocol, split: str) ->
     """A line for each arm; the note says on what they were measured."""
     rows, noted = [], ""
     for arm, of in protocol["arms"].items():
-        if split == "test" and not of["test"]:
+        if split not in of["splits"]:
             continue
         seeds = seeds_of(results, arm, split)
         if not seeds:
@@ -212,8 +238,7 @@ def figures_table(results: Mapping[str, Any], protocol: Protocol, split: str) ->
                 ", ".join(each),
                 decimal(figures.loss),
                 decimal(figures.length_correlation, 2),
-                count(sum(run["tokens"] for run in runs) / len(runs)),
-                count(sum(run["seconds"] for run in runs) / len(runs)),
+                *(mean_of(runs, key) for key in ("tokens", "seconds")),
             )
         )
         noted = (
@@ -224,6 +249,11 @@ def figures_table(results: Mapping[str, Any], protocol: Protocol, split: str) ->
     return Table(headings, rows, notes=[noted] if noted else [])
 
 
+def mean_of(runs: Sequence[Mapping[str, Any]], key: str) -> str:
+    """A cost of a run; an average of weights has none of its own."""
+    return count(sum(run[key] for run in runs) / len(runs)) if key in runs[0] else ""
+
+
 def differences_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
     """Each arm minus the arm that the protocol names, on the same test rows and seeds."""
     rows = []
@@ -231,7 +261,7 @@ def differences_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
         ours, theirs = (seeds_of(results, name, "test") for name in (arm, of.get("against", arm)))
         if "against" in of and ours.keys() & theirs.keys():
             rows.append(_difference_line(f"{arm} − {of['against']}", ours, theirs))
-        if of["test"] and len(ours) > 1:
+        if arm in ("plain", "ours") and len(ours) > 1:
             title = f"mean reward of the {len(ours)} seeds of {arm} − one seed"
             rows.append(_difference_line(title, averaged(ours), ours))
     headings = ("difference on test, points", "", "95 % interval", "each seed", "detectable", "")
@@ -250,12 +280,16 @@ def _difference_line(title: str, ours: Seeds, theirs: Seeds) -> tuple[str, ...]:
     )
 
 
+def settings_of(arm: Mapping[str, Any], protocol: Protocol) -> str:
+    """What an arm sets, and only that where it is "as ours, with"."""
+    common = protocol["arms"]["ours"]["set"] if arm.get("against") == "ours" else {}
+    values = {key: value for key, value in arm.get("set", {}).items() if common.get(key) != value}
+    return ", ".join(f"`{key}={json.dumps(value)}`" for key, value in values.items())
+
+
 def document(results: Mapping[str, Any], protocol: Protocol) -> str:
     """The whole of docs/evidence.md."""
-    arms = [
-        f"| {arm} | {of['why']} | {', '.join(f'`{key}={json.dumps(value)}`' for key, value in of['set'].items())} |"
-        for arm, of in protocol["arms"].items()
-    ]
+    arms = [f"| {arm} | {of['why']} | {settings_of(of, protocol)} |" for arm, of in protocol["arms"].items()]
     values = {
         "about": protocol["title"].strip(),
         "limits": protocol["limits"].strip(),
@@ -266,7 +300,7 @@ def document(results: Mapping[str, Any], protocol: Protocol) -> str:
         "differences": to_markdown(differences_table(results, protocol)),
         "validated": to_markdown(figures_table(results, protocol, "validation")),
         **{key: next(iter(results["runs"].values()))["machine"][key] for key in ("torch", "transformers", "device")},
-        "commits": ", ".join(sorted({of["commit"][:7] for of in results["runs"].values()})),
+        "commits": ", ".join(sorted({of["commit"][:7] for of in results["runs"].values() if "commit" in of})),
     }
     return PAGE.format(**values)
 
