@@ -5,7 +5,8 @@
 Both sides are the same command; the other side's batches hold one request (`--tokens-per-batch 1 --wait-ms 0`). Each
 client sends its next request once the last is answered. Of the workload `own`, a request is a prompt and one answer of
 the demo data; of `shared`, one of 64 answers to 8 long prompts, as clients send it that choose the best of N. Sides
-take turns, each with a server of its own; loading is not counted, and each server is warmed up before.
+take turns, each with a server of its own; loading is not counted, and each server is warmed up before. Requests a
+second of the server's processor leave out what else the machine does meanwhile.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sides import Result, machine, ratios, shown, spread, take_turns, write_json
+from sides import Result, cpu_seconds, machine, ratios, shown, spread, take_turns, write_json
 
 HEAD = b"POST /reward HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
@@ -92,11 +93,19 @@ def measure(settings: dict[str, Any], *options: str) -> Result:
     with server:  # closes its pipe and waits for its end
         try:
             asyncio.run(ask(address, bodies[: settings["clients"]], settings["clients"]))
+            before = cpu_seconds(server.pid)
             rewards, seconds, whole = asyncio.run(ask(address, bodies, settings["clients"]))
+            busy = cpu_seconds(server.pid) - before
         finally:
             server.terminate()
     p50, p99 = (float(value) for value in np.percentile(seconds, [50, 99]))
-    return {"rewards": rewards, "p50": p50, "p99": p99, "per_second": len(bodies) / whole}
+    return {
+        "rewards": rewards,
+        "p50": p50,
+        "p99": p99,
+        "per_second": len(bodies) / whole,
+        "per_cpu": len(bodies) / busy,
+    }
 
 
 def gathered(settings: dict[str, Any]) -> Result:
@@ -124,15 +133,16 @@ def main() -> None:
     print(f"\n{options.requests} requests of {options.clients} clients, prompts {options.workload}; {machine()}")
     summary: dict[str, Any] = {"sides": {}, "reward_difference": difference}
     for name, runs in results.items():
-        figures = {key: spread([run[key] for run in runs]) for key in ("per_second", "p50", "p99")}
+        figures = {key: spread([run[key] for run in runs]) for key in ("per_second", "per_cpu", "p50", "p99")}
         summary["sides"][name] = figures
         latency = f"p50 {shown(figures['p50'], 3)} s, p99 {shown(figures['p99'], 3)} s"
-        print(f"{name:<14} {shown(figures['per_second'], 1)} requests/s, {latency}")
-    rates = {name: [run["per_second"] for run in runs] for name, runs in results.items()}
-    summary["speed"] = ratios(rates["gathered"], rates["one at a time"])
-    print(
-        f"gathered: {shown(summary['speed'])} times the requests a second; rewards differ by {difference:.1e} at most"
-    )
+        rates = f"{shown(figures['per_second'], 1)} requests/s, {shown(figures['per_cpu'], 1)} a processor's second"
+        print(f"{name:<14} {rates}, {latency}")
+    for key, told in (("per_second", "requests a second"), ("per_cpu", "requests a second of the server's processor")):
+        rates = {name: [run[key] for run in runs] for name, runs in results.items()}
+        summary[f"times_{key}"] = ratios(rates["gathered"], rates["one at a time"])
+        print(f"gathered: {shown(summary[f'times_{key}'])} times the {told}")
+    print(f"rewards differ by {difference:.1e} at most")
     kept = {
         name: [{key: value for key, value in run.items() if key != "rewards"} for run in runs]
         for name, runs in results.items()

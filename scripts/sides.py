@@ -47,6 +47,12 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def cpu_seconds(process: int) -> float:
+    """Seconds of the processor that a running process has taken."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
 def synchronize() -> None:
     """Wait for the GPU, if there is one."""
     import torch
