@@ -69,7 +69,8 @@ def _examples(ready: "ReadyData", rows: "list[CuratedRows]", show: str, most: in
     from rmtrain.data.examples import causes_of, examples_of, token_examples
 
     causes = dict.fromkeys([*causes_of(rows), *(c for split in ready.splits.values() for c in split.tokens.dropped)])
-    chosen = [show] if show in causes else [cause for cause in causes if show.casefold() in cause.casefold()]
+    part = show.replace("_", " ").casefold()
+    chosen = [cause for cause in causes if cause.casefold() == part] or [c for c in causes if part in c.casefold()]
     if not chosen:
         hint = f"the causes are: {', '.join(causes)}" if causes else "nothing was dropped"
         raise InputError(f"--show {show}: nothing was dropped for such a cause", hint)

@@ -32,6 +32,7 @@ class Candidate:
     lost_completions: tuple[str, ...] = ()  # the cause of each
     lost_preferences: tuple[str, ...] = ()  # the cause of each
     drop_cause: str | None = None
+    repeats: str = ""  # of a near duplicate, the id of the group that it nearly repeats
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from rmtrain.data.curate import Candidate, CuratedRows, content_key
 from rmtrain.data.decontaminate import Check, Overlap, passages_of
 from rmtrain.data.mixture import CONTRADICTION, CONTRADICTION_ELSEWHERE, DUPLICATE, DUPLICATE_ELSEWHERE
+from rmtrain.data.near_duplicates import similarities
 from rmtrain.data.ngrams import words_of
 from rmtrain.data.prepare import ReadyData
 from rmtrain.data.splits import LEAK, leak_key
@@ -97,6 +98,8 @@ def _partner(each: Candidate, cause: str, own: CuratedRows, rows: Sequence[Curat
     for check in own.curation.checks:
         if check.cause == cause and (overlap := next((o for o in check.overlaps if o.id == each.group.id), None)):
             return _overlap(each, check, overlap)
+    if each.repeats and cause == each.drop_cause:
+        return _near(each, own.split, rows)
     for split, parsed, curation in rows:
         for other in curation.candidates if cause in (*_REPEATS, *_CONTRADICTIONS, LEAK) else ():
             same = split == own.split
@@ -107,6 +110,15 @@ def _partner(each: Candidate, cause: str, own: CuratedRows, rows: Sequence[Curat
             ):
                 return _Partner("", Side(f"{split}: {parsed.source.where(other.row)}", _text(other.group)))
     return _Partner()
+
+
+def _near(each: Candidate, split: str, rows: Sequence[CuratedRows]) -> _Partner:
+    """The row that a row nearly repeats, and how similar the two are."""
+    of_split = ((parsed, other) for name, parsed, own in rows if name == split for other in own.candidates)
+    parsed, other = next((parsed, other) for parsed, other in of_split if other.group.id == each.repeats)
+    shares = zip(("prompts", "preferred answers", "other answers"), similarities(each.group, other.group), strict=True)
+    why = ", ".join(f"{what} {share:.0%} the same" for what, share in shares)
+    return _Partner(why, Side(f"{split}: {parsed.source.where(other.row)}", _text(other.group)))
 
 
 def _overlap(each: Candidate, check: Check, found: Overlap) -> _Partner:

@@ -13,6 +13,7 @@ from rmtrain.data.benchmarks.texts import drop_overlaps
 from rmtrain.data.curate import CuratedRows, Curation, Purpose, curate
 from rmtrain.data.entries import Entry
 from rmtrain.data.mixture import drop_contradictions, drop_duplicates, limit_entries
+from rmtrain.data.near_duplicates import drop_near_duplicates, require_datasketch
 from rmtrain.data.parse import (
     MAX_MALFORMED,
     ParsedEntry,
@@ -52,7 +53,8 @@ def load_data(
 ) -> CuratedData:
     """Read, parse, curate and limit the splits of a recipe (None: all of them).
 
-    Training splits lose every row without a preference, duplicates, contradictions and leaks, as the recipe says.
+    Training splits lose every row without a preference, duplicates, contradictions, near duplicates and leaks, in this
+    order, as the recipe says.
     Evaluation splits lose only what can't be scored as a preference: malformed rows, empty prompts and completions,
     identical completions, ties, rows without any preference. `min_gap` does not apply to them, and their duplicates
     are kept and noted. An evaluation split does not depend on the other splits loaded with it. A list as `keep`
@@ -66,6 +68,8 @@ def load_data(
     wanted = known if splits is None else tuple(dict.fromkeys(splits))
     if unknown := [name for name in wanted if name not in known]:
         raise DataError(f"the recipe has no split {unknown[0]!r}", f"it has: {', '.join(known)}")
+    if "train" in wanted and data.near_duplicates is not None:
+        require_datasketch()
     needed = known if "train" in wanted else wanted  # training rows are checked against all other splits
     parsed, notes = parse_splits(data, needed)
     curations = {
@@ -111,6 +115,8 @@ def _drop_repeats(entries: Sequence[Curation], data: DataSection) -> None:
         drop_duplicates(entries)
     if data.contradictions != "keep":
         drop_contradictions(entries, first_wins=data.contradictions == "first")
+    if data.near_duplicates is not None:
+        drop_near_duplicates(entries, data.near_duplicates)
 
 
 def _shared_prompts(names: Sequence[str], keys: Sequence[Sequence[bytes]]) -> list[str]:

@@ -169,6 +169,9 @@ class DataSection(Section):
     """Training takes sigmoid(gap_scale · score gap) as the probability of a scored pair; null: each is certain."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows whose prompt and completions were seen before in the split."""
+    near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = None
+    """Drop training rows that are at least so similar to an earlier one, such as 0.8: the Jaccard index of the runs of
+    3 words of their prompts, preferred answers and other answers. Needs datasketch; null keeps them."""
     contradictions: Literal["drop", "first", "keep"] = "drop"
     """Training pairs that another row states the other way round: drop removes all of them; first keeps those of the
     mixture's entry that comes first."""

@@ -36,6 +36,9 @@ def _data_conflicts(data: "DataSection") -> Iterator[Conflict]:
         yield Conflict(("data.splits",), "names no training split", "add `train:` with the source's training split")
     if isinstance(data.source, dict) and "train" not in data.source:
         yield Conflict(("data.source",), "names no source for the training split", "add `train:` with a source")
+    if data.near_duplicates is not None and data.duplicates == "keep":
+        message = "drops rows that are near duplicates, and with them those that are duplicates"
+        yield Conflict(("data.near_duplicates", "data.duplicates"), message, "leave out one of the two keys")
     yield from _reading_conflicts(data)
     for split in data.source if isinstance(data.source, dict) else ():
         yield from _mixture_conflicts(data, split)

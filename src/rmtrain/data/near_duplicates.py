@@ -1,0 +1,102 @@
+"""Near duplicates: rows whose prompt and answers have most of their words in common with those of an earlier row.
+
+A text is taken as its shingles: all runs of 3 words, without case and punctuation, or the whole of a text with fewer.
+Two texts are as similar as the Jaccard index of their shingles says: those of both over those of either. A row is a
+near duplicate of an earlier one if the similarity of their prompts, that of their preferred answers together, and that
+of their other answers together all reach a threshold. So the same prompt with other answers is none, nor are the same
+answers with their labels the other way round.
+
+Which rows to compare is found by MinHash with locality-sensitive hashing (Broder 1997, Indyk & Motwani 1998; by the
+library datasketch), with 128 permutations. It misses some pairs near the threshold. What it finds is then compared
+exactly, so no row is dropped that is less similar.
+"""
+
+import importlib.util
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
+
+from rmtrain.data.curate import Curation
+from rmtrain.data.ngrams import words_of
+from rmtrain.data.types import Conversation, PreferenceGroup
+from rmtrain.errors import InputError
+
+NEAR_DUPLICATE = "near duplicate"
+NEAR_DUPLICATE_ELSEWHERE = "near duplicate of another entry"
+SHINGLE = 3  # words
+PERMUTATIONS = 128
+_WEIGHTS = 0.1, 0.9  # of rows compared in vain, and of pairs missed, when the hashing is laid out
+_LARGEST = 0.95  # threshold for which there is a layout; above it, rows that are less similar are compared too
+_COMPARED = 10_000  # rows whose shingles are kept at hand; rows of the same prompt are often neighbours
+
+_ANY = "surrogatepass"  # texts may hold any code point
+
+Shingles = frozenset[str]
+Shingled = tuple[Shingles, Shingles, Shingles]  # of a row's prompt, of its preferred answers, and of its other answers
+
+
+def shingles_of(group: PreferenceGroup) -> Shingled:
+    """The shingles of a row with preferences."""
+    answers = [_shingles(_text(completion)) for completion in group.completions]
+    preferred = _joined(answers[k] for k in {pair.better for pair in group.preferences})
+    others = _joined(answers[k] for k in {pair.worse for pair in group.preferences})
+    return _shingles(f"{_text(group.prompt)} {group.arguments}"), preferred, others
+
+
+def _joined(texts: Iterable[Shingles]) -> Shingles:
+    return frozenset(chain.from_iterable(texts))
+
+
+def _text(messages: Conversation) -> str:
+    return "\n".join(f"{message.content} {message.calls}" for message in messages)
+
+
+def _shingles(text: str) -> Shingles:
+    words = words_of(text)
+    return frozenset(" ".join(words[start : start + SHINGLE]) for start in range(max(1, len(words) - SHINGLE + 1)))
+
+
+def similarities(one: PreferenceGroup, other: PreferenceGroup) -> tuple[float, ...]:
+    """The Jaccard indices of two rows' prompts, preferred answers and other answers, 0 to 1."""
+    return tuple(_jaccards(shingles_of(one), shingles_of(other)))
+
+
+def _jaccards(one: Shingled, other: Shingled) -> Iterator[float]:
+    return (len(own & others) / len(own | others) for own, others in zip(one, other, strict=True))
+
+
+def require_datasketch() -> None:
+    """Refuse to begin without the library.
+
+    Raises:
+        InputError: datasketch is not installed.
+    """
+    if importlib.util.find_spec("datasketch") is None:
+        raise InputError("data.near_duplicates needs datasketch", "install it: pip install datasketch")
+
+
+def drop_near_duplicates(entries: Sequence[Curation], least: float) -> None:
+    """Drop each row that is a near duplicate of an earlier one that is kept, of its own entry or of an earlier one.
+
+    Args:
+        entries: of the split, in their order.
+        least: the similarity that makes a near duplicate.
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    empty, index = MinHash(PERMUTATIONS, hashfunc=zlib.crc32), MinHashLSH(min(least, _LARGEST), PERMUTATIONS, _WEIGHTS)
+    kept: list[tuple[int, PreferenceGroup]] = []  # with the place of the entry, by number in the index
+    shingles = lru_cache(_COMPARED)(lambda number: shingles_of(kept[number][1]))
+    for place, curation in enumerate(entries):
+        for candidate in curation.kept:
+            own, hashed = shingles_of(candidate.group), empty.copy()
+            hashed.update_batch(f"{part} {each}".encode(errors=_ANY) for part, of in enumerate(own) for each in of)
+            near = (number for number in sorted(index.query(hashed)) if min(_jaccards(own, shingles(number))) >= least)
+            if (first := next(near, None)) is None:
+                index.insert(len(kept), hashed, check_duplication=False)
+                kept.append((place, candidate.group))
+            else:
+                where, repeated = kept[first]
+                candidate.repeats = repeated.id
+                candidate.drop_cause = NEAR_DUPLICATE if where == place else NEAR_DUPLICATE_ELSEWHERE
