@@ -2,12 +2,13 @@
 
 A text is compared by its words, without case and punctuation. A row overlaps with a benchmark if
 - it shares one n-gram of 13 words with a prompt of the benchmark, as in GPT-3 (arXiv 2005.14165, appendix C);
-- or its prompt shares 8 words in a row, GPT-3's smallest n, with a prompt of fewer than 13 words;
+- or its prompt shares 8 words in a row, the smallest n of GPT-3's analysis, with a prompt of fewer than 13 words;
 - or its prompt has the same words as a prompt of fewer than 8;
-- or the n-grams of 13 words that it shares with a completion of the benchmark cover half of that completion, measured
-  as in Tülu 3 (arXiv 2411.15124, section 3.2): one set phrase is no copy of an answer.
-Not counted are n-grams that stand in rows of more than ten questions of a benchmark, as GPT-3 leaves out those of more
-than ten documents, and n-grams of which fewer than half the words have letters.
+- or the n-grams of 13 words that it shares with a completion of the benchmark cover half of that completion: one set
+  phrase is no copy of an answer. So Tülu 3 measures overlap (arXiv 2411.15124, section 3.2), there of prompts, with
+  n-grams of 8 tokens, and more than half.
+Not counted are n-grams that stand in rows of more than ten questions of a benchmark, as GPT-3 leaves out those in more
+than ten training documents, and n-grams of which fewer than half the words have letters.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
