@@ -14,9 +14,10 @@ from conftest import make_groups, make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data import token_cache
+from rmtrain.data import token_cache, tokenize
 from rmtrain.data.render import Renderer
 from rmtrain.data.responses import mark_responses
+from rmtrain.data.template import TemplateRefusalError
 from rmtrain.data.token_cache import OVER_LENGTH, Lost, TokenizedSplit, group_to_row, row_to_group, tokenize_split
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, split_prefix, tokenize_groups
 from rmtrain.data.types import Message, Preference, PreferenceGroup, of_ids
@@ -426,6 +427,36 @@ def test_an_empty_split_is_a_split(renderer: Renderer, tmp_path: Path) -> None:
     assert (len(empty), empty.groups(), empty.lengths()) == (0, [], [])
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_groups_are_tokenised_alike_in_parts_of_any_size(
+    renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    groups = make_groups(20)
+    groups[3] = groups[3]._replace(arguments='{"tools": []}')  # rendered one by one, as all of its batch
+    expected = [renderer.tokenize([one.prompt + c for c in one.completions], one.arguments) for one in groups]
+    monkeypatch.setattr(tokenize, "_CHUNK", size)
+    monkeypatch.setattr(token_cache, "_ROWS", size)
+    made = split(groups, renderer, tmp_path, 4096, "error")
+    assert [sequences(one) for one in made.groups()] == expected
+    assert [one.preferences for one in made.groups()] == [one.preferences for one in groups]
+    sizes = made.sizes()
+    assert sizes.sequences.tolist() == [len(ids) for own in expected for ids in own]
+    assert sizes.tokens == sum(prefix + sum(suffixes) for prefix, suffixes in made.lengths())
+    assert sizes.tokens_repeated == sum(prefix + one for prefix, suffixes in made.lengths() for one in suffixes)
+
+
+def test_a_batch_that_the_template_refuses_loses_the_refused_group_alone(renderer: Renderer) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% if 'w7' in messages[0]['content'] %}{{ raise_exception('no w7') }}{% endif %}" + tokenizer.chat_template
+    )
+    refusing, refused = Renderer.for_tokenizer(tokenizer), dict[str, TemplateRefusalError]()
+    groups = [group(("w1",), ("w2", "w3"), "a"), group(("w7",), ("w2", "w3"), "b"), group(("w4",), ("w5", "w6"), "c")]
+    made = list(tokenize_groups(groups, refusing, 64, "error", refused))
+    assert [one and one.id for one in made] == ["a", None, "c"]
+    assert [*refused] == ["b"]
+
+
 def with_identical() -> list[PreferenceGroup]:
     """Three groups: two preferences of four between the same tokens; both of two; none."""
     of_four = group(("w9",), ("w1", "w1 ", "w2", "w3"), "four")
@@ -467,7 +498,7 @@ def entry(made: TokenizedSplit, cache: Path) -> Path:
     return cache / f"{made.fingerprint[:32]}-{token_cache._LAYOUT}"
 
 
-FILES = ("data-00000-of-00001.arrow", "state.json", "dataset_info.json", "report.json", "checksums")
+FILES = ("groups.arrow", "report.json", "checksums")
 
 
 @pytest.mark.parametrize("damaged", FILES)

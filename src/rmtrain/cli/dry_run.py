@@ -45,13 +45,12 @@ def dry_run(
         plan = plan_run(recipe, splits, processes)
         rehearsed = rehearse(recipe, splits, renderer, plan, resume, allow_changes, display)
     batches, packing = plan.batches, plan.packing
-    sizes = splits["train"].tokens.lengths()
-    distinct = sum(prefix + sum(suffixes) for prefix, suffixes in sizes)
-    twice = sum(prefix + suffix for prefix, suffixes in sizes for suffix in suffixes)
+    sizes = splits["train"].tokens.sizes()
+    distinct, twice = sizes.tokens, sizes.tokens_repeated
     derived: dict[str, Any] = {
         "steps": len(batches.steps),
         "steps_per_epoch": batches.steps_per_epoch,
-        "groups_per_step": min(recipe.optim.global_batch_size, len(sizes)),
+        "groups_per_step": min(recipe.optim.global_batch_size, len(sizes.prefixes)),
         "processes": processes,
         "microbatches_per_step": batches.accumulation,
         "strategy": str(plan.sharding),

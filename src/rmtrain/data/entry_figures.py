@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from rmtrain.data.ledgers import Ledger
 from rmtrain.data.prepare import ReadyPart, ReadySplit
 from rmtrain.data.token_cache import TokenizedSplit
-from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
+from rmtrain.metrics.rankings import ranking_accuracy
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,14 @@ class EntryFigures:
 
 def token_figures(split: TokenizedSplit) -> TokenFigures:
     """Measure tokenised groups."""
-    sizes, places = split.lengths(), split.table["suffix_of"]
-    lengths = [[suffixes[place] for place in own] for (_, suffixes), own in zip(sizes, places, strict=True)]
-    gaps = reward_gaps(lengths, split.table["preferences"], split.table["id"]).gaps
+    sizes, preferences = split.sizes(), split.column("preferences")
+    first = np.cumsum(sizes.completions, dtype=np.int64) - sizes.completions
+    pairs = preferences.flatten().flatten().to_numpy().reshape(-1, 2)
+    better, worse = sizes.answers[np.repeat(first, preferences.value_lengths())[:, None] + pairs].T
     return TokenFigures(
-        tokens=sum(prefix + sum(suffixes) for prefix, suffixes in sizes),
-        length_baseline=ranking_accuracy(gaps).accuracy,
-        completions_per_group=sum(map(len, lengths)) / len(lengths) if lengths else None,
+        tokens=sizes.tokens,
+        length_baseline=ranking_accuracy((better - worse).astype(np.float64)).accuracy,
+        completions_per_group=len(sizes.suffix_of) / len(split) if len(split) else None,
     )
 
 

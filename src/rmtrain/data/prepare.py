@@ -46,7 +46,7 @@ class ReadyPart(NamedTuple):
         """
         tokens, curated = self.tokens, getattr(self.data.report, name)
         column = {"completions": "suffix_of", "preferences": "preferences"}.get(name)
-        kept = len(tokens) if column is None else sum(map(len, tokens.table[column]))
+        kept = len(tokens) if column is None else len(tokens.column(column).flatten())
         dropped = {cause: n for cause, lost in tokens.dropped.items() if (n := getattr(lost, name))}
         return Ledger(curated.total, kept, {**curated.dropped, **dropped})
 
@@ -170,8 +170,8 @@ def _ids_notes(
     groups: Sequence[PreferenceGroup], renderer: Renderer, place: Callable[[str], str]
 ) -> Iterator[TokenNote]:
     """What to know of rows of token ids."""
-    given = {group.id: [one[0].content for one in group.completions if one[0].role == TOKENS] for group in groups}
-    if any(given.values()):
+    if any(one[0].role == TOKENS for group in groups for one in group.completions):
+        given = {group.id: [one[0].content for one in group.completions if one[0].role == TOKENS] for group in groups}
         yield TokenNote(
             "rows hold token ids: they are taken as they are, and the chat template is not applied; make sure that "
             "they were made with this model's tokenizer"

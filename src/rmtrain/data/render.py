@@ -22,6 +22,7 @@ from rmtrain.data.template import (
     UnknownTokenError,
     alternating,
     apply_template,
+    apply_to_all,
     asks_for_date,
     bake,
     check_template,
@@ -29,7 +30,7 @@ from rmtrain.data.template import (
     templates_of,
 )
 from rmtrain.data.tokenizer import choose_pad, special_tokens
-from rmtrain.data.types import Conversation, Message, ids_in
+from rmtrain.data.types import TOKENS, Conversation, Message, ids_in
 from rmtrain.errors import CheckpointError, InputError, first_line
 from rmtrain.json_values import JsonObject
 
@@ -123,6 +124,16 @@ class Renderer:
             )
         return ids
 
+    def texts(self, conversations: Sequence[Conversation], arguments: str = "") -> list[Any]:
+        """`text` of each conversation, in one call of the template, which must take them all as they are.
+
+        Raises:
+            TemplateRefusalError, RunawayTemplateError: as `text`, or `text` may yet take them one by one.
+        """
+        if any(conversation and conversation[0].role == TOKENS for conversation in conversations):
+            return [self.text(conversation, arguments) for conversation in conversations]
+        return apply_to_all(self.tokenizer, conversations, today=self.date, arguments=arguments)
+
     @cached_property
     def _vocabulary(self) -> frozenset[int]:
         return frozenset(self.tokenizer.get_vocab().values())
@@ -150,7 +161,9 @@ class Renderer:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        encoded: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        encoded: list[list[int]] = self.tokenizer(
+            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
         head = [self.tokenizer.bos_token_id] if self.prepend_bos else []
         return [head + ids for ids in encoded] if head else encoded
 

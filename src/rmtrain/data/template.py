@@ -6,9 +6,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from typing import Any
 
 from jinja2 import Environment
@@ -84,28 +85,47 @@ def apply_template(
     generation: bool = False,
     template: str | None = None,
 ) -> str:
-    """The result of transformers' `apply_chat_template`.
+    """The result of transformers' `apply_chat_template` for one conversation, with the arguments of `apply_to_all`.
+
+    Raises:
+        TemplateRefusalError: the template raises an error, of its own or another.
+        RunawayTemplateError: it takes too long, or too much memory.
+    """
+    given = partial(apply_to_all, today=today, arguments=arguments, generation=generation, template=template)
+    return given(tokenizer, [conversation])[0]
+
+
+def apply_to_all(
+    tokenizer: Any,
+    conversations: Sequence[Conversation],
+    *,
+    today: str | None,
+    arguments: str = "",
+    generation: bool = False,
+    template: str | None = None,
+) -> list[str]:
+    """The result of transformers' `apply_chat_template` for each of at least one conversation, in one call.
 
     Args:
         tokenizer: with a chat template.
-        conversation: what to render.
+        conversations: what to render.
         today: the date that `strftime_now` returns to the template; None is the real one.
         arguments: as of PreferenceGroup.
         generation: end with the generation prompt.
         template: replaces the tokenizer's own.
 
     Raises:
-        TemplateRefusalError: the template raises an error, of its own or another.
-        RunawayTemplateError: it takes too long, or too much memory.
+        TemplateRefusalError: the template raises an error, of its own or another, for any of them.
+        RunawayTemplateError: it takes too long, or too much memory, for all together.
     """
     variables = json.loads(arguments) if arguments else {}
     if today is not None:
         template = template or tokenizer.get_chat_template(tools=variables.get("tools"))
         template = bake(template, False, False, today)
-    messages = [message.as_dict() for message in conversation]
+    messages = [[message.as_dict() for message in conversation] for conversation in conversations]
     try:
         with _bounded():
-            text: str = tokenizer.apply_chat_template(
+            texts: list[str] = tokenizer.apply_chat_template(
                 messages, chat_template=template, tokenize=False, add_generation_prompt=generation, **variables
             )
     except _OutOfTime:
@@ -116,9 +136,9 @@ def apply_template(
         raise TemplateRefusalError(error.message or type(error).__name__) from error
     except Exception as error:
         raise TemplateRefusalError(f"{type(error).__name__}: {str(error)[:200]}") from error
-    if len(text) > _LONGEST:
-        raise _runaway(tokenizer, f"makes a text of {len(text):,} characters")
-    return text
+    if (longest := max(map(len, texts))) > _LONGEST:
+        raise _runaway(tokenizer, f"makes a text of {longest:,} characters")
+    return texts
 
 
 def _runaway(tokenizer: Any, what: str) -> RunawayTemplateError:

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.template import REFUSED, UNKNOWN, TemplateRefusalError
-from rmtrain.data.tokenize import OverLength, TokenizedGroup, tokenize_groups
+from rmtrain.data.token_table import Sizes, features_of
+from rmtrain.data.tokenize import OverLength, TokenizedGroup, Value, tokenize_groups
 from rmtrain.data.types import Preference, PreferenceGroup, Row
 from rmtrain.errors import RunFailedError
 from rmtrain.files import staged_folder, writing
@@ -22,9 +23,10 @@ OVER_LENGTH = "over length"
 IDENTICAL = ("identical after rendering", "identical after truncation")  # the cause in a whole group, and in a cut one
 
 _VERSION = "3"  # raise when tokenisation or rendering changes what tokens come out, or when rows change
-_LAYOUT = "4"  # raise when entries of the cache change in form; not part of the fingerprint, which resumed runs compare
+_LAYOUT = "5"  # raise when entries of the cache change in form; not part of the fingerprint, which resumed runs compare
 _ELSEWHERE = "RMTRAIN_CACHE can name another place"
-_REPORT, _CHECKSUMS = "report.json", "checksums"  # files in an entry of the cache, beside those of datasets
+_TABLE, _REPORT, _CHECKSUMS = "groups.arrow", "report.json", "checksums"  # the files in an entry of the cache
+_ROWS = 1000  # that are in memory at once when a table is written
 
 
 class Lost(NamedTuple):
@@ -75,6 +77,18 @@ class TokenizedSplit(NamedTuple):
     def groups(self) -> list[TokenizedGroup]:
         """All groups, in memory."""
         return [row_to_group(row) for row in self.table]
+
+    def column(self, name: str) -> Any:
+        """A column as one Arrow array."""
+        return self.table.with_format("arrow")[:][name].combine_chunks()
+
+    def sizes(self) -> Sizes:
+        """Tokens and completions of all groups, as arrays."""
+        suffixes, completions = self.column("suffix_lengths"), self.column("suffix_of")
+        return Sizes(
+            self.column("prefix_length").to_numpy(),
+            *(part.to_numpy() for each in (suffixes, completions) for part in (each.flatten(), each.value_lengths())),
+        )
 
     def lengths(self) -> list[tuple[int, tuple[int, ...]]]:
         """For each row, tokens of the shared prefix and of each suffix: what batch planning needs."""
@@ -156,8 +170,10 @@ def tokenize_split(
     rule = [_VERSION, renderer.contract(), max_length, over_length, drop_identical]
     digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode())
     digest.update(renderer.tokenizer.backend_tokenizer.to_str().encode())
+    soft = False
     for group in groups:
         digest.update(repr(group).encode("utf-8", "surrogatepass"))
+        soft = soft or any(each.probability != 1.0 for each in group.preferences)
     fingerprint = digest.hexdigest()
     folder = cache / f"{fingerprint[:32]}-{_LAYOUT}"
     with writing(cache, left=_ELSEWHERE):
@@ -168,22 +184,22 @@ def tokenize_split(
                 if folder.exists():
                     notify(f"the cached tokens in {folder} are damaged, and are made again")
                 report, refused = TokenReport(drop_identical), dict[str, TemplateRefusalError]()
-                soft = any(each.probability != 1.0 for group in groups for each in group.preferences)
-                columns: dict[str, list[Any]] = {name: [] for name in _features(soft)}
                 tokenized = tokenize_groups(groups, renderer, max_length, over_length, refused)
-                for done, (group, tokens) in enumerate(zip(groups, tokenized, strict=True), start=1):
-                    kept = report.keep(group, tokens, refused.get(group.id))
-                    if kept is not None:
-                        row = group_to_row(kept)
-                        for name, column in columns.items():
-                            column.append(row[name])
-                    progress(done)
-                _write(folder, columns, report)
+                counted = _counted(progress, zip(groups, tokenized, strict=True))
+                kept = (report.keep(group, tokens, refused.pop(group.id, None)) for group, tokens in counted)
+                _write(folder, (group_to_row(each) for each in kept if each is not None), features_of(soft), report)
                 entry = _open(folder)
             if entry is None:
                 raise RunFailedError(f"{folder}: the tokens just written can't be read", "the disk may be damaged")
     table, report = entry
     return TokenizedSplit(fingerprint, table, report.dropped, report.identical, report.truncated, report.omitted)
+
+
+def _counted(progress: Callable[[int], None], pairs: Iterable[Value]) -> Iterator[Value]:
+    """Report how many were taken, before the next one is made."""
+    for done, pair in enumerate(pairs, start=1):
+        yield pair
+        progress(done)
 
 
 @dataclass
@@ -234,34 +250,12 @@ class TokenReport:
         )
 
 
-def _features(soft: bool) -> Any:
-    """The columns of a table; probabilities of preferences only where one of them is not 1."""
-    from datasets import Features, List, Value
-
-    integers = List(Value("int32"))
-    features = Features(
-        {
-            "id": Value("string"),
-            "source": Value("string"),
-            "tokens": integers,
-            "prefix_length": Value("int32"),
-            "suffix_lengths": integers,
-            "suffix_of": integers,
-            "preferences": List(integers),
-            "gaps": List(Value("float64")),
-            "scores": List(Value("float64")),
-            "truncated": Value("bool"),
-        }
-    )
-    return Features({**features, "probabilities": List(Value("float64"))}) if soft else features
-
-
 def _open(folder: Path) -> tuple[Any, TokenReport] | None:
     """Table and report of an entry; None if there is none, or if any of its bytes has changed.
 
     Checked before Arrow maps the table into memory, since a damaged one can crash the process.
     """
-    from datasets import load_from_disk
+    from datasets import Dataset
 
     try:
         if (folder / _CHECKSUMS).read_bytes() != _checksums(folder):
@@ -269,18 +263,22 @@ def _open(folder: Path) -> tuple[Any, TokenReport] | None:
         report = TokenReport(**json.loads((folder / _REPORT).read_bytes()))
         report.dropped = {cause: Lost(*lost) for cause, lost in report.dropped.items()}
         report.omitted = {what: Omitted(*omitted) for what, omitted in report.omitted.items()}
-        return load_from_disk(folder), report
+        return Dataset.from_file(str(folder / _TABLE)), report
     except (OSError, ValueError):  # pyarrow's errors are among these
         return None
 
 
-def _write(folder: Path, columns: dict[str, list[Any]], report: TokenReport) -> None:
-    from datasets import Dataset
+def _write(folder: Path, rows: Iterator[Row], features: Any, report: TokenReport) -> None:
+    """Write the rows of a table part by part, and the report, which the last row completes."""
+    import pyarrow as pa
 
+    schema = features.arrow_schema
     # the caller holds the lock, so a folder of that name is damaged
     with staged_folder(folder, left=_ELSEWHERE, replace=True, durable=False) as staging:
-        # num_shards, since without it datasets writes no file for a table without rows, and can't read that
-        Dataset.from_dict(columns, features=_features("probabilities" in columns)).save_to_disk(staging, num_shards=1)
+        with pa.OSFile(str(staging / _TABLE), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+            stream.write(pa.RecordBatch.from_pylist([], schema))  # datasets can't open a table without any part
+            while part := list(islice(rows, _ROWS)):
+                stream.write(pa.RecordBatch.from_pylist(part, schema))
         (staging / _REPORT).write_text(json.dumps(asdict(report)))
         (staging / _CHECKSUMS).write_bytes(_checksums(staging))
 

@@ -1,5 +1,6 @@
 """PreferenceGroup → TokenizedGroup: the tokens of each prompt once, then those of each distinct completion."""
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -114,7 +115,7 @@ def tokenize_groups(
     for start in range(0, len(groups), _CHUNK):
         chunk = groups[start : start + _CHUNK]
         distinct = [group._replace(completions=tuple(dict.fromkeys(group.completions))) for group in chunk]
-        texts = [_texts(group, renderer, refused) for group in distinct]  # equal completions only once
+        texts = _texts_of_all(distinct, renderer, refused)  # equal completions only once
         flat = iter(renderer.encode([text for of_one in texts for text in of_one]))
         for group, own, rendered in zip(chunk, distinct, texts, strict=True):
             sequences = list(islice(flat, len(rendered)))
@@ -161,6 +162,18 @@ def _fit(
     except TemplateRefusalError as error:
         _refuse(group, error, refused)
         return []
+
+
+def _texts_of_all(
+    groups: Sequence[PreferenceGroup], renderer: Renderer, refused: dict[str, TemplateRefusalError] | None
+) -> list[list[Any]]:
+    """`_texts` of each group; in one call of the template where it takes them all."""
+    if len({group.arguments for group in groups}) == 1:
+        conversations = [group.prompt + completion for group in groups for completion in group.completions]
+        with contextlib.suppress(TemplateRefusalError, RunawayTemplateError):  # then the group is found below
+            texts = iter(renderer.texts(conversations, groups[0].arguments))
+            return [list(islice(texts, len(group.completions))) for group in groups]
+    return [_texts(group, renderer, refused) for group in groups]
 
 
 def _texts(group: PreferenceGroup, renderer: Renderer, refused: dict[str, TemplateRefusalError] | None) -> list[Any]:

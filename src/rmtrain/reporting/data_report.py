@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rmtrain.data.entry_figures import EntryFigures, entry_figures, token_figures
 from rmtrain.data.ledgers import Ledger
@@ -82,12 +83,8 @@ def data_report(data: CuratedData, ready: Mapping[str, ReadySplit]) -> DataRepor
 
 def _summary(split: ReadySplit) -> SplitSummary:
     tokens = split.tokens
-    sizes = tokens.lengths()
-    lengths = [
-        prefix + suffixes[place]
-        for (prefix, suffixes), places in zip(sizes, tokens.table["suffix_of"], strict=True)
-        for place in places
-    ]
+    sizes = tokens.sizes()
+    lengths = sizes.sequences
     figures = token_figures(tokens)
     first_lost = {cause: split.data.place(lost.first) for cause, lost in tokens.dropped.items()}
     return SplitSummary(
@@ -104,20 +101,17 @@ def _summary(split: ReadySplit) -> SplitSummary:
         checks=[check.record() for check in split.data.report.checks],
         added=split.data.report.added._asdict(),
         left_out_by_template={what: omitted.rows for what, omitted in tokens.omitted.items()},
-        lengths=_spread(lengths) if lengths else None,
-        tokens=TokenCounts(
-            sum(prefix + sum(suffixes) for prefix, suffixes in sizes),
-            sum(prefix + suffix for prefix, suffixes in sizes for suffix in suffixes),
-        ),
+        lengths=_spread(lengths) if len(lengths) else None,
+        tokens=TokenCounts(sizes.tokens, sizes.tokens_repeated),
         length_baseline=figures.length_baseline,
         completions_per_group=figures.completions_per_group,
         entries=entry_figures(split),
     )
 
 
-def _spread(lengths: list[int]) -> Lengths:
+def _spread(lengths: NDArray[np.int32]) -> Lengths:
     median, high = np.percentile(lengths, [50, 95])
-    return Lengths(float(np.mean(lengths)), float(median), float(high), max(lengths))
+    return Lengths(float(np.mean(lengths)), float(median), float(high), int(lengths.max()))
 
 
 def report_tables(report: DataReport) -> list[Table]:

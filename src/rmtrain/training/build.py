@@ -93,7 +93,7 @@ def _require_figures(objective: str, split: ReadySplit) -> None:
     reads = READS.get(objective)
     if reads is None:
         return
-    column = split.tokens.table.with_format("arrow")[:][reads].combine_chunks()
+    column = split.tokens.column(reads)
     figures = column.flatten() if reads == "gaps" else column  # one a preference, or one list a group
     if figures.null_count:
         rows = "preferences have no score gap" if reads == "gaps" else "groups have no scores"

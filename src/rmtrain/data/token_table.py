@@ -1,0 +1,59 @@
+"""The table of tokenised groups: its columns, and the sizes of its groups as arrays."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def features_of(soft: bool) -> Any:
+    """The columns of a table; probabilities of preferences only where one of them is not 1."""
+    from datasets import Features, List, Value
+
+    integers = List(Value("int32"))
+    columns = Features(
+        {
+            "id": Value("string"),
+            "source": Value("string"),
+            "tokens": integers,
+            "prefix_length": Value("int32"),
+            "suffix_lengths": integers,
+            "suffix_of": integers,
+            "preferences": List(integers),
+            "gaps": List(Value("float64")),
+            "scores": List(Value("float64")),
+            "truncated": Value("bool"),
+        }
+    )
+    return Features({**columns, "probabilities": List(Value("float64"))}) if soft else columns
+
+
+class Sizes(NamedTuple):
+    """Tokens of G groups with S distinct suffixes and N completions in all."""
+
+    prefixes: NDArray[np.int32]  # [G]
+    suffixes: NDArray[np.int32]  # [S]
+    distinct: NDArray[np.int32]  # [G] suffixes of each group
+    suffix_of: NDArray[np.int32]  # [N] among those of the group
+    completions: NDArray[np.int32]  # [G]
+
+    @property
+    def tokens(self) -> int:
+        """With each prompt once a group."""
+        return int(self.prefixes.sum(dtype=np.int64) + self.suffixes.sum(dtype=np.int64))
+
+    @property
+    def tokens_repeated(self) -> int:
+        """With each prompt once a distinct suffix."""
+        return int((self.prefixes.astype(np.int64) * self.distinct).sum() + self.suffixes.sum(dtype=np.int64))
+
+    @property
+    def answers(self) -> NDArray[np.int32]:
+        """[N] tokens of each completion after the shared prefix."""
+        first = np.cumsum(self.distinct, dtype=np.int64) - self.distinct
+        return np.asarray(self.suffixes[np.repeat(first, self.completions) + self.suffix_of])
+
+    @property
+    def sequences(self) -> NDArray[np.int32]:
+        """[N] tokens of each completion with its prompt."""
+        return np.asarray(self.answers + np.repeat(self.prefixes, self.completions))
