@@ -13,6 +13,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,12 @@ from typing import Any
 import yaml
 from sides import machine
 
-from rmtrain.evaluation.results import ScoredRow, read_rows
+from rmtrain.errors import InputError
+from rmtrain.evaluation.calibration import calibrated_rows, fit
+from rmtrain.evaluation.results import ScoredRow, gaps_of, read_rows
 from rmtrain.evaluation.seeds import Seeds, seed_difference, seed_figures
 from rmtrain.evaluation.sweep import rows_by_seed, rows_of
+from rmtrain.metrics.calibration import expected_calibration_error
 from rmtrain.recipe.grid import Setting
 from rmtrain.recipe.load import load_recipe
 from rmtrain.reporting.table import Table, to_markdown
@@ -59,6 +63,8 @@ model: SmolLM2-135M-Instruct, LoRA of rank {rank} on all linear layers, float32.
 {tested}
 
 {differences}
+
+{calibrated}
 
 Intervals are 95 %, over questions: they say what other questions would give with these seeds. A difference counts as
 found where its interval excludes 0 and all seeds have its sign. Detectable: the smallest true difference that a
@@ -145,6 +151,7 @@ def average(parts: Sequence[Path | None], work: Path, name: str) -> dict[str, Se
     """Average the weights of runs, and score the test split with the result."""
     folder = work / "averages" / name.replace(":", "-seed")
     if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
         rmtrain("average", *map(str, parts), "--output", str(folder))
     result = rmtrain("eval", "--ckpt", str(folder), "--data", str(work / "test.jsonl"))
     return {"test": read_rows(Path(result["rows"]))}
@@ -268,6 +275,55 @@ def differences_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
     return Table(headings, rows)
 
 
+def calibration_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
+    """Test figures of the arms that were scored on both splits, before and after a calibration that validation fits."""
+    rows = []
+    for arm in protocol["arms"]:
+        fitted_on, before = (seeds_of(results, arm, split) for split in ("validation", "test"))
+        if not fitted_on or not before:
+            continue
+        for by_length in (False, True):
+            label = f"{arm}{', length too' if by_length else ''}"
+            try:
+                fits = {seed: fit(fitted_on[seed], "", by_length, {}) for seed in before}
+            except InputError:  # a seed ranks the validation questions no better than chance
+                rows.append((label, "no temperature fits", *[""] * 5))
+                continue
+            after = {seed: calibrated_rows(fits[seed], of_seed) for seed, of_seed in before.items()}
+            loss, (was, now) = seed_difference(after, before, "loss"), map(_means, (before, after))
+            rows.append(
+                (
+                    label,
+                    *(f"{decimal(old)} → {decimal(new)}" for old, new in zip(was, now, strict=True)),
+                    f"{loss.difference:+.3f}",
+                    f"{loss.low:+.3f} to {loss.high:+.3f}",
+                )
+            )
+    headings = (
+        "calibrated",
+        "accuracy",
+        "loss",
+        "calibration error",
+        "length corr.",
+        "change of loss",
+        "95 % interval",
+    )
+    note = (
+        "As `rmtrain calibrate` does it: offset and temperature, and for `length too` a curve over lengths, fitted on "
+        "the validation questions. Means over the seeds; losses in nats. A temperature ranks nothing anew. "
+        "The length of an answer is counted here after the tokens that all answers to its question begin with."
+    )
+    return Table(headings, rows, notes=[note])
+
+
+def _means(seeds: Seeds) -> tuple[float, float, float, float]:
+    """Accuracy, loss, calibration error and length correlation, each a mean over seeds."""
+    figures = seed_figures(seeds)
+    errors = [expected_calibration_error(gaps_of(rows).gaps) for rows in seeds.values()]
+    known = [error for error in errors if error is not None]
+    return figures.accuracy, figures.loss, sum(known) / len(known), figures.length_correlation or math.nan
+
+
 def _difference_line(title: str, ours: Seeds, theirs: Seeds) -> tuple[str, ...]:
     found = seed_difference(ours, theirs)
     return (
@@ -298,6 +354,7 @@ def document(results: Mapping[str, Any], protocol: Protocol) -> str:
         "arms": "\n".join(arms),
         "tested": to_markdown(figures_table(results, protocol, "test")),
         "differences": to_markdown(differences_table(results, protocol)),
+        "calibrated": to_markdown(calibration_table(results, protocol)),
         "validated": to_markdown(figures_table(results, protocol, "validation")),
         **{key: next(iter(results["runs"].values()))["machine"][key] for key in ("torch", "transformers", "device")},
         "commits": ", ".join(sorted({of["commit"][:7] for of in results["runs"].values() if "commit" in of})),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import write_pairs
-from sweep_cases import in_this_process
+from sweep_cases import in_this_process, run
 
 from rmtrain.evaluation.seeds import seed_difference
 
@@ -35,8 +35,13 @@ def test_the_page_is_made_from_its_results(script: Any) -> None:
 
 @pytest.mark.slow
 def test_runs_are_trained_once_and_compared_on_the_same_rows(
-    script: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def answer(*line: str) -> Any:
+        capsys.readouterr()
+        assert run([*line, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
     for seed, name in enumerate(("train", "test")):
         rows = write_pairs(tmp_path / f"{name}.jsonl", 60, seed).read_text()
         with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as stream:
@@ -57,25 +62,34 @@ def test_runs_are_trained_once_and_compared_on_the_same_rows(
             "evaluation": {"every": 0, "select": "last", "splits": ["validation"]},
         },
         "arms": {
-            "plain": {"why": "slow", "set": {"optim.learning_rate": 1e-4}, "seeds": [0, 1], "test": True},
+            "plain": {
+                "why": "slow",
+                "set": {"optim.learning_rate": 1e-4},
+                "seeds": [0, 1],
+                "splits": ["validation", "test"],
+            },
             "ours": {
                 "why": "fast",
                 "set": {"optim.learning_rate": 2e-2},
                 "seeds": [0, 1],
-                "test": True,
+                "splits": ["test"],
                 "against": "plain",
             },
-            "later": {"why": "not yet", "set": {"lora.rank": 3}, "seeds": [0], "test": True, "against": "plain"},
+            "mean": {"why": "both", "average": ["plain", "ours"], "seeds": [0], "splits": ["test"], "against": "ours"},
+            "later": {"why": "not yet", "set": {"lora.rank": 3}, "seeds": [0], "splits": ["test"], "against": "plain"},
         },
     }
     commands = in_this_process(monkeypatch)
+    monkeypatch.setattr(script, "rmtrain", answer)
     place, kept = script.Place(tmp_path, base, tmp_path / "work"), tmp_path / "results.json"
-    names = ["plain:0", "plain:1", "ours:0", "ours:1"]
+    names = ["mean:0", "plain:0", "plain:1", "ours:0", "ours:1"]  # no part of the average is there at first
     script.run(small, names, place, kept)
-    assert [line[0] for line in commands] == ["train", "eval"] * 4
+    assert [line[0] for line in commands] == ["train", "eval", "train", "eval", "train", "train"]
+    assert "mean:0" not in json.loads(kept.read_text())["runs"]
+    script.run(small, names, place, kept)
     first = kept.read_text()
     script.run(small, names, place, kept)
-    assert [line[0] for line in commands] == ["train", "eval"] * 4
+    assert len(commands) == 6
     assert kept.read_text() == first
 
     results = json.loads(first)
@@ -85,4 +99,6 @@ def test_runs_are_trained_once_and_compared_on_the_same_rows(
     assert f"| ours − plain | {100 * found.difference:+.1f} |" in page.replace("\\+", "+")
     assert "| later | not run yet |" in page
     assert "mean reward of the 2 seeds of ours" in page
+    assert "| mean − ours |" in page
+    assert "| plain, length too | no temperature fits |" in page
     assert str(tmp_path) not in first + page
