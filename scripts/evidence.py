@@ -309,8 +309,8 @@ def calibration_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
         "95 % interval",
     )
     note = (
-        "As `rmtrain calibrate` does it: offset and temperature, and for `length too` a curve over lengths, fitted on "
-        "the validation questions. Means over the seeds; losses in nats. A temperature ranks nothing anew. "
+        "As the command calibrate does it: offset and temperature, and for (length too) a curve over lengths, fitted "
+        "on the validation questions. Means over the seeds; losses in nats. A temperature ranks nothing anew. "
         "The length of an answer is counted here after the tokens that all answers to its question begin with."
     )
     return Table(headings, rows, notes=[note])

@@ -147,6 +147,10 @@ class TextPairRenderer(Renderer):
             return self.render(conversation, arguments)
         return "\n\n".join(message.content for message in conversation[:-1]), conversation[-1].content
 
+    def texts(self, conversations: Sequence[Conversation], arguments: str = "") -> list[Any]:
+        """`text` of each conversation: most encoders have no template that could render them in one call."""
+        return [self.text(conversation, arguments) for conversation in conversations]
+
     def encode(self, texts: Sequence[Any]) -> list[list[int]]:
         """The tokens of whole conversations."""
         return self._encoded(texts)["input_ids"] if texts else []
