@@ -149,18 +149,18 @@ def run(protocol: Protocol, names: Sequence[str], place: Place, kept: Path) -> N
 
 def average(parts: Sequence[Path | None], work: Path, name: str) -> dict[str, Sequence[ScoredRow]]:
     """Average the weights of runs, and score the test split with the result."""
-    folder = work / "averages" / name.replace(":", "-seed")
+    folder = work.absolute() / "averages" / name.replace(":", "-seed")
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
-        rmtrain("average", *map(str, parts), "--output", str(folder))
-    result = rmtrain("eval", "--ckpt", str(folder), "--data", str(work / "test.jsonl"))
-    return {"test": read_rows(Path(result["rows"]))}
+        rmtrain(work, "average", *(str(part.absolute()) for part in parts if part), "--output", str(folder))
+    result = rmtrain(work, "eval", "--ckpt", str(folder), "--data", str(work.absolute() / "test.jsonl"))
+    return {"test": read_rows(work / result["rows"])}
 
 
-def rmtrain(*arguments: str) -> Any:
-    """The JSON document of a command."""
+def rmtrain(work: Path, *arguments: str) -> Any:
+    """The JSON document of a command, whose results lie in the work folder."""
     line = [sys.executable, "-m", "rmtrain", *arguments, "--json"]
-    return json.loads(subprocess.run(line, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    return json.loads(subprocess.run(line, stdout=subprocess.PIPE, check=True, text=True, cwd=work).stdout)
 
 
 def trained(run: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

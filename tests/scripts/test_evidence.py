@@ -37,7 +37,8 @@ def test_the_page_is_made_from_its_results(script: Any) -> None:
 def test_runs_are_trained_once_and_compared_on_the_same_rows(
     script: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def answer(*line: str) -> Any:
+    def answer(work: Path, *line: str) -> Any:
+        monkeypatch.chdir(work)
         capsys.readouterr()
         assert run([*line, "--json"]) == 0
         return json.loads(capsys.readouterr().out)
