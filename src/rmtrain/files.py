@@ -267,7 +267,9 @@ def held(lock: Path, what: Path, *, remove: bool = False, write: bool = True) ->
         try:
             descriptor = os.open(lock, os.O_RDWR | (os.O_CREAT if write else 0), 0o666)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not write:
+            if isinstance(error, FileNotFoundError):
+                if write:
+                    raise InputError(f"{lock.parent}: no such folder", "make it, or choose another folder") from error
                 yield
                 return
             hint = f"make {lock.parent} writable, or choose another folder"

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import rmtrain.data.chunks as chunks
 from rmtrain.cli.app import run as rmtrain
+from rmtrain.data import chunk_files
 from rmtrain.data.chunks import open_stream
 from rmtrain.errors import DataError
 
@@ -36,7 +36,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "ROWS", 3)
+    monkeypatch.setattr(chunk_files, "ROWS", 3)
 
 
 Score = Callable[..., list[dict[str, Any]]]
@@ -59,7 +59,7 @@ def truth(score: Score, small: None) -> list[dict[str, Any]]:
 
 def test_parts_change_no_row(truth: Any, score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of other batches, rewards differ by rounding alone."""
-    monkeypatch.setattr(chunks, "ROWS", 11)
+    monkeypatch.setattr(chunk_files, "ROWS", 11)
     whole = score("in.jsonl")
     assert [row["id"] for row in truth] == list(range(11))
     for one, other in zip(whole, truth, strict=True):
@@ -217,7 +217,7 @@ def test_two_machines_of_two_processes_over_loopback(truth: Any, models: Path, t
     """Two launchers, each of which could stand on a machine of its own; one loses a process, and nothing is lost."""
     write("in.jsonl", ROWS)
     code = (
-        "import os, sys\nimport rmtrain.data.chunks as chunks\nchunks.ROWS = 3\n"
+        "import os, sys\nimport rmtrain.data.chunk_files as chunk_files\nchunk_files.ROWS = 3\n"
         "from rmtrain.cli.app import run\nsys.exit(run(sys.argv[1:]))"
     )
     Path("start.py").write_text(code)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import rmtrain.data.chunks as chunks
 from rmtrain.cli.app import run as rmtrain
+from rmtrain.data import chunk_files
 
 pytestmark = pytest.mark.usefixtures("inside")
 RNG = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def read(path: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "ROWS", 5)
+    monkeypatch.setattr(chunk_files, "ROWS", 5)
 
 
 @pytest.fixture

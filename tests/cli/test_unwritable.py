@@ -192,3 +192,14 @@ def test_standard_output_without_room_ends_in_words() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: standard output, or another file: the disk is full")
     assert "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("average", "a", "b"), ("export", "--ckpt", "a"), ("curate", "a.yaml", "--judge", "a"), ("select", "a")]
+)
+def test_an_output_in_a_folder_that_is_missing_is_refused(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rmtrain([*command, "--output", "missing/out.jsonl"]) == 2
+    assert "missing: no such folder\n  hint: make it, or choose another" in capsys.readouterr().err
+    assert not Path("missing").exists()

@@ -1,41 +1,22 @@
 """The rows of a SOURCE in chunks, read one after another: files larger than memory, a shard or several."""
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from rmtrain.data.files import check_file, line_row, open_lines, open_parquet, parquet_faults, read_lines, suffix_of
+from rmtrain.data.chunk_files import ChunkFile, Content, HeldRows, LineFile, ParquetFile, Place
+from rmtrain.data.files import suffix_of
 from rmtrain.data.local_files import Shard, find_files
 from rmtrain.data.sources import Source, SourceRows, has_changed, parse_source, read_rows
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, RunFailedError
 
-ROWS = 2048  # of a chunk, at most
-BYTES = 1 << 20  # of a chunk's text, about: some 250,000 tokens, so that many processes have work from few rows
 FOR_SEVERAL_MODELS = 32  # times as large, where a model is loaded for each chunk
 _SAMPLE = 1000  # rows that are kept for messages, beside those that tell the columns
 _STREAMED = (".jsonl", ".jsonl.gz", ".parquet")
-
-
-class Place(NamedTuple):
-    """Where in a file a chunk begins."""
-
-    row: int = 0
-    offset: int = 0  # bytes, of a file of lines
-    line: int = 1
-
-
-class Content(NamedTuple):
-    """Consecutive rows of a file."""
-
-    rows: list[Row]
-    digest: str  # SHA-256 of what the file holds of them
-    lines: list[int] | None = None  # that the rows begin on
-    table: Any = None  # the same rows in Arrow's types, of a Parquet file
 
 
 class Chunk(NamedTuple):
@@ -54,104 +35,6 @@ class ChunkRows(NamedTuple):
     table: Any = None
 
 
-class _File(Protocol):
-    """A file that is read in chunks, from any place on."""
-
-    name: str
-
-    def read(self, place: Place) -> tuple[Content, Place]:
-        """The next rows, none at the end of the file, and the place behind them."""
-
-    def close(self) -> None:
-        """Close what reading keeps open; it may be read again."""
-
-
-class _Lines:
-    def __init__(self, path: Path, scale: int = 1) -> None:
-        check_file(path)
-        self.name, self._path, self._scale = str(path), path, scale
-        self._file: BinaryIO | None = None
-
-    def read(self, place: Place) -> tuple[Content, Place]:
-        self._file = self._file or open_lines(self._path)
-        if self._file.tell() != place.offset:
-            self._file.seek(place.offset)
-        digest, size = hashlib.sha256(), 0
-        content, line = Content([], "", []), place.line
-        for line, raw in read_lines(self._path, self._file, place.line):
-            content.rows.append(line_row(self._path, line, raw))
-            assert content.lines is not None
-            content.lines.append(line)
-            digest.update(raw)
-            size += len(raw)
-            if len(content.rows) == ROWS * self._scale or size >= BYTES * self._scale:
-                break
-        behind = Place(place.row + len(content.rows), self._file.tell(), line + 1)
-        return content._replace(digest=digest.hexdigest()), behind
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-class _Parquet:
-    def __init__(self, path: Path, scale: int = 1) -> None:
-        check_file(path)
-        self.name, self._path, self._scale = str(path), path, scale
-        self._next = -1  # the row that the batches go on with
-        self._batches: Iterator[Any] = iter(())
-
-    def read(self, place: Place) -> tuple[Content, Place]:
-        import pyarrow as pa
-
-        with parquet_faults(self._path):
-            if self._next != place.row:
-                self._batches = self._from(place.row)
-            batch = next(self._batches, None)
-            rows = batch.to_pylist() if batch is not None else []
-            table = pa.Table.from_batches([batch]) if batch is not None else None
-        self._next = place.row + len(rows)
-        return Content(rows, _digest(rows), table=table), Place(self._next)
-
-    def close(self) -> None:
-        self._next, self._batches = -1, iter(())
-
-    def _from(self, row: int) -> Iterator[Any]:
-        file = open_parquet(self._path)
-        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-        size = sum(group.total_byte_size for group in groups) / max(1, file.metadata.num_rows)  # of a row
-        most, start = self._scale * max(1, min(ROWS, int(BYTES / max(1, size)))), 0
-        for number, group in enumerate(groups):
-            if start + group.num_rows > row:
-                for batch in file.iter_batches(most, row_groups=[number]):
-                    if start >= row:
-                        yield batch
-                    start += batch.num_rows
-            else:
-                start += group.num_rows
-
-
-class _Held:
-    """Rows in memory."""
-
-    def __init__(self, rows: Sequence[Row], shard: Shard, scale: int) -> None:
-        self.name, self._rows, self._lines, self._most = shard.name, rows, shard.lines, scale * ROWS
-
-    def read(self, place: Place) -> tuple[Content, Place]:
-        part = slice(place.row, place.row + self._most)
-        rows = list(self._rows[part])
-        lines = self._lines[part] if self._lines is not None else None
-        return Content(rows, _digest(rows), lines), Place(place.row + len(rows))
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def _digest(rows: Sequence[Row]) -> str:
-    return hashlib.sha256(repr(rows).encode("utf-8", "surrogatepass")).hexdigest()
-
-
 @dataclass
 class RowStream:
     """A SOURCE whose rows are read in chunks; of .jsonl, .jsonl.gz and Parquet files, one chunk is in memory at a time.
@@ -165,7 +48,7 @@ class RowStream:
     source: SourceRows
     names: Sequence[str]
     chunks: Sequence[Chunk]
-    _files: Sequence[_File]
+    _files: Sequence[ChunkFile]
     _states: Sequence[Any]  # of the files, when they were first read
     _whole: SourceRows | None = None  # the rows, where they are in memory
     _last: tuple[Chunk, ChunkRows] | None = field(default=None, repr=False)
@@ -254,12 +137,12 @@ def _stream_of(rows: SourceRows, scale: int) -> RowStream:
     shards = rows.shards or [Shard(rows.description, len(rows.rows), None)]
     starts = [sum(shard.rows for shard in shards[:number]) for number in range(len(shards))]
     parts = [(rows.rows[start : start + shard.rows], shard) for start, shard in zip(starts, shards, strict=True)]
-    stream = _scan(rows, [_Held(of_shard, shard, scale) for of_shard, shard in parts], [])
+    stream = _scan(rows, [HeldRows(of_shard, shard, scale) for of_shard, shard in parts], [])
     stream._whole = rows
     return stream
 
 
-def _scan(about: SourceRows, files: Sequence[_File], states: Sequence[Any]) -> RowStream:
+def _scan(about: SourceRows, files: Sequence[ChunkFile], states: Sequence[Any]) -> RowStream:
     chunks: list[Chunk] = []
     sample: list[list[Row]] = [[] for _ in files]
     seen = set[tuple[Any, ...]]()
@@ -286,7 +169,7 @@ def _scan(about: SourceRows, files: Sequence[_File], states: Sequence[Any]) -> R
     return stream
 
 
-def _find_chunks(files: Sequence[_File]) -> Iterator[tuple[Chunk, Content]]:
+def _find_chunks(files: Sequence[ChunkFile]) -> Iterator[tuple[Chunk, Content]]:
     for number, file in enumerate(files):
         with contextlib.closing(file):
             behind = Place()
@@ -296,8 +179,8 @@ def _find_chunks(files: Sequence[_File]) -> Iterator[tuple[Chunk, Content]]:
                 behind, (content, place) = place, file.read(place)
 
 
-def _opened(path: Path, scale: int) -> _File:
-    return _Parquet(path, scale) if suffix_of(path.name) == ".parquet" else _Lines(path, scale)
+def _opened(path: Path, scale: int) -> ChunkFile:
+    return ParquetFile(path, scale) if suffix_of(path.name) == ".parquet" else LineFile(path, scale)
 
 
 def _state(name: str) -> tuple[int, int, int]:
