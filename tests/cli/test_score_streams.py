@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,9 @@ import pytest
 from rmtrain.cli.app import run as rmtrain
 from rmtrain.data import chunk_files
 from rmtrain.data.chunks import open_stream
-from rmtrain.errors import DataError
+from rmtrain.display import Silent
+from rmtrain.errors import DataError, WriteError
+from rmtrain.scoring.parts import Parts, Tally
 
 pytestmark = pytest.mark.usefixtures("inside")
 ROWS = [{"id": i, "prompt": f"w{i} w{i % 3}", "completions": [f"w{i} w2", f"w3 w{i} w{i}"]} for i in range(11)]
@@ -210,6 +213,23 @@ def test_the_part_of_a_process_that_was_killed_is_taken_over(truth: Any, score: 
         assert other.stdout.readline() == "claimed\n"
         assert score("in.jsonl") == truth
         assert other.wait() == -9
+
+
+def test_a_process_that_comes_late_puts_nothing_into_a_folder_that_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, whole, late = Parts(Path("out.jsonl"), Silent()), shutil.rmtree, list[str]()
+
+    def rmtree(path: Path, *, ignore_errors: bool) -> None:
+        whole(path, ignore_errors=ignore_errors)
+        for attempt in (lambda: parts.claims().__enter__(), lambda: parts.finish("a", b"", Tally()), parts.finished):
+            with pytest.raises((WriteError, FileNotFoundError)):
+                attempt()
+            late.append(str(path))
+
+    monkeypatch.setattr("rmtrain.scoring.parts.shutil.rmtree", rmtree)
+    with parts.opened():
+        parts.finish("b", b"", Tally())
+        parts.remove()
+    assert (len(late), os.listdir()) == (3, [])
 
 
 @pytest.mark.slow

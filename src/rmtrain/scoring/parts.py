@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -95,8 +96,14 @@ class Parts:
             raise
 
     def remove(self) -> None:
-        """Remove the folder and all in it, of whatever rows and models the parts were."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder and all in it, of whatever rows and models the parts were.
+
+        It is renamed first: a process that comes late finds no folder, and puts no file into one that is being removed.
+        """
+        removed = self.folder.with_name(f".{secrets.token_hex(8)}.removed")
+        with contextlib.suppress(OSError):
+            self.folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
     @contextlib.contextmanager
     def claims(self) -> Iterator["Claims"]:
