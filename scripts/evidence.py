@@ -1,19 +1,18 @@
-"""Run the protocol of scripts/evidence.yaml on real preferences, and write docs/evidence.md from its results.
+"""Run the protocols of scripts/evidence on real preferences, and write docs/evidence.md from their results.
 
     python scripts/evidence.py run --data DATA --model MODEL --work WORK
-    python scripts/evidence.py run ours:1 --data DATA --model MODEL --work WORK
+    python scripts/evidence.py run truthfulqa/ours:1 --data DATA --model MODEL --work WORK
     python scripts/evidence.py write
 
-`run` goes through the runs of the protocol, or those named, by `rmtrain train` and `rmtrain eval`: it skips what is
-done, resumes what was stopped, and adds each finished run to docs/evidence.json, with the rewards of its rows and no
-text. `write` makes the document from that file alone.
+`run` goes through the runs of the protocols, or those named, by `rmtrain train` and `rmtrain eval`: it skips what is
+done, resumes what was stopped, and adds each finished run to the protocol's file in docs/evidence, with the rewards of
+its rows and no text. `write` makes the page from these files alone.
 """
 
 import argparse
 import gzip
 import hashlib
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,67 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from evidence_page import Protocol, page
 from sides import machine
 
-from rmtrain.errors import InputError
-from rmtrain.evaluation.calibration import calibrated_rows, fit
-from rmtrain.evaluation.results import ScoredRow, gaps_of, read_rows
-from rmtrain.evaluation.seeds import Seeds, seed_difference, seed_figures
+from rmtrain.evaluation.results import ScoredRow, read_rows
 from rmtrain.evaluation.sweep import rows_by_seed, rows_of
-from rmtrain.metrics.calibration import expected_calibration_error
 from rmtrain.recipe.grid import Setting
 from rmtrain.recipe.load import load_recipe
-from rmtrain.reporting.table import Table, to_markdown
-from rmtrain.reporting.text import count, decimal, interval, percent, points
 from rmtrain.runs import read_manifest
 from rmtrain.training.sweep import Planned, Workers
 
-PROTOCOL, DOCS = Path(__file__).with_suffix(".yaml"), Path(__file__).parents[1] / "docs"
+PROTOCOLS, DOCS = Path(__file__).with_suffix(""), Path(__file__).parents[1] / "docs"
+NAMES = ("truthfulqa", "safety", "graded")  # in the page's order
 SPLITS = ("train", "validation", "test")
-Protocol = Mapping[str, Any]
-PAGE = """\
-# Evidence: does a recipe of rmtrain rank real preferences better than the plain one?
-
-```
-python scripts/evidence.py run --data DATA --model MODEL --work WORK   # goes on where it was stopped
-python scripts/evidence.py write                                       # this page, from docs/evidence.json alone
-```
-
-{about}
-
-{train} training questions, {validation} for validation and {test} for the test, chosen by a digest of their ids. Base
-model: SmolLM2-135M-Instruct, LoRA of rank {rank} on all linear layers, float32. The protocol is
-`scripts/evidence.yaml`; no figure here is written by hand.
-
-| arm | what it is | settings |
-| --- | --- | --- |
-{arms}
-
-## On the test questions
-
-{tested}
-
-{differences}
-
-{calibrated}
-
-Intervals are 95 %, over questions: they say what other questions would give with these seeds. A difference counts as
-found where its interval excludes 0 and all seeds have its sign. Detectable: the smallest true difference that a
-comparison of this size and disagreement finds four times in five; a smaller one may exist and not show here.
-
-## On the validation questions
-
-The learning rate was chosen by the loss of seed 0 on these questions, and by nothing else.
-
-{validated}
-
-## What these figures do not say
-
-{limits}
-
-Runs: commit {commits}, torch {torch}, transformers {transformers}, one thread of a CPU ({device}) that other work
-shared, so the seconds of two arms are not to be compared.
-"""
 
 
 @dataclass(frozen=True)
@@ -98,19 +49,35 @@ def prepare(protocol: Protocol, place: Place) -> Path:
     """Write the rows of each split and the recipe that all arms share, unless they are there; returns the recipe."""
     settings, taken = protocol["data"], set[str]()
     place.work.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
+    splits = [split for split in SPLITS if split in settings]
+    for split in splits:
         with gzip.open(place.data / settings[split]["file"], "rt", encoding="utf-8") as stream:
-            rows = [json.loads(line) for line in stream]
+            rows = list(filter(None, (shortened(json.loads(line), settings.get("answers")) for line in stream)))
         rows.sort(key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())
         kept = [row for row in rows if json.dumps(row["prompt"]) not in taken][: settings[split]["rows"]]
         taken |= {json.dumps(row["prompt"]) for row in kept}
         (place.work / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    source = {split: str(place.work / f"{split}.jsonl") for split in SPLITS}
+    source = {split: source_of(place.work, split, settings[split].get("read")) for split in splits}
     recipe = {**protocol["recipe"], "data": {"source": source, "max_length": settings["max_length"]}}
     recipe["model"] = {**recipe["model"], "name": str(place.model)}
     path = place.work / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+def shortened(row: dict[str, Any], answers: Mapping[str, int] | None) -> dict[str, Any] | None:
+    """A scored row without its long answers; None where too few are left."""
+    if answers is None:
+        return row
+    kept = [number for number, text in enumerate(row["completions"]) if len(text) <= answers["characters"]]
+    columns = {name: [row[name][number] for number in kept] for name in ("completions", "scores")}
+    return {"id": row["id"], "prompt": row["prompt"], **columns} if len(kept) >= answers["at_least"] else None
+
+
+def source_of(work: Path, split: str, read: Mapping[str, Any] | None) -> str | list[dict[str, Any]]:
+    """The source of a split in the recipe, with the settings that only it is read with."""
+    path = str(work / f"{split}.jsonl")
+    return [{"source": path, "name": split, **read}] if read else path
 
 
 def planned(protocol: Protocol, arm: str, seed: int, recipe: Path) -> Planned:
@@ -119,12 +86,14 @@ def planned(protocol: Protocol, arm: str, seed: int, recipe: Path) -> Planned:
     settings = {**of["set"], "run.name": f"{arm}-seed{seed}", "run.seed": seed}
     if "validation" not in of["splits"]:
         settings["evaluation.splits"] = of["splits"]
+    if "train" in of:
+        settings["data.source.train"] = source_of(recipe.parent, "train", of["train"])
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
     setting = Setting([*protocol["arms"]].index(arm) + 1, arm, overrides, load_recipe(recipe, overrides))
     return Planned(setting, seed, setting.with_seed(0), recipe.parent / "runs")
 
 
-def run(protocol: Protocol, names: Sequence[str], place: Place, kept: Path) -> None:
+def execute(protocol: Protocol, names: Sequence[str], place: Place, kept: Path) -> None:
     """Train and score what is not done yet, and add it to the results."""
     recipe = prepare(protocol, place)
     workers = Workers(1, (), place.work / "logs", print)
@@ -195,191 +164,29 @@ def _lines(results: Mapping[str, Any]) -> str:
     return f'{{\n{rest}"runs": {{\n{runs}\n}}\n}}\n'
 
 
-def seeds_of(results: Mapping[str, Any], arm: str, split: str) -> Seeds:
-    """The scored rows of an arm, by seed."""
-    found: dict[int, list[ScoredRow]] = {}
-    for name, record in results["runs"].items():
-        of, _, seed = name.rpartition(":")
-        if of == arm and split in record["rewards"]:
-            found[int(seed)] = [
-                ScoredRow(
-                    id=row["id"],
-                    source="",
-                    rewards=tuple(rewards),
-                    preferences=tuple((better, worse) for better, worse in row["preferences"]),
-                    truncated=False,
-                    lengths=tuple(row["lengths"]),
-                )
-                for row, rewards in zip(results["rows"][split], record["rewards"][split], strict=True)
-            ]
-    return dict(sorted(found.items()))
-
-
-def averaged(seeds: Seeds) -> Seeds:
-    """The mean reward of all seeds, in the place of each seed's own."""
-    mean = [
-        row._replace(rewards=tuple(sum(own) / len(seeds) for own in zip(*(of.rewards for of in rows), strict=True)))
-        for row, *rows in ((rows[0], *rows) for rows in zip(*seeds.values(), strict=True))
-    ]
-    return dict.fromkeys(seeds, mean)
-
-
-def figures_table(results: Mapping[str, Any], protocol: Protocol, split: str) -> Table:
-    """A line for each arm; the note says on what they were measured."""
-    rows, noted = [], ""
-    for arm, of in protocol["arms"].items():
-        if split not in of["splits"]:
-            continue
-        seeds = seeds_of(results, arm, split)
-        if not seeds:
-            rows.append((arm, "not run yet", *[""] * 6))
-            continue
-        figures = seed_figures(seeds)
-        runs = [results["runs"][f"{arm}:{seed}"] for seed in seeds]
-        each = [points(seed["accuracy"], 1) for seed in figures.by_seed.values()]
-        rows.append(
-            (
-                arm,
-                percent(figures.accuracy),
-                interval(figures.low, figures.high),
-                ", ".join(each),
-                decimal(figures.loss),
-                decimal(figures.length_correlation, 2),
-                *(mean_of(runs, key) for key in ("tokens", "seconds")),
-            )
-        )
-        noted = (
-            f"n = {count(figures.n)} preferences of {count(figures.prompts)} questions for each seed. The longer "
-            f"answer is the better one in {percent(figures.length_baseline)} of them."
-        )
-    headings = ("arm", "accuracy", "95 % interval", "each seed, %", "loss", "length corr.", "tokens a run", "seconds")
-    return Table(headings, rows, notes=[noted] if noted else [])
-
-
-def mean_of(runs: Sequence[Mapping[str, Any]], key: str) -> str:
-    """A cost of a run; an average of weights has none of its own."""
-    return count(sum(run[key] for run in runs) / len(runs)) if key in runs[0] else ""
-
-
-def differences_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
-    """Each arm minus the arm that the protocol names, on the same test rows and seeds."""
-    rows = []
-    for arm, of in protocol["arms"].items():
-        ours, theirs = (seeds_of(results, name, "test") for name in (arm, of.get("against", arm)))
-        if "against" in of and ours.keys() & theirs.keys():
-            rows.append(_difference_line(f"{arm} − {of['against']}", ours, theirs))
-        if arm in ("plain", "ours") and len(ours) > 1:
-            title = f"mean reward of the {len(ours)} seeds of {arm} − one seed"
-            rows.append(_difference_line(title, averaged(ours), ours))
-    headings = ("difference on test, points", "", "95 % interval", "each seed", "detectable", "")
-    return Table(headings, rows)
-
-
-def calibration_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
-    """Test figures of the arms that were scored on both splits, before and after a calibration that validation fits."""
-    rows = []
-    for arm in protocol["arms"]:
-        fitted_on, before = (seeds_of(results, arm, split) for split in ("validation", "test"))
-        if not fitted_on or not before:
-            continue
-        for by_length in (False, True):
-            label = f"{arm}{', length too' if by_length else ''}"
-            try:
-                fits = {seed: fit(fitted_on[seed], "", by_length, {}) for seed in before}
-            except InputError:  # a seed ranks the validation questions no better than chance
-                rows.append((label, "no temperature fits", *[""] * 5))
-                continue
-            after = {seed: calibrated_rows(fits[seed], of_seed) for seed, of_seed in before.items()}
-            loss, (was, now) = seed_difference(after, before, "loss"), map(_means, (before, after))
-            rows.append(
-                (
-                    label,
-                    *(f"{decimal(old)} → {decimal(new)}" for old, new in zip(was, now, strict=True)),
-                    f"{loss.difference:+.3f}",
-                    f"{loss.low:+.3f} to {loss.high:+.3f}",
-                )
-            )
-    headings = (
-        "calibrated",
-        "accuracy",
-        "loss",
-        "calibration error",
-        "length corr.",
-        "change of loss",
-        "95 % interval",
-    )
-    note = (
-        "As the command calibrate does it: offset and temperature, and for (length too) a curve over lengths, fitted "
-        "on the validation questions. Means over the seeds; losses in nats. A temperature ranks nothing anew. "
-        "The length of an answer is counted here after the tokens that all answers to its question begin with."
-    )
-    return Table(headings, rows, notes=[note])
-
-
-def _means(seeds: Seeds) -> tuple[float, float, float, float]:
-    """Accuracy, loss, calibration error and length correlation, each a mean over seeds."""
-    figures = seed_figures(seeds)
-    errors = [expected_calibration_error(gaps_of(rows).gaps) for rows in seeds.values()]
-    known = [error for error in errors if error is not None]
-    return figures.accuracy, figures.loss, sum(known) / len(known), figures.length_correlation or math.nan
-
-
-def _difference_line(title: str, ours: Seeds, theirs: Seeds) -> tuple[str, ...]:
-    found = seed_difference(ours, theirs)
-    return (
-        title,
-        points(found.difference, 1, "+"),
-        f"{points(found.low, 1, '+')} to {points(found.high, 1, '+')}",
-        ", ".join(points(value, 1, "+") for value in found.by_seed),
-        points(found.detectable, 1),
-        f"found{' (on one seed)' if found.seeds == 1 else ''}" if found.found else "no difference found",
-    )
-
-
-def settings_of(arm: Mapping[str, Any], protocol: Protocol) -> str:
-    """What an arm sets, and only that where it is "as ours, with"."""
-    common = protocol["arms"]["ours"]["set"] if arm.get("against") == "ours" else {}
-    values = {key: value for key, value in arm.get("set", {}).items() if common.get(key) != value}
-    return ", ".join(f"`{key}={json.dumps(value)}`" for key, value in values.items())
-
-
-def document(results: Mapping[str, Any], protocol: Protocol) -> str:
-    """The whole of docs/evidence.md."""
-    arms = [f"| {arm} | {of['why']} | {settings_of(of, protocol)} |" for arm, of in protocol["arms"].items()]
-    values = {
-        "about": protocol["title"].strip(),
-        "limits": protocol["limits"].strip(),
-        **{split: protocol["data"][split]["rows"] for split in SPLITS},
-        "rank": protocol["recipe"]["lora"]["rank"],
-        "arms": "\n".join(arms),
-        "tested": to_markdown(figures_table(results, protocol, "test")),
-        "differences": to_markdown(differences_table(results, protocol)),
-        "calibrated": to_markdown(calibration_table(results, protocol)),
-        "validated": to_markdown(figures_table(results, protocol, "validation")),
-        **{key: next(iter(results["runs"].values()))["machine"][key] for key in ("torch", "transformers", "device")},
-        "commits": ", ".join(sorted({of["commit"][:7] for of in results["runs"].values() if "commit" in of})),
-    }
-    return PAGE.format(**values)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "write"))
-    parser.add_argument("names", nargs="*", metavar="ARM:SEED", help="default: all runs of the protocol")
+    parser.add_argument("names", nargs="*", metavar="PROTOCOL/ARM:SEED", help="default: all runs of all protocols")
     for name in ("data", "model", "work"):
         parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--protocol", type=Path, default=PROTOCOL)
-    parser.add_argument("--results", type=Path, default=DOCS / "evidence.json")
+    parser.add_argument("--results", type=Path, default=DOCS / "evidence", help="folder of the protocols' results")
     parser.add_argument("--page", type=Path, default=DOCS / "evidence.md")
     asked = parser.parse_args()
-    protocol = yaml.safe_load(asked.protocol.read_text(encoding="utf-8"))
-    if asked.action == "run":
-        if None in (asked.data, asked.model, asked.work):
-            parser.error("run needs --data, --model and --work")
-        run(protocol, asked.names, Place(asked.data, asked.model, asked.work), asked.results)
-    else:
-        results = json.loads(asked.results.read_text(encoding="utf-8"))
-        asked.page.write_text(document(results, protocol), encoding="utf-8")
+    if asked.action == "run" and None in (asked.data, asked.model, asked.work):
+        parser.error("run needs --data, --model and --work")
+    sections = []
+    for name in NAMES:
+        protocol = yaml.safe_load((PROTOCOLS / f"{name}.yaml").read_text(encoding="utf-8"))
+        results = asked.results / f"{name}.json"
+        if asked.action == "write":
+            sections.append((protocol, json.loads(results.read_text(encoding="utf-8"))))
+            continue
+        runs = [run.removeprefix(f"{name}/") for run in asked.names if run.startswith(f"{name}/")]
+        if runs or not asked.names:
+            execute(protocol, runs, Place(asked.data, asked.model, asked.work / name), results)
+    if asked.action == "write":
+        asked.page.write_text(page(sections), encoding="utf-8")
 
 
 if __name__ == "__main__":

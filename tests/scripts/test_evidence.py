@@ -26,11 +26,22 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_the_page_is_made_from_its_results(script: Any) -> None:
-    protocol = yaml.safe_load(script.PROTOCOL.read_text(encoding="utf-8"))
-    text = (script.DOCS / "evidence.json").read_text(encoding="utf-8")
-    page = (script.DOCS / "evidence.md").read_text(encoding="utf-8")
-    assert script.document(json.loads(text), protocol) == page
-    assert '"/' not in text  # no path of the machine that measured
+    sections = []
+    for name in script.NAMES:
+        protocol = yaml.safe_load((script.PROTOCOLS / f"{name}.yaml").read_text(encoding="utf-8"))
+        text = (script.DOCS / "evidence" / f"{name}.json").read_text(encoding="utf-8")
+        assert '"/' not in text  # no path of the machine that measured
+        sections.append((protocol, json.loads(text)))
+    assert script.page(sections) == (script.DOCS / "evidence.md").read_text(encoding="utf-8")
+    assert {path.stem for path in script.PROTOCOLS.iterdir()} == {*script.NAMES}
+
+
+def test_long_answers_and_then_prompts_with_few_are_left_out(script: Any) -> None:
+    row = {"id": "a", "prompt": "p", "completions": ["12", "1234", "1"], "scores": [0.1, 0.2, 0.3], "models": ["m"] * 3}
+    assert script.shortened(row, None) is row
+    kept = script.shortened(row, {"characters": 2, "at_least": 2})
+    assert kept == {"id": "a", "prompt": "p", "completions": ["12", "1"], "scores": [0.1, 0.3]}
+    assert script.shortened(row, {"characters": 2, "at_least": 3}) is None
 
 
 @pytest.mark.slow
@@ -48,7 +59,9 @@ def test_runs_are_trained_once_and_compared_on_the_same_rows(
         with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt") as stream:
             stream.write(rows.replace('"id": "', f'"id": "{name}'))
     small: dict[str, Any] = {
+        "heading": "Made",
         "title": "made",
+        "tuned": "none",
         "limits": "none",
         "data": {
             "max_length": 64,
@@ -84,19 +97,21 @@ def test_runs_are_trained_once_and_compared_on_the_same_rows(
     monkeypatch.setattr(script, "rmtrain", answer)
     place, kept = script.Place(tmp_path, base, tmp_path / "work"), tmp_path / "results.json"
     names = ["mean:0", "plain:0", "plain:1", "ours:0", "ours:1"]  # no part of the average is there at first
-    script.run(small, names, place, kept)
+    script.execute(small, names, place, kept)
     assert [line[0] for line in commands] == ["train", "eval", "train", "eval", "train", "train"]
     assert "mean:0" not in json.loads(kept.read_text())["runs"]
-    script.run(small, names, place, kept)
+    script.execute(small, names, place, kept)
     first = kept.read_text()
-    script.run(small, names, place, kept)
+    script.execute(small, names, place, kept)
     assert len(commands) == 6
     assert kept.read_text() == first
 
     results = json.loads(first)
     assert [len(results["rows"][split]) for split in ("validation", "test")] == [15, 30]
-    found = seed_difference(*(script.seeds_of(results, arm, "test") for arm in ("ours", "plain")))
-    page = script.document(results, small)
+    found = seed_difference(
+        *(importlib.import_module("evidence_page").seeds_of(results, arm, "test") for arm in ("ours", "plain"))
+    )
+    page = script.page([(small, results)])
     assert f"| ours − plain | {100 * found.difference:+.1f} |" in page.replace("\\+", "+")
     assert "| later | not run yet |" in page
     assert "mean reward of the 2 seeds of ours" in page

@@ -1,0 +1,228 @@
+"""The page docs/evidence.md, made from the protocols and their results alone."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rmtrain.errors import InputError
+from rmtrain.evaluation.calibration import calibrated_rows, fit
+from rmtrain.evaluation.results import ScoredRow, gaps_of
+from rmtrain.evaluation.seeds import Seeds, seed_difference, seed_figures
+from rmtrain.metrics.calibration import expected_calibration_error
+from rmtrain.reporting.table import Table, to_markdown
+from rmtrain.reporting.text import count, decimal, interval, percent, points
+
+Protocol = Mapping[str, Any]
+PAGE = """\
+# Evidence: does a recipe of rmtrain rank real preferences better than the plain one?
+
+```
+python scripts/evidence.py run --data DATA --model MODEL --work WORK   # goes on where it was stopped
+python scripts/evidence.py write                                       # this page, from docs/evidence alone
+```
+
+Arms are compared on the same test prompts, which no run trained on. The base model is SmolLM2-135M-Instruct in float32,
+with LoRA of rank 16 on all linear layers. Each section has a protocol in `scripts/evidence` and its results in
+`docs/evidence`; no figure here is written by hand.
+
+Intervals are 95 %, over prompts: they say what other prompts would give with these seeds. A difference counts as
+found where its interval excludes 0 and all seeds have its sign. Detectable: the smallest true difference that a
+comparison of this size and disagreement finds four times in five; a smaller one may exist and not show here.
+
+{sections}
+Runs: commit {commits}, torch {torch}, transformers {transformers}, one thread of a CPU ({device}) that other work
+shared, so the seconds of two arms are not to be compared.
+"""
+SECTION = """\
+## {heading}
+
+{about}
+
+Prompts: {rows}, chosen by a digest of their ids.
+
+| arm | what it is | settings |
+| --- | --- | --- |
+{arms}
+
+{tables}
+
+**What these figures do not say.** {limits}
+"""
+
+
+def seeds_of(results: Mapping[str, Any], arm: str, split: str) -> Seeds:
+    """The scored rows of an arm, by seed."""
+    found: dict[int, list[ScoredRow]] = {}
+    for name, record in results["runs"].items():
+        of, _, seed = name.rpartition(":")
+        if of == arm and split in record["rewards"]:
+            found[int(seed)] = [
+                ScoredRow(
+                    id=row["id"],
+                    source="",
+                    rewards=tuple(rewards),
+                    preferences=tuple((better, worse) for better, worse in row["preferences"]),
+                    truncated=False,
+                    lengths=tuple(row["lengths"]),
+                )
+                for row, rewards in zip(results["rows"][split], record["rewards"][split], strict=True)
+            ]
+    return dict(sorted(found.items()))
+
+
+def averaged(seeds: Seeds) -> Seeds:
+    """The mean reward of all seeds, in the place of each seed's own."""
+    mean = [
+        row._replace(rewards=tuple(sum(own) / len(seeds) for own in zip(*(of.rewards for of in rows), strict=True)))
+        for row, *rows in ((rows[0], *rows) for rows in zip(*seeds.values(), strict=True))
+    ]
+    return dict.fromkeys(seeds, mean)
+
+
+def figures_table(results: Mapping[str, Any], protocol: Protocol, split: str) -> Table:
+    """A line for each arm; the note says on what they were measured."""
+    rows, noted = [], ""
+    for arm, of in protocol["arms"].items():
+        if split not in of["splits"]:
+            continue
+        seeds = seeds_of(results, arm, split)
+        if not seeds:
+            rows.append((arm, "not run yet", *[""] * 6))
+            continue
+        figures = seed_figures(seeds)
+        runs = [results["runs"][f"{arm}:{seed}"] for seed in seeds]
+        each = [points(seed["accuracy"], 1) for seed in figures.by_seed.values()]
+        rows.append(
+            (
+                arm,
+                percent(figures.accuracy),
+                interval(figures.low, figures.high),
+                ", ".join(each),
+                decimal(figures.loss),
+                decimal(figures.length_correlation, 2),
+                *(mean_of(runs, key) for key in ("tokens", "seconds")),
+            )
+        )
+        noted = (
+            f"n = {count(figures.n)} preferences of {count(figures.prompts)} prompts for each seed. The longer "
+            f"answer is the better one in {percent(figures.length_baseline)} of them."
+        )
+    headings = ("arm", "accuracy", "95 % interval", "each seed, %", "loss", "length corr.", "tokens a run", "seconds")
+    return Table(headings, rows, notes=[noted] if noted else [])
+
+
+def mean_of(runs: Sequence[Mapping[str, Any]], key: str) -> str:
+    """A cost of a run; an average of weights has none of its own."""
+    return count(sum(run[key] for run in runs) / len(runs)) if key in runs[0] else ""
+
+
+def differences_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
+    """Each arm minus the arm that the protocol names, on the same test rows and seeds."""
+    rows = []
+    for arm, of in protocol["arms"].items():
+        ours, theirs = (seeds_of(results, name, "test") for name in (arm, of.get("against", arm)))
+        if "against" in of and ours.keys() & theirs.keys():
+            rows.append(_difference_line(f"{arm} − {of['against']}", ours, theirs))
+        if arm in ("plain", "ours") and len(ours) > 1:
+            title = f"mean reward of the {len(ours)} seeds of {arm} − one seed"
+            rows.append(_difference_line(title, averaged(ours), ours))
+    headings = ("difference on test, points", "", "95 % interval", "each seed", "detectable", "")
+    return Table(headings, rows)
+
+
+def calibration_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
+    """Test figures of the arms that were scored on both splits, before and after a calibration that validation fits."""
+    rows = []
+    for arm in protocol["arms"]:
+        fitted_on, before = (seeds_of(results, arm, split) for split in ("validation", "test"))
+        if not fitted_on or not before:
+            continue
+        for by_length in (False, True):
+            label = f"{arm}{', length too' if by_length else ''}"
+            try:
+                fits = {seed: fit(fitted_on[seed], "", by_length, {}) for seed in before}
+            except InputError:  # a seed ranks the validation prompts no better than chance
+                rows.append((label, "no temperature fits", *[""] * 5))
+                continue
+            after = {seed: calibrated_rows(fits[seed], of_seed) for seed, of_seed in before.items()}
+            loss, (was, now) = seed_difference(after, before, "loss"), map(_means, (before, after))
+            rows.append(
+                (
+                    label,
+                    *(f"{decimal(old)} → {decimal(new)}" for old, new in zip(was, now, strict=True)),
+                    f"{loss.difference:+.3f}",
+                    f"{loss.low:+.3f} to {loss.high:+.3f}",
+                )
+            )
+    headings = (
+        "calibrated",
+        "accuracy",
+        "loss",
+        "calibration error",
+        "length corr.",
+        "change of loss",
+        "95 % interval",
+    )
+    note = (
+        "As the command calibrate does it: offset and temperature, and for (length too) a curve over lengths, fitted "
+        "on the validation prompts. Means over the seeds; losses in nats. A temperature ranks nothing anew. "
+        "The length of an answer is counted here after the tokens that all answers to its prompt begin with."
+    )
+    return Table(headings, rows, notes=[note])
+
+
+def _means(seeds: Seeds) -> tuple[float, float, float, float]:
+    """Accuracy, loss, calibration error and length correlation, each a mean over seeds."""
+    figures = seed_figures(seeds)
+    errors = [expected_calibration_error(gaps_of(rows).gaps) for rows in seeds.values()]
+    known = [error for error in errors if error is not None]
+    return figures.accuracy, figures.loss, sum(known) / len(known), figures.length_correlation or math.nan
+
+
+def _difference_line(title: str, ours: Seeds, theirs: Seeds) -> tuple[str, ...]:
+    found = seed_difference(ours, theirs)
+    return (
+        title,
+        points(found.difference, 1, "+"),
+        f"{points(found.low, 1, '+')} to {points(found.high, 1, '+')}",
+        ", ".join(points(value, 1, "+") for value in found.by_seed),
+        points(found.detectable, 1),
+        f"found{' (on one seed)' if found.seeds == 1 else ''}" if found.found else "no difference found",
+    )
+
+
+def settings_of(arm: Mapping[str, Any], protocol: Protocol) -> str:
+    """What an arm sets, and only that where it is "as ours, with"."""
+    common = protocol["arms"]["ours"]["set"] if arm.get("against") == "ours" else {}
+    values = {key: value for key, value in arm.get("set", {}).items() if common.get(key) != value}
+    values |= {f"data.source.train.{key}": value for key, value in arm.get("train", {}).items()}
+    return ", ".join(f"`{key}={json.dumps(value)}`" for key, value in values.items())
+
+
+def section(protocol: Protocol, results: Mapping[str, Any]) -> str:
+    """The figures of one protocol."""
+    arms = [f"| {arm} | {of['why']} | {settings_of(of, protocol)} |" for arm, of in protocol["arms"].items()]
+    splits = {"train": "for training", "validation": "for validation", "test": "for the test"}
+    named = [f"{protocol['data'][split]['rows']} {use}" for split, use in splits.items() if split in protocol["data"]]
+    tables = [figures_table(results, protocol, "test"), differences_table(results, protocol)]
+    parts = [to_markdown(table) for table in (*tables, calibration_table(results, protocol)) if table.rows]
+    if "validation" in protocol["data"]:
+        parts += [f"On the validation prompts: {protocol['tuned'].strip()}"]
+        parts += [to_markdown(figures_table(results, protocol, "validation"))]
+    return SECTION.format(
+        heading=protocol["heading"],
+        about=protocol["title"].strip(),
+        rows=" and ".join(", ".join(named).rsplit(", ", 1)),
+        arms="\n".join(arms),
+        tables="\n\n".join(parts),
+        limits=protocol["limits"].strip(),
+    )
+
+
+def page(sections: Sequence[tuple[Protocol, Mapping[str, Any]]]) -> str:
+    """The whole of docs/evidence.md: a section for each protocol and its results."""
+    runs = [run for _, results in sections for run in results["runs"].values()]
+    values = {key: runs[0]["machine"][key] for key in ("torch", "transformers", "device")}
+    commits = ", ".join(sorted({run["commit"][:7] for run in runs if run.get("commit")}))
+    return PAGE.format(sections="\n".join(section(*pair) for pair in sections), commits=commits, **values)
