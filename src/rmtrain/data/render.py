@@ -16,6 +16,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from rmtrain.data.pieces import PieceEncoder
 from rmtrain.data.template import (
     DATE,
     TemplateRefusalError,
@@ -139,6 +140,10 @@ class Renderer:
         return frozenset(self.tokenizer.get_vocab().values())
 
     @cached_property
+    def _pieces(self) -> PieceEncoder:
+        return PieceEncoder.of(self.tokenizer)
+
+    @cached_property
     def ends(self) -> frozenset[int]:
         """The tokens that end a sequence: the tokenizer's own, and the last one of the chat template."""
         return frozenset({self.tokenizer.eos_token_id, self.tokenize([_PROBE_CONVERSATION])[0][-1]})
@@ -161,9 +166,7 @@ class Renderer:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        encoded: list[list[int]] = self.tokenizer(
-            list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
+        encoded = self._pieces.encode(texts)
         head = [self.tokenizer.bos_token_id] if self.prepend_bos else []
         return [head + ids for ids in encoded] if head else encoded
 
