@@ -186,7 +186,9 @@ def main() -> None:
         if runs or not asked.names:
             execute(protocol, runs, Place(asked.data, asked.model, asked.work / name), results)
     if asked.action == "write":
-        asked.page.write_text(page(sections), encoding="utf-8")
+        costs = asked.results / "costs.json"  # of scripts/bench_objectives.py
+        known = json.loads(costs.read_text(encoding="utf-8")) if costs.exists() else None
+        asked.page.write_text(page(sections, known), encoding="utf-8")
 
 
 if __name__ == "__main__":

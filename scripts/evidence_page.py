@@ -49,6 +49,20 @@ Prompts: {rows}, chosen by a digest of their ids.
 
 **What these figures do not say.** {limits}
 """
+COSTS = """\
+## What each objective costs
+
+```
+python scripts/bench_objectives.py --json docs/evidence/costs.json
+```
+
+{table}
+
+SmolLM2-135M-Instruct, LoRA, {dtype}, {threads} thread, {groups} prompts and {tokens} tokens a step of the demo rows. Each
+objective ran {repeats} times, in turns with the others, and {steps} steps were timed; a run counts with its median. Seconds are
+those of the processor; the machine's load was {load} at the end. `sum_to_zero` and `length_decorrelation` make one more
+forward pass, and `text_loss` reads the language head.
+"""
 
 
 def seeds_of(results: Mapping[str, Any], arm: str, split: str) -> Seeds:
@@ -220,9 +234,29 @@ def section(protocol: Protocol, results: Mapping[str, Any]) -> str:
     )
 
 
-def page(sections: Sequence[tuple[Protocol, Mapping[str, Any]]]) -> str:
-    """The whole of docs/evidence.md: a section for each protocol and its results."""
+def costs_table(costs: Mapping[str, Any]) -> Table:
+    """What scripts/bench_objectives.py measured: time and memory of each objective beside plain Bradley-Terry."""
+    rows = []
+    for name, side in costs["sides"].items():
+        times = side["times_plain"]
+        spread = f"{decimal(times['min'], 2)} to {decimal(times['max'], 2)}"
+        seconds, peak = decimal(side["seconds_a_step"]["median"], 2), decimal(side["peak_gib"]["median"], 2)
+        rows.append((name, seconds, decimal(times["median"], 2), spread, peak, decimal(side["peak_times_plain"], 2)))
+    headings = ("loss", "seconds a step", "times plain", "least to greatest", "peak GiB", "times plain")
+    return Table(headings, rows, notes=[])
+
+
+def page(sections: Sequence[tuple[Protocol, Mapping[str, Any]]], costs: Mapping[str, Any] | None = None) -> str:
+    """The whole of docs/evidence.md: a section for each protocol and its results, and the costs of the objectives."""
     runs = [run for _, results in sections for run in results["runs"].values()]
     values = {key: runs[0]["machine"][key] for key in ("torch", "transformers", "device")}
     commits = ", ".join(sorted({run["commit"][:7] for run in runs if run.get("commit")}))
-    return PAGE.format(sections="\n".join(section(*pair) for pair in sections), commits=commits, **values)
+    parts = [section(*pair) for pair in sections]
+    if costs is not None:
+        asked, where = costs["options"], costs["machine"]
+        about = {key: asked[key] for key in ("repeats", "steps", "groups", "dtype", "threads")}
+        load = decimal(where["load"], 1)
+        parts += [
+            COSTS.format(table=to_markdown(costs_table(costs)), tokens=costs["tokens_a_step"], load=load, **about)
+        ]
+    return PAGE.format(sections="\n".join(parts), commits=commits, **values)

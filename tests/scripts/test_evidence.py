@@ -32,7 +32,8 @@ def test_the_page_is_made_from_its_results(script: Any) -> None:
         text = (script.DOCS / "evidence" / f"{name}.json").read_text(encoding="utf-8")
         assert '"/' not in text  # no path of the machine that measured
         sections.append((protocol, json.loads(text)))
-    assert script.page(sections) == (script.DOCS / "evidence.md").read_text(encoding="utf-8")
+    costs = json.loads((script.DOCS / "evidence" / "costs.json").read_text(encoding="utf-8"))
+    assert script.page(sections, costs) == (script.DOCS / "evidence.md").read_text(encoding="utf-8")
     assert {path.stem for path in script.PROTOCOLS.iterdir()} == {*script.NAMES}
 
 
