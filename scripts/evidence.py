@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import evidence_trl
 import yaml
 from evidence_page import Protocol, page
 from sides import machine
@@ -105,6 +106,9 @@ def execute(protocol: Protocol, names: Sequence[str], place: Place, kept: Path) 
             if None not in parts:
                 add(kept, name, {"average": of["average"]}, average(parts, place.work, name), protocol)
             continue
+        if "trl" in of:
+            add(kept, name, *trained_by_trl(protocol, arm, int(seed), recipe, place), protocol)
+            continue
         one = planned(protocol, arm, int(seed), recipe)
         if workers.train([one]):
             continue
@@ -114,6 +118,31 @@ def execute(protocol: Protocol, names: Sequence[str], place: Place, kept: Path) 
             workers.evaluate(folder, "test")
         rows = {split: rows_by_seed({0: folder}, split)[0] for split in of["splits"]}
         add(kept, name, trained(folder, of["set"]), rows, protocol)
+
+
+def trained_by_trl(
+    protocol: Protocol, arm: str, seed: int, recipe: Path, place: Place
+) -> tuple[dict[str, Any], dict[str, Sequence[ScoredRow]]]:
+    """TRL's run with a seed, in the processor time of the arm of rmtrain that the protocol names."""
+    of, work = protocol["arms"][arm], place.work.absolute() / "trl"
+    output, steps, budget = work / f"{arm}-seed{seed}", work / f"{arm}.json", work / "seconds"
+    pairs = evidence_trl.write_pairs(place.work / "train.jsonl", work / "data")
+    peer = evidence_trl.Peer(place.model.absolute(), work / "data", of.get("options", ()))
+    if not budget.exists():
+        like = planned(protocol, of["trl"], 0, recipe).setting.overrides
+        line = [sys.executable, "-m", "rmtrain", "train", str(recipe.absolute()), *like]
+        line += [f"run.folder={work / 'timed'}", "evaluation.splits=[]"]
+        budget.write_text(str(evidence_trl.processor_seconds(line, work)), encoding="utf-8")
+    if not steps.exists():
+        found = peer.plan(float(budget.read_text(encoding="utf-8")), work / f"{arm}-probe")
+        steps.write_text(json.dumps(found), encoding="utf-8")
+    record = json.loads(steps.read_text(encoding="utf-8"))
+    if not (output / "adapter_model.safetensors").exists():
+        peer.train(output, seed, record["steps"])
+    test = str(place.work.absolute() / "test.jsonl")
+    result = rmtrain(place.work, "eval", "--ckpt", str(output), "--data", test, "--dtype", "float32")
+    seen = {"pairs": pairs, "pairs_seen": min(pairs, evidence_trl.PAIRS * record["steps"])}
+    return record | seen, {"test": read_rows(place.work / result["rows"])}
 
 
 def average(parts: Sequence[Path | None], work: Path, name: str) -> dict[str, Sequence[ScoredRow]]:

@@ -58,10 +58,10 @@ python scripts/bench_objectives.py --json docs/evidence/costs.json
 
 {table}
 
-SmolLM2-135M-Instruct, LoRA, {dtype}, {threads} thread, {groups} prompts and {tokens} tokens a step of the demo rows. Each
-objective ran {repeats} times, in turns with the others, and {steps} steps were timed; a run counts with its median. Seconds are
-those of the processor; the machine's load was {load} at the end. `sum_to_zero` and `length_decorrelation` make one more
-forward pass, and `text_loss` reads the language head.
+SmolLM2-135M-Instruct, LoRA, {dtype}, {threads} thread, {groups} prompts and {tokens} tokens a step of the demo rows.
+Each objective ran {repeats} times, in turns with the others, and {steps} steps were timed; a run counts with its
+median. Seconds are those of the processor; the machine's load was {load} at the end. `sum_to_zero` and
+`length_decorrelation` make one more forward pass, and `text_loss` reads the language head.
 """
 
 
@@ -211,6 +211,8 @@ def settings_of(arm: Mapping[str, Any], protocol: Protocol) -> str:
     common = protocol["arms"]["ours"]["set"] if arm.get("against") == "ours" else {}
     values = {key: value for key, value in arm.get("set", {}).items() if common.get(key) != value}
     values |= {f"data.source.train.{key}": value for key, value in arm.get("train", {}).items()}
+    if "options" in arm:
+        return f"`{' '.join(arm['options'])}`"
     return ", ".join(f"`{key}={json.dumps(value)}`" for key, value in values.items())
 
 
@@ -221,6 +223,7 @@ def section(protocol: Protocol, results: Mapping[str, Any]) -> str:
     named = [f"{protocol['data'][split]['rows']} {use}" for split, use in splits.items() if split in protocol["data"]]
     tables = [figures_table(results, protocol, "test"), differences_table(results, protocol)]
     parts = [to_markdown(table) for table in (*tables, calibration_table(results, protocol)) if table.rows]
+    parts += [peer_note(arm, of["trl"], results["runs"]) for arm, of in protocol["arms"].items() if "trl" in of]
     if "validation" in protocol["data"]:
         parts += [f"On the validation prompts: {protocol['tuned'].strip()}"]
         parts += [to_markdown(figures_table(results, protocol, "validation"))]
@@ -231,6 +234,18 @@ def section(protocol: Protocol, results: Mapping[str, Any]) -> str:
         arms="\n".join(arms),
         tables="\n\n".join(parts),
         limits=protocol["limits"].strip(),
+    )
+
+
+def peer_note(arm: str, like: str, runs: Mapping[str, Any]) -> str:
+    """How far TRL came in the processor time of an arm of rmtrain."""
+    record = next((run for name, run in runs.items() if name.startswith(f"{arm}:")), None)
+    if record is None:
+        return f"{arm}: not run yet."
+    return (
+        f"{arm}: {count(record['steps'])} steps of {record['step']} s, in which it saw {count(record['pairs_seen'])} "
+        f"of {count(record['pairs'])} pairs in the {count(record['budget'])} processor seconds, start included, in "
+        f"which {like} sees all of them. The number of steps was set by two short runs beforehand."
     )
 
 

@@ -45,6 +45,26 @@ def test_long_answers_and_then_prompts_with_few_are_left_out(script: Any) -> Non
     assert script.shortened(row, {"characters": 2, "at_least": 3}) is None
 
 
+def test_trl_gets_every_preference_and_the_steps_that_fit(script: Any, tmp_path: Path) -> None:
+    peers = script.evidence_trl
+    scored = {"prompt": "p", "completions": ["a", "b", "c"], "scores": [0.5, 1.0, 0.5]}
+    stated = {"prompt": [{"role": "user", "content": "q"}], "completions": ["a", "b"], "preferences": [[1, 0]]}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in (scored, stated)))
+    assert peers.write_pairs(rows, tmp_path / "pairs") == 3
+    pairs = [json.loads(line) for line in (tmp_path / "pairs" / "train.jsonl").read_text().splitlines()]
+    texts = [
+        (pair["prompt"][0]["content"], pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs
+    ]
+    assert texts == [("p", "b", "a"), ("p", "b", "c"), ("q", "b", "a")]
+
+    class Timed(peers.Peer):  # type: ignore[misc,name-defined]
+        def train(self, output: Path, seed: int, steps: int) -> float:
+            return 20.0 + 3.0 * steps
+
+    assert Timed(tmp_path, tmp_path, ()).plan(100.0, tmp_path) == {"budget": 100.0, "step": 3.0, "steps": 26}
+
+
 @pytest.mark.slow
 def test_runs_are_trained_once_and_compared_on_the_same_rows(
     script: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
