@@ -58,7 +58,7 @@ def prepare(protocol: Protocol, place: Place) -> Path:
         kept = [row for row in rows if json.dumps(row["prompt"]) not in taken][: settings[split]["rows"]]
         taken |= {json.dumps(row["prompt"]) for row in kept}
         (place.work / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    source = {split: source_of(place.work, split, settings[split].get("read")) for split in splits}
+    source = {split: str(place.work / f"{split}.jsonl") for split in splits}
     recipe = {**protocol["recipe"], "data": {"source": source, "max_length": settings["max_length"]}}
     recipe["model"] = {**recipe["model"], "name": str(place.model)}
     path = place.work / "recipe.yaml"
@@ -75,12 +75,6 @@ def shortened(row: dict[str, Any], answers: Mapping[str, int] | None) -> dict[st
     return {"id": row["id"], "prompt": row["prompt"], **columns} if len(kept) >= answers["at_least"] else None
 
 
-def source_of(work: Path, split: str, read: Mapping[str, Any] | None) -> str | list[dict[str, Any]]:
-    """The source of a split in the recipe, with the settings that only it is read with."""
-    path = str(work / f"{split}.jsonl")
-    return [{"source": path, "name": split, **read}] if read else path
-
-
 def planned(protocol: Protocol, arm: str, seed: int, recipe: Path) -> Planned:
     """The run of an arm with a seed."""
     of = protocol["arms"][arm]
@@ -88,7 +82,7 @@ def planned(protocol: Protocol, arm: str, seed: int, recipe: Path) -> Planned:
     if "validation" not in of["splits"]:
         settings["evaluation.splits"] = of["splits"]
     if "train" in of:
-        settings["data.source.train"] = source_of(recipe.parent, "train", of["train"])
+        settings["data.source.train"] = [{"source": str(recipe.parent / "train.jsonl"), "name": "train", **of["train"]}]
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
     setting = Setting([*protocol["arms"]].index(arm) + 1, arm, overrides, load_recipe(recipe, overrides))
     return Planned(setting, seed, setting.with_seed(0), recipe.parent / "runs")
@@ -104,10 +98,10 @@ def execute(protocol: Protocol, names: Sequence[str], place: Place, kept: Path) 
         if "average" in of:
             parts = [planned(protocol, part, int(seed), recipe).finished() for part in of["average"]]
             if None not in parts:
-                add(kept, name, {"average": of["average"]}, average(parts, place.work, name), protocol)
+                add(kept, name, {"average": of["average"]}, average(parts, place.work, name), protocol, place)
             continue
         if "trl" in of:
-            add(kept, name, *trained_by_trl(protocol, arm, int(seed), recipe, place), protocol)
+            add(kept, name, *trained_by_trl(protocol, arm, int(seed), recipe, place), protocol, place)
             continue
         one = planned(protocol, arm, int(seed), recipe)
         if workers.train([one]):
@@ -117,7 +111,7 @@ def execute(protocol: Protocol, names: Sequence[str], place: Place, kept: Path) 
         if "test" in of["splits"] and not rows_of(folder, "test").exists():
             workers.evaluate(folder, "test")
         rows = {split: rows_by_seed({0: folder}, split)[0] for split in of["splits"]}
-        add(kept, name, trained(folder, of["set"]), rows, protocol)
+        add(kept, name, trained(folder, of["set"]), rows, protocol, place)
 
 
 def trained_by_trl(
@@ -169,14 +163,33 @@ def trained(run: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"settings": settings, **costs, "commit": manifest["git_commit"]}
 
 
+def decided(rows: Sequence[ScoredRow], source: Path, least_gap: float) -> Sequence[ScoredRow]:
+    """The rows with those preferences alone whose scores lie so far apart."""
+    if not least_gap:
+        return rows
+    scores = {row["id"]: row["scores"] for row in map(json.loads, source.read_text(encoding="utf-8").splitlines())}
+    kept = []
+    for row in rows:
+        of = scores[row.id]
+        far = tuple((better, worse) for better, worse in row.preferences if of[better] - of[worse] >= least_gap)
+        kept.append(row._replace(preferences=far))
+    return [row for row in kept if row.preferences]
+
+
 def add(
-    kept: Path, name: str, record: dict[str, Any], scored: Mapping[str, Sequence[ScoredRow]], protocol: Protocol
+    kept: Path,
+    name: str,
+    record: dict[str, Any],
+    scored: Mapping[str, Sequence[ScoredRow]],
+    protocol: Protocol,
+    place: Place,
 ) -> None:
     """Put a model among the results: its record and rewards, and the preferences of the rows once."""
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {"rows": {}, "runs": {}}
     record["machine"] = {key: machine()[key] for key in ("device", "torch", "transformers")}
     record["rewards"] = {}
-    for split, rows in scored.items():
+    for split, every in scored.items():
+        rows = decided(every, place.work / f"{split}.jsonl", protocol["data"][split].get("least_gap", 0.0))
         same = [{"id": row.id, "preferences": row.preferences, "lengths": row.lengths} for row in rows]
         known = results["rows"].setdefault(split, json.loads(json.dumps(same)))
         assert known == json.loads(json.dumps(same)), f"{name}: {split} has other rows than the runs before"
@@ -193,6 +206,18 @@ def _lines(results: Mapping[str, Any]) -> str:
     return f'{{\n{rest}"runs": {{\n{runs}\n}}\n}}\n'
 
 
+def protocol_named(name: str) -> Protocol:
+    """A protocol of scripts/evidence."""
+    protocol: Protocol = yaml.safe_load((PROTOCOLS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return protocol
+
+
+def written(results: Path) -> str:
+    """The page of the results in a folder: of each protocol, and of scripts/bench_objectives.py if it has run."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")}
+    return page([(protocol_named(name), found[name]) for name in NAMES], found.get("costs"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "write"))
@@ -204,20 +229,14 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.action == "run" and None in (asked.data, asked.model, asked.work):
         parser.error("run needs --data, --model and --work")
-    sections = []
+    if asked.action == "write":
+        asked.page.write_text(written(asked.results), encoding="utf-8")
+        return
     for name in NAMES:
-        protocol = yaml.safe_load((PROTOCOLS / f"{name}.yaml").read_text(encoding="utf-8"))
-        results = asked.results / f"{name}.json"
-        if asked.action == "write":
-            sections.append((protocol, json.loads(results.read_text(encoding="utf-8"))))
-            continue
         runs = [run.removeprefix(f"{name}/") for run in asked.names if run.startswith(f"{name}/")]
         if runs or not asked.names:
-            execute(protocol, runs, Place(asked.data, asked.model, asked.work / name), results)
-    if asked.action == "write":
-        costs = asked.results / "costs.json"  # of scripts/bench_objectives.py
-        known = json.loads(costs.read_text(encoding="utf-8")) if costs.exists() else None
-        asked.page.write_text(page(sections, known), encoding="utf-8")
+            place = Place(asked.data, asked.model, asked.work / name)
+            execute(protocol_named(name), runs, place, asked.results / f"{name}.json")
 
 
 if __name__ == "__main__":

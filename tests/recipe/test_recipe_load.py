@@ -482,6 +482,7 @@ data:
         answers: [a, b]
     validation:
       - {source: org/b, weight: 1}
+      - {source: org/c, min_gap: 0.5, tied: half, gap_scale: 2.0}
 """
 
 
@@ -493,6 +494,9 @@ def test_the_entries_of_a_mixture_are_checked_one_by_one() -> None:
         "data.source.train[2].name: the name a is that of another entry",
         "data.source.train[2].answers: no key says which answer is better",
         "data.source.validation[0].weight: a weight is a share of the training groups",
+        "data.source.validation[1].min_gap: applies to training rows only",
+        "data.source.validation[1].tied: applies to training rows only",
+        "data.source.validation[1].gap_scale: applies to training rows only",
     ):
         assert said in caught.value.message
     unknown = MIXTURE.replace("weight: 2", "colums: {a: b}").replace("tags: [code]", "min_gap: -1")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rmtrain.recipe.data_schema import MAPPING
+from rmtrain.recipe.data_schema import MAPPING, TRAINING_ONLY
 from rmtrain.recipe.load import dump_recipe, json_schema, list_settings, parse_recipe_text
 from rmtrain.recipe.rules import CONFLICT
 from rmtrain.recipe.schema import Recipe
@@ -96,7 +96,7 @@ def recipes(draw: Callable[..., Any]) -> Recipe:
             for place, entry in enumerate(split):
                 if isinstance(entry, dict):  # what the rules across entries and sections ask for
                     entry["name"] = f"e{place}"
-                    for key in ("weight", *MAPPING):
+                    for key in ("weight", *MAPPING, *TRAINING_ONLY):
                         entry.pop(key, None)
     while True:
         try:

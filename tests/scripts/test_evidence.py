@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from conftest import write_pairs
 from sweep_cases import in_this_process, run
 
+from rmtrain.evaluation.results import ScoredRow
 from rmtrain.evaluation.seeds import seed_difference
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -26,14 +26,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_the_page_is_made_from_its_results(script: Any) -> None:
-    sections = []
-    for name in script.NAMES:
-        protocol = yaml.safe_load((script.PROTOCOLS / f"{name}.yaml").read_text(encoding="utf-8"))
-        text = (script.DOCS / "evidence" / f"{name}.json").read_text(encoding="utf-8")
-        assert '"/' not in text  # no path of the machine that measured
-        sections.append((protocol, json.loads(text)))
-    costs = json.loads((script.DOCS / "evidence" / "costs.json").read_text(encoding="utf-8"))
-    assert script.page(sections, costs) == (script.DOCS / "evidence.md").read_text(encoding="utf-8")
+    results = script.DOCS / "evidence"
+    assert script.written(results) == (script.DOCS / "evidence.md").read_text(encoding="utf-8")
+    assert all('"/' not in path.read_text(encoding="utf-8") for path in results.iterdir())  # no path of the machine
     assert {path.stem for path in script.PROTOCOLS.iterdir()} == {*script.NAMES}
 
 
@@ -43,6 +38,17 @@ def test_long_answers_and_then_prompts_with_few_are_left_out(script: Any) -> Non
     kept = script.shortened(row, {"characters": 2, "at_least": 2})
     assert kept == {"id": "a", "prompt": "p", "completions": ["12", "1"], "scores": [0.1, 0.3]}
     assert script.shortened(row, {"characters": 2, "at_least": 3}) is None
+
+
+def test_only_preferences_far_enough_apart_are_counted(script: Any, tmp_path: Path) -> None:
+    rows = [
+        ScoredRow("a", "", (1.0, 2.0, 3.0), ((0, 1), (0, 2), (1, 2)), False),
+        ScoredRow("b", "", (1.0, 2.0), ((1, 0),), False),
+    ]
+    source = tmp_path / "test.jsonl"
+    source.write_text('{"id": "a", "scores": [0.9, 0.85, 0.1]}\n{"id": "b", "scores": [0.1, 0.11]}\n')
+    assert script.decided(rows, source, 0.0) is rows
+    assert [(row.id, row.preferences) for row in script.decided(rows, source, 0.1)] == [("a", ((0, 2), (1, 2)))]
 
 
 def test_trl_gets_every_preference_and_the_steps_that_fit(script: Any, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ READING = (
     "tied",
     "gap_scale",
 )  # those that an entry of a mixture may have for itself
+TRAINING_ONLY = ("min_gap", "tied", "gap_scale")  # those of them that no evaluation split reads
 
 EntryName = Annotated[str, StringConstraints(pattern=FOLDER_NAME_PATTERN)]
 
@@ -162,7 +163,7 @@ class DataSection(Section):
     score: Ratings = "fine_grained"
     """Raw UltraFeedback: rank by the mean of the four aspect ratings, or by the overall score."""
     min_gap: Gap = 0.0
-    """Smallest score difference that makes a preference; a difference of 0 is always a tie."""
+    """Smallest score difference that makes a training preference; a difference of 0 is always a tie."""
     tied: Tied = "drop"
     """Training preferences between equal scores or votes: drop them, or (half) keep them with a probability of 0.5."""
     gap_scale: GapScale | None = None

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from rmtrain.recipe.data_schema import READING
+from rmtrain.recipe.data_schema import READING, TRAINING_ONLY
 
 if TYPE_CHECKING:
     from rmtrain.recipe.data_schema import DataSection
@@ -59,6 +59,10 @@ def _mixture_conflicts(data: "DataSection", split: str) -> Iterator[Conflict]:
         if entry.weight is not None and split != "train":
             message = "a weight is a share of the training groups"
             yield Conflict((f"{own}.weight",), message, "leave it out; limit takes a number of groups")
+        for key in TRAINING_ONLY if split != "train" else ():
+            if getattr(entry, key) is not None:
+                message = "applies to training rows only: evaluation counts every preference as its row states it"
+                yield Conflict((f"{own}.{key}",), message, "leave it out, or leave such rows out of the file")
         merged = data.of_entry(entry)
         if any(getattr(merged, key) != getattr(data, key) for key in READING):
             for broken in _reading_conflicts(merged):
