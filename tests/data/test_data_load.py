@@ -272,7 +272,7 @@ def test_the_demo_source_has_three_splits_without_leaks() -> None:
 def test_processes_take_what_their_launcher_has_curated(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rmtrain.data import prepare
+    from rmtrain.data import curated_store, prepare
     from rmtrain.data.render import Renderer
     from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.display import Silent
@@ -283,7 +283,8 @@ def test_processes_take_what_their_launcher_has_curated(
     renderer = Renderer.for_tokenizer(load_tokenizer(str(base)))
     launcher = prepare.prepare(recipe, renderer, Silent())
     with prepare.shared_with_processes(launcher.data):
-        monkeypatch.setattr(prepare, "load_data", lambda *_: pytest.fail("the source was read again"))
+        monkeypatch.setattr(curated_store, "load_data", lambda *_: pytest.fail("the source was read again"))
+        Path(path).unlink()
         process = prepare.prepare(recipe, renderer, Silent())
     assert process.data == launcher.data
     assert {name: split.fingerprint for name, split in process.splits.items()} == {

@@ -14,7 +14,7 @@ from conftest import make_groups, make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data import token_cache, tokenize
+from rmtrain.data import cache_entry, token_cache, tokenize
 from rmtrain.data.render import Renderer
 from rmtrain.data.responses import mark_responses
 from rmtrain.data.template import TemplateRefusalError
@@ -536,9 +536,9 @@ def test_every_flipped_bit_is_found(renderer: Renderer, tmp_path: Path) -> None:
         content = bytearray(whole)
         content[place] ^= 1 << place % 8
         file.write_bytes(content)
-        assert token_cache._open(folder) is None
+        assert cache_entry.opened(folder, token_cache._read) is None
     file.write_bytes(whole)
-    assert token_cache._open(folder) is not None
+    assert cache_entry.opened(folder, token_cache._read) is not None
 
 
 def test_the_display_is_told_of_each_group(renderer: Renderer, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def _disk() -> Iterator[Check]:
     """Whether caches and the working folder can be written, and their free space."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from rmtrain.data.prepare import cache_folder
+    from rmtrain.data.cache_entry import cache_folder
 
     for name, folder, least in (
         ("model cache", Path(HF_HUB_CACHE), _ADVISED_FREE),

@@ -126,7 +126,7 @@ class HeldRows:
         """See `ChunkFile`."""
         part = slice(place.row, place.row + self._most)
         rows = list(self._rows[part])
-        lines = self._lines[part] if self._lines is not None else None
+        lines = list(self._lines[part]) if self._lines is not None else None
         return Content(rows, digest_of_rows(rows), lines), Place(place.row + len(rows))
 
     def close(self) -> None:

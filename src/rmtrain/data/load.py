@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmtrain.data.augment import add_other_prompts
@@ -38,6 +39,7 @@ class CuratedData:
     splits: dict[str, SplitData]
     leaks: list[Leak]
     notes: list[str]
+    folder: Path | None = None  # of the cache, where the groups are read from there
 
 
 def recipe_splits(data: DataSection) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class Shard(NamedTuple):
 
     name: str  # for messages
     rows: int
-    lines: list[int] | None  # the line that each row begins on
+    lines: Sequence[int] | None  # the line that each row begins on
     first: int = 0  # of the file's rows, where only a part of them is here
 
 

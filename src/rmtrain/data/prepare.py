@@ -2,14 +2,14 @@
 
 import contextlib
 import os
-import pickle
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from rmtrain.data.cache_entry import cache_folder
 from rmtrain.data.curate import CuratedRows
+from rmtrain.data.curated_store import open_stored, stored_data
 from rmtrain.data.joined_tokens import join_splits
 from rmtrain.data.ledgers import Ledger, join_ledgers
 from rmtrain.data.load import CuratedData, load_data
@@ -29,7 +29,7 @@ from rmtrain.recipe.schema import Recipe
 LedgerName = Literal["rows", "completions", "preferences"]
 LEDGERS: tuple[LedgerName, ...] = ("rows", "completions", "preferences")
 
-_CURATED = "RMTRAIN_CURATED"  # the file with the curated data that a launcher shares with its processes
+_CURATED = "RMTRAIN_CURATED"  # the folder of the cache with the curated data of the launcher of this process
 
 
 class ReadyPart(NamedTuple):
@@ -89,8 +89,7 @@ def prepare(recipe: Recipe, renderer: Renderer, display: Display, keep: list[Cur
         DataError: as `load_data`, a sequence that is too long where the recipe makes that an error, or a chat template
             that refuses more than a fifth of a split.
     """
-    shared = os.environ.get(_CURATED)
-    data = pickle.loads(Path(shared).read_bytes()) if shared else load_data(recipe.data, recipe.run.seed, keep=keep)
+    data = _curated(recipe, display) if keep is None else load_data(recipe.data, recipe.run.seed, keep=keep)
     splits = tokenize_splits(data, renderer, recipe.data.max_length, recipe.data.over_length, display)
     notes = [*data.notes, *renderer.notes]
     baked = renderer.baked()
@@ -100,23 +99,28 @@ def prepare(recipe: Recipe, renderer: Renderer, display: Display, keep: list[Cur
         f"{part.label(name)}: {note}"
         for name, split in splits.items()
         for (part, groups), ready in zip(split.data.by_part(), split.parts, strict=True)
-        for note in token_notes(ready.tokens, split.data.place, groups, renderer)
+        for note in token_notes(
+            ready.tokens, split.data.place, groups if part.report.schema == TOKENS else (), renderer
+        )
     ]
     return ReadyData(replace(data, notes=[*dict.fromkeys(notes)]), renderer, splits)
 
 
+def _curated(recipe: Recipe, display: Display) -> CuratedData:
+    shared = os.environ.get(_CURATED)
+    if shared and (data := open_stored(Path(shared), recipe.data)) is not None:
+        return data
+    return stored_data(recipe.data, recipe.run.seed, cache_folder() / "curated", display.note)
+
+
 @contextlib.contextmanager
 def shared_with_processes(data: CuratedData) -> Iterator[None]:
-    """Let the processes that are started within use this data, so that none of them reads the sources again."""
-    with tempfile.NamedTemporaryFile(prefix="rmtrain-") as file:
-        pickle.dump(data, file)
-        file.flush()
-        del data  # the launcher waits for hours, and has no use for it
-        os.environ[_CURATED] = file.name
-        try:
-            yield
-        finally:
-            del os.environ[_CURATED]
+    """Let the processes that are started within open this data, so that none of them reads the sources again."""
+    os.environ[_CURATED] = str(data.folder or "")
+    try:
+        yield
+    finally:
+        del os.environ[_CURATED]
 
 
 class TokenNote(NamedTuple):
@@ -197,12 +201,6 @@ def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
             if cause == UNKNOWN
             else "give a model.chat_template that takes such rows, or mend them",
         )
-
-
-def cache_folder() -> Path:
-    """Where tokenised splits are kept: $RMTRAIN_CACHE, or rmtrain/ in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RMTRAIN_CACHE") or Path(base) / "rmtrain")
 
 
 def tokenize_named(

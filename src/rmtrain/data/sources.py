@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple
 from rmtrain.data import demo
 from rmtrain.data.files import SUFFIXES, suffix_of
 from rmtrain.data.hub import HubDataset, load_hub, resolve_commit, rows_of
-from rmtrain.data.local_files import Shard, SplitRows, fingerprint_files, is_glob, open_local
+from rmtrain.data.local_files import Shard, SplitRows, find_files, fingerprint_files, is_glob, open_local
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, InputError
+from rmtrain.files import sha256_file
 from rmtrain.json_values import JsonObject
 from rmtrain.recipe.data_schema import DataSection
 
@@ -209,6 +210,22 @@ def _hub_rows(hub: HubDataset, source: Source, split: str) -> SplitRows:
 def _demo_rows(split: str, count: int) -> SplitRows:
     rows = demo.demo_rows(split, count)
     return SplitRows(rows, hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest())
+
+
+def state_of(source: Source) -> str:
+    """What the rows of a source depend on, beside its name: the commit of a hub dataset, or the content of its files.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    if source.kind == "hub":
+        return pin_source(source).revision or load_hub(source.name, source.config, None).commit
+    if source.kind == "demo":
+        return ""
+    files = [file for of_split in find_files(source.files).values() for file in of_split]
+    if not files:  # a folder that `save_to_disk` wrote
+        files = sorted(path for path in Path(os.path.expanduser(source.files[0])).rglob("*") if path.is_file())
+    return " ".join(f"{file} {sha256_file(file)}" for file in files)
 
 
 def has_changed(rows: SourceRows) -> bool:

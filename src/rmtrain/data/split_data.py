@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from rmtrain.data.entries import Entry
@@ -22,7 +21,7 @@ class SplitPart:
 
     entry: Entry
     report: SplitReport
-    rows: tuple[int, ...]  # the source row that each of its groups was made of, from 0
+    rows: Sequence[int]  # the source row that each of its groups was made of, from 0
     places: RowPlaces
     origin: Mapping[str, Any]  # what a result records of its rows: how to read them again
     repeated: int | None = None  # to how many groups a pass of training repeats them; None: each is taken once
@@ -37,7 +36,7 @@ class SplitData:
     """The groups of one split, entry by entry, and where they came from."""
 
     name: str
-    groups: list[PreferenceGroup]
+    groups: Sequence[PreferenceGroup]
     parts: tuple[SplitPart, ...]  # at least one
 
     @property
@@ -87,11 +86,11 @@ class SplitData:
         """The row, in the source of its entry, that each group was made of."""
         return tuple(row for part in self.parts for row in part.rows)
 
-    def by_part(self) -> Iterator[tuple[SplitPart, list[PreferenceGroup]]]:
+    def by_part(self) -> Iterator[tuple[SplitPart, Sequence[PreferenceGroup]]]:
         """Each entry with its groups."""
-        groups = iter(self.groups)
+        start = 0
         for part in self.parts:
-            yield part, list(islice(groups, len(part.rows)))
+            yield part, self.groups[start : (start := start + len(part.rows))]
 
     def place(self, group_id: str) -> str:
         """The place of the row that a group was made of."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import compress, islice
@@ -11,21 +10,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rmtrain.data.cache_entry import cached
 from rmtrain.data.render import Renderer
 from rmtrain.data.template import REFUSED, UNKNOWN, TemplateRefusalError
 from rmtrain.data.token_table import Sizes, features_of
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, Value, tokenize_groups
 from rmtrain.data.types import Preference, PreferenceGroup, Row
-from rmtrain.errors import RunFailedError
-from rmtrain.files import staged_folder, writing
 
 OVER_LENGTH = "over length"
 IDENTICAL = ("identical after rendering", "identical after truncation")  # the cause in a whole group, and in a cut one
 
 _VERSION = "3"  # raise when tokenisation or rendering changes what tokens come out, or when rows change
 _LAYOUT = "5"  # raise when entries of the cache change in form; not part of the fingerprint, which resumed runs compare
-_ELSEWHERE = "RMTRAIN_CACHE can name another place"
-_TABLE, _REPORT, _CHECKSUMS = "groups.arrow", "report.json", "checksums"  # the files in an entry of the cache
+_TABLE, _REPORT = "groups.arrow", "report.json"  # the files in an entry of the cache
 _ROWS = 1000  # that are in memory at once when a table is written
 
 
@@ -165,34 +162,53 @@ def tokenize_split(
     Raises:
         DataError: as tokenize_groups.
     """
-    from filelock import FileLock
-
     rule = [_VERSION, renderer.contract(), max_length, over_length, drop_identical]
+    fingerprint, soft = _fingerprint(groups, rule, renderer, cache)
+
+    def write(folder: Path) -> None:
+        report, refused = TokenReport(drop_identical), dict[str, TemplateRefusalError]()
+        tokenized = tokenize_groups(groups, renderer, max_length, over_length, refused)
+        counted = _counted(progress, zip(groups, tokenized, strict=True))
+        kept = (report.keep(group, tokens, refused.pop(group.id, None)) for group, tokens in counted)
+        _write(folder, (group_to_row(each) for each in kept if each is not None), features_of(soft), report)
+
+    folder = cache / f"{fingerprint[:32]}-{_LAYOUT}"
+    table, report = cached(folder, "cached tokens", write, _read, notify)
+    return TokenizedSplit(fingerprint, table, report.dropped, report.identical, report.truncated, report.omitted)
+
+
+class _Fingerprint(NamedTuple):
+    """What names the tokens of some groups, and decides on their columns."""
+
+    digest: str
+    soft: bool  # whether a preference has another probability than 1
+
+
+def _fingerprint(groups: Sequence[PreferenceGroup], rule: list[Any], renderer: Renderer, cache: Path) -> _Fingerprint:
+    """The fingerprint of groups as tokenised by a rule; that of a named table is kept in the cache."""
     digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode())
     digest.update(renderer.tokenizer.backend_tokenizer.to_str().encode())
+    name = getattr(groups, "name", None)
+    if name is None:
+        return _of_groups(groups, digest)
+    known = cache / "fingerprints" / hashlib.sha256(f"{name} {digest.hexdigest()}".encode()).hexdigest()[:32]
+
+    def write(folder: Path) -> None:
+        (folder / "fingerprint.json").write_text(json.dumps(_of_groups(groups, digest)))
+
+    return cached(known, "cached fingerprint", write, _read_fingerprint, lambda line: None)
+
+
+def _read_fingerprint(folder: Path) -> _Fingerprint:
+    return _Fingerprint(*json.loads((folder / "fingerprint.json").read_bytes()))
+
+
+def _of_groups(groups: Iterable[PreferenceGroup], digest: Any) -> _Fingerprint:
     soft = False
     for group in groups:
         digest.update(repr(group).encode("utf-8", "surrogatepass"))
         soft = soft or any(each.probability != 1.0 for each in group.preferences)
-    fingerprint = digest.hexdigest()
-    folder = cache / f"{fingerprint[:32]}-{_LAYOUT}"
-    with writing(cache, left=_ELSEWHERE):
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{folder.name}.lock"):
-            entry = _open(folder)
-            if entry is None:
-                if folder.exists():
-                    notify(f"the cached tokens in {folder} are damaged, and are made again")
-                report, refused = TokenReport(drop_identical), dict[str, TemplateRefusalError]()
-                tokenized = tokenize_groups(groups, renderer, max_length, over_length, refused)
-                counted = _counted(progress, zip(groups, tokenized, strict=True))
-                kept = (report.keep(group, tokens, refused.pop(group.id, None)) for group, tokens in counted)
-                _write(folder, (group_to_row(each) for each in kept if each is not None), features_of(soft), report)
-                entry = _open(folder)
-            if entry is None:
-                raise RunFailedError(f"{folder}: the tokens just written can't be read", "the disk may be damaged")
-    table, report = entry
-    return TokenizedSplit(fingerprint, table, report.dropped, report.identical, report.truncated, report.omitted)
+    return _Fingerprint(digest.hexdigest(), soft)
 
 
 def _counted(progress: Callable[[int], None], pairs: Iterable[Value]) -> Iterator[Value]:
@@ -250,22 +266,13 @@ class TokenReport:
         )
 
 
-def _open(folder: Path) -> tuple[Any, TokenReport] | None:
-    """Table and report of an entry; None if there is none, or if any of its bytes has changed.
-
-    Checked before Arrow maps the table into memory, since a damaged one can crash the process.
-    """
+def _read(folder: Path) -> tuple[Any, TokenReport]:
     from datasets import Dataset
 
-    try:
-        if (folder / _CHECKSUMS).read_bytes() != _checksums(folder):
-            return None
-        report = TokenReport(**json.loads((folder / _REPORT).read_bytes()))
-        report.dropped = {cause: Lost(*lost) for cause, lost in report.dropped.items()}
-        report.omitted = {what: Omitted(*omitted) for what, omitted in report.omitted.items()}
-        return Dataset.from_file(str(folder / _TABLE)), report
-    except (OSError, ValueError):  # pyarrow's errors are among these
-        return None
+    report = TokenReport(**json.loads((folder / _REPORT).read_bytes()))
+    report.dropped = {cause: Lost(*lost) for cause, lost in report.dropped.items()}
+    report.omitted = {what: Omitted(*omitted) for what, omitted in report.omitted.items()}
+    return Dataset.from_file(str(folder / _TABLE)), report
 
 
 def _write(folder: Path, rows: Iterator[Row], features: Any, report: TokenReport) -> None:
@@ -273,24 +280,8 @@ def _write(folder: Path, rows: Iterator[Row], features: Any, report: TokenReport
     import pyarrow as pa
 
     schema = features.arrow_schema
-    # the caller holds the lock, so a folder of that name is damaged
-    with staged_folder(folder, left=_ELSEWHERE, replace=True, durable=False) as staging:
-        with pa.OSFile(str(staging / _TABLE), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-            stream.write(pa.RecordBatch.from_pylist([], schema))  # datasets can't open a table without any part
-            while part := list(islice(rows, _ROWS)):
-                stream.write(pa.RecordBatch.from_pylist(part, schema))
-        (staging / _REPORT).write_text(json.dumps(asdict(report)))
-        (staging / _CHECKSUMS).write_bytes(_checksums(staging))
-
-
-def _checksums(folder: Path) -> bytes:
-    """CRC-32, size and name of each file of an entry: fast, and it detects every flipped bit."""
-    lines = []
-    for path in sorted(folder.iterdir()):
-        if path.name != _CHECKSUMS:
-            value = size = 0
-            with open(path, "rb") as stream:
-                while piece := stream.read(1 << 20):
-                    value, size = zlib.crc32(piece, value), size + len(piece)
-            lines.append(f"{value:08x} {size} {path.name}\n")
-    return "".join(lines).encode()
+    with pa.OSFile(str(folder / _TABLE), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        stream.write(pa.RecordBatch.from_pylist([], schema))  # datasets can't open a table without any part
+        while part := list(islice(rows, _ROWS)):
+            stream.write(pa.RecordBatch.from_pylist(part, schema))
+    (folder / _REPORT).write_text(json.dumps(asdict(report)))

@@ -113,7 +113,7 @@ def tokenize_groups(
         RunawayTemplateError: the template does not terminate.
     """
     for start in range(0, len(groups), _CHUNK):
-        chunk = groups[start : start + _CHUNK]
+        chunk = list(groups[start : start + _CHUNK])
         distinct = [group._replace(completions=tuple(dict.fromkeys(group.completions))) for group in chunk]
         texts = _texts_of_all(distinct, renderer, refused)  # equal completions only once
         flat = iter(renderer.encode([text for of_one in texts for text in of_one]))
