@@ -69,28 +69,30 @@ def _help(command: Callable[..., None]) -> str:
     return "\n\n".join(text if text.startswith("[dim]") else text.replace("\n", " ") for text in paragraphs)
 
 
-def _add(name: str, command: Callable[..., None]) -> None:
-    app.command(name, help=_help(command))(command)
-
-
-_add("train", train.train)
-_add("sweep", sweep.sweep)
-_add("eval", evaluate.evaluate)
-_add("rewardbench", rewardbench.rewardbench)
-_add("score", score.score)
-_add("select", select.select)
-_add("serve", serve.serve)
-_add("compare", compare.compare)
-_add("leaderboard", leaderboard.leaderboard)
-_add("gap", gap.gap)
-_add("average", average.average)
-_add("calibrate", calibrate.calibrate)
-_add("export", export.export)
-_add("data", data.data)
-_add("curate", curate.curate)
-app.add_typer(recipes.app, name="recipes")
-app.add_typer(runs.app, name="runs")
-_add("doctor", doctor.doctor)
+_COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "Training": {
+        "train": train.train,
+        "sweep": sweep.sweep,
+        "average": average.average,
+        "calibrate": calibrate.calibrate,
+    },
+    "Measuring": {
+        "eval": evaluate.evaluate,
+        "rewardbench": rewardbench.rewardbench,
+        "compare": compare.compare,
+        "leaderboard": leaderboard.leaderboard,
+        "gap": gap.gap,
+    },
+    "Using a model": {"score": score.score, "select": select.select, "serve": serve.serve, "export": export.export},
+    "Data": {"data": data.data, "curate": curate.curate},
+    "Looking around": {"recipes": recipes.app, "runs": runs.app, "doctor": doctor.doctor},
+}
+for panel, commands in _COMMANDS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, help=_help(command), rich_help_panel=panel)(command)
 
 
 @app.callback(invoke_without_command=True)

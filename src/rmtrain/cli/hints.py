@@ -38,7 +38,7 @@ def for_command(command: str, hint: str, options: Mapping[str, set[str]]) -> str
             return option
         if has(option):
             return f"{option}-a (or -b)"
-        other = next((name for name in ("eval", *options) if option in options.get(name, ())), None)
+        other = next((name for name in ("eval", "score", *options) if option in options.get(name, ())), None)
         return f"rmtrain {other} {option}" if other else option
 
     if has("--columns"):
