@@ -121,7 +121,7 @@ def test_what_can_not_be_calibrated_is_refused(
     path = Path(model) / "calibration.json"
     whole = json.loads(path.read_text())
     for change, told in (
-        ({"format": 2}, "format"),
+        ({"format": 3}, "format"),
         ({"temperature": 0}, "temperature"),
         ({"lengths": [2, 1]}, "ascending"),
     ):

@@ -361,7 +361,7 @@ def test_clients_that_share_a_prompt_share_its_computation(scorer: OnlineScorer,
         near(one.reward, other.reward)  # type: ignore[union-attr]
         assert one.tokens == other.tokens  # type: ignore[union-attr]
     assert 3 * sum(passes) < taken
-    texts = [scorer.reader.group_of_ids("", [[1, *range(5, 65), *range(5, 60), 7 + i, 2]])[0] for i in range(3)]
+    texts = [scorer.reader.group_of_ids("", [1, *range(5, 65), *range(5, 60), 7 + i, 2]).group for i in range(3)]
     assert join_prompts([*groups, *texts]) == [[0, 2, 4, 6], [1, 3, 5, 7], [8, 9, 10]]
     long = _group(prompts[0], [" ".join(["w9"] * 600)], "long")
     mixed = scorer.score_rows([*groups[:3], long])

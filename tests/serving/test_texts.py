@@ -1,15 +1,14 @@
 """Whole texts get the tokens of their messages, whatever the chat template writes around them."""
 
-import json
 from typing import Any
 
 import pytest
 from conftest import TEMPLATE, make_tokenizer
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.types import Message, PreferenceGroup
+from rmtrain.data.types import Message, ids_in
 from rmtrain.errors import InputError
-from rmtrain.serving.texts import TextReader
+from rmtrain.serving.texts import ReadTexts, TextReader
 
 LOOP = "{% for m in messages %}"
 TEMPLATES = {
@@ -37,8 +36,14 @@ def renderer_of(template: str, **tokens: Any) -> Renderer:
     return Renderer.for_tokenizer(tokenizer)
 
 
-def ids(read: tuple[PreferenceGroup, bool]) -> list[list[int]]:
-    return [json.loads(completion[0].content) for completion in read[0].completions]
+def ids(read: list[ReadTexts]) -> list[list[int]]:
+    """The tokens of whole texts, in the order of the texts."""
+    found = {
+        place: [*(ids_in(made.group.prompt) or []), *(ids_in(completion) or [])]
+        for made in read
+        for place, completion in zip(made.places, made.group.completions, strict=True)
+    }
+    return [found[place] for place in sorted(found)]
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES])
@@ -52,8 +57,8 @@ def test_a_rendered_text_gets_the_tokens_of_its_messages(name: str, conversation
     bare = text.removeprefix("<s>")
     ended = text.rstrip().removesuffix("</s>")
     for same in (text, f"<s><s>{bare}", bare, ended, f"{ended}</s><unk><unk>", generated, f"{generated} </s>"):
-        assert ids(reader.group("", [same])) == expected, same
-    assert reader.group("", [text, generated])[1] is False
+        assert ids(reader.groups("", [same])) == expected, same
+    assert reader.groups("", [text, generated])[0].cut is False
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES])
@@ -63,24 +68,23 @@ def test_a_plain_prompt_is_one_user_message(name: str) -> None:
     opened = renderer.render(CONVERSATIONS[0][:1], generation=True)
     assert reader.is_rendered(opened) is (name != "words alone")
     assert not reader.is_rendered("w1 w2")
-    group, cut = reader.group("", ["w1 w2 w3", "w1 w2 w4</s>"], "w1 w2")
+    ((group, _, cut),) = reader.groups("", ["w1 w2 w3", "w1 w2 w4</s>"], "w1 w2")
     assert (group.prompt, cut) == ((Message("user", "w1 w2"),), False)
     assert [completion[0].content for completion in group.completions] == [" w3", " w4"]
     with pytest.raises(InputError, match="does not begin with its prompt"):
-        reader.group("", ["w1"], "w2")
+        reader.groups("", ["w1"], "w2")
 
 
 def test_a_text_that_is_too_long_loses_its_start_after_bos() -> None:
     renderer = renderer_of(TEMPLATE)
     whole = renderer.tokenize([CONVERSATIONS[1]])[0]
-    (short, other), cut = (
-        ids(read := TextReader(renderer, 8).group("", [renderer.render(CONVERSATIONS[1])] * 2)),
-        read[1],
-    )
-    assert cut
-    assert short == other == whole[:1] + whole[-7:]
+    for splits in (False, True):
+        read = TextReader(renderer, 8, splits).groups("", [renderer.render(CONVERSATIONS[1])] * 2)
+        short, other = ids(read)
+        assert all(made.cut for made in read)
+        assert short == other == whole[:1] + whole[-7:]
 
 
 def test_half_a_character_is_refused() -> None:
     with pytest.raises(InputError, match="half of a surrogate pair"):
-        TextReader(renderer_of(TEMPLATE), 512).group("", ["w1 \ud800"])
+        TextReader(renderer_of(TEMPLATE), 512).groups("", ["w1 \ud800"])

@@ -27,6 +27,7 @@ def serve(
     ] = None,
     prompt: options.Prompt = None,
     label: options.Label = None,
+    calibrated: options.Calibrated = False,
     max_length: options.MaxLength = None,
     dtype: options.Dtype = None,
     tokens_per_batch: options.Tokens = None,
@@ -54,8 +55,8 @@ def serve(
 
     display = TerminalDisplay()
     with listen(host, port) as listener:  # refuses before the model is loaded
-        ref = choose(ckpt, runs, display)
-        scoring = ScoringOptions(prompt=prompt, label=label, max_length=max_length, dtype=dtype)
+        scoring = ScoringOptions(prompt=prompt, label=label, max_length=max_length, dtype=dtype, calibrated=calibrated)
+        ref = choose(ckpt, runs, display, scoring)
         scorer = OnlineScorer.open(ref.where, scoring, device, tokens_per_batch, not no_verify)
         token = os.environ.get(TOKEN, "")
         limits = ServerLimits(

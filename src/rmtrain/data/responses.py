@@ -1,12 +1,13 @@
-"""Where the responses of tokenised groups start, for scoring the log-probabilities of completions."""
+"""Where the responses of tokenised groups start: for log-probabilities of completions, and for their lengths."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import OverLength, TokenizedGroup, truncate_group
-from rmtrain.data.types import PreferenceGroup
+from rmtrain.data.template import TemplateRefusalError
+from rmtrain.data.tokenize import OverLength, TokenizedGroup, Tokens, truncate_group
+from rmtrain.data.types import Conversation, PreferenceGroup
 
 
 def mark_responses(
@@ -25,19 +26,61 @@ def mark_responses(
         groups: what was tokenised.
         tokenized: the result of `tokenize_groups` by the same rule, with no group dropped.
         renderer, max_length, over_length: as of `tokenize_groups`.
+
+    Raises:
+        TemplateRefusalError: the chat template refuses a prompt without an answer.
     """
-    marked = []
+    return [
+        _mark(tokens, renderer.tokenize_prompt(prompt, group.arguments) if prompt else [])
+        for group, tokens, prompt in _prompts(groups, tokenized, renderer, max_length, over_length)
+    ]
+
+
+def count_responses(
+    groups: Sequence[PreferenceGroup],
+    tokenized: Sequence[TokenizedGroup],
+    renderer: Renderer,
+    max_length: int,
+    over_length: OverLength,
+) -> list[tuple[int, ...]]:
+    """Tokens of each of the K responses of each group, which depend on no other response; as `mark_responses`.
+
+    Where the chat template refuses the prompt alone, the count is of all tokens but the first.
+    """
+    counts = []
+    for group, tokens, prompt in _prompts(groups, tokenized, renderer, max_length, over_length):
+        try:
+            before = renderer.tokenize_prompt(prompt, group.arguments) if prompt else []
+        except TemplateRefusalError:
+            before = []
+        counts.append(_mark(tokens, before).response_lengths)
+    return counts
+
+
+def _prompts(
+    groups: Sequence[PreferenceGroup],
+    tokenized: Sequence[TokenizedGroup],
+    renderer: Renderer,
+    max_length: int,
+    over_length: OverLength,
+) -> Iterator[tuple[PreferenceGroup, TokenizedGroup, Conversation]]:
+    """Each group, its tokens, and what is left of its prompt."""
     for group, tokens in zip(groups, tokenized, strict=True):
         prompt = group.prompt
         if tokens.truncated:
             whole = renderer.tokenize([group.prompt + completion for completion in group.completions], group.arguments)
             prompt = truncate_group(group, whole, renderer, max_length, over_length == "truncate_prompt")[0].prompt
-        before = np.asarray(renderer.tokenize_prompt(prompt, group.arguments) if prompt else [], dtype=np.int32)
-        starts = []
-        for suffix in tokens.suffixes:
-            sequence = np.concatenate([tokens.prefix, suffix])
-            shared = min(len(before), len(sequence) - 1)
-            different = np.flatnonzero(before[:shared] != sequence[:shared])
-            starts.append(max(1, int(different[0]) if len(different) else shared))
-        marked.append(tokens._replace(starts=tuple(starts)))
-    return marked
+        yield group, tokens, prompt
+
+
+def _mark(tokens: TokenizedGroup, before: Sequence[int]) -> TokenizedGroup:
+    """The group with `starts`, after the tokens of its prompt."""
+    sequences = (np.concatenate([tokens.prefix, suffix]) for suffix in tokens.suffixes)
+    return tokens._replace(starts=tuple(max(1, common_prefix(before, sequence)) for sequence in sequences))
+
+
+def common_prefix(before: Sequence[int], sequence: Sequence[int] | Tokens) -> int:
+    """Tokens with which both begin; less than all of the sequence."""
+    shared = min(len(before), len(sequence) - 1)
+    different = np.flatnonzero(np.asarray(before[:shared]) != np.asarray(sequence[:shared]))
+    return int(different[0]) if len(different) else shared

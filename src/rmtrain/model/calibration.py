@@ -24,7 +24,8 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
+    """1: lengths were counted after the tokens that all answers of a group begin with. 2: after the rendered prompt."""
     lengths: tuple[_Finite, ...]
     """G places of the curve in tokens, in ascending order; beyond them it is level. None at all: no curve."""
     curve: tuple[_Finite, ...]
@@ -47,6 +48,11 @@ class Calibration(BaseModel):
         if len(self.lengths) != len(self.curve) or list(self.lengths) != sorted(set(self.lengths)):
             raise ValueError("lengths and curve are not one ascending list of places and its values")
         return self
+
+    @property
+    def has_old_lengths(self) -> bool:
+        """The curve is over lengths that depend on the other answers of a group, so it fits no answer by itself."""
+        return self.format == 1 and bool(self.lengths)
 
     def apply(self, rewards: tuple[float, ...], lengths: tuple[int, ...]) -> tuple[float, ...]:
         """K calibrated rewards, as float32 values; lengths in tokens."""

@@ -82,6 +82,7 @@ class EnsembleScorer:
             min(score.identical for score in scores),
             members=rewards,
             omitted=scores[0].omitted,
+            tokens=scores[0].tokens,
         )
 
 

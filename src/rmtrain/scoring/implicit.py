@@ -5,7 +5,7 @@ a completion (eq. 5); beta changes no ranking and is left out.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +90,11 @@ class PolicyScorer:
 
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
         """Implicit rewards; see `Scorer`."""
-        made = tokenize_task(task, self.renderer, self.info.max_length, OVER_LENGTH)
+        made = tokenize_task(replace(task, counts=False), self.renderer, self.info.max_length, OVER_LENGTH)
         marked = mark_responses(made.groups, made.tokens, self.renderer, self.info.max_length, OVER_LENGTH)
         partial = task.partial(made.fingerprint, self.info.fingerprint)
         rewards = self.rewards(marked, task.tokens_per_batch, partial, task.progress, task.display.note, task.alone)
-        lengths = iter([group.response_lengths for group in marked])
-        return [score and score._replace(lengths=next(lengths)) for score in made.scores(rewards, task)]
+        return replace(made, counts=[group.response_lengths for group in marked]).scores(rewards, task)
 
     def _load(self, number: int, notify: Callable[[str], None]) -> RewardModel:
         """One of the models, as kept or from its files."""

@@ -31,13 +31,13 @@ class GroupScore(NamedTuple):
     """What a scorer says of one group."""
 
     rewards: tuple[float, ...]  # K float32 values; empty if the scorer only compares completions
-    lengths: tuple[int, ...]  # K, tokens of each completion; empty if unknown
+    lengths: tuple[int, ...]  # K, tokens of each completion after its rendered prompt; empty if not counted
     truncated: bool
     identical: int = 0  # preferences between completions of the same tokens, which are ties
     margins: tuple[float, ...] = ()  # one a preference, if the scorer only compares: the better one's over the worse
     members: tuple[tuple[float, ...], ...] = ()  # of an ensemble, M times K: the rewards of each member
     omitted: tuple[Omission, ...] = ()  # what the chat template leaves out, where the process scores alone
-    prefix: int = 0  # tokens that all sequences of the group begin with; each has those of `lengths` beside them
+    tokens: tuple[int, ...] = ()  # K, of each completion with its prompt
 
     @property
     def reward_std(self) -> list[float]:
@@ -62,6 +62,7 @@ class ScorerInfo:
         gives_rewards: every completion gets a reward; otherwise each preference gets a margin.
         renderer: turns conversations into tokens; None if the scorer does so by other means.
         members: of an ensemble, as named by the user.
+        by_length: a reward depends on the tokens of the answer alone, so whole texts need to be told apart.
     """
 
     where: str
@@ -76,6 +77,7 @@ class ScorerInfo:
     gives_rewards: bool = True
     renderer: "Renderer | None" = None
     members: tuple[str, ...] = ()
+    by_length: bool = False
 
     def record(self) -> JsonObject:
         """The fields of a result that say what scored it."""
@@ -107,6 +109,7 @@ class ScoringTask:
         display: of the main process.
         place: says in which row a group is, by its id.
         drop_refused: leave out groups that the chat template refuses, up to a fifth of all; otherwise they are errors.
+        counts: count the tokens of each completion after its prompt.
     """
 
     name: str
@@ -116,6 +119,7 @@ class ScoringTask:
     display: Display
     place: Callable[[str], str] = "group {}".format
     drop_refused: bool = False
+    counts: bool = True
 
     @property
     def alone(self) -> bool:

@@ -100,7 +100,7 @@ class StreamScoring:
         partial = OnePartial(self.parts.batches(name))
         display = _PartDisplay(self.display, self._rows_done(), self.rows.stream.rows)
         scores = self.scorer.score(
-            ScoringTask(split.name, split.groups, self.tokens_per_batch, partial, display, split.place)
+            ScoringTask(split.name, split.groups, self.tokens_per_batch, partial, display, split.place, counts=False)
         )
         found = [score for score in scores if score is not None]
         columns = {"rewards": [list(score.rewards) for score in found]}

@@ -1,10 +1,11 @@
 """Groups of a scoring task → tokens, with what the chat template refuses dropped or reported."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rmtrain.data.prepare import require_most, token_notes, tokenize_named
 from rmtrain.data.render import Renderer
+from rmtrain.data.responses import count_responses
 from rmtrain.data.template import TemplateRefusalError
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, tokenize_groups
 from rmtrain.data.types import PreferenceGroup
@@ -20,24 +21,27 @@ class TokenizedTask:
         groups: those not refused by the chat template.
         tokens: of each.
         fingerprint: digest of the groups, the rendering and the rules.
+        counts: tokens of each completion after its prompt, by group; None if they were not asked for.
     """
 
     groups: Sequence[PreferenceGroup]
     tokens: Sequence[TokenizedGroup]
     fingerprint: str
+    counts: Sequence[tuple[int, ...]] | None = None
 
     def scores(self, rewards: Sequence[Sequence[float]], task: ScoringTask) -> list[GroupScore | None]:
         """Rewards of the tokenised groups as scores of all groups of the task, None for those that were refused."""
+        counts = self.counts if self.counts is not None else [()] * len(self.tokens)
         scores = (
             GroupScore(
                 tuple(values),
-                made.spread([*map(len, made.suffixes)]),
+                lengths,
                 made.truncated,
                 sum(made.identical),
                 omitted=made.omitted,
-                prefix=len(made.prefix),
+                tokens=made.spread(made.lengths),
             )
-            for made, values in zip(self.tokens, rewards, strict=True)
+            for made, values, lengths in zip(self.tokens, rewards, counts, strict=True)
         )
         kept = {group.id for group in self.groups}
         return [next(scores) if group.id in kept else None for group in task.groups]
@@ -60,8 +64,17 @@ def tokenize_task(task: ScoringTask, renderer: Renderer, max_length: int, over_l
     Raises:
         InputError: the chat template refuses a group, or with `drop_refused` more than a fifth of all.
     """
-    if task.alone:
-        return _tokenize_alone(task, renderer, max_length, over_length)
+    tokenize = _tokenize_alone if task.alone else _tokenize_together
+    made = tokenize(task, renderer, max_length, over_length)
+    if not task.counts:
+        return made
+    return replace(made, counts=count_responses(made.groups, made.tokens, renderer, max_length, over_length))
+
+
+def _tokenize_together(
+    task: ScoringTask, renderer: Renderer, max_length: int, over_length: OverLength
+) -> TokenizedTask:
+    """The groups of a task through the token cache, once for all processes."""
     made = tokenize_named(task.name, task.groups, renderer, max_length, over_length, task.display)
     cause, lost = made.refused or ("", None)
     if lost and not task.drop_refused:

@@ -10,7 +10,7 @@ from rmtrain.data.schemas.rows import RowFault, template_arguments
 from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.errors import InputError, RmtrainError, printable
 from rmtrain.serving.online import RowScore
-from rmtrain.serving.texts import TextReader, require_unicode
+from rmtrain.serving.texts import ReadTexts, TextReader, require_unicode
 
 _GROUP = re.compile(r"^group [\d. ]+: ")
 _CHARACTERS_PER_TOKEN = 64  # longer texts are refused before they are tokenised
@@ -77,10 +77,8 @@ class Asked:
             prompt = prompts[number] if prompts is not None else None
             try:
                 if isinstance(value, list):
-                    self._add(
-                        [place],
-                        self.reader.group_of_ids("", [self._read(lambda ids: token_ids(ids, "ids"), value, at)]),
-                    )
+                    ids = self._read(lambda ids: token_ids(ids, "ids"), value, at)
+                    self._add([place], [self.reader.group_of_ids("", ids)])
                 elif not isinstance(value, str) or not (prompt is None or isinstance(prompt, str)):
                     raise InputError(f"{at}: no text", "give text, rendered by the model's chat template")
                 else:
@@ -94,7 +92,7 @@ class Asked:
     def _texts_of(self, rows: Sequence[tuple[int, str]], prompt: str | None) -> None:
         """Texts of one prompt; read one by one where they can't be read together."""
         try:
-            self._add([place for place, _ in rows], self.reader.group("", [text for _, text in rows], prompt))
+            self._add([place for place, _ in rows], self.reader.groups("", [text for _, text in rows], prompt))
         except InputError as error:
             if len(rows) == 1:
                 self.faults[rows[0][0]] = error
@@ -102,10 +100,11 @@ class Asked:
                 for row in rows:
                     self._texts_of([row], prompt)
 
-    def _add(self, places: list[int], read: tuple[PreferenceGroup, bool]) -> None:
-        group, cut = read
-        self.groups.append((group, places))
-        self.cut |= set(places) if cut else set()
+    def _add(self, places: list[int], read: Sequence[ReadTexts]) -> None:
+        for group, numbers, cut in read:
+            of_group = [places[number] for number in numbers]
+            self.groups.append((group, of_group))
+            self.cut |= set(of_group) if cut else set()
 
     def _read(self, read: Callable[[Any], Any], value: object, where: str) -> Any:
         """What a reader of rows makes of a value; raises InputError with the place where it can't."""

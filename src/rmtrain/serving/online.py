@@ -91,7 +91,7 @@ class OnlineScorer:
         scorer = open_scorer(ScorerRequest(where, options, verify, device or default_device()))
         scorer.info.require_rewards("a server or a reward function")
         name = run.name if run is not None else os.path.basename(os.path.normpath(where))
-        reader = TextReader(scorer.info.renderer, scorer.info.max_length)
+        reader = TextReader(scorer.info.renderer, scorer.info.max_length, scorer.info.by_length)
         found = cls(scorer, name, tokens_per_batch or scorer.info.tokens_per_batch, reader)
         for note in scorer.info.notes:
             found._display.note(f"{name}: {note}")
@@ -102,13 +102,18 @@ class OnlineScorer:
         """What is known of the scorer."""
         return self.scorer.info
 
-    def score(self, groups: Sequence[PreferenceGroup]) -> list[GroupScore | RmtrainError]:
-        """A score for each group, or why this group has none; the others are scored all the same."""
+    def score(self, groups: Sequence[PreferenceGroup], counts: bool = False) -> list[GroupScore | RmtrainError]:
+        """A score for each group, or why this group has none; the others are scored all the same.
+
+        Args:
+            groups: what to score.
+            counts: count the tokens of each completion after its prompt.
+        """
         if not groups:
             return []
         # a trainer's mixed precision must not reach the reward model
         with self._lock, torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            return self._score(groups)
+            return self._score(groups, counts)
 
     def score_rows(self, groups: Sequence[PreferenceGroup]) -> list[list[RowScore | RmtrainError]]:
         """As `score`, by completion; groups of one prompt, of whatever clients, go through the model together.
@@ -148,19 +153,23 @@ class OnlineScorer:
             found.append([row for part in parts for row in _rows(part)])
         return found
 
-    def _score(self, groups: Sequence[PreferenceGroup]) -> list[GroupScore | RmtrainError]:
-        task = ScoringTask("rows", groups, self.tokens_per_batch, None, self._display, drop_refused=len(groups) > 1)
+    def _score(self, groups: Sequence[PreferenceGroup], counts: bool) -> list[GroupScore | RmtrainError]:
+        drops = len(groups) > 1
+        task = ScoringTask(
+            "rows", groups, self.tokens_per_batch, None, self._display, drop_refused=drops, counts=counts
+        )
         try:
             scores = self.scorer.score(task)
         except Exception as error:
             if len(groups) == 1:
                 return [error if isinstance(error, RmtrainError) else _unexpected(error)]
             middle = len(groups) // 2
-            return self._score(groups[:middle]) + self._score(groups[middle:])
+            return self._score(groups[:middle], counts) + self._score(groups[middle:], counts)
         for what in sorted({omission.what for score in scores if score for omission in score.omitted}):
             self._display.note(f"the chat template leaves out parts of some rows: {what}")
         return [
-            score if score is not None else self._score([group])[0] for group, score in zip(groups, scores, strict=True)
+            score if score is not None else self._score([group], counts)[0]
+            for group, score in zip(groups, scores, strict=True)
         ]
 
 
@@ -185,9 +194,8 @@ def _together(groups: Sequence[PreferenceGroup]) -> PreferenceGroup:
 def _rows(score: GroupScore | RmtrainError) -> list[RowScore | RmtrainError]:
     if isinstance(score, RmtrainError):
         return [score]
-    lengths = score.lengths or (0,) * len(score.rewards)
-    pairs = zip(score.rewards, lengths, strict=True)
-    return [RowScore(reward, score.truncated, score.prefix + length) for reward, length in pairs]
+    tokens = score.tokens or (0,) * len(score.rewards)
+    return [RowScore(reward, score.truncated, count) for reward, count in zip(score.rewards, tokens, strict=True)]
 
 
 def default_device() -> str:

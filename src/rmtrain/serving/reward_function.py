@@ -109,12 +109,12 @@ class RewardFunction:
             )
             for (prompt, arguments), answers in rows.items()
         ]
-        scores = rewards_or_raise(self._scorer.score(groups))
+        log_metric: LogMetric | None = columns.get("log_metric")
+        scores = rewards_or_raise(self._scorer.score(groups, counts=log_metric is not None))
         rewards: list[float | None] = [None] * len(prompts)
         for answers, score in zip(rows.values(), scores, strict=True):
             for (place, _), reward in zip(answers, score.rewards, strict=True):
                 rewards[place] = reward
-        log_metric: LogMetric | None = columns.get("log_metric")
         if log_metric is not None:
             for figure, value in batch_figures(scores, len(prompts)).items():
                 log_metric(f"{self.__name__}/{figure}", value)
@@ -140,22 +140,24 @@ class RewardFunction:
             prompts: N, with which the texts begin; texts of the same prompt go through the model together.
 
         Raises:
-            InputError: what is given is not text, or the model reads question and answer apart.
+            InputError: what is given is not text, or the model reads question and answer apart, or its calibration
+                depends on the length of an answer whose beginning is not found.
         """
-        if self._given[1]["calibrated"] and prompts is None:
-            raise InputError("a calibration needs the lengths of the answers", "give the prompts beside the texts")
         for what, values in (("texts", texts), ("prompts", prompts or [])):
             require_strings(values, what)
         places: dict[str | int, list[int]] = {}
         for place in range(len(texts)):
             places.setdefault(place if prompts is None else prompts[place], []).append(place)
-        groups = [
-            self._scorer.reader.group(f"of text {of[0]}", [texts[i] for i in of], str(key) if prompts else None)[0]
+        read = [
+            made._replace(places=[of[number] for number in made.places])
             for key, of in places.items()
+            for made in self._scorer.reader.groups(
+                f"of text {of[0]}", [texts[i] for i in of], str(key) if prompts else None
+            )
         ]
         rewards = [0.0] * len(texts)
-        for of, score in zip(places.values(), rewards_or_raise(self._scorer.score(groups)), strict=True):
-            for place, reward in zip(of, score.rewards, strict=True):
+        for made, score in zip(read, rewards_or_raise(self._scorer.score([made.group for made in read])), strict=True):
+            for place, reward in zip(made.places, score.rewards, strict=True):
                 rewards[place] = reward
         return rewards
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from rmtrain.data.render import Renderer
+from rmtrain.data.responses import common_prefix
 from rmtrain.data.tokenizer import special_tokens
 from rmtrain.data.types import Message, PreferenceGroup, of_ids
 from rmtrain.errors import InputError
@@ -15,11 +16,19 @@ _QUESTION, _ANSWER = "A question that no template holds", "An answer that no tem
 _PROBE = (Message("user", _QUESTION), Message("assistant", _ANSWER))
 
 
+class ReadTexts(NamedTuple):
+    """Some of the texts that were read together."""
+
+    group: PreferenceGroup
+    places: list[int]  # of its completions among the texts
+    cut: bool  # one of them was too long
+
+
 class _Frame(NamedTuple):
     """What the chat template writes around a conversation."""
 
     bos: str  # BOS as text; "" where the template writes none
-    opening: str  # between the question and an answer that is yet to come, without blanks around it
+    opening: str  # between the question and an answer that is yet to come, without blanks before it
     tail: str  # after the answer
     ends: "re.Pattern[str]"  # end and pad tokens at the end of a text
 
@@ -31,10 +40,12 @@ class TextReader:
     Attributes:
         renderer: of the reward model; None if it has none.
         max_length: tokens of a conversation; longer ones lose tokens at their start, after BOS.
+        splits: tell prompts and answers apart, for rewards that depend on the length of the answer.
     """
 
     renderer: Renderer | None
     max_length: int
+    splits: bool = False
 
     @cached_property
     def _frame(self) -> _Frame | None:
@@ -47,17 +58,17 @@ class TextReader:
         ends = [tokenizer.eos_token, tokenizer.pad_token, *(t for t in special_tokens(tokenizer) if t in tail)]
         either = "|".join(re.escape(token) for token in ends if token) or r"(?!)"
         bos = tokenizer.bos_token or ""
-        opening = self.renderer.render(_PROBE[:1], generation=True).rpartition(_QUESTION)[2].strip()
+        opening = self.renderer.render(_PROBE[:1], generation=True).rpartition(_QUESTION)[2].lstrip()
         written = bos if bos and head.startswith(bos) else ""
         return _Frame(written, opening, tail, re.compile(rf"(?:(?:{either})\s*)+\Z"))
 
     def is_rendered(self, prompt: str) -> bool:
         """Whether a prompt ends as this model's chat template opens an answer; other prompts are plain text."""
-        opening = self._frame.opening if self._frame is not None else ""
+        opening = self._frame.opening.rstrip() if self._frame is not None else ""
         return bool(opening) and prompt.rstrip().endswith(opening)
 
-    def group(self, name: str, texts: Sequence[str], prompt: str | None = None) -> tuple[PreferenceGroup, bool]:
-        """Texts of one prompt as one group, and whether one of them was too long.
+    def groups(self, name: str, texts: Sequence[str], prompt: str | None = None) -> list[ReadTexts]:
+        """Texts of one prompt as one group; with `splits`, as one for each prompt in tokens.
 
         Args:
             name: of the group.
@@ -66,35 +77,71 @@ class TextReader:
                 otherwise, and without it, they are taken as rendered by this model's chat template.
 
         Raises:
-            InputError: the model reads no whole texts, or a text is not valid Unicode or has another prompt.
+            InputError: the model reads no whole texts, or a text is not valid Unicode or has another prompt, or it
+                can't be split.
         """
+        places = [*range(len(texts))]
         for text in [*texts, prompt or ""]:
             require_unicode(text)
         if prompt is not None and not self.is_rendered(prompt):
             answers = tuple((Message("assistant", self._answer(text, prompt)),) for text in texts)
-            return PreferenceGroup(name, (Message("user", prompt),), answers, ()), False
+            return [ReadTexts(PreferenceGroup(name, (Message("user", prompt),), answers, ()), places, False)]
         if self.renderer is None or self._frame is None:
             raise InputError(
                 "this reward model has no chat template and reads question and answer apart",
                 "give prompt and completions instead of whole texts",
             )
         encoded = self.renderer.encode([self._complete(text, self._frame) for text in texts])
-        return self.group_of_ids(name, encoded)
+        if not self.splits:
+            return [self._group(name, encoded, places, [0] * len(texts))]
+        asked = [self._complete(self._prompt_of(text, prompt, self._frame), self._frame, "") for text in texts]
+        starts = map(common_prefix, self.renderer.encode(asked), encoded)
+        together: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # by the tokens of the prompt
+        for place, start in enumerate(starts):
+            together.setdefault(tuple(encoded[place][:start]), []).append((place, start))
+        return [
+            self._group(name, [encoded[place] for place, _ in of], [place for place, _ in of], [at for _, at in of])
+            for of in together.values()
+        ]
 
-    def group_of_ids(self, name: str, sequences: Sequence[list[int]]) -> tuple[PreferenceGroup, bool]:
-        """Whole conversations as token ids as one group, and whether one of them was too long."""
+    def group_of_ids(self, name: str, ids: list[int]) -> ReadTexts:
+        """A whole conversation as token ids; raises InputError if it has to be split."""
+        if self.splits:
+            raise _unsplit("token ids")
+        return self._group(name, [ids], [0], [0])
+
+    def _group(self, name: str, sequences: Sequence[list[int]], places: list[int], starts: Sequence[int]) -> ReadTexts:
+        """Sequences whose answers have these starts, cut to the maximum length; 0 is a whole text."""
         excess = max(map(len, sequences)) - self.max_length
         if excess > 0:
             bos = self.renderer.tokenizer.bos_token_id if self.renderer is not None else None
             first = int(sequences[0][0] == bos)
-            sequences = [ids[:first] + ids[first + excess :] if len(ids) > first + excess else ids for ids in sequences]
-        return PreferenceGroup(name, (), tuple((of_ids(ids),) for ids in sequences), ()), excess > 0
+            longer = [len(ids) > first + excess for ids in sequences]
+            starts = [max(min(first, at), at - excess * cut) for at, cut in zip(starts, longer, strict=True)]
+            sequences = [
+                ids[:first] + ids[first + excess :] if cut else ids for ids, cut in zip(sequences, longer, strict=True)
+            ]
+        start = min(starts)
+        prompt = (of_ids(sequences[0][:start]),) if start else ()
+        answers = tuple((of_ids(ids[start:]),) for ids in sequences)
+        return ReadTexts(PreferenceGroup(name, prompt, answers, ()), places, excess > 0)
 
-    def _complete(self, text: str, frame: _Frame) -> str:
-        """The text with exactly one BOS, and with the end that the chat template writes after an answer."""
+    def _prompt_of(self, text: str, prompt: str | None, frame: _Frame) -> str:
+        """What of a rendered text stands before the answer: up to the last opening, or to that of the prompt."""
+        opening = frame.opening.rstrip()
+        end = text.rfind(opening) + len(opening) if prompt is None else len(prompt.rstrip())
+        if not opening or (text.rfind(opening) < 0 if prompt is None else not text.startswith(prompt[:end])):
+            raise _unsplit("a text that is not of this model's chat template")
+        blank = frame.opening[len(opening) :]
+        return text[: end + len(blank) * text.startswith(blank, end)]
+
+    def _complete(self, text: str, frame: _Frame, tail: str | None = None) -> str:
+        """The text with exactly one BOS, and with the end that the chat template writes after an answer, or another."""
         bos = self.renderer.tokenizer.bos_token if self.renderer is not None else None
         while bos and text.startswith(bos):
             text = text.removeprefix(bos)
+        if tail is not None:
+            return frame.bos + text + tail
         blank = frame.tail[: len(frame.tail) - len(frame.tail.lstrip())]
         return frame.bos + frame.ends.sub("", text).removesuffix(blank) + frame.tail
 
@@ -104,6 +151,13 @@ class TextReader:
             raise InputError("a text does not begin with its prompt", "give texts of prompt and answer")
         answer = text.removeprefix(prompt)
         return self._frame.ends.sub("", answer) if self._frame is not None else answer
+
+
+def _unsplit(what: str) -> InputError:
+    return InputError(
+        f"these rewards depend on the length of the answer, and {what} does not say where it begins",
+        "give messages, or prompt and completions",
+    )
 
 
 def require_unicode(text: str) -> None:

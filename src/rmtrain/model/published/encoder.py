@@ -155,6 +155,15 @@ class TextPairRenderer(Renderer):
         """The tokens of whole conversations."""
         return self._encoded(texts)["input_ids"] if texts else []
 
+    def tokenize_prompt(self, prompt: Conversation, arguments: str = "") -> list[int]:
+        """A question as each of its pairs begins, or the template's text of it; both with special tokens."""
+        if not self.reads_pairs:
+            text = self.render(prompt, arguments, generation=True)
+        else:
+            text = "\n\n".join(message.content for message in prompt)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self.special_tokens, verbose=False)["input_ids"]
+        return ids
+
     def borders(self, conversations: Sequence[Conversation]) -> list[int]:
         """Tokens of type 0 with which each pair of texts begins: the question, with the special tokens around it."""
         encoded = self._encoded([self.text(conversation) for conversation in conversations])
