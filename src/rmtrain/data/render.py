@@ -17,8 +17,10 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from rmtrain.data.pieces import PieceEncoder
+from rmtrain.data.skeletons import Skeleton, marked, prints_alone
 from rmtrain.data.template import (
     DATE,
+    LONGEST,
     TemplateRefusalError,
     UnknownTokenError,
     alternating,
@@ -133,11 +135,29 @@ class Renderer:
         """
         if any(conversation and conversation[0].role == TOKENS for conversation in conversations):
             return [self.text(conversation, arguments) for conversation in conversations]
+        if self._prints_alone and not arguments and not any(m.fields for own in conversations for m in own):
+            texts = [self._skeleton(tuple(m.role for m in own)).filled(own) for own in conversations]
+            if max(map(len, texts)) <= LONGEST:
+                return texts
         return apply_to_all(self.tokenizer, conversations, today=self.date, arguments=arguments)
 
     @cached_property
     def _vocabulary(self) -> frozenset[int]:
         return frozenset(self.tokenizer.get_vocab().values())
+
+    def _skeleton(self, roles: tuple[str, ...]) -> Skeleton:
+        if roles not in self._skeletons:
+            self._skeletons[roles] = Skeleton.of(apply_template(self.tokenizer, marked(roles), today=self.date))
+        return self._skeletons[roles]
+
+    @cached_property
+    def _skeletons(self) -> dict[tuple[str, ...], Skeleton]:
+        return {}
+
+    @cached_property
+    def _prints_alone(self) -> bool:
+        """Whether the template does nothing with texts but print them."""
+        return prints_alone(templates_of(self.tokenizer)["default"])
 
     @cached_property
     def _pieces(self) -> PieceEncoder:

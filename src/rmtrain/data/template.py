@@ -27,7 +27,7 @@ UNKNOWN = "of token ids that the tokenizer does not have"
 _SECONDS = 5.0  # of processor time for one conversation; an ordinary template takes a thousandth
 _WAITS = 4  # times as long by the clock, on threads that wait for others
 _MEMORY = 2 << 30  # bytes for one conversation, beyond what the process has
-_LONGEST = 64 << 20  # characters of one conversation
+LONGEST = 64 << 20  # characters of one conversation
 _DATE_CODES = (*"aAbBcdDeFGHIjmMpSuUVwWxXyY", "-d", "-m")  # of strftime
 
 
@@ -136,7 +136,7 @@ def apply_to_all(
         raise TemplateRefusalError(error.message or type(error).__name__) from error
     except Exception as error:
         raise TemplateRefusalError(f"{type(error).__name__}: {str(error)[:200]}") from error
-    if (longest := max(map(len, texts))) > _LONGEST:
+    if (longest := max(map(len, texts))) > LONGEST:
         raise _runaway(tokenizer, f"makes a text of {longest:,} characters")
     return texts
 

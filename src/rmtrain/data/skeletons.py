@@ -1,0 +1,113 @@
+"""Chat templates that only print the texts of messages, found by their syntax, and applied once for the same roles.
+
+Most templates decide by the roles of messages what they put around the texts, and print each text as it is. Then the
+rendering of a conversation follows from that of any other with the same roles, whose texts are replaced. It is proved
+on the syntax tree: the text of a message stands nowhere but in what is printed, alone or joined to other texts; it is
+passed to no filter, test, macro or variable; and messages are used for nothing but their roles and other fields.
+"""
+
+import re
+from collections.abc import Sequence, Set
+from itertools import chain
+from typing import NamedTuple
+
+from jinja2 import Environment, nodes
+from jinja2.exceptions import TemplateError
+
+from rmtrain.data.types import Conversation, Message
+
+_MESSAGES, _TEXT = "messages", "content"
+_OTHERS = {"previtem", "nextitem", "changed"}  # what a loop tells of the messages beside this one
+_MARK, _END = "\ue000", "\ue001"  # of private use, around the number of a message
+
+
+class Skeleton(NamedTuple):
+    """What a template prints for certain roles: its own texts, and between them the messages whose texts it prints."""
+
+    own: Sequence[str]
+    messages: Sequence[int]  # one fewer
+
+    @classmethod
+    def of(cls, rendered: str) -> "Skeleton":
+        """Of the rendering of `marked` messages."""
+        parts = re.split(f"{_MARK}(\\d+){_END}", rendered)
+        return cls(parts[::2], [int(number) for number in parts[1::2]])
+
+    def filled(self, conversation: Conversation) -> str:
+        """The rendering of a conversation of these roles."""
+        texts = [conversation[number].content for number in self.messages]
+        return "".join(chain.from_iterable(zip(self.own, [*texts, ""], strict=True)))
+
+
+def marked(roles: Sequence[str]) -> Conversation:
+    """A conversation whose rendering shows where each text is printed."""
+    return tuple(Message(role, f"{_MARK}{number}{_END}") for number, role in enumerate(roles))
+
+
+def prints_alone(template: str) -> bool:
+    """Whether a template does nothing with the texts of messages but print them; False where that is not clear."""
+    try:
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    except TemplateError:
+        return False
+    loops = [loop for loop in tree.find_all(nodes.For) if _is_all(loop.iter)]
+    names = {loop.target.name for loop in loops if isinstance(loop.target, nodes.Name)}
+    return _MARK not in template and _harmless(tree, names, printed=True)
+
+
+def _harmless(node: nodes.Node, names: Set[str], printed: bool) -> bool:
+    """Whether nothing in a node depends on the text of a message.
+
+    Args:
+        node: of the syntax tree.
+        names: of the variables that hold a message.
+        printed: what the node yields is printed as it is.
+    """
+    if isinstance(node, (nodes.Getattr, nodes.Getitem)):
+        return _reads_harmlessly(node, names, printed)
+    if isinstance(node, nodes.Name):
+        return node.name not in {_MESSAGES, "loop", *names}
+    if isinstance(node, nodes.Filter) and node.name in ("length", "count") and node.node and _is_all(node.node):
+        return True
+    if isinstance(node, nodes.For):
+        looked = [node.test, *(() if _is_all(node.iter) else (node.iter, node.target))]
+        inner = [*node.body, *node.else_]
+    elif isinstance(node, nodes.If):
+        looked, inner = [node.test], [*node.body, *node.elif_, *node.else_]
+    elif isinstance(node, (nodes.Template, nodes.Output, nodes.Add, nodes.Concat)):
+        looked, inner = [], list(node.iter_child_nodes())
+    else:
+        looked, inner = list(node.iter_child_nodes()), []
+    return all(each is None or _harmless(each, names, False) for each in looked) and all(
+        _harmless(each, names, printed) for each in inner
+    )
+
+
+def _reads_harmlessly(node: "nodes.Getattr | nodes.Getitem", names: Set[str], printed: bool) -> bool:
+    """`_harmless` of the reading of a field."""
+    key, owner = _key_of(node), node.node
+    if isinstance(owner, nodes.Name) and owner.name == "loop":
+        return key is not None and key not in _OTHERS
+    if isinstance(owner, nodes.Name) and owner.name in names:
+        return _is_field(key) and (printed or key != _TEXT)
+    if isinstance(owner, nodes.Getitem) and _is_all(owner.node) and not isinstance(owner.arg, nodes.Slice):
+        return _is_field(key) and (printed or key != _TEXT) and _harmless(owner.arg, names, False)
+    return key not in {_TEXT, *_OTHERS} and all(_harmless(each, names, False) for each in node.iter_child_nodes())
+
+
+def _is_field(key: object) -> bool:
+    """Whether a key is known, and is not the name of a method of dictionaries."""
+    return isinstance(key, str) and not hasattr(dict, key)
+
+
+def _key_of(node: "nodes.Getattr | nodes.Getitem") -> object:
+    if isinstance(node, nodes.Getattr):
+        return node.attr
+    return node.arg.value if isinstance(node.arg, nodes.Const) else None
+
+
+def _is_all(node: nodes.Node) -> bool:
+    """Whether a node is the list of messages, or a part of it that constant numbers tell."""
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+        return _is_all(node.node) and all(isinstance(each, nodes.Const) for each in node.arg.iter_child_nodes())
+    return isinstance(node, nodes.Name) and node.name == _MESSAGES
