@@ -1,5 +1,6 @@
 """Curation of a source's rows: groups that are kept, rows that are dropped and why, and the count of both."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,17 +14,18 @@ from rmtrain.data.pairing import Mode, Pairing, make_preferences, with_gap_proba
 from rmtrain.data.parse import ParsedRows, UnusableRow
 from rmtrain.data.schemas.readers import RECORDING_FAULT
 from rmtrain.data.schemas.rows import EMPTY_COMPLETION, ParsedRow, empty_cause, is_empty
-from rmtrain.data.types import Conversation, Preference, PreferenceGroup
+from rmtrain.data.types import PreferenceGroup
 
 TOO_FEW = "fewer than two usable completions"
 NO_PREFERENCE = "no preference"  # the row neither states one nor has scores that imply one
 NONE_LEFT = "no preference left"  # the preferences that it had were dropped for several causes
 
+SIDE = 16  # bytes of a digest of a prompt or a completion
+
 Purpose = Literal["train", "evaluation", "scoring"]
-PairKey = tuple[tuple[Conversation, str], Conversation, Conversation]  # prompt with its arguments, better, worse
 
 
-@dataclass
+@dataclass(slots=True)
 class Candidate:
     """The group of a readable row, with what it lost on the way; it is dropped once it has a cause."""
 
@@ -220,21 +222,33 @@ def _drop_cause(row: ParsedRow, usable: ParsedRow, lost: tuple[str, ...], pairin
 
 def mark_duplicates(groups: Iterable[PreferenceGroup]) -> list[bool]:
     """For each group, whether an earlier one has the same prompt and the same preferences, by their text."""
-    seen: set[frozenset[PairKey]] = set()
+    seen: set[bytes] = set()
     marks = []
     for group in groups:
-        key = content_key(group)
-        marks.append(key in seen)
-        seen.add(key)
+        digest = content_digest(group)
+        marks.append(digest in seen)
+        seen.add(digest)
     return marks
 
 
-def content_key(group: PreferenceGroup) -> frozenset[PairKey]:
-    """A group by the text of its prompt and its preferences: duplicates have the same."""
-    return frozenset(pair_key(group, preference) for preference in group.preferences)
+def content_digest(group: PreferenceGroup) -> bytes:
+    """A digest of a group by the text of its prompt and its preferences: duplicates have the same."""
+    return _digest(sorted({*pair_digests(group)}))
 
 
-def pair_key(group: PreferenceGroup, preference: Preference) -> PairKey:
-    """A preference by its text: prompt, better and worse completion."""
-    prompt = group.prompt, group.arguments
-    return prompt, group.completions[preference.better], group.completions[preference.worse]
+def pair_digests(group: PreferenceGroup) -> list[bytes]:
+    """A digest of each preference: `SIDE` bytes of its prompt, of its better and of its worse completion.
+
+    So that rows are compared without the texts of all of them in memory.
+    """
+    prompt, texts = _digest((group.prompt, group.arguments)), [_digest(text) for text in group.completions]
+    return [prompt + texts[each.better] + texts[each.worse] for each in group.preferences]
+
+
+def turned(digest: bytes) -> bytes:
+    """The digest of a preference stated the other way round."""
+    return digest[:SIDE] + digest[2 * SIDE :] + digest[SIDE : 2 * SIDE]
+
+
+def _digest(texts: object) -> bytes:
+    return hashlib.blake2b(repr(texts).encode("utf-8", "surrogatepass"), digest_size=SIDE).digest()

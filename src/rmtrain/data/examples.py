@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from rmtrain.data.curate import Candidate, CuratedRows, content_key
+from rmtrain.data.curate import Candidate, CuratedRows, content_digest
 from rmtrain.data.decontaminate import Check, Overlap, passages_of
 from rmtrain.data.mixture import CONTRADICTION, CONTRADICTION_ELSEWHERE, DUPLICATE, DUPLICATE_ELSEWHERE
 from rmtrain.data.near_duplicates import similarities
@@ -104,7 +104,7 @@ def _partner(each: Candidate, cause: str, own: CuratedRows, rows: Sequence[Curat
         for other in curation.candidates if cause in (*_REPEATS, *_CONTRADICTIONS, LEAK) else ():
             same = split == own.split
             if other is not each and (
-                (cause in _REPEATS and same and content_key(other.group) == content_key(each.group))
+                (cause in _REPEATS and same and content_digest(other.group) == content_digest(each.group))
                 or (cause in _CONTRADICTIONS and same and _contradicts(other, each))
                 or (cause == LEAK and not same and leak_key(other.group.prompt) == leak_key(each.group.prompt))
             ):

@@ -73,10 +73,12 @@ def load_data(
     if "train" in wanted and data.near_duplicates is not None:
         require_datasketch()
     needed = known if "train" in wanted else wanted  # training rows are checked against all other splits
-    parsed, notes = parse_splits(data, needed)
+    parsed, notes = parse_splits(data, needed, keep_sources=keep is not None)
     curations = {
         name: [curate(*each, "train" if name == "train" else "evaluation") for each in parsed[name]] for name in needed
     }
+    if keep is None:  # the groups hold what is needed of the rows
+        parsed = {name: [each.without_rows() for each in entries] for name, entries in parsed.items()}
     if "train" in needed:
         _drop_repeats(curations["train"], data)
     keys = {name: _prompts(of_split) for name, of_split in curations.items()}

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from itertools import accumulate
 
-from rmtrain.data.curate import NONE_LEFT, Candidate, Curation, PairKey, content_key, pair_key
+from rmtrain.data.curate import NONE_LEFT, Candidate, Curation, content_digest, pair_digests, turned
 from rmtrain.data.entries import Entry
 from rmtrain.data.pairing import TIED
 from rmtrain.data.splits import LIMIT, mark_beyond_limit
@@ -19,10 +19,10 @@ WEIGHT = "beyond the weight"
 
 def drop_duplicates(entries: Sequence[Curation]) -> None:
     """Drop each row whose prompt and preferences an earlier row has, of its own entry or of an earlier one."""
-    seen: dict[frozenset[PairKey], int] = {}
+    seen: dict[bytes, int] = {}
     for place, curation in enumerate(entries):
         for candidate in curation.kept:
-            key = content_key(candidate.group)
+            key = content_digest(candidate.group)
             if key in seen:
                 candidate.drop_cause = DUPLICATE if seen[key] == place else DUPLICATE_ELSEWHERE
             else:
@@ -37,30 +37,31 @@ def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -
         first_wins: of preferences that two entries state differently, keep those of the first. What one entry states
             both ways round is dropped all the same, and then says nothing against another entry.
     """
-    stated: dict[PairKey, int] = {}  # the entries that state it: entry n is bit n
+    stated: dict[bytes, int] = {}  # the entries that state it: entry n is bit n
     for place, curation in enumerate(entries):
         for candidate in curation.kept:
-            for preference in filter(is_stated, candidate.group.preferences):
-                key = pair_key(candidate.group, preference)
-                stated[key] = stated.get(key, 0) | 1 << place
+            for digest in _stated(candidate):
+                if digest is not None:
+                    stated[digest] = stated.get(digest, 0) | 1 << place
 
-    def cause_of(key: PairKey, own: int) -> str | None:
-        prompt, better, worse = key
-        against = stated.get((prompt, worse, better), 0)
+    def cause_of(digest: bytes, own: int) -> str | None:
+        against = stated.get(turned(digest), 0)
         if against & own:
             return CONTRADICTION
         if first_wins:
-            against &= ~stated[key] & (own - 1)  # earlier entries that state it in one way only
+            against &= ~stated[digest] & (own - 1)  # earlier entries that state it in one way only
         return CONTRADICTION_ELSEWHERE if against else None
 
     for place, curation in enumerate(entries):
         for candidate in curation.kept:
-            group = candidate.group
-            causes = [
-                cause_of(pair_key(group, preference), 1 << place) if is_stated(preference) else None
-                for preference in group.preferences
-            ]
-            _lose(candidate, causes)
+            _lose(candidate, [cause_of(digest, 1 << place) if digest else None for digest in _stated(candidate)])
+
+
+def _stated(candidate: Candidate) -> list[bytes | None]:
+    """The digest of each preference of a row; None of a tie."""
+    group = candidate.group
+    pairs = zip(group.preferences, pair_digests(group), strict=True)
+    return [digest if is_stated(preference) else None for preference, digest in pairs]
 
 
 def is_stated(preference: Preference) -> bool:

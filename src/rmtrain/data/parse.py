@@ -43,10 +43,19 @@ class ParsedEntry(NamedTuple):
     entry: Entry
     parsed: ParsedRows
 
+    def without_rows(self) -> "ParsedEntry":
+        """The entry with what is told of its rows, and without them."""
+        return self._replace(parsed=self.parsed._replace(rows=[], ids=[]))
 
-def parse_splits(data: DataSection, needed: Sequence[str]) -> tuple[dict[str, list[ParsedEntry]], list[str]]:
-    """Read and parse the needed splits; those that the source lacks are drawn from the training split."""
-    sources, shares = _Sources(data), holdout_shares(data)
+
+def parse_splits(
+    data: DataSection, needed: Sequence[str], keep_sources: bool = False
+) -> tuple[dict[str, list[ParsedEntry]], list[str]]:
+    """Read and parse the needed splits; those that the source lacks are drawn from the training split.
+
+    The rows as the sources hold them are let go once they are parsed, unless they are to be kept.
+    """
+    sources, shares = _Sources(data, keep_sources), holdout_shares(data)
     parsed: dict[str, list[ParsedEntry]] = {}
     notes: list[str] = []
     if "train" in needed or any(name in shares for name in needed):
@@ -147,8 +156,8 @@ def _assign(
 class _Sources:
     """The sources of a recipe, each opened once, so that all splits are of one commit."""
 
-    def __init__(self, data: DataSection) -> None:
-        self._data = data
+    def __init__(self, data: DataSection, keep_rows: bool) -> None:
+        self._data, self._keep_rows = data, keep_rows
         self._open: dict[str, OpenSource] = {}
 
     def has(self, split: str) -> bool:
@@ -176,7 +185,8 @@ class _Sources:
                 f"{source.source}: no split {entry.split!r}, which the recipe uses as its {split} split",
                 f"{error.hint}; data.splits says which splits are used, data.holdout draws some from train",
             ) from None
-        return parse_rows(rows, entry.section, split)
+        parsed = parse_rows(rows, entry.section, split)
+        return parsed if self._keep_rows else parsed._replace(source=rows._replace(rows=[]))
 
     def _of(self, entry: Entry) -> OpenSource:
         text: Any = entry.section.source
