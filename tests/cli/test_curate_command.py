@@ -10,6 +10,8 @@ from conftest import write_base, write_pairs
 from test_end_to_end import answer, rmtrain
 
 from rmtrain.cli.judges import Judges
+from rmtrain.data.judged import folds_of
+from rmtrain.data.load import read_source
 
 pytestmark = pytest.mark.slow
 
@@ -38,11 +40,44 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
 def here(judges: Judges, *arguments: str) -> None:
     rmtrain(*arguments)
+
+
+def test_rows_that_a_judge_refuses_are_booked_and_shown(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Judges, "_command", here)
+    rows = [
+        {"prompt": [{"role": "user", "content": f"w{n}"}], "chosen": "w3\u2028w4", "rejected": "w5"} for n in range(12)
+    ]
+    for number in (4, 7):
+        rows[number]["prompt"] += [{"role": "tool", "content": "w1"}]  # type: ignore[operator]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(folder=tmp_path))
+    command = ("curate", tmp_path / "recipe.yaml", "--judge", models / "rm", "--output", tmp_path / "kept.jsonl")
+    rules = ("--rule", "refused", "--rule", "majority")
+    (shown, _) = json.loads(
+        rmtrain(*command, "--show", f"refused by the chat template of {models}/rm", "--json").stdout
+    )
+    assert shown["row"]["place"].endswith("train.jsonl:5")
+    assert shown["why"].startswith("the chat template refuses a conversation with the roles user, tool, assistant")
+    assert "no judge can read it" in rmtrain(*command, *rules, "--show", "of_a_judge").stdout
+    assert "the causes are: " in rmtrain(*command, "--show", "nothing", code=2).stderr
+    assert not (tmp_path / "kept.jsonl").exists()
+    result = answer(rmtrain(*command, "--json"))
+    assert (result["judges"][0]["n"], result["judges"][0]["refused"]) == (10, 2)
+    assert {"w4", "w7"} <= {row["prompt"][0]["content"] for row in lines(tmp_path / "kept.jsonl")}
+    (tmp_path / "kept.jsonl").unlink()
+    strict = answer(rmtrain(*command, *rules, "--json"))
+    assert strict["rows"]["dropped"]["refused by the chat template of a judge"] == 2
+    assert strict["rows"]["kept"] == result["rows"]["kept"] - 2
+    rows[5]["prompt"] = [*rows[4]["prompt"], {"role": "assistant", "content": "w9"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[4:8]))
+    assert "3 of 4 rows are refused" in rmtrain(*command[:-1], tmp_path / "other.jsonl", code=2).stderr
 
 
 def test_folds_find_turned_labels_and_the_run_on_the_new_source_says_so(
@@ -64,6 +99,17 @@ def test_folds_find_turned_labels_and_the_run_on_the_new_source_says_so(
 
     judges = folder / "kept.jsonl.judges"
     scored = sorted(judges.glob("scored-*.jsonl"))
+    assert sum(len(lines(path)) for path in scored) == len(before)  # each row by the judge of the other fold alone
+    groups = read_source(str(folder / "train.jsonl"), None, evaluation=True).groups
+    folds = dict(zip([group.id for group in groups], folds_of(groups, 2, 0), strict=True))
+    for number, judge in enumerate(result["judges"]):  # as if every judge had scored every row
+        output = folder / f"all-{number}.jsonl"
+        rmtrain("score", folder / "train.jsonl", "--ckpt", judge["ckpt"], "--output", output)
+        whole = {row["id"]: row["rewards"] for row in lines(output)}
+        for row in lines(folder / "kept.jsonl"):
+            margins = [whole[row["id"]][b] - whole[row["id"]][w] for b, w in row["preferences"]]
+            own = [each[number] for each in row["margins"]]
+            assert own == ([None] * len(own) if folds[row["id"]] == number else pytest.approx(margins, abs=1e-5))
     scored[0].unlink()
     stamps = {path: path.stat().st_mtime_ns for path in [*scored[1:], *judges.glob("fold-*/manifest.json")]}
     for path in (folder / "kept.jsonl", folder / "kept.curation.json"):

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import TEMPLATE, write_base
 
@@ -92,6 +94,21 @@ def test_eval_leaves_them_out_and_score_refuses_them(models: Path, capsys: pytes
     with pytest.raises(InputError, match=r"some.jsonl:5: the chat template refuses"):
         score("some.jsonl", Path("out.jsonl"), ckpt=str(models / "rm"))
     assert not Path("out.jsonl").exists()
+    score("some.jsonl", Path("out.jsonl"), ckpt=str(models / "rm"), skip_refused=True)
+    score("kept.jsonl", Path("alone.jsonl"), ckpt=str(models / "rm"))
+    assert "without rewards: 2; the first: some.jsonl:5" in " ".join(capsys.readouterr().err.split())
+    scored, alone = ([*map(json.loads, Path(name).read_text().splitlines())] for name in ("out.jsonl", "alone.jsonl"))
+    assert [row["rewards"] for row in scored if row["refused"] is None] == [
+        pytest.approx(row["rewards"], abs=1e-5) for row in alone
+    ]
+    assert [(n, row["rewards"], row["refused"]) for n, row in enumerate(scored) if row["refused"]] == [
+        (4, None, REASON),
+        (7, None, REASON),
+    ]
+    pq.write_table(pa.Table.from_pylist(made), "some.parquet")
+    score("some.parquet", Path("out.parquet"), ckpt=str(models / "rm"), skip_refused=True)
+    tabled = pq.read_table("out.parquet").to_pylist()
+    assert [(row["rewards"], row["refused"]) for row in tabled] == [(row["rewards"], row["refused"]) for row in scored]
     with pytest.raises(DataError, match="3 of 12 rows"):
         evaluate(ckpt=str(models / "rm"), data=write("more.jsonl", rows(refused=(1, 4, 7))))
 

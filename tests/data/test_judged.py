@@ -15,12 +15,13 @@ from rmtrain.data.curated_source import curation_of, record_path, write_curated
 from rmtrain.data.judged import (
     KEPT,
     MAJORITY,
+    REFUSED,
+    Judge,
     Judged,
     Rule,
     agreements,
     folds_of,
     has_votes,
-    margins_of,
     mean_margins,
     source_row,
 )
@@ -42,14 +43,16 @@ def array(rows: list[list[int | None]]) -> Any:
 @settings(max_examples=100, deadline=None)
 @given(tables, st.sampled_from([0.1, 0.3, 0.5]))
 def test_figures_and_rules_equal_a_computation_row_by_row(rows: list[list[int | None]], share: float) -> None:
-    margins = array(rows)
+    margins, none = array(rows), np.zeros(len(rows), dtype=np.bool_)
     scales = []
     for column in zip(*rows, strict=True):
         known = [value for value in column if value is not None]
         square = sum(value**2 for value in known) / max(1, len(known))
         scales.append(math.sqrt(square) or 1.0)
     means: list[float] = []
-    for row, agreement, majority in zip(rows, agreements(margins), Rule.of("majority").rejects(margins), strict=True):
+    for row, agreement, majority in zip(
+        rows, agreements(margins), Rule.of("majority").rejects(margins, none), strict=True
+    ):
         known = [(value, scale) for value, scale in zip(row, scales, strict=True) if value is not None]
         means.append(sum(value / scale for value, scale in known) / len(known) if known else math.nan)
         share_of = sum(1 if v > 0 else 0.5 if v == 0 else 0 for v, _ in known) / len(known) if known else math.nan
@@ -59,7 +62,7 @@ def test_figures_and_rules_equal_a_computation_row_by_row(rows: list[list[int | 
     judged = [place for place, mean in enumerate(means) if not math.isnan(mean)]
     count = round(share * len(judged))
     for kind, sign in (("hardest", 1), ("easiest", -1)):
-        rejected = Rule.of(f"{kind}={share}").rejects(margins)
+        rejected = Rule.of(f"{kind}={share}").rejects(margins, none)
         assert rejected.sum() == count
         assert not any(rejected[place] for place in range(len(rows)) if math.isnan(means[place]))
         if 0 < count < len(judged):
@@ -139,15 +142,19 @@ def groups_of(*pairs: list[tuple[int, int]]) -> list[PreferenceGroup]:
 def test_books_balance_and_rows_keep_what_is_left_or_all_when_marked() -> None:
     groups = groups_of([(0, 1), (0, 2)], [(1, 2)], [(2, 0), (2, 1)], [(0, 1)])
     rewards = {"g0": [3.0, 5.0, 1.0], "g1": [0.0, 0.0, 9.0], "g2": [1.0, 2.0, 8.0]}
-    margins = np.stack([margins_of(groups, rewards)], axis=1)
-    assert margins[:, 0] == pytest.approx([-2.0, 2.0, -9.0, 7.0, 6.0, math.nan], nan_ok=True)
-    judged = Judged.by([Rule.of("majority"), Rule.of("easiest=0.4")], groups, margins)
+    judge = Judge("a/b", rewards, {"g3": "no tools"})
+    assert judge.margins(groups) == pytest.approx([-2.0, 2.0, -9.0, 7.0, 6.0, math.nan], nan_ok=True)
+    assert judge.figures(groups) == {"ckpt": "a/b", "n": 5, "agreement": 3 / 5, "refused": 1}
+    judged = Judged.by([Rule.of("majority"), Rule.of("easiest=0.4")], groups, [judge])
     assert judged.verdicts == [MAJORITY, KEPT, MAJORITY, "easiest 40 %", "easiest 40 %", KEPT]
     assert (judged.preferences().total, judged.preferences().kept) == (6, 2)
     assert dict(judged.rows().dropped) == {MAJORITY: 1, "easiest 40 %": 1}
     first, last = judged.source(mark=False)
     assert (first["id"], first["preferences"], first["agreement"]) == ("g0", [[0, 2]], [1.0])
     assert (last["id"], last["agreement"], last["margins"]) == ("g3", [None], [[None]])
+    strict = Judged.by([Rule.of("refused"), Rule.of("majority")], groups, [judge, Judge("c/d", {})])
+    assert dict(strict.rows().dropped) == {MAJORITY: 1, REFUSED: 1}
+    assert strict.verdicts[-1] == REFUSED
     marked = judged.source(mark=True)
     assert [row["preferences"] for row in marked] == [source_row(group)["preferences"] for group in groups]
     assert [verdict for row in marked for verdict in row["verdicts"]] == judged.verdicts

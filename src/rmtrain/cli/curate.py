@@ -14,9 +14,16 @@ from rmtrain.errors import InputError
 from rmtrain.json_values import JsonObject
 
 if TYPE_CHECKING:
-    from rmtrain.data.judged import Judged, Margins, Rule
+    from rmtrain.data.judged import Judge, Judged, Rule
     from rmtrain.data.split_data import SplitData
     from rmtrain.recipe.schema import Recipe
+
+
+Rules = Annotated[
+    list[str] | None,
+    typer.Option(help="Reject by majority (the default), hardest=SHARE, easiest=SHARE or refused; may be repeated."),
+]
+Mark = Annotated[bool, typer.Option("--mark", help="Keep every row, and say in `verdicts` what the rules say.")]
 
 
 def curate(
@@ -31,14 +38,12 @@ def curate(
         int | None,
         typer.Option(min=2, max=50, help="Train a model on each of so many folds; the others judge its rows."),
     ] = None,
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(help="Reject by majority (the default), hardest=SHARE or easiest=SHARE; may be repeated."),
-    ] = None,
-    mark: Annotated[
-        bool, typer.Option("--mark", help="Keep every row, and say in `verdicts` what the rules say.")
-    ] = False,
+    rule: Rules = None,
+    mark: Mark = False,
     examples: Annotated[int, typer.Option(min=0, help="Examples to show of each cause.")] = 2,
+    show: Annotated[
+        str | None, typer.Option(metavar="CAUSE", help="Show examples of this cause alone, and write nothing.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Judge the training pairs of a recipe by reward models, and write those that are left as a new source.
@@ -48,14 +53,15 @@ def curate(
     [dim]rmtrain curate my.yaml --judge org/reward-model --judge runs/mine-20260101-120000-ab12 --output kept.jsonl[/]
     [dim]rmtrain curate my.yaml --folds 5 --rule majority --rule easiest=0.1 --output kept.jsonl[/]
     """
-    options.check_output(output)
+    options.check_output(output, overwrite=show is not None)
     if bool(judge) == bool(folds):
         raise InputError("curate needs judges", "name some with --judge, or have them trained with --folds; not both")
     if processes.joined():
         raise InputError("curate starts its commands itself", "start it without a launcher")
+    from rmtrain.data.examples import matching
     from rmtrain.data.judged import Judged, Rule
     from rmtrain.recipe.load import load_recipe
-    from rmtrain.reporting.curation import curation_tables, example_rows
+    from rmtrain.reporting.curation import causes_of, curation_tables, example_rows
     from rmtrain.reporting.examples import to_terminal as show_examples
     from rmtrain.reporting.table import to_terminal
 
@@ -63,17 +69,22 @@ def curate(
     loaded = load_recipe(recipe, overrides or []).recipe
     with TerminalDisplay() as display, processes.alone(output):
         split = _training_split(loaded, display)
-        names, margins = _judge(loaded, split, output, judge or [], folds or 0, display)
-        judged = Judged.by(rules, split.groups, margins)
-        result = _record(names, rules, judged, split, mark)
-        _write(output, judged, result, mark)
+        judged = Judged.by(rules, split.groups, _judge(loaded, split, output, judge or [], folds or 0, display))
+        causes = causes_of(judged)
+        shown = [*example_rows(judged, split.place, matching(show, causes) if show else causes, examples)]
+        result = _record(rules, judged, split, mark)
+        if not show:
+            _write(output, judged, result, mark)
     if json:
-        print(jsonlib.dumps({"output": str(output), **result}, indent=2))
+        found = [one.as_json() for one in shown] if show else {"output": str(output), **result}
+        print(jsonlib.dumps(found, indent=2, ensure_ascii=not show))
         return
     console = Console(highlight=False)
-    console.print(to_terminal(*curation_tables(result)))
-    console.print(show_examples(example_rows(judged, split.place, examples)))
-    console.print(f"written: {output}", soft_wrap=True)
+    if not show:
+        console.print(to_terminal(*curation_tables(result)))
+    console.print(show_examples(shown))
+    if not show:
+        console.print(f"written: {output}", soft_wrap=True)
 
 
 def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":
@@ -97,43 +108,33 @@ def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":
 
 def _judge(
     recipe: "Recipe", split: "SplitData", output: Path, ckpts: Sequence[str], folds: int, display: TerminalDisplay
-) -> tuple[list[str], "Margins"]:
-    """The judges, and their margins of every preference; a fold's model says nothing of its own rows."""
-    import numpy as np
-
+) -> "list[Judge]":
+    """What the judges say: those that are named of every row, and a fold's model of the rows of the other folds."""
     from rmtrain.cli.judges import Judges
-    from rmtrain.data.judged import folds_of, margins_of
+    from rmtrain.data.judged import folds_of
 
     folder = output.with_name(f"{output.name}.judges")
     folder.mkdir(exist_ok=True)
-    judges, fold_of = Judges(folder, split.groups, display), list[int]()
-    if folds:
-        fold_of = folds_of(split.groups, folds, recipe.run.seed)
-        if len({*fold_of}) < folds:
-            raise InputError(f"--folds {folds}: there are only {len({*fold_of})} prompts", "ask for fewer")
-        ckpts = judges.train(recipe, fold_of)
-    columns = [margins_of(split.groups, judges.rewards(ckpt)) for ckpt in ckpts]
-    margins = np.stack(columns, axis=1)
-    for group_fold in range(folds):
-        own = np.array(
-            [fold == group_fold for g, fold in zip(split.groups, fold_of, strict=True) for _ in g.preferences]
-        )
-        margins[own, group_fold] = np.nan
-    return list(ckpts), margins
+    judges, groups = Judges(folder, split.groups, display), split.groups
+    if not folds:
+        return [judges.judge(ckpt, groups) for ckpt in ckpts]
+    fold_of = folds_of(groups, folds, recipe.run.seed)
+    if len({*fold_of}) < folds:
+        raise InputError(f"--folds {folds}: there are only {len({*fold_of})} prompts", "ask for fewer")
+    others = [[group for group, own in zip(groups, fold_of, strict=True) if own != fold] for fold in range(folds)]
+    return [judges.judge(*judged) for judged in zip(judges.train(recipe, fold_of), others, strict=True)]
 
 
-def _record(
-    names: Sequence[str], rules: "Sequence[Rule]", judged: "Judged", split: "SplitData", mark: bool
-) -> JsonObject:
+def _record(rules: "Sequence[Rule]", judged: "Judged", split: "SplitData", mark: bool) -> JsonObject:
     """What was judged, by whom, by which rules, and with which result: recorded beside the rows."""
     from dataclasses import asdict
 
-    from rmtrain.data.judged import histogram, judge_figures
+    from rmtrain.data.judged import histogram
 
     return {
         "rules": [rule.cause for rule in rules],
         "marked": mark,
-        "judges": judge_figures(names, judged.margins),
+        "judges": [judge.figures(judged.groups) for judge in judged.judges],
         "rows": asdict(judged.rows()),
         "preferences": asdict(judged.preferences()),
         "histogram": histogram(judged),

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from rmtrain.cli import options
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.errors import InputError
 
 if TYPE_CHECKING:
     from rmtrain.data.curate import CuratedRows
@@ -66,12 +65,11 @@ def _examples(ready: "ReadyData", rows: "list[CuratedRows]", show: str, most: in
     Raises:
         InputError: nothing was dropped for such a cause.
     """
-    from rmtrain.data.examples import causes_of, examples_of, token_examples
+    from rmtrain.data.examples import causes_of, examples_of, matching, token_examples
 
-    causes = dict.fromkeys([*causes_of(rows), *(c for split in ready.splits.values() for c in split.tokens.dropped)])
-    part = show.replace("_", " ").casefold()
-    chosen = [cause for cause in causes if cause.casefold() == part] or [c for c in causes if part in c.casefold()]
-    if not chosen:
-        hint = f"the causes are: {', '.join(causes)}" if causes else "nothing was dropped"
-        raise InputError(f"--show {show}: nothing was dropped for such a cause", hint)
-    return [one for cause in chosen for one in (*examples_of(rows, cause, most), *token_examples(ready, cause))]
+    causes = [*causes_of(rows), *(cause for split in ready.splits.values() for cause in split.tokens.dropped)]
+    return [
+        one
+        for cause in matching(show, causes)
+        for one in (*examples_of(rows, cause, most), *token_examples(ready, cause))
+    ]

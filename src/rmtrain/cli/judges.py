@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rmtrain.errors import InputError, Interrupted, RmtrainError, RunFailedError
+from rmtrain.errors import DataError, InputError, Interrupted, RmtrainError, RunFailedError
 from rmtrain.files import write_atomic
 from rmtrain.runs import list_runs, locate_model
 
 if TYPE_CHECKING:
+    from rmtrain.data.judged import Judge
     from rmtrain.data.types import PreferenceGroup
     from rmtrain.display import Display
     from rmtrain.recipe.schema import Recipe
@@ -34,16 +35,30 @@ class Judges:
         """
         return [self._fold(recipe, number, folds) for number in range(max(folds) + 1)]
 
-    def rewards(self, ckpt: str) -> dict[str, list[float]]:
-        """The rewards of every group's completions as `rmtrain score` gives them, by the group's id."""
-        rows = self._write(self.groups, "pairs")
+    def judge(self, ckpt: str, groups: "Sequence[PreferenceGroup]") -> "Judge":
+        """What a reward model says of groups, as `rmtrain score` has it.
+
+        Raises:
+            DataError: its chat template refuses more than a fifth of them.
+        """
+        from rmtrain.data.judged import Judge
+
+        rows = self._write(groups, "pairs")
         name = hashlib.sha256(f"{rows.name} {_state(locate_model(ckpt)[0])}".encode()).hexdigest()[:12]
         output = self.folder / f"scored-{name}.jsonl"
         if not output.exists():
             self.display.note(f"judge: {ckpt}")
-            self._command("score", str(rows), "--ckpt", ckpt, "--output", str(output), "--row-schema", "completions")
-        scored = (json.loads(line) for line in output.read_text(encoding="utf-8").splitlines())
-        return {row["id"]: row["rewards"] for row in scored}
+            reading = ("--row-schema", "completions", "--skip-refused")
+            self._command("score", str(rows), "--ckpt", ckpt, "--output", str(output), *reading)
+        with open(output, encoding="utf-8") as lines:
+            scored = [json.loads(line) for line in lines]
+        judge = Judge(
+            ckpt,
+            {row["id"]: row["rewards"] for row in scored if row["rewards"] is not None},
+            {row["id"]: row["refused"] for row in scored if row["rewards"] is None},
+        )
+        _require_most(judge, len(scored))
+        return judge
 
     def _fold(self, recipe: "Recipe", number: int, folds: Sequence[int]) -> str:
         from rmtrain.data.judged import has_votes
@@ -113,6 +128,18 @@ def fold_recipe(recipe: "Recipe", rows: Path, name: str, folder: Path, votes: st
     values["evaluation"] |= {"every": 0.0, "select": "last", "stop_after": None, "splits": []}
     values["run"] |= {"folder": str(folder), "name": name}
     return type(recipe).model_validate(values)
+
+
+def _require_most(judge: "Judge", rows: int) -> None:
+    """Refuse a judge that can read too few rows; raises DataError with the first that it can't read."""
+    from rmtrain.data.parse import MAX_MALFORMED
+
+    if len(judge.refused) > MAX_MALFORMED * rows:
+        first, why = next(iter(judge.refused.items()))
+        raise DataError(
+            f"judge {judge.name}: {len(judge.refused)} of {rows} rows are refused; the first: row {first}: {why}",
+            "leave this judge out, or mend these rows",
+        )
 
 
 def _state(where: str) -> str:

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from rmtrain.data.split_data import ReadAs
     from rmtrain.scoring.scorer import Scorer
 
+SkipRefused = Annotated[
+    bool,
+    typer.Option(
+        "--skip-refused",
+        help="Leave rows that the chat template refuses without rewards (null), and say in `refused` why.",
+    ),
+]
 ApiName = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
 
 
@@ -42,6 +49,7 @@ def score(
         str | None, typer.Option(metavar="CKPT", help="With --url: compare its rewards of the first rows with CKPT's.")
     ] = None,
     allowed: Annotated[float, typer.Option(min=0, help="With --verify: the largest difference to accept.")] = 1e-4,
+    skip_refused: SkipRefused = False,
     scoring: options.Scoring,
     reading: options.Reading,
     work: options.Work,
@@ -57,7 +65,7 @@ def score(
     rmtrain score shards/ --output scored/
     rmtrain score answers.jsonl --url http://127.0.0.1:8000 --verify mistral-rm[/]
     """
-    _check_options(output, ckpt, url, verify)
+    _check_options(output, ckpt, url, verify, skip_refused)
     if output is not None:
         options.check_output(output, overwrite, folder=True)
     mapping = reading.mapping()
@@ -76,7 +84,7 @@ def score(
             else:
                 opened = _verified_server(url or "", api, named, rows, allowed, display)
             if output is not None:
-                score_stream(opened, rows, output, kind, work.tokens_per_batch, display)
+                score_stream(opened, rows, output, kind, work.tokens_per_batch, display, skip_refused)
 
 
 def _verified_server(
@@ -99,6 +107,7 @@ def score_stream(
     kind: "Kind",
     tokens_per_batch: int | None,
     display: TerminalDisplay,
+    skip_refused: bool,
 ) -> None:
     """Score the rows of a stream, together with the other processes, and write them with their rewards.
 
@@ -113,7 +122,8 @@ def score_stream(
     parts, stream = Parts(output, display), rows.stream
     with parts.opened():
         scorer = opened()
-        scoring = StreamScoring(scorer, rows, parts, kind, tokens_per_batch or scorer.info.tokens_per_batch, display)
+        budget = tokens_per_batch or scorer.info.tokens_per_batch
+        scoring = StreamScoring(scorer, rows, parts, kind, budget, display, skip_refused)
         scoring.run()
         if not processes.is_main_process():
             return
@@ -133,12 +143,16 @@ def score_stream(
         )
 
 
-def _check_options(output: Path | None, ckpt: str | None, url: str | None, verify: str | None) -> None:
+def _check_options(
+    output: Path | None, ckpt: str | None, url: str | None, verify: str | None, skip_refused: bool
+) -> None:
     """Refuse options that lack or exclude each other."""
     if output is None and verify is None:
         raise InputError("no --output", "name the file for the rows with their rewards")
     if url is None and verify is not None:
         raise InputError("--verify compares a server with a checkpoint", "name the server with --url")
+    if url is not None and skip_refused:
+        raise InputError("--skip-refused is for checkpoints, whose chat template says why", "leave it out")
     if url is not None and ckpt is not None:
         raise InputError("--url and --ckpt exclude each other", "to compare the two, give --url and --verify CKPT")
 

@@ -12,6 +12,7 @@ from rmtrain.data.ngrams import words_of
 from rmtrain.data.prepare import ReadyData
 from rmtrain.data.splits import LEAK, leak_key
 from rmtrain.data.types import Conversation, PreferenceGroup
+from rmtrain.errors import InputError
 from rmtrain.json_values import JsonObject
 
 _REPEATS = (DUPLICATE, DUPLICATE_ELSEWHERE)
@@ -47,6 +48,20 @@ def causes_of(rows: Iterable[CuratedRows]) -> list[str]:
         for each in curation.candidates:
             causes |= dict.fromkeys(_causes(each))
     return list(causes)
+
+
+def matching(asked: str, causes: Iterable[str]) -> list[str]:
+    """The causes that are asked for: the one of that name, else all in whose name it is.
+
+    Raises:
+        InputError: there is no such cause.
+    """
+    known, part = dict.fromkeys(causes), asked.replace("_", " ").casefold()
+    found = [cause for cause in known if cause.casefold() == part] or [c for c in known if part in c.casefold()]
+    if not found:
+        hint = f"the causes are: {', '.join(known)}" if known else "nothing was dropped"
+        raise InputError(f"--show {asked}: nothing was dropped for such a cause", hint)
+    return found
 
 
 def examples_of(rows: Sequence[CuratedRows], cause: str, most: int) -> list[Example]:

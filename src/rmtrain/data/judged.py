@@ -16,40 +16,50 @@ from rmtrain.data.ledgers import Ledger
 from rmtrain.data.splits import leak_key
 from rmtrain.data.types import TOKENS, PreferenceGroup, Row
 from rmtrain.errors import DataError, InputError
+from rmtrain.json_values import JsonObject
 
 Margins = NDArray[np.float64]  # [P, J]: reward of the better completion over the worse one, NaN where a judge is silent
 
 KEPT = "kept"
 MAJORITY = "most judges reject it"
+REFUSED = "refused by the chat template of a judge"
 
 
 class Rule(NamedTuple):
     """Which preferences are rejected."""
 
-    kind: Literal["majority", "hardest", "easiest"]
+    kind: Literal["majority", "hardest", "easiest", "refused"]
     share: float = 0.0
 
     @classmethod
     def of(cls, text: str) -> "Rule":
-        """`majority`, `hardest=SHARE` or `easiest=SHARE`.
+        """`majority`, `refused`, `hardest=SHARE` or `easiest=SHARE`.
 
         Raises:
             InputError: it is none of these.
         """
         found = re.fullmatch(r"(hardest|easiest)=(0?\.\d+)", text)
-        if text == "majority":
-            return cls("majority")
+        if text in ("majority", "refused"):
+            return cls("majority" if text == "majority" else "refused")
         if found is None or not 0 < float(found[2]) < 1:
-            raise InputError(f"--rule {text}: no such rule", "give majority, hardest=0.1 or easiest=0.2, say")
+            raise InputError(f"--rule {text}: no such rule", "give majority, refused, hardest=0.1 or easiest=0.2, say")
         return cls("hardest" if found[1] == "hardest" else "easiest", float(found[2]))
 
     @property
     def cause(self) -> str:
         """Under which the books count what it rejects."""
-        return MAJORITY if self.kind == "majority" else f"{self.kind} {100 * self.share:g} %"
+        named = {"majority": MAJORITY, "refused": REFUSED}
+        return named.get(self.kind, f"{self.kind} {100 * self.share:g} %")
 
-    def rejects(self, margins: Margins) -> NDArray[np.bool_]:
-        """Whether each preference is rejected; one that no judge has judged never is."""
+    def rejects(self, margins: Margins, refused: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether each preference is rejected; one that no judge has judged is rejected by `refused` alone.
+
+        Args:
+            margins: of the judges.
+            refused: [P] whether the chat template of a judge refuses its row.
+        """
+        if self.kind == "refused":
+            return refused
         mean = mean_margins(margins)
         if self.kind == "majority":
             judged = ~np.isnan(margins)
@@ -79,6 +89,29 @@ def _means(values: Margins) -> NDArray[np.float64]:
     return np.where(counts > 0, np.nan_to_num(values).sum(1) / counts.clip(min=1), np.nan)
 
 
+class Judge(NamedTuple):
+    """What one judge says of groups, by their ids: rewards of the completions, or why its chat template refuses."""
+
+    name: str
+    rewards: Mapping[str, Sequence[float]]
+    refused: Mapping[str, str] = {}
+
+    def margins(self, groups: Sequence[PreferenceGroup]) -> NDArray[np.float64]:
+        """[P] margins of the preferences of groups; NaN for groups of which it says nothing."""
+        margins: list[float] = []
+        for group in groups:
+            own = self.rewards.get(group.id)
+            margins += [np.nan if own is None else own[p.better] - own[p.worse] for p in group.preferences]
+        return np.array(margins, dtype=np.float64)
+
+    def figures(self, groups: Sequence[PreferenceGroup]) -> JsonObject:
+        """How many preferences it judged, with which share of them it agrees (a tie counts 1/2), and rows refused."""
+        margins = self.margins(groups)
+        known = margins[~np.isnan(margins)]
+        agreement = float(((np.sign(known) + 1) / 2).mean()) if len(known) else None
+        return {"ckpt": self.name, "n": len(known), "agreement": agreement, "refused": len(self.refused)}
+
+
 @dataclass(frozen=True)
 class Judged:
     """The groups of a training split, and the judges' margins of all their P preferences, one group after another."""
@@ -86,15 +119,19 @@ class Judged:
     groups: Sequence[PreferenceGroup]
     margins: Margins
     verdicts: Sequence[str]  # P: KEPT, or the cause of the first rule that rejects it
+    judges: Sequence[Judge]
 
     @classmethod
-    def by(cls, rules: Sequence[Rule], groups: Sequence[PreferenceGroup], margins: Margins) -> "Judged":
+    def by(cls, rules: Sequence[Rule], groups: Sequence[PreferenceGroup], judges: Sequence[Judge]) -> "Judged":
         """Judge preferences by rules; the first that rejects one gives its cause."""
+        margins = np.stack([judge.margins(groups) for judge in judges], axis=1)
+        names = {name for judge in judges for name in judge.refused}
+        refused = np.array([group.id in names for group in groups for _ in group.preferences], dtype=np.bool_)
         verdicts = [KEPT] * len(margins)
         for rule in rules:
-            for place in np.flatnonzero(rule.rejects(margins)):
+            for place in np.flatnonzero(rule.rejects(margins, refused)):
                 verdicts[place] = rule.cause if verdicts[place] == KEPT else verdicts[place]
-        return cls(groups, margins, verdicts)
+        return cls(groups, margins, verdicts, judges)
 
     def preferences(self) -> Ledger:
         """The books of the preferences."""
@@ -181,15 +218,6 @@ def _votes(group: PreferenceGroup) -> float | list[float]:
     return shares[0] if group.preferences[0].better == 0 else 1 - shares[0]
 
 
-def margins_of(groups: Sequence[PreferenceGroup], rewards: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
-    """[P] margins of the preferences by one judge's rewards of each group's completions; NaN for groups it lacks."""
-    margins: list[float] = []
-    for group in groups:
-        own = rewards.get(group.id)
-        margins += [np.nan if own is None else own[p.better] - own[p.worse] for p in group.preferences]
-    return np.array(margins, dtype=np.float64)
-
-
 def folds_of(groups: Sequence[PreferenceGroup], folds: int, seed: int) -> list[int]:
     """The fold of each group: prompts are dealt out in the order of a digest of seed and prompt."""
     keys = [leak_key(group.prompt) for group in groups]
@@ -210,13 +238,3 @@ def histogram(judged: Judged) -> dict[str, list[Any]]:
     clipped = mean.clip(edges[0], edges[-1])
     counts = [np.histogram(clipped[known & part], edges)[0].tolist() for part in (kept, ~kept)]
     return {"edges": edges.tolist(), "kept": counts[0], "rejected": counts[1]}
-
-
-def judge_figures(names: Sequence[str], margins: Margins) -> list[dict[str, Any]]:
-    """For each judge, how many preferences it judged, and with which share of them it agrees; a tie counts 1/2."""
-    figures = []
-    for name, own in zip(names, margins.T, strict=True):
-        known = own[~np.isnan(own)]
-        agreement = float(((np.sign(known) + 1) / 2).mean()) if len(known) else None
-        figures.append({"ckpt": name, "n": len(known), "agreement": agreement})
-    return figures

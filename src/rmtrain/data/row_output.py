@@ -13,6 +13,7 @@ from rmtrain.errors import InputError, first_line
 from rmtrain.files import replaced, staged_folder, writing
 
 Kind = Literal["lines", "parquet"]
+REFUSED = "refused"  # the column that says why a row has no rewards
 
 
 def output_kind(output: Path, stream: RowStream) -> Kind:
@@ -40,7 +41,8 @@ def encode_rows(chunk: ChunkRows, columns: Mapping[str, Sequence[Any]], kind: Ki
 
     Args:
         chunk: the rows.
-        columns: a value for each row, by column; JSON values for lines, lists of numbers for Parquet.
+        columns: a value for each row, by column; JSON values for lines, lists of numbers for Parquet, or the texts of
+            `REFUSED`.
         kind: of the output.
     """
     if kind == "parquet":
@@ -57,7 +59,7 @@ def _encode_table(table: Any, columns: Mapping[str, Sequence[Any]]) -> bytes:
     import pyarrow.parquet as pq
 
     for name, values in columns.items():
-        array = pa.array(values, pa.list_(pa.float64()))
+        array = pa.array(values, pa.string() if name == REFUSED else pa.list_(pa.float64()))
         place = table.schema.get_field_index(name)
         table = table.append_column(name, array) if place < 0 else table.set_column(place, name, array)
     sink = pa.BufferOutputStream()

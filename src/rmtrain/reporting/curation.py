@@ -1,11 +1,13 @@
 """A curation as tables for the terminal: the judges, the books, the margins, and examples of each cause."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from math import isnan
 from typing import Any
 
 from rmtrain.data.examples import Example, Side
-from rmtrain.data.judged import KEPT, Judged, agreements, mean_margins
-from rmtrain.data.types import Conversation
+from rmtrain.data.judged import KEPT, Judge, Judged, agreements, mean_margins
+from rmtrain.data.types import Conversation, Preference, PreferenceGroup
 from rmtrain.reporting.data_report import ledger_table
 from rmtrain.reporting.table import Table
 from rmtrain.reporting.text import count, percent
@@ -15,12 +17,22 @@ _WIDTH = 40  # characters of the longest bar
 
 def curation_tables(result: Mapping[str, Any]) -> list[Table]:
     """The judges with their agreement, the books of rows and preferences, and a histogram of the margins."""
-    judges = [(judge["ckpt"], percent(judge["agreement"]), count(judge["n"])) for judge in result["judges"]]
     return [
-        Table(("judge", "agrees", "n"), judges),
+        _judges(result["judges"]),
         ledger_table(result, ("rows", "preferences"), title=f"rules: {', '.join(result['rules'])}"),
         _histogram(result["histogram"]),
     ]
+
+
+def _judges(judges: Sequence[Mapping[str, Any]]) -> Table:
+    """A judge a row; how many rows its chat template refuses, where one of them refuses any."""
+    refuses = any(judge["refused"] for judge in judges)
+    rows = [
+        (judge["ckpt"], percent(judge["agreement"]), count(judge["n"]), *([count(judge["refused"])] * refuses))
+        for judge in judges
+    ]
+    note = "Of a row that a judge's chat template refuses, the other judges decide; with --rule refused it is rejected."
+    return Table(("judge", "agrees", "n", *(["rows refused"] * refuses)), rows, notes=[note] if refuses else [])
 
 
 def _histogram(histogram: Mapping[str, Any]) -> Table:
@@ -35,23 +47,38 @@ def _histogram(histogram: Mapping[str, Any]) -> Table:
     return Table(("margin", "# kept, - rejected", "kept", "rejected"), rows, texts=2, notes=[note])
 
 
-def example_rows(judged: Judged, place: Callable[[str], str], most: int) -> Iterator[Example]:
-    """The first preferences of each cause, the completion that was stated to be better beside the other one."""
+def causes_of(judged: Judged) -> list[str]:
+    """The causes of the rules that reject something, and for each judge that its chat template refuses rows."""
+    refused = [_refused_by(judge) for judge in judged.judges if judge.refused]
+    return [*dict.fromkeys(verdict for verdict in judged.verdicts if verdict != KEPT), *refused]
+
+
+def example_rows(judged: Judged, place: Callable[[str], str], causes: Sequence[str], most: int) -> Iterator[Example]:
+    """The first examples of each cause, one a row where a judge can't read it, else a preference each."""
     agreement, mean = agreements(judged.margins), mean_margins(judged.margins)
-    shown: dict[str, int] = {}
-    number = -1
-    for group in judged.groups:
-        for preference in group.preferences:
-            number += 1
-            verdict = judged.verdicts[number]
-            if verdict == KEPT or shown.get(verdict, 0) >= most:
-                continue
-            shown[verdict] = shown.get(verdict, 0) + 1
-            prompt = group.prompt[-1].content
-            better, worse = (_said(group.completions[k]) for k in (preference.better, preference.worse))
+    said = [(group, preference) for group in judged.groups for preference in group.preferences]
+    for cause in causes:
+        own = (number for number, verdict in enumerate(judged.verdicts) if verdict == cause)
+        for number in islice(own, most):
             why = f"{percent(agreement[number], 0)} of the judges agree, mean margin {mean[number]:+.2f}"
-            sides = Side(place(group.id), f"[prompt] {prompt}\n[better] {better}"), Side("", f"[worse] {worse}")
-            yield Example("train", verdict, sides[0], why, sides[1])
+            yield _example(cause, *said[number], place, "no judge can read it" if isnan(mean[number]) else why)
+        for judge in judged.judges if cause not in judged.verdicts else ():
+            refused = (group for group in judged.groups if group.id in judge.refused and cause == _refused_by(judge))
+            for group in islice(refused, most):
+                yield _example(cause, group, group.preferences[0], place, judge.refused[group.id])
+
+
+def _refused_by(judge: Judge) -> str:
+    return f"refused by the chat template of {judge.name}"
+
+
+def _example(
+    cause: str, group: PreferenceGroup, preference: Preference, place: Callable[[str], str], why: str
+) -> Example:
+    """The completion that was stated to be better, beside the other one."""
+    better, worse = (_said(group.completions[k]) for k in (preference.better, preference.worse))
+    first = Side(place(group.id), f"[prompt] {group.prompt[-1].content}\n[better] {better}")
+    return Example("train", cause, first, why, Side("", f"[worse] {worse}"))
 
 
 def _said(completion: Conversation) -> str:

@@ -110,6 +110,7 @@ class ScoringTask:
         place: says in which row a group is, by its id.
         drop_refused: leave out groups that the chat template refuses, up to a fifth of all; otherwise they are errors.
         counts: count the tokens of each completion after its prompt.
+        refusals: where a process scores alone, receives why the chat template refuses a group, by its id.
     """
 
     name: str
@@ -120,6 +121,7 @@ class ScoringTask:
     place: Callable[[str], str] = "group {}".format
     drop_refused: bool = False
     counts: bool = True
+    refusals: dict[str, str] = field(default_factory=dict)
 
     @property
     def alone(self) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from rmtrain.data.prepare import token_notes
+from rmtrain.data.prepare import TokenNote, token_notes
 from rmtrain.data.reader import SourceReader
-from rmtrain.data.row_output import Kind, encode_rows
+from rmtrain.data.row_output import REFUSED, Kind, encode_rows
 from rmtrain.data.token_cache import IDENTICAL, Omitted, TokenReport
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
@@ -36,6 +36,7 @@ class StreamScoring:
         kind: of the parts.
         tokens_per_batch: maximum tokens per forward pass.
         display: of the main process.
+        skip_refused: rows that the chat template refuses have no rewards, and say why; otherwise they are errors.
     """
 
     scorer: Scorer
@@ -44,12 +45,14 @@ class StreamScoring:
     kind: Kind
     tokens_per_batch: int
     display: Display
+    skip_refused: bool = False
     _seen: dict[str, float] = field(default_factory=dict, repr=False)
 
     @cached_property
     def names(self) -> list[str]:
         """The names of the parts, one a chunk: what is scored, how it is read and written, and with what."""
         about = [_VERSION, self.scorer.info.fingerprint, self.kind, *self.rows.reading.marks]
+        about += [REFUSED] * self.skip_refused
         return [
             hashlib.sha256(json.dumps([chunk.digest, *about]).encode()).hexdigest()[:32]
             for chunk in self.rows.stream.chunks
@@ -62,7 +65,7 @@ class StreamScoring:
         batches of a chunk are planned from its rows alone, so rewards depend on no number of processes.
 
         Raises:
-            InputError: the chat template refuses a row.
+            InputError: the chat template refuses a row, and such rows are not skipped.
             RunFailedError: the rows have changed since they were read, or as `Scorer.score`.
         """
         state = process_state()
@@ -99,15 +102,26 @@ class StreamScoring:
         rows, split = self.rows.read(chunk)
         partial = OnePartial(self.parts.batches(name))
         display = _PartDisplay(self.display, self._rows_done(), self.rows.stream.rows)
-        scores = self.scorer.score(
-            ScoringTask(split.name, split.groups, self.tokens_per_batch, partial, display, split.place, counts=False)
+        task = ScoringTask(
+            split.name,
+            split.groups,
+            self.tokens_per_batch,
+            partial,
+            display,
+            split.place,
+            drop_refused=self.skip_refused,
+            counts=False,
         )
-        found = [score for score in scores if score is not None]
-        columns = {"rewards": [list(score.rewards) for score in found]}
+        scores = self.scorer.score(task)
+        pairs = [(group, score) for group, score in zip(split.groups, scores, strict=True) if score is not None]
+        columns: dict[str, list[Any]] = {"rewards": [score and list(score.rewards) for score in scores]}
         if self.scorer.info.members:
-            columns["reward_std"] = [score.reward_std for score in found]
-        notes = token_notes(_report(split.groups, found), split.place, split.groups, self.scorer.info.renderer)
-        tally = Tally(len(found), sum(score.truncated for score in found), notes)
+            columns["reward_std"] = [score and score.reward_std for score in scores]
+        if self.skip_refused:
+            columns[REFUSED] = [task.refusals.get(group.id) for group in split.groups]
+        notes = token_notes(_report(pairs), split.place, split.groups, self.scorer.info.renderer)
+        notes += _refusals(task)
+        tally = Tally(len(pairs), sum(score.truncated for _, score in pairs), notes)
         self.parts.finish(name, encode_rows(rows, columns, self.kind), tally)
 
     def _left(self, order: Sequence[int]) -> list[int]:
@@ -124,10 +138,17 @@ class StreamScoring:
         return int(self._seen["rows"])
 
 
-def _report(groups: Sequence[PreferenceGroup], scores: Sequence[GroupScore]) -> TokenReport:
+def _refusals(task: ScoringTask) -> list[TokenNote]:
+    """What to know of the rows of a task that the chat template refuses."""
+    refused = task.refusals.items()
+    first = next((f"{task.place(name)}: {why}" for name, why in refused), "")
+    return [TokenNote("rows refused by the chat template, without rewards", len(refused), first)] if refused else []
+
+
+def _report(pairs: Sequence[tuple[PreferenceGroup, GroupScore]]) -> TokenReport:
     """What was found when groups were tokenised, by what their scores say of it."""
     report = TokenReport()
-    for group, score in zip(groups, scores, strict=True):
+    for group, score in pairs:
         if score.identical:
             cause = IDENTICAL[score.truncated]
             report.identical[cause] = report.identical.get(cause, 0) + score.identical

@@ -54,6 +54,7 @@ def _tokenize_alone(task: ScoringTask, renderer: Renderer, max_length: int, over
     if refused and not task.drop_refused:
         first = next(group.id for group in task.groups if group.id in refused)
         raise type(refused[first])(f"{task.place(first)}: {refused[first].message}", refused[first].hint)
+    task.refusals.update({name: error.message for name, error in refused.items()})
     kept = [(group, tokens) for group, tokens in zip(task.groups, made, strict=True) if tokens is not None]
     return TokenizedTask([group for group, _ in kept], [tokens for _, tokens in kept], "")
 
