@@ -222,10 +222,10 @@ def test_a_template_that_finds_no_end_is_stopped(told: str, monkeypatch: pytest.
 
     monkeypatch.setattr(template, "_SECONDS", 0.3)
     limit, handler = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(RunawayTemplateError, match=told):
         Renderer.for_tokenizer(with_template(ENDLESS[told] + BARE))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert resource.getrlimit(resource.RLIMIT_AS) == limit
     assert (signal.getsignal(signal.SIGVTALRM), signal.getitimer(signal.ITIMER_VIRTUAL)) == (handler, (0.0, 0.0))
 
