@@ -1,4 +1,25 @@
-"""Published layouts: hand-made rows with the columns, labels and ties that their authors give them."""
+"""Published layouts: hand-made rows with the columns, labels and ties that their authors give them.
+
+What confirms columns, splits and the sign of the preference, of the data sets that the shipped recipes name:
+
+- HelpSteer3: `overall_preference` is -3 to 3, and below 0 where response 1 is better; configuration `preference`,
+  splits `train` and `validation`. nemo_rl/data/hf_datasets/helpsteer3.py of NeMo-RL (as in github.com/yzjiao/BR-RM),
+  and the cards of the data sets AIR-hl/helpsteer3_preference and CarlOwOs/HelpSteer3-Processed, which were made from
+  it.
+- Unified-Feedback: `conv_A` and `conv_B` are messages, and the larger of `conv_A_rating` and `conv_B_rating` is the
+  better (Nectar's ranks are negated there); splits `train` and `val`. process_and_upload_dataset.py of
+  github.com/jdf-prog/UnifiedFeedback, and the card of llm-blender/Unified-Feedback.
+- SHP: `labels` is 1 where A is preferred, 0 where B is. The card, as stanfordnlp-SHP/README.md in
+  github.com/DagsHub/open-source-ml-datasets.
+- UltraInteract_pair: `trajectory` is a list of `from` and `value`, `chosen` and `rejected` are texts that follow it;
+  split `train`. scripts/data/preferences/ultrainteract.py of github.com/allenai/open-instruct.
+- hh-rlhf: `chosen` and `rejected` are whole transcripts. process_and_upload_dataset.py, as above.
+- PKU-SafeRLHF: `safer_response_id` is the number of the safer response; splits `train` and `test`.
+  llama_factory/data/safety_alignment_wizardlm/filter_data_for_pretrain_dpo.py of
+  github.com/xinykou/safety_realignment, and the card, as Data/PKU-SafeRLHF/README.md in github.com/yhc-666/UPS-RM.
+- Skywork-Reward-Preference-80K-v0.2: `chosen` and `rejected` are messages that hold the prompt, `source` beside them;
+  split `train`. Its card; HelpSteer2, OffsetBias and WildGuard come into the recipes through it alone.
+"""
 
 import json
 import re
@@ -17,7 +38,9 @@ from rmtrain.data.schemas.prompts import shared_beginning
 from rmtrain.data.schemas.rows import ParsedRow, RowFault
 from rmtrain.data.types import Message, Preference, of_ids
 from rmtrain.errors import DataError
+from rmtrain.recipe.bundled import bundled_recipes
 from rmtrain.recipe.data_schema import DataSection
+from rmtrain.recipe.load import load_recipe
 
 Q, GOOD, BAD = Message("user", "q"), Message("assistant", "good"), Message("assistant", "bad")
 MORE, SYSTEM = Message("user", "more"), Message("system", "be brief")
@@ -118,6 +141,31 @@ def test_an_arena_judgement_of_the_first_turn_leaves_out_the_second() -> None:
     row = ARENA | long | {"winner": "model_b"}
     assert read(row).completions == ((GOOD,), (BAD,))
     assert read(row | {"turn": 2}).completions == ((GOOD, MORE, BAD), (BAD, MORE, GOOD))
+
+
+NECTAR, ARENA_TIE = "berkeley-nest/Nectar", "lmsys/chatbot_arena_conversations"
+
+
+@pytest.mark.parametrize(
+    ("ratings", "source", "better"),
+    [
+        ((-1.0, -6.0), NECTAR, "good"),  # ranks, negated: the first of seven answers
+        ((-7.0, -2.0), NECTAR, "bad"),
+        ((0.0, 1.0), "Anthropic/hh-rlhf", "bad"),
+        ((0.5, 0.5), ARENA_TIE, None),
+        ((0.0, 0.0), ARENA_TIE, None),  # both bad
+    ],
+)
+def test_unified_feedback_as_the_recipe_reads_it(ratings: tuple[float, float], source: str, better: str | None) -> None:
+    """With the reading of the shipped recipe; the conversations of an arena part after the first question."""
+    (path,) = (recipe.path for recipe in bundled_recipes() if recipe.name == "unified_feedback")
+    data = load_recipe(path, []).recipe.data
+    row = {"id": "1", "conv_A": messages(Q, GOOD, MORE, GOOD), "conv_B": messages(Q, BAD, MORE, BAD), "num_turns": 2}
+    row |= {"conv_A_rating": ratings[0], "conv_B_rating": ratings[1], "source": source}
+    parsed = read(row, answers=data.answers, scores=data.scores)
+    assert (parsed.prompt, parsed.completions) == ((Q,), ((GOOD, MORE, GOOD), (BAD, MORE, BAD)))
+    assert parsed.scores == ratings  # the larger is the better
+    assert better == (None if ratings[0] == ratings[1] else parsed.completions[ratings[1] > ratings[0]][0].content)
 
 
 def test_strengths_are_gaps_and_scores_beside_a_label_must_agree() -> None:
