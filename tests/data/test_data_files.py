@@ -175,6 +175,25 @@ def test_damaged_csv(tmp_path: Path, content: bytes, message: str) -> None:
     assert message in refuse(tmp_path / "x.csv", content).message
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("x.jsonl", b'{"a": 1}\n{"a": \n{"a": 1}\n', "mend this line"),
+        ("x.jsonl", b'{"a": 1}\n{"a": NaN}', "mend this line"),
+        ("x.jsonl", b'{"a": 1}\r{"a": 2}', "end each line with a line feed"),
+        ("x.jsonl", '{"a": "ä"}\n'.encode("latin-1"), "UTF-8"),
+        ("x.csv", "a,b\nä,1\n".encode("latin-1"), "UTF-8"),
+        ("x.csv", "a,b\n1,2\n".encode("utf-16"), "UTF-8"),
+        ("x.csv", b"a,b\n1,2,3\n", "quotation marks"),
+        ("x.csv", b'a,b\n1,"2\n', "quotation marks"),
+        ("x.csv", b"a,a\n1,2\n", "rename one"),
+        ("x.jsonl.gz", b'{"a": 1}\n', "ending of what it is"),
+    ],
+)
+def test_an_error_says_how_to_mend_the_file(tmp_path: Path, name: str, content: bytes, hint: str) -> None:
+    assert hint in refuse(tmp_path / name, content).hint
+
+
 def test_damaged_parquet(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS * 500), path)

@@ -192,9 +192,11 @@ def test_the_entries_of_a_mixture_are_compared_together(tmp_path: Path) -> None:
     bench = write(tmp_path / "bench.jsonl", [pair(LONG)])
     paths = [write(tmp_path / f"{name}.jsonl", [pair(name), pair(f"{name}: {LONG}")]) for name in "ab"]
     source = {"train": [{"source": path} for path in paths]}
-    train = load_data(DataSection(source=source, splits={"train": "train"}, decontaminate=[bench]), 0).splits["train"]
+    found = load_data(DataSection(source=source, splits={"train": "train"}, decontaminate=[bench]), 0)
+    train = found.splits["train"]
     (check,) = train.report.checks
     assert (check.rows, [overlap.id for overlap in check.overlaps]) == (4, ["a/train-1", "b/train-1"])
+    assert [note for note in found.notes if "compared" in note] == [f"train: {check}"]  # not one for each entry
     assert dict(train.report.rows.dropped) == {check.cause: 2}
 
 

@@ -577,3 +577,50 @@ def test_cells_of_messages_in_csv_are_read(tmp_path: Path) -> None:
     found = load_data(DataSection(source=str(path), splits={"train": "train"}), 0)
     assert found.splits["train"].groups[0].prompt == (Q,)
     assert found.splits["train"].groups[0].completions == ((GOOD,), (BAD,))
+
+
+def write_csv(path: Path, *lines: str) -> str:
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode())  # as a spreadsheet writes it
+    return str(path)
+
+
+def test_a_csv_column_without_a_heading_is_no_part_of_a_row(tmp_path: Path) -> None:
+    """pandas writes its index so: numbers, which are no count of answers, and texts, which are no prompt."""
+    talk = json.dumps(messages(Q, GOOD, MORE, GOOD)).replace('"', '""')
+    other = json.dumps(messages(Q, BAD)).replace('"', '""')
+    for named in ("0", "1", "a remark"):
+        path = write_csv(tmp_path / "x.csv", ",chosen,rejected", f'{named},"{talk}","{other}"')
+        data = load_data(DataSection(source={"train": path}), 0)
+        (group,) = data.splits["train"].groups
+        assert (group.prompt, group.completions) == ((Q,), ((GOOD, MORE, GOOD), (BAD,)))
+        assert "train: columns that are not read: one without a heading" in data.notes
+
+
+@pytest.mark.parametrize(
+    ("heading", "message", "hint"),
+    [
+        ("prompt;chosen;rejected", "its cells are separated by semicolons", "commas"),
+        ("prompt\tchosen\trejected", "its cells are separated by tabs", "commas"),
+        (
+            "Prompt, chosen,Rejected",
+            "fit no known row schema",
+            'data.columns: {prompt: "Prompt", chosen: " chosen", rejected: "Rejected"} makes them pair rows',
+        ),
+        ("History,Human Ref A,human-ref-b,labels", "fit no known row schema", 'human_ref_A: "Human Ref A"'),
+    ],
+)
+def test_headings_that_nearly_fit_are_told(heading: str, message: str, hint: str, tmp_path: Path) -> None:
+    cells = heading.translate(str.maketrans("", "", " ")).replace("Prompt", "q")
+    with pytest.raises(DataError, match=message) as caught:
+        load_data(DataSection(source={"train": write_csv(tmp_path / "x.csv", heading, cells)}), 0)
+    assert hint in caught.value.hint
+
+
+def test_a_key_that_does_nothing_and_an_unknown_label_are_told(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "x.csv", "prompt,a,b,verdict", "q,good,bad,A", "r,good,bad,B")
+    read_so: dict[str, Any] = {"source": {"train": path}, "answers": ["a", "b"], "label": "verdict"}
+    data = load_data(DataSection(**read_so, better={"A": 0, "B": 1}, min_gap=0.5), 0)
+    assert data.notes == ["train: data.min_gap does not apply to preferences without scores: 2"]
+    with pytest.raises(DataError, match="unknown label") as caught:
+        load_data(DataSection(**read_so, better={"C": 0, "B": 1}), 0)
+    assert "data.better says which answer each value means" in caught.value.hint

@@ -21,6 +21,9 @@ from rmtrain.files import open_regular
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
 _JSON_CELLS = ("completions", "preferences", "scores")  # CSV columns whose cells hold JSON
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_NOT_JSON = "not valid JSON"
+_ENCODING = "save the file as UTF-8"
+_CELLS = "a cell with a comma, a quotation mark or a line end stands in quotation marks"
 _MAGIC = {".parquet": b"PAR1", ".jsonl.gz": b"\x1f\x8b"}
 
 
@@ -97,7 +100,7 @@ def parse_json(text: str) -> Any:
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} (column {error.pos + 1})") from None
+        raise ValueError(f"{_NOT_JSON}: {error.msg} (column {error.pos + 1})") from None
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     if _SURROGATE.search(text):
@@ -133,7 +136,8 @@ def _check_head(path: Path, suffix: str, head: bytes) -> None:
         raise DataError(f"{path}:1: an HTML or XML page instead of the data", "the download failed: repeat it")
     magic = _MAGIC.get(suffix, b"")
     if not head.startswith(magic):
-        raise DataError(f"{path}: not a {suffix} file: its first bytes are {head[:4]!r}, not {magic!r}")
+        told = f"{path}: not a {suffix} file: its first bytes are {head[:4]!r}, not {magic!r}"
+        raise DataError(told, "give it the ending of what it is, or download it again")
     if suffix == ".jsonl" and head.startswith(_MAGIC[".jsonl.gz"]):
         raise DataError(f"{path}: gzip data, but the name is that of a text file", "rename it to end in .jsonl.gz")
 
@@ -181,14 +185,18 @@ def line_row(path: Path, number: int, raw: bytes) -> Row:
     try:
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line)") from None
+        raise DataError(f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line)", _ENCODING) from None
     try:
         row = parse_json(text.strip())
     except ValueError as error:
-        cut = "" if raw.endswith(b"\n") else "it is the last line: is the file incomplete?"
-        raise DataError(f"{path}:{number}: {error}", cut) from None
+        hint = "a line holds one row, which is a JSON object: mend this line"
+        if not raw.endswith(b"\n") and str(error).startswith(_NOT_JSON):
+            hint = "it is the last line: is the file incomplete?"
+        if b"\r" in raw.strip():
+            hint = "it has carriage returns without line feeds: end each line with a line feed"
+        raise DataError(f"{path}:{number}: {error}", hint) from None
     if not isinstance(row, dict):
-        raise DataError(f"{path}:{number}: a row must be a JSON object, not {_kind(row)}")
+        raise DataError(f"{path}:{number}: a row must be a JSON object, not {_kind(row)}", 'such as {"prompt": …}')
     return row
 
 
@@ -202,7 +210,7 @@ def _read_json(path: Path) -> tuple[dict[str, list[Row]], bool]:
     try:
         value = parse_json(path.read_bytes().decode("utf-8-sig").strip())
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start + 1})") from None
+        raise DataError(f"{path}: not UTF-8 (byte {error.start + 1})", _ENCODING) from None
     except ValueError as error:
         raise DataError(f"{path}: {error}", hint) from None
     named = isinstance(value, dict)
@@ -226,23 +234,23 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
             header = next(reader)
             twice = {name for name in header if header.count(name) > 1}
             if twice:
-                raise DataError(f"{path}:1: column {min(twice)!r} is twice in the header")
+                raise DataError(f"{path}:1: column {min(twice)!r} is twice in the header", "rename one of the two")
             line = reader.line_num + 1
             for cells in reader:
                 if cells:
                     yield line, _csv_row(path, line, header, cells)
                 line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
+        raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}", _CELLS) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (near line {reader.line_num + 1}): {error.reason}") from None
+        raise DataError(f"{path}: not UTF-8 (near line {reader.line_num + 1}): {error.reason}", _ENCODING) from None
     finally:
         csv.field_size_limit(previous_limit)
 
 
 def _csv_row(path: Path, line: int, header: list[str], cells: list[str]) -> Row:
     if len(cells) != len(header):
-        raise DataError(f"{path}:{line}: {len(cells)} cells under a header of {len(header)} columns")
+        raise DataError(f"{path}:{line}: {len(cells)} cells under a header of {len(header)} columns", _CELLS)
     row: Row = dict(zip(header, cells, strict=True))
     for column in _JSON_CELLS:
         if row.get(column):

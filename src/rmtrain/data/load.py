@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -95,18 +95,24 @@ def load_data(
     if keep is not None:
         pairs = ((name, *each) for name in wanted for each in zip(parsed[name], curations[name], strict=True))
         keep += [CuratedRows(name, entry.parsed, curation) for name, entry, curation in pairs]
+    return CuratedData(result, leaks, [*notes, *_notes(result, leaks)])
+
+
+def _notes(splits: Mapping[str, SplitData], leaks: Sequence[Leak]) -> Iterator[str]:
+    """What to know of the splits, each note once with the entries that it is about."""
     by_note: dict[str, list[str]] = {}
-    for name, split in result.items():
-        for part in split.parts:
-            for note in part.report.notes:
+    for name, split in splits.items():
+        for part, groups in split.by_part():
+            gapless = sum(preference.gap is None for group in groups for preference in group.preferences)
+            ignored = name == "train" and part.entry.section.min_gap and gapless
+            told = [f"data.min_gap does not apply to preferences without scores: {gapless:,}"] if ignored else []
+            for note in (*part.report.notes, *told):
                 by_note.setdefault(note, []).append(part.label(name))
-    notes += [f"{', '.join(names)}: {note}" for note, names in by_note.items()]
-    notes += [
-        f"prompts in both {leak.first} and {leak.second}: {leak.prompts}; "
-        f"rows of {leak.first} with one: {leak.rows}, {'dropped' if leak.dropped else 'kept'}"
-        for leak in leaks
-    ]
-    return CuratedData(result, leaks, notes)
+    yield from (f"{', '.join(names)}: {note}" for note, names in by_note.items())
+    yield from (f"{name}: {check}" for name, split in splits.items() for check in split.report.checks)
+    for leak in leaks:
+        end = f"rows of {leak.first} with one: {leak.rows}, {'dropped' if leak.dropped else 'kept'}"
+        yield f"prompts in both {leak.first} and {leak.second}: {leak.prompts}; {end}"
 
 
 def _prompts(entries: Sequence[Curation]) -> list[list[bytes]]:
@@ -262,7 +268,10 @@ def _require_rows(name: str, each: ParsedEntry, curation: Curation) -> None:
         causes.update(candidate.drop_cause or "" for candidate in curation.candidates)
         listed = ", ".join(f"{cause} {n}" for cause, n in causes.items())
         of = f"{each.entry.name}: " if each.entry.name else ""
-        raise DataError(f"{of}{each.parsed.source.description}: no row of the {name} split is left ({listed})")
+        raise DataError(
+            f"{of}{each.parsed.source.description}: no row of the {name} split is left ({listed})",
+            f"{'leave the entry out, ' if of else ''}mend these rows, or loosen the rule that drops them",
+        )
 
 
 def _part(name: str, each: ParsedEntry, curation: Curation, repeated: int | None = None) -> SplitPart:

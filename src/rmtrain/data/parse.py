@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 from rmtrain.data.entries import Entry, entries_of
 from rmtrain.data.schemas.detect import SchemaChoice, choose_schema
 from rmtrain.data.schemas.rows import ParsedRow, RowFault, empty_cause
-from rmtrain.data.schemas.schema import NEGATIVE_MARGIN
+from rmtrain.data.schemas.schema import NEGATIVE_MARGIN, UNKNOWN_LABEL
 from rmtrain.data.sources import MissingSplitError, OpenSource, SourceRows, open_source, parse_source, pin_source
 from rmtrain.data.splits import HELD_OUT, hold_out, leak_key
 from rmtrain.errors import DataError
 from rmtrain.recipe.data_schema import DataSection
 
 MAX_MALFORMED = 0.2  # a larger share of malformed rows means that the schema or the source is wrong
+_READING = {UNKNOWN_LABEL: "data.better says which answer each value means, and data.ties which values are ties"}
 
 
 class UnusableRow(NamedTuple):
@@ -127,7 +128,7 @@ def parse_by(
         examples = "; ".join(f"{source.where(fault.row)}: {fault.detail}" for fault in malformed[:3])
         raise DataError(
             f"{source.description}: {len(malformed)} of {len(rows)} rows are not valid {schema.name} rows: {examples}",
-            "data.row_schema names another schema, data.columns renames columns",
+            _READING.get(malformed[0].cause, "data.row_schema names another schema, data.columns renames columns"),
         )
     ids = unique_ids([f"{split}-{first + index}" if row.id is None else row.id for index, row in parsed])
     return ParsedRows(source, schema.name, parsed, ids, unusable, len(rows), tuple(notes))

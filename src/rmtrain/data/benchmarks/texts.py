@@ -33,7 +33,6 @@ def drop_overlaps(curations: Sequence[Curation], data: DataSection, notify: Call
         for check in curation.checks:
             overlapping = {overlap.id for overlap in check.overlaps}
             curation.drop([group.id in overlapping for group in curation.groups], check.cause)
-            curation.notes.append(str(check))
 
 
 def read_benchmark_texts(name: str, notify: Callable[[str], None]) -> BenchmarkTexts:

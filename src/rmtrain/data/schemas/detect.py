@@ -1,5 +1,6 @@
 """Which schema the rows of a source have: the one that the recipe describes or names, else the one that fits."""
 
+import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -62,7 +63,8 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
         partly = _columns_of_some_files(source, rows, schema)
     except DataError as error:
         raise SchemaError(f"{source.description}: {error.message}", error.hint) from None
-    notes = [f"columns that are not read: {', '.join(unread)}"] if unread else []
+    named = [column or "one without a heading" for column in unread]
+    notes = [f"columns that are not read: {', '.join(named)}"] if unread else []
     if not schema.prompt and isinstance(sample.get("chosen"), str):
         notes.append("no column holds a prompt: the shared beginning of chosen and rejected is the prompt, as in TRL")
     notes += [f"columns that only some of the files have: {', '.join(partly)}"] if partly else []
@@ -220,6 +222,9 @@ def _described(columns: Collection[str], sample: Row, data: DataSection) -> RowS
 
 
 def _unknown(columns: Collection[str], sample: Row) -> DataError:
+    if len(columns) == 1 and (mark := next((mark for mark in ";\t|" if mark in next(iter(columns))), None)):
+        what = {";": "semicolons", "\t": "tabs", "|": "bars"}[mark]
+        return DataError(f"its cells are separated by {what}", "save it with commas between the cells")
     texts = [column for column in sorted({*columns} - {*PAIR}) if isinstance(sample.get(column), (str, list))]
     prompt = f"if {texts[0]} holds the prompt, data.columns: {{prompt: {texts[0]}}}; " if texts else ""
     missing = prompt if {*PAIR} <= {*columns} else ""
@@ -228,9 +233,21 @@ def _unknown(columns: Collection[str], sample: Row) -> DataError:
         known.setdefault(schema.name, ", ".join(schema.needs))
     return DataError(
         f"the columns ({', '.join(sorted(columns))}) fit no known row schema",
-        f"{missing}data.columns renames columns; data.answers with data.label or data.scores describes rows of your "
+        _other_spelling(columns)
+        or f"{missing}data.columns renames columns; data.answers with data.label or data.scores describes rows of your "
         f"own. Known: {'; '.join(f'{name}: {needs}' for name, needs in known.items())}",
     )
+
+
+def _other_spelling(columns: Collection[str]) -> str:
+    """A hint that names the columns of a schema which are there in other letters, or with other signs between them."""
+    plain = {re.sub(r"[\W_]", "", column).casefold(): column for column in columns}
+    for schema in (known for known in SCHEMAS if known.when is None):
+        theirs = {need: plain.get(re.sub(r"[\W_]", "", need).casefold()) for need in schema.needs}
+        if None not in theirs.values():
+            renames = ", ".join(f"{need}: {json.dumps(name)}" for need, name in theirs.items() if need != name)
+            return f"data.columns: {{{renames}}} makes them {schema.name} rows"
+    return ""
 
 
 def unread_columns(schema: RowSchema, rows: Sequence[Row], columns: Collection[str], data: DataSection) -> list[str]:

@@ -33,6 +33,7 @@ from rmtrain.data.schemas.votes import with_votes
 from rmtrain.data.types import Conversation, Preference, Row
 
 NEGATIVE_MARGIN = "negative margin"
+UNKNOWN_LABEL = "unknown label"
 _PAIR_SCORES = (  # names of the columns with the scores of a pair: of the chosen, of the rejected
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -68,7 +69,7 @@ class Label:
         if len(self.columns) > 1:
             marked = [place for place, column in enumerate(self.columns) if _is_marked(row.get(column), column)]
             if len(marked) != 1:
-                raise RowFault("unknown label", " and ".join(self.columns), marked, "1 in exactly one of them")
+                raise RowFault(UNKNOWN_LABEL, " and ".join(self.columns), marked, "1 in exactly one of them")
             return (marked[0] if marked[0] < k else None), None
         column = self.columns[0]
         value = row.get(column)
@@ -84,7 +85,7 @@ class Label:
         if not self.better and key in map(str, range(k)):
             return int(key), None
         known = [*self.better, *sorted(self.ties)] or [str(place) for place in range(k)]
-        raise RowFault("unknown label", column, value, f"one of: {', '.join(known)}")
+        raise RowFault(UNKNOWN_LABEL, column, value, f"one of: {', '.join(known)}")
 
 
 def label_key(value: object) -> str:
@@ -178,7 +179,7 @@ class RowSchema:
         if best is None:
             return tuple(Preference(0, other, 0.0) for other in range(1, k))
         if best >= k:
-            raise RowFault("unknown label", label.columns[0], best, f"one of the {k} answers")
+            raise RowFault(UNKNOWN_LABEL, label.columns[0], best, f"one of the {k} answers")
         return tuple(
             Preference(best, other, strength if strength is not None else score_gap(scores, best, other))
             for other in range(k)
@@ -189,7 +190,7 @@ class RowSchema:
         """Prompt and answers: each in columns of its own, or the prompt inside of every answer."""
         if self.tokens:
             return split_ids(row.get(self.prompt), self.prompt, cells)
-        asked = (self.prompt, row.get(self.prompt))
+        asked = (self.prompt, row.get(self.prompt) if self.prompt else None)  # a CSV column may have no heading
         said = [spoken(value, column) for column, value in (asked, *cells)] if self.turns else []
         if said and None not in said:
             return in_turns(*said)  # type: ignore[arg-type]
@@ -205,11 +206,11 @@ class RowSchema:
         texts = [value for _, value in values if isinstance(value, str) and not begins_as_transcript(value)]
         if not self.prompt and len(texts) == len(values) > 1:
             return split_texts(texts)
-        if judged := number(row.get(self.judged), self.judged):
+        if self.judged and (judged := number(row.get(self.judged), self.judged)):
             answers = [_first_answers(answer, int(judged)) for answer in answers]
         if all(answer[0].role == "assistant" for answer in answers):
             return self.read_prompt(row, self.prompt or "prompt"), tuple(answers)
-        return split_prompt(answers, as_messages(row.get(self.prompt), self.prompt))
+        return split_prompt(answers, as_messages(asked[1], self.prompt))
 
     def _right_and_wrong(self, row: Row, cells: list[tuple[str, Any]]) -> ParsedRow:
         """Lists of right and of wrong texts: each right one is preferred to each wrong one."""
