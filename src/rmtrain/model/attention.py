@@ -106,6 +106,8 @@ def _segmentwise(
     query: Tensor, key: Tensor, value: Tensor, layout: Pass, scaling: float | None, window: int | None
 ) -> Tensor:
     """One scaled-dot-product attention a segment: for the CPU, and for what a GPU has no faster kernel for."""
+    if query.is_meta and len(layout.calls) > 1:  # a trial without numbers: the first layer stands for the others
+        return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     for start, length, prompt_start, prompt in layout.layout["segments"]:

@@ -14,6 +14,7 @@ from rmtrain.data.hub import why_absent
 from rmtrain.errors import CheckpointError, first_line
 from rmtrain.files import read_text, require_regular, sha256_file
 from rmtrain.json_values import read_json
+from rmtrain.model.known_digests import FileState, keep_digest, known_digest
 from rmtrain.runs import MANIFEST as RUN_MANIFEST
 
 SIDECAR = "rmtrain.json"
@@ -122,14 +123,17 @@ def require_files(folder: Path) -> Path:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file, which a process reads once while neither its size nor its time change."""
-    state = path.stat()
-    return _sha256(path, state.st_size, state.st_mtime_ns, state.st_ino)
+    """SHA-256 of a file, which is read once while neither its size nor its times change; a small one once a process."""
+    return _sha256(path, FileState.of(path))
 
 
 @functools.cache
-def _sha256(path: Path, *state: int) -> str:
-    return sha256_file(path)
+def _sha256(path: Path, state: FileState) -> str:
+    known = known_digest(path, state)
+    if known is None:
+        known = sha256_file(path)
+        keep_digest(path, state, known)
+    return known
 
 
 def fingerprint_read(weights: str, *reading: Any) -> str:
