@@ -26,6 +26,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import trl
 from hypothesis import given, settings
@@ -624,3 +626,25 @@ def test_a_key_that_does_nothing_and_an_unknown_label_are_told(tmp_path: Path) -
     with pytest.raises(DataError, match="unknown label") as caught:
         load_data(DataSection(**read_so, better={"C": 0, "B": 1}), 0)
     assert "data.better says which answer each value means" in caught.value.hint
+
+
+def test_columns_inside_of_objects_are_named_by_their_path(tmp_path: Path) -> None:
+    rows = [
+        {
+            "talk": {"asked": messages(Q), "by": "me"},
+            "said": [{"text": "good", "votes": 3}, {"text": "bad", "votes": 1}],
+        },
+        {"talk": {"asked": messages(MORE), "by": None}, "said": [{"text": "a", "votes": 1}, {"text": "b", "votes": 4}]},
+        {"talk": None, "said": [{"text": "a", "votes": 1}, {"text": "b", "votes": 4}]},
+    ]
+    pq.write_table(pa.Table.from_pylist([*rows[:2] * 3, rows[2]]), tmp_path / "x.parquet")
+    described = {"answers": ["said.text"], "scores": ["said.votes"], "columns": {"prompt": "talk.asked"}}
+    source = {"train": str(tmp_path / "x.parquet")}
+    data = load_data(DataSection(source=source, duplicates="keep", **described), 0)
+    train = data.splits["train"]
+    assert [group.prompt for group in train.groups] == [(Q,), (MORE,)] * 3
+    assert [group.completions[group.preferences[0].better][0].content for group in train.groups] == ["good", "b"] * 3
+    assert dict(train.report.rows.dropped) == {"missing value": 1}
+    assert not data.notes
+    with pytest.raises(DataError, match=r"no column 'talk\.question' to rename to 'prompt'"):
+        load_data(DataSection(source=source, **{**described, "columns": {"prompt": "talk.question"}}), 0)

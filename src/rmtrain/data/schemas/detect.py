@@ -11,6 +11,7 @@ from rmtrain.data.schemas.messages import list_in, messages_in, turns
 from rmtrain.data.schemas.prompts import alpaca_prompt, prompt_column
 from rmtrain.data.schemas.published import PAIR, SCHEMAS, SUBSETS
 from rmtrain.data.schemas.readers import read_ultrafeedback
+from rmtrain.data.schemas.rows import is_there, rename
 from rmtrain.data.schemas.schema import Label, RowSchema, label_key
 from rmtrain.data.sources import SourceRows
 from rmtrain.data.types import Row
@@ -44,7 +45,7 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
     """
     columns = {name for row in source.rows for name in row}
     try:
-        if missing := [theirs for theirs in data.columns.values() if theirs not in columns]:
+        if missing := [theirs for theirs in data.columns.values() if not is_there(source.rows, theirs)]:
             ours = next(ours for ours, theirs in data.columns.items() if theirs == missing[0])
             raise DataError(
                 f"there is no column {missing[0]!r} to rename to {ours!r}",
@@ -63,8 +64,9 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
         partly = _columns_of_some_files(source, rows, schema)
     except DataError as error:
         raise SchemaError(f"{source.description}: {error.message}", error.hint) from None
-    named = [column or "one without a heading" for column in unread]
-    notes = [f"columns that are not read: {', '.join(named)}"] if unread else []
+    opened = {theirs.partition(".")[0] for theirs in data.columns.values()}  # a key of their objects is read
+    named = [column or "one without a heading" for column in unread if column not in opened]
+    notes = [f"columns that are not read: {', '.join(named)}"] if named else []
     if not schema.prompt and isinstance(sample.get("chosen"), str):
         notes.append("no column holds a prompt: the shared beginning of chosen and rejected is the prompt, as in TRL")
     notes += [f"columns that only some of the files have: {', '.join(partly)}"] if partly else []
@@ -75,12 +77,7 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
 
 def renamed(rows: Sequence[Row], data: DataSection) -> Sequence[Row]:
     """Rows with their columns renamed as the recipe says."""
-    return [_rename(row, data.columns) for row in rows] if data.columns else rows
-
-
-def _rename(row: Row, columns: dict[str, str]) -> Row:
-    own = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
-    return {name: value for name, value in row.items() if name not in columns.values()} | own
+    return [rename(row, data.columns) for row in rows] if data.columns else rows
 
 
 def _sample(rows: Sequence[Row], columns: set[str]) -> Row:

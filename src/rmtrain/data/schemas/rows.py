@@ -3,8 +3,8 @@
 import contextlib
 import json
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from rmtrain.data.types import Conversation, Preference, Row, as_json
 
@@ -76,6 +76,27 @@ class ParsedRow(NamedTuple):
     source: str = ""
     suspect: int = 0  # completions whose overall score shows the known recording fault of UltraFeedback
     arguments: str = ""  # as of PreferenceGroup
+
+
+def is_there(rows: Iterable[Row], path: str) -> bool:
+    """Whether any row has a column, or a value under the keys of a path."""
+    return any(path in row or _under(row, path) is not None for row in rows)
+
+
+def _under(row: Row, path: str) -> Any:
+    """The value under the keys of nested objects, such as `data.question`; None where there is none."""
+    value: Any = row
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def rename(row: Row, columns: Mapping[str, str]) -> Row:
+    """A row with columns, or values inside of its objects, under names of the recipe's."""
+    own = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+    nested = {ours: _under(row, theirs) for ours, theirs in columns.items() if "." in theirs and theirs not in row}
+    own |= {ours: value for ours, value in nested.items() if value is not None}
+    return {name: value for name, value in row.items() if name not in columns.values()} | own
 
 
 def row_id(row: Row) -> str | None:
