@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -264,12 +263,13 @@ def _split_data(
 
 def _require_rows(name: str, each: ParsedEntry, curation: Curation) -> None:
     if not curation.kept:
-        causes = Counter(row.cause for row in curation.unusable)
-        causes.update(candidate.drop_cause or "" for candidate in curation.candidates)
-        listed = ", ".join(f"{cause} {n}" for cause, n in causes.items())
+        parsed = each.parsed
+        report = curation.report(name, parsed.schema, parsed.total, parsed.source.where)
+        causes = report.rows.dropped.items()
+        listed = ", ".join(f"{cause} {n}, first {report.examples.get(cause, 'unknown')}" for cause, n in causes)
         of = f"{each.entry.name}: " if each.entry.name else ""
         raise DataError(
-            f"{of}{each.parsed.source.description}: no row of the {name} split is left ({listed})",
+            f"{of}{parsed.source.description}: no row of the {name} split is left ({listed})",
             f"{'leave the entry out, ' if of else ''}mend these rows, or loosen the rule that drops them",
         )
 
