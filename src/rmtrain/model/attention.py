@@ -1,7 +1,7 @@
-"""Attention over a packed row, through transformers' public AttentionInterface.
+"""Attention over a packed row, registered with transformers' public AttentionInterface.
 
-No attention name is registered for masks: transformers then builds none and makes no guess at packing from the
-positions, which would misread the repeated positions of a shared prompt.
+Only the attention function is registered, and no function that builds masks. So transformers builds no mask and does
+not infer packing from the positions, which repeat after a shared prompt and would mislead it.
 """
 
 import copy
@@ -21,19 +21,19 @@ from rmtrain.model.batch import Layout, pack
 from rmtrain.model.config_check import model_without_weights
 
 NAME = "rmtrain_shared_prompt"
-# what layers pass on that does not bear on attention; anything else could, so it is refused
+# arguments that do not change attention; a layer that passes any other is refused
 _NEUTRAL = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"})
 
 
 class Pass:
-    """What attention reads of a packed batch, and what it leaves to the other layers of one forward pass.
+    """The state of one forward pass over a packed batch, which all its attention layers share.
 
-    An object, since torch.compile would guard on what a dict holds, and compile anew for every batch.
+    It is an object because torch.compile guards on the values in a dict, and would recompile for every batch.
 
     Attributes:
-        layout: what `rmtrain.model.batch.pack` made.
-        calls: one flag a call of the attention: windowed or not.
-        masks: of its segments, by shape.
+        layout: of the batch, from `rmtrain.model.batch.pack`.
+        calls: one entry for each attention call so far: whether it had a sliding window.
+        masks: the segments' masks made so far, by shape.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -63,17 +63,17 @@ def shared_prompt_attention(
         key: not repeated for grouped queries.
         value: not repeated for grouped queries.
         attention_mask: must be None.
-        scaling: of the scores; None is 1/sqrt(D).
-        dropout: must be 0, since a shared prompt has one mask for all its completions.
-        sliding_window: keys seen by a query, itself included; None is all.
-        layout: of the packed batch.
-        kwargs: what the model's layer passes besides.
+        scaling: factor of the scores; None is 1/sqrt(D).
+        dropout: must be 0, since all completions of a prompt share its attention.
+        sliding_window: number of keys that a query sees, its own included; None is all.
+        layout: the state of this forward pass.
+        kwargs: other arguments of the model's layer.
 
     Returns:
         The output for each token, and None for the attention weights.
 
     Raises:
-        InputError: the layer asks for what packed attention does not do.
+        InputError: the layer asks for something that packed attention does not support.
     """
     if layout is None:
         raise _unpackable("no layout of a packed batch reaches its attention")
@@ -90,7 +90,7 @@ def shared_prompt_attention(
     layout.calls.append(sliding_window is not None)
     device = query.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        # a rotation in float32 leaves queries and keys wider than values, and out of the fast kernel's reach
+        # a rotary embedding in float32 leaves queries and keys in float32, which the fast kernel does not take
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     if _has_varlen(query, value):
         output = _varlen(query, key, value, layout.layout, scaling, sliding_window)
@@ -105,8 +105,8 @@ AttentionInterface.register(NAME, shared_prompt_attention)
 def _segmentwise(
     query: Tensor, key: Tensor, value: Tensor, layout: Pass, scaling: float | None, window: int | None
 ) -> Tensor:
-    """One scaled-dot-product attention a segment: for the CPU, and for what a GPU has no faster kernel for."""
-    if query.is_meta and len(layout.calls) > 1:  # a trial without numbers: the first layer stands for the others
+    """One scaled-dot-product attention for each segment: on CPUs, and on GPUs where the fast kernel does not apply."""
+    if query.is_meta and len(layout.calls) > 1:  # a trial run without data: checking the first layer is enough
         return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
     grouped = query.shape[1] != key.shape[1]
     outputs = []
@@ -119,7 +119,7 @@ def _segmentwise(
         mask = None
         if prompt or (window is not None and window < k.shape[2]):
             shape = (length, prompt + length, window)
-            if shape not in layout.masks:  # once a pass: each layer would make, and keep, the same
+            if shape not in layout.masks:  # made once, and shared by all layers
                 layout.masks[shape] = _lower_right_mask(*shape, query)
             mask = layout.masks[shape]
         outputs.append(
@@ -131,9 +131,9 @@ def _segmentwise(
 
 
 def _lower_right_mask(queries: int, keys: int, window: int | None, like: Tensor) -> Float[Tensor, "{queries} {keys}"]:
-    """0 where a query sees a key, else minus infinity: causal with the last query at the last key.
+    """0 where a query sees a key, else minus infinity: causal, with the last query aligned to the last key.
 
-    In the dtype of `like`, since attention would turn flags into such numbers, and keep these for every layer.
+    It has the dtype of `like`: torch would convert a boolean mask to it, and keep a copy for every layer.
     """
     distance = torch.arange(keys - queries, keys, device=like.device)[:, None] - torch.arange(keys, device=like.device)
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
@@ -141,7 +141,7 @@ def _lower_right_mask(queries: int, keys: int, window: int | None, like: Tensor)
 
 
 def _has_varlen(query: Tensor, value: Tensor) -> bool:
-    """Whether FlashAttention takes these: half precision, heads of up to 256 in eighths, an Ampere GPU or newer."""
+    """Whether FlashAttention applies: 16 bits, head sizes up to 256 divisible by 8, an Ampere GPU or newer."""
     head = query.shape[-1]
     return (
         query.is_cuda
@@ -155,7 +155,7 @@ def _has_varlen(query: Tensor, value: Tensor) -> bool:
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, window: int | None
 ) -> Tensor:
-    """Variable-length flash attention: FlashAttention aligns a causal mask to the lower right."""
+    """Variable-length flash attention, whose causal mask aligns the last query to the last key."""
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if "key_index" in layout:
         k, v = (cast(Tensor, _Gather.apply(rows, layout["key_index"])) for rows in (k, v))  # type: ignore[no-untyped-call]
@@ -178,14 +178,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
-        """[n, ...] rows and [m] places in them: [m, ...]."""
+        """Rows [n, ...] and indices [m] → selected rows [m, ...]."""
         ctx.save_for_backward(index)
         ctx.count = len(rows)
         return rows.index_select(0, index)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Of the rows."""
+        """The gradient of the rows, summed over equal indices."""
         (index,) = ctx.saved_tensors
         summed = gradient.new_zeros((ctx.count, *gradient.shape[1:]), dtype=torch.float32)
         return summed.index_add_(0, index, gradient.float()).to(gradient.dtype), None
@@ -210,14 +210,14 @@ def _varlen_function() -> Any:
 
 
 def check_calls(calls: list[bool], config: PretrainedConfig) -> None:
-    """Refuse a forward pass in which some layer mixed tokens in another way than by the registered attention.
+    """Refuse a model in which some layer mixes tokens without calling the registered attention.
 
     Args:
-        calls: of the attention, in the pass: whether each had a sliding window.
+        calls: one entry for each attention call of a forward pass: whether it had a sliding window.
         config: of the model.
 
     Raises:
-        InputError: says what differs from the config.
+        InputError: the calls do not match the layers of the config.
     """
     text = config.get_text_config()
     layers = int(text.num_hidden_layers)
@@ -226,10 +226,10 @@ def check_calls(calls: list[bool], config: PretrainedConfig) -> None:
     types = getattr(text, "layer_types", None) or []
     if others := sorted({*types} - {"full_attention", "sliding_attention"}):
         raise _unpackable(f"it has layers of {', '.join(others)}")
-    # an entry that the config's class does not know has no effect on the model
+    # a sliding_window that the config class does not define has no effect on the model
     everywhere = hasattr(type(text), "sliding_window") and text.sliding_window
     windowed = types.count("sliding_attention") if types else layers * bool(everywhere)
-    if sum(calls) != windowed:  # windows that a model puts into masks alone would be lost
+    if sum(calls) != windowed:  # a model that applies the window only in its masks would lose it
         raise _unpackable(f"{sum(calls)} of its {windowed} layers with a sliding window tell it to their attention")
 
 
@@ -238,17 +238,16 @@ def _unpackable(reason: str) -> InputError:
 
 
 def packing_obstacle(model_class: type[Any], config: PretrainedConfig) -> str | None:
-    """Why a model can't be packed, in words; None if nothing speaks against it.
+    """Why a model can't be packed, in words; None if it can.
 
-    The model itself is asked, once for each class and config: one without weights, on the meta device, takes a packed
-    batch as in training.
+    Found by trying, once for each class and config: a copy without weights, on the meta device, runs a packed batch.
     """
     if not getattr(model_class, "_supports_attention_backend", False):
         return "it has no exchangeable attention"
     config = copy.deepcopy(config)
-    # with a pad id, some models look into the ids, and here are none; some configs' own checks would refuse None
+    # with a pad id, some models read the ids, which have no values here; vars() avoids the config's own checks
     vars(config.get_text_config())["pad_token_id"] = None
-    key = (*model_class.__bases__, repr(config.to_dict()))  # the class itself is made anew each time
+    key = (*model_class.__bases__, repr(config.to_dict()))  # the class itself is a new one in each call
     if key not in _OBSTACLES:
         _OBSTACLES[key] = _try_packed(model_class, config)
     return _OBSTACLES[key]
@@ -271,6 +270,6 @@ def _try_packed(model_class: type[Any], config: PretrainedConfig) -> str | None:
             check_calls(layout.calls, config)
         except InputError as error:
             return error.message.removeprefix("the model can't be packed: ")
-        except Exception as error:  # it needs real numbers to run
+        except Exception as error:  # the model needs real values to run
             return f"a trial without its weights failed ({type(error).__name__}: {first_line(error)})"
     return None

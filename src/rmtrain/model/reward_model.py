@@ -1,6 +1,6 @@
-"""Backbone + score head: any decoder with a sequence-classification head in transformers.
+"""Backbone + score head: any decoder that has a sequence-classification head in transformers.
 
-The score head is float32 on any base, and its initialisation is seeded.
+The score head is always float32, and its initialisation is seeded.
 """
 
 import contextlib
@@ -61,11 +61,11 @@ class RewardModel:
 
     Attributes:
         module: the model, or the PEFT model around it.
-        packing: how batches are laid out, after what the model can do.
-        notes: what a user should know of that, one line each.
-        commit: of the hub, if the weights came from there.
-        sharded: the weights are spread over processes, so all of these must run the same number of passes.
-        make_batch: lays out groups, given the packing and the pad token, as the module's forward takes them.
+        packing: how batches are laid out; `none` where the model can't be packed.
+        notes: lines for the user about loading and packing.
+        commit: the hub commit of the weights; None for a local folder.
+        sharded: whether the weights are spread over processes, which then must run the same number of passes.
+        make_batch: (groups, packing, pad id) → the input of the module's forward.
     """
 
     module: Any
@@ -77,11 +77,11 @@ class RewardModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return cast(torch.device, next(self.module.parameters()).device)
 
     def batch(self, groups: Sequence[TokenizedGroup], pad_id: int) -> Batch:
-        """Groups laid out as the module's forward takes them."""
+        """Groups → the input of the module's forward."""
         return self.make_batch(groups, self.packing, pad_id)
 
 
@@ -102,7 +102,7 @@ def load_config(name: str, revision: str | None) -> PretrainedConfig:
             raise ValueError("its text_config is no config")
     except CheckpointError:
         raise
-    except Exception as error:  # a damaged one trips up transformers in any way
+    except Exception as error:  # transformers raises errors of any kind for a damaged config
         raise InputError(
             f"{name}: no model config could be loaded: {first_line(error)}",
             "a model is a folder or a hub id of an architecture that transformers knows; remote code is never run",
@@ -113,7 +113,7 @@ def load_config(name: str, revision: str | None) -> PretrainedConfig:
 
 def _refuse_what_is_not_run(config: PretrainedConfig, name: str) -> None:
     """Refuse a config that asks for quantised weights, or for another attention than torch's own."""
-    adapter = (Path(name) / ADAPTER).exists()  # older adapters have beside them the config that their base ran with
+    adapter = (Path(name) / ADAPTER).exists()  # beside older adapters lies the config of their base as it was loaded
     for part in () if adapter else (config, config.get_text_config()):
         if found := getattr(part, "quantization_config", None):
             method = found.get("quant_method") if isinstance(found, dict) else found
@@ -153,10 +153,10 @@ def load_backbone(
         name: folder or hub id.
         revision: branch, tag or commit.
         options: dtype, quantisation, attention and packing.
-        pad_id: written to the config, for those who pool by pad id.
-        seed: of the score head where the weights have none; None refuses such weights.
-        trainable: the backbone itself will be trained, so its weights are held in float32.
-        on_meta: check all of it, and read the weights' names and shapes alone.
+        pad_id: written to the config, for programs that find the last token by it.
+        seed: draws the score head where the weights have none; None refuses such weights.
+        trainable: the backbone itself will be trained, so its weights are loaded in float32.
+        on_meta: check everything, but read only the names and shapes of the weights.
 
     Raises:
         InputError: an architecture without a head.
@@ -164,7 +164,7 @@ def load_backbone(
     """
     config = load_config(name, revision)
     commit = hub_commit(name, revision)
-    revision = commit or revision  # the weights are of the same commit as the config, whatever happens meanwhile
+    revision = commit or revision  # so that config and weights are of one commit, also if the branch moves now
     if pad_id is not None:
         set_pad(config, pad_id, name)
     model_class = reward_model_class(config)
@@ -194,10 +194,10 @@ def load_backbone(
 
 
 def make_ready(module: Any, options: BackboneOptions, packing: Packing) -> Any:
-    """A model just loaded, with a float32 head, its autocast, and the attention that its packing needs."""
-    getattr(module, HEAD).float()  # transformers makes a missing one in the dtype of the rest
+    """Set up a model after loading: float32 head, compute dtype, and the attention for its packing."""
+    getattr(module, HEAD).float()  # transformers creates a missing head in the dtype of the other weights
     module.compute_dtype = getattr(torch, options.dtype)
-    module.config.architectures = [type(module).__name__]  # a base's config names its own class
+    module.config.architectures = [type(module).__name__]  # the base's config names the base's class
     if packing != "none":
         module.set_attn_implementation(attention.NAME)
     return module
@@ -214,9 +214,9 @@ def load_module(
     tensors: dict[str, Any] | None = None,
     on_meta: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
-    """A model's weights in the dtype and quantisation of the options, and what transformers says of their loading.
+    """Load a model with the dtype and quantisation of the options; returns it with transformers' loading info.
 
-    They are those of `tensors`, by transformers' names, or else of the files of the folder or hub id `name`.
+    The weights come from `tensors`, by transformers' names, or else from the files of the folder or hub id `name`.
 
     Raises:
         CheckpointError: no weights can be loaded.
@@ -241,10 +241,10 @@ def load_module(
             )
         except ImportError as error:  # of flash attention
             raise InputError(f"model.attention: {first_line(error)}", "set model.attention to auto") from error
-        except Exception as error:  # a config or a file that is damaged trips up transformers in any way
+        except Exception as error:  # transformers raises errors of any kind for damaged files
             if is_out_of_memory(error):
                 raise
-            pickled = isinstance(error, UnpicklingError)  # torch's words are of no use here
+            pickled = isinstance(error, UnpicklingError)  # torch's message advises unsafe loading
             why = "its pickle is damaged or holds more than tensors" if pickled else first_line(error)
             raise CheckpointError(
                 f"{name}: no weights could be loaded: {why}", "the checkpoint is incomplete or damaged"
@@ -252,7 +252,7 @@ def load_module(
 
 
 def set_pad(config: PretrainedConfig, pad_id: int, name: str) -> None:
-    """Write the pad id into a config before the embedding is made from it, so that reloading changes nothing."""
+    """Write the pad id into a config before the model is built from it, so that a reloaded model is the same."""
     text = config.get_text_config()
     if pad_id >= text.vocab_size:
         raise InputError(
@@ -263,9 +263,9 @@ def set_pad(config: PretrainedConfig, pad_id: int, name: str) -> None:
 
 
 def drawn_head(shape: Sequence[int], seed: int) -> torch.Tensor:
-    """The weight of a new head, from N(0, 1/(H+1)) for H inputs (arXiv 2009.01325).
+    """The weight of a new head, drawn from N(0, 1/(H+1)) for H inputs (arXiv 2009.01325).
 
-    It is drawn on the CPU, so that it is the same on any device.
+    It is drawn on the CPU, so that it does not depend on the device.
     """
     drawn = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
     return drawn.div((shape[1] + 1) ** 0.5)
@@ -274,7 +274,7 @@ def drawn_head(shape: Sequence[int], seed: int) -> torch.Tensor:
 def choose_packing(
     model_class: type[PreTrainedModel], config: PretrainedConfig, wanted: Packing
 ) -> tuple[Packing, list[str]]:
-    """The packing that a model can take, and a note where that is not the one wanted."""
+    """The packing that a model supports, and a note where it differs from the one wanted."""
     obstacle = attention.packing_obstacle(model_class, config) if wanted != "none" else None
     if obstacle is None:
         return wanted, []
@@ -283,7 +283,7 @@ def choose_packing(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers warns of a newly made head on every load; what is missing is checked here instead."""
+    """Silence transformers, which warns of a new head on every load; missing weights are checked here instead."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

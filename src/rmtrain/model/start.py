@@ -39,22 +39,22 @@ from rmtrain.model.weights import (
 from rmtrain.recipe.schema import ModelSection, Recipe
 from rmtrain.runs import MANIFEST
 
-MERGED_PLACE = f"RUN/{MERGED_BASE}"  # of the merged base of a run that has not begun
+MERGED_PLACE = f"RUN/{MERGED_BASE}"  # where a run that has not begun will write its merged base
 
 
 class Start(NamedTuple):
-    """Where the weights are that a run starts from."""
+    """The weights that a run starts from."""
 
-    name: str  # folder or hub id of a whole model; a folder by its absolute path, as adapters name their base
+    name: str  # hub id or absolute folder of a whole model
     revision: str | None
-    adapter: Path | None = None  # on it
+    adapter: Path | None = None  # folder of an adapter on that model
 
 
 def find_start(section: ModelSection) -> Start:
-    """What `model.name` names: a folder or a hub id of a model or of an adapter, or a run with one of them as `final`.
+    """Resolve `model.name`: the folder or hub id of a model or an adapter, or a run folder, whose `final` is taken.
 
     Raises:
-        CheckpointError: an adapter that names no base, or that can't be fetched.
+        CheckpointError: the adapter names no base, or can't be fetched.
     """
     folder = Path(section.name)
     if not folder.is_dir():
@@ -76,8 +76,8 @@ def find_start(section: ModelSection) -> Start:
 
 @functools.cache
 def _fetch_adapter(name: str, revision: str | None) -> Path | None:
-    """The folder of an adapter of the hub, at one commit for the whole process; None if the name is of no adapter."""
-    if why_absent(name, revision):  # reading the config says why
+    """Download a hub adapter, at one commit for the whole process; None if the name is not that of an adapter."""
+    if why_absent(name, revision):  # loading the config will say why
         return None
     try:
         found = find_adapter_config_file(name, revision=revision)
@@ -87,26 +87,26 @@ def _fetch_adapter(name: str, revision: str | None) -> Path | None:
 
 
 def base_name(section: ModelSection) -> str:
-    """What is recorded as a run's base: of an adapter its own base, else `model.name` as it is written."""
+    """The base that a run records: the base of an adapter, else `model.name` as the recipe has it."""
     start = find_start(section)
     return section.name if start.adapter is None else start.name
 
 
 def start_config(recipe: Recipe) -> PretrainedConfig:
-    """The config of a recipe's model; errors as of `load_config`."""
+    """The config of a recipe's model; raises as `load_config`."""
     start = find_start(recipe.model)
     return load_config(start.name, start.revision)
 
 
 def recipe_renderer(section: ModelSection, verify: bool = True) -> Renderer:
-    """How a recipe's model reads conversations, once it is known to be one that can be trained.
+    """The renderer of a recipe's model, after a check that the model can be trained.
 
     Args:
         section: names the model.
-        verify: check its files against the digests that were recorded with them.
+        verify: check its files against their recorded digests.
 
     Raises:
-        InputError: no such model or tokenizer, no chat template, or a model that is no decoder.
+        InputError: there is no such model or tokenizer, it has no chat template, or it is not a decoder.
         CheckpointError: it is damaged, or its score head has several labels.
     """
     start = find_start(section)
@@ -125,10 +125,10 @@ def recipe_renderer(section: ModelSection, verify: bool = True) -> Renderer:
 
 
 def start_renderer(section: ModelSection) -> Renderer:
-    """How a recipe's model reads conversations, by its tokenizer alone; an adapter without one has its base's.
+    """The renderer of a recipe's model, from its tokenizer alone; an adapter without a tokenizer takes its base's.
 
     Raises:
-        InputError: no such tokenizer, or no chat template.
+        InputError: there is no such tokenizer, or it has no chat template.
     """
     start = find_start(section)
     own = start.adapter is not None and (start.adapter / "tokenizer_config.json").exists()
@@ -146,14 +146,14 @@ def build_model(
     Args:
         recipe: of the run.
         pad_id: of the tokenizer.
-        commit: of the hub that the run began with, in place of the recipe's revision, which may have moved on.
-        on_meta: check everything, and read only the names and shapes of the weights; an adapter's are left out.
-        start: the weights, where they are not those of `model.name` but of an adapter that `write_base` has merged.
+        commit: the hub commit that a resumed run began with; it replaces the recipe's revision, which may have moved.
+        on_meta: check everything, but read only the names and shapes of the weights, and none of an adapter's.
+        start: the weights to load instead of those of `model.name`: an adapter that `write_base` has merged.
     """
     section, lora, seed = recipe.model, recipe.lora, recipe.run.seed
     start = start or find_start(section)
     options = BackboneOptions(section.dtype, section.quantization, section.attention, section.packing)
-    pad = pad_id if start.adapter is None else None  # an adapter may bring more embeddings than its base has
+    pad = pad_id if start.adapter is None else None  # an adapter may have more embeddings than its base
     model = load_backbone(start.name, commit or start.revision, options, pad, seed, lora is None, on_meta)
     if not section.dropout:
         disable_dropout(model.module)
@@ -178,16 +178,16 @@ def build_model(
 
 
 def fit_to_adapter(module: Any, start: Start, pad_id: int) -> None:
-    """Give a base, not yet wrapped, the embeddings of the adapter that starts on it, and the pad id."""
+    """Resize a base's embeddings to those of the adapter that will be put on it, and set its pad id."""
     if start.adapter is not None:
         make_room(module, {name: tuple(tensor.shape) for _, name, tensor in read_tensors(start.adapter)}, 1)
         set_pad(module.config, pad_id, start.name)
 
 
 def shape_differences(recipe: Recipe, start: Start) -> list[str]:
-    """In what an adapter's shape differs from that of the recipe's lora section; such an adapter can't be trained on.
+    """How an adapter's shape differs from the recipe's lora section; an adapter that differs can't be trained further.
 
-    Its layers are compared by the tensors that it has, since targets can be written in several ways.
+    Layers are compared by the names of the adapter's tensors, since targets can be written in several ways.
     """
     folder, lora = start.adapter, recipe.lora
     if folder is None or lora is None:
@@ -209,7 +209,7 @@ def shape_differences(recipe: Recipe, start: Start) -> list[str]:
 
 
 def merging_note(recipe: Recipe, start: Start, config: PretrainedConfig, place: str) -> list[str]:
-    """What is said of an adapter that is merged into its base before a new one begins; nothing for any other start.
+    """A note for a run that merges its adapter into the base and begins a new one; empty for any other start.
 
     Args:
         recipe: of the run.
@@ -228,10 +228,10 @@ def merging_note(recipe: Recipe, start: Start, config: PretrainedConfig, place: 
 
 
 def require_one_label(folder: Path) -> None:
-    """Refuse a model whose score head has several labels, or whose weights' files can't be read.
+    """Refuse a model whose score head has several labels, or whose weight files can't be read.
 
     Raises:
-        CheckpointError: says how many labels it has, or which file is damaged.
+        CheckpointError: says how many labels there are, or which file is damaged.
     """
     require_regular(folder, CheckpointError)
     for file in weight_files(folder):
