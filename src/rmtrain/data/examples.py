@@ -153,13 +153,14 @@ def _contradicts(one: Candidate, other: Candidate) -> bool:
 def _text(group: PreferenceGroup, scores: Sequence[float | None] | None = None) -> str:
     """A row as text: its prompt, its completions with their scores, and the preferences that it states."""
     scores = scores or group.scores or (None,) * len(group.completions)
-    lines = [*_lines(group.prompt, "prompt")]
+    lines = [*lines_of(group.prompt, "prompt")]
     for number, (completion, score) in enumerate(zip(group.completions, scores, strict=True)):
-        lines += _lines(completion, f"completion {number}" + (f", score {score:g}" if score is not None else ""))
+        lines += lines_of(completion, f"completion {number}" + (f", score {score:g}" if score is not None else ""))
     stated = ", ".join(f"{preference.better} over {preference.worse}" for preference in group.preferences)
     return "\n".join([*lines, *([f"[preferences] {stated}"] if stated else [])])
 
 
-def _lines(messages: Conversation, name: str) -> Iterator[str]:
+def lines_of(messages: Conversation, name: str) -> Iterator[str]:
+    """Messages as they are shown: each under a name, and under its role where there are several."""
     for message in messages:
         yield f"[{name}: {message.role}] {message.content}" if len(messages) > 1 else f"[{name}] {message.content}"

@@ -5,9 +5,9 @@ from itertools import islice
 from math import isnan
 from typing import Any
 
-from rmtrain.data.examples import Example, Side
+from rmtrain.data.examples import Example, Side, lines_of
 from rmtrain.data.judged import KEPT, Judge, Judged, agreements, mean_margins
-from rmtrain.data.types import Conversation, Preference, PreferenceGroup
+from rmtrain.data.types import Preference, PreferenceGroup
 from rmtrain.reporting.data_report import ledger_table
 from rmtrain.reporting.table import Table
 from rmtrain.reporting.text import count, percent
@@ -76,10 +76,6 @@ def _example(
     cause: str, group: PreferenceGroup, preference: Preference, place: Callable[[str], str], why: str
 ) -> Example:
     """The completion that was stated to be better, beside the other one."""
-    better, worse = (_said(group.completions[k]) for k in (preference.better, preference.worse))
-    first = Side(place(group.id), f"[prompt] {group.prompt[-1].content}\n[better] {better}")
-    return Example("train", cause, first, why, Side("", f"[worse] {worse}"))
-
-
-def _said(completion: Conversation) -> str:
-    return "\n".join(message.content for message in completion)
+    better = [*lines_of(group.prompt, "prompt"), *lines_of(group.completions[preference.better], "better")]
+    worse = "\n".join(lines_of(group.completions[preference.worse], "worse"))
+    return Example("train", cause, Side(place(group.id), "\n".join(better)), why, Side("", worse))
