@@ -4,9 +4,9 @@
 
 Both sides are the same command; the other side's batches hold one request (`--tokens-per-batch 1 --wait-ms 0`). Each
 client sends its next request once the last is answered. Of the workload `own`, a request is a prompt and one answer of
-the demo data; of `shared`, one of 64 answers to 8 long prompts, as clients send it that choose the best of N. Sides
-take turns, each with a server of its own; loading is not counted, and each server is warmed up before. Requests a
-second of the server's processor leave out what else the machine does meanwhile.
+the demo data; of `shared`, one of 64 answers to long prompts, `--answers` to each, as clients send it that choose the
+best of N. Sides take turns, each with a server of its own; loading is not counted, and each server is warmed up before.
+Requests a second of the server's processor leave out what else the machine does meanwhile.
 """
 
 import argparse
@@ -26,11 +26,12 @@ HEAD = b"POST /reward HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nC
 
 
 WORKLOADS = ("own", "shared")
-PROMPTS, ANSWERS = 8, 8  # of the workload `shared`
+SHARED = 64  # answers of the workload `shared`
+WARMING = 8  # requests before those that count
 
 
-def requests(count: int, workload: str, words: int) -> list[dict[str, Any]]:
-    """Bodies of so many requests; long prompts have so many words."""
+def requests(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The bodies of all requests."""
     from rmtrain.data.load import read_source
 
     groups = read_source("demo", "train", evaluation=False).groups
@@ -39,15 +40,16 @@ def requests(count: int, workload: str, words: int) -> list[dict[str, Any]]:
         for group in groups
         for answer in group.completions
     ]
-    if workload == "shared":
+    if settings["workload"] == "shared":
+        words, count = settings["words"], max(1, SHARED // settings["answers"])
         answers = itertools.cycle([answer for _, answer in rows])
         text = " ".join(message["content"] for prompt, _ in rows for message in prompt).split()
-        long = [" ".join((text[i * words :] + text)[:words]) for i in range(PROMPTS)]
+        long = [" ".join((text[i * words :] + text)[:words]) for i in range(count)]
         prompts = [[{"role": "user", "content": one}] for one in long]
-        rows = [(prompt, next(answers)) for _ in range(ANSWERS) for prompt in prompts]
+        rows = [(prompt, next(answers)) for _ in range(SHARED // count) for prompt in prompts]
     return [
         {"messages": prompt, "completions": [answer]}
-        for prompt, answer in itertools.islice(itertools.cycle(rows), count)
+        for prompt, answer in itertools.islice(itertools.cycle(rows), settings["requests"])
     ]
 
 
@@ -88,11 +90,11 @@ async def ask(address: str, bodies: list[dict[str, Any]], clients: int) -> tuple
 
 
 def measure(settings: dict[str, Any], *options: str) -> Result:
-    bodies = requests(settings["requests"], settings["workload"], settings["words"])
+    bodies = requests(settings)
     server, address = start(settings, *options)
     with server:  # closes its pipe and waits for its end
         try:
-            asyncio.run(ask(address, bodies[: settings["clients"]], settings["clients"]))
+            asyncio.run(ask(address, bodies[:WARMING], settings["clients"]))
             before = cpu_seconds(server.pid)
             rewards, seconds, whole = asyncio.run(ask(address, bodies, settings["clients"]))
             busy = cpu_seconds(server.pid) - before
@@ -123,6 +125,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=640, help="of all clients together")
     parser.add_argument("--workload", choices=WORKLOADS, default="own")
     parser.add_argument("--words", type=int, default=400, help="of a long prompt")
+    parser.add_argument("--answers", type=int, choices=(1, 2, 4, 8, 16, 32, 64), default=8, help="to a long prompt")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
