@@ -1,4 +1,4 @@
-"""Quantised bases: how they are made, and the way back to float32 that merging and exact comparison need."""
+"""Quantised bases: loading them, and converting them back to float32 for merging and exact comparison."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from rmtrain.model.forward import HEAD
 
 
 def quantization_config(kind: str, dtype: torch.dtype) -> Any:
-    """transformers' configuration of an `nf4` or `int8` base, with the score head left out (`kind` as in a recipe)."""
+    """transformers' configuration of an `nf4` or `int8` base (`kind`), which leaves the score head unquantised."""
     from transformers import BitsAndBytesConfig
 
     if kind == "int8":
@@ -29,10 +29,10 @@ def is_quantised(module: Any) -> bool:
 
 
 def dequantise(module: Any) -> Any:
-    """The model with plain layers, on the CPU, whose weights are those that the quantised ones stood for.
+    """The model on the CPU with plain layers, which hold the values of the quantised weights.
 
-    It must not have run: on the CPU, bitsandbytes lays 4-bit weights out anew in the first pass, and they are then
-    read back in a wrong order.
+    The model must not have run before: in its first pass on a CPU, bitsandbytes reorders 4-bit weights, and then reads
+    them back in the wrong order.
     """
     plain = module.dequantize().to("cpu")
     if hasattr(plain.config, "quantization_config"):
@@ -41,7 +41,7 @@ def dequantise(module: Any) -> Any:
 
 
 def in_float32(module: Any) -> None:
-    """Hold and compute in float32 whatever is not quantised; quantised layers compute in it too."""
+    """Convert all unquantised weights to float32, and compute in float32 everywhere, in quantised layers too."""
     base = module.get_base_model() if hasattr(module, "get_base_model") else module
     base.compute_dtype = torch.float32
     for parameter in module.parameters():
@@ -54,6 +54,6 @@ def in_float32(module: Any) -> None:
         if layer is not base and isinstance(getattr(layer, "compute_dtype", None), torch.dtype):
             layer.compute_dtype = torch.float32  # bitsandbytes' 4-bit layers
         if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False  # their fast path on CPUs rounds to bfloat16 whatever is asked
+            layer.support_avx512bf16_for_cpu = False  # this fast path on CPUs always rounds to bfloat16
         if hasattr(layer, "cast_input_dtype_enabled"):
             layer.cast_input_dtype_enabled = True

@@ -1,4 +1,4 @@
-"""Files of a checkpoint: its tensors by name, its fingerprint, and what of it is fetched from the hub."""
+"""Files of a checkpoint: reading tensors by name, its fingerprint, and downloads from the hub."""
 
 import functools
 import hashlib
@@ -24,13 +24,13 @@ CALIBRATION = "calibration.json"  # beside the weights, written after them
 MERGED_BASE = "base"  # in a run folder: the adapter that the run started from, merged into its base
 _COMPANIONS = ["*.json", "*.model", "*.jinja", "*.txt"]
 _PICKLES = ["*.bin", "*.pt"]
-_SAFE = ("model", "adapter_model", "pytorch_model")  # how names of safetensors files of weights begin
-_NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler")  # that trainers leave beside them
-_OTHERS = ["*/*", "consolidated*", *(f"{name}*" for name in _NO_WEIGHTS)]  # and the same weights in other formats
+_SAFE = ("model", "adapter_model", "pytorch_model")  # first part of the names of safetensors files of weights
+_NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler")  # files that trainers write beside weights
+_OTHERS = ["*/*", "consolidated*", *(f"{name}*" for name in _NO_WEIGHTS)]  # also the same weights in other formats
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's tensors: pickles only where no safetensors file has a name of weights."""
+    """The files of a checkpoint's tensors: safetensors files, or pickles if no safetensors file is named as weights."""
     safe = sorted(folder.glob("*.safetensors"))
     if any(path.name.startswith(_SAFE) for path in safe):
         return safe
@@ -39,10 +39,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[Path, str, Any]]:
-    """File, name and tensor of what is wanted of a folder's weight files, mapped into memory; pickles run no code.
+    """Yield (file, name, tensor) for the wanted names in a folder's weight files; unpickling runs no code.
+
+    The tensors are mapped into memory.
 
     Raises:
-        CheckpointError: names a file that is damaged, or that holds more than tensors.
+        CheckpointError: a file is damaged, or holds more than tensors; names it.
     """
     import torch
     from safetensors import safe_open
@@ -60,7 +62,7 @@ def read_tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True
                 f"{file}: the pickle is damaged or holds more than tensors: {first_line(error)}",
                 "nothing of it was run; take weights in safetensors files",
             ) from error
-        except Exception as error:  # an unpickler can trip over damaged bytes in any way
+        except Exception as error:  # unpickling damaged bytes can raise any error
             raise CheckpointError(
                 f"{file}: {first_line(error)}", "the file is damaged; use another checkpoint"
             ) from error
@@ -72,9 +74,9 @@ def read_tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True
 
 
 def fingerprint_of(*folders: Path) -> str:
-    """Digest of the weights and of what decides how they are used; of files of 1 GiB and more by size and time.
+    """Digest of the weights and configs in folders; files of 1 GiB and more count by size and time only.
 
-    An adapter's base counts where it is a folder; on the hub it is held by its revision.
+    The base of an adapter is included if it is a folder; a base on the hub is fixed by its revision.
     """
     digest = hashlib.sha256()
     for folder in folders:
@@ -89,13 +91,13 @@ def fingerprint_of(*folders: Path) -> str:
 
 
 def base_folder(folder: Path) -> Path | None:
-    """The folder of an adapter's base, where it is one."""
+    """The folder of an adapter's base; None if the base is on the hub, or `folder` holds no adapter."""
     name = read_adapter(folder).get("base_model_name_or_path") if (folder / ADAPTER).exists() else None
     return Path(name) if isinstance(name, str) and os.path.isdir(name) else None
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
-    """An adapter's config. A base that its run merged lies in the run folder, and is found there after a move."""
+    """An adapter's config. A base that the run merged itself is found in the run folder, also after that has moved."""
     values = read_object(folder / ADAPTER)
     name = values.get("base_model_name_or_path")
     if isinstance(name, str) and os.path.isabs(name) and Path(name).name == MERGED_BASE and not os.path.isdir(name):
@@ -106,10 +108,10 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 
 def require_files(folder: Path) -> Path:
-    """The folder of a checkpoint, once neither it nor its base holds a device or a pipe, on which a reader would wait.
+    """Refuse a checkpoint that holds, itself or in its base, a device or a pipe to wait on; returns `folder`.
 
     Raises:
-        CheckpointError: one does, or an adapter is its own base.
+        CheckpointError: one of them does, or an adapter is its own base.
     """
     seen: set[Path] = set()
     place: Path | None = folder
@@ -123,7 +125,7 @@ def require_files(folder: Path) -> Path:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file, which is read once while neither its size nor its times change; a small one once a process."""
+    """SHA-256 of a file. A large file is read again only if its size or times change, a small one once a process."""
     return _sha256(path, FileState.of(path))
 
 
@@ -137,7 +139,7 @@ def _sha256(path: Path, state: FileState) -> str:
 
 
 def fingerprint_read(weights: str, *reading: Any) -> str:
-    """Digest of weights, by their own, and of all else that their rewards depend on."""
+    """Digest of a weights' digest and of everything else that the rewards depend on."""
     return hashlib.sha256(" ".join([weights, *map(str, reading)]).encode()).hexdigest()
 
 
@@ -150,23 +152,21 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def stated_license(name: str, commit: str | None) -> dict[str, str]:
-    """What a model's own card says of its license, by the keys of the hub; nothing where there is no such card."""
+    """The license that a model's card states, by the hub's keys; empty if there is no card."""
     from huggingface_hub import ModelCard, hf_hub_download
 
     try:
         folder = Path(name)
         card = folder / "README.md" if folder.is_dir() else Path(hf_hub_download(name, "README.md", revision=commit))
         stated = ModelCard(read_text(card), ignore_metadata_errors=True).data
-    except (
-        Exception
-    ):  # no card, no network, no YAML: each library has its own errors, and all mean that it is not known
+    except Exception:  # no card, no network, bad YAML: each library has its own errors
         return {}
     found = {key: stated.get(key) for key in ("license", "license_name", "license_link")}
     return {key: value for key, value in found.items() if isinstance(value, str)}
 
 
 def hub_name(where: str) -> tuple[str, str | None]:
-    """A hub id and its revision; of a folder, which may have any name, the folder."""
+    """Split `ID@REVISION`; an existing folder, whose name may contain @, is returned whole."""
     if "://" in where:
         raise CheckpointError(f"{where}: an address is no checkpoint", "give a folder or a hub id")
     name, _, revision = (where, "", "") if Path(where).is_dir() else where.partition("@")
@@ -174,12 +174,12 @@ def hub_name(where: str) -> tuple[str, str | None]:
 
 
 def local_folder(where: str) -> Path:
-    """A folder, or the one into which a hub id, with `@revision` or without, is fetched."""
+    """A local folder as it is; a hub id, with or without `@revision`, is downloaded first."""
     return require_files(Path(where) if Path(where).is_dir() else download(*hub_name(where)))
 
 
 def download(where: str, revision: str | None, weights: bool = True) -> Path:
-    """Fetch a hub repository's config, tokenizer and weights; pickles only where it has no safetensors file."""
+    """Download config, tokenizer and weights from the hub; pickles only if there are no safetensors files."""
     wanted = [*_COMPANIONS, *(["*.safetensors"] if weights else [])]
     folder = _snapshot(where, revision, wanted)
     if weights and not any(path.name.startswith(_SAFE) for path in folder.glob("*.safetensors")):
@@ -188,14 +188,14 @@ def download(where: str, revision: str | None, weights: bool = True) -> Path:
 
 
 def cached_folder(name: str, revision: str | None) -> Path | None:
-    """A folder, or that of a hub id as far as it was fetched before; None where nothing of it is here."""
+    """A local folder, or the cached download of a hub id, without network; None if there is none."""
     from huggingface_hub import snapshot_download
 
     if Path(name).is_dir():
         return Path(name)
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (OSError, ValueError):  # not fetched yet, or no hub id
+    except (OSError, ValueError):  # not downloaded yet, or not a hub id
         return None
 
 

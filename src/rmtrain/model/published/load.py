@@ -1,4 +1,4 @@
-"""A published reward model's files → a backbone of transformers with the score head that they hold."""
+"""The files of a published reward model → a transformers model with the score head that the files hold."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -46,16 +46,16 @@ class _BiasedHead:
 
 @dataclass(frozen=True)
 class Published:
-    """A published reward model, its weights not yet loaded.
+    """A published reward model, before its model is built.
 
     Attributes:
-        where: folder or hub id, as named by the user.
-        folder: where its files are.
-        layout: how it was published.
-        config: for the backbone.
-        tensors: of its files, by the names there.
-        prompt: name of the prompt, or Jinja; None is the tokenizer's own.
-        label: the label whose logit is the reward, counted from 0; None where the head has one.
+        where: folder or hub id, as the user named it.
+        folder: local folder of its files.
+        layout: the format in which it was published.
+        config: of the backbone.
+        tensors: its weights, by their names in the files.
+        prompt: name of a prompt, or a Jinja template; None is the tokenizer's own chat template.
+        label: the label whose logit is the reward, counted from 0; None where the head has only one.
     """
 
     where: str
@@ -68,21 +68,21 @@ class Published:
 
     @property
     def reading(self) -> JsonObject:
-        """What results say of how it was read."""
+        """How it was read, as results record it."""
         return {"layout": self.layout.name, "prompt": self.prompt, "label": self.label}
 
     @property
     def options(self) -> BackboneOptions:
-        """In the dtype of its config; an encoder, which is small, in float32."""
+        """Loading options: the dtype of its config; float32 for an encoder, which is small."""
         dtype = "float32" if self.layout is ENCODER else str(self.config.dtype).removeprefix("torch.")
         return BackboneOptions(dtype if dtype in ("bfloat16", "float16") else "float32")
 
     def renderer(self) -> Renderer:
-        """How conversations become its tokens.
+        """The renderer of its conversations.
 
         Raises:
-            InputError: there is no such prompt, or neither a prompt nor a chat template.
-            CheckpointError: the tokenizer does not lie with the weights, and can't be fetched.
+            InputError: there is no such prompt, or there is neither a prompt nor a chat template.
+            CheckpointError: no tokenizer lies beside the weights, and none can be fetched.
         """
         stand_in = self.layout.tokenizer
         if stand_in is None or any(self.folder.glob("tokenizer.*")):
@@ -96,10 +96,10 @@ class Published:
             ) from error
 
     def load(self, options: BackboneOptions, pad_id: int) -> RewardModel:
-        """Its backbone and head.
+        """Build the backbone and its head.
 
         Raises:
-            CheckpointError: names the tensors that are missing, misshapen or without a place.
+            CheckpointError: names the tensors that are missing, have a wrong shape, or that the model has no use for.
         """
         set_pad(self.config, pad_id, self.where)
         model_class = reward_model_class(self.config)
@@ -119,12 +119,12 @@ class Published:
         return RewardModel(make_ready(module, options, packing), packing, tuple(notes))
 
     def load_pairs(self, options: BackboneOptions) -> tuple[RewardModel, PairRenderer]:
-        """PairRM, whose logits are those of pairs, and what makes sequences of these.
+        """Build PairRM, whose logits compare the two answers of a pair, and the renderer of its pairs.
 
         Raises:
             CheckpointError: as `load`, or the tokenizer is of another model.
         """
-        tokenizer = load_tokenizer(str(self.folder), chat_template="{{ messages }}")  # of which it makes no use
+        tokenizer = load_tokenizer(str(self.folder), chat_template="{{ messages }}")  # required, and never used
         renderer = PairRenderer.of_pairs(tokenizer, self.config)
         module, info = load_module(PairModel, self.where, None, self.config, options, "none", tensors=self.tensors)
         self._check_names(info)
@@ -132,7 +132,7 @@ class Published:
         return RewardModel(module, "none", ("read as PairRM: it compares, and gives no rewards",)), renderer
 
     def load_encoder(self, options: BackboneOptions) -> tuple[RewardModel, TextPairRenderer]:
-        """An encoder with transformers' own head and forward, and what makes sequences for it.
+        """Build an encoder with transformers' own head and forward, and the renderer of its inputs.
 
         Raises:
             CheckpointError: as `load`.
