@@ -205,13 +205,32 @@ def test_pieces_hold_every_completion_that_is_not_done_once(
 ) -> None:
     places = [(i, k) for i, group in enumerate(groups) for k in range(len(group.suffixes))]
     done = set(data.draw(st.lists(st.sampled_from(places), unique=True)))
-    most = data.draw(st.integers(1, 400))
-    pieces = batches.cut_pieces(groups, done, packing, most)
+    fast = data.draw(st.integers(1, 400))
+    most = data.draw(st.integers(fast, 800))
+    pieces = batches.cut_pieces(groups, done, packing, fast, most)
     assert sorted((piece.group_index, k) for piece in pieces for k in piece.completions) == sorted(set(places) - done)
     for piece in pieces:
         whole = groups[piece.group_index]
         assert [s.tolist() for s in piece.group.suffixes] == [whole.suffixes[k].tolist() for k in piece.completions]
-        assert len(piece.completions) == 1 or batch_tokens([GroupSize.of(piece.group)], packing) <= most
+        beside = len(whole.prefix) if packing == "shared_prompt" else 0
+        assert len(piece.completions) == 1 or batch_tokens([GroupSize.of(piece.group)], packing) <= min(
+            most, fast + beside
+        )
+
+
+def test_a_prompt_as_long_as_a_pass_on_a_cpu_is_run_once(
+    model: RewardModel, forwards: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = np.arange(2, 32, dtype=np.int32)
+    suffixes = tuple(np.array([token, 5, 2], dtype=np.int32) for token in range(7, 15))
+    group = TokenizedGroup("long", "", prompt, suffixes, (), False)
+    apart = [score_groups(model, [group._replace(suffixes=(suffix,))], 0, 100)[0][0] for suffix in suffixes]
+    monkeypatch.setattr(batches, "CPU_PASS", 30)
+    forwards.clear()
+    near(score_groups(model, [group], 0, 100), [tuple(apart)])
+    assert len(forwards) == 1
+    score_groups(model, [group], 0, 45)  # the user's own maximum holds
+    assert len(forwards) == 1 + 2
 
 
 # Memory

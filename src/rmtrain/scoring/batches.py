@@ -45,17 +45,17 @@ def score_groups(
     """Rewards of every completion, in the order of the groups, on every process.
 
     Batches are planned once, from the lengths alone, and then dealt out; a reward depends neither on the number of
-    processes nor on the order of the groups. A group of more tokens than a batch takes is cut between completions.
-    Completions of a group with the same tokens are scored once, and have the same reward to the last bit.
+    processes nor on the order of the groups. A group of more tokens than a batch is cut between completions. Equal
+    completions of a group are scored once, and have the same reward to the last bit.
 
     Args:
         model: a reward model; its module may be wrapped for data-parallel or sharded execution.
         groups: what to score.
         pad_id: fills padded rows.
-        tokens_per_batch: maximum tokens per forward pass, at most 2,048 on a CPU. Unless the weights are sharded, a
-            batch that does not fit the free memory is run in halves; `notify` gets one line about it.
-        partial: file of finished batches; its completions are not run again, whatever the tokens of a batch were.
-            With the same tokens of a batch, rewards are those of a run that was not interrupted, to the last bit.
+        tokens_per_batch: maximum tokens per forward pass; on a CPU also 2,048 beside a shared prompt. Unless weights
+            are sharded, a batch that does not fit the free memory is run in halves; `notify` gets one line about it.
+        partial: file of finished batches, which are not run again. With the same tokens of a batch, rewards are those
+            of a run that was not interrupted, to the last bit.
         progress: called after every round, on every process.
         notify: takes one line for the user.
         alone: this process scores the groups by itself, whatever the other processes of a run do.
@@ -64,15 +64,15 @@ def score_groups(
         InputError: rows so long that rewards would depend on the batch.
         RunFailedError: on all processes; a completion (sharded: a batch) does not fit, or a reward is not finite.
     """
-    state = process_state()
-    processes, rank = (1, 0) if alone else (state.num_processes, state.process_index)
+    processes, rank = (1, 0) if alone else (process_state().num_processes, process_state().process_index)
     if groups and not model.sharded:
         require_fixed_rotation(model.module.config, max(max(group.lengths) for group in groups))
-    tokens_per_batch = min(tokens_per_batch, CPU_PASS) if model.device.type == "cpu" else tokens_per_batch
+    fast = min(tokens_per_batch, CPU_PASS if model.device.type == "cpu" else tokens_per_batch)
     done = read_partial(partial, functools.partial(_parse_line, groups), alone)
-    batches = _batches(groups, done.keys(), model.packing, tokens_per_batch)
+    batches = _batches(groups, done.keys(), model.packing, fast, tokens_per_batch)
     waiting = Counter(piece.group_index for batch in batches for piece in batch)
-    limit, notified = _TokenLimit(model, tokens_per_batch), False
+    largest = max([fast, *(_tokens_of(batch, model.packing) for batch in batches)])
+    limit, notified = _TokenLimit(model, min(tokens_per_batch, largest)), False
     with _evaluating(model.module):
         for start in range(0, len(batches), processes):
             # a process without a batch of its own repeats the last one: sharded weights are gathered by all together
@@ -95,14 +95,18 @@ def score_groups(
 
 
 def _batches(
-    groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, max_tokens: int
+    groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, fast: int, most: int
 ) -> list[list[Piece]]:
     """The batches that are left: those of the first plan where it was followed, so that rewards keep all their bits."""
-    whole = _plan(cut_pieces(groups, (), packing, max_tokens), packing, max_tokens)
+    whole = _plan(cut_pieces(groups, (), packing, fast, most), packing, fast)
     marks = [[(piece.group_index, k) in done for piece in batch for k in piece.completions] for batch in whole]
     if all(len({*of_batch}) == 1 for of_batch in marks):
         return [batch for batch, of_batch in zip(whole, marks, strict=True) if not of_batch[0]]
-    return _plan(cut_pieces(groups, done, packing, max_tokens), packing, max_tokens)
+    return _plan(cut_pieces(groups, done, packing, fast, most), packing, fast)
+
+
+def _tokens_of(batch: Sequence[Piece], packing: Packing) -> int:
+    return batch_tokens([GroupSize.of(piece.group) for piece in batch], packing)
 
 
 def _plan(pieces: Sequence[Piece], packing: Packing, max_tokens: int) -> list[list[Piece]]:
@@ -121,11 +125,21 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 
 def cut_pieces(
-    groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, max_tokens: int
+    groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, fast: int, most: int
 ) -> list[Piece]:
-    """Each group's completions that are not done, as many together as `max_tokens` allow."""
+    """Each group's completions that are not done, as many together as fit into one forward pass.
+
+    Args:
+        groups: what to score.
+        done: (group, completion) of those that are done.
+        packing: of the batches.
+        fast: tokens of a pass beside a prompt that its completions share, since to run the prompt anew costs more than
+            a wide pass.
+        most: tokens of any pass.
+    """
     pieces = []
     for index, group in enumerate(groups):
+        max_tokens = min(most, fast + len(group.prefix)) if packing == "shared_prompt" else fast
         parts: list[list[int]] = []
         for k in range(len(group.suffixes)):
             if (index, k) in done:
