@@ -134,7 +134,10 @@ def verdicts(judged: Sequence[Mapping[str, Any]], flipped: set[str]) -> dict[str
         "flipped": [int(row["id"] in flipped) for row in judged],
         "preferences": [len(row["preferences"]) for row in judged],
         "agreement": by_row(agreements(margins)),
-        "rejected": {rule: [int(n) for n in by_row(Rule.of(rule).rejects(margins))] for rule in RULES},
+        "rejected": {
+            rule: [int(n) for n in by_row(Rule.of(rule).rejects(margins, np.zeros(len(margins), dtype=np.bool_)))]
+            for rule in RULES
+        },
     }
 
 
