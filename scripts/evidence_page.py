@@ -180,8 +180,7 @@ def calibration_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
     )
     note = (
         "As the command calibrate does it: offset and temperature, and for (length too) a curve over lengths, fitted "
-        "on the validation prompts. Means over the seeds; losses in nats. A temperature ranks nothing anew. "
-        "The length of an answer is counted here after the tokens that all answers to its prompt begin with."
+        "on the validation prompts. Means over the seeds; losses in nats. A temperature ranks nothing anew."
     )
     return Table(headings, rows, notes=[note])
 
