@@ -10,6 +10,7 @@ its rows and no text. `write` makes the page from these files alone.
 """
 
 import argparse
+import functools
 import gzip
 import hashlib
 import json
@@ -201,8 +202,9 @@ def add(
 
 def _lines(results: Mapping[str, Any]) -> str:
     """JSON with a line for each run."""
-    runs = ",\n".join(f"{json.dumps(name)}: {json.dumps(of)}" for name, of in results["runs"].items())
-    rest = "".join(f"{json.dumps(key)}: {json.dumps(results[key])},\n" for key in ("protocol", "rows"))
+    compact = functools.partial(json.dumps, separators=(",", ":"))
+    runs = ",\n".join(f"{compact(name)}: {compact(of)}" for name, of in results["runs"].items())
+    rest = "".join(f"{compact(key)}: {compact(results[key])},\n" for key in ("protocol", "rows"))
     return f'{{\n{rest}"runs": {{\n{runs}\n}}\n}}\n'
 
 

@@ -205,16 +205,16 @@ def test_pieces_hold_every_completion_that_is_not_done_once(
 ) -> None:
     places = [(i, k) for i, group in enumerate(groups) for k in range(len(group.suffixes))]
     done = set(data.draw(st.lists(st.sampled_from(places), unique=True)))
-    fast = data.draw(st.integers(1, 400))
-    most = data.draw(st.integers(fast, 800))
-    pieces = batches.cut_pieces(groups, done, packing, fast, most)
+    planned = data.draw(st.integers(1, 400))
+    most = data.draw(st.integers(planned, 800))
+    pieces = batches.cut_pieces(groups, done, packing, planned, most)
     assert sorted((piece.group_index, k) for piece in pieces for k in piece.completions) == sorted(set(places) - done)
     for piece in pieces:
         whole = groups[piece.group_index]
         assert [s.tolist() for s in piece.group.suffixes] == [whole.suffixes[k].tolist() for k in piece.completions]
         beside = len(whole.prefix) if packing == "shared_prompt" else 0
         assert len(piece.completions) == 1 or batch_tokens([GroupSize.of(piece.group)], packing) <= min(
-            most, fast + beside
+            most, planned + beside
         )
 
 

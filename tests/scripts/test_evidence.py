@@ -1,13 +1,13 @@
 """The runner and the writer of docs/evidence.md, on a two-layer model; and the page that is committed."""
 
 import gzip
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import evidence
+import evidence_page
+import evidence_trl
 import pytest
 from conftest import write_pairs
 from sweep_cases import in_this_process, run
@@ -15,44 +15,35 @@ from sweep_cases import in_this_process, run
 from rmtrain.evaluation.results import ScoredRow
 from rmtrain.evaluation.seeds import seed_difference
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    yield importlib.import_module("evidence")
-    sys.modules.pop("evidence")
-
-
-def test_the_page_is_made_from_its_results(script: Any) -> None:
-    results = script.DOCS / "evidence"
-    assert script.written(results) == (script.DOCS / "evidence.md").read_text(encoding="utf-8")
+def test_the_page_is_made_from_its_results() -> None:
+    results = evidence.DOCS / "evidence"
+    assert evidence.written(results) == (evidence.DOCS / "evidence.md").read_text(encoding="utf-8")
     assert all('"/' not in path.read_text(encoding="utf-8") for path in results.iterdir())  # no path of the machine
-    assert {path.stem for path in script.PROTOCOLS.iterdir()} == {*script.NAMES}
+    assert {path.stem for path in evidence.PROTOCOLS.iterdir()} == {*evidence.NAMES}
 
 
-def test_long_answers_and_then_prompts_with_few_are_left_out(script: Any) -> None:
+def test_long_answers_and_then_prompts_with_few_are_left_out() -> None:
     row = {"id": "a", "prompt": "p", "completions": ["12", "1234", "1"], "scores": [0.1, 0.2, 0.3], "models": ["m"] * 3}
-    assert script.shortened(row, None) is row
-    kept = script.shortened(row, {"characters": 2, "at_least": 2})
+    assert evidence.shortened(row, None) is row
+    kept = evidence.shortened(row, {"characters": 2, "at_least": 2})
     assert kept == {"id": "a", "prompt": "p", "completions": ["12", "1"], "scores": [0.1, 0.3]}
-    assert script.shortened(row, {"characters": 2, "at_least": 3}) is None
+    assert evidence.shortened(row, {"characters": 2, "at_least": 3}) is None
 
 
-def test_only_preferences_far_enough_apart_are_counted(script: Any, tmp_path: Path) -> None:
+def test_only_preferences_far_enough_apart_are_counted(tmp_path: Path) -> None:
     rows = [
         ScoredRow("a", "", (1.0, 2.0, 3.0), ((0, 1), (0, 2), (1, 2)), False),
         ScoredRow("b", "", (1.0, 2.0), ((1, 0),), False),
     ]
     source = tmp_path / "test.jsonl"
     source.write_text('{"id": "a", "scores": [0.9, 0.85, 0.1]}\n{"id": "b", "scores": [0.1, 0.11]}\n')
-    assert script.decided(rows, source, 0.0) is rows
-    assert [(row.id, row.preferences) for row in script.decided(rows, source, 0.1)] == [("a", ((0, 2), (1, 2)))]
+    assert evidence.decided(rows, source, 0.0) is rows
+    assert [(row.id, row.preferences) for row in evidence.decided(rows, source, 0.1)] == [("a", ((0, 2), (1, 2)))]
 
 
-def test_trl_gets_every_preference_and_the_steps_that_fit(script: Any, tmp_path: Path) -> None:
-    peers = script.evidence_trl
+def test_trl_gets_every_preference_and_the_steps_that_fit(tmp_path: Path) -> None:
+    peers = evidence_trl
     scored = {"prompt": "p", "completions": ["a", "b", "c"], "scores": [0.5, 1.0, 0.5]}
     stated = {"prompt": [{"role": "user", "content": "q"}], "completions": ["a", "b"], "preferences": [[1, 0]]}
     rows = tmp_path / "rows.jsonl"
@@ -73,7 +64,7 @@ def test_trl_gets_every_preference_and_the_steps_that_fit(script: Any, tmp_path:
 
 @pytest.mark.slow
 def test_runs_are_trained_once_and_compared_on_the_same_rows(
-    script: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(work: Path, *line: str) -> Any:
         monkeypatch.chdir(work)
@@ -121,24 +112,22 @@ def test_runs_are_trained_once_and_compared_on_the_same_rows(
         },
     }
     commands = in_this_process(monkeypatch)
-    monkeypatch.setattr(script, "rmtrain", answer)
-    place, kept = script.Place(tmp_path, base, tmp_path / "work"), tmp_path / "results.json"
+    monkeypatch.setattr(evidence, "rmtrain", answer)
+    place, kept = evidence.Place(tmp_path, base, tmp_path / "work"), tmp_path / "results.json"
     names = ["mean:0", "plain:0", "plain:1", "ours:0", "ours:1"]  # no part of the average is there at first
-    script.execute(small, names, place, kept)
+    evidence.execute(small, names, place, kept)
     assert [line[0] for line in commands] == ["train", "eval", "train", "eval", "train", "train"]
     assert "mean:0" not in json.loads(kept.read_text())["runs"]
-    script.execute(small, names, place, kept)
+    evidence.execute(small, names, place, kept)
     first = kept.read_text()
-    script.execute(small, names, place, kept)
+    evidence.execute(small, names, place, kept)
     assert len(commands) == 6
     assert kept.read_text() == first
 
     results = json.loads(first)
     assert [len(results["rows"][split]) for split in ("validation", "test")] == [15, 30]
-    found = seed_difference(
-        *(importlib.import_module("evidence_page").seeds_of(results, arm, "test") for arm in ("ours", "plain"))
-    )
-    page = script.page([(small, results)])
+    found = seed_difference(*(evidence_page.seeds_of(results, arm, "test") for arm in ("ours", "plain")))
+    page = evidence.page([(small, results)])
     assert f"| ours − plain | {100 * found.difference:+.1f} |" in page.replace("\\+", "+")
     assert "| later | not run yet |" in page
     assert "mean reward of the 2 seeds of ours" in page

@@ -52,8 +52,8 @@ def score_groups(
         model: a reward model; its module may be wrapped for data-parallel or sharded execution.
         groups: what to score.
         pad_id: fills padded rows.
-        tokens_per_batch: maximum tokens per forward pass; on a CPU also 2,048 beside a shared prompt. Unless weights
-            are sharded, a batch that does not fit the free memory is run in halves; `notify` gets one line about it.
+        tokens_per_batch: maximum tokens of a forward pass; on a CPU 2,048, not counting a shared prompt. A batch that
+            does not fit the free memory is run in halves, unless weights are sharded; `notify` gets one line about it.
         partial: file of finished batches, which are not run again. With the same tokens of a batch, rewards are those
             of a run that was not interrupted, to the last bit.
         progress: called after every round, on every process.
@@ -67,11 +67,11 @@ def score_groups(
     processes, rank = (1, 0) if alone else (process_state().num_processes, process_state().process_index)
     if groups and not model.sharded:
         require_fixed_rotation(model.module.config, max(max(group.lengths) for group in groups))
-    fast = min(tokens_per_batch, CPU_PASS if model.device.type == "cpu" else tokens_per_batch)
+    planned = min(tokens_per_batch, CPU_PASS) if model.device.type == "cpu" else tokens_per_batch
     done = read_partial(partial, functools.partial(_parse_line, groups), alone)
-    batches = _batches(groups, done.keys(), model.packing, fast, tokens_per_batch)
+    batches = _batches(groups, done.keys(), model.packing, planned, tokens_per_batch)
     waiting = Counter(piece.group_index for batch in batches for piece in batch)
-    largest = max([fast, *(_tokens_of(batch, model.packing) for batch in batches)])
+    largest = max([planned, *(_tokens_of(batch, model.packing) for batch in batches)])
     limit, notified = _TokenLimit(model, min(tokens_per_batch, largest)), False
     with _evaluating(model.module):
         for start in range(0, len(batches), processes):
@@ -95,14 +95,14 @@ def score_groups(
 
 
 def _batches(
-    groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, fast: int, most: int
+    groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, planned: int, most: int
 ) -> list[list[Piece]]:
     """The batches that are left: those of the first plan where it was followed, so that rewards keep all their bits."""
-    whole = _plan(cut_pieces(groups, (), packing, fast, most), packing, fast)
+    whole = _plan(cut_pieces(groups, (), packing, planned, most), packing, planned)
     marks = [[(piece.group_index, k) in done for piece in batch for k in piece.completions] for batch in whole]
     if all(len({*of_batch}) == 1 for of_batch in marks):
         return [batch for batch, of_batch in zip(whole, marks, strict=True) if not of_batch[0]]
-    return _plan(cut_pieces(groups, done, packing, fast, most), packing, fast)
+    return _plan(cut_pieces(groups, done, packing, planned, most), packing, planned)
 
 
 def _tokens_of(batch: Sequence[Piece], packing: Packing) -> int:
@@ -125,7 +125,7 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 
 def cut_pieces(
-    groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, fast: int, most: int
+    groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, planned: int, most: int
 ) -> list[Piece]:
     """Each group's completions that are not done, as many together as fit into one forward pass.
 
@@ -133,13 +133,13 @@ def cut_pieces(
         groups: what to score.
         done: (group, completion) of those that are done.
         packing: of the batches.
-        fast: tokens of a pass beside a prompt that its completions share, since to run the prompt anew costs more than
-            a wide pass.
-        most: tokens of any pass.
+        planned: maximum tokens of a pass, not counting the prompt that its completions share: running the prompt once
+            more costs more than a wider pass.
+        most: maximum tokens of a pass, its prompt included.
     """
     pieces = []
     for index, group in enumerate(groups):
-        max_tokens = min(most, fast + len(group.prefix)) if packing == "shared_prompt" else fast
+        max_tokens = min(most, planned + len(group.prefix)) if packing == "shared_prompt" else planned
         parts: list[list[int]] = []
         for k in range(len(group.suffixes)):
             if (index, k) in done:

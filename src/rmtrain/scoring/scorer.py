@@ -62,7 +62,7 @@ class ScorerInfo:
         gives_rewards: every completion gets a reward; otherwise each preference gets a margin.
         renderer: turns conversations into tokens; None if the scorer does so by other means.
         members: of an ensemble, as named by the user.
-        by_length: a reward depends on the tokens of the answer alone, so whole texts need to be told apart.
+        by_length: rewards depend on the length of the answer, so a whole text has to be split into prompt and answer.
     """
 
     where: str

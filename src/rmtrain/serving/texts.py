@@ -17,7 +17,7 @@ _PROBE = (Message("user", _QUESTION), Message("assistant", _ANSWER))
 
 
 class ReadTexts(NamedTuple):
-    """Some of the texts that were read together."""
+    """Texts that became one group."""
 
     group: PreferenceGroup
     places: list[int]  # of its completions among the texts
@@ -40,7 +40,7 @@ class TextReader:
     Attributes:
         renderer: of the reward model; None if it has none.
         max_length: tokens of a conversation; longer ones lose tokens at their start, after BOS.
-        splits: tell prompts and answers apart, for rewards that depend on the length of the answer.
+        splits: split whole texts into prompt and answer, for rewards that depend on the length of the answer.
     """
 
     renderer: Renderer | None
@@ -111,7 +111,7 @@ class TextReader:
         return self._group(name, [ids], [0], [0])
 
     def _group(self, name: str, sequences: Sequence[list[int]], places: list[int], starts: Sequence[int]) -> ReadTexts:
-        """Sequences whose answers have these starts, cut to the maximum length; 0 is a whole text."""
+        """A group of sequences, cut to the maximum length; `starts` are those of the answers, 0 for a whole text."""
         excess = max(map(len, sequences)) - self.max_length
         if excess > 0:
             bos = self.renderer.tokenizer.bos_token_id if self.renderer is not None else None
@@ -127,7 +127,7 @@ class TextReader:
         return ReadTexts(PreferenceGroup(name, prompt, answers, ()), places, excess > 0)
 
     def _prompt_of(self, text: str, prompt: str | None, frame: _Frame) -> str:
-        """What of a rendered text stands before the answer: up to the last opening, or to that of the prompt."""
+        """The part of a rendered text before its answer: the given prompt, or all up to the last opening of one."""
         opening = frame.opening.rstrip()
         end = text.rfind(opening) + len(opening) if prompt is None else len(prompt.rstrip())
         if not opening or (text.rfind(opening) < 0 if prompt is None else not text.startswith(prompt[:end])):
@@ -136,7 +136,7 @@ class TextReader:
         return text[: end + len(blank) * text.startswith(blank, end)]
 
     def _complete(self, text: str, frame: _Frame, tail: str | None = None) -> str:
-        """The text with exactly one BOS, and with the end that the chat template writes after an answer, or another."""
+        """The text with exactly one BOS, and with `tail`, by default what the chat template writes after an answer."""
         bos = self.renderer.tokenizer.bos_token if self.renderer is not None else None
         while bos and text.startswith(bos):
             text = text.removeprefix(bos)
