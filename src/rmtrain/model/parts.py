@@ -187,12 +187,12 @@ def require_alike(parts: Sequence[Part]) -> None:
     for part in parts[1:]:
         for mine, its in zip(first.traits(), part.traits(), strict=False):
             if (mine.what, mine.key) != (its.what, its.key):
-                _refuse(first, part, f"the {mine.what} of the one is {mine.shown}, and of the other {its.shown}")
+                _refuse(first, part, f"they differ in the {mine.what}: {mine.shown}, and {its.shown}")
         ours, theirs = _shapes(first), _shapes(part)
         if missing := sorted(ours.keys() ^ theirs.keys()):
             _refuse(first, part, f"only one of them has the weights {', '.join(missing[:3])}")
         if other := next((name for name in ours if ours[name] != theirs[name]), None):
-            _refuse(first, part, f"{other} is {_told(ours[other])} in the one, and {_told(theirs[other])} in the other")
+            _refuse(first, part, f"they differ in {other}: {_told(ours[other])}, and {_told(theirs[other])}")
 
 
 def scale_of(adapter: dict[str, Any]) -> float:
