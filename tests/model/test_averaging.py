@@ -187,7 +187,7 @@ def test_other_bases_heads_templates_and_shapes_are_refused_by_name(base: Path, 
     strange.chat_template = TEMPLATE.replace(" [INST] ", " [INST] w1 ")
     started = make_part(tmp_path / "started", base, 1, start=one)
     cases: Mapping[str, tuple[Path, str]] = {
-        "base": (make_part(tmp_path / "base", write_base(tmp_path / "other", seed=1), 1), "they differ in the base model"),
+        "base": (make_part(tmp_path / "base", write_base(tmp_path / "other", seed=1), 1), "differ in the base model"),
         "seed": (make_part(tmp_path / "seed", base, 1, seed=5), "drawn from the seed 0.*drawn from the seed 5"),
         "start": (started, "drawn from the seed 0.*that of the adapter .*one"),
         "template": (make_part(tmp_path / "template", base, 1, tokenizer=strange), "chat_template_sha256"),
@@ -203,7 +203,7 @@ def test_other_bases_heads_templates_and_shapes_are_refused_by_name(base: Path, 
 
 def test_types_and_kinds_that_have_no_exact_average_are_refused(base: Path, models: list[Path], tmp_path: Path) -> None:
     half = make_part(tmp_path / "half", base, 1, None, dtype=torch.bfloat16)
-    with pytest.raises(InputError, match="F32 .*, and BF16"):
+    with pytest.raises(InputError, match=r"F32 .*, and BF16"):
         averaged([models[0], half], tmp_path / "out")
     with pytest.raises(InputError, match="use_dora"):
         open_part(str(make_part(tmp_path / "dora", base, 1, LoraSection(rank=2, dora=True))))
