@@ -34,7 +34,7 @@ from rmtrain.runs import read_manifest
 from rmtrain.training.sweep import Planned, Workers
 
 PROTOCOLS, DOCS = Path(__file__).with_suffix(""), Path(__file__).parents[1] / "docs"
-NAMES = ("truthfulqa", "safety", "graded")  # in the page's order
+NAMES = ("truthfulqa", "safety", "graded", "sources")  # in the page's order
 SPLITS = ("train", "validation", "test")
 
 
@@ -49,22 +49,51 @@ class Place:
 
 def prepare(protocol: Protocol, place: Place) -> Path:
     """Write the rows of each split and the recipe that all arms share, unless they are there; returns the recipe."""
-    settings, taken = protocol["data"], set[str]()
+    settings, source, taken = protocol["data"], dict[str, Any](), set[str]()
     place.work.mkdir(parents=True, exist_ok=True)
-    splits = [split for split in SPLITS if split in settings]
-    for split in splits:
-        with gzip.open(place.data / settings[split]["file"], "rt", encoding="utf-8") as stream:
-            rows = list(filter(None, (shortened(json.loads(line), settings.get("answers")) for line in stream)))
-        rows.sort(key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())
-        kept = [row for row in rows if json.dumps(row["prompt"]) not in taken][: settings[split]["rows"]]
-        taken |= {json.dumps(row["prompt"]) for row in kept}
-        (place.work / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    source = {split: str(place.work / f"{split}.jsonl") for split in splits}
+    for split in SPLITS:
+        if split in settings:
+            source[split] = str(place.work / f"{split}.jsonl")
+            write_rows(place, settings, settings[split], Path(source[split]), taken)
+        named = {name: of[split] for name, of in settings.get("sources", {}).items() if split in of}
+        for name, wanted in named.items():
+            path = place.work / f"{split}-{name}.jsonl"
+            write_rows(place, settings, wanted, path, taken)
+            source.setdefault(split, []).append({"source": str(path), "name": name})
     recipe = {**protocol["recipe"], "data": {"source": source, "max_length": settings["max_length"]}}
     recipe["model"] = {**recipe["model"], "name": str(place.model)}
     path = place.work / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+def write_rows(
+    place: Place, settings: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, taken: set[str]
+) -> None:
+    """Write as many rows as a split wants, those with the least digests of their ids; no prompt is taken twice."""
+    file = place.data / wanted["file"]
+    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
+        found = (shortened(json.loads(line), settings.get("answers")) for line in stream)
+        rows = [row for row in found if row and fits(row, wanted, settings.get("characters"))]
+    rows.sort(key=lambda row: hashlib.sha256(str(row["id"]).encode()).hexdigest())
+    kept = [row for row in rows if json.dumps(row["prompt"]) not in taken][: wanted["rows"]]
+    taken |= {json.dumps(row["prompt"]) for row in kept}
+    if "having" in wanted:  # a benchmark's other columns say nothing of the preference
+        kept = [{name: row[name] for name in ("id", "prompt", "chosen", "rejected")} for row in kept]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def fits(row: Mapping[str, Any], wanted: Mapping[str, Any], characters: int | None) -> bool:
+    """Whether a row has the wanted values, and its prompt and longest answer have at most so many characters."""
+    if any(row[name] not in values for name, values in wanted.get("having", {}).items()):
+        return False
+    answers = row.get("completions") or [row["chosen"], row["rejected"]]
+    return characters is None or length_of(row["prompt"]) + max(map(length_of, answers)) <= characters
+
+
+def length_of(text: Any) -> int:
+    """Characters of a text, or of the texts of messages."""
+    return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)
 
 
 def shortened(row: dict[str, Any], answers: Mapping[str, int] | None) -> dict[str, Any] | None:
@@ -84,6 +113,11 @@ def planned(protocol: Protocol, arm: str, seed: int, recipe: Path) -> Planned:
         settings["evaluation.splits"] = of["splits"]
     if "train" in of:
         settings["data.source.train"] = [{"source": str(recipe.parent / "train.jsonl"), "name": "train", **of["train"]}]
+    if "rows" in of:  # of each source
+        settings["data.source.train"] = [
+            {"source": str(recipe.parent / f"train-{name}.jsonl"), "name": name, "limit": most}
+            for name, most in of["rows"].items()
+        ]
     overrides = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
     setting = Setting([*protocol["arms"]].index(arm) + 1, arm, overrides, load_recipe(recipe, overrides))
     return Planned(setting, seed, setting.with_seed(0), recipe.parent / "runs")
@@ -190,8 +224,10 @@ def add(
     record["machine"] = {key: machine()[key] for key in ("device", "torch", "transformers")}
     record["rewards"] = {}
     for split, every in scored.items():
-        rows = decided(every, place.work / f"{split}.jsonl", protocol["data"][split].get("least_gap", 0.0))
+        rows = decided(every, place.work / f"{split}.jsonl", protocol["data"].get(split, {}).get("least_gap", 0.0))
         same = [{"id": row.id, "preferences": row.preferences, "lengths": row.lengths} for row in rows]
+        if "sources" in protocol["data"]:
+            same = [{**of, "source": row.source} for of, row in zip(same, rows, strict=True)]
         known = results["rows"].setdefault(split, json.loads(json.dumps(same)))
         assert known == json.loads(json.dumps(same)), f"{name}: {split} has other rows than the runs before"
         record["rewards"][split] = [[float(f"{reward:.6g}") for reward in row.rewards] for row in rows]

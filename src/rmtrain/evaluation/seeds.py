@@ -63,6 +63,7 @@ class _Units(NamedTuple):
     values: Floats
     clusters: Labels
     seeds: Labels
+    sources: Labels
 
 
 def seed_figures(seeds: Seeds) -> SeedFigures:
@@ -91,8 +92,10 @@ def seed_figures(seeds: Seeds) -> SeedFigures:
     )
 
 
-def seed_difference(a: Seeds, b: Seeds, metric: Metric = "accuracy") -> SeedDifference:
+def seed_difference(a: Seeds, b: Seeds, metric: Metric = "accuracy", each_source_alike: bool = False) -> SeedDifference:
     """A minus B over the seeds that both have.
+
+    Every preference weighs the same, or every source: then the difference is the mean of the sources' differences.
 
     The interval is a paired bootstrap over prompts: a prompt keeps the differences of all its preferences and seeds.
     It says what other prompts would give, not what other seeds would; `by_seed` shows how far seeds lie apart.
@@ -107,19 +110,25 @@ def seed_difference(a: Seeds, b: Seeds, metric: Metric = "accuracy") -> SeedDiff
         if [_asked(row) for row in a[seed]] != [_asked(row) for row in b[seed]]:
             raise DataError("two settings were scored on different rows", "vary nothing that changes validation")
     ours, theirs = (_units({seed: of[seed] for seed in shared}, metric) for of in (a, b))
-    values, one = ours.values - theirs.values, np.zeros(len(ours.values), dtype=np.int64)
-    prompts = len(set(ours.clusters))
-    interval = difference_interval(resampled_means(values, ours.clusters, one)[:, 0], prompts)
+    values, prompts = ours.values - theirs.values, len(set(ours.clusters))
+    strata = np.unique(ours.sources, return_inverse=True)[1] if each_source_alike else np.zeros(len(values), np.int64)
+    means = resampled_means(values, ours.clusters, strata)
+    interval = difference_interval(np.asarray(means.mean(axis=1)), prompts)
+    shares = np.full(means.shape[1], 1 / means.shape[1])
+    weights = (shares / np.bincount(strata))[strata]  # of each preference; they sum to 1
     return SeedDifference(
         metric=metric,
         seeds=len(shared),
         n=len(values) // len(shared),
         prompts=prompts,
-        difference=float(values.mean()),
+        difference=float(weights @ values),
         low=interval.low,
         high=interval.high,
-        by_seed=tuple(float(values[ours.seeds == seed].mean()) for seed in shared),
-        detectable=detectable_difference(values, ours.clusters, one, np.ones(1)),
+        by_seed=tuple(
+            float(weights[here] @ values[here] / weights[here].sum())
+            for here in (ours.seeds == seed for seed in shared)
+        ),
+        detectable=detectable_difference(values, ours.clusters, strata, shares),
     )
 
 
@@ -128,10 +137,11 @@ def _asked(row: ScoredRow) -> tuple[str, str, tuple[tuple[int, int], ...]]:
 
 
 def _units(seeds: Seeds, metric: Metric) -> _Units:
-    values, clusters, labels = list[Floats](), list[Labels](), list[Labels]()
+    values, clusters, labels, sources = list[Floats](), list[Labels](), list[Labels](), list[Labels]()
     for seed, rows in seeds.items():
         gaps = gaps_of(rows)
         values.append(credits_of(gaps.gaps) if metric == "accuracy" else bradley_terry_losses(gaps.gaps))
         clusters.append(clusters_of(rows)[gaps.groups])
         labels.append(np.full(len(gaps.gaps), seed))
-    return _Units(np.concatenate(values), np.concatenate(clusters), np.concatenate(labels))
+        sources.append(np.array([row.source for row in rows])[gaps.groups])
+    return _Units(*map(np.concatenate, (values, clusters, labels, sources)))
