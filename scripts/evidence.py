@@ -253,7 +253,7 @@ def protocol_named(name: str) -> Protocol:
 def written(results: Path) -> str:
     """The page of the results in a folder: of each protocol, and of scripts/bench_objectives.py if it has run."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")}
-    return page([(protocol_named(name), found[name]) for name in NAMES], found.get("costs"))
+    return page([(protocol_named(name), found[name]) for name in NAMES if name in found], found.get("costs"))
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def seeds_of(results: Mapping[str, Any], arm: str, split: str) -> Seeds:
             found[int(seed)] = [
                 ScoredRow(
                     id=row["id"],
-                    source="",
+                    source=row.get("source", ""),
                     rewards=tuple(rewards),
                     preferences=tuple((better, worse) for better, worse in row["preferences"]),
                     truncated=False,
@@ -145,6 +145,54 @@ def differences_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
     return Table(headings, rows)
 
 
+def sources_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
+    """Accuracy on each source of the test split, and the difference of each arm from the one that it is against."""
+    seeds = {arm: seeds_of(results, arm, "test") for arm in protocol["arms"]}
+    against = {arm: of["against"] for arm, of in protocol["arms"].items() if "against" in of}
+    pairs = {arm: other for arm, other in against.items() if seeds[arm].keys() & seeds[other].keys()}
+    names = [name for name, of in protocol["data"]["sources"].items() if "test" in of]
+    rows = []
+    for name in names:
+        here = {arm: _only(of, name) for arm, of in seeds.items() if of}
+        figures = {arm: seed_figures(of) for arm, of in here.items()}
+        any_of = next(iter(figures.values()))
+        accuracies = [percent(figures[arm].accuracy) if arm in figures else "not run yet" for arm in seeds]
+        longer = percent(any_of.length_baseline) if any_of.length_baseline is not None else ""
+        lines = [_difference_line("", here[arm], here[other])[1:] for arm, other in pairs.items()]
+        rows.append((name, f"{count(any_of.n)} of {count(any_of.prompts)}", longer, *accuracies, *_flat(lines)))
+    lines = [_difference_line("", seeds[arm], seeds[other], True)[1:] for arm, other in pairs.items()]
+    means = [percent(_mean_accuracy(of, names)) if of else "" for of in seeds.values()]
+    rows.append(("mean over the sets", "", "", *means, *_flat(lines)))
+    differences = [
+        (f"{arm} − {other}, points", "95 % interval", "each seed", "detectable", "") for arm, other in pairs.items()
+    ]
+    headings = ("test set", "preferences of prompts", "the longer wins", *seeds, *_flat(differences))
+    return Table(headings, rows, notes=[])
+
+
+def _flat(rows: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(cell for row in rows for cell in row)
+
+
+def _only(seeds: Seeds, source: str) -> Seeds:
+    return {seed: [row for row in rows if row.source == source] for seed, rows in seeds.items()}
+
+
+def _mean_accuracy(seeds: Seeds, names: Sequence[str]) -> float:
+    return sum(seed_figures(_only(seeds, name)).accuracy for name in names) / len(names)
+
+
+def trained_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
+    """What each arm trained on and what it cost."""
+    names = [name for name, of in protocol["data"]["sources"].items() if "train" in of]
+    rows = []
+    for arm, of in protocol["arms"].items():
+        runs = [run for name, run in results["runs"].items() if name.startswith(f"{arm}:")]
+        costs = [mean_of(runs, key) if runs else "not run yet" for key in ("steps", "tokens", "seconds")]
+        rows.append((arm, *(count(of["rows"].get(name, 0)) for name in names), *costs))
+    return Table(("prompts for training", *names, "steps", "tokens a run", "seconds"), rows, notes=[])
+
+
 def calibration_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
     """Test figures of the arms that were scored on both splits, before and after a calibration that validation fits."""
     rows = []
@@ -193,8 +241,8 @@ def _means(seeds: Seeds) -> tuple[float, float, float, float]:
     return figures.accuracy, figures.loss, sum(known) / len(known), figures.length_correlation or math.nan
 
 
-def _difference_line(title: str, ours: Seeds, theirs: Seeds) -> tuple[str, ...]:
-    found = seed_difference(ours, theirs)
+def _difference_line(title: str, ours: Seeds, theirs: Seeds, each_source_alike: bool = False) -> tuple[str, ...]:
+    found = seed_difference(ours, theirs, each_source_alike=each_source_alike)
     return (
         title,
         points(found.difference, 1, "+"),
@@ -220,8 +268,13 @@ def section(protocol: Protocol, results: Mapping[str, Any]) -> str:
     arms = [f"| {arm} | {of['why']} | {settings_of(of, protocol)} |" for arm, of in protocol["arms"].items()]
     splits = {"train": "for training", "validation": "for validation", "test": "for the test"}
     named = [f"{protocol['data'][split]['rows']} {use}" for split, use in splits.items() if split in protocol["data"]]
-    tables = [figures_table(results, protocol, "test"), differences_table(results, protocol)]
-    parts = [to_markdown(table) for table in (*tables, calibration_table(results, protocol)) if table.rows]
+    if "sources" in protocol["data"]:
+        named = ["those of the tables below"]
+        tables = [trained_table(results, protocol), sources_table(results, protocol)]
+    else:
+        tables = [figures_table(results, protocol, "test"), differences_table(results, protocol)]
+        tables.append(calibration_table(results, protocol))
+    parts = [to_markdown(table) for table in tables if table.rows]
     parts += [peer_note(arm, of["trl"], results["runs"]) for arm, of in protocol["arms"].items() if "trl" in of]
     if "validation" in protocol["data"]:
         parts += [f"On the validation prompts: {protocol['tuned'].strip()}"]

@@ -55,6 +55,26 @@ def test_a_setting_equals_itself_and_seeds_must_agree() -> None:
     assert not turned.found
 
 
+def test_each_source_weighs_the_same_whatever_its_rows() -> None:
+    def named(seeds: Seeds) -> Seeds:  # a sixth of the prompts are of the first source
+        return {
+            seed: [row._replace(source="few" if place < 20 else "many") for place, row in enumerate(rows)]
+            for seed, rows in seeds.items()
+        }
+
+    found, credit = seed_difference(named(A), named(B), each_source_alike=True), right(A) - right(B)
+    of_prompts = credit.mean(axis=2)  # [seed, prompt]
+    alike = (of_prompts[:, :10].mean(axis=1) + of_prompts[:, 10:].mean(axis=1)) / 2
+    assert found.by_seed == pytest.approx(tuple(alike))
+    assert found.difference == pytest.approx(alike.mean())
+    assert found.difference != pytest.approx(credit.mean(), abs=1e-4)
+    rng, few, many = np.random.default_rng(1), of_prompts[:, :10].mean(axis=0), of_prompts[:, 10:].mean(axis=0)
+    draws = [(few[rng.integers(0, 10, 10)].mean() + many[rng.integers(0, 50, 50)].mean()) / 2 for _ in range(10_000)]
+    assert [found.low, found.high] == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.02)
+    one = {seed: [row._replace(source="") for row in rows] for seed, rows in A.items()}
+    assert seed_difference(one, one, each_source_alike=True) == seed_difference(one, one)
+
+
 def test_losses_are_compared_in_nats() -> None:
     def losses(seeds: Seeds) -> np.ndarray:
         gaps = [row.rewards[0] - other for rows in seeds.values() for row in rows for other in row.rewards[1:]]

@@ -62,6 +62,60 @@ def test_trl_gets_every_preference_and_the_steps_that_fit(tmp_path: Path) -> Non
     assert Timed(tmp_path, tmp_path, ()).plan(100.0, tmp_path) == {"budget": 100.0, "step": 3.0, "steps": 26}
 
 
+def test_rows_are_taken_by_value_and_length_and_no_prompt_twice(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": number,
+            "prompt": "p" * (1 + number % 8),
+            "chosen": "good",
+            "rejected": "bad",
+            "subset": "ab"[number % 2],
+        }
+        for number in range(20)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    place, taken = evidence.Place(tmp_path, tmp_path, tmp_path), {json.dumps("p" * 3)}
+    wanted = {"file": "rows.jsonl", "rows": 9, "having": {"subset": ["a"]}}
+    evidence.write_rows(place, {"characters": 10}, wanted, tmp_path / "kept.jsonl", taken)
+    kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in kept} == {0, 8, 16, 4, 12}  # even ones have 1, 3, 5 or 7 letters; 7 are too many
+    assert all(set(row) == {"id", "prompt", "chosen", "rejected"} for row in kept)
+    assert taken == {json.dumps("p" * letters) for letters in (1, 3, 5)}
+    messages = {"prompt": [{"role": "user", "content": "four"}], "completions": ["a", "bcd"]}
+    assert [evidence.fits(messages, {}, most) for most in (7, 6, None)] == [True, False, True]
+
+
+def test_a_table_of_sources_counts_each_set_alike() -> None:
+    def scored(right: int) -> list[list[float]]:  # ten rows of set a, two of set b
+        return [[1.0, 0.0] if place < right else [0.0, 1.0] for place in range(12)]
+
+    rows = [
+        {"id": str(n), "preferences": [[0, 1]], "lengths": [2, 1], "source": "a" if n < 10 else "b"} for n in range(12)
+    ]
+    costs = {"steps": 3, "tokens": 100, "seconds": 5.0}
+    results = {
+        "rows": {"test": rows},
+        "runs": {
+            f"{arm}:{seed}": {**costs, "rewards": {"test": scored(right)}}
+            for arm, right in (("one", 5), ("many", 12))
+            for seed in (0, 1)
+        },
+    }
+    arms = {"one": {"rows": {"a": 4}}, "many": {"rows": {"a": 2, "b": 2}, "against": "one"}, "later": {"rows": {}}}
+    sets = {name: {"train": {}, "test": {}} for name in "ab"}
+    protocol = {"arms": arms, "data": {"sources": sets}}
+    table = evidence_page.sources_table(results, protocol)
+    assert [row[:7] for row in table.rows] == [
+        ("a", "10 of 10", "100.0 %", "50.0 %", "100.0 %", "not run yet", "+50.0"),
+        ("b", "2 of 2", "100.0 %", "0.0 %", "100.0 %", "not run yet", "+100.0"),
+        ("mean over the sets", "", "", "25.0 %", "100.0 %", "", "+75.0"),
+    ]
+    assert evidence_page.trained_table(results, protocol).rows[1:] == [
+        ("many", "2", "2", "3", "100", "5"),
+        ("later", "0", "0", *["not run yet"] * 3),
+    ]
+
+
 @pytest.mark.slow
 def test_runs_are_trained_once_and_compared_on_the_same_rows(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
