@@ -191,11 +191,12 @@ def rmtrain(work: Path, *arguments: str) -> Any:
 
 
 def trained(run: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a finished run: its settings and costs."""
+    """The record of a finished run: its settings, the prompts that it trained on by source, and its costs."""
     manifest = read_manifest(run)
     totals = manifest["totals"]
     costs = {"steps": totals["steps"], "tokens": totals["tokens"], "seconds": round(totals["seconds"], 1)}
-    return {"settings": settings, **costs, "commit": manifest["git_commit"]}
+    prompts = {name: of["groups"] for name, of in manifest["data"]["train"].get("entries", {}).items()}
+    return {"settings": settings, "prompts": prompts, **costs, "commit": manifest["git_commit"]}
 
 
 def decided(rows: Sequence[ScoredRow], source: Path, least_gap: float) -> Sequence[ScoredRow]:

@@ -1,0 +1,216 @@
+"""The tables of docs/evidence.md, made from the protocols and their results alone."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rmtrain.errors import InputError
+from rmtrain.evaluation.calibration import calibrated_rows, fit
+from rmtrain.evaluation.results import ScoredRow, gaps_of
+from rmtrain.evaluation.seeds import Seeds, seed_difference, seed_figures
+from rmtrain.metrics.calibration import expected_calibration_error
+from rmtrain.reporting.table import Table
+from rmtrain.reporting.text import count, decimal, interval, percent, points
+
+Protocol = Mapping[str, Any]
+
+
+def seeds_of(results: Mapping[str, Any], arm: str, split: str) -> Seeds:
+    """The scored rows of an arm, by seed."""
+    found: dict[int, list[ScoredRow]] = {}
+    for name, record in results["runs"].items():
+        of, _, seed = name.rpartition(":")
+        if of == arm and split in record["rewards"]:
+            found[int(seed)] = [
+                ScoredRow(
+                    id=row["id"],
+                    source=row.get("source", ""),
+                    rewards=tuple(rewards),
+                    preferences=tuple((better, worse) for better, worse in row["preferences"]),
+                    truncated=False,
+                    lengths=tuple(row["lengths"]),
+                )
+                for row, rewards in zip(results["rows"][split], record["rewards"][split], strict=True)
+            ]
+    return dict(sorted(found.items()))
+
+
+def averaged(seeds: Seeds) -> Seeds:
+    """The mean reward of all seeds, in the place of each seed's own."""
+    mean = [
+        row._replace(rewards=tuple(sum(own) / len(seeds) for own in zip(*(of.rewards for of in rows), strict=True)))
+        for row, *rows in ((rows[0], *rows) for rows in zip(*seeds.values(), strict=True))
+    ]
+    return dict.fromkeys(seeds, mean)
+
+
+def figures_table(results: Mapping[str, Any], protocol: Protocol, split: str) -> Table:
+    """A line for each arm; the note says on what they were measured."""
+    rows, noted = [], ""
+    for arm, of in protocol["arms"].items():
+        if split not in of["splits"]:
+            continue
+        seeds = seeds_of(results, arm, split)
+        if not seeds:
+            rows.append((arm, "not run yet", *[""] * 6))
+            continue
+        figures = seed_figures(seeds)
+        runs = [results["runs"][f"{arm}:{seed}"] for seed in seeds]
+        each = [points(seed["accuracy"], 1) for seed in figures.by_seed.values()]
+        rows.append(
+            (
+                arm,
+                percent(figures.accuracy),
+                interval(figures.low, figures.high),
+                ", ".join(each),
+                decimal(figures.loss),
+                decimal(figures.length_correlation, 2),
+                *(mean_of(runs, key) for key in ("tokens", "seconds")),
+            )
+        )
+        noted = (
+            f"n = {count(figures.n)} preferences of {count(figures.prompts)} prompts for each seed. The longer "
+            f"answer is the better one in {percent(figures.length_baseline)} of them."
+        )
+    headings = ("arm", "accuracy", "95 % interval", "each seed, %", "loss", "length corr.", "tokens a run", "seconds")
+    return Table(headings, rows, notes=[noted] if noted else [])
+
+
+def mean_of(runs: Sequence[Mapping[str, Any]], key: str) -> str:
+    """A cost of a run; an average of weights has none of its own."""
+    return count(sum(run[key] for run in runs) / len(runs)) if key in runs[0] else ""
+
+
+def differences_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
+    """Each arm minus the arm that the protocol names, on the same test rows and seeds."""
+    rows = []
+    for arm, of in protocol["arms"].items():
+        ours, theirs = (seeds_of(results, name, "test") for name in (arm, of.get("against", arm)))
+        if "against" in of and ours.keys() & theirs.keys():
+            rows.append(_difference_line(f"{arm} − {of['against']}", ours, theirs))
+        if arm in ("plain", "ours") and len(ours) > 1:
+            title = f"mean reward of the {len(ours)} seeds of {arm} − one seed"
+            rows.append(_difference_line(title, averaged(ours), ours))
+    headings = ("difference on test, points", "", "95 % interval", "each seed", "detectable", "")
+    return Table(headings, rows)
+
+
+def sources_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
+    """Accuracy on each source of the test split, and the difference of each arm from the one that it is against."""
+    seeds = {arm: seeds_of(results, arm, "test") for arm in protocol["arms"]}
+    against = {arm: of["against"] for arm, of in protocol["arms"].items() if "against" in of}
+    pairs = {arm: other for arm, other in against.items() if seeds[arm].keys() & seeds[other].keys()}
+    names = [name for name, of in protocol["data"]["sources"].items() if "test" in of]
+    rows = []
+    for name in names:
+        here = {arm: _only(of, name) for arm, of in seeds.items() if of}
+        figures = {arm: seed_figures(of) for arm, of in here.items()}
+        any_of = next(iter(figures.values()))
+        accuracies = [percent(figures[arm].accuracy) if arm in figures else "not run yet" for arm in seeds]
+        longer = percent(any_of.length_baseline) if any_of.length_baseline is not None else ""
+        lines = [_difference_line("", here[arm], here[other])[1:] for arm, other in pairs.items()]
+        rows.append((name, f"{count(any_of.n)} of {count(any_of.prompts)}", longer, *accuracies, *_flat(lines)))
+    lines = [_difference_line("", seeds[arm], seeds[other], True)[1:] for arm, other in pairs.items()]
+    means = [percent(_mean_accuracy(of, names)) if of else "" for of in seeds.values()]
+    rows.append(("mean over the sets", "", "", *means, *_flat(lines)))
+    differences = [
+        (f"{arm} − {other}, points", "95 % interval", "each seed", "detectable", "") for arm, other in pairs.items()
+    ]
+    headings = ("test set", "preferences of prompts", "the longer wins", *seeds, *_flat(differences))
+    return Table(headings, rows, notes=[])
+
+
+def _flat(rows: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(cell for row in rows for cell in row)
+
+
+def _only(seeds: Seeds, source: str) -> Seeds:
+    return {seed: [row for row in rows if row.source == source] for seed, rows in seeds.items()}
+
+
+def _mean_accuracy(seeds: Seeds, names: Sequence[str]) -> float:
+    return sum(seed_figures(_only(seeds, name)).accuracy for name in names) / len(names)
+
+
+def trained_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
+    """The prompts that each arm trained on, once ties and faulty rows are dropped, and what it cost."""
+    names = [name for name, of in protocol["data"]["sources"].items() if "train" in of]
+    rows = []
+    for arm in protocol["arms"]:
+        runs = [run for name, run in results["runs"].items() if name.startswith(f"{arm}:")]
+        if runs:
+            prompts = [count(runs[0]["prompts"].get(name, 0)) for name in names]
+            rows.append((arm, *prompts, *(mean_of(runs, key) for key in ("steps", "tokens", "seconds"))))
+    return Table(("prompts for training", *names, "steps", "tokens a run", "seconds"), rows, notes=[])
+
+
+def calibration_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
+    """Test figures of the arms that were scored on both splits, before and after a calibration that validation fits."""
+    rows = []
+    for arm in protocol["arms"]:
+        fitted_on, before = (seeds_of(results, arm, split) for split in ("validation", "test"))
+        if not fitted_on or not before:
+            continue
+        for by_length in (False, True):
+            label = f"{arm}{', length too' if by_length else ''}"
+            try:
+                fits = {seed: fit(fitted_on[seed], "", by_length, {}) for seed in before}
+            except InputError:  # a seed ranks the validation prompts no better than chance
+                rows.append((label, "no temperature fits", *[""] * 5))
+                continue
+            after = {seed: calibrated_rows(fits[seed], of_seed) for seed, of_seed in before.items()}
+            loss, (was, now) = seed_difference(after, before, "loss"), map(_means, (before, after))
+            rows.append(
+                (
+                    label,
+                    *(f"{decimal(old)} → {decimal(new)}" for old, new in zip(was, now, strict=True)),
+                    f"{loss.difference:+.3f}",
+                    f"{loss.low:+.3f} to {loss.high:+.3f}",
+                )
+            )
+    headings = (
+        "calibrated",
+        "accuracy",
+        "loss",
+        "calibration error",
+        "length corr.",
+        "change of loss",
+        "95 % interval",
+    )
+    note = (
+        "As the command calibrate does it: offset and temperature, and for (length too) a curve over lengths, fitted "
+        "on the validation prompts. Means over the seeds; losses in nats. A temperature ranks nothing anew."
+    )
+    return Table(headings, rows, notes=[note])
+
+
+def _means(seeds: Seeds) -> tuple[float, float, float, float]:
+    """Accuracy, loss, calibration error and length correlation, each a mean over seeds."""
+    figures = seed_figures(seeds)
+    errors = [expected_calibration_error(gaps_of(rows).gaps) for rows in seeds.values()]
+    known = [error for error in errors if error is not None]
+    return figures.accuracy, figures.loss, sum(known) / len(known), figures.length_correlation or math.nan
+
+
+def _difference_line(title: str, ours: Seeds, theirs: Seeds, each_source_alike: bool = False) -> tuple[str, ...]:
+    found = seed_difference(ours, theirs, each_source_alike=each_source_alike)
+    return (
+        title,
+        points(found.difference, 1, "+"),
+        f"{points(found.low, 1, '+')} to {points(found.high, 1, '+')}",
+        ", ".join(points(value, 1, "+") for value in found.by_seed),
+        points(found.detectable, 1),
+        f"found{' (on one seed)' if found.seeds == 1 else ''}" if found.found else "no difference found",
+    )
+
+
+def costs_table(costs: Mapping[str, Any]) -> Table:
+    """What scripts/bench_objectives.py measured: time and memory of each objective beside plain Bradley-Terry."""
+    rows = []
+    for name, side in costs["sides"].items():
+        times = side["times_plain"]
+        spread = f"{decimal(times['min'], 2)} to {decimal(times['max'], 2)}"
+        seconds, peak = decimal(side["seconds_a_step"]["median"], 2), decimal(side["peak_gib"]["median"], 2)
+        rows.append((name, seconds, decimal(times["median"], 2), spread, peak, decimal(side["peak_times_plain"], 2)))
+    headings = ("loss", "seconds a step", "times plain", "least to greatest", "peak GiB", "times plain")
+    return Table(headings, rows, notes=[])
