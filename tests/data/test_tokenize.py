@@ -14,13 +14,15 @@ from conftest import make_groups, make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data import cache_entry, token_cache, tokenize
+from rmtrain.data import cache_entry, token_cache, tokenize, workers
 from rmtrain.data.render import Renderer
 from rmtrain.data.responses import mark_responses
 from rmtrain.data.template import TemplateRefusalError
-from rmtrain.data.token_cache import OVER_LENGTH, Lost, TokenizedSplit, group_to_row, row_to_group, tokenize_split
+from rmtrain.data.token_cache import TokenizedSplit, group_to_row, row_to_group, tokenize_split
+from rmtrain.data.token_report import OVER_LENGTH, Lost
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, split_prefix, tokenize_groups
 from rmtrain.data.types import Message, Preference, PreferenceGroup, of_ids
+from rmtrain.data.workers import PART
 from rmtrain.errors import DataError
 
 BOS, EOS = 1, 2
@@ -435,7 +437,7 @@ def test_groups_are_tokenised_alike_in_parts_of_any_size(
     groups[3] = groups[3]._replace(arguments='{"tools": []}')  # rendered one by one, as all of its batch
     expected = [renderer.tokenize([one.prompt + c for c in one.completions], one.arguments) for one in groups]
     monkeypatch.setattr(tokenize, "_CHUNK", size)
-    monkeypatch.setattr(token_cache, "_ROWS", size)
+    monkeypatch.setattr(workers, "PART", size)
     made = split(groups, renderer, tmp_path, 4096, "error")
     assert [sequences(one) for one in made.groups()] == expected
     assert [one.preferences for one in made.groups()] == [one.preferences for one in groups]
@@ -541,10 +543,10 @@ def test_every_flipped_bit_is_found(renderer: Renderer, tmp_path: Path) -> None:
     assert cache_entry.opened(folder, token_cache._read) is not None
 
 
-def test_the_display_is_told_of_each_group(renderer: Renderer, tmp_path: Path) -> None:
+def test_the_display_is_told_of_each_part(renderer: Renderer, tmp_path: Path) -> None:
     seen: list[int] = []
-    tokenize_split(make_groups(3), renderer, 64, "drop", tmp_path, seen.append)
-    assert seen == [1, 2, 3]
+    tokenize_split(make_groups(PART + 3), renderer, 64, "drop", tmp_path, seen.append)
+    assert seen == [PART, PART + 3]
 
 
 def _build(cache: str, started: Any) -> None:

@@ -1,10 +1,10 @@
 """The tokenised entries of a mixture as one split."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 
-from rmtrain.data.token_cache import Lost, Omitted, TokenizedSplit
+from rmtrain.data.token_cache import TokenizedSplit
+from rmtrain.data.token_report import TokenReport
 
 
 def join_splits(parts: Sequence[TokenizedSplit]) -> TokenizedSplit:
@@ -13,21 +13,14 @@ def join_splits(parts: Sequence[TokenizedSplit]) -> TokenizedSplit:
 
     if len(parts) == 1:
         return parts[0]
-    dropped: dict[str, Lost] = {}
-    omitted: dict[str, Omitted] = {}
-    identical: Counter[str] = Counter()
+    report = TokenReport()
     for part in parts:
-        identical.update(part.identical)
-        for cause, lost in part.dropped.items():
-            dropped[cause] = dropped[cause].plus(lost) if cause in dropped else lost
-        for what, left in part.omitted.items():
-            before = omitted.get(what, left._replace(rows=0))
-            omitted[what] = before._replace(rows=before.rows + left.rows)
+        report.add(part.report)
     return TokenizedSplit(
         hashlib.sha256(" ".join(part.fingerprint for part in parts).encode()).hexdigest(),
         concatenate_datasets([part.table for part in parts]),
-        dropped,
-        dict(identical),
-        sum(part.truncated for part in parts),
-        omitted,
+        report.dropped,
+        report.identical,
+        report.truncated,
+        report.omitted,
     )

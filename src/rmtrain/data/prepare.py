@@ -19,7 +19,8 @@ from rmtrain.data.parse import MAX_MALFORMED
 from rmtrain.data.render import Renderer
 from rmtrain.data.split_data import SplitData, SplitPart
 from rmtrain.data.template import UNKNOWN
-from rmtrain.data.token_cache import TokenizedSplit, TokenReport, tokenize_split
+from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
+from rmtrain.data.token_report import TokenReport
 from rmtrain.data.tokenize import OverLength
 from rmtrain.data.types import TOKENS, PreferenceGroup
 from rmtrain.display import Display

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import compress, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,41 +11,16 @@ import numpy as np
 
 from rmtrain.data.cache_entry import cached
 from rmtrain.data.render import Renderer
-from rmtrain.data.template import REFUSED, UNKNOWN, TemplateRefusalError
+from rmtrain.data.template import TemplateRefusalError
+from rmtrain.data.token_report import Lost, Omitted, TokenReport, find_refused
 from rmtrain.data.token_table import Sizes, features_of
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, Value, tokenize_groups
 from rmtrain.data.types import Preference, PreferenceGroup, Row
-
-OVER_LENGTH = "over length"
-IDENTICAL = ("identical after rendering", "identical after truncation")  # the cause in a whole group, and in a cut one
+from rmtrain.data.workers import PART, in_parts
 
 _VERSION = "3"  # raise when tokenisation or rendering changes what tokens come out, or when rows change
 _LAYOUT = "5"  # raise when entries of the cache change in form; not part of the fingerprint, which resumed runs compare
 _TABLE, _REPORT = "groups.arrow", "report.json"  # the files in an entry of the cache
-_ROWS = 1000  # that are in memory at once when a table is written
-
-
-class Lost(NamedTuple):
-    """What a split lost to one cause when it was tokenised."""
-
-    rows: int
-    completions: int
-    preferences: int
-    first: str  # id of the first group
-    why: str = ""  # in detail, of the first group
-
-    def plus(self, other: "Lost") -> "Lost":
-        """Both together; the first is this one's."""
-        rows, completions = self.rows + other.rows, self.completions + other.completions
-        return self._replace(rows=rows, completions=completions, preferences=self.preferences + other.preferences)
-
-
-class Omitted(NamedTuple):
-    """What a chat template leaves out of the rows of a split."""
-
-    rows: int
-    first: str  # id of the first group
-    words: str  # the beginning of its omitted text
 
 
 class TokenizedSplit(NamedTuple):
@@ -66,6 +40,11 @@ class TokenizedSplit(NamedTuple):
     def refused(self) -> tuple[str, Lost] | None:
         """Why the renderer refused rows, and what was lost: one cause for texts, another for token ids."""
         return find_refused(self.dropped)
+
+    @property
+    def report(self) -> TokenReport:
+        """What happened to the groups."""
+        return TokenReport(False, self.dropped, self.identical, self.truncated, self.omitted)
 
     def group(self, index: int) -> TokenizedGroup:
         """The group at a row."""
@@ -91,11 +70,6 @@ class TokenizedSplit(NamedTuple):
         """For each row, tokens of the shared prefix and of each suffix: what batch planning needs."""
         prefixes = self.table["prefix_length"]
         return list(zip(prefixes, (tuple(lengths) for lengths in self.table["suffix_lengths"]), strict=True))
-
-
-def find_refused(dropped: Mapping[str, Lost]) -> tuple[str, Lost] | None:
-    """Why the renderer refused rows, and what was lost; None if it took them all."""
-    return next(((cause, dropped[cause]) for cause in (REFUSED, UNKNOWN) if cause in dropped), None)
 
 
 def row_to_group(row: Row) -> TokenizedGroup:
@@ -166,11 +140,8 @@ def tokenize_split(
     fingerprint, soft = _fingerprint(groups, rule, renderer, cache)
 
     def write(folder: Path) -> None:
-        report, refused = TokenReport(drop_identical), dict[str, TemplateRefusalError]()
-        tokenized = tokenize_groups(groups, renderer, max_length, over_length, refused)
-        counted = _counted(progress, zip(groups, tokenized, strict=True))
-        kept = (report.keep(group, tokens, refused.pop(group.id, None)) for group, tokens in counted)
-        _write(folder, (group_to_row(each) for each in kept if each is not None), features_of(soft), report)
+        work = _Tokenize(renderer, max_length, over_length, drop_identical, soft)
+        _write(folder, _counted(progress, in_parts(work, groups), len(groups)), features_of(soft))
 
     folder = cache / f"{fingerprint[:32]}-{_LAYOUT}"
     table, report = cached(folder, "cached tokens", write, _read, notify)
@@ -203,67 +174,54 @@ def _read_fingerprint(folder: Path) -> _Fingerprint:
     return _Fingerprint(*json.loads((folder / "fingerprint.json").read_bytes()))
 
 
-def _of_groups(groups: Iterable[PreferenceGroup], digest: Any) -> _Fingerprint:
+def _of_groups(groups: Sequence[PreferenceGroup], digest: Any) -> _Fingerprint:
     soft = False
-    for group in groups:
-        digest.update(repr(group).encode("utf-8", "surrogatepass"))
-        soft = soft or any(each.probability != 1.0 for each in group.preferences)
+    for text, of_part in in_parts(_texts_of, groups):
+        digest.update(text)
+        soft = soft or of_part
     return _Fingerprint(digest.hexdigest(), soft)
 
 
-def _counted(progress: Callable[[int], None], pairs: Iterable[Value]) -> Iterator[Value]:
-    """Report how many were taken, before the next one is made."""
-    for done, pair in enumerate(pairs, start=1):
-        yield pair
-        progress(done)
+def _texts_of(groups: Sequence[PreferenceGroup]) -> tuple[bytes, bool]:
+    """What the fingerprint is made of, and whether a preference has another probability than 1."""
+    groups = list(groups)
+    text = "".join(map(repr, groups)).encode("utf-8", "surrogatepass")
+    return text, any(each.probability != 1.0 for group in groups for each in group.preferences)
 
 
-@dataclass
-class TokenReport:
-    """What happened to the groups and preferences of a split; see TokenizedSplit."""
+class _Tokenized(NamedTuple):
+    """Some groups in their order: a batch of the table, and what happened to them."""
 
-    drop_identical: bool = False
-    dropped: dict[str, Lost] = field(default_factory=dict)
-    identical: dict[str, int] = field(default_factory=dict)
-    truncated: int = 0
-    omitted: dict[str, Omitted] = field(default_factory=dict)
+    batch: Any  # pyarrow.RecordBatch
+    report: TokenReport
 
-    @property
-    def refused(self) -> tuple[str, Lost] | None:
-        """As of TokenizedSplit."""
-        return find_refused(self.dropped)
 
-    def keep(
-        self, group: PreferenceGroup, tokens: TokenizedGroup | None, refusal: TemplateRefusalError | None
-    ) -> TokenizedGroup | None:
-        """Count a group, and return what is kept of it."""
-        if tokens is None:
-            cause, why = (refusal.cause, refusal.message) if refusal else (OVER_LENGTH, "")
-            self._lose(cause, group, len(group.preferences), whole=True, why=why)
-            return None
-        if identical := sum(tokens.identical):
-            cause = IDENTICAL[tokens.truncated]
-            if not self.drop_identical:
-                self.identical[cause] = self.identical.get(cause, 0) + identical
-            else:
-                left = tuple(compress(tokens.preferences, (not same for same in tokens.identical)))
-                self._lose(cause, group, identical, whole=not left)
-                if not left:
-                    return None
-                tokens = tokens._replace(preferences=left)
-        self.truncated += tokens.truncated
-        for omission in tokens.omitted:
-            before = self.omitted.get(omission.what, Omitted(0, group.id, omission.words))
-            self.omitted[omission.what] = before._replace(rows=before.rows + 1)
-        return tokens
+@dataclass(frozen=True)
+class _Tokenize:
+    """How groups are tokenised."""
 
-    def _lose(self, cause: str, group: PreferenceGroup, preferences: int, whole: bool, why: str = "") -> None:
-        before = self.dropped.get(cause, Lost(0, 0, 0, group.id, why))
-        self.dropped[cause] = before._replace(
-            rows=before.rows + whole,
-            completions=before.completions + whole * len(group.completions),
-            preferences=before.preferences + preferences,
-        )
+    renderer: Renderer
+    max_length: int
+    over_length: OverLength
+    drop_identical: bool
+    soft: bool
+
+    def __call__(self, groups: Sequence[PreferenceGroup]) -> _Tokenized:
+        import pyarrow as pa
+
+        groups, report, refused = list(groups), TokenReport(self.drop_identical), dict[str, TemplateRefusalError]()
+        tokenized = tokenize_groups(groups, self.renderer, self.max_length, self.over_length, refused)
+        pairs = zip(groups, tokenized, strict=True)
+        kept = (report.keep(group, tokens, refused.pop(group.id, None)) for group, tokens in pairs)
+        rows = [group_to_row(each) for each in kept if each is not None]
+        return _Tokenized(pa.RecordBatch.from_pylist(rows, features_of(self.soft).arrow_schema), report)
+
+
+def _counted(progress: Callable[[int], None], parts: Iterable[Value], groups: int) -> Iterator[Value]:
+    """Report how many groups are done, part by part."""
+    for number, part in enumerate(parts, start=1):
+        progress(min(number * PART, groups))
+        yield part
 
 
 def _read(folder: Path) -> tuple[Any, TokenReport]:
@@ -275,13 +233,14 @@ def _read(folder: Path) -> tuple[Any, TokenReport]:
     return Dataset.from_file(str(folder / _TABLE)), report
 
 
-def _write(folder: Path, rows: Iterator[Row], features: Any, report: TokenReport) -> None:
-    """Write the rows of a table part by part, and the report, which the last row completes."""
+def _write(folder: Path, parts: Iterable[_Tokenized], features: Any) -> None:
+    """Write a table part by part, and the report of all parts."""
     import pyarrow as pa
 
-    schema = features.arrow_schema
+    schema, report = features.arrow_schema, TokenReport()
     with pa.OSFile(str(folder / _TABLE), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         stream.write(pa.RecordBatch.from_pylist([], schema))  # datasets can't open a table without any part
-        while part := list(islice(rows, _ROWS)):
-            stream.write(pa.RecordBatch.from_pylist(part, schema))
+        for part in parts:
+            report.add(part.report)
+            stream.write(part.batch)
     (folder / _REPORT).write_text(json.dumps(asdict(report)))

@@ -11,7 +11,7 @@ from typing import Any
 from rmtrain.data.prepare import TokenNote, token_notes
 from rmtrain.data.reader import SourceReader
 from rmtrain.data.row_output import REFUSED, Kind, encode_rows
-from rmtrain.data.token_cache import IDENTICAL, Omitted, TokenReport
+from rmtrain.data.token_report import IDENTICAL, Omitted, TokenReport
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.errors import WriteError

@@ -9,7 +9,7 @@ from trl import RewardConfig
 
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
-from rmtrain.data.token_cache import IDENTICAL, OVER_LENGTH
+from rmtrain.data.token_report import IDENTICAL, OVER_LENGTH
 from rmtrain.display import Display
 from rmtrain.errors import DataError, InputError
 from rmtrain.json_values import JsonObject
