@@ -98,7 +98,7 @@ def prompt_twice(settings: dict[str, Any]) -> Result:
 
 def compiled(settings: dict[str, Any]) -> Result:
     """Each prompt once, each decoder layer through torch.compile; the first steps compile: --warmup 3."""
-    return train_changed(settings, lambda base: [layer.compile() for layer in base.base_model.layers])
+    return train_changed(settings, lambda base: [layer.compile(dynamic=True) for layer in base.base_model.layers])
 
 
 def liger(settings: dict[str, Any]) -> Result:

@@ -2,13 +2,14 @@
 
 import inspect
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_config
+from conftest import make_config, write_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packing_cases import (
@@ -31,6 +32,7 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import InputError
 from rmtrain.model import attention
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens, pack, plan_batches
+from rmtrain.model.recompute import checkpointing_options
 from rmtrain.model.reward_model import BackboneOptions, choose_packing, load_backbone, reward_model_class
 
 FAMILIES = {
@@ -367,6 +369,59 @@ def test_attention_runs_in_the_dtype_of_autocast(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(attention, "_segmentwise", spy)
     packed(model, awkward_groups())
     assert seen == 2 * [(torch.bfloat16,) * 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_cpu_attends_in_float32_within_a_model_of_16_bits(dtype: torch.dtype, window: int | None) -> None:
+    layout = pack(awkward_groups(), "shared_prompt", 0)["layout"]
+    tokens = layout["query_starts"][-1]
+    drawn = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, tokens, 8, generator=drawn, dtype=dtype) for heads in (4, 2, 2))
+    query.requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        output = attention._segmentwise(query, key, value, attention.Pass(layout), None, window)
+    wide = (query.float(), key.float(), value.float())
+    exact = attention._segmentwise(*wide, attention.Pass(layout), None, window)
+    assert output.dtype == dtype
+    assert torch.equal(output, exact.to(dtype))  # rounded once, at its end
+    (gradient,) = torch.autograd.grad(output.float().square().sum(), query)
+    assert gradient.dtype == dtype
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("checkpointing", [None, "selective", "full"])
+def test_masks_are_made_once_a_batch_whatever_the_number_of_layers(
+    tmp_path: Path, checkpointing: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_base(tmp_path / "deep", num_hidden_layers=4)
+    module = load_backbone(str(folder), None, BackboneOptions("bfloat16"), 0, seed=0, trainable=True).module.train()
+    if checkpointing is not None:
+        module.gradient_checkpointing_enable(checkpointing_options(checkpointing, 0))
+    made = []
+    original = attention._lower_right_mask
+    monkeypatch.setattr(attention, "_lower_right_mask", lambda *args: made.append(args[:3]) or original(*args))
+    for _ in range(2):
+        batch = pack(awkward_groups(), "shared_prompt", 0)
+        module(**batch).logits.sum().backward()
+    shapes = {(length, prompt + length, None) for _, length, _, prompt in batch["layout"]["segments"] if prompt}
+    assert sorted(made) == sorted([*shapes, *shapes])
+
+
+def test_rewards_in_bfloat16_depend_on_batch_and_packing_by_rounding_alone(tmp_path: Path) -> None:
+    """Of rewards that spread by 1, within 0.02: bfloat16 has 8 bits, and matrix products group their sums by shape."""
+    folder = model_folder(tmp_path, "mistral")
+    groups = awkward_groups()
+    model = load_backbone(str(folder), None, BackboneOptions("bfloat16"), pad_id=0, seed=0)
+    with torch.no_grad():
+        together = [packed(model, groups), packed(model, groups[::-1])]
+        alone = torch.cat([packed(model, [group]) for group in groups])
+        twice = packed(replace(model, packing="padding_free"), groups)
+    counts = [len(group.suffixes) for group in groups]
+    back = torch.cat([*together[1].split(counts[::-1])][::-1])
+    spread = together[0].std().item()
+    for other in (alone, twice, back):
+        assert (other - together[0]).abs().max().item() < 0.02 * max(spread, 1.0)
 
 
 # Planning

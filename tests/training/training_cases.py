@@ -10,7 +10,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from conftest import make_groups, make_tokenizer
@@ -110,6 +109,7 @@ def run(
     **changes: Any,
 ) -> Any:
     """Train on 40 made groups (six steps of at most eight over 1.2 epochs), with 12 for validation."""
+    from rmtrain.recipe.load import LoadedRecipe
     from rmtrain.training.train import train
 
     recipe = make_recipe(base, folder, **({"optim__epochs": 1.2} | changes))
@@ -118,7 +118,7 @@ def run(
         make_groups(40, seed=1) if groups is None else groups,
         make_groups(12, seed=2) if validation is None else validation,
     )
-    loaded: Any = SimpleNamespace(recipe=recipe, name="try", path="try.yaml")
+    loaded = LoadedRecipe(recipe, {}, Path("try.yaml"), "try")
     return train(loaded, splits, make_renderer(), display or Recorder(), resume, allow_changes)
 
 

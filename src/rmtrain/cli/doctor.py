@@ -102,7 +102,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _devices() -> Iterator[Check]:
-    """GPUs as torch sees them, and the attention that packed training uses."""
+    """GPUs as torch sees them, the attention that packed training uses, and the fastest type."""
     driver = _driver()
     try:
         import torch
@@ -116,6 +116,7 @@ def _devices() -> Iterator[Check]:
             yield Check("GPU", "problem", f"{build}, can't use the driver {driver}", hint)
         else:
             yield Check("GPU", "warning", "none: only small models can be trained", "use a machine with a CUDA GPU")
+        yield _fastest_type()
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -130,7 +131,15 @@ def _devices() -> Iterator[Check]:
             yield Check(f"GPU {index}", "warning", f"{detail}; no bfloat16 arithmetic", hint)
         else:
             yield Check(f"GPU {index}", "ok", detail)
+    yield _fastest_type()
     yield _attention(torch)
+
+
+def _fastest_type() -> Check:
+    from rmtrain.model.compute_type import fastest_type
+
+    found = fastest_type()
+    return Check("model.dtype", "ok", f"auto is {found.name} here: {found.reason}")
 
 
 def _attention(torch: Any) -> Check:

@@ -37,11 +37,14 @@ def dry_run(
     from rmtrain.model.start import recipe_renderer, start_config
     from rmtrain.reporting.data_report import data_report
     from rmtrain.training.build import plan_run
+    from rmtrain.training.choices import settle
     from rmtrain.training.rehearsal import rehearse
 
     with TerminalDisplay() as display:
         data, renderer, splits = prepare(recipe, recipe_renderer(recipe.model, verify), display)
         processes = processes_wanted(num_processes, here=False)
+        settled = settle(recipe, resume)
+        recipe = settled.recipe
         plan = plan_run(recipe, splits, processes)
         rehearsed = rehearse(recipe, splits, renderer, plan, resume, allow_changes, display)
     batches, packing = plan.batches, plan.packing
@@ -55,13 +58,14 @@ def dry_run(
         "microbatches_per_step": batches.accumulation,
         "strategy": str(plan.sharding),
         "packing": packing,
+        "dtype": recipe.model.dtype,
         "tokens_per_epoch": distinct if packing == "shared_prompt" else twice,
         "tokens_saved_by_sharing": twice - distinct if packing == "shared_prompt" else 0,
         **count_parameters(start_config(recipe), recipe.lora),
     }
     first = _first_group(splits["train"], renderer)
     report = data_report(data, splits)
-    memory, notes = _memory(plan), [*dict.fromkeys([*plan.notes, *rehearsed])]
+    memory, notes = _memory(plan), [*dict.fromkeys([*plan.notes, *settled.notes, *rehearsed])]
     answer = {"derived": derived, "memory": memory, "data": report.as_json(), "first_group": first, "notes": notes}
     if as_json:
         print(jsonlib.dumps(answer, indent=2))

@@ -79,11 +79,13 @@ class Judges:
     def _runs(self, recipe: "Recipe") -> tuple[list[Path], list[Path]]:
         """The finished runs of a recipe, and those that have a checkpoint to resume from."""
         from rmtrain.recipe.load import load_recipe
+        from rmtrain.training.choices import as_begun
 
         own = []
         for run, manifest in list_runs(self.folder):
             try:
-                own += [(run, manifest["state"])] if load_recipe(run / "recipe.yaml").recipe == recipe else []
+                recorded = load_recipe(run / "recipe.yaml").recipe
+                own += [(run, manifest["state"])] if recorded == as_begun(recipe, recorded) else []
             except RmtrainError:
                 continue
         begun = [run for run, _ in own if any(run.glob("checkpoints/checkpoint-*"))]

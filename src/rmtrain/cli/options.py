@@ -60,7 +60,10 @@ MaxLength = Annotated[
 ]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Dtype = Annotated[
-    DtypeName | None, typer.Option(help="Precision of the weights; default: as trained, or as in the model's config.")
+    Literal["auto", "float32", "bfloat16", "float16"] | None,
+    typer.Option(
+        help="Precision of the weights; auto: the fastest here; default: as trained, or as in the model's config."
+    ),
 ]
 if TYPE_CHECKING:
     BenchmarkName = str

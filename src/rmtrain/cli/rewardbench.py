@@ -141,7 +141,7 @@ def _as_runner(
 
 def _given(scoring: options.Scoring) -> dict[str, object]:
     """What the user asked for that a result does not say elsewhere."""
-    return {name: value for name in ("max_length", "dtype") if (value := getattr(scoring, name)) is not None}
+    return {name: value for name in ("max_length", "dtype") if (value := getattr(scoring.asked, name)) is not None}
 
 
 def _training_check(ref: "CheckpointRef", benchmark: str) -> object:

@@ -105,7 +105,20 @@ AttentionInterface.register(NAME, shared_prompt_attention)
 def _segmentwise(
     query: Tensor, key: Tensor, value: Tensor, layout: Pass, scaling: float | None, window: int | None
 ) -> Tensor:
-    """One scaled-dot-product attention for each segment: on CPUs, and on GPUs where the fast kernel does not apply."""
+    """One scaled-dot-product attention for each segment: on CPUs, and on GPUs where the fast kernel does not apply.
+
+    A CPU computes it in float32, since it has no fast kernel that takes a mask in 16 bits.
+    """
+    if query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", enabled=False):
+            whole = _each_segment(query.float(), key.float(), value.float(), layout, scaling, window)
+        return whole.to(query.dtype)
+    return _each_segment(query, key, value, layout, scaling, window)
+
+
+def _each_segment(
+    query: Tensor, key: Tensor, value: Tensor, layout: Pass, scaling: float | None, window: int | None
+) -> Tensor:
     if query.is_meta and len(layout.calls) > 1:  # a trial run without data: checking the first layer is enough
         return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
     grouped = query.shape[1] != key.shape[1]

@@ -33,8 +33,9 @@ class ModelSection(Section):
     """Branch, tag or commit of the hub id; null is the default branch. The manifest pins the commit."""
     chat_template: str | None = None
     """Jinja text, a .jinja file, or `raw` (prompt, completion, end token); replaces the tokenizer's own template."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Type of the backbone's weights and arithmetic. The score head and the rewards are always float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"
+    """Type of the backbone's weights and arithmetic; auto is the fastest on the machine at hand: bfloat16 on GPUs that
+    have it and on CPUs with AMX, else float32. The score head and the rewards are always float32."""
     quantization: Literal["none", "nf4", "int8"] = "none"
     """bitsandbytes quantisation of the frozen base; needs a lora section."""
     dropout: bool = False

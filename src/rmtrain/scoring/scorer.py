@@ -162,9 +162,16 @@ class ScoringOptions:
     reference: str | None = None
     reference_free: Literal["avg", "sum", "norm"] | None = None
     max_length: int | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None  # auto becomes the fastest here
     calibrated: bool = False  # by the calibration that lies beside the weights
     combine: str | None = None  # the checkpoint is several, with commas between them; see `ensemble.Combination`
+
+    def __post_init__(self) -> None:
+        """The type that auto stands for here takes its place, so that results name it."""
+        if self.dtype == "auto":
+            from rmtrain.model.compute_type import fastest_type
+
+            object.__setattr__(self, "dtype", fastest_type().name)
 
     @property
     def is_policy(self) -> bool:

@@ -33,7 +33,7 @@ class RewardFunction:
         ckpt: a run folder, a checkpoint or adapter folder, or a hub id.
         device: of the weights, such as "cuda:1"; None is the trainer's: the GPU of this process, or the CPU.
         name: under which trainers log the rewards; None is the name of the run or folder.
-        dtype: float32, bfloat16 or float16, in place of the checkpoint's.
+        dtype: float32, bfloat16, float16, or auto for the fastest here, in place of the checkpoint's.
         max_length: maximum tokens of prompt and one completion, in place of the checkpoint's.
         tokens_per_batch: maximum tokens per forward pass, in place of the checkpoint's.
         prompt: for other people's models, the name of a built-in prompt or a Jinja file.
@@ -53,7 +53,7 @@ class RewardFunction:
         *,
         device: str | None = None,
         name: str | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
         max_length: int | None = None,
         tokens_per_batch: int | None = None,
         prompt: str | None = None,

@@ -17,6 +17,7 @@ from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.runs import list_runs
 from rmtrain.training.checkpointing import numbered
+from rmtrain.training.choices import as_begun
 
 Notify = Callable[[str], None]
 
@@ -65,7 +66,7 @@ def _is_of(run: Path, recipe: Recipe) -> bool:
     if (recorded := _recorded(run)) is None:
         return False
     named = recorded.run.model_copy(update={"name": recipe.run.name, "folder": recipe.run.folder})
-    return recorded.model_copy(update={"run": named}) == recipe
+    return recorded.model_copy(update={"run": named}) == as_begun(recipe, recorded)
 
 
 @cache

@@ -35,6 +35,7 @@ from rmtrain.training.build import (
 )
 from rmtrain.training.callbacks import GracefulStop, GroupTimeouts, MetricsLog, Schedule, interval_steps
 from rmtrain.training.checkpointing import verify
+from rmtrain.training.choices import settle
 from rmtrain.training.failures import now, recording_failure, resume_hint
 from rmtrain.training.lifecycle import OpenRun, open_run
 from rmtrain.training.memory_plan import memory_failure
@@ -84,15 +85,19 @@ def train(
         Interrupted: stopped by a signal, with a checkpoint.
         RunFailedError: stopped by an error; the manifest says which.
     """
-    recipe = loaded.recipe
-    state = process_state(recipe.distributed.timeout_minutes)
+    state = process_state(loaded.recipe.distributed.timeout_minutes)
     display = display if state.is_main_process else Silent()
+    settled = settle(loaded.recipe, resume)
+    recipe, loaded = settled.recipe, replace(loaded, recipe=settled.recipe)
     plan = plan_run(recipe, splits, state.num_processes)
+    plan.notes.extend(settled.notes)
     plan.memory.require_fit()
     fingerprint = run_fingerprint(recipe, splits, renderer, plan.sharding.strategy, state.num_processes)
     require_agreement(json.dumps(fingerprint, sort_keys=True, default=str), "rows, weights or settings")
     with ExitStack() as stack:
         run = open_run(loaded, splits, fingerprint, resume, allow_changes, display, stack)
+        if settled.reasons and state.is_main_process:
+            update_manifest(run.folder, choices=settled.record())
         with recording_failure(run.folder, new=resume is None):
             return _train(recipe, splits, renderer, plan, run, fingerprint, display)
 

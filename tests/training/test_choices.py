@@ -1,0 +1,87 @@
+"""What `auto` stands for: decided by the machine, recorded with the run, and kept when it is resumed elsewhere."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from training_cases import Recorder, at_step, make_recipe, only_run, run
+
+from rmtrain.errors import InputError, Interrupted
+from rmtrain.model import compute_type
+from rmtrain.model.compute_type import ComputeType, fastest_type
+from rmtrain.recipe.load import load_recipe
+from rmtrain.runs import read_manifest
+from rmtrain.scoring.scorer import ScoringOptions
+from rmtrain.training import choices
+from rmtrain.training.choices import as_begun, settle
+from rmtrain.training.trainer import GroupRewardTrainer
+
+
+def on_machine(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, half: bool = False, amx: bool = False) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: half or including_emulation)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "reason"),
+    [
+        ({"cuda": True, "half": True}, "bfloat16", "this GPU computes in bfloat16"),
+        ({"cuda": True, "amx": True}, "float32", "this GPU has no bfloat16 arithmetic"),
+        ({"amx": True}, "bfloat16", "this CPU has AMX"),
+        ({}, "float32", "this CPU has no AMX, and without it bfloat16 is slower"),
+    ],
+)
+def test_the_type_is_the_one_that_the_machine_multiplies_fastest_in(
+    machine: dict[str, bool], name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_machine(monkeypatch, **machine)
+    assert fastest_type() == (name, reason)
+    assert ScoringOptions(dtype="auto").dtype == name
+    assert ScoringOptions(dtype="auto").marks == [name]
+    recipe = make_recipe(Path("base"), Path("runs"), model__dtype="auto")
+    settled = settle(recipe, None)
+    assert (settled.recipe.model.dtype, settled.notes) == (name, [f"model.dtype: auto is {name} ({reason})"])
+    assert settled.recipe == make_recipe(Path("base"), Path("runs"), model__dtype=name)
+    assert as_begun(recipe, settled.recipe) == settled.recipe
+
+
+def test_what_a_recipe_says_itself_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute_type, "fastest_type", None)
+    recipe = make_recipe(Path("base"), Path("runs"), model__dtype="float16")
+    assert settle(recipe, None) == (recipe, {})
+    assert as_begun(recipe, make_recipe(Path("base"), Path("runs"))) == recipe
+
+
+def test_all_processes_take_float32_where_one_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = ComputeType("float32", "this CPU has no AMX, and without it bfloat16 is slower")
+    monkeypatch.setattr(choices, "gather_object", lambda own: [*own, slow])
+    on_machine(monkeypatch, amx=True)
+    assert settle(make_recipe(Path("base"), Path("runs"), model__dtype="auto"), None).recipe.model.dtype == "float32"
+
+
+def test_a_run_that_goes_on_elsewhere_keeps_its_type(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GroupRewardTrainer, "compute_loss", GroupRewardTrainer.compute_loss)  # put back afterwards
+    on_machine(monkeypatch, amx=True)
+    at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run(base, tmp_path, model__dtype="auto")
+    folder = only_run(tmp_path)
+    assert load_recipe(folder / "recipe.yaml").recipe.model.dtype == "bfloat16"
+    choice = {"model.dtype": {"value": "bfloat16", "reason": "this CPU has AMX"}}
+    assert read_manifest(folder)["choices"] == choice
+
+    on_machine(monkeypatch)
+    with pytest.raises(InputError, match=r"model\.dtype: 'bfloat16' in the checkpoint, 'float32' now"):
+        run(base, tmp_path, resume=folder, model__dtype="float32")
+    display = Recorder()
+    run(base, tmp_path, resume=folder, display=display, model__dtype="auto")
+    assert "model.dtype: auto is bfloat16 (the run began with it)" in display.notes
+    sidecar = json.loads((folder / "final" / "rmtrain.json").read_text(encoding="utf-8"))
+    assert sidecar["scoring"]["dtype"] == sidecar["recipe"]["model"]["dtype"] == "bfloat16"
