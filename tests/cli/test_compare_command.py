@@ -218,7 +218,7 @@ def test_each_side_may_be_read_in_its_own_way(capsys: Any, scored: list[str], tm
     assert [name for name in ("max-length-20", "prompt-raw-max-length-20") if name in cut["rows"][1]] == [
         "max-length-20", "prompt-raw-max-length-20",
     ]  # fmt: skip
-    assert "names rows that are scored already, so it takes no --label-a" in refusal(
+    assert "names rows that are already scored, so it takes no --label-a" in refusal(
         capsys, labels["rows"][0], "a", "--label-a", "0"
     )
     assert "--max-length and --dtype are for checkpoints" in refusal(capsys, *labels["rows"], "--dtype", "float32")

@@ -131,7 +131,7 @@ def test_a_run_s_report_and_card_show_the_gap_that_its_model_was_judged_by(
     assert compared["difference"] == pytest.approx(result["reward_models"][str(run)]["minus_policy"])
     card.write_text(f"{card.read_text()}of my own\n")
     assert rmtrain(["gap", *arguments, "--beta", "1"]) == 0
-    assert "README.md was edited, or is of an older version, and is left as it is" in capsys.readouterr().err
+    assert "README.md was edited, or written by an older version, so it is left unchanged" in capsys.readouterr().err
     assert card.read_text().endswith("of my own\n")
 
 

@@ -75,7 +75,7 @@ def test_an_input_that_changes_while_it_is_scored_gives_no_row_the_rewards_of_an
     assert [{**row, "rewards": None} for row in truth] == [{**row, "rewards": None} for row in ROWS]
     meanwhile.append(lambda: Path("in.jsonl").unlink() if rows is None else write_rows(rows))
     assert rmtrain([*command, "--overwrite"]) == 1
-    assert "in.jsonl has changed since it was read: out.jsonl holds the rows as they were" in capsys.readouterr().err
+    assert "in.jsonl changed while it was scored: out.jsonl holds the earlier rows" in capsys.readouterr().err
     assert read("out.jsonl") == truth
     assert {path.name for path in Path().iterdir()} <= {"in.jsonl", "out.jsonl"}
 

@@ -164,7 +164,7 @@ def test_other_combinations_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--ckpt", "{0},{1}"], "say how their rewards become one: --combine"),
+        (["--ckpt", "{0},{1}"], "add --combine to say how their rewards are combined"),
         (["--ckpt", "{0}", "--combine", "mean"], "takes two checkpoints or more"),
         (["--ckpt", "{0},", "--combine", "mean"], "takes two checkpoints or more"),
         (["--combine", "mean"], "takes two checkpoints or more"),

@@ -64,7 +64,7 @@ app = typer.Typer(
 
 
 def _help(command: Callable[..., None]) -> str:
-    """A command's docstring with a line a paragraph, which Typer wraps to the terminal; examples keep their lines."""
+    """A command's docstring for Typer: one line per paragraph, which Typer wraps; examples keep their line breaks."""
     paragraphs = (inspect.getdoc(command) or "").split("\n\n")
     return "\n\n".join(text if text.startswith("[dim]") else text.replace("\n", " ") for text in paragraphs)
 
@@ -106,7 +106,7 @@ def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit code (0, 1, 2 or 130)."""
     codecs.register_error("escaped", _escaped)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # for a console of another encoding, or a path that is not valid text
+        if isinstance(stream, io.TextIOWrapper):  # consoles without UTF-8, and paths that are not UTF-8
             stream.reconfigure(errors="escaped")
     tie_to_launcher()
     with on_signal(interrupt):  # training defers it to the end of a step
@@ -114,7 +114,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Characters that the encoding lacks, as JSON escapes."""
+    """Replace characters that the encoding lacks by JSON escapes."""
     assert isinstance(error, UnicodeEncodeError)
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4)), error.end
@@ -142,11 +142,11 @@ def _run(arguments: list[str]) -> int:
         _discard_unwritten_output()
         code = 1
     except (Exception, KeyboardInterrupt) as error:
-        with on_signal(lambda: None):  # it is ending: a launcher's signal must not keep it from reporting how
+        with on_signal(lambda: None):  # a launcher's signal must not stop the report of the error
             code = _report(error, arguments, debug)
         lost = error.run if isinstance(error, LostProcessError) else None
     report_exit(code, lost)
-    if code == 0:  # after a failure the others may wait in a collective, and leaving would wait for them
+    if code == 0:  # after a failure, leaving could wait forever for other processes
         leave_group()
     return code
 
@@ -226,9 +226,9 @@ def quiet_libraries() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "TQDM_DISABLE": "1",
         "WANDB_SILENT": "true",
-        "DS_ACCELERATOR": "cuda" if cuda else "cpu",  # else DeepSpeed prints its choice
+        "DS_ACCELERATOR": "cuda" if cuda else "cpu",  # otherwise DeepSpeed prints its choice
         "DEEPSPEED_LOG_LEVEL": "error",
     }.items():
         os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # between libraries; users can't act on them
+    warnings.filterwarnings("ignore", category=FutureWarning)  # users can't act on them
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of an optional kernel on every import

@@ -34,7 +34,9 @@ class How:
     ] = False
     extrapolate: Annotated[
         float | None,
-        typer.Option(metavar="ALPHA", help="Go on from the start of training: start + (1 + ALPHA) (average - start)."),
+        typer.Option(
+            metavar="ALPHA", help="Extrapolate from the start of training: start + (1 + ALPHA) (average - start)."
+        ),
     ] = None
     rank: Annotated[
         int | None, typer.Option(min=1, help="Rank of an averaged adapter; default: the sum of all, which is exact.")
@@ -42,7 +44,7 @@ class How:
 
     @property
     def method(self) -> str:
-        """As the record names it."""
+        """The method's name in the record."""
         return "greedy" if self.greedy else "given" if self.weights is not None else "equal"
 
 
@@ -64,7 +66,7 @@ def average(
 ) -> None:
     """Average the weights of checkpoints that were trained from the same base and score head.
 
-    Adapters are averaged exactly, by their changes of the weights. The result is a checkpoint like any other.
+    Adapters are averaged exactly, by the weight changes that they make. The result is a checkpoint like any other.
 
     [dim]rmtrain average runs/a-20260101-120000-ab12 runs/b-20260101-130000-cd34 --output averaged --split validation[/]
     [dim]rmtrain average runs/*/ --greedy --output soup[/]
@@ -113,7 +115,7 @@ def _validation(
     work: options.Work,
     display: TerminalDisplay,
 ) -> "Validation":
-    """The rows that judge the checkpoints, which are those of the first one's recipe unless others are named."""
+    """The rows that judge the checkpoints; by default those of the first checkpoint's recipe."""
     from rmtrain.evaluation.averaging import Validation
     from rmtrain.evaluation.sources import one_split
 
@@ -124,7 +126,7 @@ def _validation(
 
 
 def _show(result: Mapping[str, object], output: Path, as_json: bool) -> None:
-    """Write the model card, and print the result."""
+    """Write the model card and print the result."""
     from rmtrain.model.weights import SIDECAR, read_object
     from rmtrain.reporting.averages import average_tables
     from rmtrain.reporting.card import write_exported_card
@@ -138,7 +140,7 @@ def _show(result: Mapping[str, object], output: Path, as_json: bool) -> None:
 
 
 def _weights(text: str | None, count: int, greedy: bool) -> list[float]:
-    """The weights, with the sum 1."""
+    """The weights, scaled to the sum 1."""
     if text is None:
         return [1 / count] * count
     if greedy:
@@ -146,7 +148,7 @@ def _weights(text: str | None, count: int, greedy: bool) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--weights {text}: not numbers with commas between them", "such as 0.5,0.3,0.2") from None
+        raise InputError(f"--weights {text}: not numbers separated by commas", "such as 0.5,0.3,0.2") from None
     if len(values) != count:
         raise InputError(f"--weights {text}: {len(values)} weights for {count} checkpoints", "give one for each")
     if not all(math.isfinite(value) and value > 0 for value in values):
@@ -157,11 +159,14 @@ def _weights(text: str | None, count: int, greedy: bool) -> list[float]:
 def _alpha(extrapolate: float | None, count: int) -> float:
     if extrapolate is None:
         if count < 2:
-            raise InputError("an average needs at least two checkpoints", "name more, or --extrapolate a single one")
+            raise InputError(
+                "an average takes at least two checkpoints",
+                "name another checkpoint, or add --extrapolate for a single one",
+            )
         return 0.0
     if not math.isfinite(extrapolate) or extrapolate <= -1:
         raise InputError(
-            f"--extrapolate {extrapolate}: must be above -1, which is the start of training itself",
+            f"--extrapolate {extrapolate}: must be above -1, which gives the start of training",
             "take a positive number, such as 0.3, to go further; a negative one goes back towards the base",
         )
     return extrapolate

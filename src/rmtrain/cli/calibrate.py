@@ -25,20 +25,24 @@ def calibrate(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of --data or of the recipe; default: validation.")] = None,
     holdout: Annotated[
-        float, typer.Option(min=0.05, max=0.95, help="Share of the prompts on which the result is shown, not fitted.")
+        float,
+        typer.Option(
+            min=0.05, max=0.95, help="Share of the prompts held out from the fit, to measure the calibration."
+        ),
     ] = 0.5,
     length: Annotated[
-        bool, typer.Option("--length/--no-length", help="Take out what the length of an answer explains of its reward.")
+        bool, typer.Option("--length/--no-length", help="Subtract what an answer's length explains of its reward.")
     ] = True,
     reading: options.Reading,
     work: options.Work,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
-    """Calibrate the rewards of a checkpoint: take out length, and scale gaps so that their sigmoid is a probability.
+    """Calibrate the rewards of a checkpoint: subtract the effect of length, and scale gaps so that their sigmoid is a
+    probability.
 
-    Fits on one part of the prompts and shows the figures before and after on the others. The weights stay as they are:
-    calibration.json, written beside them, is applied by --calibrated of eval, score and rewardbench.
+    Fits on one part of the prompts and shows the figures before and after on the rest. Leaves the weights unchanged: it
+    writes calibration.json beside them, which eval, score and rewardbench apply with --calibrated.
 
     [dim]rmtrain calibrate runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl[/]
     """
@@ -59,7 +63,7 @@ def calibrate(
         shown_rows = [row for row in scored if row.id in held_out]
         if not shown_rows or len(shown_rows) == len(scored):
             raise InputError(
-                f"{name}: all prompts would be on one side of --holdout {holdout}",
+                f"{name}: no prompt would be left to fit or to measure with --holdout {holdout}",
                 "give more prompts, or another share",
             )
         record: JsonObject = {"data": rows.origin, "groups": len(scored) - len(shown_rows), "held_out": len(shown_rows)}
@@ -76,11 +80,11 @@ def calibrate(
 
 
 def _own(ref: CheckpointRef) -> CheckpointRef:
-    """The checkpoint, whose folder takes the calibration."""
+    """The checkpoint; its folder must be the user's own, since the calibration is written there."""
     if not Path(ref.where).is_dir():
         raise CheckpointError(
-            f"{ref.where}: a calibration is written beside the weights, which needs a folder of your own",
-            "fetch the model with `hf download`, and name its folder",
+            f"{ref.where}: the calibration is written beside the weights, so they must be in a local folder",
+            "download the model with `hf download`, and give its folder",
         )
     return ref
 
@@ -94,5 +98,5 @@ def _show(result: JsonObject, as_json: bool) -> None:
 
     console = Console(highlight=False)
     console.print(to_terminal(*calibration_tables(result)))
-    how = f"rmtrain eval --ckpt {result['ckpt']} --calibrated applies it"
+    how = f"rmtrain eval --ckpt {result['ckpt']} --calibrated applies the calibration"
     console.print(f"written: {result['calibration']}; {how}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Which checkpoint a command works on, and how it is scored."""
+"""The checkpoint that a command works on, and how it is scored."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,33 +24,33 @@ class CheckpointRef(NamedTuple):
     run: Path | None  # the run folder it lies in
     name: str  # for folder names
     options: ScoringOptions = DEFAULTS
-    verify: bool = True  # its files against their digests
+    verify: bool = True  # check its files against their digests
 
     @property
     def results(self) -> Path:
-        """Folder of its results: the run folder, or for other models and options one of its name under results/."""
+        """Folder for its results: the run folder; for other models or options, a folder of its own under results/."""
         return self.run if self.run is not None and self.options == DEFAULTS else Path("results") / self.name
 
     @property
     def request(self) -> ScorerRequest:
-        """What `open_scorer` takes."""
+        """The arguments of `open_scorer`."""
         return ScorerRequest(self.where, self.options, self.verify)
 
     @property
     def first(self) -> str:
-        """The folder or hub id whose record says how data is read: of an ensemble the first member's."""
+        """The folder or hub id whose record says how data is read; for an ensemble, that of its first member."""
         return self.members[0]
 
     @property
     def members(self) -> list[str]:
-        """The folders or hub ids of an ensemble; of a single checkpoint its own alone."""
+        """The folders or hub ids of an ensemble's members, or the only one of a single checkpoint."""
         return [self.where] if self.options.combine is None else self.where.split(",")
 
 
 def choose(
     ckpt: str | None, runs: Path, display: TerminalDisplay, options: ScoringOptions = DEFAULTS, verify: bool = True
 ) -> CheckpointRef:
-    """Find what --ckpt names; left out, the newest finished run, which is said.
+    """Find the checkpoint that --ckpt names. Without --ckpt, take the newest finished run, and say so.
 
     Raises:
         InputError: a run that is not finished, no run at all, or options that exclude each other.
@@ -61,7 +61,7 @@ def choose(
         raise InputError("--reference and --reference-free exclude each other", "leave one of them out")
     if options.calibrated and (options.is_policy or options.prompt is not None or options.label is not None):
         raise InputError(
-            "--calibrated is for reward models as `rmtrain calibrate` reads them",
+            "--calibrated is for reward models with their own prompt and label",
             "leave out --prompt, --label, --reference and --reference-free",
         )
     if options.combine is not None or (ckpt is not None and "," in ckpt and not Path(ckpt).exists()):
@@ -87,22 +87,22 @@ def _find_several(ckpts: str, combine: str | None) -> CheckpointRef:
     names = ckpts.split(",")
     if combine is None:
         raise InputError(
-            f"--ckpt {ckpts} names {len(names)} checkpoints", "say how their rewards become one: --combine"
+            f"--ckpt {ckpts} names {len(names)} checkpoints", "add --combine to say how their rewards are combined"
         )
     if len(names) < 2 or not all(names):
-        raise InputError("--combine takes two checkpoints or more", "name them with commas, as in --ckpt A,B,C")
+        raise InputError("--combine needs at least two checkpoints", "separate them by commas, as in --ckpt A,B,C")
     Combination.parse(combine)
     where = ",".join(locate_model(name)[0] for name in names)
     return CheckpointRef(where, None, f"{len(names)}-models-{short_digest(where)}")
 
 
 def load(ref: "ModelRef", display: Display, needs_rewards: str = "") -> Scorer:
-    """Open the scorer that a checkpoint is, on this process's device, and print its notes.
+    """Open a checkpoint as a scorer on this process's device, and show its notes.
 
     Args:
         ref: the checkpoint.
         display: takes the notes.
-        needs_rewards: what can't be done by a model that only compares completions; empty if it can.
+        needs_rewards: names the work, if a model that only compares completions can't do it.
 
     Raises:
         CheckpointError: it can't be loaded.

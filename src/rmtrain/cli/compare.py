@@ -42,7 +42,7 @@ class Sides:
     reference_free_b: Annotated[options.PolicyReading | None, _of_side("reference-free", "B", _FREE)] = None
 
     def asked(self, letter: str) -> dict[str, str]:
-        """The options given for a side, by the names of `ScoringOptions`."""
+        """The options given for model a or b, by their names in `ScoringOptions`."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         return {name[:-2]: value for name, value in given.items() if name.endswith(f"_{letter}")}
 
@@ -53,7 +53,7 @@ def compare(
     a: Annotated[
         str,
         typer.Argument(
-            metavar="A", help="A rows file, a result .json, gap.json:MODEL, RUN[:split], or any checkpoint."
+            metavar="A", help="A file of scored rows, a result .json, gap.json:MODEL, RUN[:split], or a checkpoint."
         ),
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="The other model, in the same forms.")],
@@ -74,7 +74,7 @@ def compare(
 ) -> None:
     """Compare two models on the same rows: difference, paired interval, exact test, smallest detectable difference.
 
-    A checkpoint that was not yet scored on these rows, or has other weights since, is scored first.
+    A checkpoint is scored first if it has no result on these rows, or if its weights have changed since.
 
     [dim]rmtrain compare runs/a-20260101-120000-ab12 runs/b-20260102-120000-cd34[/]
     [dim]rmtrain compare runs/a-20260101-120000-ab12 openbmb/UltraRM-13b --benchmark rewardbench-1[/]
@@ -85,13 +85,15 @@ def compare(
 
     mapping = reading.mapping()
     if mapping and (data is None or benchmark is not None):
-        raise InputError("--columns and --row-schema are for rows of --data", "name the rows with --data")
+        raise InputError("--columns and --row-schema apply to the rows of --data", "name the rows with --data")
     with TerminalDisplay() as display:
         both = ScoringOptions(max_length=max_length, dtype=dtype)
         verify = not work.no_verify
         compared = [_side(x, text, sides.asked(x), both, verify, display) for x, text in (("a", a), ("b", b))]
         if both != DEFAULTS and not any(side.model for side in compared):
-            raise InputError("A and B both name rows: --max-length and --dtype are for checkpoints", "leave them out")
+            raise InputError(
+                "A and B both name scored rows: --max-length and --dtype apply to checkpoints only", "leave them out"
+            )
         planned = plan(compared, RowsRequest(data, split, benchmark, mapping), display.note_once)
         if planned.missing:
             processes.spread(work.num_processes)
@@ -113,15 +115,11 @@ def compare(
 def _side(
     letter: str, text: str, own: dict[str, Any], both: ScoringOptions, verify: bool, display: TerminalDisplay
 ) -> "Side":
-    """A or B: rows, or a checkpoint with the rows that were scored with it.
+    """Find what A or B names: scored rows, or a checkpoint with the rows scored by it.
 
     Args:
-        letter: a or b.
-        text: what the user named.
-        own: options for this side alone.
-        both: options for both sides.
-        verify: the checkpoint's files against their digests.
-        display: takes notes.
+        letter: a or b. text: the argument. own: options for this model alone. both: options for both models. verify:
+        check the checkpoint's files against their digests. display: shows notes.
     """
     from rmtrain.evaluation.compare import Side, rows_named, scored_rows
 
@@ -131,7 +129,7 @@ def _side(
         return Side(model=ref, scored=scored_rows(ref.results))
     if own:
         given = ", ".join(f"--{name.replace('_', '-')}-{letter}" for name in own)
-        raise InputError(f"{text} names rows that are scored already, so it takes no {given}", "name the checkpoint")
+        raise InputError(f"{text} names rows that are already scored, so it takes no {given}", "name the checkpoint")
     return side
 
 

@@ -1,4 +1,4 @@
-"""`rmtrain curate`: training pairs judged by reward models, and a new source without those that a rule rejects."""
+"""`rmtrain curate`: reward models judge training pairs, and the pairs that no rule rejects become a new source."""
 
 import json as jsonlib
 from collections.abc import Sequence
@@ -23,7 +23,9 @@ Rules = Annotated[
     list[str] | None,
     typer.Option(help="Reject by majority (the default), hardest=SHARE, easiest=SHARE or refused; may be repeated."),
 ]
-Mark = Annotated[bool, typer.Option("--mark", help="Keep every row, and say in `verdicts` what the rules say.")]
+Mark = Annotated[
+    bool, typer.Option("--mark", help="Keep every row, and write the verdicts of the rules into its `verdicts` field.")
+]
 
 
 def curate(
@@ -36,28 +38,33 @@ def curate(
     ] = None,
     folds: Annotated[
         int | None,
-        typer.Option(min=2, max=50, help="Train a model on each of so many folds; the others judge its rows."),
+        typer.Option(
+            min=2,
+            max=50,
+            help="Split the rows into so many folds and train a model on each; every row is judged by the models of "
+            "the other folds.",
+        ),
     ] = None,
     rule: Rules = None,
     mark: Mark = False,
-    examples: Annotated[int, typer.Option(min=0, help="Examples to show of each cause.")] = 2,
+    examples: Annotated[int, typer.Option(min=0, help="Examples to show per cause.")] = 2,
     show: Annotated[
-        str | None, typer.Option(metavar="CAUSE", help="Show examples of this cause alone, and write nothing.")
+        str | None, typer.Option(metavar="CAUSE", help="Only show examples of this cause; write nothing.")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Judge the training pairs of a recipe by reward models, and write those that are left as a new source.
+    """Judge the training pairs of a recipe by reward models, and write the pairs that no rule rejects as a new source.
 
-    The same command goes on where it was stopped.
+    An interrupted command continues when it is run again.
 
     [dim]rmtrain curate my.yaml --judge org/reward-model --judge runs/mine-20260101-120000-ab12 --output kept.jsonl[/]
     [dim]rmtrain curate my.yaml --folds 5 --rule majority --rule easiest=0.1 --output kept.jsonl[/]
     """
     options.check_output(output, overwrite=show is not None)
     if bool(judge) == bool(folds):
-        raise InputError("curate needs judges", "name some with --judge, or have them trained with --folds; not both")
+        raise InputError("curate needs judges", "name reward models with --judge, or let --folds train them; not both")
     if processes.joined():
-        raise InputError("curate starts its commands itself", "start it without a launcher")
+        raise InputError("curate starts its own processes", "run it without a launcher")
     from rmtrain.data.examples import matching
     from rmtrain.data.judged import Judged, Rule
     from rmtrain.recipe.load import load_recipe
@@ -88,7 +95,7 @@ def curate(
 
 
 def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":
-    """The training split as curated, without added completions, and without ties, of which no side can be wrong."""
+    """The curated training split, without added completions and without ties, whose labels can't be wrong."""
     from rmtrain.data.judged import has_votes
     from rmtrain.data.load import load_data
     from rmtrain.recipe.data_schema import AugmentSection
@@ -99,17 +106,19 @@ def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":
         display.note(f"note: {note}")
     split = data.splits["train"]
     if has_votes(split.groups):
-        display.note("note: the new source holds the shares of the raters: read them with data.votes=votes")
+        display.note("note: the new source holds the shares of raters; set data.votes=votes to train on them")
     gaps = sum(p.gap is not None for group in split.groups if group.scores is None for p in group.preferences)
     if gaps:
-        display.note(f"note: score gaps of rows without scores, which the new source does not hold: {gaps}")
+        display.note(
+            f"note: {gaps} preferences have a score gap but no scores, and the new source does not keep these gaps"
+        )
     return split
 
 
 def _judge(
     recipe: "Recipe", split: "SplitData", output: Path, ckpts: Sequence[str], folds: int, display: TerminalDisplay
 ) -> "list[Judge]":
-    """What the judges say: those that are named of every row, and a fold's model of the rows of the other folds."""
+    """The rewards of the judges: a named judge scores every row, a fold's model scores the rows of the other folds."""
     from rmtrain.cli.judges import Judges
     from rmtrain.data.judged import folds_of
 
@@ -120,13 +129,13 @@ def _judge(
         return [judges.judge(ckpt, groups) for ckpt in ckpts]
     fold_of = folds_of(groups, folds, recipe.run.seed)
     if len({*fold_of}) < folds:
-        raise InputError(f"--folds {folds}: there are only {len({*fold_of})} prompts", "ask for fewer")
+        raise InputError(f"--folds {folds}: the data has only {len({*fold_of})} prompts", "ask for fewer")
     others = [[group for group, own in zip(groups, fold_of, strict=True) if own != fold] for fold in range(folds)]
     return [judges.judge(*judged) for judged in zip(judges.train(recipe, fold_of), others, strict=True)]
 
 
 def _record(rules: "Sequence[Rule]", judged: "Judged", split: "SplitData", mark: bool) -> JsonObject:
-    """What was judged, by whom, by which rules, and with which result: recorded beside the rows."""
+    """The record beside the rows: what was judged, by which models and rules, and with which result."""
     from dataclasses import asdict
 
     from rmtrain.data.judged import histogram

@@ -21,9 +21,11 @@ def data(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     show: Annotated[
         str | None,
-        typer.Option(metavar="CAUSE", help="Show rows dropped for a cause, beside what they repeat or overlap with."),
+        typer.Option(
+            metavar="CAUSE", help="Show rows dropped for this cause, beside the rows that they repeat or overlap with."
+        ),
     ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="With --show: at most so many rows a source.")] = 3,
+    examples: Annotated[int, typer.Option(min=1, help="With --show: maximum rows per source.")] = 3,
     json: options.Json = False,
 ) -> None:
     """Report the data of a recipe: rows kept and dropped by cause, preferences, lengths, leaks.
@@ -60,7 +62,7 @@ def data(
 
 
 def _examples(ready: "ReadyData", rows: "list[CuratedRows]", show: str, most: int) -> "list[Example]":
-    """The examples of the cause asked for: the one of that name, else all in whose name it is.
+    """The examples of a cause: the cause of exactly this name, otherwise all causes whose names contain it.
 
     Raises:
         InputError: nothing was dropped for such a cause.

@@ -14,13 +14,13 @@ from rmtrain.display import ENTRY_ACCURACY
 from rmtrain.errors import printable
 
 _PLAIN_SECONDS = 10.0  # between progress lines without a terminal
-_WAITING = 0.02  # show the share of a step spent waiting for data from here on
+_WAITING = 0.02  # show the share of a step spent waiting for data if it is larger
 
 
 class TerminalDisplay:
-    """Shows notes, progress and metrics; only the main process shows any.
+    """Shows notes, progress and metrics, in the main process only.
 
-    As a context manager it removes its bars at the end.
+    On exit from its context it removes its bars.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class TerminalDisplay:
         self.console.print(Text(printable(line)))
 
     def note_once(self, line: str) -> None:
-        """Show a line, unless the parent process has shown it already."""
+        """Show a line unless the launching process has shown it."""
         if not is_child():
             self.note(line)
 

@@ -72,7 +72,7 @@ def _render(checks: list[Check]) -> None:
 
 
 def _run(group: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    """A group's checks; if one raises an error, that is a problem too, and the other groups still run."""
+    """Run the checks of a group. An error in one is reported as a problem, and the other groups still run."""
     try:
         yield from group()
     except Exception as error:
@@ -80,7 +80,7 @@ def _run(group: Callable[[], Iterator[Check]]) -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Each package that rmtrain needs against the versions that its own metadata asks for."""
+    """Compare each installed package with the version that rmtrain's metadata requires."""
     from packaging.requirements import Requirement
 
     installed = []
@@ -102,7 +102,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _devices() -> Iterator[Check]:
-    """GPUs as torch sees them, the attention that packed training uses, and the fastest type."""
+    """The GPUs that torch finds, the attention kernel of packed training, and the fastest type."""
     driver = _driver()
     try:
         import torch
@@ -115,7 +115,12 @@ def _devices() -> Iterator[Check]:
             hint = "install a torch build for this driver, and check CUDA_VISIBLE_DEVICES"
             yield Check("GPU", "problem", f"{build}, can't use the driver {driver}", hint)
         else:
-            yield Check("GPU", "warning", "none: only small models can be trained", "use a machine with a CUDA GPU")
+            yield Check(
+                "GPU",
+                "warning",
+                "no GPU: only small models can be trained",
+                "use a machine with a CUDA GPU to train larger ones",
+            )
         yield _fastest_type()
         return
     for index in range(torch.cuda.device_count()):
@@ -184,8 +189,10 @@ def _extras() -> Iterator[Check]:
     if importlib.util.find_spec("deepspeed") is None:
         yield Check("DeepSpeed", "warning", "not installed", "pip install deepspeed, or set distributed.strategy")
     elif lock := next(_extensions().glob("**/deepspeed_*/lock"), None):
-        hint = f"if no run is compiling it now, rm {lock}: DeepSpeed waits for this lock forever"
-        yield Check("DeepSpeed", "warning", f"{lock.parent.name} is compiling, or was interrupted", hint)
+        hint = f"DeepSpeed waits for this lock forever: if no run is compiling now, rm {lock}"
+        yield Check(
+            "DeepSpeed", "warning", f"{lock.parent.name} is being compiled, or its compilation was interrupted", hint
+        )
     else:
         yield Check("DeepSpeed", "ok", "installed")
 
@@ -197,7 +204,7 @@ def _extensions() -> Path:
 
 
 def _hub() -> Iterator[Check]:
-    """Hub settings; sends nothing."""
+    """Check the hub's settings, without sending anything."""
     from huggingface_hub import get_token
 
     offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_on(name)]
@@ -218,7 +225,7 @@ def _is_on(name: str) -> bool:
 
 
 def _disk() -> Iterator[Check]:
-    """Whether caches and the working folder can be written, and their free space."""
+    """Check that caches and the working folder can be written, and their free space."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from rmtrain.data.cache_entry import cache_folder

@@ -1,4 +1,4 @@
-"""`rmtrain train --dry-run`: everything that can be known before the machine is spent."""
+"""`rmtrain train --dry-run`: all checks, the plan and the predicted memory, without training."""
 
 import json as jsonlib
 from pathlib import Path
@@ -27,10 +27,10 @@ def dry_run(
     allow_changes: bool = False,
     verify: bool = True,
 ) -> None:
-    """Check all that `train` checks, and show the plan, the memory that it takes, the data report and the first group.
+    """Run all checks of `train`, and show the plan, its predicted memory, the data report and the first group.
 
     Raises:
-        InputError: as `train` would; for lack of memory once everything is shown.
+        InputError: as in `train`; if memory is too small, after everything is shown.
     """
     from rmtrain.data.prepare import prepare
     from rmtrain.model.memory import count_parameters

@@ -24,7 +24,8 @@ def evaluate(
     scoring: options.Scoring,
     split: Annotated[list[str] | None, typer.Option(help="Split of the recipe, or of --data; may be repeated.")] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Other data: hub dataset id, local file, or demo.")
+        str | None,
+        typer.Option(metavar="SOURCE", help="Other data to evaluate on: hub dataset id, local file, or demo."),
     ] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit with code 1 if the accuracy of a split is lower.")
@@ -79,7 +80,7 @@ def evaluate(
 def score_splits(
     run: Path, splits: Mapping[str, "SplitData"], tokens_per_batch: int, display: TerminalDisplay
 ) -> "list[Result]":
-    """Evaluate the final model of a finished run on splits that have been read already."""
+    """Evaluate the final model of a finished run on splits that are already loaded."""
     from rmtrain.evaluation.splits import evaluate_splits
 
     if not splits:

@@ -60,7 +60,7 @@ def _told(result: dict[str, Any]) -> str:
     proof = result["proof"]
     lines = [
         f"exported: {result['output']} ({result['dtype']}, {result['bytes'] / 1e6:,.1f} MB)",
-        f"largest change of a reward, relative to its prompt's mean, over {proof['n']} {proof['data']} completions "
+        f"largest change of a reward relative to its prompt's mean, over {proof['n']} {proof['data']} completions "
         f"(standard deviation {proof['standard_deviation']:.3g}):",
     ]
     for step in ("dequantising", "merging", "storing"):
@@ -73,7 +73,7 @@ def _told(result: dict[str, Any]) -> str:
 
 
 def _check_login(repository: str) -> None:
-    """Check the login before any work is done.
+    """Check the login to the hub before any work is done.
 
     Raises:
         InputError: the repository name, the token or the login is invalid.
@@ -84,7 +84,7 @@ def _check_login(repository: str) -> None:
         raise InputError(f"--push {repository}: not a repository name", "write ORG/NAME")
     try:
         HfApi().whoami()
-    except Exception as error:  # no token, an old one, no network: each library version has its own errors
+    except Exception as error:  # no token, an old one, no network: the errors vary by library version
         raise InputError(
             f"--push {repository}: login to the hub failed: {first_line(error)}",
             "log in with `hf auth login`, or set HF_TOKEN; without --push nothing is uploaded",

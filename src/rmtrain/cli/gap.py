@@ -1,4 +1,4 @@
-"""`rmtrain gap`: how far a policy is from ranking its own preferences, and how much of that a reward model closes."""
+"""`rmtrain gap`: how well a policy, its ideal optimum and reward models rank the same preferences."""
 
 import json as jsonlib
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ _SMALLEST_BETA = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is measured of the models."""
+    """Settings of the measurement."""
 
     beta: Annotated[
         list[float] | None,
@@ -38,18 +38,18 @@ class Question:
     alpha: Annotated[
         str,
         typer.Option(
-            help="Share of raters for the better completion: a number, `votes` of the rows, `scores` or `scores:SCALE` "
-            "for the sigmoid of their gap, or `rewards` for that of the first reward model's."
+            help="Share of raters who prefer the better completion: a number, `votes` (from the rows), `scores` or "
+            "`scores:SCALE` (sigmoid of the score gap), or `rewards` (sigmoid of the first reward model's gap)."
         ),
     ] = "0.75"
     gold: Annotated[
         str | None,
         typer.Option(
-            metavar="RM", help="Reward model whose rewards replace the rows' graded scores, where answers are chosen."
+            metavar="RM", help="Reward model whose rewards replace the rows' graded scores for best-of-N and rankings."
         ),
     ] = None
     dpo_beta: Annotated[
-        float, typer.Option(min=_SMALLEST_BETA, help="The beta that the policy was trained with, for its DPO loss.")
+        float, typer.Option(min=_SMALLEST_BETA, help="The beta of the policy's DPO training, for its DPO loss.")
     ] = 0.1
 
 
@@ -59,14 +59,17 @@ def gap(
     policy: Annotated[str, typer.Option(metavar="P", help="Language model or its LoRA adapter: folder or hub id.")],
     data: Annotated[str, typer.Option(metavar="SOURCE", help="Preferences: hub dataset id, local file, or demo.")],
     reference: Annotated[
-        str | None, typer.Option(metavar="REF", help="The model that the policy was trained from: folder or hub id.")
+        str | None, typer.Option(metavar="REF", help="The model from which the policy was trained: folder or hub id.")
     ] = None,
     ckpt: Annotated[
         list[str] | None, typer.Option("--ckpt", metavar="RM", help="Reward model; may be repeated.")
     ] = None,
     question: Question,
     raw: Annotated[
-        bool, typer.Option("--raw", help='Score the text prompt + " " + completion, as the paper does, not a template.')
+        bool,
+        typer.Option(
+            "--raw", help='Score the text prompt + " " + completion, as the paper does, without a chat template.'
+        ),
     ] = False,
     split: Annotated[str | None, typer.Option(help="Split of the data; default: the only one.")] = None,
     prompt: options.Prompt = None,
@@ -77,7 +80,7 @@ def gap(
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
-    """Measure the alignment gap: how well a policy, its ideal and reward models rank the same preferences.
+    """Measure the alignment gap: how well a policy, its ideal optimum and reward models rank the same preferences.
 
     [dim]rmtrain gap --policy my-dpo-policy --reference my-sft-model --data pairs.jsonl[/]
     [dim]rmtrain gap --policy my-dpo-policy --ckpt runs/mistral_lora-20260101-120000-ab12 --data pairs.jsonl[/]
@@ -118,7 +121,7 @@ def gap(
 def _read(
     data: str, split: str | None, mapping: "ReadAs | None", display: TerminalDisplay
 ) -> "tuple[Sequence[Row], SplitData, str]":
-    """The rows of the data, the preferences that they hold, and the name of the data in paths."""
+    """The rows of the data, their preferences, and the name of the data in paths."""
     from rmtrain.data.load import read_source
     from rmtrain.data.sources import read_rows
     from rmtrain.evaluation.sources import data_name, section_for
@@ -132,7 +135,7 @@ def _read(
 def _show(
     result: JsonObject, path: Path, models: "Iterable[CheckpointRef]", as_json: bool, display: TerminalDisplay
 ) -> None:
-    """Write the report, also into the runs of the reward models, and print the result."""
+    """Write the report, add it to the runs of the reward models, and print the result."""
     from rmtrain.evaluation.gap_figures import GapResult
     from rmtrain.reporting.gap import gap_tables, write_page
     from rmtrain.reporting.table import to_terminal
@@ -151,10 +154,10 @@ def _show(
 
 
 def _show_in(run: Path, display: TerminalDisplay) -> None:
-    """Write a run's report and model card anew, with the result."""
+    """Rewrite a run's report and model card to include the result."""
     from rmtrain.reporting.card import refresh_model_card
     from rmtrain.reporting.report import write_report
 
     write_report(run)
     if not refresh_model_card(run):
-        display.note(f"{run}/final/README.md was edited, or is of an older version, and is left as it is")
+        display.note(f"{run}/final/README.md was edited, or written by an older version, so it is left unchanged")

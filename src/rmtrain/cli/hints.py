@@ -12,7 +12,7 @@ _OPTIONS = {  # by the equivalent key of a recipe
     "model.dtype": "--dtype",
 }
 _KEY = re.compile(rf"(?<![\w./-])({'|'.join(map(re.escape, _OPTIONS))})(?![\w-]|\.\w):?")
-_OF_RECIPES = re.compile(r"(?<![\w./-])data\.(answers|label|better|ties|scores)\b")  # have no option
+_OF_RECIPES = re.compile(r"(?<![\w./-])data\.(answers|label|better|ties|scores)\b")  # keys without an option
 _OPTION = re.compile(r"rmtrain [a-z]+ [^;`]*|(?<![\w-])--[a-z][a-z-]*")
 
 
@@ -23,9 +23,9 @@ def for_command(command: str, hint: str, options: Mapping[str, set[str]]) -> str
     (`--label-a`), or the name of a command that has it.
 
     Args:
-        command: the current one.
-        hint: with keys of a recipe.
-        options: of every command.
+        command: the current command.
+        hint: may name recipe keys.
+        options: those of every command.
     """
     own = options.get(command, set())
 

@@ -1,4 +1,4 @@
-"""The judges of `rmtrain curate`: reward models that are given or trained on folds, each at work in its own command."""
+"""The judges of `rmtrain curate`: given reward models, or models trained on folds, each run by its own command."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judges:
-    """The working folder of a curation: its rows, the models that it trains, and what judges say."""
+    """The working folder of a curation: its rows, the models that it trains, and the rewards of the judges."""
 
     folder: Path
     groups: "Sequence[PreferenceGroup]"
@@ -31,12 +31,12 @@ class Judges:
     def train(self, recipe: "Recipe", folds: Sequence[int]) -> list[str]:
         """Train a model on each fold as `rmtrain train` does; returns the run folders.
 
-        A finished run is used as it is, and one that was stopped is resumed.
+        Finished runs are reused; interrupted ones are resumed.
         """
         return [self._fold(recipe, number, folds) for number in range(max(folds) + 1)]
 
     def judge(self, ckpt: str, groups: "Sequence[PreferenceGroup]") -> "Judge":
-        """What a reward model says of groups, as `rmtrain score` has it.
+        """The rewards of a model for groups, from `rmtrain score`.
 
         Raises:
             DataError: its chat template refuses more than a fifth of them.
@@ -92,7 +92,7 @@ class Judges:
         return [run for run, state in own if state == "finished"], begun
 
     def _write(self, groups: "Sequence[PreferenceGroup]", name: str) -> Path:
-        """Groups as a source whose name has a digest of its content; one that is there already is left as it is."""
+        """Write groups to a source named by the digest of its content, unless that file exists."""
         from rmtrain.data.judged import has_votes, source_row
 
         soft = has_votes(self.groups)
@@ -103,12 +103,11 @@ class Judges:
         return path
 
     def _command(self, *arguments: str) -> None:
-        """Run a command of rmtrain, whose standard error is shown.
+        """Run a command of rmtrain; its standard error is shown.
 
         Raises:
-            InputError: it refused its input.
-            Interrupted: it was stopped; this command goes on from there.
-            RunFailedError: it failed.
+            InputError: the command refused its input. Interrupted: it was interrupted; running curate again continues
+            there. RunFailedError: it failed.
         """
         done = subprocess.run(
             [sys.executable, "-P", "-m", "rmtrain", *arguments], stdout=subprocess.DEVNULL, check=False
@@ -116,13 +115,13 @@ class Judges:
         if done.returncode == InputError.exit_code:
             raise InputError(f"rmtrain {arguments[0]} refused its input", "see the lines above")
         if done.returncode == Interrupted.exit_code:
-            raise Interrupted("stopped", "run the same command again to go on")
+            raise Interrupted("stopped", "run the same command again to continue")
         if done.returncode:
             raise RunFailedError(f"rmtrain {arguments[0]} failed", "see the lines above")
 
 
 def fold_recipe(recipe: "Recipe", rows: Path, name: str, folder: Path, votes: str | None = None) -> "Recipe":
-    """The recipe of a fold's model: the same training, on the rows of the fold alone, and no evaluation."""
+    """The recipe for a fold's model: the same training, only on the rows of the fold, without evaluation."""
     data = {"source": {"train": str(rows)}, "splits": {"train": "train"}, "preferences": "as_given", "votes": votes}
     data |= {key: getattr(recipe.data, key) for key in ("max_length", "over_length")}
     values = recipe.model_dump(mode="json")
@@ -133,19 +132,19 @@ def fold_recipe(recipe: "Recipe", rows: Path, name: str, folder: Path, votes: st
 
 
 def _require_most(judge: "Judge", rows: int) -> None:
-    """Refuse a judge that can read too few rows; raises DataError with the first that it can't read."""
+    """Raise a DataError that names the first refused row, if the judge refuses too many."""
     from rmtrain.data.parse import MAX_MALFORMED
 
     if len(judge.refused) > MAX_MALFORMED * rows:
         first, why = next(iter(judge.refused.items()))
         raise DataError(
             f"judge {judge.name}: {len(judge.refused)} of {rows} rows are refused; the first: row {first}: {why}",
-            "leave this judge out, or mend these rows",
+            "leave this judge out, or correct these rows",
         )
 
 
 def _state(where: str) -> str:
-    """A checkpoint as it is now: a folder with a digest of its weights, or a hub id."""
+    """Identifies a checkpoint's present weights: their digest for a folder, otherwise the hub id."""
     from rmtrain.training.resume import sampled_digest
 
     return sampled_digest(Path(where)) if Path(where).is_dir() else where

@@ -1,4 +1,4 @@
-"""`rmtrain leaderboard`: the published reward models and one's own results in one table."""
+"""`rmtrain leaderboard`: published reward models and your own results in one table."""
 
 import json as jsonlib
 from pathlib import Path
@@ -14,14 +14,16 @@ from rmtrain.cli.display import TerminalDisplay
 def leaderboard(
     results: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RESULT]...", help="Further results: of rmtrain rewardbench, or published accuracies."),
+        typer.Argument(
+            metavar="[RESULT]...", help="Further results: files of `rmtrain rewardbench`, or published accuracies."
+        ),
     ] = None,
     era: Annotated[
         Literal["current", "2024-04", "2024-03", "subset_mean"], typer.Option(help="Version of the formulas.")
     ] = "current",
     sort: Annotated[
         Literal["mean", "with-prior", "published", "chat", "chat-hard", "safety", "reasoning"],
-        typer.Option(help="Figure to rank by: the mean of four sections, the score with prior sets, …"),
+        typer.Option(help="Figure to rank by, such as the mean of four sections or the score with prior sets."),
     ] = "mean",
     form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Output format.")] = "text",
     plot: Annotated[

@@ -43,7 +43,7 @@ ReferenceFree = Annotated[
 ]
 Calibrated = Annotated[
     bool,
-    typer.Option("--calibrated", help="Calibrate the rewards as `rmtrain calibrate` has found for the checkpoint."),
+    typer.Option("--calibrated", help="Apply the checkpoint's calibration, as fitted by `rmtrain calibrate`."),
 ]
 Combine = Annotated[
     str | None,
@@ -104,7 +104,7 @@ class Scoring:
 
     @property
     def asked(self) -> ScoringOptions:
-        """As scorers take them."""
+        """The options in the form that scorers take."""
         return ScoringOptions(**vars(self))
 
 
@@ -134,7 +134,7 @@ class Work:
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters of dataclass types are groups: each field of theirs is an option of the command."""
+    """Turn each field of a command's dataclass parameters into an option of the command."""
     types = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in types.items() if isinstance(kind, type) and is_dataclass(kind)}
     options: list[inspect.Parameter] = []
@@ -151,7 +151,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             named[name] = group(**{each.name: named.pop(each.name) for each in fields(group) if each.name in named})
         command(**named)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY  # in any order, whether they have defaults or not
+    keyword = inspect.Parameter.KEYWORD_ONLY  # so that options with defaults may come before others
     described = [option.replace(kind=keyword, annotation=types[option.name]) for option in options]
     flat.__name__, flat.__doc__ = command.__name__, command.__doc__
     flat.__signature__ = inspect.Signature(described)  # type: ignore[attr-defined]
@@ -159,16 +159,16 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return flat
 
 
-_LONGEST_OUTPUT = 180  # bytes; temporary files beside it have longer names, and 255 is the limit
+_LONGEST_OUTPUT = 180  # bytes; temporary files add to the name, and 255 is the limit
 
 
 def check_output(path: Path, overwrite: bool = False, folder: bool = False) -> None:
-    """Refuse an output file that can't be written, before any work is done for it.
+    """Refuse an output file that can't be written, before any work is done.
 
     Args:
         path: of the output.
-        overwrite: it may exist.
-        folder: it may be a folder too.
+        overwrite: allow an existing file.
+        folder: allow a folder.
 
     Raises:
         InputError: it exists, is no regular file, or has no folder.
@@ -196,7 +196,7 @@ def _mapping(columns: str | None, row_schema: str | None) -> "ReadAs | None":
     pairs = [pair.partition("=") for pair in columns.split(",")] if columns is not None else []
     renamed = {key: column for key, _, column in pairs if key and column}
     if len(renamed) < len(pairs):
-        raise InputError(f"--columns {columns}: not KEY=COLUMN,…", "such as chosen=answer_a,rejected=answer_b")
+        raise InputError(f"--columns {columns}: must be KEY=COLUMN,…", "such as chosen=answer_a,rejected=answer_b")
     try:
         values = {"source": "demo", "columns": renamed, "row_schema": row_schema or "auto"}
         section = DataSection.model_validate(values)

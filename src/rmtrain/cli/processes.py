@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _STATUS = "RMTRAIN_STATUS"  # file to which the processes of a launch write their exit codes: torchrun's is always 1
 _LAUNCHER = "RMTRAIN_LAUNCHER"  # id of the process that launched this one
-_LAUNCHERS = (_LAUNCHER, "TORCHELASTIC_RUN_ID", "CROSS_RANK", "ACCELERATE_DYNAMO_BACKEND")  # set by whom: see below
+_LAUNCHERS = (_LAUNCHER, "TORCHELASTIC_RUN_ID", "CROSS_RANK", "ACCELERATE_DYNAMO_BACKEND")  # the last is accelerate's
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _SHUTDOWN_SECONDS = "900"  # after a signal: a step of a large model and its checkpoint outlast torchrun's own 30
 
@@ -39,9 +39,9 @@ def joined() -> bool:
 
 
 def join_slurm() -> None:
-    """Set the variables that torch reads from those of srun, if it started this process as one of several tasks.
+    """Set torch's variables from Slurm's, if srun started this process as one of several tasks.
 
-    One task is one process with one GPU. They meet on the first node of the step, unless MASTER_ADDR is set.
+    Each task is one process with one GPU. The tasks connect to the first node of the step, unless MASTER_ADDR is set.
 
     Raises:
         InputError: srun's variables are incomplete.
@@ -78,7 +78,7 @@ def first_node(nodes: str) -> str:
     """
     match = re.match(r"([^\[\],]+)(?:\[([^\],-]+)[^\]]*\]([^\[\],]*))?", nodes)
     if match is None:
-        raise ValueError(f"no list of nodes: {nodes!r}")
+        raise ValueError(f"not a list of nodes: {nodes!r}")
     return "".join(part or "" for part in match.groups())
 
 
@@ -92,7 +92,7 @@ def tasks_per_node(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if match is None:
-            raise ValueError(f"no tasks by node: {text!r}")
+            raise ValueError(f"not a list of tasks per node: {text!r}")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
@@ -103,7 +103,7 @@ def is_main_process() -> bool:
 
 
 def rank_and_number() -> tuple[int, int]:
-    """The number of this process, and how many there are."""
+    """The rank of this process, and the number of processes."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -126,7 +126,7 @@ def alone(output: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def handed_down(name: str, find: Callable[[], str]) -> str:
-    """A value that the command finds once and hands to the processes that it launches."""
+    """A value that the launching process computes once and passes on to the processes that it launches."""
     key = f"RMTRAIN_{name}"
     if not is_child():
         os.environ[key] = find()
@@ -138,14 +138,14 @@ _MOST_PLANNED = 1024  # for another machine
 
 
 def processes_wanted(number: int | None, here: bool = True) -> int:
-    """How many processes to start: the number asked for, else one a GPU, else one.
+    """How many processes to start: the requested number, else one per GPU, else one.
 
     Args:
         number: as requested by the user.
-        here: they will run on this machine.
+        here: whether they run on this machine.
 
     Raises:
-        InputError: fewer than one, more than there are GPUs here, or far more than there are cores.
+        InputError: fewer than one, more than this machine's GPUs, or far more than its cores.
     """
     import torch
 
@@ -162,7 +162,7 @@ def processes_wanted(number: int | None, here: bool = True) -> int:
 
 
 def spread(number: int | None) -> None:
-    """Run the command on several processes if they are wanted and not yet started; else do nothing.
+    """Run the command on several processes if several are wanted and none are started yet; otherwise do nothing.
 
     Raises:
         typer.Exit: with the exit code of these processes.
@@ -172,7 +172,7 @@ def spread(number: int | None) -> None:
 
 
 def launch(number: int) -> int:
-    """Run this very command line on `number` processes of this machine; returns the exit code of the first to fail.
+    """Run this command line on `number` processes of this machine; returns the exit code of the first failure.
 
     Raises:
         RunFailedError: a process was killed, or exited without reporting an error.
@@ -210,8 +210,10 @@ def launch(number: int) -> int:
             errors = {"failed": killed, "finished": f"after training: {killed}"}
             if (state := read_manifest(Path(run))["state"]) in errors:
                 update_manifest(Path(run), error=errors[state])
-        raise RunFailedError(killed, "if nobody killed it, memory may have run out: see the lines above, and dmesg")
-    for code, _ in ended.values():  # in the order in which they ended: the first failure may cause the others
+        raise RunFailedError(
+            killed, "memory may have run out, unless someone killed it: see the lines above, and dmesg"
+        )
+    for code, _ in ended.values():  # in the order of their ends: the first failure may cause the others
         if code:
             return code
     if len(ended) == number:
@@ -222,12 +224,12 @@ def launch(number: int) -> int:
 
 
 def _killed(silent: "dict[int, ProcessFailure]", failures: "dict[int, ProcessFailure]") -> str:
-    """The process that a signal ended before any other failed, in words; empty if there was none.
+    """A sentence on the process that a signal killed before any other failed; empty if there was none.
 
     `silent` are the failures of processes that reported no exit code.
     """
     first = min((failure.timestamp for failure in failures.values()), default=0)
-    # torchrun polls every tenth of a second, and ends the other processes by SIGTERM once one has ended
+    # torchrun polls every tenth of a second, and sends SIGTERM to all other processes once one has ended
     by_torchrun = any(failure.exitcode != -signal.SIGTERM for failure in failures.values())
     for rank, failure in sorted(silent.items()):
         if failure.exitcode == -signal.SIGTERM and by_torchrun:
@@ -238,14 +240,14 @@ def _killed(silent: "dict[int, ProcessFailure]", failures: "dict[int, ProcessFai
 
 
 def leave_group() -> None:
-    """Leave the process group: the interpreter aborts if the group's threads outlive it."""
+    """Leave the process group, whose threads would otherwise make the interpreter abort at exit."""
     distributed = sys.modules.get("torch.distributed")  # not imported here: most commands need no torch
     if joined() and distributed is not None and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def report_exit(code: int, run: Path | None = None) -> None:
-    """Report to the launching process the exit code of this one, and a run that ended because another process did."""
+    """Report this process's exit code to the launching process, and the run that another process's end has ended."""
     if is_child():
         with open(os.environ[_STATUS], "a", encoding="utf-8") as stream:
             stream.write(f"{os.environ['RANK']} {code} {run or ''}\n")
@@ -261,5 +263,5 @@ def tie_to_launcher() -> None:
         return
     launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # it died before the call
+    if os.getppid() != launcher:  # the launcher died before the call
         os.kill(os.getpid(), signal.SIGKILL)

@@ -34,7 +34,7 @@ def copy(
     name: Name,
     destination: Annotated[
         Path | None,
-        typer.Argument(metavar="DEST", help="File or folder for the copy; default: NAME.yaml here."),
+        typer.Argument(metavar="DEST", help="File or folder for the copy; default: NAME.yaml in this folder."),
     ] = None,
 ) -> None:
     """Copy a bundled recipe to edit and train with; never overwrites a file."""
@@ -44,7 +44,7 @@ def copy(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of a recipe, for editors that complete and check YAML."""
+    """Print the JSON schema of a recipe, with which editors complete and check YAML."""
     from rmtrain.recipe.load import json_schema
 
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))

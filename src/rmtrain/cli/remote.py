@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from rmtrain.scoring.remote import Api, RemoteScorer
     from rmtrain.scoring.scorer import Scorer
 
-TOKEN = "RMTRAIN_SERVE_TOKEN"  # the environment variable, as of rmtrain serve
-_ROWS = 32  # that are compared
+TOKEN = "RMTRAIN_SERVE_TOKEN"  # the environment variable that rmtrain serve reads too
+_ROWS = 32  # rows to compare
 
 
 def open_server(url: str, api: "Api", own: "Scorer | None") -> "RemoteScorer":
-    """The scorer that a server is.
+    """A server as a scorer.
 
     Args:
         url: its address.
-        api: whose forms it speaks.
-        own: the checkpoint whose tokenizer renders text, for forms of text.
+        api: the API that it speaks.
+        own: the checkpoint whose tokenizer renders text, for APIs that take text.
 
     Raises:
-        InputError: the address is none, or the form needs a checkpoint.
-        RunFailedError: nothing answers there.
+        InputError: the address is invalid, or the API needs a checkpoint.
+        RunFailedError: no server answers.
     """
     from rmtrain.scoring.remote import RemoteScorer, Server
 
@@ -59,6 +59,6 @@ def verify_server(
     if not found.largest <= allowed:
         raise RunFailedError(
             f"{told}; {allowed:.1e} is allowed",
-            "does the server hold this model, in float32, with its own chat template? --allowed accepts more",
+            "check that the server runs this model in float32 with its own chat template, or raise --allowed",
         )
     display.note(told)

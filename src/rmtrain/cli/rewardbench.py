@@ -1,4 +1,4 @@
-"""`rmtrain rewardbench`: RewardBench and its kin, with every era of scoring side by side."""
+"""`rmtrain rewardbench`: RewardBench and similar benchmarks, scored by every published version of the formulas."""
 
 import json as jsonlib
 from collections.abc import Mapping, Sequence
@@ -34,13 +34,14 @@ class Asked:
         str | None, typer.Option(metavar="SOURCE", help="Rows of the benchmark; default: its dataset on the hub.")
     ] = None
     split: Annotated[
-        str | None, typer.Option(help="Split of the rows; default: the benchmark's own, or the only one.")
+        str | None, typer.Option(help="Split of the rows; default: the benchmark's own split, or the only one.")
     ] = None
     prior_data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="Prior sets too: a hub id, a folder of shp.jsonl and the like, or NAME=FILE; may be repeated.",
+            help="Also score the prior sets: a hub id, a folder with shp.jsonl and the others, or NAME=FILE; may be "
+            "repeated.",
         ),
     ] = None
 
@@ -66,13 +67,14 @@ def rewardbench(
     output: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write the leaderboard's flat JSON of subset accuracies, as --results reads it."
+            metavar="FILE", help="Write subset accuracies as the leaderboard's flat JSON, which --results reads."
         ),
     ] = None,
     parity: Annotated[
         Runner | None,
         typer.Option(
-            help="Score rewardbench-1 also as the leaderboard's runner did, in this precision, and show what differs."
+            help="Also score rewardbench-1 as the leaderboard's runner did, in this precision, and show the "
+            "differences."
         ),
     ] = None,
     work: options.Work,
@@ -140,12 +142,12 @@ def _as_runner(
 
 
 def _given(scoring: options.Scoring) -> dict[str, object]:
-    """What the user asked for that a result does not say elsewhere."""
+    """The user's options that a result does not record elsewhere."""
     return {name: value for name in ("max_length", "dtype") if (value := getattr(scoring.asked, name)) is not None}
 
 
 def _training_check(ref: "CheckpointRef", benchmark: str) -> object:
-    """What the checkpoint records of the overlap of its training rows; of an ensemble, of its least known member."""
+    """The recorded overlap of training rows with the benchmark; for an ensemble, that of the least known member."""
     from rmtrain.evaluation.benchmarks import training_check
     from rmtrain.evaluation.sources import sidecar_of
 

@@ -20,11 +20,11 @@ app = typer.Typer(no_args_is_help=True, help="List the runs, or show one of them
 
 Folder = Annotated[Path, typer.Option("--folder", "--runs", help="Folder of the runs.")]
 
-_LOCK_HOLDER = re.compile(r"process (\d+) on (.+)")  # what rmtrain.runs.locked leaves in a run's .lock
+_LOCK_HOLDER = re.compile(r"process (\d+) on (.+)")  # the content of .lock, as rmtrain.runs.locked writes it
 
 
 class RunSummary(NamedTuple):
-    """The main figures of a run, as in the JSON output; unknown ones are None."""
+    """The main figures of a run, as in the JSON output; None where unknown."""
 
     run: str
     name: str
@@ -42,7 +42,7 @@ class RunSummary(NamedTuple):
 
     @property
     def progress(self) -> str:
-        """Steps done, and planned if known."""
+        """Steps done, and the planned number if known."""
         return f"{self.step}/{self.steps}" if self.steps is not None else str(self.step or "-")
 
     @property
@@ -88,7 +88,7 @@ def list_folder(folder: Folder = Path("runs"), json: options.Json = False) -> No
 
 @app.command()
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the name of one under --folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the name of a run under --folder.")],
     folder: Folder = Path("runs"),
     json: options.Json = False,
 ) -> None:
@@ -179,7 +179,7 @@ def _summary(record: "RunRecord") -> RunSummary:
 
 
 def _is_alive(folder: Path) -> bool | None:
-    """Whether the process that holds the run still exists; None if it is unknown or on another machine.
+    """Whether the process that holds the run still exists; None if unknown or on another machine.
 
     The lock is only read: taking it could stop a process that starts at that moment.
     """

@@ -24,7 +24,7 @@ SkipRefused = Annotated[
     bool,
     typer.Option(
         "--skip-refused",
-        help="Leave rows that the chat template refuses without rewards (null), and say in `refused` why.",
+        help="Write null rewards for rows that the chat template refuses, and the reason into `refused`.",
     ),
 ]
 ApiName = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
@@ -34,7 +34,8 @@ ApiName = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
 def score(
     *,
     input_file: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Rows with prompt and completions, or prompt, chosen and rejected.")
+        str,
+        typer.Argument(metavar="INPUT", help="Rows with prompt and completions, or with prompt, chosen and rejected."),
     ],
     output: Annotated[
         Path | None,
@@ -42,13 +43,14 @@ def score(
     ] = None,
     ckpt: options.Ckpt = None,
     url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Ask a running server for the rewards, in place of --ckpt.")
+        str | None, typer.Option(metavar="URL", help="Get the rewards from a running server, in place of --ckpt.")
     ] = None,
-    api: Annotated[ApiName, typer.Option(help="With --url: whose forms the server speaks.")] = "vllm",
+    api: Annotated[ApiName, typer.Option(help="With --url: the API that the server speaks.")] = "vllm",
     verify: Annotated[
-        str | None, typer.Option(metavar="CKPT", help="With --url: compare its rewards of the first rows with CKPT's.")
+        str | None,
+        typer.Option(metavar="CKPT", help="With --url: first compare the server's rewards with CKPT's on some rows."),
     ] = None,
-    allowed: Annotated[float, typer.Option(min=0, help="With --verify: the largest difference to accept.")] = 1e-4,
+    allowed: Annotated[float, typer.Option(min=0, help="With --verify: the largest accepted difference.")] = 1e-4,
     skip_refused: SkipRefused = False,
     scoring: options.Scoring,
     reading: options.Reading,
@@ -58,8 +60,8 @@ def score(
 ) -> None:
     """Add the reward of every completion to the rows of a file or a folder of shards; keeps their order, drops none.
 
-    Reads and writes in parts, so that memory does not grow with the input. A command that ends early goes on with the
-    parts that are finished when it is run again.
+    Reads and writes in parts, so that memory does not grow with the input. An interrupted command continues from its
+    finished parts when it is run again.
 
     [dim]rmtrain score answers.jsonl --output scored.jsonl
     rmtrain score shards/ --output scored/
@@ -90,7 +92,7 @@ def score(
 def _verified_server(
     url: str, api: ApiName, named: CheckpointRef | None, rows: "SourceReader", allowed: float, display: TerminalDisplay
 ) -> "Callable[[], Scorer]":
-    """Opens the scorer that asks a server, whose rewards agree with those of a checkpoint if one is named."""
+    """Opens a server as a scorer, and compares its rewards with those of a checkpoint if one is named."""
     from rmtrain.cli.remote import open_server, verify_server
 
     own = load(named, display, needs_rewards="score") if named is not None else None
@@ -112,11 +114,11 @@ def score_stream(
     """Score the rows of a stream, together with the other processes, and write them with their rewards.
 
     Raises:
-        InputError, RunFailedError: as `StreamScoring.run`.
-        RunFailedError: the rows have changed meanwhile; the output holds them as they were.
+        InputError, RunFailedError: as in `StreamScoring.run`.
+        RunFailedError: the rows changed meanwhile; the output holds the earlier rows.
     """
     from rmtrain.data.row_output import join_parts
-    from rmtrain.scoring.parts import Parts  # imports torch, which is not needed to refuse an input
+    from rmtrain.scoring.parts import Parts  # imports torch, which takes long, so not before the input is checked
     from rmtrain.scoring.streams import StreamScoring
 
     parts, stream = Parts(output, display), rows.stream
@@ -138,17 +140,17 @@ def score_stream(
     display.note(f"{tally.rows} rows scored{cut}: {output}")
     if stream.has_changed():
         raise RunFailedError(
-            f"{source} has changed since it was read: {output} holds the rows as they were, with their rewards",
-            "score the file again if the new rows are wanted",
+            f"{source} changed while it was scored: {output} holds the earlier rows with their rewards",
+            "score the file again to get the new rows",
         )
 
 
 def _check_options(
     output: Path | None, ckpt: str | None, url: str | None, verify: str | None, skip_refused: bool
 ) -> None:
-    """Refuse options that lack or exclude each other."""
+    """Refuse options that need or exclude each other."""
     if output is None and verify is None:
-        raise InputError("no --output", "name the file for the rows with their rewards")
+        raise InputError("no --output", "name the output file")
     if url is None and verify is not None:
         raise InputError("--verify compares a server with a checkpoint", "name the server with --url")
     if url is not None and skip_refused:
@@ -158,7 +160,7 @@ def _check_options(
 
 
 def open_input(path: str | Path, scoring: options.Scoring) -> "contextlib.closing[RowStream]":
-    """The rows of a file or a folder of shards, in smaller chunks where several models score each of them."""
+    """The rows of a file or a folder of shards, in smaller chunks if several models score each chunk."""
     from rmtrain.data.chunks import FOR_SEVERAL_MODELS, open_stream
 
     return contextlib.closing(open_stream(str(path), FOR_SEVERAL_MODELS if scoring.combine else 1))
@@ -167,13 +169,13 @@ def open_input(path: str | Path, scoring: options.Scoring) -> "contextlib.closin
 def open_rows(
     stream: "RowStream", where: str | None, mapping: "ReadAs | None", display: TerminalDisplay
 ) -> "SourceReader":
-    """The rows of a stream, read as a checkpoint's training read its own; all of them are checked.
+    """The rows of a stream, read by the schema of the checkpoint's training data; all rows are checked.
 
     Args:
         stream: the rows.
-        where: the checkpoint; None for no model.
-        mapping: of --columns and --row-schema.
-        display: takes notes.
+        where: the checkpoint; None without a model.
+        mapping: from --columns and --row-schema.
+        display: shows notes.
 
     Raises:
         DataError: a row can't be read.

@@ -1,4 +1,4 @@
-"""`rmtrain select`: best-of-N, preference pairs and filtered answers, from the rewards of answers."""
+"""`rmtrain select`: best-of-N, preference pairs or filtered answers, chosen by reward."""
 
 import json as jsonlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rmtrain.scoring.parts import Parts
 
 Mode = Literal["best", "pairs", "filter"]
-_MODES = {  # of the options that not all modes take
+_MODES = {  # modes by option, for options that not all modes take
     "top_k": ("best",),
     "temperature": ("best",),
     "threshold": ("best", "filter"),
@@ -35,27 +35,30 @@ _MODES = {  # of the options that not all modes take
 class Choice:
     """How answers are chosen by their rewards."""
 
-    mode: Annotated[Mode, typer.Option(help="Best answers, preference pairs, or all answers above a bar.")] = "best"
+    mode: Annotated[
+        Mode, typer.Option(help="Take the best answers, preference pairs, or all answers above a threshold.")
+    ] = "best"
     top_k: Annotated[int | None, typer.Option(min=1, help="best: answers to keep of each prompt; default: 1.")] = None
     temperature: Annotated[
-        float | None, typer.Option(help="best: draw the answers, with probabilities by exp(reward / TEMPERATURE).")
+        float | None,
+        typer.Option(help="best: sample the answers with probabilities proportional to exp(reward / TEMPERATURE)."),
     ] = None
     threshold: Annotated[float | None, typer.Option(help="best, filter: the lowest reward to keep.")] = None
     against: Annotated[
         Literal["worst", "random"] | None, typer.Option(help="pairs: which answer is rejected; default: worst.")
     ] = None
     min_margin: Annotated[
-        float | None, typer.Option(min=0, help="pairs: the least difference of the two rewards; default: any.")
+        float | None, typer.Option(min=0, help="pairs: smallest difference of the two rewards; default: any.")
     ] = None
     length_ratio: Annotated[
-        float | None, typer.Option(min=1, help="pairs: the longer answer has at most so many times the characters.")
+        float | None, typer.Option(min=1, help="pairs: largest ratio of the answers' lengths in characters.")
     ] = None
     quantile: Annotated[
-        float | None, typer.Option(help="filter: share of all answers to leave out, the lowest rewards.")
+        float | None, typer.Option(help="filter: share of all answers to drop, lowest rewards first.")
     ] = None
 
     def check(self) -> None:
-        """Refuse options that the mode does not take, and values that no mode could."""
+        """Refuse options that the mode does not take, and invalid values."""
         for name, modes in _MODES.items():
             if getattr(self, name) is not None and self.mode not in modes:
                 option = f"--{name.replace('_', '-')}"
@@ -70,7 +73,7 @@ class Choice:
             )
 
     def rule(self, threshold: float | None) -> "Rule":
-        """The rule, with the lowest reward to keep."""
+        """The rule for choosing; `threshold` is the lowest reward to keep."""
         from rmtrain.metrics.selection import Above, BestAgainst, BestOf
 
         if self.mode == "pairs":
@@ -85,18 +88,21 @@ class Choice:
 def select(
     *,
     input_file: Annotated[
-        str, typer.Argument(metavar="ANSWERS", help="Rows with prompt and completions, and rewards if scored before.")
+        str,
+        typer.Argument(
+            metavar="ANSWERS", help="Rows with prompt and completions, and their rewards if already scored."
+        ),
     ],
-    output: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="Rows in TRL's formats.")],
+    output: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="File for the chosen rows, in TRL's formats.")],
     ckpt: Annotated[
         str | None,
         typer.Option(help="Model that gives the rewards; default: those in the rows, else the newest finished run."),
     ] = None,
     choice: Choice,
     form: Annotated[
-        Literal["messages", "text"], typer.Option("--format", help="Conversations, or plain prompts and answers.")
+        Literal["messages", "text"], typer.Option("--format", help="Write messages, or plain text.")
     ] = "messages",
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random choices.")] = 0,
     scoring: options.Scoring,
     reading: options.Reading,
     work: options.Work,
@@ -136,15 +142,15 @@ def select(
         _show(report, json, display)
         if stream.has_changed():
             raise RunFailedError(
-                f"{input_file} has changed since it was read: {output} holds a choice of the rows as they were",
-                "select again if the new rows are wanted",
+                f"{input_file} changed while it was read: {output} holds a choice from the earlier rows",
+                "select again to choose from the new rows",
             )
 
 
 def _score(
     ref: CheckpointRef, rows: "SourceReader", parts: "Parts", tokens_per_batch: int | None, display: TerminalDisplay
 ) -> list[Path]:
-    """Score the answers, together with the other processes; the files of their rewards."""
+    """Score the answers, together with the other processes; returns the files with their rewards."""
     from rmtrain.scoring.streams import StreamScoring
 
     scorer = load(ref, display, needs_rewards="select")
@@ -166,7 +172,7 @@ def _select(
     form: Literal["messages", "text"],
     seed: int,
 ) -> dict[str, object]:
-    """Write the chosen answers; returns the report."""
+    """Write the chosen answers, and return the report."""
     from rmtrain.evaluation.selecting import Selection, read_answers, reward_quantile
     from rmtrain.files import replaced
 

@@ -19,11 +19,11 @@ TOKEN = "RMTRAIN_SERVE_TOKEN"  # the environment variable
 def serve(
     ckpt: options.Ckpt = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is every network of this machine.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 listens on all network interfaces.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     device: Annotated[
-        str | None, typer.Option(help="Such as cuda:1 or cpu; default: the first GPU, else the CPU.")
+        str | None, typer.Option(help="Device, such as cuda:1 or cpu; default: the first GPU, or the CPU.")
     ] = None,
     prompt: options.Prompt = None,
     label: options.Label = None,
@@ -31,13 +31,17 @@ def serve(
     max_length: options.MaxLength = None,
     dtype: options.Dtype = None,
     tokens_per_batch: options.Tokens = None,
-    wait_ms: Annotated[float, typer.Option(min=0, max=1000, help="Wait for further requests to fill a batch.")] = 3.0,
-    max_queue: Annotated[int, typer.Option(min=1, help="Completions that may wait; then requests get 429.")] = 8192,
-    max_body_mib: Annotated[int, typer.Option(min=1, max=1024, help="Largest body of a request.")] = 8,
+    wait_ms: Annotated[
+        float, typer.Option(min=0, max=1000, help="How long to wait for further requests to fill a batch.")
+    ] = 3.0,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Maximum waiting completions; further requests get status 429.")
+    ] = 8192,
+    max_body_mib: Annotated[int, typer.Option(min=1, max=1024, help="Maximum size of a request body.")] = 8,
     no_verify: options.NoVerify = False,
     runs: options.Runs = Path("runs"),
 ) -> None:
-    """Give rewards over HTTP: to OpenRLHF, verl, LLaMA-Factory and slime, or in the forms of vLLM and SGLang.
+    """Serve rewards over HTTP to OpenRLHF, verl, LLaMA-Factory and slime, or by the APIs of vLLM and SGLang.
 
     With RMTRAIN_SERVE_TOKEN in the environment, clients must send it as a bearer token. Ctrl-C stops the server once
     running requests are answered.
@@ -54,7 +58,7 @@ def serve(
     from rmtrain.serving.server import serve as run
 
     display = TerminalDisplay()
-    with listen(host, port) as listener:  # refuses before the model is loaded
+    with listen(host, port) as listener:  # a taken port is refused before the model is loaded
         scoring = ScoringOptions(prompt=prompt, label=label, max_length=max_length, dtype=dtype, calibrated=calibrated)
         ref = choose(ckpt, runs, display, scoring)
         scorer = OnlineScorer.open(ref.where, scoring, device, tokens_per_batch, not no_verify)
@@ -66,6 +70,6 @@ def serve(
         address = f"http://{f'[{shown}]' if ':' in shown else shown}:{bound}"
         if not token and not is_loopback(listener):
             display.note(f"anyone who reaches {address} can ask for rewards: set {TOKEN} to require a token")
-        display.note(f"serving {scorer.name} at {address}; its forms are described at {address}/docs; Ctrl-C stops it")
+        display.note(f"serving {scorer.name} at {address}; its API is described at {address}/docs; Ctrl-C stops it")
         run(scorer, limits, listener)
     display.note("stopped")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rmtrain.training.sweep import Workers
 
 _RATE = "optim.learning_rate"
-_RUNGS = (0.25, 0.5)  # shares of the run after which successive halving leaves out the worse half
-_EXTENSIONS = 3  # rates that a probe adds where the best one is at an end of its range
+_RUNGS = (0.25, 0.5)  # shares of the run after which successive halving drops the worse half
+_EXTENSIONS = 3  # rates that a probe adds if the best one is at an end of its range
 _PROBE_ROWS = 1000  # of validation
 
 
@@ -31,17 +31,19 @@ class Ranking:
     """How settings are tried and ranked."""
 
     method: Annotated[
-        Literal["grid", "lr-probe"], typer.Option(help="All combinations, or short runs that find a learning rate.")
+        Literal["grid", "lr-probe"], typer.Option(help="Train all combinations, or find a learning rate by short runs.")
     ] = "grid"
     rank_by: Annotated[
         Literal["accuracy", "loss"] | None,
-        typer.Option(help="Validation figure that ranks; default: accuracy, and loss for lr-probe."),
+        typer.Option(help="Validation figure to rank by; default: accuracy, or loss for lr-probe."),
     ] = None
-    probe_steps: Annotated[int, typer.Option(min=1, help="Steps of a run of lr-probe.")] = 40
+    probe_steps: Annotated[int, typer.Option(min=1, help="Steps per run of lr-probe.")] = 40
     halving: Annotated[
         bool,
         typer.Option(
-            "--halving", help="First train all settings for a quarter, and the better half for half of the run."
+            "--halving",
+            help="Successive halving: train all settings for a quarter of the run, the better half for half of it, and "
+            "the rest in full.",
         ),
     ] = False
 
@@ -57,20 +59,21 @@ def sweep(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")],
     values: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=A,B,C]...", help="Values to combine; a key with one value overrides the recipe."),
+        typer.Argument(metavar="[KEY=A,B,C]...", help="Values to combine; a single value overrides the recipe."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs of each setting, with seeds upwards.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs per setting, with consecutive seeds.")] = 1,
     ranking: Ranking,
     final: Annotated[
         bool, typer.Option("--final", help="Name the winner, and score its runs on the test split.")
     ] = False,
-    parallel: Annotated[int, typer.Option(min=1, max=256, help="Runs at a time, each on one GPU.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and train none.")] = False,
+    parallel: Annotated[int, typer.Option(min=1, max=256, help="Runs at the same time, each on one GPU.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs without training.")] = False,
     json: options.Json = False,
 ) -> None:
     """Train a grid of settings, each with several seeds, and rank them by validation.
 
-    The same command goes on where it was stopped, and trains nothing twice. The test split is untouched until --final.
+    An interrupted command continues when it is run again, and trains no run twice. The test split is scored only with
+    --final.
 
     [dim]rmtrain sweep my.yaml optim.learning_rate=1e-4,3e-4,1e-3 --seeds 3[/]
     [dim]rmtrain sweep my.yaml --method lr-probe[/]
@@ -78,7 +81,7 @@ def sweep(
     from rmtrain.training.sweep import Workers, devices_for
 
     if processes.joined():
-        raise InputError("a sweep starts its runs itself", "start it without a launcher")
+        raise InputError("a sweep starts its own processes", "run it without a launcher")
     if ranking.halving and ranking.method == "lr-probe":
         raise InputError("--halving is for grids", "leave it out: the runs of a probe are short")
     with TerminalDisplay() as display:
@@ -106,7 +109,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a sweep trains, and by what it ranks."""
+    """What a sweep trains, and the figure that it ranks by."""
 
     recipe: Path
     values: Sequence[str]  # KEY=A,B,C
@@ -118,14 +121,14 @@ class _Asked:
     failed: list[str] = field(default_factory=list)  # runs in words
 
     def settings(self, rates: Sequence[float] | None = None) -> "list[Setting]":
-        """The grid, with these learning rates if they are given."""
+        """The grid, with the learning rates replaced by these if they are given."""
         from rmtrain.recipe.grid import grid
 
         probed = [f"{_RATE}={','.join(f'{rate:g}' for rate in rates)}"] if rates else []
         return grid(self.recipe, [*self.values, *probed])
 
     def trained(self, settings: "Sequence[Setting]", workers: "Workers", seeds: int | None = None) -> "list[Standing]":
-        """The settings, ranked after training what was not trained yet; those without a finished run are left out."""
+        """Train the missing runs and rank the settings; those without a finished run are left out."""
         from rmtrain.evaluation.sweep import rank, rows_of
         from rmtrain.training.sweep import plan
 
@@ -133,18 +136,18 @@ class _Asked:
         self.failed.extend(run.name for run in workers.train(runs))
         finished = [(run.setting.number, run.seed, path) for run in runs if (path := run.finished())]
         for _, _, path in finished:
-            if not rows_of(path, "validation").exists():  # it was stopped while it scored
+            if not rows_of(path, "validation").exists():  # it was interrupted during scoring
                 workers.evaluate(path, "validation")
         by_setting = [(of, {seed: path for number, seed, path in finished if number == of.number}) for of in settings]
         return rank(by_setting, self.metric)
 
 
 def _asked(recipe: Path, values: Sequence[str], seeds: int, metric: "Metric") -> _Asked:
-    """The sweep of a recipe. Its runs score validation alone, so that the test split stays untouched.
+    """The sweep of a recipe. Its runs score validation only, so that the test split stays unused.
 
     Raises:
         RecipeError: the recipe has faults.
-        InputError: it has no validation rows.
+        InputError: it has no validation split.
     """
     from rmtrain.recipe.grid import grid
 
@@ -152,14 +155,16 @@ def _asked(recipe: Path, values: Sequence[str], seeds: int, metric: "Metric") ->
     first = grid(recipe, values)[0].loaded
     data = first.recipe.data
     if isinstance(data.source, dict) and "validation" not in data.source and not data.holdout.validation:
-        raise InputError(f"{recipe}: a sweep ranks by validation, and the recipe has no such rows", "set data.holdout")
+        raise InputError(
+            f"{recipe}: a sweep ranks by validation, but the recipe has no validation split", "set data.holdout"
+        )
     return _Asked(recipe, values, seeds, metric, first.name, Path(first.recipe.run.folder) / f"{first.name}-sweep")
 
 
 def _as_probe(asked: _Asked, steps: int) -> tuple[_Asked, list[float]]:
-    """The sweep with short runs, and the learning rates that it begins with.
+    """The sweep with short runs, and its first learning rates.
 
-    The rates are those given, else five around the recipe's own, a factor of about 3 apart.
+    The rates are those given, else five around the recipe's own, each about 3 times the one before.
     """
     from rmtrain.recipe.grid import grid
 
@@ -167,7 +172,7 @@ def _as_probe(asked: _Asked, steps: int) -> tuple[_Asked, list[float]]:
     recipes = [setting.loaded.recipe for setting in grid(asked.recipe, asked.values)]
     rates = sorted({recipe.optim.learning_rate for recipe in recipes})
     if len(rates) < len(recipes):
-        raise InputError("a probe varies the learning rate alone", "give other keys one value")
+        raise InputError("a probe varies only the learning rate", "give every other key a single value")
     if len(rates) == 1:
         rates = [float(f"{rates[0] * 10 ** (half / 2):.2g}") for half in range(-2, 3)]
     fixed = [f"optim.max_steps={steps}", "evaluation.every=0", "evaluation.select=last"]
@@ -178,7 +183,7 @@ def _as_probe(asked: _Asked, steps: int) -> tuple[_Asked, list[float]]:
 
 
 def _probe(asked: _Asked, rates: Sequence[float], workers: "Workers") -> "list[Standing]":
-    """The rates, ranked; where the best one is at an end of the range, further rates are tried beyond it."""
+    """The rates, ranked. While the best one is at an end of the range, further rates beyond it are tried."""
     for extension in range(_EXTENSIONS + 1):
         ranked = asked.trained(asked.settings(rates), workers)
         best = ranked[0].setting.loaded.recipe.optim.learning_rate if ranked else None
@@ -189,12 +194,12 @@ def _probe(asked: _Asked, rates: Sequence[float], workers: "Workers") -> "list[S
             asked.notes.append("The best rate is still at an end of the range: probe further rates beyond it.")
             break
         rates = sorted([*rates, float(f"{ends[best]:.2g}")])
-        workers.notify(f"{best:g} is at an end of the range: {ends[best]:.2g} is tried too")
+        workers.notify(f"{best:g} is at an end of the range, so {ends[best]:.2g} is tried too")
     return ranked
 
 
 def _halved(asked: _Asked, settings: "list[Setting]", workers: "Workers") -> "list[Setting]":
-    """The settings that successive halving keeps (arXiv 1502.07943), each rung trained from the start with one seed."""
+    """The settings that successive halving keeps (arXiv 1502.07943). Each round trains from the start with one seed."""
     from rmtrain.recipe.grid import shortened
 
     for share in _RUNGS:
@@ -210,7 +215,7 @@ def _halved(asked: _Asked, settings: "list[Setting]", workers: "Workers") -> "li
 
 
 def _final(winner: "Standing", workers: "Workers") -> JsonObject:
-    """The figures of the winner's runs on the test split, scored where they are not yet."""
+    """The test figures of the winner's runs; those without one are scored."""
     from dataclasses import asdict
 
     from rmtrain.evaluation.seeds import seed_figures
@@ -265,10 +270,10 @@ def _render(result: dict[str, Any], page: Path) -> None:
 
 
 def _list(asked: _Asked, settings: "Sequence[Setting]") -> None:
-    """Print the runs, and which of them are done."""
+    """Print the runs and their states."""
     from rmtrain.reporting.table import Table, to_terminal
     from rmtrain.training.sweep import plan
 
     runs = plan(settings, asked.seeds, asked.folder)
-    rows = [(run.setting.number, run.setting.label, run.seed, str(run.finished() or "to be trained")) for run in runs]
+    rows = [(run.setting.number, run.setting.label, run.seed, str(run.finished() or "not trained yet")) for run in runs]
     Console(highlight=False).print(to_terminal(Table(("", "setting", "seed", "run"), rows, texts=4)))

@@ -1,4 +1,4 @@
-"""`rmtrain train`: a recipe to a scored reward model."""
+"""`rmtrain train`: from a recipe to a scored reward model."""
 
 import json as jsonlib
 from pathlib import Path
@@ -60,12 +60,12 @@ def train(
         return
     number = 1 if processes.joined() else processes.processes_wanted(num_processes)
     with TerminalDisplay() as display:
-        ready = _prepare(loaded, not no_verify, display)  # before a process group could wait too long for it
+        ready = _prepare(loaded, not no_verify, display)  # before a process group exists, whose timeout it could exceed
         if number > 1:
             from rmtrain.data.prepare import shared_with_processes
 
             with shared_with_processes(ready.data):
-                del ready  # the processes have their own copy
+                del ready  # the processes load their own copy
                 raise typer.Exit(processes.launch(number))
         result = _train_and_score(loaded, ready, resume, allow_changes, display)
     if not processes.is_main_process():
@@ -79,7 +79,7 @@ def train(
 def _load(recipe: Path | None, overrides: list[str], resume: Path | None) -> "LoadedRecipe":
     from rmtrain.recipe.load import load_recipe
 
-    if recipe is not None and "=" in str(recipe) and not recipe.exists():  # no recipe named, only overrides
+    if recipe is not None and "=" in str(recipe) and not recipe.exists():  # only overrides are given
         recipe, overrides = None, [str(recipe), *overrides]
     if recipe is None:
         if resume is None:
@@ -93,7 +93,7 @@ def _load(recipe: Path | None, overrides: list[str], resume: Path | None) -> "Lo
 
 
 def _recipe_of_run(path: Path, overrides: list[str]) -> "LoadedRecipe":
-    """The recipe that a run wrote down.
+    """The recipe recorded in a run folder.
 
     Raises:
         CheckpointError: it is damaged, or of another version.
@@ -105,7 +105,7 @@ def _recipe_of_run(path: Path, overrides: list[str]) -> "LoadedRecipe":
     except RecipeError as error:
         raise CheckpointError(
             f"the run's own recipe is damaged, or of another version: {error}",
-            f"name the recipe that it began with: rmtrain train RECIPE --resume {path.parent}",
+            f"name the recipe that the run was started with: rmtrain train RECIPE --resume {path.parent}",
         ) from error
     return load_recipe(path, overrides)
 
@@ -129,7 +129,7 @@ def _prepare(loaded: "LoadedRecipe", verify: bool, display: TerminalDisplay) -> 
             display.note_once(f"{name}: {part.tokens.truncated} of {len(part.tokens)} groups truncated to {most}")
         for cause, lost in part.tokens.dropped.items():
             which = f"{lost.preferences} preferences {cause}"
-            display.note_once(f"{name}: {which}, dropped; {lost.rows} rows had no other")
+            display.note_once(f"{name}: {which}, dropped; {lost.rows} rows had no other preference")
     return ready
 
 
