@@ -83,11 +83,11 @@ def test_what_people_read(parts: list[str], rows: str, capsys: pytest.CaptureFix
     told = capsys.readouterr().out
     assert told.startswith("average: mean\n2 checkpoints, equal weights: 0.5 × ")
     assert "an adapter of rank 4, which is exact" in told
-    assert "paired by prompt; p: McNemar's." in " ".join(told.split())
+    assert "paired by prompt; p: McNemar's test." in " ".join(told.split())
     assert run(["average", parts[0], "--output", "further", "--extrapolate", "0.5", "--rank", "1"]) == 0
     told = capsys.readouterr().out
     assert "extrapolated from the start of training: start + 1.5 (mean - start)" in told
-    assert "% of the norm of the change is left out" in told
+    assert "% of the norm of the change is lost" in told
     assert "add --split validation" in told
 
 

@@ -65,7 +65,7 @@ def test_rows_that_a_judge_refuses_are_booked_and_shown(
     )
     assert shown["row"]["place"].endswith("train.jsonl:5")
     assert shown["why"].startswith("the chat template refuses a conversation with the roles user, tool, assistant")
-    assert "no judge can read it" in rmtrain(*command, *rules, "--show", "of_a_judge").stdout
+    assert "every judge refuses it" in rmtrain(*command, *rules, "--show", "of_a_judge").stdout
     assert "the causes are: " in rmtrain(*command, "--show", "nothing", code=2).stderr
     assert not (tmp_path / "kept.jsonl").exists()
     result = answer(rmtrain(*command, "--json"))

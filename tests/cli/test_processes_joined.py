@@ -110,7 +110,7 @@ def test_first_node(nodes: str, first: str) -> None:
 def test_tasks_per_node() -> None:
     assert tasks_per_node("4(x2),3") == [4, 4, 3]
     assert tasks_per_node("8") == [8]
-    with pytest.raises(ValueError, match="no tasks by node"):
+    with pytest.raises(ValueError, match="not a list of tasks per node"):
         tasks_per_node("4x2")
 
 

@@ -99,8 +99,8 @@ def test_given_columns_override(capsys: pytest.CaptureFixture[str]) -> None:
     ("given", "told"),
     [
         (("--columns", "chosen"), "--columns chosen: not KEY=COLUMN,…"),
-        (("--columns", "chosen=a,chosen=b"), "not KEY=COLUMN,…"),
-        (("--columns", ""), "not KEY=COLUMN,…"),
+        (("--columns", "chosen=a,chosen=b"), "must be KEY=COLUMN,…"),
+        (("--columns", ""), "must be KEY=COLUMN,…"),
         (("--row-schema", "pears"), "--row-schema pears: no such row schema\n  hint: choose from 'auto', "),
         (("--columns", "chosen=gone"), "there is no column 'gone' to rename to 'chosen'"),
     ],

@@ -215,7 +215,7 @@ def test_partial_results_are_shown_and_not_ranked(tmp_path: Path) -> None:
     assert "lacking (partial)" in printed
     flat = " ".join(printed.split())
     assert "lacking is partial and has no rank: it lacks hep-go." in flat
-    assert "short is partial and has no rank: other than all rows: math-prm 200 of 447." in flat
+    assert "short is partial and has no rank: incomplete rows: math-prm 200 of 447." in flat
 
 
 def test_a_prior_set_of_some_rows_takes_no_rank_but_that_of_the_score_with_prior_sets(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_prior_set_of_some_rows_takes_no_rank_but_that_of_the_score_with_prior
     assert (row["rank"], row["partial"]) == (None, True)
     assert row["scored"]["with_prior_low"] < row["scored"]["with_prior_sets"] < row["scored"]["with_prior_high"]
     printed = " ".join(invoke(str(path)).stdout.split())
-    assert "mine: other than all rows: anthropic_harmless 40 of 2266, " in printed
+    assert "mine: incomplete rows: anthropic_harmless 40 of 2266, " in printed
     assert "summarize 40 of" not in printed
     assert " and 3 more." in printed
     assert "no rank" not in printed

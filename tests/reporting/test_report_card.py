@@ -305,7 +305,7 @@ def lines_of(**values: Any) -> dict[str, str]:
 def test_the_epochs_are_those_that_were_made(made: float | None, told: str) -> None:
     steps = [{"epoch": made}] if made else []
     lines = lines_of(recipe={"optim": {"epochs": 2.0, "global_batch_size": 8}}, steps=steps)
-    assert lines["batch"] == f"8 groups a step, {told}"
+    assert lines["batch"] == f"8 groups per step, {told}"
 
 
 @pytest.mark.parametrize(

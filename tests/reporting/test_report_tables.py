@@ -58,7 +58,7 @@ def test_where_nothing_is_whole_there_is_a_sentence_and_no_empty_table(tmp_path:
     for score in bench["scores"].values():
         score["mean_of_sections"] = None
     text = show(benchmark_tables(bench))
-    assert text.startswith("RewardBench sections: every section lacks a subset, so none has a score.")
+    assert text.startswith("RewardBench sections: no section has a score, because each lacks a subset.")
     assert "micro_accuracy" in whole
     assert "micro_accuracy" not in text
     subsets = {name: {"n": 4} for name in ("shp", "summarize", "anthropic_hhh", "anthropic_helpful", "mtbench_gpt4")}
@@ -108,7 +108,7 @@ def test_rewardbench_table_has_sections_and_eras(tmp_path: Path) -> None:
     for era, score in bench["scores"].items():
         line = next(line for line in text.splitlines() if line.startswith(era))
         assert f" {100 * score['mean_of_sections']:.2f} " in line
-    assert "Subsets with another number of rows than published: alpacaeval-easy 2 of 100" in text
+    assert "Subsets whose number of rows differs from the published one: alpacaeval-easy 2 of 100" in text
 
 
 def test_missing_subsets_are_named_and_their_sections_are_not_scored(tmp_path: Path) -> None:

@@ -165,9 +165,9 @@ def test_other_combinations_are_refused(text: str) -> None:
     ("arguments", "told"),
     [
         (["--ckpt", "{0},{1}"], "add --combine to say how their rewards are combined"),
-        (["--ckpt", "{0}", "--combine", "mean"], "takes two checkpoints or more"),
-        (["--ckpt", "{0},", "--combine", "mean"], "takes two checkpoints or more"),
-        (["--combine", "mean"], "takes two checkpoints or more"),
+        (["--ckpt", "{0}", "--combine", "mean"], "needs at least two checkpoints"),
+        (["--ckpt", "{0},", "--combine", "mean"], "needs at least two checkpoints"),
+        (["--combine", "mean"], "needs at least two checkpoints"),
         (["--ckpt", "{0},{1}", "--combine", "max"], "no such combination"),
     ],
 )

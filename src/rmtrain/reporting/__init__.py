@@ -1,1 +1,1 @@
-"""What a run's files say, for people: terminal tables, the one-page report, the model card."""
+"""Results for people to read: terminal tables, the one-page report, the model card."""

@@ -1,4 +1,4 @@
-"""An average of checkpoints as tables: what it was made of, and its parts beside it on the same rows."""
+"""An average of checkpoints as tables: its parts, and the figures of average and parts on the same rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +11,16 @@ _METHODS = {"equal": "equal weights", "given": "the weights given", "greedy": "c
 
 
 def average_tables(result: Mapping[str, Any]) -> list[Table]:
-    """The answer of `rmtrain average`, or the `averaged` block of a rmtrain.json: parts, steps and scores."""
+    """Tables for the result of `rmtrain average` or the `averaged` block of a rmtrain.json: parts, steps and scores."""
     scores = mapping(result.get("scores"))
     tables = [Table((), (), title=f"average: {result['output']}" if "output" in result else "", notes=_made(result))]
     if steps := result.get("steps"):
         rows = [(step["ckpt"], percent(step["accuracy"]), ("kept" if step["kept"] else "left out")) for step in steps]
-        tables.append(Table(("models in the order of their accuracy", "average with it", ""), rows))
+        tables.append(Table(("models by accuracy", "average with it", ""), rows))
     if scores:
         tables.append(_score_table(scores, chosen=bool(steps)))
     elif "output" in result:
-        hint = "Score it beside its parts: add --split validation, or --data SOURCE."
+        hint = "To compare it with its parts, add --split validation or --data SOURCE."
         tables.append(Table((), (), notes=[hint]))
     return tables
 
@@ -35,7 +35,7 @@ def _made(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"extrapolated from the start of training: start + {1 + result['extrapolate']:.3g} (mean - start)")
     if result.get("rank"):
         lost = result.get("rank_loss") or 0.0
-        exact = f"; {percent(lost, 2)} of the norm of the change is left out" if lost else ", which is exact"
+        exact = f"; {percent(lost, 2)} of the norm of the change is lost" if lost else ", which is exact"
         lines.append(f"an adapter of rank {result['rank']}{exact}")
     return lines
 
@@ -58,7 +58,7 @@ def _score_table(scores: Mapping[str, Any], chosen: bool) -> Table:
         shown = percent(part["accuracy"]), interval(part["low"], part["high"]), decimal(part["loss"], 4)
         rows.append((part["ckpt"], *shown, points(part["difference"], 1, "+"), f"{low} to {high}", p))
     n = count(scores["n"])
-    notes = [f"{n} preferences; the difference is the average minus the row, paired by prompt; p: McNemar's."]
+    notes = [f"{n} preferences; difference: the average minus this row, paired by prompt; p: McNemar's test."]
     if chosen:
-        notes.append("The models were chosen on these rows, which favours the average: judge it on other rows.")
+        notes.append("The models were chosen on these rows, which favours the average: measure it on other rows.")
     return Table(headings, rows, bold=[0], notes=notes)

@@ -1,4 +1,4 @@
-"""A calibration as a table: held-out figures before and after it."""
+"""A calibration as a table: figures of held-out prompts before and after it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ _NAMES = {
 
 
 def calibration_tables(result: Mapping[str, Any]) -> list[Table]:
-    """The answer of `rmtrain calibrate`."""
+    """The table for the result of `rmtrain calibrate`."""
     rows, within = [], []
     for name, figure in result["figures"].items():
         before, after, change = (
@@ -26,12 +26,13 @@ def calibration_tables(result: Mapping[str, Any]) -> list[Table]:
         rows.append((_NAMES[name], decimal(figure["before"]), before, decimal(figure["after"]), after, change))
     notes = [
         f"Fitted on {count(result['groups'])} rows; shown on {count(result['n'])} preferences of "
-        f"{count(result['prompts'])} other prompts. 95 % intervals over prompts drawn again; the last is the change's.",
+        f"{count(result['prompts'])} other prompts. 95 % intervals from resampled prompts; the last interval is that "
+        "of the change.",
         f"temperature {result['temperature']:.3g}; rewards before: {result['reward_mean']:.3g} ± "
         f"{result['reward_std']:.3g} (mean ± standard deviation)",
     ]
     if within:
-        notes.append(f"No change found, within these intervals, of: {'; '.join(within)}.")
+        notes.append(f"No change detected within these intervals: {'; '.join(within)}.")
     headings = ("held-out rows", "before", "95 % interval", "after", "95 % interval", "change")
     return [Table(headings, rows, notes=notes)]
 

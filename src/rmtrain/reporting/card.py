@@ -26,14 +26,14 @@ from rmtrain.reporting.text import block, count, markdown, plain, python_literal
 
 NAME = "README.md"
 _MARK = "\n<!-- as written by rmtrain: "
-_UNFENCED = ("`", "<", ">", "](")  # escaped in the recipe's fence, since some readers ignore fences
+_UNFENCED = ("`", "<", ">", "](")  # escaped inside the recipe's code fence, since some readers ignore fences
 
 
 def write_model_card(run: Path) -> Path:
     """Write `final/README.md` into a run folder: purpose, use, evaluation and training of the model.
 
     Raises:
-        CheckpointError: it is no run folder, or has no final model.
+        CheckpointError: the folder is not a run, or has no final model.
         OSError: the file can't be written.
     """
     record = read_run(run, with_rows=False)
@@ -46,7 +46,8 @@ def write_model_card(run: Path) -> Path:
 
 
 def refresh_model_card(run: Path) -> bool:
-    """Write a run's card anew after its results have changed; False if someone has edited it, and then nothing is done.
+    """Rewrite a run's card after its results have changed. Returns False, and writes nothing, if someone edited the
+    card.
 
     Raises:
         CheckpointError, OSError: as `write_model_card`.
@@ -61,7 +62,7 @@ def refresh_model_card(run: Path) -> bool:
 
 
 def _marked(card: str) -> str:
-    """A card with a digest of itself, by which an edited one is recognised."""
+    """A card with a digest of its own text, which shows later whether it was edited."""
     return f"{card}{_MARK}{hashlib.sha256(card.encode()).hexdigest()[:16]} -->\n"
 
 
@@ -137,7 +138,7 @@ def _settings(record: RunRecord) -> list[Line]:
 
 
 def _data_table(record: RunRecord) -> Table:
-    """One row a split: its rows kept, and dropped by cause."""
+    """One row per split: kept rows, and dropped rows by cause."""
     rows = []
     for name, split in mapping(record.manifest.get("data")).items():
         entry = mapping(split)
@@ -152,7 +153,7 @@ def _recipe(record: RunRecord) -> str:
     """The resolved recipe, without paths of local files."""
     if not record.recipe:
         return ""
-    text = dump_values(without_places(record.recipe, _name_only))  # such characters stand only in double quotes
+    text = dump_values(without_places(record.recipe, _name_only))  # YAML allows such escapes only in double quotes
     for characters in _UNFENCED:
         text = text.replace(characters, "".join(f"\\x{ord(c):02x}" for c in characters))
     return block(text)
@@ -169,6 +170,6 @@ def _name_only(name: Any) -> str:
 
 
 def _is_hub_id(name: Any, commit: Any) -> bool:
-    """Whether a model is on the hub: it has a commit, or a valid hub id that is no local folder."""
+    """Whether a model is on the hub: it has a commit, or a valid hub id that is not a local folder."""
     text = str(name or "")
     return bool(HUB_ID.fullmatch(text)) and (bool(commit) or not Path(text).exists())

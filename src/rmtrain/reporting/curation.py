@@ -1,4 +1,4 @@
-"""A curation as tables for the terminal: the judges, the books, the margins, and examples of each cause."""
+"""A curation as tables for the terminal: judges, kept and dropped rows, margins, and examples of each cause."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -16,7 +16,7 @@ _WIDTH = 40  # characters of the longest bar
 
 
 def curation_tables(result: Mapping[str, Any]) -> list[Table]:
-    """The judges with their agreement, the books of rows and preferences, and a histogram of the margins."""
+    """The judges with their agreement, the counts of kept and dropped rows, and a histogram of the margins."""
     return [
         _judges(result["judges"]),
         ledger_table(result, ("rows", "preferences"), title=f"rules: {', '.join(result['rules'])}"),
@@ -25,43 +25,45 @@ def curation_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def _judges(judges: Sequence[Mapping[str, Any]]) -> Table:
-    """A judge a row; how many rows its chat template refuses, where one of them refuses any."""
+    """One row per judge, with the number of rows that its chat template refuses if any judge refuses rows."""
     refuses = any(judge["refused"] for judge in judges)
     rows = [
         (judge["ckpt"], percent(judge["agreement"]), count(judge["n"]), *([count(judge["refused"])] * refuses))
         for judge in judges
     ]
-    note = "Of a row that a judge's chat template refuses, the other judges decide; with --rule refused it is rejected."
+    note = "If a judge's chat template refuses a row, the other judges decide; --rule refused rejects it."
     return Table(("judge", "agrees", "n", *(["rows refused"] * refuses)), rows, notes=[note] if refuses else [])
 
 
 def _histogram(histogram: Mapping[str, Any]) -> Table:
-    """A bar a bin: # for kept preferences, - for rejected ones."""
+    """One bar per bin: # for kept preferences, - for rejected ones."""
     edges, parts = histogram["edges"], list(zip(histogram["kept"], histogram["rejected"], strict=True))
     most = max((sum(part) for part in parts), default=0) or 1
     rows = []
     for low, high, (kept, rejected) in zip(edges, edges[1:], parts, strict=False):
         bar = "#" * round(_WIDTH * kept / most) + "-" * round(_WIDTH * rejected / most)
         rows.append((f"{low:+.2f} to {high:+.2f}", bar, count(kept), count(rejected)))
-    note = "Mean over the judges, each in units of its own root mean square; the outer bins hold all beyond."
+    note = (
+        "Mean over the judges, each divided by its root mean square; the outer bins also hold all values beyond them."
+    )
     return Table(("margin", "# kept, - rejected", "kept", "rejected"), rows, texts=2, notes=[note])
 
 
 def causes_of(judged: Judged) -> list[str]:
-    """The causes of the rules that reject something, and for each judge that its chat template refuses rows."""
+    """The causes: rules that reject rows, and judges whose chat template refuses rows."""
     refused = [_refused_by(judge) for judge in judged.judges if judge.refused]
     return [*dict.fromkeys(verdict for verdict in judged.verdicts if verdict != KEPT), *refused]
 
 
 def example_rows(judged: Judged, place: Callable[[str], str], causes: Sequence[str], most: int) -> Iterator[Example]:
-    """The first examples of each cause, one a row where a judge can't read it, else a preference each."""
+    """The first examples of each cause: rows that a judge refuses, or preferences that a rule rejects."""
     agreement, mean = agreements(judged.margins), mean_margins(judged.margins)
     said = [(group, preference) for group in judged.groups for preference in group.preferences]
     for cause in causes:
         own = (number for number, verdict in enumerate(judged.verdicts) if verdict == cause)
         for number in islice(own, most):
             why = f"{percent(agreement[number], 0)} of the judges agree, mean margin {mean[number]:+.2f}"
-            yield _example(cause, *said[number], place, "no judge can read it" if isnan(mean[number]) else why)
+            yield _example(cause, *said[number], place, "every judge refuses it" if isnan(mean[number]) else why)
         for judge in judged.judges if cause not in judged.verdicts else ():
             refused = (group for group in judged.groups if group.id in judge.refused and cause == _refused_by(judge))
             for group in islice(refused, most):
@@ -75,7 +77,7 @@ def _refused_by(judge: Judge) -> str:
 def _example(
     cause: str, group: PreferenceGroup, preference: Preference, place: Callable[[str], str], why: str
 ) -> Example:
-    """The completion that was stated to be better, beside the other one."""
+    """The completion labelled better, beside the other one."""
     better = [*lines_of(group.prompt, "prompt"), *lines_of(group.completions[preference.better], "better")]
     worse = "\n".join(lines_of(group.completions[preference.worse], "worse"))
     return Example("train", cause, Side(place(group.id), "\n".join(better)), why, Side("", worse))

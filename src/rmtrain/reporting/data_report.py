@@ -1,4 +1,4 @@
-"""The data report of a recipe: the ledgers of every split, its lengths, and the prompts that splits share."""
+"""The data report of a recipe: kept and dropped rows of every split, its lengths, and prompts that splits share."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from rmtrain.reporting.text import count, decimal, percent
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of prompt and one completion together, over all sequences of a split."""
+    """Tokens of a prompt with one completion, over all sequences of a split."""
 
     mean: float
     median: float
@@ -30,10 +30,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens that go through the backbone in one pass over a split."""
+    """Tokens of one forward pass over a split."""
 
-    prompts_shared: int  # each prompt once a group
-    prompts_repeated: int  # each prompt once a completion
+    prompts_shared: int  # each prompt once per group
+    prompts_repeated: int  # each prompt once per completion
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class SplitSummary:
     preferences: Ledger
     first_dropped: dict[str, str]  # cause → place of the first row
     truncated: int  # groups
-    identical: int  # preferences between completions of the same tokens, which are kept as ties
-    checks: list[JsonObject]  # with benchmarks: what was compared, and how many rows overlap
-    added: dict[str, int]  # answers to other prompts: completions and preferences, which the totals count in
+    identical: int  # preferences between completions of the same tokens; kept as ties
+    checks: list[JsonObject]  # comparison with benchmarks: what was compared, and the number of overlapping rows
+    added: dict[str, int]  # answers to other prompts: completions and preferences, included in the totals
     left_out_by_template: dict[str, int]  # what the chat template leaves out → rows
     lengths: Lengths | None  # None: the split is empty
     tokens: TokenCounts
@@ -61,7 +61,7 @@ class SplitSummary:
 
 
 class DataReport(NamedTuple):
-    """What a recipe's data holds."""
+    """The figures of a recipe's data."""
 
     splits: dict[str, SplitSummary]
     leaks: Sequence[Leak]
@@ -115,7 +115,7 @@ def _spread(lengths: NDArray[np.int32]) -> Lengths:
 
 
 def report_tables(report: DataReport) -> list[Table]:
-    """A table a split: total, dropped by cause, and kept; those of its entries; then the prompts that splits share."""
+    """One table per split: total, dropped by cause, and kept; then its entries; then prompts that splits share."""
     tables = []
     for name, split in report.splits.items():
         tables.append(ledger_table(asdict(split), LEDGERS, title=_heading(name, split), notes=list(_remarks(split))))
@@ -134,14 +134,14 @@ def _heading(name: str, split: SplitSummary) -> str:
 
 
 def ledger_table(split: Mapping[str, Any], ledgers: Sequence[str], title: str = "", notes: Sequence[str] = ()) -> Table:
-    """Total, dropped by cause, and kept, with a column for each ledger; a missing number is `n/a`."""
+    """Total, dropped by cause, and kept, with one column per ledger; a missing number is `n/a`."""
     columns = [mapping(split.get(ledger)) for ledger in ledgers]
     dropped = [mapping(column.get("dropped")) for column in columns]
     added = mapping(split.get("added"))
     rows = [
         ("total", *(count(column.get("total")) for column in columns)),
         *(
-            [("of these added: answers to other prompts", *(count(added.get(name, 0)) for name in ledgers))]
+            [("of these, added answers to other prompts", *(count(added.get(name, 0)) for name in ledgers))]
             if any(added.values())
             else []
         ),
@@ -155,7 +155,7 @@ def ledger_table(split: Mapping[str, Any], ledgers: Sequence[str], title: str = 
 
 
 def check_tables(split: Mapping[str, Any]) -> list[Table]:
-    """The benchmarks that a split's rows were compared with, as in the manifest; nothing where there are none."""
+    """The benchmarks with which a split's rows were compared, as in the manifest; nothing if there are none."""
     checks = [mapping(check) for check in split.get("checks") or ()]
     keys = ("benchmark_rows", "words", "rows", "overlaps")
     rows = [(check.get("name"), *(count(check.get(key)) for key in keys)) for check in checks]
@@ -163,7 +163,7 @@ def check_tables(split: Mapping[str, Any]) -> list[Table]:
 
 
 def entry_tables(split: str, entries: Mapping[str, Any]) -> list[Table]:
-    """The entries of a mixture, one a row: what each brings to the split, and what each loses by which cause.
+    """The entries of a mixture, one per row: what each adds to the split, and what it loses by which cause.
 
     Args:
         split: its name.
@@ -190,15 +190,15 @@ def entry_tables(split: str, entries: Mapping[str, Any]) -> list[Table]:
 
 
 def _remarks(split: SplitSummary) -> Iterator[str]:
-    """A line on lengths, and the place of the first row that each cause dropped."""
+    """A line on lengths, and the place of the first row dropped for each cause."""
     if split.lengths:
         yield (
-            f"tokens a sequence: median {count(split.lengths.median)}, 95 % at most {count(split.lengths.p95)}, "
+            f"tokens per sequence: median {count(split.lengths.median)}, 95 % at most {count(split.lengths.p95)}, "
             f"longest {count(split.lengths.longest)}; {count(split.truncated)} groups truncated"
         )
     if split.length_baseline is not None and split.completions_per_group is not None:
         yield (
             f"the longer completion wins {percent(split.length_baseline)} of the preferences; "
-            f"{decimal(split.completions_per_group, 1)} completions a group"
+            f"{decimal(split.completions_per_group, 1)} completions per group"
         )
     yield from (f"first {cause}: {place}" for cause, place in split.first_dropped.items())

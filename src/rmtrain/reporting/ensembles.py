@@ -1,4 +1,4 @@
-"""An ensemble beside its members, as a table, and how far these agree."""
+"""An ensemble beside its members as a table, and how far the members agree."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ _SHARES = ("split_preferences", "accuracy_split", "accuracy_agreed")
 
 
 def ensemble_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """One table for each result of an ensemble; none for those of single models."""
+    """One table per result of an ensemble; none for single models."""
     return [_table(result) for result in results if mapping(result.get("disagreement"))]
 
 
@@ -25,8 +25,8 @@ def _table(result: Mapping[str, Any]) -> Table:
     split, right, other = (percent(figures[name]) for name in _SHARES)
     notes = [
         f"The members' rewards of a completion differ by {decimal(figures['reward_deviation'])} on average (standard "
-        f"deviation). They disagree on {split} of the {count(figures['n'])} preferences: there the ensemble is right "
-        f"on {right}, elsewhere on {other}."
+        f"deviation). They disagree on {split} of the {count(figures['n'])} preferences: on these the ensemble is "
+        f"right in {right}, on the others in {other}."
     ]
     name = result.get("split") or result.get("benchmark")
     return Table(

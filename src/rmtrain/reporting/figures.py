@@ -1,4 +1,4 @@
-"""Figures as images within the page: the same bytes for the same data, and no text from data.
+"""Figures as images inside the page: the same data gives the same bytes, and no text comes from data.
 
 They are drawn for a light page; a dark page inverts them by its style sheet.
 """
@@ -67,7 +67,7 @@ class Curve(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """The accuracy of a setting, with its interval and the accuracies of its seeds."""
+    """The accuracy of a setting, its interval, and the accuracy of each seed."""
 
     number: int  # of the setting
     accuracy: float
@@ -76,7 +76,7 @@ class Spot(NamedTuple):
 
 
 def curves(panel: Sequence[Curve], unit: str) -> Image:
-    """Training curves; a curve of more than 100 points is drawn as means of neighbours, with their range.
+    """Training curves; a curve of more than 100 points is drawn as means of neighbouring points, with their range.
 
     Args:
         panel: the curves.
@@ -110,7 +110,7 @@ def gap_bars(gaps: Floats) -> tuple[Floats, Floats, float]:
 
 
 def gap_histogram(gaps: Floats) -> Image:
-    """Histogram of reward gaps [n], n > 0; gaps below 0, which are ranked wrongly, have another colour."""
+    """Histogram of reward gaps [n], n > 0; gaps below 0 (ranked wrongly) have another colour."""
     lefts, heights, width = gap_bars(gaps)
     with _style():
         figure, axes = _new_figure()
@@ -128,8 +128,8 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) ->
     """Accuracy against confidence sigmoid(|gap|), with 95 % intervals; the diagonal is perfect calibration.
 
     Args:
-        bins: of equal mass.
-        design_effect: number of preferences over their effective number; it widens the intervals.
+        bins: with equal numbers of preferences. design_effect: number of preferences over their effective number, which
+        widens the intervals.
     """
     confidence = np.array([part.confidence for part in bins])
     accuracy = np.array([part.accuracy for part in bins])
@@ -159,7 +159,7 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) ->
 
 
 def gap_over_beta(ideal: Mapping[str, tuple[float, float]], policy: tuple[float, float]) -> Image:
-    """Accuracy of the ideal policy by beta, and of the policy: summed, and length-normalised.
+    """Accuracy of the ideal policy over beta, and of the policy; with summed and length-normalised log-probabilities.
 
     Args:
         ideal: by beta.
@@ -180,7 +180,7 @@ def gap_over_beta(ideal: Mapping[str, tuple[float, float]], policy: tuple[float,
 
 
 def log_ratio_histogram(bars: Sequence[Bar]) -> Image:
-    """How many preferences have which log-ratio; those that the policy ranks wrong stand on top in another colour.
+    """Histogram of log-ratios; preferences that the policy ranks wrongly are stacked on top in another colour.
 
     Args:
         bars: of one width; at least one.
@@ -200,7 +200,7 @@ def log_ratio_histogram(bars: Sequence[Bar]) -> Image:
 
 
 def best_of_n_curves(kl: Sequence[float], curves: Mapping[str, Sequence[float]]) -> Image:
-    """Mean score of the completion chosen among N against the KL divergence of best-of-N.
+    """Mean score of the completion chosen among N, over the KL divergence of best-of-N.
 
     Args:
         kl: nats, of N = 1 ...
@@ -219,7 +219,7 @@ def best_of_n_curves(kl: Sequence[float], curves: Mapping[str, Sequence[float]])
 
 
 def setting_curves(panel: Sequence[tuple[int, Curve]], unit: str) -> Image:
-    """Curves of the runs of several settings, thinned as in `curves`; a colour for each setting.
+    """Curves of the runs of several settings, thinned as in `curves`; one colour per setting.
 
     Args:
         panel: the setting's number and a curve of one of its runs.
@@ -242,7 +242,7 @@ def setting_curves(panel: Sequence[tuple[int, Curve]], unit: str) -> Image:
 
 
 def setting_spots(spots: Sequence[Spot]) -> Image:
-    """Accuracy of each setting with its interval, in the order of the grid, and of its seeds as crosses."""
+    """Accuracy of each setting with its interval, in the order of the grid; crosses mark its seeds."""
     with _style():
         figure, axes = _new_figure()
         for place, spot in enumerate(spots):
@@ -274,7 +274,7 @@ def thin(curve: Curve) -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def _style() -> Any:
-    """matplotlib's defaults and ours; a user's matplotlibrc changes nothing."""
+    """Our settings over matplotlib's defaults; a user's matplotlibrc is ignored."""
     import matplotlib
     from matplotlib import style
 
@@ -283,7 +283,7 @@ def _style() -> Any:
 
 
 def _new_figure() -> "tuple[Any, Axes]":
-    from matplotlib.figure import Figure  # not pyplot, which keeps figures and picks a screen
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures in memory and chooses a display
 
     figure = Figure(figsize=(4.6, 2.7))
     return figure, figure.subplots()

@@ -25,7 +25,7 @@ class ShownGap(NamedTuple):
 
 
 def gap_tables(result: GapResult) -> list[Table]:
-    """The result of `rmtrain gap` as tables, those that have nothing to say left out."""
+    """The result of `rmtrain gap` as tables, without empty ones."""
     of = result.figures
     made = [_accuracies(result), _gaps(of.gap), _reward_models(of.reward_models), _flips(of)]
     made += [_rankings(of.ranking), _best_of_n(of.best_of_n, of.gold)]
@@ -33,7 +33,7 @@ def gap_tables(result: GapResult) -> list[Table]:
 
 
 def gap_summary(results: Sequence[GapResult]) -> Table:
-    """One row a result, in per cent: of the policy, of its ideal, and of the reward model that the result lies with."""
+    """One row per result, in per cent: the policy, its ideal, and the reward model in whose folder the result is."""
     rows = []
     for result in results:
         of, names = result.figures, (result.setting.models["policy"].where, result.setting.data.source)
@@ -78,10 +78,10 @@ def _accuracies(result: GapResult) -> Table:
         _text_of(result),
     ]
     if of.circular_for:
-        notes.append(f"alpha comes from {name_only(of.circular_for)}: its figures beside the ideal's are circular.")
+        notes.append(f"alpha comes from {name_only(of.circular_for)}: comparing it with the ideal is circular.")
     for number, what in (
-        (of.identical, "preferences are between completions of the same tokens: ties of every model"),
-        (result.setting.refused, "rows are left out, since a chat template refuses them"),
+        (of.identical, "preferences are between completions with the same tokens, so they are ties for every model"),
+        (result.setting.refused, "rows are left out because a chat template refuses them"),
     ):
         notes += [f"{count(number)} {what}."] if number else []
     rows = [
@@ -93,10 +93,10 @@ def _accuracies(result: GapResult) -> Table:
 
 
 def _text_of(result: GapResult) -> str:
-    """How the policy's tokens were made."""
+    """How the policy's text was made."""
     policy = result.setting.models["policy"]
     if policy.plain_text:
-        return "Text: prompt, blank and completion after BOS, without a chat template or an end token."
+        return "Text: BOS, prompt, a space and the completion, without a chat template or an end token."
     digest = policy.rendering.chat_template_sha256
     named = f" (SHA-256 {digest[:16]})" if digest else ""
     return f"Text: the policy's chat template{named}, with its end token."
@@ -129,8 +129,8 @@ def _reward_models(reward_models: Mapping[str, RewardModelFigures]) -> Table | N
     notes = ["Ideal: at the median beta."]
     if known:
         notes.append(
-            "Closes: (reward model - policy) / (ideal - policy), with its 95 % interval; n/a where the interval of the "
-            "gap reaches 0."
+            "Closes: (reward model - policy) / (ideal - policy), with its 95 % interval; n/a if the interval of the "
+            "gap includes 0."
         )
     return Table(columns, rows, texts=2, notes=notes) if rows else None
 
@@ -145,7 +145,7 @@ def _flips(of: GapFigures) -> Table | None:
     ]
     notes = [
         f"Flip rate: {percent(of.flip_rate)} (95 % interval {interval(rate.low, rate.high)}) of the "
-        f"{count(rate.n)} preferences that the reference ranks wrong; ties are left out: {count(flips.ties)}.",
+        f"{count(rate.n)} preferences that the reference ranks wrongly; excluded ties: {count(flips.ties)}.",
         f"Theorem 4.1, at beta {bound.beta:g}: of those {count(bound.n)}, the DPO loss of "
         f"{count(bound.at_or_below)} is at or below the bound under which the policy ranks them right, and of "
         f"{count(bound.above)} above it; of these, the implicit reward ranks "
@@ -173,9 +173,11 @@ def _rankings(ranking: Mapping[str, Ranking]) -> Table | None:
         )
         rows += [(name_only(name), label, *_mean(mean, shown), count(mean.n)) for label, mean, shown in figures if mean]
     chance = next(iter(ranking.values())).chance
-    notes = ["These figures are means over groups with graded scores, not over pairs."]
+    notes = ["These figures are means over groups with graded scores, not over preferences."]
     if chance is not None:
-        notes.append(f"Exact match of the whole ranking, where all scores differ; by chance {chance:.2g} (1/K!).")
+        notes.append(
+            f"Exact match of the whole ranking, in groups whose scores all differ; by chance {chance:.2g} (1/K!)."
+        )
     return Table(("whole groups", "figure", "value", "95 % interval", "groups"), rows, texts=2, notes=notes)
 
 
@@ -209,7 +211,7 @@ def shown_gap(result: GapResult) -> ShownGap:
 
 
 def write_page(path: Path, result: GapResult) -> Path:
-    """Write the page of one result: its tables and figures in a file that needs no other.
+    """Write the page of one result: a single file with its tables and figures.
 
     Raises:
         WriteError: the file can't be written.
@@ -227,8 +229,8 @@ def _figures(of: GapFigures) -> list[Figure]:
         made.append(Figure("Gap over beta", f"{caption} n = {count(of.n)} preferences.", image))
     if of.log_ratios:
         caption = (
-            "log-probability of the better completion less that of the worse, in nats; preferences that the policy "
-            f"ranks wrong are marked. n = {count(of.n)}."
+            "log-probability of the better completion minus that of the worse, in nats; preferences that the policy "
+            f"ranks wrongly are marked. n = {count(of.n)}."
         )
         made.append(Figure(f"Log-ratio of the {of.ideal_of}", caption, log_ratio_histogram(of.log_ratios)))
     if best := of.best_of_n:
@@ -237,7 +239,7 @@ def _figures(of: GapFigures) -> list[Figure]:
         curves = {"best": best.best_curve}
         curves |= {labels.get(name, name): chooser.curve for name, chooser in best.choosers.items()}
         named = "".join(f" {label.capitalize()}: {name_only(name)}." for name, label in labels.items())
-        caption = "Mean score of the completion chosen among N, against KL = ln N - (N - 1) / N."
+        caption = "Mean score of the completion chosen among N, over KL = ln N - (N - 1) / N."
         image = best_of_n_curves(best.kl, {label: [p.value for p in points] for label, points in curves.items()})
         made.append(Figure("Best of N", f"{caption} n = {count(best.groups)} groups.{named}", image))
     return made

@@ -20,7 +20,7 @@ _PUBLISHED, _OWN = "#4c72b0", "#c44e52"  # colours of the plot
 
 
 def leaderboard_tables(board: Board, digits: int | None = None) -> list[Table]:
-    """The title, the models with the rows that belong to each below it, and the notes.
+    """The title, the models, each followed by its further rows, and the notes.
 
     Args:
         board: to show.
@@ -41,7 +41,7 @@ def leaderboard_tables(board: Board, digits: int | None = None) -> list[Table]:
 
 
 def _lines(board: Board, shown: Callable[[float | None], str]) -> Iterator[tuple[bool, list[str]]]:
-    """Cells of each line of the table; True marks those that belong to the model above."""
+    """Cells of each line of the table; True marks lines that belong to the model above."""
     marks = _marks(board)
 
     def cells(rank: str, name: str, figures: Figures) -> list[str]:
@@ -70,7 +70,7 @@ def _partial(row: Entry) -> str:
 
 
 def _marks(board: Board) -> dict[str, str]:
-    """A superscript number for each note that a row has, in the order of the rows."""
+    """A superscript number for each note of a row, in the order of the rows."""
     used = dict.fromkeys(note for row in board.rows for note in row.notes)
     return dict(zip(used, "¹²³⁴⁵⁶⁷⁸⁹", strict=False))
 
@@ -83,18 +83,18 @@ def _notes(board: Board) -> Iterator[tuple[str, str]]:
     for row in scored:
         parts = [f"it lacks {_first_names(row.missing_subsets)}"] if row.missing_subsets else []
         if sizes := [f"{name} {n['n']} of {n['expected']}" for name, n in row.incomplete_subsets.items()]:
-            parts.append(f"other than all rows: {_first_names(sizes)}")
+            parts.append(f"incomplete rows: {_first_names(sizes)}")
         if parts:
             ranked = " is partial and has no rank" if row.partial else ""
             yield "", f"{row.model}{ranked}: {'; '.join(parts)}."
     if any(row.rescored for row in board.rows):
-        yield "", "Scored here, as given: your own results, or those of a given file, for the model above them."
+        yield "", "Scored here: your own results, or those of a given file, for the model above."
     if any(row.length_baseline for row in scored):
-        yield "", "Longer wins: the score of preferring the longer answer on the same rows."
+        yield "", "Longer wins: the score of always preferring the longer answer, on the same rows."
     ways = {
-        "clustered": "for results with scored rows, clustered by prompt",
-        "binomial": "for results known by subset only, binomial from the subsets' accuracies and sizes",
-        "sections": "for results known by section only, the same, as if all subsets of a section were alike",
+        "clustered": "from scored rows, clustered by prompt",
+        "binomial": "if only subset accuracies are known, binomial from their accuracies and sizes",
+        "sections": "if only section scores are known, binomial with equal accuracy in all subsets of a section",
     }
     if kinds := {row.scored.interval for row in scored} - {None}:
         what = "score with prior sets" if board.sort == "with-prior" else "mean of four sections"
@@ -110,15 +110,15 @@ def _first_names(names: Sequence[str]) -> str:
 
 
 def save_plot(board: Board, path: Path) -> None:
-    """Draw a dot with its interval for each model's current figure, and a ring for the published one, on one scale.
+    """Plot a dot with its interval for each model's current figure, and a ring for the published one.
 
     Raises:
-        InputError: the file's suffix names no format, or its folder does not exist.
+        InputError: the file's suffix is not an image format, or its folder does not exist.
         WriteError: it can't be written.
     """
     form = path.suffix.removeprefix(".").lower()
     if form not in ("png", "svg", "pdf") or path.is_dir():
-        raise InputError(f"--plot {path}: the suffix names no image format", "name a .png, .svg or .pdf file")
+        raise InputError(f"--plot {path}: the suffix is not an image format", "name a .png, .svg or .pdf file")
     if not path.parent.is_dir():
         raise InputError(f"--plot {path}: no such folder", "name a file in an existing folder")
     from matplotlib.figure import Figure

@@ -18,7 +18,7 @@ _FILE = re.compile(r"\.(jsonl|jsonl\.gz|json|parquet|csv)$")
 
 
 def front_matter(record: RunRecord, base_id: str | None, adapter: bool) -> str:
-    """The YAML at the head of a card; unknown values are left out."""
+    """The YAML header of a card; unknown values are left out."""
     results = [*_of_splits(record), *_of_benchmarks(record)]
     stated = mapping(mapping(record.sidecar.get("base")).get("license"))
     licence: dict[str, Any] = {key: plain(value) for key, value in stated.items() if value}
@@ -45,7 +45,7 @@ def sources(record: RunRecord) -> list[str]:
 
 
 def _places(source: Any) -> list[Any]:
-    """What a source names: itself, its files, or what the entries of a mixture name."""
+    """The sources inside a source: itself, its files, or those of a mixture's entries."""
     if isinstance(source, list):
         return [place for part in source for place in _places(part)]
     return _places(source.get("source")) if isinstance(source, dict) else [source]
@@ -58,7 +58,7 @@ def is_dataset_id(source: str) -> bool:
 
 
 def hub_part(source: str) -> str:
-    """A source without its revision and configuration."""
+    """A source's name without revision and configuration."""
     return re.split("[@:]", source)[0]
 
 

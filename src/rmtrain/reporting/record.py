@@ -1,4 +1,4 @@
-"""The content of a run folder, for reports: a missing or damaged file becomes a sentence, never an error."""
+"""The content of a run folder, for reports. A missing or damaged file gives a note, not an error."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from rmtrain.files import read_bytes, read_text
 from rmtrain.json_values import parse_json
 from rmtrain.runs import read_manifest
 
-_ORDER = ("validation", "test")  # other splits follow by name
+_ORDER = ("validation", "test")  # other splits follow in alphabetical order
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def read_run(folder: Path, with_rows: bool = True) -> RunRecord:
         with_rows: read the scored rows too.
 
     Raises:
-        CheckpointError: it is no run folder.
+        CheckpointError: the folder is not a run.
     """
     notes = list[str]()
     manifest = read_manifest(folder, notes)
@@ -101,7 +101,7 @@ def _rank(split: str) -> tuple[int, str]:
 
 
 def _read(folder: Path, name: str, parse: Callable[[str], Any], notes: list[str]) -> Mapping[str, Any]:
-    """The mapping in a file; an empty one, with a note, if the file is missing or damaged."""
+    """The mapping in a file; empty, with a note, if the file is missing or damaged."""
     try:
         value = parse(read_text(folder / name)) if os.path.lexists(folder / name) else None
     except (RmtrainError, ValueError, RecursionError, yaml.YAMLError):

@@ -1,4 +1,4 @@
-"""The report of a run: a single HTML page that needs no network, no script and no other file."""
+"""The report of a run: a single HTML page without scripts that needs no network and no other file."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from rmtrain.reporting.tables import benchmark_tables, split_tables
 from rmtrain.reporting.text import block, count, decimal, interval, is_figure, percent, plain, render
 
 NAME = "report.html"
-_HEADLINE_SPLITS = ("test", "validation")  # the first scored one opens the report
+_HEADLINE_SPLITS = ("test", "validation")  # the report begins with the first of these that is scored
 
 
 class Benchmark(NamedTuple):
@@ -41,10 +41,10 @@ class Benchmark(NamedTuple):
 def write_report(run: Path) -> Path:
     """Write `report.html` into a run folder: what was trained, its curves, its evaluation.
 
-    The same run folder gives the same bytes. Missing or damaged parts are left out, with a sentence.
+    The same run folder gives the same bytes. Missing or damaged parts are left out, with a note.
 
     Raises:
-        CheckpointError: it is no run folder.
+        CheckpointError: the folder is not a run.
         OSError: the file can't be written.
     """
     path = run / NAME
@@ -94,7 +94,7 @@ def _recipe_text(folder: Path) -> str:
 
 
 def _curves(record: RunRecord) -> list[Figure]:
-    """Training curves; a metric without any value is left out."""
+    """Training curves; metrics without values are left out."""
     panels = (
         ("Loss", "loss, nats", "loss", "eval_loss", 1),
         ("Accuracy", "accuracy, %", "accuracy", "eval_accuracy", 100),
@@ -125,7 +125,7 @@ def _curves_by_entry(record: RunRecord) -> list[Figure]:
     if not own:
         return []
     mean = _curve("mean of the entries", record.validations, "eval_mean_accuracy", 100)._replace(second=True)
-    caption = f"Validated {count(len(record.validations))} times; the mean weighs each entry the same."
+    caption = f"Validated {count(len(record.validations))} times; every entry has the same weight in the mean."
     return [
         Figure("Accuracy by entry", caption, curves([curve for curve in (*own, mean) if curve.steps], "accuracy, %"))
     ]

@@ -22,8 +22,8 @@ def selection_tables(report: Mapping[str, Any]) -> list[Table]:
         f"{count(report['answers'])} answers to {count(report['prompts'])} prompts: {count(report['kept'])} prompts "
         f"kept, {count(report['prompts'] - report['kept'])} dropped{f' ({dropped})' if dropped else ''}; "
         f"{count(report['written'])} rows written.",
-        f"Two or more answers share the best reward of {ties} of the prompts.",
-        "Means over the prompts that were kept, with 95 % intervals; lengths in characters.",
+        f"In {ties} of the prompts, two or more answers share the best reward.",
+        "Means over the kept prompts, with 95 % intervals; lengths in characters.",
     ]
     curve = [(f"best of {n}", count(figures["n"]), *_shown(figures)) for n, figures in report["best_of_n"].items()]
     return [
@@ -32,7 +32,9 @@ def selection_tables(report: Mapping[str, Any]) -> list[Table]:
             ["", "prompts", "reward", "95 % interval"],
             curve,
             "Reward against N",
-            notes=["The expected best reward of N answers drawn from a prompt's own, over prompts with at least N."],
+            notes=[
+                "The expected best reward of N answers drawn from each prompt's answers, over prompts with at least N."
+            ],
         ),
     ]
 

@@ -19,7 +19,7 @@ _OBJECTIVES = {
 
 
 def training_lines(record: RunRecord) -> list[Line]:
-    """Settings of the training; unknown ones are left out."""
+    """Settings of the training, without unknown ones."""
     base, seed = base_model(record), record.manifest.get("seed")
     model, data, loss, optim = (mapping(record.recipe.get(name)) for name in ("model", "data", "loss", "optim"))
     head = optim.get("head_learning_rate")
@@ -48,9 +48,9 @@ def training_lines(record: RunRecord) -> list[Line]:
                 f"warm-up {percent(optim.get('warmup_ratio'), 0)}",
                 optim.get("weight_decay") and f"weight decay {scientific(optim['weight_decay'])}",
             ),
-            "batch": optim and f"{count(optim.get('global_batch_size'))} groups a step, {_epochs(record)}",
+            "batch": optim and f"{count(optim.get('global_batch_size'))} groups per step, {_epochs(record)}",
             "length": data
-            and f"at most {count(data.get('max_length'))} tokens a sequence, else {data.get('over_length')}",
+            and f"at most {count(data.get('max_length'))} tokens per sequence, longer ones: {data.get('over_length')}",
             "final model": _final(record),
             "changed on resuming": _changes(record),
             "seed": None if seed is None else str(seed),
@@ -72,7 +72,9 @@ def run_lines(record: RunRecord) -> list[Line]:
     return _lines(
         {
             "recipe": manifest.get("recipe"),
-            "command": " ".join([str(program).rsplit("/", 1)[-1], *map(str, arguments)]),  # without its folder
+            "command": " ".join(
+                [str(program).rsplit("/", 1)[-1], *map(str, arguments)]
+            ),  # no folder
             "started": manifest.get("started"),
             "ended": manifest.get("ended"),
             "steps": count(manifest["steps"]) if is_figure(manifest.get("steps")) else None,
@@ -115,7 +117,7 @@ def _epochs(record: RunRecord) -> str:
 
 
 def _final(record: RunRecord) -> str | None:
-    """Which checkpoint became the final model; for older runs, the rule by which it was chosen."""
+    """The checkpoint that became the final model; for older runs, the rule that chose it."""
     final = mapping(record.manifest.get("final"))
     by = final.get("by") or record.setting("evaluation", "select")
     step, made, planned = final.get("step"), final.get("of"), record.manifest.get("steps")
@@ -131,7 +133,7 @@ def _final(record: RunRecord) -> str | None:
 
 
 def _changes(record: RunRecord) -> str:
-    """Settings that were changed when the run was resumed."""
+    """Settings that changed when the run was resumed."""
     resumed = record.manifest.get("resumed")
     parts = [mapping(entry) for entry in resumed] if isinstance(resumed, list) else []
     return "; ".join(
@@ -142,7 +144,7 @@ def _changes(record: RunRecord) -> str:
 
 
 def _from_to(key: str, values: Any) -> str:
-    """Both values of a setting, unless they may contain a path of this machine."""
+    """The old and the new value of a setting, unless they may contain a local path."""
     safe = key.startswith(("optim.", "loss.", "lora.", "evaluation.")) and isinstance(values, list) and len(values) == 2
     return f" from {values[0]} to {values[1]}" if safe else ""
 
@@ -169,5 +171,5 @@ def _joined(*parts: Any) -> str:
 
 
 def _lines(values: Mapping[str, Any]) -> list[Line]:
-    """One line for each value that is not empty."""
+    """One line per value that is not empty."""
     return [Line(label, str(value)) for label, value in values.items() if value]

@@ -1,4 +1,4 @@
-"""Figures of results, with their names, for the tables of the terminal, the report and the model card."""
+"""Figures of results with their names, for terminal tables, the report and the model card."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ def era_sections(result: Mapping[str, Any]) -> list[str]:
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
-    """A sentence for each thing to know about a benchmark's rows: missing, unexpected, truncated or tied."""
+    """Sentences about a benchmark's rows: missing, unexpected, truncated or tied."""
     sentences = []
     if missing := _names(result.get("missing_subsets")):
         sentences.append(f"Missing subsets: {', '.join(missing)}. A section that lacks a subset has no score.")
@@ -57,30 +57,30 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         for name, sizes in mapping(result.get("incomplete_subsets")).items()
     ]
     if others:
-        sentences.append(f"Subsets with another number of rows than published: {', '.join(others)}.")
+        sentences.append(f"Subsets whose number of rows differs from the published one: {', '.join(others)}.")
     if unknown := _names(result.get("unknown_subsets")):
-        sentences.append(f"Subsets unknown to the benchmark, left out of every score: {', '.join(unknown)}.")
+        sentences.append(f"Unknown subsets, excluded from all scores: {', '.join(unknown)}.")
     if result.get("truncated"):
         sentences.append(f"Rows truncated to the model's maximum length: {count(result['truncated'])}.")
     if result.get("identical"):
         sentences.append(
-            f"Preferences between completions with the same tokens, counted as ties: {count(result['identical'])}."
+            f"Preferences between completions with the same tokens, which count as ties: {count(result['identical'])}."
         )
     ties: list[Any] = [mapping(part).get("ties") for part in mapping(result.get("subsets")).values()]
     if tied := sum(n for n in ties if is_figure(n)):
         half = mapping(mapping(result.get("scores")).get("current")).get("mean_half")
         credit = f"; with ties counting 1/2, the current mean is {percent(half, 2)}" if half is not None else ""
-        sentences.append(f"Ties, counted above by the benchmark's own rule: {count(tied)}{credit}.")
+        sentences.append(f"Ties, which count above by the benchmark's own rule: {count(tied)}{credit}.")
     return sentences + _on_training(result)
 
 
 def _on_training(result: Mapping[str, Any]) -> list[str]:
-    """Whether the rows that the model was trained on were compared with the benchmark, if anything says so."""
+    """A sentence on whether the model's training rows were compared with the benchmark."""
     check = mapping(result.get("training_check"))
     if "training_check" not in result or result.get("policy"):
         return []
     if not check:
-        return ["Nothing is recorded on whether the training rows were compared with this benchmark."]
+        return ["It is not recorded whether the training rows were compared with this benchmark."]
     if not check.get("checked"):
         return ["The training rows were not compared with this benchmark (data.decontaminate)."]
     rows = f"{count(check.get('overlaps'))} of {count(check.get('rows'))}"
@@ -98,7 +98,7 @@ def _names(value: Any) -> list[str]:
 
 
 def section_size(result: Mapping[str, Any], section: str) -> int | None:
-    """Rows of a section's subsets; None if one of them is missing."""
+    """Number of rows of a section's subsets; None if a subset is missing."""
     name, subsets = result.get("benchmark"), mapping(result.get("subsets"))
     members = benchmark_named(name).sections({}) if name in BENCHMARKS else {}
     sizes: list[Any] = [mapping(subsets.get(subset)).get("n") for subset in members.get(section, (section,))]

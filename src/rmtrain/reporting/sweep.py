@@ -1,4 +1,4 @@
-"""The result of a sweep as tables, for the terminal and documents, and as a page with curves of all runs."""
+"""The result of a sweep as tables for the terminal and documents, and as a page with the curves of all runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ from rmtrain.reporting.record import read_run
 from rmtrain.reporting.table import Interval, Table, to_html
 from rmtrain.reporting.text import MISSING, count, decimal, interval, is_figure, percent, plain, points, render
 
-Result = Mapping[str, Any]  # of `sweep --json`
+Result = Mapping[str, Any]  # as in `sweep --json`
 
 
 def sweep_tables(result: Result) -> list[Table]:
-    """The settings, the best first; its lead over each other one; and the winner on the test split if it is named."""
+    """The settings, best first; the best one's lead over the others; and the winner's test figures if it is chosen."""
     settings = result["settings"]
     rows = [
         (
@@ -38,17 +38,17 @@ def sweep_tables(result: Result) -> list[Table]:
 def _about(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     best = settings[0]
     return [
-        f"Validation: n = {count(best['n'])} preferences of {count(best['prompts'])} prompts a seed; intervals are "
-        f"over prompts. The longer completion is the better one in {percent(best['length_baseline'])}. Correlation of "
-        f"reward and length, in this order: {', '.join(decimal(of['length_correlation'], 2) for of in settings)}."
+        f"Validation: n = {count(best['n'])} preferences of {count(best['prompts'])} prompts per seed; intervals are "
+        f"over prompts. The longer completion is better in {percent(best['length_baseline'])}. Correlation of reward "
+        f"and length, in the same order: {', '.join(decimal(of['length_correlation'], 2) for of in settings)}."
     ]
 
 
 def _leads(settings: Sequence[Mapping[str, Any]], ranked_by: str) -> Table:
-    """The best setting minus each other one, on the same rows."""
+    """The best setting minus each other setting, on the same rows."""
     rows = []
     for of in settings[1:]:
-        lead, sign = of["lead"], 1 if ranked_by == "accuracy" else -1  # a lower loss is ahead
+        lead, sign = of["lead"], 1 if ranked_by == "accuracy" else -1  # a lower loss is better
         low, value, high = sorted(sign * lead[key] for key in ("low", "difference", "high"))
         ends = f"{_shown(low, ranked_by)} to {_shown(high, ranked_by)}"
         found = "found" if lead["found"] else "no difference found"
@@ -62,11 +62,13 @@ def _cautions(result: Result) -> list[str]:
     sentences = []
     if len(result["settings"]) > 1:
         sentences.append(
-            "A difference counts as found where its interval excludes 0 and all seeds agree. The best of several looks "
-            "better on the rows that chose it than it is: --final scores it on the test split."
+            "A difference is found if its interval excludes 0 and all seeds agree. The validation figure of the best "
+            "setting is biased upwards, because these rows chose it: --final scores it on the test split."
         )
     if result["seeds"] == 1:
-        sentences.append("One seed does not show how far seeds lie apart, which can exceed these intervals: --seeds 3.")
+        sentences.append(
+            "With one seed, the spread over seeds is unknown, and it can exceed these intervals: use --seeds 3."
+        )
     return sentences
 
 
@@ -88,7 +90,7 @@ def _shown(value: Any, metric: str) -> str:
 
 
 def write_page(path: Path, result: Result) -> Path:
-    """Write the page of a sweep: its tables, its settings and the curves of its runs, in a file that needs no other.
+    """Write the page of a sweep: a single file with its tables, its settings and the curves of its runs.
 
     Raises:
         WriteError: the file can't be written.
@@ -123,7 +125,7 @@ def _figures(result: Result) -> list[Figure]:
     ):
         panels = [(of["setting"], curve) for of in settings for curve in _curves(of["runs"].values(), key, scale)]
         if panels:
-            caption = "A line for each run, a colour for each setting."
+            caption = "One line per run, one colour per setting."
             made.append(Figure(title, caption, setting_curves(panels, unit)))
     return made
 

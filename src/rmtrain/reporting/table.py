@@ -1,4 +1,4 @@
-"""One value for every table, and its renderers for the terminal, Markdown and HTML."""
+"""The Table value, and its renderers for the terminal, Markdown and HTML."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SOFT_HYPHEN = "\N{SOFT HYPHEN}"
 
 
 class Interval(NamedTuple):
-    """A fraction and the ends of its interval; each may be missing."""
+    """A fraction and the ends of its interval; each may be None."""
 
     low: object
     value: object
@@ -25,19 +25,19 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table as people read it: its cells are finished text, such as `72.3 %`.
+    """A table whose cells are formatted text, such as `72.3 %`.
 
-    In a wide table, headings are broken at spaces and soft hyphens; a no-break space prevents that.
+    In a wide table, headings wrap at spaces and soft hyphens, but not at no-break spaces.
     A table without columns is only its title and notes.
 
     Attributes:
-        columns: headings, one a column. The first may serve as the title.
-        rows: as many cells each as there are columns.
+        columns: headings. The first may serve as the title.
+        rows: one cell per column each.
         title: a line above the table; empty for none.
-        texts: this many columns from the left hold text, and the rest figures.
-        bold: indices of the rows to stress.
-        dim: indices of the rows that matter less.
-        intervals: for HTML, which draws one beside each row; empty draws none.
+        texts: number of columns from the left that hold text; the others hold figures.
+        bold: indices of emphasised rows.
+        dim: indices of dimmed rows.
+        intervals: for HTML, drawn beside each row; empty for none.
         notes: sentences below the table.
     """
 
@@ -52,7 +52,7 @@ class Table:
 
 
 def to_terminal(*tables: Table) -> Group:
-    """Tables one below another, without boxes: they read the same through a pipe."""
+    """Tables one below another, without boxes, so that they look the same through a pipe."""
     parts = [
         Group(
             *([safe_text(table.title, "bold")] if table.title else []),
@@ -70,7 +70,7 @@ def spaced(parts: Iterable[RenderableType]) -> Group:
 
 
 def key_values(values: Mapping[str, object]) -> RichTable:
-    """Names and values in two columns for the terminal; a value of None is left out."""
+    """Names and values in two columns for the terminal, without values of None."""
     table = RichTable(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -81,7 +81,7 @@ def key_values(values: Mapping[str, object]) -> RichTable:
 
 
 def safe_text(value: object, style: str = "") -> Text:
-    """Text that rich shows as it is: no markup, nothing that steers the terminal."""
+    """Text for rich without markup or control sequences."""
     return Text(plain(value), style)
 
 
@@ -129,7 +129,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_html(table: Table) -> Markup:
-    """The table as HTML elements, for the style sheet of the report."""
+    """The table as HTML elements, styled by the report's style sheet."""
     parts = [Markup("<h3>{}</h3>").format(plain(table.title))] if table.title else []
     if table.columns:
         start = _scale_start(table.intervals)
@@ -160,13 +160,13 @@ def _cell(tag: str, index: int, table: Table, content: object) -> Markup:
 
 
 def _scale_start(intervals: Sequence[Interval]) -> float:
-    """Where the scale of the drawn intervals starts: at 50 %, or lower where an interval reaches lower."""
+    """The start of the scale for drawn intervals: 50 %, or lower if an interval reaches lower."""
     lows = [interval.low for interval in intervals if is_figure(interval.low)]
     return int(10 * min([*lows, 0.5])) / 10
 
 
 def _strip(interval: Interval, start: float) -> Markup:
-    """An interval drawn as a bar with a mark at its value; nothing where one of the three is missing."""
+    """An interval drawn as a bar with a mark at its value; nothing if a number is missing."""
     places = [100 * (min(1.0, part) - start) / (1 - start) for part in interval if is_figure(part)]
     if len(places) < len(interval):
         return Markup("")

@@ -1,4 +1,4 @@
-"""Results as tables, for the terminal, the report and the model card."""
+"""Results as tables for the terminal, the report and the model card."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ _SPLITS_ABREAST = 3
 
 
 def split_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Results of `eval`: one column for each split, then the entries and the sources of each split that has several."""
+    """Results of `eval`: one column per split, then the entries and sources of splits that have several."""
     tables = []
     for start in range(0, len(results), _SPLITS_ABREAST):
         shown = results[start : start + _SPLITS_ABREAST]
@@ -41,7 +41,7 @@ def split_tables(results: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def votes_table(split: str, votes: Mapping[str, Any]) -> Table:
-    """Rewards against the votes of raters."""
+    """How rewards agree with the votes of raters."""
     headings = ("n", "agrees with the majority", "a rater agrees", "log-likelihood, nats", "best possible")
     shares = [percent(votes.get(key)) for key in ("accuracy", "raters")]
     nats = [decimal(votes.get(key), 3) for key in ("log_likelihood", "log_likelihood_best")]
@@ -51,12 +51,12 @@ def votes_table(split: str, votes: Mapping[str, Any]) -> Table:
 
 
 def share_table(heading: str, figure: str, parts: Mapping[str, Any], digits: int = 1) -> Table:
-    """Accuracies or scores of named parts, one a row, with their intervals and sizes.
+    """Accuracies or scores of named parts, one per row, with intervals and sizes.
 
     Args:
         heading: of the names.
         figure: key and heading of the accuracy or score.
-        parts: figures by name; parts that are not mappings are shown as unknown.
+        parts: figures by name; parts that are not mappings appear as unknown.
         digits: decimals.
     """
     known = {name: mapping(part) for name, part in parts.items()}
@@ -90,7 +90,7 @@ def benchmark_tables(result: Mapping[str, Any]) -> list[Table]:
     if any(part.get("score") is not None for part in sections.values()):
         tables = [share_table(heading, "score", sections, 2)]
     else:
-        tables = [Table((), (), notes=[f"{heading}: every section lacks a subset, so none has a score."])]
+        tables = [Table((), (), notes=[f"{heading}: no section has a score, because each lacks a subset."])]
     tables += _era_tables(result) + _term_tables(result)
     subsets = {**mapping(result.get("subsets")), **prior_subsets}
     if own := {name: part for name, part in subsets.items() if name not in parts}:
@@ -103,7 +103,7 @@ def benchmark_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def _parity_table(steps: Sequence[Mapping[str, Any]]) -> Table:
-    """From the leaderboard's way of scoring to rmtrain's, one change a row."""
+    """The steps from the leaderboard's way of scoring to rmtrain's, one per row."""
     headings = ("one change after another, in %", "over rows", "mean of sections", "to right", "to wrong", "ties")
     rows = [
         (
@@ -117,7 +117,7 @@ def _parity_table(steps: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _era_tables(result: Mapping[str, Any]) -> list[Table]:
-    """One row an era, with the sections that eras weigh differently; then the scores with prior sets."""
+    """One row per era, with the sections whose weights differ by era; then the scores with prior sets."""
     scores, names = eras(result), era_sections(result)
     if all(score.get("mean_of_sections") is None for score in scores.values()):
         return []
@@ -138,7 +138,7 @@ def _era_table(
     parts: Mapping[str, Sequence[Any]],
     keys: tuple[str, ...],
 ) -> Table:
-    """The score of each era after its parts, with its interval; where rows are known, also half credit and baseline.
+    """Each era's parts and its score with interval; if rows are known, also half credit and baseline.
 
     Args:
         headings: for the era, its parts and its score.
@@ -180,25 +180,26 @@ def _term_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def comparison_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Result of `compare`: one row for all rows, the benchmark's score and sections, and each source; then the verdict.
+    """Result of `compare`: one row each for all rows, the benchmark's score, its sections and the sources; then the
+    verdict.
 
     Args:
         result: of `compare`, with the paths of both rows files under `rows`.
     """
     headings = ("accuracy, in %", "n", "A", "B", "A−B", "95 % interval", "McNemar p", "detectable")
     score = {"benchmark score": result["score"]} if result["score"] else {}
-    # a source that is a section has its row already, and a single source is all rows
+    # a source that is a section already has its row, and a single source has all rows
     several = len(result["by_source"]) > 1
     by_source = {name: part for name, part in result["by_source"].items() if several and name not in result["sections"]}
     parts = {"all rows": result, **score, **result["sections"], **by_source}
     rows = [(name, *_comparison_cells(mapping(figures))) for name, figures in parts.items()]
     sentences = [result["verdict"], *([f"By the score: {result['score']['verdict']}"] if score else [])]
-    unmatched = {"in A alone": "only_a", "in B alone": "only_b", "with the same id but other content": "not_alike"}
+    unmatched = {"only in A": "only_a", "only in B": "only_b", "with the same id but different content": "not_alike"}
     if left_out := [f"{count(result[key])} {what}" for what, key in unmatched.items() if result[key]]:
         sentences.append(f"Rows left out: {', '.join(left_out)}.")
     if several:
         sentences.append(
-            "The lines are separate tests: of twenty lines without a difference, one has p < 0.05 on average."
+            "Each row is a separate test: of twenty rows without a true difference, one has p < 0.05 on average."
         )
     return [Table(headings, rows), Table((), (), notes=sentences)]
 

@@ -1,4 +1,4 @@
-"""The only escaping of text from data, for terminal, Markdown and HTML, and the formats of figures."""
+"""All escaping of text from data for terminal, Markdown and HTML, and the formats of figures."""
 
 import math
 import re
@@ -16,16 +16,16 @@ _ESCAPE_SEQUENCE = re.compile(
     re.DOTALL,
 )
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_MARKUP = re.compile(r"([\\`*_\[\](){}<>&|~!#$:@^])")  # characters with a meaning inside a line of Markdown
+_MARKUP = re.compile(r"([\\`*_\[\](){}<>&|~!#$:@^])")  # characters with a meaning in Markdown
 
 
 def plain(value: Any) -> str:
-    """Text from data on one line, without characters that steer a terminal, reorder text or fail to encode."""
+    """Text from data on one line, without characters that control a terminal, reorder text or can't be encoded."""
     return _clean(str(value)).strip()
 
 
 def block(value: Any) -> str:
-    """The same for text of several lines; keeps line breaks and indentation."""
+    """The same for several lines; keeps line breaks and indentation."""
     return "\n".join(_clean(line).rstrip() for line in str(value).splitlines())
 
 
@@ -47,11 +47,11 @@ def markdown(value: Any) -> str:
     text = _MARKUP.sub(r"\\\1", plain(value))
     for character, entity in (("\\&", "&amp;"), ("\\<", "&lt;"), ("\\>", "&gt;")):
         text = text.replace(character, entity)
-    return re.sub(r"(?i)www\.", lambda match: match[0][:-1] + "\\.", text)  # GFM would make it a link
+    return re.sub(r"(?i)www\.", lambda match: match[0][:-1] + "\\.", text)  # GitHub would make it a link
 
 
 def python_literal(value: Any) -> str:
-    """Text from data as a Python string that can't end a fenced block or an HTML element."""
+    """Text from data as a Python string literal that can't end a fenced block or an HTML element."""
     text = ascii(plain(value))
     text = f'"{text[1:-1]}"' if text[0] == "'" and '"' not in text else text
     return "".join(f"\\x{ord(c):02x}" if c in "`<>" else c for c in text)
@@ -68,7 +68,7 @@ def points(fraction: Any, digits: int = 2, sign: str = "") -> str:
 
 
 def dash(low: Any, high: Any, digits: int = 2) -> str:
-    """Both ends of an interval for such columns, such as `70.12-74.40`."""
+    """Both ends of an interval in such a column: `70.12-74.40`."""
     return f"{points(low, digits)}-{points(high, digits)}" if is_figure(low) and is_figure(high) else MISSING
 
 
@@ -117,8 +117,8 @@ def render(
 
     Args:
         template: its file name.
-        shown: makes text of each value.
-        values: by name; a missing value is shown as nothing.
+        shown: turns each value into text.
+        values: by name; a missing value gives no text.
         filters: further filters, by name.
     """
     from jinja2 import ChainableUndefined, Environment, FunctionLoader
