@@ -221,7 +221,7 @@ def test_each_side_may_be_read_in_its_own_way(capsys: Any, scored: list[str], tm
     assert "names rows that are already scored, so it takes no --label-a" in refusal(
         capsys, labels["rows"][0], "a", "--label-a", "0"
     )
-    assert "--max-length and --dtype apply to checkpoints only" in refusal(capsys, *labels["rows"], "--dtype", "float32")
+    assert "--max-length and --dtype are for checkpoints" in refusal(capsys, *labels["rows"], "--dtype", "float32")
 
 
 def test_pairrm_is_refused_where_rewards_are_needed(capsys: Any, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_what_a_sweep_refuses_before_it_starts(
     sweep("data.source={train: train.jsonl}", code=2)
     assert commands == []
     assert rmtrain(["sweep", "tiny.yaml", RATES, "--seeds", "2", "--dry-run"]) == 0
-    assert capsys.readouterr().out.count("to be trained") == 4
+    assert capsys.readouterr().out.count("not trained yet") == 4
     assert commands == []
 
 

@@ -316,7 +316,7 @@ def test_missing_subsets_are_named(tmp_path: Path) -> None:
     page = Page(read(run))
     assert "Missing subsets: hep-cpp." in page.text
     assert page.table("RewardBench sections")["Reasoning"][:2] == ["n/a", "n/a"]
-    assert "Subsets whose number of rows differs from the published one: alpacaeval-easy 2 of 100" in page.text
+    assert "Subsets of unexpected size: alpacaeval-easy 2 of 100" in page.text
 
 
 def test_only_a_run_folder_has_a_report(tmp_path: Path) -> None:

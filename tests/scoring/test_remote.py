@@ -91,7 +91,7 @@ def test_a_server_that_is_busy_is_asked_again_and_what_it_refuses_is_named(fake:
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--url", "nowhere", "--output", "o.jsonl"], 2, "--url nowhere: not an address"),
+        (["--url", "nowhere", "--output", "o.jsonl"], 2, "--url nowhere: not a web address"),
         (["--url", "http://127.0.0.1:9", "--output", "o.jsonl"], 1, "http://127.0.0.1:9 does not answer"),
         (["--url", "http://127.0.0.1:9", "--api", "sglang", "--output", "o.jsonl"], 2, "--api sglang sends text"),
         (["--url", "http://127.0.0.1:9"], 2, "no --output"),

@@ -379,7 +379,7 @@ def test_under_sharded_weights_a_batch_that_does_not_fit_ends_the_run(
     model: RewardModel, groups: list[TokenizedGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "_forward", too_large(2))
-    with pytest.raises(RunFailedError, match="out of memory while scoring") as error:
+    with pytest.raises(RunFailedError, match="out of memory in a forward pass over") as error:
         score_groups(dataclasses.replace(model, sharded=True), groups, 0, 500)
     assert "evaluation.tokens_per_batch" in error.value.hint
 

@@ -26,9 +26,7 @@ def calibrate(
     split: Annotated[str | None, typer.Option(help="Split of --data or of the recipe; default: validation.")] = None,
     holdout: Annotated[
         float,
-        typer.Option(
-            min=0.05, max=0.95, help="Share of the prompts held out from the fit, to measure the calibration."
-        ),
+        typer.Option(min=0.05, max=0.95, help="Share of the prompts held out to measure the calibration."),
     ] = 0.5,
     length: Annotated[
         bool, typer.Option("--length/--no-length", help="Subtract what an answer's length explains of its reward.")

@@ -91,9 +91,7 @@ def compare(
         verify = not work.no_verify
         compared = [_side(x, text, sides.asked(x), both, verify, display) for x, text in (("a", a), ("b", b))]
         if both != DEFAULTS and not any(side.model for side in compared):
-            raise InputError(
-                "A and B both name scored rows: --max-length and --dtype apply to checkpoints only", "leave them out"
-            )
+            raise InputError("A and B both name rows: --max-length and --dtype are for checkpoints", "leave them out")
         planned = plan(compared, RowsRequest(data, split, benchmark, mapping), display.note_once)
         if planned.missing:
             processes.spread(work.num_processes)

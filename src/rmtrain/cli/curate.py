@@ -39,18 +39,13 @@ def curate(
     folds: Annotated[
         int | None,
         typer.Option(
-            min=2,
-            max=50,
-            help="Split the rows into so many folds and train a model on each; every row is judged by the models of "
-            "the other folds.",
+            min=2, max=50, help="Train a model on each of so many folds; it judges the rows of the other folds."
         ),
     ] = None,
     rule: Rules = None,
     mark: Mark = False,
     examples: Annotated[int, typer.Option(min=0, help="Examples to show per cause.")] = 2,
-    show: Annotated[
-        str | None, typer.Option(metavar="CAUSE", help="Only show examples of this cause; write nothing.")
-    ] = None,
+    show: Annotated[str | None, typer.Option(metavar="CAUSE", help="Only show examples of this cause.")] = None,
     json: options.Json = False,
 ) -> None:
     """Judge the training pairs of a recipe by reward models, and write the pairs that no rule rejects as a new source.

@@ -67,9 +67,7 @@ def gap(
     question: Question,
     raw: Annotated[
         bool,
-        typer.Option(
-            "--raw", help='Score the text prompt + " " + completion, as the paper does, without a chat template.'
-        ),
+        typer.Option("--raw", help='Score the text prompt + " " + completion, without a chat template.'),
     ] = False,
     split: Annotated[str | None, typer.Option(help="Split of the data; default: the only one.")] = None,
     prompt: options.Prompt = None,

@@ -40,8 +40,7 @@ class Asked:
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="Also score the prior sets: a hub id, a folder with shp.jsonl and the others, or NAME=FILE; may be "
-            "repeated.",
+            help="Also score the prior sets: a hub id, a folder (shp.jsonl, …), or NAME=FILE; may be repeated.",
         ),
     ] = None
 
@@ -72,10 +71,7 @@ def rewardbench(
     ] = None,
     parity: Annotated[
         Runner | None,
-        typer.Option(
-            help="Also score rewardbench-1 as the leaderboard's runner did, in this precision, and show the "
-            "differences."
-        ),
+        typer.Option(help="Also score rewardbench-1 as the leaderboard's runner did, in this precision, and compare."),
     ] = None,
     work: options.Work,
     runs: options.Runs = Path("runs"),

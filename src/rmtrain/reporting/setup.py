@@ -72,9 +72,7 @@ def run_lines(record: RunRecord) -> list[Line]:
     return _lines(
         {
             "recipe": manifest.get("recipe"),
-            "command": " ".join(
-                [str(program).rsplit("/", 1)[-1], *map(str, arguments)]
-            ),  # no folder
+            "command": " ".join([str(program).rsplit("/", 1)[-1], *map(str, arguments)]),  # no folder
             "started": manifest.get("started"),
             "ended": manifest.get("ended"),
             "steps": count(manifest["steps"]) if is_figure(manifest.get("steps")) else None,

@@ -57,7 +57,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         for name, sizes in mapping(result.get("incomplete_subsets")).items()
     ]
     if others:
-        sentences.append(f"Subsets whose number of rows differs from the published one: {', '.join(others)}.")
+        sentences.append(f"Subsets of unexpected size: {', '.join(others)}.")
     if unknown := _names(result.get("unknown_subsets")):
         sentences.append(f"Unknown subsets, excluded from all scores: {', '.join(unknown)}.")
     if result.get("truncated"):

@@ -1,1 +1,1 @@
-"""Groups to rewards."""
+"""From groups to rewards."""

@@ -1,4 +1,4 @@
-"""Groups → rewards: token-budget batches, dealt to all processes, order restored, resumable."""
+"""Groups → rewards: token-budget batches, distributed over all processes, resumable, in the order of the groups."""
 
 import contextlib
 import functools
@@ -21,15 +21,15 @@ from rmtrain.scoring.partial import append_partial, read_partial
 from rmtrain.scoring.token_budget import CPU_PASS, halve_budget, token_budget
 
 Rewards = tuple[float, ...]  # K float32 values
-Progress = Callable[[int, int], None]  # groups done, groups in all
+Progress = Callable[[int, int], None]  # groups done, and all groups
 
 
 class Piece(NamedTuple):
-    """Distinct completions of one group that go through the model together with its prompt."""
+    """Distinct completions of one group that share a forward pass and its prompt."""
 
     group_index: int
     completions: tuple[int, ...]  # indices of its suffixes
-    group: TokenizedGroup  # these alone
+    group: TokenizedGroup  # the group with only these completions
 
 
 def score_groups(
@@ -44,25 +44,25 @@ def score_groups(
 ) -> list[Rewards]:
     """Rewards of every completion, in the order of the groups, on every process.
 
-    Batches are planned once, from the lengths alone, and then dealt out; a reward depends neither on the number of
-    processes nor on the order of the groups. A group of more tokens than a batch is cut between completions. Equal
-    completions of a group are scored once, and have the same reward to the last bit.
+    Batches are planned once, from the lengths alone, and then distributed, so a reward depends neither on the number of
+    processes nor on the order of the groups. A group with more tokens than a batch is split between completions. Equal
+    completions of a group are scored once and get the same reward, bit for bit.
 
     Args:
         model: a reward model; its module may be wrapped for data-parallel or sharded execution.
         groups: what to score.
         pad_id: fills padded rows.
-        tokens_per_batch: maximum tokens of a forward pass; on a CPU 2,048, not counting a shared prompt. A batch that
-            does not fit the free memory is run in halves, unless weights are sharded; `notify` gets one line about it.
-        partial: file of finished batches, which are not run again. With the same tokens of a batch, rewards are those
-            of a run that was not interrupted, to the last bit.
+        tokens_per_batch: maximum tokens of a forward pass; on a CPU at most 2,048, not counting a shared prompt. Unless
+        weights are sharded, a batch that does not fit into memory runs in halves, and `notify` gets a line.
+        partial: file of finished batches, which are not run again. With the same tokens_per_batch, a resumed run gives
+        the same rewards as an uninterrupted one, bit for bit.
         progress: called after every round, on every process.
         notify: takes one line for the user.
-        alone: this process scores the groups by itself, whatever the other processes of a run do.
+        alone: this process scores all groups without the other processes.
 
     Raises:
-        InputError: rows so long that rewards would depend on the batch.
-        RunFailedError: on all processes; a completion (sharded: a batch) does not fit, or a reward is not finite.
+        InputError: a row is so long that its reward would depend on the batch.
+        RunFailedError: on all processes: a completion (sharded: a batch) exceeds the memory, or a reward is not finite.
     """
     processes, rank = (1, 0) if alone else (process_state().num_processes, process_state().process_index)
     if groups and not model.sharded:
@@ -75,7 +75,7 @@ def score_groups(
     limit, notified = _TokenLimit(model, min(tokens_per_batch, largest)), False
     with _evaluating(model.module):
         for start in range(0, len(batches), processes):
-            # a process without a batch of its own repeats the last one: sharded weights are gathered by all together
+            # a process without a batch repeats the last one, because all processes must gather sharded weights together
             number = min(start + rank, len(batches) - 1)
             rewards = _score_or_error(model, [piece.group for piece in batches[number]], pad_id, limit)
             answers = [(number, rewards, limit.note)] if alone else gather_object([(number, rewards, limit.note)])
@@ -97,7 +97,8 @@ def score_groups(
 def _batches(
     groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, planned: int, most: int
 ) -> list[list[Piece]]:
-    """The batches that are left: those of the first plan where it was followed, so that rewards keep all their bits."""
+    """The remaining batches. Unfinished batches of the first plan are kept, so that rewards stay the same bit for
+    bit."""
     whole = _plan(cut_pieces(groups, (), packing, planned, most), packing, planned)
     marks = [[(piece.group_index, k) in done for piece in batch for k in piece.completions] for batch in whole]
     if all(len({*of_batch}) == 1 for of_batch in marks):
@@ -127,14 +128,14 @@ def _evaluating(module: Any) -> Iterator[None]:
 def cut_pieces(
     groups: Sequence[TokenizedGroup], done: Container[tuple[int, int]], packing: Packing, planned: int, most: int
 ) -> list[Piece]:
-    """Each group's completions that are not done, as many together as fit into one forward pass.
+    """Each group's unscored completions, as many in one piece as fit into a forward pass.
 
     Args:
         groups: what to score.
-        done: (group, completion) of those that are done.
+        done: (group, completion) of scored completions.
         packing: of the batches.
-        planned: maximum tokens of a pass, not counting the prompt that its completions share: running the prompt once
-            more costs more than a wider pass.
+        planned: maximum tokens of a pass, not counting the prompt that its completions share: repeating the prompt
+        would cost more than a wider pass.
         most: maximum tokens of a pass, its prompt included.
     """
     pieces = []
@@ -155,28 +156,28 @@ def cut_pieces(
 
 
 def _only(group: TokenizedGroup, completions: Sequence[int]) -> TokenizedGroup:
-    """A group with some of its completions, and no preferences between them."""
+    """A group with only some of its completions, and without preferences."""
     suffixes = tuple(group.suffixes[k] for k in completions)
     starts = tuple(group.starts[k] for k in completions) if group.starts else ()
     return group._replace(suffixes=suffixes, starts=starts, preferences=(), suffix_of=())
 
 
 class _TokenLimit:
-    """Maximum tokens per forward pass: what the user asked for, or less if memory is short.
+    """Maximum tokens per forward pass: as the user asked, or fewer if memory is short.
 
-    `note` tells the user when it first fell short; it is empty until then.
+    `note` is the line for the user if memory is short, and empty otherwise.
     """
 
     def __init__(self, model: RewardModel, asked: int) -> None:
         self.model, self.note = model, ""
-        # the processes that share sharded weights must run the same passes, whatever is free on each
+        # processes with sharded weights must all run the same passes, so each must use the same limit
         budget = None if model.sharded else token_budget(model)
         self.tokens = asked if budget is None else min(asked, budget)
         if self.tokens < asked:
             self._report(f"the free memory has space for about {self.tokens:,} tokens per forward pass, not {asked:,}")
 
     def lower(self, tokens: int) -> None:
-        """Remember that so many tokens did not fit."""
+        """Lower the limit after so many tokens did not fit."""
         self.tokens = halve_budget(self.model, tokens)
         self._report(f"out of memory at {tokens:,} tokens per forward pass: continuing with at most {self.tokens:,}")
 
@@ -187,11 +188,11 @@ class _TokenLimit:
 def _score_or_error(
     model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: _TokenLimit
 ) -> list[Rewards] | RunFailedError:
-    """Rewards of a planned batch, or the error that ends the command, which all processes must hear of."""
+    """Rewards of a planned batch, or the error that ends the command on all processes."""
     try:
         return _score_batch(model, groups, pad_id, limit)
     except RunFailedError as error:
-        if model.sharded:  # the other processes wait in the middle of a pass, and hear nothing
+        if model.sharded:  # the other processes wait inside a pass, where no error can reach them
             raise
         return error
 
@@ -199,13 +200,13 @@ def _score_or_error(
 def _score_batch(
     model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: _TokenLimit
 ) -> list[Rewards]:
-    """Rewards of a batch; one of more tokens than the memory has space for is run in halves."""
+    """Rewards of a batch, which runs in halves if it does not fit into memory."""
     tokens = batch_tokens([GroupSize.of(group) for group in groups], model.packing)
     if model.sharded or tokens <= limit.tokens or (len(groups) == 1 and len(groups[0].suffixes) == 1):
         rewards = _score_part(model, groups, pad_id)
         if rewards is not None:
             return rewards
-        torch.cuda.empty_cache()  # outside the handler, so that the failed pass's tensors are free
+        torch.cuda.empty_cache()  # outside the handler, so that the failed pass's tensors are freed
         limit.lower(tokens)
     if len(groups) > 1:
         middle = len(groups) // 2
@@ -217,7 +218,7 @@ def _score_batch(
 
 
 def _score_part(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[Rewards] | None:
-    """Rewards of one forward pass; None if it ran out of memory and can be halved."""
+    """Rewards of one forward pass; None if it ran out of memory and can be split."""
     try:
         flat = _forward(model, groups, pad_id)
     except RuntimeError as error:
@@ -229,9 +230,9 @@ def _score_part(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: in
                 "fit the device's memory",
                 "lower data.max_length, or score on a larger device",
             ) from error
-        if model.sharded:  # the other processes would wait forever for a pass that only this one runs
+        if model.sharded:  # halves would be passes that only this process runs, and the others would wait forever
             raise RunFailedError(
-                f"out of memory while scoring {len(groups)} groups at once", "lower evaluation.tokens_per_batch"
+                f"out of memory in a forward pass over {len(groups)} groups", "lower evaluation.tokens_per_batch"
             ) from error
         return None
     rewards, position = [], 0
@@ -252,7 +253,7 @@ def _forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) 
 
 
 def _parse_line(groups: Sequence[TokenizedGroup], line: Any) -> dict[tuple[int, int], float] | None:
-    """Rewards by group and completion of a line of a partial file; None if they are not of these groups."""
+    """Rewards by group and completion from a line of a partial file; None if the line does not fit these groups."""
     places, rewards = line
     found = {
         (index, k): float(value)

@@ -1,4 +1,4 @@
-"""A scorer whose rewards are calibrated as `rmtrain calibrate` has found for it."""
+"""A scorer whose rewards are calibrated by the result of `rmtrain calibrate`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from rmtrain.scoring.scorer import GroupScore, Scorer, ScorerInfo, ScorerRequest
 
 @dataclass(frozen=True)
 class CalibratedScorer:
-    """Another scorer's rewards as log-odds, without what the length of an answer explains."""
+    """Another scorer's rewards, converted to log-odds and without the effect of the answer's length."""
 
     info: ScorerInfo
     scorer: Scorer
@@ -29,7 +29,7 @@ class CalibratedScorer:
         calibration = read_calibration(Path(local_folder(request.where)))
         if calibration is None:
             raise InputError(
-                f"{request.where} has no calibration", f"make one: rmtrain calibrate {request.where} --data SOURCE"
+                f"{request.where} has no calibration", f"fit one: rmtrain calibrate {request.where} --data SOURCE"
             )
         if calibration.has_old_lengths:
             raise InputError(

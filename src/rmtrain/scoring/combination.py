@@ -1,4 +1,4 @@
-"""How the rewards of an ensemble's members become one (arXiv 2310.02743)."""
+"""How the rewards of an ensemble's members are combined (arXiv 2310.02743)."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ _FORM = re.compile(r"(mean|min|mean-minus-variance)(?::([0-9.eE+-]+))?")
 
 
 class Combination(NamedTuple):
-    """How the rewards r_1 ... r_M of a completion become one.
+    """How the rewards r_1 ... r_M of a completion are combined.
 
     `mean` is their mean, `min` the lowest (worst-case optimisation), and `mean-minus-variance` the mean less `weight`
     times their population variance (uncertainty-weighted optimisation).
@@ -21,10 +21,10 @@ class Combination(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Combination":
-        """A combination as users write it, such as mean-minus-variance:0.5.
+        """Parse a combination such as mean-minus-variance:0.5.
 
         Raises:
-            InputError: it is none.
+            InputError: the text is not a combination.
         """
         found = _FORM.fullmatch(text)
         try:
@@ -39,8 +39,8 @@ class Combination(NamedTuple):
         return cls(found[1], weight)
 
     def of(self, rewards: Sequence[Sequence[float]]) -> tuple[float, ...]:
-        """K rewards from M times K; float32 values, as of every scorer."""
-        import numpy as np  # as late as here: the command line reads combinations before it needs any arithmetic
+        """K combined rewards from M times K rewards; float32 values, like those of every scorer."""
+        import numpy as np  # imported here because the command line, which starts without numpy, reads combinations too
 
         values = np.asarray(rewards, dtype=np.float64)
         if self.kind == "min":

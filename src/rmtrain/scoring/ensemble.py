@@ -1,4 +1,4 @@
-"""Ensembles: several scorers' rewards of the same completions as one reward (arXiv 2310.02743), one model at a time."""
+"""Ensembles: rewards of several scorers, combined into one (arXiv 2310.02743), with one model in memory at a time."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Opener = Callable[[ScorerRequest], Scorer]
 
 @dataclass
 class _Loaded:
-    """The member in memory; at most one."""
+    """The member in memory, if any."""
 
     place: int | None = None
     scorer: Scorer | None = None
@@ -23,13 +23,11 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class EnsembleScorer:
-    """A scorer over scorers, which may have other tokenizers and templates.
+    """A scorer that combines scorers, whose tokenizers and templates may differ.
 
     Attributes:
-        info: what results record of it.
-        members: what to open.
-        infos: of each member.
-        combination: of their rewards.
+        info: what results record of it. members: the requests of its members. infos: of each member. combination: of
+        their rewards.
         opener: opens a member.
     """
 
@@ -42,7 +40,7 @@ class EnsembleScorer:
 
     @classmethod
     def open(cls, request: ScorerRequest, opener: Opener) -> "EnsembleScorer":
-        """Load each member once for what is known of it; the last one stays in memory, and scores first.
+        """Load each member once to read its info; the last one stays in memory and scores first.
 
         Raises:
             InputError: a member gives no rewards, or the options do not fit it.
@@ -60,9 +58,9 @@ class EnsembleScorer:
         return cls(_describe(request, infos), members, tuple(infos), combination, opener, loaded)
 
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
-        """Combined rewards, with those of each member; see `Scorer`. A group that one member refuses is left out.
+        """Combined rewards, with those of each member; see `Scorer`. A group is left out if a member refuses it.
 
-        Lengths are those of the first member; a preference counts as identical where it is for every member.
+        Lengths are those of the first member; a preference counts as identical if it is identical for every member.
         """
         scores: dict[int, list[GroupScore | None]] = {}
         for place in sorted(range(len(self.members)), key=lambda place: place != self._loaded.place):
@@ -87,7 +85,7 @@ class EnsembleScorer:
 
 
 def _open(loaded: _Loaded, place: int, members: Sequence[ScorerRequest], opener: Opener) -> Scorer:
-    """A member in memory, in place of the one that was."""
+    """Load a member in place of the previous one."""
     if loaded.place != place or loaded.scorer is None:
         loaded.place, loaded.scorer = place, None
         gc.collect()
@@ -98,7 +96,7 @@ def _open(loaded: _Loaded, place: int, members: Sequence[ScorerRequest], opener:
 
 
 def _describe(request: ScorerRequest, infos: Sequence[ScorerInfo]) -> ScorerInfo:
-    """What results record of an ensemble: as of its members, with the shortest of their lengths."""
+    """What results record of an ensemble: the values of its members, and the shortest maximum length."""
     combine = str(request.options.combine)
     members = [{"ckpt": info.where, **info.record()} for info in infos]
     return ScorerInfo(

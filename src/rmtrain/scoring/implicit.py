@@ -1,7 +1,7 @@
 """Policies as scorers: the implicit reward of DPO, log pi - log pi_ref (arXiv 2305.18290).
 
-A policy trained by DPO holds, up to a term that depends on the prompt alone, the reward beta * (log pi - log pi_ref) of
-a completion (eq. 5); beta changes no ranking and is left out.
+A policy trained by DPO defines, up to a term that depends only on the prompt, the reward beta * (log pi - log pi_ref)
+of a completion (eq. 5); beta changes no ranking and is left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,13 +33,13 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class PolicyScorer:
-    """A policy with its reference, or alone; one model is in memory at a time, unless there is room for both.
+    """A policy, with or without its reference. One model is in memory at a time, unless both fit.
 
     Attributes:
         info: what results record of it.
-        renderer: how conversations become tokens, for both models.
+        renderer: turns conversations into tokens, for both models.
         models: the policy, and the reference if there is one.
-        reduction: what makes log-probabilities of tokens one number; against a reference, the sum.
+        reduction: how the tokens' log-probabilities are combined; with a reference, their sum.
         dtypes: of each model.
     """
 
@@ -97,7 +97,7 @@ class PolicyScorer:
         return replace(made, counts=[group.response_lengths for group in marked]).scores(rewards, task)
 
     def _load(self, number: int, notify: Callable[[str], None]) -> RewardModel:
-        """One of the models, as kept or from its files."""
+        """One of the models, from memory or from its files."""
         if number in self._loaded:
             return self._loaded[number]
         model = self.models[number].load(self.reduction, self.dtypes[number], process_state().device)
@@ -114,9 +114,10 @@ class PolicyScorer:
         notify: Callable[[str], None] = lambda line: None,
         alone: bool = False,
     ) -> list[Rewards]:
-        """log pi - log pi_ref of every completion, or log pi alone; as `score_groups`, for groups with `starts`.
+        """log pi - log pi_ref of every completion, or log pi without a reference; as `score_groups`, for groups with
+        `starts`.
 
-        Each model keeps its finished batches in a file of its own, whose name begins as `partial`.
+        Each model keeps its finished batches in its own file, whose name starts with `partial`.
         """
         found: list[list[Rewards]] = []
         for number in range(len(self.models)):
@@ -132,14 +133,14 @@ class PolicyScorer:
 
 
 def _has_room(model: RewardModel) -> bool:
-    """Whether a second model, and a forward pass, have space beside this one."""
+    """Whether a second model and a forward pass fit into memory beside this model."""
     parameters = model.module.parameters()
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     return bool(free_memory(model.device) > 2 * size)
 
 
 def _require_same_tokens(renderer: Renderer, models: Sequence[LanguageModelFiles]) -> None:
-    """Refuse a policy and a reference whose tokenizers differ, on texts that tokenizers tend to split differently."""
+    """Refuse a policy and a reference that tokenise sample texts differently."""
     policy, reference = models
     other = load_tokenizer(str(reference.folder), chat_template="raw")
     chats = [[{"role": "user", "content": text}] for text in _PROBES]
@@ -147,5 +148,5 @@ def _require_same_tokens(renderer: Renderer, models: Sequence[LanguageModelFiles
         if renderer.tokenizer(text)["input_ids"] != other(text)["input_ids"]:
             raise InputError(
                 f"{policy.name} and its reference {reference.name} turn the same text into different tokens",
-                "a policy is compared, token by token, with the model that it was trained from",
+                "the reference must be the model from which the policy was trained",
             )

@@ -8,7 +8,7 @@ from rmtrain.scoring.implicit import PolicyScorer
 from rmtrain.scoring.reward_models import EncoderScorer, PairScorer, RewardModelScorer
 from rmtrain.scoring.scorer import Scorer, ScorerRequest
 
-# in the order in which they are asked; each answers None where the request is for another kind
+# asked in this order; `open` returns None if the request is for another kind
 SCORERS: list[Callable[[ScorerRequest], Scorer | None]] = [
     PolicyScorer.open,
     PairScorer.open,
@@ -18,11 +18,11 @@ SCORERS: list[Callable[[ScorerRequest], Scorer | None]] = [
 
 
 def open_scorer(request: ScorerRequest) -> Scorer:
-    """The scorer that a request names, ready to score on this process's device.
+    """Open the scorer that a request names, on this process's device.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of no known kind.
-        InputError: an option that this kind does not have.
+        CheckpointError: the checkpoint is damaged, or of an unknown kind.
+        InputError: this kind does not have one of the options.
     """
     if request.options.combine is not None:
         return EnsembleScorer.open(request, open_scorer)

@@ -21,7 +21,7 @@ class OnePartial:
     """The files of finished batches of a process that scores alone, one for each scorer.
 
     Args:
-        file: that their names begin as; it says already what is being scored.
+        file: the start of their names, which identifies the rows.
     """
 
     alone = True
@@ -35,7 +35,7 @@ class OnePartial:
 
 
 class Partials:
-    """The files of finished batches beside a rows file; scorers name theirs, and whoever scores removes them."""
+    """The files of finished batches beside a rows file. Scorers name their files; the caller removes them."""
 
     alone = False
 
@@ -43,7 +43,7 @@ class Partials:
         self._rows, self._display, self._names = rows, display, list[str]()
 
     def path(self, what: str, tokens: str, scorer: str) -> Path:
-        """A file name that says what is being scored with what, so that nothing else is continued from it.
+        """A file name that identifies the rows and the scorer, so that only the same scoring continues from the file.
 
         Args:
             what: name of the groups.
@@ -60,7 +60,7 @@ class Partials:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Report, where scoring ends early, which files it continues from; empty ones are removed."""
+        """If scoring ends early, report the files from which it can continue, and remove empty ones."""
         try:
             yield
         except BaseException:
@@ -78,7 +78,7 @@ class Partials:
             path.unlink()
 
     def _files(self) -> list[Path]:
-        """All files whose names begin as one that a scorer asked for: a policy and its reference have one each."""
+        """All files whose names start with one that a scorer asked for: a policy and its reference have one each."""
         names = tuple(self._names)
         return [path for path in self._rows.parent.iterdir() if names and path.name.startswith(names)]
 
@@ -86,12 +86,12 @@ class Partials:
 def read_partial(
     path: Path | None, parse: Callable[[Any], dict[Key, Value] | None], alone: bool = False
 ) -> dict[Key, Value]:
-    """Results that an interrupted scoring left, on every process; whatever follows a damaged line is cut off.
+    """Results of an interrupted scoring, on every process. A damaged line and all lines after it are removed.
 
     Args:
         path: of JSON lines, as the main process sees it; None, or a missing file, holds no results.
-        parse: turns a line's value into results; None, ValueError and TypeError refuse it.
-        alone: other processes do not score the same.
+        parse: turns a line's value into results; it rejects a line by None, ValueError or TypeError.
+        alone: this process scores alone.
     """
     if alone:
         return _read(path, parse) if path is not None else {}
@@ -120,7 +120,7 @@ def _read(path: Path, parse: Callable[[Any], dict[Key, Value] | None]) -> dict[K
 
 
 def append_partial(path: Path | None, values: list[Any], alone: bool = False) -> None:
-    """Add lines of results to the file, on the main process, or on one that scores alone."""
+    """Append lines of results to the file, on the main process or on a process that scores alone."""
     if path is not None and (alone or process_state().is_main_process):
         with writing(path), open(path, "a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(value) + "\n" for value in values)

@@ -1,4 +1,4 @@
-"""Finished parts of an output in a folder beside it: shared by processes, kept when a command ends early."""
+"""Finished parts of an output, in a folder beside it: shared by processes, and kept if the command is interrupted."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ _HELD = (errno.EACCES, errno.EAGAIN)
 
 
 class Tally(NamedTuple):
-    """What is told of scored rows."""
+    """Counts and notes on scored rows."""
 
     rows: int = 0
     truncated: int = 0
@@ -32,10 +32,11 @@ class Tally(NamedTuple):
 
 
 class Parts:
-    """The parts of an output. A part's name says what it was made of, so that nothing else is continued from it.
+    """The parts of an output. A part's name identifies the rows and the scorer, so that only the same scoring continues
+    from it.
 
     Args:
-        output: the file or folder that the parts will be joined to.
+        output: the file or folder into which the parts will be joined.
         display: of the main process.
     """
 
@@ -48,11 +49,11 @@ class Parts:
         return self.folder / f"{name}.rows"
 
     def batches(self, name: str) -> Path:
-        """The files that keep finished batches of a part until it is whole: their names begin so."""
+        """The start of the names of the files that keep a part's finished batches until it is finished."""
         return self.folder / f"{name}.batches"
 
     def tally(self, name: str) -> Tally | None:
-        """What is told of a part; None unless it is finished."""
+        """Counts and notes on a part; None unless it is finished."""
         try:
             rows, truncated, notes = json.loads((self.folder / f"{name}.json").read_bytes())
         except FileNotFoundError:
@@ -64,7 +65,7 @@ class Parts:
         return (self.folder / f"{name}.json").exists()
 
     def finished(self) -> set[str]:
-        """The names of all parts that are finished."""
+        """The names of all finished parts."""
         return {name.removesuffix(".json") for name in os.listdir(self.folder) if name.endswith(".json")}
 
     def finish(self, name: str, rows: bytes, tally: Tally) -> None:
@@ -80,13 +81,13 @@ class Parts:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Make the folder; where the block ends early, say what is kept in it."""
+        """Make the folder; if the block fails, say which parts are kept in it."""
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         try:
             yield
         except BaseException:
-            if os.environ.get("RANK", "0") == "0":  # the processes may not have met yet
+            if os.environ.get("RANK", "0") == "0":  # the process group may not exist yet
                 kept = [path for path in self.folder.iterdir() if path.name != _CLAIMS and path.stat().st_size]
                 if kept:
                     told = f"finished parts are kept in {self.folder}; run the same command to continue"
@@ -96,9 +97,9 @@ class Parts:
             raise
 
     def remove(self) -> None:
-        """Remove the folder and all in it, of whatever rows and models the parts were.
+        """Remove the folder with all parts, including those of other rows and models.
 
-        It is renamed first: a process that comes late finds no folder, and puts no file into one that is being removed.
+        It is renamed first, so that a late process can't write into a folder that is being removed.
         """
         removed = self.folder.with_name(f".{secrets.token_hex(8)}.removed")
         with contextlib.suppress(OSError):
@@ -107,7 +108,7 @@ class Parts:
 
     @contextlib.contextmanager
     def claims(self) -> Iterator["Claims"]:
-        """What the processes that work on this output say to each other."""
+        """The file by which processes claim parts."""
         with writing(self.folder):
             descriptor = os.open(self.folder / _CLAIMS, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -117,9 +118,10 @@ class Parts:
 
 
 class Claims:
-    """Which process works on which part: locks on bytes of a file, which end with the process that holds them.
+    """Claims of parts by processes: locks on bytes of a file, which the system releases when a process ends.
 
-    On a file system without locks every process may have every part: a part can then be made twice, by the same rule.
+    On a file system without locks every claim succeeds: two processes may then make the same part, with the same
+    content.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""A running server as a scorer: rewards over HTTP, in the forms of rmtrain, vLLM, SGLang and OpenRLHF."""
+"""A running server as a scorer: rewards over HTTP, by the APIs of rmtrain, vLLM, SGLang and OpenRLHF."""
 
 import contextlib
 import http.client
@@ -18,13 +18,13 @@ from rmtrain.json_values import JsonObject
 from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScoringTask, short_digest
 
 Api = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
-_IN_FLIGHT = 32  # requests at once: servers gather them into batches
+_IN_FLIGHT = 32  # concurrent requests: servers gather them into batches
 _TRIES, _WAIT_SECONDS, _TIMEOUT_SECONDS = 6, 1.0, 600.0
 _BUSY = (429, 502, 503, 504)
 
 
 class Ask(NamedTuple):
-    """One request, and how its answer is read."""
+    """A request, and where its answer holds the rewards."""
 
     path: str
     body: Mapping[str, object]
@@ -73,7 +73,7 @@ _FORMS: dict[Api, Callable[[PreferenceGroup, "Server"], Iterator[Ask]]] = {
     "sglang": _of_sglang,
     "openrlhf": _of_openrlhf,
 }
-_TEXTS: tuple[Api, ...] = ("sglang", "openrlhf")  # forms of texts, which a local tokenizer renders
+_TEXTS: tuple[Api, ...] = ("sglang", "openrlhf")  # APIs that take text, which a local tokenizer renders
 
 
 def _given(group: PreferenceGroup) -> dict[str, object]:
@@ -83,7 +83,7 @@ def _given(group: PreferenceGroup) -> dict[str, object]:
 
 
 def _template(group: PreferenceGroup) -> dict[str, object]:
-    """What a chat template is given beside messages, as vLLM takes it: all of it as variables."""
+    """The variables of a chat template beside the messages, as vLLM takes them."""
     return {"chat_template_kwargs": json.loads(group.arguments)} if group.arguments else {}
 
 
@@ -93,14 +93,13 @@ def _last(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Server:
-    """A server at an address, whose answers are of one form.
+    """A server at an address, with one API.
 
     Attributes:
-        url: its address, such as http://127.0.0.1:8000; a path is put before those of the form.
-        api: the form.
-        model: the name that requests give; empty asks the server for it.
+        url: its address, such as http://127.0.0.1:8000; its path is put before the API's paths. api: the API. model:
+        the name sent in requests; if empty, the server is asked for it.
         token: of `Authorization: Bearer`; empty for none.
-        renderer: turns conversations into text, for the forms that send text.
+        renderer: turns conversations into text, for APIs that take text.
     """
 
     url: str
@@ -108,20 +107,23 @@ class Server:
     model: str = ""
     token: str = ""
     renderer: Renderer | None = None
-    _free: list[http.client.HTTPConnection] = field(default_factory=list, repr=False)  # open, and used by no thread
+    _free: list[http.client.HTTPConnection] = field(default_factory=list, repr=False)  # idle connections
 
     @classmethod
     def at(cls, url: str, api: Api, token: str = "", renderer: Renderer | None = None) -> "Server":
-        """A server that answers.
+        """Connect to a server.
 
         Raises:
-            InputError: the address is none, nothing listens there, or the form needs a tokenizer.
+            InputError: the address is invalid, no server listens there, or the API needs a tokenizer.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"--url {url}: not an address", "such as http://127.0.0.1:8000")
+            raise InputError(f"--url {url}: not a web address", "such as http://127.0.0.1:8000")
         if api in _TEXTS and renderer is None:
-            raise InputError(f"--api {api} sends text, which a tokenizer renders", "name the model with --verify CKPT")
+            raise InputError(
+                f"--api {api} sends text, so it needs a tokenizer to render conversations",
+                "name the model with --verify CKPT",
+            )
         server = cls(url.rstrip("/"), api, token=token, renderer=renderer)
         with contextlib.closing(server):
             status, answer = server._send("GET", "/v1/models" if api in ("vllm", "vllm-pooling") else "/health", None)
@@ -134,7 +136,7 @@ class Server:
         return urlsplit(self.url).path
 
     def texts(self, group: PreferenceGroup) -> list[str]:
-        """The conversations as text, with the BOS that the server's tokenizer does not add by itself."""
+        """The conversations as text, with BOS if the server's tokenizer does not add it."""
         assert self.renderer is not None
         tokenizer = self.renderer.tokenizer
         bos = tokenizer.bos_token or ""
@@ -143,7 +145,7 @@ class Server:
         return [text.removeprefix(bos) if adds and self.api == "sglang" else text for text in texts]
 
     def opening(self, group: PreferenceGroup) -> str:
-        """The prompt as text, with what opens an answer."""
+        """The prompt as text, with the generation prompt."""
         assert self.renderer is not None
         return self.renderer.render(group.prompt, generation=True)
 
@@ -152,7 +154,7 @@ class Server:
 
         Raises:
             InputError: the server refuses the row.
-            RunFailedError: the server fails, or answers in another form.
+            RunFailedError: the server fails, or its answer has another form.
         """
         if any(message.role == TOKENS for answer in group.completions for message in answer):
             raise InputError(f"{place(group.id)}: the row holds token ids", "score such rows without --url")
@@ -169,11 +171,11 @@ class Server:
                 values = [math.nan]
             if not all(map(math.isfinite, values)):
                 told = f"{self.url}{ask.path} gives no reward ({status}): {_told(answer)}"
-                raise RunFailedError(f"{place(group.id)}: {told}", "is --api that of the server?")
+                raise RunFailedError(f"{place(group.id)}: {told}", "check --api")
             found += values
         if len(found) != len(group.completions):
             told = f"{len(found)} rewards for {len(group.completions)} answers"
-            raise RunFailedError(f"{place(group.id)}: {told}", "is --api that of the server?")
+            raise RunFailedError(f"{place(group.id)}: {told}", "check --api")
         return found
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, Any]:

@@ -34,7 +34,7 @@ def describe(checkpoint: Checkpoint, gives_rewards: bool = True) -> ScorerInfo:
 
 
 def tokenize_for(checkpoint: Checkpoint, task: ScoringTask) -> TokenizedTask:
-    """The groups of a task by the checkpoint's rendering, length, and rule for longer ones."""
+    """Tokenise a task's groups with the checkpoint's rendering, maximum length and truncation rule."""
     return tokenize_task(task, checkpoint.renderer, checkpoint.max_length, checkpoint.scoring.over_length)
 
 
@@ -47,7 +47,7 @@ class RewardModelScorer:
 
     @classmethod
     def open(cls, request: ScorerRequest) -> "RewardModelScorer | None":
-        """Any checkpoint that no other kind claims; raises as `CheckpointFiles.load`."""
+        """Open any checkpoint that no other kind claims; raises as `CheckpointFiles.load`."""
         checkpoint = request.load()
         return cls(describe(checkpoint), checkpoint)
 
@@ -59,14 +59,14 @@ class RewardModelScorer:
 
 @dataclass(frozen=True)
 class EncoderScorer:
-    """An encoder with a classification head, which reads question and answer as a pair of texts."""
+    """An encoder with a classification head that reads question and answer as a pair of texts."""
 
     info: ScorerInfo
     checkpoint: Checkpoint
 
     @classmethod
     def open(cls, request: ScorerRequest) -> "EncoderScorer | None":
-        """Encoders alone; raises as `CheckpointFiles.load`."""
+        """Open an encoder; raises as `CheckpointFiles.load`."""
         if request.files.layout is not ENCODER:
             return None
         checkpoint = request.load()
@@ -82,18 +82,18 @@ class EncoderScorer:
 
 @dataclass(frozen=True)
 class PairScorer:
-    """PairRM: each preference is asked in both orders; the margin is half the difference of the two logits."""
+    """PairRM: each preference is scored in both orders; the margin is half the difference of the two logits."""
 
     info: ScorerInfo
     checkpoint: Checkpoint
 
     @classmethod
     def open(cls, request: ScorerRequest) -> "PairScorer | None":
-        """PairRM alone; raises as `CheckpointFiles.load`."""
+        """Open PairRM; raises as `CheckpointFiles.load`."""
         if request.files.layout is not PAIR_RM:
             return None
         if request.options.max_length is not None:
-            raise InputError(f"{request.where} is PairRM, whose lengths are fixed", "leave out --max-length")
+            raise InputError(f"{request.where} is PairRM, whose maximum lengths are fixed", "leave out --max-length")
         checkpoint = request.load()
         return cls(describe(checkpoint, gives_rewards=False), checkpoint)
 

@@ -1,10 +1,11 @@
 """Scoring as RewardBench's runner does (scripts/run_rm.py of allenai/reward-bench), and the steps from it to rmtrain's.
 
-The runner renders a dialogue to text and tokenises the text with special tokens, which doubles a template's BOS; cuts
-sequences at the front to 2,048 tokens; pads batches of 64 rows in dataset order, chosen and rejected apart; and runs
-the score head in the model's own dtype. Its default pipeline reads the score where transformers does: until early 2025
-before the first pad id, since then at the rightmost other id; since August 2024 the first of two BOS is masked. Some
-published models have pipelines of their own, which do neither, and prompts other than those of their cards.
+The runner renders a dialogue to text and tokenises the text with special tokens, which doubles a template's BOS;
+truncates sequences at the front to 2,048 tokens; pads batches of 64 rows in dataset order, chosen and rejected
+separately; and runs the score head in the model's own dtype. Its default pipeline reads the score where transformers
+does: until early 2025 before the first pad id, since then at the rightmost id that is not the pad id. Since August 2024
+the first of two BOS is masked. Some published models have their own pipelines, which do neither, and prompts that
+differ from their model cards.
 """
 
 import copy
@@ -41,10 +42,10 @@ Sequences = list[list[list[int]]]  # token ids of every completion of every grou
 
 @dataclass(frozen=True)
 class RunnerSettings:
-    """What is done as the runner does it; what is false is done as rmtrain does it.
+    """What is done as in the runner; false means as in rmtrain.
 
     `reads` is the token at which the score is read: the one before the first id that pooling looks for (`before_pad`),
-    the rightmost other id (`by_pad`), or the sequence's last token, as rmtrain does.
+    the rightmost other id (`by_pad`), or the sequence's last token, as in rmtrain.
     """
 
     reads: Literal["before_pad", "by_pad", "last"]
@@ -58,7 +59,7 @@ class RunnerSettings:
 
 @dataclass(frozen=True)
 class PadIds:
-    """The token that fills a batch, and the token that pooling looks for; the end token if the tokenizer has no pad."""
+    """The token that pads a batch, and the token that pooling looks for; the end token if the tokenizer has no pad."""
 
     fill: int
     skip: int
@@ -74,19 +75,18 @@ class PadIds:
 
     @classmethod
     def of_unk(cls, tokenizer: Any) -> "PadIds":
-        """The choice of Starling's pipelines: they look for BOS if the tokenizer puts one before its unk."""
+        """The choice of Starling's pipelines, which look for BOS if the tokenizer adds one."""
         unk = tokenizer.unk_token
         return cls(tokenizer.convert_tokens_to_ids(unk), tokenizer(unk)["input_ids"][0], tokenizer.padding_side)
 
 
 class RunnerScorer:
-    """A checkpoint, loaded in the runner's precision, and scored by any of the runner's settings.
+    """A checkpoint, loaded in the runner's precision, to be scored by any of the runner's settings.
 
     Args:
         checkpoint: a reward model loaded with `packing="none"`.
-        groups: to score; all of one K.
-        tokenized: the same by rmtrain's own rules.
-        own_prompt: use the runner's prompt for models for which it has one; otherwise always the checkpoint's.
+        groups: to score; all with the same K. tokenized: the same groups by rmtrain's rules. own_prompt: use the
+        runner's prompt for models for which it has one; otherwise the checkpoint's.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class RunnerScorer:
         module = checkpoint.model.module
         self._name = f"{checkpoint.fingerprint} {module.dtype} {is_quantised(module)}"
         self._model = getattr(module, "get_base_model", lambda: module)()
-        if self._model is module:  # the runner has no autocast; float32 adapters beside a half-precision base need it
+        if self._model is module:  # the runner has no autocast, but float32 adapters on a half-precision base need it
             module.compute_dtype = torch.float32
         self._head = getattr(self._model, HEAD)
         self._half_head = copy.deepcopy(self._head).to(self._model.dtype)
@@ -116,7 +116,7 @@ class RunnerScorer:
         self.pads = PadIds.of_unk(tokenizer) if by_unk else PadIds.of(tokenizer, checkpoint.config_pad)
 
     def steps(self) -> list[tuple[str, RunnerSettings]]:
-        """The runner's settings, then one of them fewer at each step, each with its name."""
+        """The runner's settings, then with one change at each step, by name."""
         reads, own_prompt = self._layout.runner_reads, self._runner_renderer is not None
         changes: list[tuple[str, dict[str, Any]]] = []
         if reads == "pad":
@@ -149,7 +149,7 @@ class RunnerScorer:
         tokenizer = copy.deepcopy(renderer.tokenizer)
         tokenizer.truncation_side = "left"
         if self.prompt is not None and renderer.append_eos and _is_llamas(tokenizer):
-            tokenizer.add_eos_token = True  # as the runner does with FastChat prompts; only Llama's use it
+            tokenizer.add_eos_token = True  # as the runner does with FastChat prompts; only Llama's tokenizer uses it
         texts = [[renderer.render(_in_turn(conversation)) for conversation in conversations] for conversations in whole]
         return [tokenizer(of_one, truncation=True, max_length=MAX_LENGTH)["input_ids"] for of_one in texts]
 
@@ -166,8 +166,8 @@ class RunnerScorer:
     ) -> list[list[Rewards]]:
         """Rewards of all completions by each step's settings, in the order of the groups, on every process.
 
-        Neighbouring steps whose rows and batches are the same, such as those that differ in where the score is read,
-        share their forward passes.
+        Consecutive steps with the same rows and batches share forward passes, for example if they differ only in where
+        the score is read.
 
         Args:
             steps: settings.
@@ -197,7 +197,7 @@ class RunnerScorer:
         todo = [index for index in range(len(batches)) if index not in found]
         for start in range(0, len(todo), state.num_processes):
             index = todo[min(start + state.process_index, len(todo) - 1)]
-            columns = zip(*(sequences[row] for row in batches[index]), strict=True)  # chosen and rejected apart
+            columns = zip(*(sequences[row] for row in batches[index]), strict=True)  # chosen and rejected separately
             scores = [self._forward(list(column), variants) for column in columns]  # by completion, variant, row
             by_row = [
                 [tuple(of_one[variant][row] for of_one in scores) for variant in range(len(variants))]
@@ -224,7 +224,7 @@ class RunnerScorer:
         states = self._model.packed_states(ids.to(device), mask.to(device), None, None)
         rewards = []
         for settings, last in zip(variants, ends, strict=True):
-            # on every token, as the runner does: a product of another shape may round differently
+            # on every token, as in the runner: a product of another shape may round differently
             of_all = self._half_head(states.to(self._model.dtype)) if settings.half_head else self._head(states.float())
             places = (torch.arange(len(ids)) * ids.shape[1] + last).to(device)
             rewards.append(of_all.float().squeeze(-1).index_select(0, places).tolist())
@@ -232,7 +232,7 @@ class RunnerScorer:
 
 
 def _in_turn(conversation: Conversation) -> Conversation:
-    """The roles that the runner assigns: user and assistant in turn, whatever they were."""
+    """The roles that the runner assigns: user and assistant in turn."""
     return tuple(m._replace(role=("user", "assistant")[turn % 2]) for turn, m in enumerate(conversation))
 
 
@@ -248,7 +248,7 @@ def _place(ids: Tensor, mask: Tensor, pad: int, reads: str) -> Tensor:
         return (columns * mask).argmax(1)
     if reads == "by_pad":
         return (columns * (ids != pad)).argmax(1)
-    return ((ids == pad).int().argmax(1) - 1) % ids.shape[1]  # the last column if there is no pad, or if it comes first
+    return ((ids == pad).int().argmax(1) - 1) % ids.shape[1]  # the last column if pad is missing or first
 
 
 def _padded(sequences: list[list[int]], pads: PadIds) -> tuple[Tensor, Tensor]:
@@ -265,6 +265,6 @@ def _parse_line(line: Any) -> dict[int, list[list[Rewards]]]:
 
 
 def remove_partials(partial: Path) -> None:
-    """Remove the files that `RunnerScorer.score` wrote to paths that begin with this."""
+    """Remove the files that `RunnerScorer.score` wrote to paths with this beginning."""
     for left in partial.parent.glob(f"{partial.name}-*.partial"):
         left.unlink()

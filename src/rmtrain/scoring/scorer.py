@@ -28,16 +28,16 @@ TOKENS_PER_BATCH = 16384  # as a recipe's default
 
 
 class GroupScore(NamedTuple):
-    """What a scorer says of one group."""
+    """A scorer's result for one group."""
 
     rewards: tuple[float, ...]  # K float32 values; empty if the scorer only compares completions
     lengths: tuple[int, ...]  # K, tokens of each completion after its rendered prompt; empty if not counted
     truncated: bool
     identical: int = 0  # preferences between completions of the same tokens, which are ties
-    margins: tuple[float, ...] = ()  # one a preference, if the scorer only compares: the better one's over the worse
+    margins: tuple[float, ...] = ()  # one per preference (better over worse), if the scorer only compares
     members: tuple[tuple[float, ...], ...] = ()  # of an ensemble, M times K: the rewards of each member
-    omitted: tuple[Omission, ...] = ()  # what the chat template leaves out, where the process scores alone
-    tokens: tuple[int, ...] = ()  # K, of each completion with its prompt
+    omitted: tuple[Omission, ...] = ()  # what the chat template leaves out, if the process scores alone
+    tokens: tuple[int, ...] = ()  # K, tokens of each completion with its prompt
 
     @property
     def reward_std(self) -> list[float]:
@@ -51,18 +51,16 @@ class ScorerInfo:
 
     Attributes:
         where: folder or hub id, as named by the user.
-        fingerprint: digest of all that rewards depend on: weights, prompt, label, length and dtype.
-        weights: digest of the weights' files alone.
-        dtype: of the weights and the arithmetic.
-        max_length: tokens of prompt and one completion.
+        fingerprint: digest of everything that rewards depend on: weights, prompt, label, length and dtype.
+        weights: digest of the weights' files. dtype: of weights and arithmetic. max_length: tokens of prompt and one
+        completion.
         tokens_per_batch: maximum tokens per forward pass, unless the user asks for another number.
         rendering: how conversations become tokens.
-        details: fields of results that only this kind of scorer has.
-        notes: what a user should know of it, one line each.
-        gives_rewards: every completion gets a reward; otherwise each preference gets a margin.
-        renderer: turns conversations into tokens; None if the scorer does so by other means.
+        details: fields of results that only this kind of scorer has. notes: lines for the user. gives_rewards: every
+        completion gets a reward; otherwise each preference gets a margin. renderer: turns conversations into tokens;
+        None if the scorer has none.
         members: of an ensemble, as named by the user.
-        by_length: rewards depend on the length of the answer, so a whole text has to be split into prompt and answer.
+        by_length: rewards depend on the answer's length, so a whole text must be split into prompt and answer.
     """
 
     where: str
@@ -105,12 +103,12 @@ class ScoringTask:
         name: of the groups, for messages.
         groups: what to score.
         tokens_per_batch: maximum tokens per forward pass.
-        partials: files that keep finished batches; None keeps none, and scores in this process alone.
+        partials: files that keep finished batches; None keeps none and scores in this process alone.
         display: of the main process.
         place: says in which row a group is, by its id.
         drop_refused: leave out groups that the chat template refuses, up to a fifth of all; otherwise they are errors.
-        counts: count the tokens of each completion after its prompt.
-        refusals: where a process scores alone, receives why the chat template refuses a group, by its id.
+        counts: count the tokens of each completion after its prompt. refusals: if a process scores alone, receives by
+        group id why the chat template refuses a group.
     """
 
     name: str
@@ -125,7 +123,7 @@ class ScoringTask:
 
     @property
     def alone(self) -> bool:
-        """Other processes do not score the same task."""
+        """Whether this process scores the task without the others."""
         return self.partials is None or self.partials.alone
 
     def partial(self, tokens: str, scorer: str) -> Path | None:
@@ -138,36 +136,36 @@ class ScoringTask:
 
 
 class Scorer(Protocol):
-    """Gives every completion a reward, or every preference a margin; see `rmtrain.scoring.kinds` for those known."""
+    """Gives every completion a reward, or every preference a margin; `rmtrain.scoring.kinds` lists the kinds."""
 
     @property
     def info(self) -> ScorerInfo:
         """What results record of it."""
 
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
-        """A score for each group of the task, in order and on every process; None for a refused group left out.
+        """A score for each group of the task, in order and on every process; None for a refused group that is left out.
 
         Raises:
             InputError: a group can't be scored, and the task does not allow it to be dropped.
-            RunFailedError: a completion does not fit the memory, or a reward is not finite; on all processes.
+            RunFailedError: on all processes: a completion does not fit into memory, or a reward is not finite.
         """
 
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """Options of the command line by which a checkpoint is scored otherwise than it says itself."""
+    """Command-line options that change how a checkpoint is scored."""
 
     prompt: str | None = None
     label: str | None = None
     reference: str | None = None
     reference_free: Literal["avg", "sum", "norm"] | None = None
     max_length: int | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None  # auto becomes the fastest here
-    calibrated: bool = False  # by the calibration that lies beside the weights
-    combine: str | None = None  # the checkpoint is several, with commas between them; see `ensemble.Combination`
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None  # auto: the fastest type on this machine
+    calibrated: bool = False  # apply the calibration beside the weights
+    combine: str | None = None  # for several checkpoints, separated by commas; see `ensemble.Combination`
 
     def __post_init__(self) -> None:
-        """The type that auto stands for here takes its place, so that results name it."""
+        """Replace auto by the fastest type, which results then name."""
         if self.dtype == "auto":
             from rmtrain.model.compute_type import fastest_type
 
@@ -175,12 +173,12 @@ class ScoringOptions:
 
     @property
     def is_policy(self) -> bool:
-        """The checkpoint is a language model, to be read by its log-probabilities."""
+        """Whether the checkpoint is a language model, scored by its log-probabilities."""
         return self.reference is not None or self.reference_free is not None
 
     @property
     def marks(self) -> list[str]:
-        """Parts of the name of a folder of results, which differ wherever rewards could."""
+        """Parts of a results folder's name; they differ for options that may change rewards."""
         marks = []
         if self.prompt is not None:
             text = read_text(self.prompt) if os.path.isfile(self.prompt) else self.prompt
@@ -198,7 +196,7 @@ class ScoringOptions:
 
 
 def folder_name(where: str) -> str:
-    """A folder name for a hub id, or for a folder: its own name and a digest of its path."""
+    """A folder name for a checkpoint: its hub id, or the folder's name and a digest of its path."""
     path = Path(where)
     if path.is_dir():
         return f"{path.resolve().name}-{short_digest(str(path.resolve()))}"
@@ -212,7 +210,7 @@ def short_digest(text: str) -> str:
 
 @dataclass(frozen=True)
 class ScorerRequest:
-    """A checkpoint that a user names, its files read at most once.
+    """A checkpoint named by the user, whose files are read at most once.
 
     Attributes:
         where: folder or hub id.
@@ -228,7 +226,7 @@ class ScorerRequest:
 
     @cached_property
     def files(self) -> "CheckpointFiles":
-        """The files of a reward model; raises CheckpointError where they are not those of one."""
+        """The files of a reward model; raises CheckpointError if they are not a reward model."""
         from rmtrain.model.checkpoint import find_checkpoint
         from rmtrain.model.weights import hub_name
 
@@ -239,7 +237,7 @@ class ScorerRequest:
         """The reward model on this process's device, with the options applied; its fingerprint covers them.
 
         Args:
-            backbone: dtype, quantisation, attention and packing, in place of those of the options and the checkpoint.
+            backbone: dtype, quantisation, attention and packing, which override the options and the checkpoint.
         """
         from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Rows of a SOURCE → parts of an output: each process scores chunks of its own, then those that others left."""
+"""Rows of a SOURCE → parts of an output: each process scores its own chunks, then unfinished ones of the others."""
 
 import hashlib
 import json
@@ -20,23 +20,22 @@ from rmtrain.scoring.partial import OnePartial
 from rmtrain.scoring.parts import Claims, Parts, Tally
 from rmtrain.scoring.scorer import GroupScore, Scorer, ScoringTask
 
-_VERSION = "1"  # raise when a part of the same rows and scorer would hold something else
-_LOOK_SECONDS = 5.0  # between looks at all parts, for the progress that is shown
-_POLL_SECONDS = 0.5  # between looks at the parts of other processes
+_VERSION = "1"  # raise this if a part with the same rows and scorer gets other content
+_LOOK_SECONDS = 5.0  # between reads of the folder, for progress
+_POLL_SECONDS = 0.5  # between checks for parts of other processes
 
 
 @dataclass(frozen=True)
 class StreamScoring:
-    """The scoring of a source by one or more processes that share a disk; they wait for each other at no point.
+    """The scoring of a source by one or more processes that share a disk and never wait for each other.
 
     Attributes:
         scorer: gives the rewards.
-        rows: what is scored.
-        parts: where the rows go with their rewards, in parts.
+        rows: the source's rows. parts: the output, in parts.
         kind: of the parts.
         tokens_per_batch: maximum tokens per forward pass.
         display: of the main process.
-        skip_refused: rows that the chat template refuses have no rewards, and say why; otherwise they are errors.
+        skip_refused: rows that the chat template refuses get null rewards and the reason; otherwise they are errors.
     """
 
     scorer: Scorer
@@ -50,7 +49,8 @@ class StreamScoring:
 
     @cached_property
     def names(self) -> list[str]:
-        """The names of the parts, one a chunk: what is scored, how it is read and written, and with what."""
+        """The names of the parts, one per chunk; each identifies the rows, their reading and writing, and the
+        scorer."""
         about = [_VERSION, self.scorer.info.fingerprint, self.kind, *self.rows.reading.marks]
         about += [REFUSED] * self.skip_refused
         return [
@@ -59,14 +59,15 @@ class StreamScoring:
         ]
 
     def run(self) -> None:
-        """Score what no process has scored; on the main process, until all parts are finished.
+        """Score unfinished parts; the main process returns when all parts are finished.
 
-        A process takes every `processes`-th chunk, then what is left of the others', also of one that has ended. The
-        batches of a chunk are planned from its rows alone, so rewards depend on no number of processes.
+        A process takes every `processes`-th chunk, then unfinished chunks of the others, including processes that
+        ended. The batches of a chunk are planned from its rows alone, so rewards do not depend on the number of
+        processes.
 
         Raises:
             InputError: the chat template refuses a row, and such rows are not skipped.
-            RunFailedError: the rows have changed since they were read, or as `Scorer.score`.
+            RunFailedError: the rows changed since they were read, or as in `Scorer.score`.
         """
         state = process_state()
         rank, processes = state.process_index, state.num_processes
@@ -83,14 +84,15 @@ class StreamScoring:
                         time.sleep(_POLL_SECONDS)
         except (FileNotFoundError, WriteError):
             if state.is_main_process or self.parts.folder.exists():
-                raise  # else the main process has joined all parts, and removed them
+                raise  # otherwise the main process has already joined and removed all parts
 
     def tally(self) -> Tally:
-        """What is told of all parts, once they are finished."""
+        """Counts and notes on all parts, once they are finished."""
         return sum((self.parts.tally(name) or Tally() for name in self.names), Tally())
 
     def _score_claimed(self, number: int, claims: Claims) -> bool:
-        """Score a chunk unless another process has it, or has finished it; says whether this one did."""
+        """Score a chunk, unless another process works on it or it is finished. Returns whether this process scored
+        it."""
         with claims.of(number) as mine:
             if not mine or self.parts.is_finished(self.names[number]):
                 return False
@@ -129,7 +131,7 @@ class StreamScoring:
         return [number for number in order if self.names[number] not in finished]
 
     def _rows_done(self) -> int:
-        """How many rows are in finished parts, by a look at the folder that is not older than a few seconds."""
+        """The number of rows in finished parts, a few seconds old at most."""
         now = time.monotonic()
         if now - self._seen.get("at", -_LOOK_SECONDS) >= _LOOK_SECONDS:
             finished = self.parts.finished()
@@ -139,14 +141,14 @@ class StreamScoring:
 
 
 def _refusals(task: ScoringTask) -> list[TokenNote]:
-    """What to know of the rows of a task that the chat template refuses."""
+    """The note on rows that the chat template refuses."""
     refused = task.refusals.items()
     first = next((f"{task.place(name)}: {why}" for name, why in refused), "")
-    return [TokenNote("rows refused by the chat template, without rewards", len(refused), first)] if refused else []
+    return [TokenNote("rows refused by the chat template, with null rewards", len(refused), first)] if refused else []
 
 
 def _report(pairs: Sequence[tuple[PreferenceGroup, GroupScore]]) -> TokenReport:
-    """What was found when groups were tokenised, by what their scores say of it."""
+    """The notes of tokenisation, from the scores of the groups."""
     report = TokenReport()
     for group, score in pairs:
         if score.identical:
@@ -160,7 +162,7 @@ def _report(pairs: Sequence[tuple[PreferenceGroup, GroupScore]]) -> TokenReport:
 
 @dataclass
 class _PartDisplay:
-    """Shows the progress of a part as that of the whole."""
+    """Shows the progress of a part as progress of the whole output."""
 
     display: Display
     before: int

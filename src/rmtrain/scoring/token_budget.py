@@ -8,14 +8,15 @@ import torch
 from rmtrain.model.devices import free_memory
 from rmtrain.model.reward_model import RewardModel
 
-CPU_PASS = 2048  # tokens: wider activations fall out of a CPU's caches, and a larger pass is no faster
-_SHARE = 0.5  # of the free memory: the rest is for what the prediction leaves out
-_LEAST = 256  # tokens: with less, the first pass runs out of memory anyway, and says so
-_budgets: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by module, so that what did not fit is not tried again
+CPU_PASS = 2048  # tokens: larger passes exceed a CPU's caches and are no faster
+_SHARE = 0.5  # share of the free memory to use; the rest covers what the prediction omits
+_LEAST = 256  # tokens: with fewer, the first pass runs out of memory anyway and reports it
+_budgets: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by module: sizes that did not fit
 
 
 def token_budget(model: RewardModel) -> int | None:
-    """Tokens that a forward pass on this device has memory for; None if the model's config does not state its width."""
+    """The tokens of a forward pass that fit into this device's memory; None if the model's config does not state its
+    width."""
     if model.module not in _budgets:
         width = bytes_per_token(model.module)
         if width is None:
@@ -25,16 +26,16 @@ def token_budget(model: RewardModel) -> int | None:
 
 
 def halve_budget(model: RewardModel, tokens: int) -> int:
-    """The token budget from now on, after so many tokens did not fit."""
+    """The lower token budget after so many tokens did not fit."""
     _budgets[model.module] = max(1, tokens // 2)
     return _budgets[model.module]
 
 
 def bytes_per_token(module: Any) -> int | None:
-    """Memory that a forward pass takes per token, beside the weights, without keeping anything for a backward pass.
+    """Memory of a forward pass per token, beside the weights and without gradients.
 
-    The widest moment of a layer: gate, up, their product and its copy in the feed-forward block, beside three copies of
-    the residual stream in float32 (a norm's input, its output, and the sum).
+    The peak of a layer: gate, up, their product and its copy in the feed-forward block, and three copies of the
+    residual stream in float32 (a norm's input, its output, and the sum).
     """
     config = getattr(module, "config", None)
     text = config.get_text_config() if config is not None else None

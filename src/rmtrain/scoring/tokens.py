@@ -1,4 +1,4 @@
-"""Groups of a scoring task → tokens, with what the chat template refuses dropped or reported."""
+"""Groups of a scoring task → tokens; groups that the chat template refuses are dropped or reported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +15,12 @@ from rmtrain.scoring.scorer import GroupScore, ScoringTask
 
 @dataclass(frozen=True)
 class TokenizedTask:
-    """The groups of a task that could be tokenised.
+    """The tokenised groups of a task.
 
     Attributes:
-        groups: those not refused by the chat template.
-        tokens: of each.
+        groups: those that the chat template accepts. tokens: of each.
         fingerprint: digest of the groups, the rendering and the rules.
-        counts: tokens of each completion after its prompt, by group; None if they were not asked for.
+        counts: tokens of each completion after its prompt, by group; None if not asked for.
     """
 
     groups: Sequence[PreferenceGroup]
@@ -30,7 +29,7 @@ class TokenizedTask:
     counts: Sequence[tuple[int, ...]] | None = None
 
     def scores(self, rewards: Sequence[Sequence[float]], task: ScoringTask) -> list[GroupScore | None]:
-        """Rewards of the tokenised groups as scores of all groups of the task, None for those that were refused."""
+        """Scores of all groups of the task from the rewards of the tokenised ones; None for refused groups."""
         counts = self.counts if self.counts is not None else [()] * len(self.tokens)
         scores = (
             GroupScore(
@@ -48,7 +47,7 @@ class TokenizedTask:
 
 
 def _tokenize_alone(task: ScoringTask, renderer: Renderer, max_length: int, over_length: OverLength) -> TokenizedTask:
-    """The groups of a task that needs neither the token cache nor other processes."""
+    """Tokenise a task without the token cache and without other processes."""
     refused: dict[str, TemplateRefusalError] = {}
     made = [*tokenize_groups(task.groups, renderer, max_length, over_length, refused)]
     if refused and not task.drop_refused:
@@ -75,7 +74,7 @@ def tokenize_task(task: ScoringTask, renderer: Renderer, max_length: int, over_l
 def _tokenize_together(
     task: ScoringTask, renderer: Renderer, max_length: int, over_length: OverLength
 ) -> TokenizedTask:
-    """The groups of a task through the token cache, once for all processes."""
+    """Tokenise a task through the token cache, once for all processes."""
     made = tokenize_named(task.name, task.groups, renderer, max_length, over_length, task.display)
     cause, lost = made.refused or ("", None)
     if lost and not task.drop_refused:
