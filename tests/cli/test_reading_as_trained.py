@@ -98,7 +98,7 @@ def test_given_columns_override(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (("--columns", "chosen"), "--columns chosen: not KEY=COLUMN,…"),
+        (("--columns", "chosen"), "--columns chosen: must be KEY=COLUMN,…"),
         (("--columns", "chosen=a,chosen=b"), "must be KEY=COLUMN,…"),
         (("--columns", ""), "must be KEY=COLUMN,…"),
         (("--row-schema", "pears"), "--row-schema pears: no such row schema\n  hint: choose from 'auto', "),
