@@ -22,7 +22,8 @@ from conftest import WORDS, make_groups
 from rmtrain.cli.app import run as rmtrain
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.serving.app import ServerLimits, make_app
-from rmtrain.serving.batcher import BatchLimits
+from rmtrain.serving.batcher import Batcher, BatchLimits
+from rmtrain.serving.figures import Figures
 from rmtrain.serving.online import OnlineScorer, join_prompts
 from rmtrain.serving.server import listen
 
@@ -367,6 +368,32 @@ def test_clients_that_share_a_prompt_share_its_computation(scorer: OnlineScorer,
     mixed = scorer.score_rows([*groups[:3], long])
     assert [rows[0].truncated for rows in mixed] == [False, False, False, True]  # type: ignore[union-attr]
     near([rows[0].reward for rows in mixed[:3]], [one.reward for one in alone[:3]])  # type: ignore[union-attr]
+
+
+def test_requests_that_share_a_prompt_go_together_and_none_waits_for_good() -> None:
+    """The first request holds the scorer until the others wait; a batch has room for a prompt and two answers."""
+    begin, batches = threading.Event(), list[list[str]]()
+
+    class Held:
+        def score_rows(self, groups: Any) -> Any:
+            begin.wait(30)
+            batches.append([f"{group.prompt[0].content[0]}{group.completions[0][0].content[0]}" for group in groups])
+            return [[] for _ in groups]
+
+    async def ask() -> None:
+        batcher = Batcher(Held(), BatchLimits(440, 0.0, 100), Figures())  # type: ignore[arg-type]
+        batcher.start()
+        asked = []
+        for name in ("x0", "a0", "b0", "a1", "b1", "c0", "a2", "a3", "b2"):
+            group = _group(name[0] * 900, [name[1] * 150], name)
+            asked.append(asyncio.create_task(batcher.submit([group])))
+            await asyncio.sleep(0)
+        begin.set()
+        await asyncio.gather(*asked)
+        await batcher.stop()
+
+    asyncio.run(ask())
+    assert batches == [["x0"], ["a0", "a1"], ["b0", "b1"], ["c0"], ["a2", "a3"], ["b2"]]
 
 
 def test_a_body_that_does_not_arrive_is_given_up(scorer: OnlineScorer) -> None:

@@ -45,6 +45,11 @@ class _Waiting:
     answer: "asyncio.Future[RowScores]"
     rows: int
 
+    @property
+    def prompt(self) -> object:
+        """The prompt of its first row, by which requests are gathered; one without rows or prompt is alone."""
+        return (self.groups[0].prompt if self.groups else None) or id(self)
+
     def tokens(self, prompts: set[object]) -> int:
         """About how many tokens it adds to a batch with these prompts, each of which is computed once."""
         return sum(_tokens(group, prompts) for group in self.groups)
@@ -110,17 +115,18 @@ class Batcher:
                 self._arrived.clear()
 
     def _take(self) -> list[_Waiting]:
-        """The requests of the next batch, in the order of their arrival."""
+        """The requests of the next batch: the oldest, those that share its prompt, the next oldest, and so on."""
+        there = [waiting for waiting in self._queue if not waiting.answer.done()]  # their clients have not hung up
+        first = {waiting.prompt: place for place, waiting in reversed([*enumerate(there)])}
         batch: list[_Waiting] = []
         tokens, prompts = 0, set[object]()
-        while self._queue:
-            waiting = self._queue[0]
-            if not waiting.answer.done():  # its client is still there
-                tokens += waiting.tokens(prompts)
-                if batch and tokens > self._limits.tokens:
-                    break
-                batch.append(waiting)
-            self._queue.popleft()
+        for waiting in sorted(there, key=lambda waiting: first[waiting.prompt]):
+            tokens += waiting.tokens(prompts)
+            if batch and tokens > self._limits.tokens:
+                break
+            batch.append(waiting)
+        taken = {id(waiting) for waiting in batch}
+        self._queue = deque(waiting for waiting in there if id(waiting) not in taken)
         return batch
 
     async def _score(self, batch: Sequence[_Waiting]) -> None:
