@@ -3,8 +3,8 @@
     python scripts/check_memory.py --model models/smollm2-135m-instruct --data pairs.jsonl --json memory.json
 
 Each case is a few steps of `rmtrain train` in a process of its own, after `train --dry-run` has predicted its peak.
-The factor of the heap in `training/memory_plan.py` was fitted on LoRA with 4,096 tokens a micro-batch, so no case here
-is that one.
+Sequences end at 512 tokens, so no pair has more than 1,023 and the limit on tokens decides the largest micro-batch. A
+step has one pair for every 512 tokens of a micro-batch, which fills one and begins a second.
 """
 
 import argparse
@@ -28,9 +28,9 @@ class Case(NamedTuple):
         """The recipe of the run, which scores nothing and writes no checkpoint on its way."""
         values: dict[str, Any] = {
             "model": {"name": options.model, "dtype": "float32"},
-            "data": {"source": {"train": options.data}, "max_length": 1024, "limit": {"train": options.groups}},
+            "data": {"source": {"train": options.data}, "max_length": 512, "limit": {"train": options.groups}},
             "optim": {
-                "global_batch_size": options.batch,
+                "global_batch_size": self.tokens // 512,
                 "tokens_per_microbatch": self.tokens,
                 "gradient_checkpointing": self.recomputed,
                 "max_steps": options.steps,
@@ -42,9 +42,8 @@ class Case(NamedTuple):
 
 
 CASES = [
-    *(Case(trains, tokens, "none") for trains in ("LoRA", "all weights") for tokens in (1024, 2048)),
-    *(Case(trains, 2048, "full") for trains in ("LoRA", "all weights")),
-    Case("LoRA", 2048, "selective"),
+    *(Case("LoRA", tokens, kind) for tokens in (1024, 2048, 4096) for kind in ("none", "selective", "full")),
+    *(Case("all weights", tokens, kind) for tokens in (1024, 2048) for kind in ("none", "full")),
 ]
 
 
@@ -70,8 +69,7 @@ def main() -> None:
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
     parser.add_argument("--data", default="demo", help="any SOURCE with a split train")
     parser.add_argument("--groups", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=8, help="groups a step")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the cases, from 0")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -4,8 +4,12 @@ import os
 import sys
 
 # glibc keeps small freed blocks in caches and does not merge them with their neighbours, so the memory of freed tensors
-# stays fragmented. Without these caches a training step on a CPU takes a third less memory.
-_TUNABLES = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+# stays fragmented. Without these caches a training step on a CPU takes a third less memory. Up to 128 MiB that are
+# free at the end of the heap are kept: else they go back to the system and are asked for again many times a step.
+_TUNABLES = (
+    "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:"
+    f"glibc.malloc.mmap_threshold={32 << 20}:glibc.malloc.trim_threshold={128 << 20}"  # bytes
+)
 _GPUS = ("/dev/nvidiactl", "/dev/kfd")
 
 

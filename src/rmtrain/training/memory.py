@@ -56,7 +56,8 @@ class MemoryEstimate(NamedTuple):
     activations: int | None  # None where the architecture can't be predicted
     peak: int | None
     host: int  # offloaded, or paged out where the device is full
-    process: int = 0  # without a GPU: what the process holds already, which is Python, its libraries and the data
+    process: int = 0  # without a GPU: what the process holds beside tensors: Python, its libraries and the data
+    loading: int = 0  # without a GPU: at the end of loading, while the files of the weights are still mapped
 
     @property
     def states(self) -> int:
@@ -74,7 +75,8 @@ class MemoryEstimate(NamedTuple):
         }
         listed = ", ".join(f"{name} {_gib(value)}" for name, value in parts.items() if value != 0)
         host = f"; in the host's memory {_gib(self.host)}" if self.host else ""
-        return f"memory of a process, predicted: {_gib(self.peak)} GiB ({listed}{host})"
+        when = "; reached while the weights are loaded" if self.loading and self.loading == self.peak else ""
+        return f"memory of a process, predicted: {_gib(self.peak)} GiB ({listed}{host}{when})"
 
 
 def _gib(value: int | None) -> str:

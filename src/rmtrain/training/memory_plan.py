@@ -18,7 +18,7 @@ from rmtrain.model.batch import GroupSize, batch_tokens
 from rmtrain.model.devices import free_memory, is_out_of_memory, process_state
 from rmtrain.model.host_memory import host_memory
 from rmtrain.model.language_head import head_shape
-from rmtrain.model.memory import measure_model
+from rmtrain.model.memory import MASTER_BYTES, ModelSize, measure_model
 from rmtrain.recipe.check import with_changes
 from rmtrain.recipe.schema import Recipe
 from rmtrain.training.memory import GIB, MemoryEstimate, Sharding, TokenLoad, estimate_states
@@ -27,7 +27,7 @@ from rmtrain.training.strategies import strategy_of
 _FITS = 0.92  # of the free memory: the allocator leaves gaps
 _SUGGESTED = 3  # overrides, where a run does not fit
 _MEASURED: JsonObject = {}  # models, by their settings: each suggestion asks for some again
-_HEAP = 1.15  # bytes that glibc's heap takes a byte of tensors, as scripts/bench_memory.py measures on a CPU
+_FIRST_USE = 64 << 20  # bytes that the first step brings in: code of the libraries, and the buffers of their products
 _TRIED = 4  # groups of the largest micro-batch on which its memory is measured
 _STASH = 5  # tensors that TRL's activation offloading leaves on the device while they travel
 
@@ -59,7 +59,7 @@ class MemoryPlan:
         """Bytes under a strategy."""
         optim = self.recipe.optim
         size = self._once(measure_model, self.config, self.recipe.model, self.recipe.lora)
-        states = estimate_states(size, optim.optimizer, sharding, self.processes)._replace(process=self.resident)
+        states = estimate_states(size, optim.optimizer, sharding, self.processes)._replace(process=self._process())
         text = self.recipe.loss.text_loss > 0
         if text:  # the language head, whole on every device
             head = math.prod(head_shape(self.config)) * getattr(torch, self.recipe.model.dtype).itemsize
@@ -73,9 +73,23 @@ class MemoryPlan:
         if optim.activation_offloading and self.free is not None:
             moved = max(0, training.kept - _STASH * training.largest)
         activations = max(training.peak - moved, scoring.peak) + 2 * size.dequantized_bytes
-        if self.free is None:
-            activations = round(_HEAP * activations)
-        return states._replace(activations=activations, peak=states.states + activations, host=states.host + moved)
+        found = states._replace(activations=activations, peak=states.states + activations, host=states.host + moved)
+        return found if self.free is not None else self._on_cpu(found, size)
+
+    def _on_cpu(self, found: MemoryEstimate, size: ModelSize) -> MemoryEstimate:
+        """What only shows where tensors and all else of the process share a memory.
+
+        AdamW makes two tensors as large as the one that it changes, once all activations are free. Weights are loaded
+        from mapped files, whose pages count until all tensors are made.
+        """
+        updating = 2 * MASTER_BYTES * max((tensor.numel for tensor in size.trained), default=0)
+        activations = max(found.activations or 0, updating)
+        stored = (getattr(self.config, "dtype", None) or torch.float32).itemsize * size.elements
+        loading = found.process + found.parameters + stored
+        return found._replace(activations=activations, loading=loading, peak=max(found.states + activations, loading))
+
+    def _process(self) -> int:
+        return self.resident + _FIRST_USE if self.free is None else 0
 
     def _trial(
         self, batch: Sequence[GroupSize], tokens: int, checkpointing: str | None, text: bool = False

@@ -16,6 +16,7 @@ from rmtrain.display import Display, Silent
 from rmtrain.errors import CheckpointError, Interrupted, RmtrainError, RunFailedError
 from rmtrain.json_values import JsonObject
 from rmtrain.model.devices import process_state, require_agreement
+from rmtrain.model.host_memory import keep_tensors_whole
 from rmtrain.model.merged_base import merged_start, write_base
 from rmtrain.model.reward_model import RewardModel, hub_commit
 from rmtrain.model.saving import save_final
@@ -89,6 +90,7 @@ def train(
     display = display if state.is_main_process else Silent()
     settled = settle(loaded.recipe, resume)
     recipe, loaded = settled.recipe, replace(loaded, recipe=settled.recipe)
+    keep_tensors_whole()
     plan = plan_run(recipe, splits, state.num_processes)
     plan.notes.extend(settled.notes)
     plan.memory.require_fit()
