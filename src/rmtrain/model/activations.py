@@ -73,7 +73,7 @@ def trial(
     tokens = [TokenizedGroup("", "", _ids(g.prefix), tuple(map(_ids, g.suffixes)), (), False) for g in groups]
     batch = pack(tokens, packing, pad_id=0)
     if with_text:
-        batch |= target_places([*map(_all_but_shortest, tokens)], batch, packing)
+        batch = {**batch, **target_places([*map(_all_but_shortest, tokens)], batch, packing)}
     batch.pop("attention_mask", None)  # a model would look into it; a causal mask takes as much
     for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):  # a GPU's kernel may know no fakes
         module, mode = _meta_model(small, model, lora), FakeTensorMode()

@@ -273,7 +273,7 @@ def _try_packed(model_class: type[Any], config: PretrainedConfig) -> str | None:
     tokens = np.arange(2, dtype=np.int32)
     batch = pack([TokenizedGroup("", "", tokens, (tokens, tokens), (), False)], "shared_prompt", pad_id=0)
     ids, positions = batch["input_ids"].to("meta"), batch["position_ids"].to("meta")
-    layout = Pass(batch["layout"])
+    layout = Pass(cast(Layout, batch["layout"]))
     module = model_without_weights(model_class, config).to(torch.bfloat16).train()
     with torch.device("meta"), torch.no_grad():
         module.set_attn_implementation(NAME)

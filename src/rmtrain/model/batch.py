@@ -6,7 +6,7 @@ is one causal segment; each further completion is a segment of its own, whose ke
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 from rmtrain.data.tokenize import TokenizedGroup
 
 Packing = Literal["shared_prompt", "padding_free", "none"]
-Batch = dict[str, Any]  # tensors and nested dicts of tensors: what data loaders pin and trainers move to the device
 
 
 class Layout(TypedDict):
@@ -28,6 +27,27 @@ class Layout(TypedDict):
     max_key: int
     segments: list[tuple[int, int, int, int]]  # query start, query length, prompt start, prompt length
     key_index: NotRequired[Int[Tensor, " keys"]]  # flat positions of the keys, where prompts are shared
+
+
+class Targets(TypedDict):
+    """Where R tokens of responses lie in a batch; see `target_places`."""
+
+    targets: Int[Tensor, " R"]
+    predictors: Int[Tensor, " R"]
+    owners: Int[Tensor, " R"]
+
+
+class Batch(TypedDict):
+    """What a reward model's forward takes: dicts of tensors, which data loaders pin and trainers move to the device."""
+
+    input_ids: Int[Tensor, "rows columns"]
+    position_ids: Int[Tensor, "rows columns"]
+    ends: Int[Tensor, " N"]  # flat positions at which rewards are read
+    layout: Layout | None  # None where rows are padded
+    attention_mask: NotRequired[Int[Tensor, "rows columns"]]  # where they are
+    targets: NotRequired[Int[Tensor, " R"]]  # with the next two: for the text loss
+    predictors: NotRequired[Int[Tensor, " R"]]
+    owners: NotRequired[Int[Tensor, " R"]]
 
 
 class GroupSize(NamedTuple):
@@ -96,7 +116,7 @@ def pack(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int) -> Bat
     }
 
 
-def target_places(groups: Sequence[TokenizedGroup], batch: Batch, packing: Packing) -> dict[str, Int[Tensor, " R"]]:
+def target_places(groups: Sequence[TokenizedGroup], batch: Batch, packing: Packing) -> Targets:
     """Where the R tokens of marked responses lie in a batch that `pack` made of the groups.
 
     The first token of a response is predicted by the last of its prompt; response tokens that completions share lie in

@@ -17,7 +17,7 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError
 from rmtrain.model import attention
 from rmtrain.model.adapter_files import attach_adapter, check_finite, dtype_in_config
-from rmtrain.model.batch import Batch, Layout, Packing, pack, target_places
+from rmtrain.model.batch import Layout, Packing, pack, target_places
 from rmtrain.model.forward import PackedForward
 from rmtrain.model.language_head import LOGITS_AT_ONCE, LanguageHead
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, load_config, load_module
@@ -86,11 +86,12 @@ class LogProbForward(PackedForward):
         return LanguageHead.of(self, head.weight.float(), None if bias is None else bias.float()).logits(states)
 
 
-def target_batch(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int) -> Batch:
+def target_batch(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int) -> dict[str, object]:
     """Groups with marked responses, laid out as LogProbForward takes them."""
     batch = pack(groups, packing, pad_id)
-    batch |= target_places(groups, batch, packing)
-    return {**batch, "completions": len(batch.pop("ends"))}
+    inputs = {**batch, **target_places(groups, batch, packing), "completions": len(batch["ends"])}
+    del inputs["ends"]
+    return inputs
 
 
 @dataclass(frozen=True)

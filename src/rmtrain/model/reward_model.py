@@ -4,7 +4,7 @@ The score head is always float32, and its initialisation is seeded.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,7 +20,7 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError, InputError, first_line
 from rmtrain.files import require_regular
 from rmtrain.model import attention
-from rmtrain.model.batch import Batch, Packing, pack
+from rmtrain.model.batch import Packing, pack
 from rmtrain.model.config_check import require_bounded
 from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.forward import HEAD, RewardForward
@@ -73,14 +73,14 @@ class RewardModel:
     notes: tuple[str, ...] = ()
     commit: str | None = None
     sharded: bool = False
-    make_batch: Callable[[Sequence[TokenizedGroup], Packing, int], Batch] = pack
+    make_batch: Callable[[Sequence[TokenizedGroup], Packing, int], Mapping[str, object]] = pack
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return cast(torch.device, next(self.module.parameters()).device)
 
-    def batch(self, groups: Sequence[TokenizedGroup], pad_id: int) -> Batch:
+    def batch(self, groups: Sequence[TokenizedGroup], pad_id: int) -> Mapping[str, object]:
         """Groups → the input of the module's forward."""
         return self.make_batch(groups, self.packing, pad_id)
 

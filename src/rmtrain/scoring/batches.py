@@ -13,7 +13,7 @@ from accelerate.utils import gather_object, send_to_device
 
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import RunFailedError
-from rmtrain.model.batch import Batch, GroupSize, Packing, batch_tokens, plan_batches
+from rmtrain.model.batch import GroupSize, Packing, batch_tokens, plan_batches
 from rmtrain.model.devices import is_out_of_memory, process_state
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.rotation import require_fixed_rotation
@@ -248,7 +248,7 @@ def _score_part(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: in
 
 @torch.no_grad()
 def _forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) -> list[float]:
-    batch: Batch = send_to_device(model.batch(groups, pad_id), model.device)
+    batch = send_to_device(model.batch(groups, pad_id), model.device)
     return model.module(**batch).logits.tolist()  # type: ignore[no-any-return]
 
 

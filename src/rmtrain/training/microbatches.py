@@ -15,7 +15,16 @@ from rmtrain.training.objectives import Completions, Preferences
 from rmtrain.training.plan import TrainingPlan
 
 
-class MicrobatchDataset(Dataset[Batch]):
+class Microbatch(Batch):
+    """A packed batch and what the loss reads of it."""
+
+    preferences: Preferences
+    completions: Completions
+    ids: list[str]  # of its groups
+    counts: dict[str, int]  # of its tokens, pairs and groups; 0 where it only fills a place
+
+
+class MicrobatchDataset(Dataset[Microbatch]):
     """One process's micro-batches over the whole run, in order, each packed when it is read.
 
     With `text` they also name the tokens of every completion that is better than another, for the text loss.
@@ -30,7 +39,7 @@ class MicrobatchDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.share)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Microbatch:
         """A packed batch with its completions, its preferences, their weights, and the ids of its groups."""
         step = self.plan.steps[index // self.plan.accumulation]
         # each group weighs 1 / groups of the global batch; the trainer divides by micro-batches and processes again
@@ -47,7 +56,7 @@ class MicrobatchDataset(Dataset[Batch]):
         batch = pack(groups, self.packing, self.pad_id)
         counts["tokens"] = batch["input_ids"].numel()
         if self.text:
-            batch |= target_places([*map(_mark_better, groups)], batch, self.packing)
+            batch = {**batch, **target_places([*map(_mark_better, groups)], batch, self.packing)}
         return {
             **batch,
             "preferences": _preferences(groups, scale),
@@ -85,12 +94,12 @@ def _completions(groups: Sequence[TokenizedGroup], weight: float) -> Completions
     return Completions(*map(torch.tensor, zip(*rows, strict=True)))
 
 
-def microbatch_loader(dataset: MicrobatchDataset, pin_memory: bool) -> DataLoader[Batch]:
+def microbatch_loader(dataset: MicrobatchDataset, pin_memory: bool) -> DataLoader[Microbatch]:
     """Load micro-batches in order; `pin_memory` makes copies to the GPU faster."""
     return DataLoader(dataset, batch_size=1, collate_fn=itemgetter(0), pin_memory=pin_memory)
 
 
-def packed_ahead(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+def packed_ahead(batches: Iterator[Microbatch], count: int) -> Iterator[Microbatch]:
     """The same micro-batches, of which a thread packs the next `count` while the last one is trained on."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming = deque(thread.submit(next, batches, None) for _ in range(count))

@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from trl import RewardConfig, RewardTrainer
 
 from rmtrain.errors import NonFiniteError, RmtrainError, RunFailedError
 from rmtrain.files import why_unwritten
-from rmtrain.model.batch import Batch
+from rmtrain.model.batch import Targets
 from rmtrain.model.forward import check_head
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.training.checkpointing import STAGING, CheckpointWriter
-from rmtrain.training.microbatches import MicrobatchDataset, microbatch_loader, packed_ahead
+from rmtrain.training.microbatches import Microbatch, MicrobatchDataset, microbatch_loader, packed_ahead
 from rmtrain.training.objectives import Objective, RewardBatch
 from rmtrain.training.optimizer import retune, separate_head, settings_by_group
 from rmtrain.training.selection import Validation
@@ -27,7 +27,7 @@ from rmtrain.training.step_loss import loss_of_step, move_averages, with_text_lo
 from rmtrain.training.throughput import COUNTS, Meter, measure_matrix_rate, operations_per_token
 
 _PACKS_AHEAD = ("cuda",)  # devices that compute while a thread packs the next micro-batches
-_OF_LIVE_PASS = ("ids", "counts", "targets", "predictors", "owners")  # what only the pass with gradients reads
+_OF_LOSS = frozenset({"preferences", "completions", "ids", "counts"})  # the model's forward does not take them
 _PACKED_AHEAD = 4  # micro-batches
 
 
@@ -65,7 +65,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         self._step_losses: list[tuple[list[str], RewardBatch, torch.Tensor]] = []
         self._batches: Any = None  # the iterator that the Trainer takes micro-batches from, and its like with a thread
         self._ahead: Any = None
-        self._step_samples: list[Batch] = []
+        self._step_samples: list[Microbatch] = []
         self._step_parts: list[RewardBatch] = []  # of all processes, for an objective that needs the whole step
         self._observed: list[Mapping[str, torch.Tensor]] = []  # what is averaged, by micro-batch of the step
         self.averages: dict[str, float] = {}  # of that, over steps
@@ -89,7 +89,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # tokenised by rmtrain.data
 
-    def get_train_dataloader(self) -> DataLoader[Batch]:
+    def get_train_dataloader(self) -> DataLoader[Microbatch]:
         """The process's share of the plan; it is not resharded by accelerate."""
         return microbatch_loader(self._data, self.args.dataloader_pin_memory)
 
@@ -103,7 +103,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             self._step_samples, count = super().get_batch_samples(self._ahead, num_batches, device)
         return self._step_samples, count
 
-    def _prepare_inputs(self, inputs: Batch) -> Batch:
+    def _prepare_inputs(self, inputs: Microbatch) -> Microbatch:
         """To the device without waiting for it, in full: the Trainer would cut loss weights to DeepSpeed's dtype."""
         return send_to_device(inputs, self.args.device, non_blocking=True)  # type: ignore[no-any-return]
 
@@ -125,11 +125,11 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
                 self._notify(f"the learning rate of step {step} jumps from {before:.3g} to {now:.3g}")
 
     def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: Microbatch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss of a micro-batch; figures stay on the device until they are logged."""
         self._meter.begin()
-        counts, ids, objective = inputs.pop("counts"), inputs.pop("ids"), self._objective
+        counts, ids, objective = inputs["counts"], inputs["ids"], self._objective
         if objective.whole_step and not self._step_losses:
             self._step_parts = self._rewards_of_step()
         batch = self._rewards(model, inputs)
@@ -154,10 +154,10 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
                 self._require_finite(None)
         return (loss, None) if return_outputs else loss
 
-    def _rewards(self, model: Any, inputs: Batch) -> RewardBatch:
+    def _rewards(self, model: Any, inputs: Microbatch, leave_out: Collection[str] = ()) -> RewardBatch:
         """A forward pass over a micro-batch, and what the objective sees of it."""
-        preferences, completions = inputs.pop("preferences"), inputs.pop("completions")
-        outputs = model(**inputs)
+        outputs = model(**{key: value for key, value in inputs.items() if key not in {*_OF_LOSS, *leave_out}})
+        preferences, completions = inputs["preferences"], inputs["completions"]
         return RewardBatch(outputs.logits, preferences, completions, outputs.states, outputs.log_probs, self.averages)
 
     def _rewards_of_step(self) -> list[RewardBatch]:
@@ -168,8 +168,8 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         own = []
         with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
             for sample in self._step_samples:
-                inputs = {key: value for key, value in sample.items() if key not in _OF_LIVE_PASS}
-                own.append(self._rewards(self.model_wrapped, self._prepare_inputs(inputs)).moved("cpu"))
+                inputs, text = self._prepare_inputs(sample), Targets.__required_keys__
+                own.append(self._rewards(self.model_wrapped, inputs, leave_out=text).moved("cpu"))
         return [part.moved(self.args.device) for part in gather_object(own)]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -205,7 +205,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             "lower optim.learning_rate, set model.dtype: float32, or look at these rows",
         )
 
-    def floating_point_ops(self, inputs: Batch) -> int:
+    def floating_point_ops(self, inputs: Microbatch) -> int:
         """Not counted here; the Trainer would walk all parameters for every micro-batch."""
         return 0
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -16,7 +16,7 @@ from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.data.types import Conversation, Message, PreferenceGroup, ids_in
 from rmtrain.errors import DataError
 from rmtrain.json_values import JsonObject
-from rmtrain.model.batch import Batch, Packing, pack
+from rmtrain.model.batch import Packing, pack
 from rmtrain.model.published.prompts import template_of
 
 TEXT_PAIR = "question and answer as the tokenizer's pair of texts, earlier turns joined by a blank line"
@@ -46,7 +46,7 @@ def takes_types(config: PretrainedConfig) -> bool:
     return int(getattr(config, "type_vocab_size", 0) or 0) > 1
 
 
-def encoder_batch(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int, types: bool) -> Batch:
+def encoder_batch(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int, types: bool) -> dict[str, Tensor]:
     """Padded rows as transformers' own forward takes them; with `types`, tokens from a group's start on have type 1."""
     padded = pack(groups, packing, pad_id)
     inputs = {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
