@@ -136,6 +136,22 @@ def test_without_a_gpu_all_that_a_process_takes_is_the_hosts(monkeypatch: pytest
     assert "optim.gradient_checkpointing=selective" in refused.value.hint
 
 
+def test_a_small_micro_batch_takes_less_than_loading_the_weights() -> None:
+    tiny = TokenLoad((), largest=64, longest=64, scoring=64)
+    small, large = (planned(1, load, free=None, lora={"rank": 4}).estimate(Sharding("none")) for load in (tiny, LOAD))
+    assert small.peak == small.loading == large.loading
+    assert small.peak > small.states + (small.activations or 0)
+    assert (large.peak or 0) > large.loading
+    assert str(small).endswith("; reached while the weights are loaded)")
+    assert "while the weights" not in str(large)
+
+
+def test_full_fine_tuning_takes_at_least_two_tensors_as_large_as_its_largest() -> None:
+    tiny = TokenLoad((), largest=1, longest=1, scoring=1)
+    found = planned(1, tiny, free=None, lora=None).estimate(Sharding("none"))
+    assert (found.activations or 0) >= 2 * 4 * 32_000 * 1024  # float32 values of the embedding
+
+
 def test_more_than_the_hosts_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_plan, "host_memory", lambda: 1 << 20)
     with pytest.raises(InputError, match="host's memory on 2 processes"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def resident_memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@functools.cache  # once a process
 def keep_tensors_whole() -> None:
     """Give small objects blocks of their own, so that glibc's heap can use a freed tensor's place again.
 
