@@ -112,7 +112,7 @@ def test_what_can_not_be_calibrated_is_refused(
     wrong.write_text(
         "".join(json.dumps({**r, "chosen": r["rejected"], "rejected": r["chosen"]}) + "\n" for r in turned)
     )
-    for path, told in ((few, "too few"), (wrong, "fit no temperature")):
+    for path, told in ((few, "too few"), (wrong, "no temperature fits")):
         assert run(["calibrate", model, "--data", str(path)]) == 2
         assert told in capsys.readouterr().err
     assert not (Path(model) / "calibration.json").exists()

@@ -357,22 +357,22 @@ def test_the_table_and_the_plain_sentences(capsys: Any, monkeypatch: Any, tmp_pa
     assert max(map(len, out.splitlines())) <= width
     assert "…" not in out
     assert "B is better, by " in out
-    assert "Rows left out: 50 in A alone." in out
+    assert "Rows left out: 50 only in A." in out
     assert "100.0" in next(line for line in out.splitlines() if line.startswith("all rows"))
     assert rmtrain(["compare", "x.rows.jsonl", "x.rows.jsonl"]) == 0
-    assert "A and B do equally well on each of 200 prompts." in capsys.readouterr().out
+    assert "A and B are equal on each of 200 prompts." in capsys.readouterr().out
 
 
 def test_what_can_not_be_compared_says_why(capsys: Any, tmp_path: Path) -> None:
     write_rows(tmp_path / "x.rows.jsonl", of([1.0]))
     write_rows(tmp_path / "y.rows.jsonl", of([1.0], "other"))
-    assert "no row in common" in refusal(capsys, "x.rows.jsonl", "y.rows.jsonl")
+    assert "no common row" in refusal(capsys, "x.rows.jsonl", "y.rows.jsonl")
     assert "z.rows.jsonl: no such file" in refusal(capsys, "x.rows.jsonl", "z.rows.jsonl")
-    assert "neither A nor B was scored on anything yet" in refusal(capsys, "a", "b")
+    assert "neither A nor B has been scored yet" in refusal(capsys, "a", "b")
     assert "nothere: no such folder" in refusal(capsys, "nothere", "b")
     assert "nothere and runs/other: no such folder" in refusal(capsys, "nothere", "runs/other")
     assert "neither A nor B was scored on 'test' yet" in refusal(capsys, "a", "b", "--split", "test")
-    assert "x.rows.jsonl: no result beside it names its data" in refusal(capsys, "x.rows.jsonl", "a")
+    assert "x.rows.jsonl: no result beside it names the data" in refusal(capsys, "x.rows.jsonl", "a")
     assert "both name rows" in refusal(capsys, "x.rows.jsonl", "y.rows.jsonl", "--data", "pairs.jsonl")
     assert "a: no rows of the split 'test'" in refusal(capsys, "a:test", "b")
     assert "./gone: no such folder" in refusal(capsys, "./gone", "a", "--data", "pairs.jsonl")

@@ -90,4 +90,4 @@ def test_other_rows_are_read_as_the_entry_that_fits(capsys: pytest.CaptureFixtur
 def test_columns_are_not_given_for_a_mixture(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "eval", "--ckpt", "a", "--split", "test", "--row-schema", "pair")
     assert code == 2
-    assert "the split test is a mixture, and each of its entries says how it is read" in err
+    assert "the split test is a mixture, whose entries define how their rows are read" in err

@@ -130,7 +130,7 @@ def test_results_of_one_model_in_several_files_are_one(tmp_path: Path, capsys: p
     assert result["scores"]["current"]["with_prior_sets"] == pytest.approx((8 * 0.75 + 0.65) / 9)
     assert json.loads(Path("both.json").read_text())["chat_template"] == "tulu"
     assert answer(capsys, results=[Path("both.json")])["scores"] == result["scores"]
-    with pytest.raises(DataError, match="prior sets alone") as caught:
+    with pytest.raises(DataError, match="only prior sets") as caught:
         rewardbench(results=[Path("prior.json")])
     assert "--results core.json --results prior.json" in caught.value.hint
     with pytest.raises(DataError, match=r"hep-go is 0\.5, but 0\.75 in an earlier file"):

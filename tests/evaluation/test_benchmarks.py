@@ -316,7 +316,7 @@ def test_a_published_file_that_can_not_be_scored(tmp_path, content, message):
 
 
 def test_benchmarks_without_published_sizes(tmp_path):
-    with pytest.raises(DataError, match="rm-bench publishes no number of rows by subset, and the file has none"):
+    with pytest.raises(DataError, match="rm-bench does not publish numbers of rows by subset, and the file has none"):
         results_from_published(flat_file(tmp_path, {"model": "m", "chat": 0.5}), "rm-bench")
 
 

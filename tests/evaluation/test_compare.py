@@ -71,7 +71,7 @@ def test_models_that_agree_everywhere():
     result = compare(a, a)
     assert (result["difference"], result["mcnemar_p"], result["detectable"]) == (0, 1, None)
     assert result["low"] < 0 < result["high"]
-    assert result["verdict"] == "A and B do equally well on each of 100 prompts."
+    assert result["verdict"] == "A and B are equal on each of 100 prompts."
 
 
 def test_a_tie_counts_half():
@@ -126,7 +126,7 @@ def test_rows_with_nothing_in_common_are_refused_with_counts():
     with pytest.raises(DataError) as caught:
         compare(a, b)
     assert caught.value.message == (
-        "A and B have no row in common: 2 are in A alone, 1 in B alone, and 1 have the same id but other prompts or "
+        "A and B have no common row: 2 are only in A, 1 only in B, and 1 have the same id but different prompts or "
         "preferences"
     )
 

@@ -196,7 +196,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     folder = write()
     full = module_under_test.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(module_under_test.shutil, "disk_usage", lambda path: full)
-    with pytest.raises(RunFailedError, match="free there"):
+    with pytest.raises(RunFailedError, match="free"):
         export(str(folder), tmp_path / "plain")
     assert [path.name for path in tmp_path.iterdir()] == ["trained"]
 

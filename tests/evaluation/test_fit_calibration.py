@@ -80,7 +80,7 @@ def test_without_length_the_ranking_stays(held_out: list[ScoredRow]) -> None:
 def test_rows_that_fit_nothing_are_refused() -> None:
     rows = biased_rows(800, 0)
     turned = [row._replace(preferences=((row.preferences[0][1], row.preferences[0][0]),)) for row in rows]
-    for wrong, told in ((turned, "fit no temperature"), (rows[:5], "too few"), (rows[:9], "too few")):
+    for wrong, told in ((turned, "no temperature fits"), (rows[:5], "too few"), (rows[:9], "too few")):
         with pytest.raises(InputError, match=told):
             fit(wrong, "w", True, {})
 

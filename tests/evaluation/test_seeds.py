@@ -98,7 +98,7 @@ def test_figures_are_means_over_seeds_and_more_seeds_do_not_stand_for_more_promp
 def test_other_rows_other_seeds_and_no_rows_are_refused() -> None:
     with pytest.raises(DataError, match="different rows"):
         seed_difference({0: A[0]}, {0: A[0][1:]})
-    with pytest.raises(DataError, match="no seed in common"):
+    with pytest.raises(DataError, match="no common seed"):
         seed_difference({0: A[0]}, {1: A[1]})
     with pytest.raises(DataError, match="no preferences"):
         seed_figures({0: []})

@@ -106,8 +106,9 @@ class Judges:
         """Run a command of rmtrain; its standard error is shown.
 
         Raises:
-            InputError: the command refused its input. Interrupted: it was interrupted; running curate again continues
-            there. RunFailedError: it failed.
+            InputError: the command refused its input.
+            Interrupted: it was interrupted; running curate again continues there.
+            RunFailedError: it failed.
         """
         done = subprocess.run(
             [sys.executable, "-P", "-m", "rmtrain", *arguments], stdout=subprocess.DEVNULL, check=False

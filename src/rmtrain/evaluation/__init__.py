@@ -1,1 +1,1 @@
-"""Data, scoring and metrics → the result files of splits, benchmarks and comparisons."""
+"""From data, scores and metrics to the result files of splits, benchmarks and comparisons."""

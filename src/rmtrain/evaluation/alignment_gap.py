@@ -1,4 +1,4 @@
-"""The alignment gap of a policy, and what reward models do on the same preferences (arXiv 2405.19534)."""
+"""The alignment gap of a policy, and the accuracy of reward models on the same preferences (arXiv 2405.19534)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -36,7 +36,7 @@ from rmtrain.metrics.rankings import Floats, Labels, credits_of
 
 
 class GapRows(NamedTuple):
-    """The same groups, in one order, scored by every model.
+    """The same groups in the same order, scored by every model.
 
     Rows of a language model hold summed log-probabilities as rewards, and numbers of response tokens as lengths.
     """
@@ -47,7 +47,7 @@ class GapRows(NamedTuple):
 
 
 class _LogRatios(NamedTuple):
-    """Log-probability of the better completion minus that of the worse, of every preference."""
+    """For every preference, the log-probability of the better completion minus that of the worse."""
 
     sums: Floats  # [n]
     means: Floats  # [n] length-normalised
@@ -63,15 +63,15 @@ def measure_gap(
 ) -> GapFigures:
     """All figures of `rmtrain gap`.
 
-    Without a reference, the ideal is that of tuning the policy itself further, and figures of both models are None.
+    Without a reference, the ideal starts from the policy itself, and figures of both models are None.
 
     Args:
         rows: of every model.
         alpha: of every preference, in the order of the rows.
         betas: KL coefficients of the idealised accuracy.
-        dpo_beta: that the policy was trained with, for its DPO losses.
-        scores: graded scores of each row's completions, where it has any.
-        gold: the reward model whose rewards they are; it is not judged by them.
+        dpo_beta: beta of the policy's training, for its DPO losses.
+        scores: graded scores of each row's completions, if it has any.
+        gold: the reward model whose rewards are the scores; it is not judged by them.
     """
     policy = _log_ratios(rows.policy)
     reference = _log_ratios(rows.reference) if rows.reference else None
@@ -139,7 +139,7 @@ def _accuracies(gaps: _LogRatios, clusters: Labels) -> Accuracy:
 
 
 def paired_difference(a: Floats, b: Floats, clusters: Labels) -> Difference:
-    """The accuracy of A minus that of B, by the credits of each preference."""
+    """The accuracy of A minus that of B, from the credits of each preference."""
     names, places = np.unique(clusters, return_inverse=True)
     draws = resampled_means(a - b, clusters, np.zeros(len(a), dtype=np.int64))[:, 0]
     interval = difference_interval(draws, len(names))
@@ -203,14 +203,14 @@ def _reward_model(
 
 
 def _at_median(credit_by_beta: Sequence[Floats]) -> Floats:
-    """The credit of the beta whose accuracy is the median; of two, the lower."""
+    """The credits for the beta with the median accuracy; for an even number, the lower one."""
     by_accuracy = sorted(credit_by_beta, key=lambda credit: float(credit.mean()))
     return by_accuracy[(len(by_accuracy) - 1) // 2]
 
 
 def _loss_bound(policy: Floats, reference: Floats, beta: float) -> LossBound:
     losses, bounds = dpo_losses(policy, reference, beta), loss_bounds(reference, beta)
-    above = policy < 0  # which is losses > bounds, without its rounding
+    above = policy < 0  # equals losses > bounds, but without rounding
     return LossBound(
         beta,
         n=len(losses),

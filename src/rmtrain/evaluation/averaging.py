@@ -1,4 +1,4 @@
-"""Averages of checkpoints, chosen and judged on a validation split: the greedy soup, and its parts beside it."""
+"""Averages of checkpoints on a validation split: the greedy soup, and a comparison of an average with its parts."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +23,14 @@ from rmtrain.scoring.scorer import ScorerRequest
 
 @dataclass(frozen=True)
 class Validation:
-    """The rows on which models are chosen and compared.
+    """The rows that choose and compare models.
 
     Attributes:
         split: the rows.
         folder: of the rows files.
-        tokens_per_batch: maximum tokens per forward pass; None leaves it to each checkpoint.
+        tokens_per_batch: maximum tokens per forward pass; None takes each checkpoint's own.
         display: of the main process.
-        verify: check files of checkpoints against the digests that were recorded with them.
+        verify: check the checkpoints' files against their recorded digests.
     """
 
     split: SplitData
@@ -40,14 +40,14 @@ class Validation:
     verify: bool = True
 
     def rows(self, name: str, where: Path) -> list[ScoredRow]:
-        """Rewards of a checkpoint, which leaves the memory before the next is loaded."""
+        """Rewards of a checkpoint, which is freed before the next is loaded."""
         scorer = open_scorer(ScorerRequest(str(where), verify=self.verify))
         return score_once(scorer, name, self.split, self.tokens_per_batch, self.folder, self.display).rows
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the greedy choice: the accuracy of the average with one more model."""
+    """A step of the greedy soup: the accuracy of the average with one more model."""
 
     ckpt: str
     accuracy: float
@@ -56,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class PartScore:
-    """A part's accuracy beside the average's; the difference is the average's minus its own, in pairs by prompt."""
+    """A part's accuracy beside the average's; the difference is the average minus the part, paired by prompt."""
 
     ckpt: str
     accuracy: float | None
@@ -74,14 +74,14 @@ def choose_greedily(
 ) -> tuple[Average, list[Step]]:
     """The greedy soup (arXiv 2203.05482).
 
-    The models are tried in the order of their accuracy, and each is kept if the average with it is at least as accurate
-    as without it.
+    Models are tried by accuracy, the best first, and a model is kept if the average with it is at least as accurate as
+    without it.
 
     Args:
-        parts: what may be averaged.
-        build: the average of some of them.
-        validation: decides.
-        candidate: a folder for the averages that are tried; it is overwritten.
+        parts: the models.
+        build: makes the average of some of them.
+        validation: the rows that decide.
+        candidate: a folder for trial averages; it is overwritten.
     """
     figures = {part.where: summarise(validation.rows(part.where, part.files.folder)) for part in parts}
     ranked = sorted(parts, key=lambda part: (-(figures[part.where].accuracy or 0.0), figures[part.where].loss or 0.0))
@@ -102,7 +102,7 @@ def choose_greedily(
 
 
 def write_on_main(average: Average, folder: Path, record: Mapping[str, Any], replace: bool = False) -> Written | None:
-    """Write an average on the main process, and let the others wait for it; what it wrote, or None on the others."""
+    """Write an average on the main process while the others wait; returns its record, or None on the others."""
     state = process_state()
     written = write_average(average, folder, dict(record), replace) if state.is_main_process else None
     state.wait_for_everyone()
@@ -110,7 +110,7 @@ def write_on_main(average: Average, folder: Path, record: Mapping[str, Any], rep
 
 
 def record_of(average: Average, method: str, steps: Sequence[Step]) -> JsonObject:
-    """What the rmtrain.json of an average says of how it was made."""
+    """The record of how an average was made, for its rmtrain.json."""
     weights = zip(average.parts, average.weights, strict=True)
     return {
         "method": method,
@@ -123,10 +123,10 @@ def record_of(average: Average, method: str, steps: Sequence[Step]) -> JsonObjec
 
 
 def compare_parts(parts: Sequence[Part], output: Path, validation: Validation) -> dict[str, object]:
-    """The average's figures beside those of all that it could be made of, on the same rows; kept in its rmtrain.json.
+    """The average's figures beside those of all candidate parts, on the same rows; also written to its rmtrain.json.
 
     Returns:
-        Figures as of `eval`, with the parts under `parts`.
+        Figures as in `eval`, with the parts under `parts`.
     """
     own_rows = validation.rows(output.name, output)
     own = summarise(own_rows)

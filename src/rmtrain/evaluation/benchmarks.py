@@ -19,20 +19,22 @@ class BenchmarkResult:
     benchmark: Benchmark
     ckpt: str | None
     subsets: Mapping[str, Subset]
-    prior: Mapping[str, Subset]  # by prior set; empty where they were not scored
+    prior: Mapping[str, Subset]  # by prior set; empty if not scored
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # section → name → figure of its rows
-    terms: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # subset → terms of its own formula
-    truncated: int | None = None  # rows cut to the model's length; None where no rows were scored
-    identical: int | None = None  # preferences between completions of the same tokens; None as before
+    terms: Mapping[str, Mapping[str, float | None]] = field(
+        default_factory=dict
+    )  # subset with its own formula → terms of the formula
+    truncated: int | None = None  # truncated rows; None if no rows were scored
+    identical: int | None = None  # preferences between completions of the same tokens; None if no rows were scored
 
     @property
     def sections(self) -> dict[str, Score | None]:
-        """Scores of the sections; None for one that lacks a subset."""
+        """Scores of the sections; None for a section that lacks a subset."""
         weights = self.benchmark.sections(_sizes(self.subsets))
         return {section: weighted_score(self.subsets, by_subset) for section, by_subset in weights.items()}
 
     def to_json(self) -> JsonObject:
-        """The result as `rewardbench --json` gives it, without what scored the rows."""
+        """The result as in `rewardbench --json`, without the entries on the scorer."""
         expected, prior = self.benchmark.subsets, self.benchmark.prior if self.prior else None
         unknown = sorted(set(self.subsets) - set(expected))
         details = dict.fromkeys(self.benchmark.detail_names)
@@ -56,7 +58,7 @@ class BenchmarkResult:
         }
 
     def _eras(self) -> dict[str, JsonObject]:
-        """The scores by each formula; what belongs to prior sets only for a benchmark that has some."""
+        """The scores by each formula; entries on prior sets only if the benchmark has prior sets."""
         every, sizes, scores = {**self.subsets, **self.prior}, _sizes(self.subsets), {}
         plain = era_scores(self.benchmark, _accuracies(self.subsets), _accuracies(self.prior), sizes)
         for name, era in self.benchmark.eras(sizes, self.prior).items():
@@ -74,12 +76,12 @@ class BenchmarkResult:
         return {**(asdict(score) if score else dict.fromkeys(("score", "low", "high"))), **_totals(self.prior)}
 
     def _mean_details(self) -> dict[str, float]:
-        """Means of the sections' details, where every section has them."""
+        """Means of the sections' details, if every section has them."""
         names = self.benchmark.detail_names if set(self.details) == set(self.sections) else ()
         return {name: float(np.mean([part[name] for part in self.details.values()])) for name in names}
 
     def _incomplete(self) -> dict[str, dict[str, int]]:
-        """Subsets with another number of rows than was published."""
+        """Subsets whose number of rows differs from the published one."""
         split_sizes, n = self.benchmark.split_sizes, sum(_sizes(self.subsets).values())
         if split_sizes and n not in split_sizes:
             return {"all rows": {"n": n, "expected": split_sizes[0]}}
@@ -92,7 +94,7 @@ class BenchmarkResult:
 
 
 def _score_json(score: Score | None, mean: str, half: str, prefix: str) -> JsonObject:
-    """A score's entries under an era's names."""
+    """The entries of a score, under the names of its era."""
     names = {"score": mean, "low": f"{prefix}low", "high": f"{prefix}high", "score_half": half}
     names["length_baseline"] = f"{prefix}length_baseline"
     return {name: getattr(score, key, None) for key, name in names.items()}
@@ -137,10 +139,10 @@ def benchmark_result(
 
 
 def training_check(sidecar: Mapping[str, Any], benchmark: str) -> JsonObject | None:
-    """What a checkpoint's `rmtrain.json` says of how its training rows were compared with a benchmark.
+    """The record in a checkpoint's `rmtrain.json` of how its training rows were compared with a benchmark.
 
-    None: nothing is recorded, as by other people and by earlier versions. `checked` is false for rows that were not
-    compared; else the other fields are those of `Check.record`.
+    None: nothing is recorded, as in models of others and of earlier versions. `checked` is false for rows that were not
+    compared; otherwise the other fields are those of `Check.record`.
     """
     checks = sidecar.get("checks")
     if not isinstance(checks, list):

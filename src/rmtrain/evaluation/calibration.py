@@ -1,4 +1,4 @@
-"""Calibration of a checkpoint: fitted on some prompts of scored rows, and shown before and after on the others."""
+"""Calibration of a checkpoint: fitted on one part of the prompts, and measured before and after on the others."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ class Figure:
     before_interval: Interval
     after: float
     after_interval: Interval
-    change_interval: Interval  # of after minus before, on the same prompts
+    change_interval: Interval  # after minus before, on the same prompts
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Shown:
 
     Attributes:
         n: preferences.
-        prompts: that they are of.
+        prompts: number of their prompts.
         figures: by name: accuracy (a tie counts 1/2), loss (nats), ece, and length_correlation (Spearman's, of rewards
             and lengths of all completions).
     """
@@ -56,7 +56,7 @@ class Shown:
 def split_by_prompt(
     groups: Sequence[PreferenceGroup], share: float
 ) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
-    """Groups to fit on, and groups to show the fit on: each prompt is in one of them, by its digest.
+    """Groups for the fit and groups for its measurement; a prompt's digest decides to which of the two it belongs.
 
     Args:
         groups: of a source.
@@ -76,11 +76,11 @@ def fit(rows: Sequence[ScoredRow], weights: str, by_length: bool, fitted: JsonOb
     Args:
         rows: scored without calibration.
         weights: digest of the checkpoint's weights.
-        by_length: take out what length explains.
+        by_length: subtract what length explains.
         fitted: a record of the rows.
 
     Raises:
-        InputError: too few rows, or rows that no temperature fits.
+        InputError: too few rows, or no temperature fits the rows.
     """
     rewards = np.array([reward for row in rows for reward in row.rewards], dtype=np.float64)
     lengths = np.array([length for row in rows for length in row.lengths], dtype=np.float64)
@@ -110,9 +110,9 @@ def fit(rows: Sequence[ScoredRow], weights: str, by_length: bool, fitted: JsonOb
     temperature = fit_temperature(gaps)
     if temperature is None or len(gaps) < _LEAST:
         raise InputError(
-            f"{len(gaps)} preferences with a mean gap of {gaps.mean() if len(gaps) else 0:.3g} fit no temperature",
-            f"give at least {_LEAST} preferences, which the model ranks better than chance and not all right"
-            + ("; or add --no-length, if length is what it ranks by" if by_length else ""),
+            f"no temperature fits {len(gaps)} preferences with a mean gap of {gaps.mean() if len(gaps) else 0:.3g}",
+            f"give at least {_LEAST} preferences, which the model ranks better than chance but not all correctly"
+            + ("; or add --no-length, if the model ranks mostly by length" if by_length else ""),
         )
     return made.model_copy(update={"temperature": temperature})
 
@@ -123,7 +123,7 @@ def calibrated_rows(calibration: Calibration, rows: Sequence[ScoredRow]) -> list
 
 
 def show(calibration: Calibration, rows: Sequence[ScoredRow]) -> Shown:
-    """Held-out rows before and after calibration, with intervals over prompts drawn with replacement."""
+    """Figures of held-out rows before and after calibration, with intervals from resampled prompts."""
     before, after = _Values.of(rows), _Values.of(calibrated_rows(calibration, rows))
     names, prompts = np.unique(clusters_of(rows), return_inverse=True)
     counts = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), _RESAMPLES)
@@ -157,7 +157,7 @@ class _Values(NamedTuple):
         return cls(gaps.gaps, gaps.groups, rewards, lengths, places)
 
     def drawn(self, times: Ints) -> "_Values":
-        """Every row as many times as it was drawn."""
+        """Repeat every row as many times as it was drawn."""
         gaps = np.repeat(np.arange(len(self.gaps)), times[self.gap_rows])
         rewards = np.repeat(np.arange(len(self.rewards)), times[self.reward_rows])
         lengths = self.lengths[rewards] if len(self.lengths) == len(self.rewards) else self.lengths

@@ -1,4 +1,4 @@
-"""Two models on the same rows: the rows to compare on, the rows files of both, and the scoring of what is missing."""
+"""Two models on the same rows: which rows to compare on, the rows files of both, and which are still to be scored."""
 
 import hashlib
 import re
@@ -21,7 +21,7 @@ from rmtrain.scoring.scorer import ScorerRequest
 
 ROWS_SUFFIX = ".rows.jsonl"
 _PRIOR = "-prior"
-_SAME_ROWS = ("fingerprint", "read_as")  # of a result's `data`; equal where the rows are the same
+_SAME_ROWS = ("fingerprint", "read_as")  # keys of a result's `data` that are equal if the rows are the same
 
 Notify = Callable[[str], None]
 
@@ -31,16 +31,16 @@ class ModelRef(Protocol):
 
     @property
     def request(self) -> ScorerRequest:
-        """What opens it."""
+        """Opens the checkpoint."""
 
     @property
     def results(self) -> Path:
-        """Folder of its results."""
+        """Folder for its results."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """A or B: a rows file, or a checkpoint and the rows that were scored with it, or such rows alone."""
+    """A or B: a rows file, a checkpoint with the rows scored by it, or only such rows."""
 
     rows: Path | None = None
     model: ModelRef | None = None
@@ -49,17 +49,17 @@ class Side:
 
 @dataclass(frozen=True)
 class RowsRequest:
-    """The rows that the user asks to compare on; without any, those that both models were scored on."""
+    """The rows that the user asks to compare on; by default rows that both models have scored."""
 
     data: str | None = None  # SOURCE
     split: str | None = None
     benchmark: str | None = None
-    mapping: Mapping[str, Any] | None = None  # of --columns and --row-schema
+    mapping: Mapping[str, Any] | None = None  # from --columns and --row-schema
 
 
 @dataclass(frozen=True)
 class Target:
-    """The rows that a model is to be scored on."""
+    """The rows on which to score a model."""
 
     name: str  # split, benchmark or data
     groups: Sequence[PreferenceGroup]
@@ -69,15 +69,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows files to compare, and the models that have to be scored first."""
+    """The rows files to compare, and the models to score first."""
 
     paths: Sequence[Path]  # of A and of B
-    target: Target | None  # rows to score on; None if nothing is to be scored
+    target: Target | None  # rows to score; None if all are scored
     missing: Sequence[tuple[ModelRef, Path]]
 
 
 def rows_named(text: str) -> Side | None:
-    """The rows that A or B names: a file of rows or of a result, gap.json:MODEL, RUN:split, or a folder; None: a CKPT.
+    """The rows that A or B names: a rows file, a result file, gap.json:MODEL, RUN:split, or a folder. None for a CKPT.
 
     Raises:
         DataError: a file or split does not exist, or a result names no rows.
@@ -96,22 +96,22 @@ def rows_named(text: str) -> Side | None:
         return Side(scored[split])
     if path.suffix in (".json", ".jsonl") and not path.exists():
         raise DataError(f"{text}: no such file", "name a .rows.jsonl file, a result .json file, RUN[:split] or a CKPT")
-    scored = scored_rows(path)  # results that were moved, or whose weights were deleted
+    scored = scored_rows(path)  # for results that were moved, or whose weights were deleted
     weights = any(path.glob("*config.json")) or (path / "final").is_dir()
     return Side(scored=scored) if scored and not weights else None
 
 
 def scored_rows(folder: Path) -> dict[str, Path]:
-    """Rows files in a run folder or a folder of results, by split, benchmark and gap: `test` first, prior sets last."""
+    """Rows files in a run or results folder, by split, benchmark and gap: `test` first, prior sets last."""
     files = [
         path for kind in ("eval", "rewardbench", "gap") for path in sorted((folder / kind).glob(f"*{ROWS_SUFFIX}"))
     ]
-    by_name = {path.name.removesuffix(ROWS_SUFFIX): path for path in files if path.is_file()}  # no dangling links
+    by_name = {path.name.removesuffix(ROWS_SUFFIX): path for path in files if path.is_file()}  # skips dangling links
     return {name: by_name[name] for name in sorted(by_name, key=lambda name: (name != "test", name.endswith(_PRIOR)))}
 
 
 def rows_of_result(path: Path, model: str = "policy") -> Path:
-    """The rows file that a result file names; that of a gap names one for each model.
+    """The rows file that a result file names; the result of a gap names one for each model.
 
     Raises:
         DataError: the result can't be read or names none, or the rows file does not exist.
@@ -124,8 +124,10 @@ def rows_of_result(path: Path, model: str = "policy") -> Path:
         raise DataError(f"{path}: no rows of {model!r}", f"it has: {', '.join(rows)}")
     rows = rows[model] if isinstance(rows, dict) else rows
     if not isinstance(rows, str):
-        raise DataError(f"{path}: names no rows file", "a result of rmtrain eval or rewardbench does, under `rows`")
-    # the run folder may have been moved since
+        raise DataError(
+            f"{path}: names no rows file", "give a result of rmtrain eval or rewardbench, which has the entry `rows`"
+        )
+    # the run folder may have been moved
     for candidate in (Path(rows), path.parent / rows, path.parent / Path(rows).name):
         if candidate.is_file():
             return candidate
@@ -133,9 +135,9 @@ def rows_of_result(path: Path, model: str = "policy") -> Path:
 
 
 def result_beside(rows: Path) -> Result:
-    """The result that belongs to a rows file; empty if no result lies beside it.
+    """The result of a rows file; empty if no result is beside it.
 
-    Prior sets share the benchmark's result, but not what it says of the benchmark's own rows.
+    Prior sets share the benchmark's result, except for its entries on the benchmark's own rows.
     """
     name = rows.name.removesuffix(ROWS_SUFFIX)
     result = _read_result(rows.with_name(f"{name}.json"))
@@ -143,7 +145,7 @@ def result_beside(rows: Path) -> Result:
         result = _read_result(rows.with_name(f"{name.removesuffix(_PRIOR)}.json"))
         result.pop("data", None)
         result.pop("rows", None)
-        if result and not result.get("prior_data"):  # the result is newer than these rows
+        if result and not result.get("prior_data"):  # the result belongs to newer rows
             result["weights_fingerprint"] = "unknown"
     return result
 
@@ -157,7 +159,7 @@ def _read_result(path: Path) -> Result:
 
 
 def plan(sides: Sequence[Side], asked: RowsRequest, notify: Notify) -> Plan:
-    """Decide what A and B are compared on, and which of them has to be scored on it first.
+    """Decide on which rows A and B are compared, and which of them must be scored first.
 
     Raises:
         DataError: neither was scored on anything, or the rows can't be read.
@@ -180,12 +182,15 @@ def plan(sides: Sequence[Side], asked: RowsRequest, notify: Notify) -> Plan:
 
 
 def _name(sides: Sequence[Side], asked: RowsRequest) -> str:
-    """The split or benchmark asked for or named, else the first that both were scored on, else the first of either."""
+    """The requested split or benchmark, else the first on which both were scored, else the first of either."""
     name = asked.benchmark or (data_name(asked.data, asked.split) if asked.data is not None else asked.split)
     named = next((side.rows for side in sides if side.rows), None)
     if name is not None:
         if all(side.rows for side in sides):
-            raise InputError("A and B both name rows, and other data is asked for too", "name checkpoints, or omit it")
+            raise InputError(
+                "A and B both name rows, but other data is asked for too",
+                "name checkpoints, or leave the other data out",
+            )
         return name
     have = [name for side in sides for name in side.scored or {}]
     if named is not None:
@@ -193,22 +198,22 @@ def _name(sides: Sequence[Side], asked: RowsRequest) -> str:
         return name if name in have or not have or result_beside(named).get("data") else have[0]
     if not have:
         _require_folders(sides)
-        raise DataError("neither A nor B was scored on anything yet", "name rows for both with --data or --benchmark")
+        raise DataError("neither A nor B has been scored yet", "name rows with --data or --benchmark")
     return next((name for name in sides[0].scored or {} if name in (sides[1].scored or {})), have[0])
 
 
 def _require_folders(sides: Sequence[Side]) -> None:
-    """Raises CheckpointError for names that are no folders here, which may be those of models on the hub."""
+    """Raise CheckpointError for names that are not local folders; they may be models on the hub."""
     wheres = [side.model.request.where for side in sides if side.model]
     if absent := [where for where in wheres if not Path(where).exists()]:
         raise CheckpointError(
             f"{' and '.join(absent)}: no such folder",
-            "name folders; or for hub models, rows with --data or --benchmark",
+            "name folders; for hub models, name rows with --data or --benchmark",
         )
 
 
 def _current_rows(side: Side, name: str, notify: Notify) -> Path | None:
-    """Rows scored with a side, unless their result says that its weights have changed since."""
+    """Rows scored by a side, unless their result shows that its weights have changed since."""
     rows = (side.scored or {}).get(name)
     recorded = result_beside(rows).get("weights_fingerprint") if rows is not None else None
     if side.model is None or recorded is None:
@@ -216,7 +221,7 @@ def _current_rows(side: Side, name: str, notify: Notify) -> Path | None:
     try:
         weights = _weights(side.model)
     except CheckpointError as error:
-        notify(f"{rows} is used as it is, since the weights can't be read: {error.message}")
+        notify(f"{rows} is used unchecked, since the weights can't be read: {error.message}")
         return rows
     if recorded == weights:
         return rows
@@ -225,17 +230,17 @@ def _current_rows(side: Side, name: str, notify: Notify) -> Path | None:
 
 
 def _weights(model: ModelRef) -> str:
-    """Digest of the weights' files of a checkpoint and of its reference, as results record it; loads nothing."""
+    """Digest of the weights' files of a checkpoint and of its reference, as in results; does not load the model."""
     names = [name for name in (model.request.where, model.request.options.reference) if name is not None]
     return fingerprint_of(*map(local_folder, names))
 
 
 def _scored_on(rows: Path, name: str, notify: Notify) -> Target:
-    """The data that rows were scored on, read as before: a run's split by its recipe."""
+    """The data of scored rows, read again in the same way: a run's split by its recipe."""
     result, section = result_beside(rows), None
     data: Mapping[str, Any] = result.get("data") or {}
     if not data:
-        raise DataError(f"{rows}: no result beside it names its data", "name them with --data or --benchmark")
+        raise DataError(f"{rows}: no result beside it names the data", "name the data with --data or --benchmark")
     location, split = data.get("location"), data.get("split")
     if location is None:  # a result of version 0.1 has only a description, such as `pairs.json (test)`
         described = re.fullmatch(r"(.+?)(?: \((\S+)\))?", data["source"])
@@ -250,7 +255,7 @@ def _scored_on(rows: Path, name: str, notify: Notify) -> Target:
                 return Target(name, own.groups, data)
     if "entries" in data:
         hint = "name other rows with --data, or evaluate both checkpoints on the split"
-        raise DataError(f"{rows}: scored on {data['source']}, which can't be read again as it was", hint)
+        raise DataError(f"{rows}: scored on {data['source']}, which can't be read again in the same way", hint)
     if benchmark := result.get("benchmark"):
         return _of_benchmark(benchmark, location, split, notify)
     section, trained = section_for(location, section, data.get("read_as"))
@@ -274,7 +279,7 @@ def _of_benchmark(name: str, data: str | None, split: str | None, notify: Notify
 
 
 def _rows_path(side: Side, existing: Path | None, name: str, target: Target | None) -> Path:
-    """Existing rows of the target; else the path for new ones, which depends on the rows and the weights."""
+    """The file of the target's rows, or the path for new ones, which depends on rows and weights."""
     if side.rows is not None:
         return side.rows
     if existing is not None:
@@ -283,7 +288,7 @@ def _rows_path(side: Side, existing: Path | None, name: str, target: Target | No
             return existing
     if side.model is None:
         files = ", ".join(map(str, (side.scored or {}).values()))
-        raise DataError(f"no rows of {name!r} on that data among {files}", "name a CKPT")
+        raise DataError(f"no rows of {name!r} on this data among {files}", "name a CKPT")
     assert target is not None
     digest = hashlib.sha256(f"{_weights(side.model)} {target.groups}".encode()).hexdigest()
     return side.model.results / "compare" / f"{name}-{digest[:12]}{ROWS_SUFFIX}"

@@ -1,4 +1,4 @@
-"""Paired statistics for two models on the same rows: the difference, its interval, an exact test, a verdict."""
+"""Paired statistics for two models on the same rows: difference, interval, exact test and verdict."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,11 +29,11 @@ from rmtrain.metrics.rankings import Floats, Ints, Labels
 
 @dataclass(frozen=True)
 class Difference:
-    """Model A minus model B on n units, which are preferences or, by some benchmarks' rule, rows.
+    """Model A minus model B on n units: preferences or, by the rule of some benchmarks, rows.
 
     The interval is a paired bootstrap over prompts. The exact McNemar test counts prompts on which one model is right
-    more often than the other, since the preferences of one prompt are not independent; with one preference a prompt and
-    no ties it is the usual test. A figure of no units is None.
+    more often than the other, since the preferences of one prompt are not independent; with one preference per prompt
+    and no ties it is the usual test. Figures of no units are None.
     """
 
     n: int
@@ -47,16 +47,16 @@ class Difference:
     prompts: int
     a_better: int  # prompts
     b_better: int
-    # smallest true difference that a comparison of this size and disagreement detects with a power of 80 %
+    # smallest true difference that this comparison would detect with a power of 80 %
     detectable: float | None
 
     @property
     def verdict(self) -> str:
-        """One sentence: it claims a difference only where the interval and the test agree."""
+        """One sentence, which claims a difference only if interval and test agree."""
         if self.difference is None or self.mcnemar_p is None:
             return "There are no preferences to compare on."
         if self.a_better == self.b_better == 0:
-            return f"A and B do equally well on each of {self.prompts} prompts."
+            return f"A and B are equal on each of {self.prompts} prompts."
         better, points = ("A" if self.difference > 0 else "B"), 100 * abs(self.difference)
         if not self.within_noise:
             return f"{better} is better, by {points:.2f} points (p = {self.mcnemar_p:.2g})."
@@ -72,20 +72,20 @@ _NO_UNITS = Difference(0, None, None, None, None, None, None, None, prompts=0, a
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the rows that both have."""
+    """Two models compared on their common rows."""
 
     overall: Difference
     groups: int  # rows
     only_a: int  # rows of A that B lacks
     only_b: int
-    not_alike: int  # rows of one id whose prompts or preferences differ
+    not_alike: int  # rows with the same id but different prompts or preferences
     benchmark: str | None
-    score: Difference | None  # of the benchmark's current score
+    score: Difference | None  # difference of the benchmark's current score
     sections: Mapping[str, Difference | None]  # None: a subset is missing
     by_source: Mapping[str, Difference | None]
 
     def to_json(self) -> JsonObject:
-        """The comparison as `compare --json` gives it."""
+        """The comparison as in `compare --json`."""
         return {
             **asdict(self.overall),
             "groups": self.groups,
@@ -100,11 +100,11 @@ class Comparison:
 def compare_rows(
     a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], benchmark: Benchmark | None = None
 ) -> Comparison:
-    """Compare two models on the rows that both have.
+    """Compare two models on their common rows.
 
-    A tie counts 1/2; on the rows of a benchmark its own rule decides. A subset with a formula of its own has no figure
-    for a row: its score is bootstrapped whole, and its test asks on which prompts all right completions beat all wrong
-    ones. The figures of all rows and of a source count its rows in the same way.
+    A tie counts 1/2; benchmarks have their own rules. A subset with its own formula has no figure per row: its score is
+    bootstrapped as a whole, and its test counts prompts on which all right completions beat all wrong ones. The figures
+    of all rows and of a source count its rows in the same way.
 
     Args:
         a_rows: rows scored by A.
@@ -112,7 +112,7 @@ def compare_rows(
         benchmark: the rows' benchmark.
 
     Raises:
-        DataError: no row is in both, or they lack rewards that the benchmark needs.
+        DataError: they have no common row, or lack rewards that the benchmark needs.
     """
     by_id = {row.id: row for row in b_rows}
     shared = [(row, by_id[row.id]) for row in a_rows if row.id in by_id]
@@ -120,14 +120,14 @@ def compare_rows(
     only_a, only_b, not_alike = len(a_rows) - len(shared), len(b_rows) - len(shared), len(shared) - len(alike)
     if not alike and (a_rows or b_rows):
         raise DataError(
-            f"A and B have no row in common: {only_a} are in A alone, {only_b} in B alone, "
-            f"and {not_alike} have the same id but other prompts or preferences",
+            f"A and B have no common row: {only_a} are only in A, {only_b} only in B, and {not_alike} have the same id "
+            "but different prompts or preferences",
             "score both on the same data: rmtrain compare A B --data SOURCE",
         )
     if benchmark is not None and benchmark.needs_rewards and any(a.margins or b.margins for a, b in alike):
         raise DataError(
-            f"{benchmark.name} needs rewards, and a model that only compares completions gives none",
-            "compare reward models on it",
+            f"{benchmark.name} needs rewards, which models that only compare completions do not give",
+            "compare reward models",
         )
     rows_a, rows_b = [a for a, _ in alike], [b for _, b in alike]
     units, own = _units(rows_a, rows_b, benchmark), _own_scores(rows_a, rows_b, benchmark)
@@ -147,7 +147,7 @@ def compare_rows(
 
 
 def _in_order_of(a: ScoredRow, b: ScoredRow) -> ScoredRow:
-    """B with its preferences, and their margins if it has them, in A's order."""
+    """B with its preferences, and their margins if any, in A's order."""
     margins = dict(zip(b.preferences, b.margins, strict=bool(b.margins)))
     return b._replace(preferences=a.preferences, margins=tuple(margins[p] for p in a.preferences if margins))
 
@@ -157,7 +157,7 @@ def _alike(a: ScoredRow, b: ScoredRow) -> bool:
 
 
 class _Units(NamedTuple):
-    """What each unit, a preference or a row by the benchmark's rule, counts for A and for B."""
+    """The credit of each unit (a preference or, by the benchmark's rule, a row) for A and for B."""
 
     a: Floats  # [n]
     b: Floats  # [n]
@@ -181,7 +181,7 @@ def _units(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], benchmark: 
                 values[unit] = all(rows[row].rewards[i] > rows[row].rewards[j] for i, j in rows[row].preferences)
         return values, by_rule.rows
 
-    def with_prompt(row: ScoredRow) -> ScoredRow:  # rows that a formula takes together are one cluster
+    def with_prompt(row: ScoredRow) -> ScoredRow:  # rows that a formula combines are one cluster
         formula = formulas.get(row.source)
         return row._replace(cluster=f"{row.source} {formula.prompt_of(row.id)}") if formula else row
 
@@ -191,7 +191,7 @@ def _units(a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], benchmark: 
 
 
 class _OwnScore(NamedTuple):
-    """The score of a subset with a formula of its own."""
+    """The score of a subset with its own formula."""
 
     means: Floats  # [3] score of A, score of B, their difference
     draws: Floats  # [R] differences of the scores on resampled prompts
@@ -200,7 +200,7 @@ class _OwnScore(NamedTuple):
 def _own_scores(
     a_rows: Sequence[ScoredRow], b_rows: Sequence[ScoredRow], benchmark: Benchmark | None
 ) -> dict[str, _OwnScore | None]:
-    """By subset with a formula of its own; None where the rows leave the score undefined."""
+    """Scores of subsets with their own formula; None if the score is undefined for these rows."""
     scores: dict[str, _OwnScore | None] = {}
     for name, formula in benchmark.own_formulas.items() if benchmark else ():
         a, b = ([scored_prompt(row) for row in rows if row.source == name] for rows in (a_rows, b_rows))
@@ -218,7 +218,7 @@ def _of_scores(units: _Units, weights: Weights, own: Mapping[str, _OwnScore | No
     Args:
         units: of all subsets.
         weights: by subset.
-        own: scores of subsets with a formula of their own. The score of every other subset is the mean of its units.
+        own: scores of subsets with their own formula. The score of every other subset is the mean of its units.
     """
     scores, units = own or {}, units.of(list(weights))
     if not weights or not set(weights) <= set(units.sources) or any(scores.get(name, 0) is None for name in weights):
@@ -228,7 +228,7 @@ def _of_scores(units: _Units, weights: Weights, own: Mapping[str, _OwnScore | No
     for place, name in enumerate(weights):
         if (score := scores.get(name)) is not None:
             means[:, place], draws[:, place] = score
-    # a formula's prompts are resampled apart from the others: no other subset has rows of them
+    # a formula's prompts are resampled separately, since no other subset contains them
     plain = [name for name in weights if name not in scores]
     rest, places = units.of(plain), [list(weights).index(name) for name in plain]
     strata = np.array([plain.index(source) for source in rest.sources], dtype=np.int64)
@@ -238,13 +238,13 @@ def _of_scores(units: _Units, weights: Weights, own: Mapping[str, _OwnScore | No
         draws[:, places] = resampled_means(rest.a - rest.b, rest.clusters, strata)
     if len(plain) == len(weights):
         detectable = detectable_difference(units.a - units.b, units.clusters, strata, shares)
-    else:  # as `detectable_difference`, by the standard deviation of the draws
+    else:  # as in `detectable_difference`, from the standard deviation of the draws
         detectable = float((Z + Z_POWER) * np.nanstd(draws @ shares)) or None
     return _difference(units, means @ shares, draws @ shares, detectable)
 
 
 def _difference(units: _Units, means: Floats, draws: Floats, detectable: float | None) -> Difference:
-    """A difference with means of A, of B and of both, and with [R] draws; the test is over the units' clusters."""
+    """A difference from means of A, of B and of both, and from [R] draws; the test is over the units' clusters."""
     _, labels = np.unique(units.clusters, return_inverse=True)
     net = np.bincount(labels, weights=units.a - units.b)
     a_better, b_better = int((net > 0).sum()), int((net < 0).sum())
@@ -267,10 +267,10 @@ def _difference(units: _Units, means: Floats, draws: Floats, detectable: float |
 
 
 def compare_files(paths: Sequence[Path]) -> Comparison:
-    """Compare two rows files by the rules of the benchmark that the results beside them name.
+    """Compare two rows files by the rules of the benchmark named in the results beside them.
 
     Raises:
-        DataError: a file can't be read, they are of different benchmarks, or share no row.
+        DataError: a file can't be read, the benchmarks differ, or there is no common row.
     """
     benchmarks = {name for path in paths if (name := result_beside(path).get("benchmark"))}
     if len(benchmarks) > 1:

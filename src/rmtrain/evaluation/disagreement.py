@@ -1,4 +1,4 @@
-"""How far the members of an ensemble agree: figures of scored rows that hold the rewards of each member."""
+"""How far the members of an ensemble agree, from scored rows with the rewards of each member."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,12 +11,14 @@ from rmtrain.metrics.intervals import clustered_interval
 from rmtrain.metrics.rankings import credits_of, ranking_accuracy
 from rmtrain.scoring.scorer import ScorerInfo
 
-_SAME_SCALE = 1.5  # of the largest standard deviation of a member's rewards over the smallest: more is told
+_SAME_SCALE = (
+    1.5  # ratio of the largest to the smallest standard deviation of members' rewards above which the user is told
+)
 
 
 @dataclass(frozen=True)
 class MemberFigures:
-    """A member's own ranking of the preferences; None without preferences."""
+    """A member's figures on the preferences; None without preferences."""
 
     ckpt: str
     accuracy: float | None  # a tie counts 1/2
@@ -35,9 +37,9 @@ class Disagreement:
         members: in the order of the ensemble.
         accuracy: of the ensemble on all preferences; a tie counts 1/2.
         reward_deviation: mean over completions of the standard deviation of their rewards over the members.
-        split_preferences: share of the preferences that the members do not all rank alike.
-        accuracy_agreed: the ensemble's accuracy on the other preferences.
-        accuracy_split: on these.
+        split_preferences: share of preferences on which the members disagree.
+        accuracy_agreed: the ensemble's accuracy where the members agree.
+        accuracy_split: where they disagree.
     """
 
     n: int
@@ -50,7 +52,7 @@ class Disagreement:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of the members' scales: a combination of unequal ones is mostly one of them."""
+        """A warning if the members' scales differ much, since the member with the largest scale then dominates."""
         deviations = [member.reward_std for member in self.members]
         means = [member.reward_mean for member in self.members]
         spread = max(means) - min(means)
@@ -58,13 +60,13 @@ class Disagreement:
             return []
         told = ", ".join(f"{m.ckpt} {m.reward_mean:.3g} ± {m.reward_std:.3g}" for m in self.members)
         return [
-            f"the members' rewards have unequal scales (mean ± standard deviation: {told}), so the ensemble is not an "
-            "even one: run `rmtrain calibrate` on each, and add --calibrated"
+            f"the members' rewards have unequal scales (mean ± standard deviation: {told}), so one of them dominates: "
+            "run `rmtrain calibrate` on each, and add --calibrated"
         ]
 
 
 def ensemble_fields(info: ScorerInfo, rows: Sequence[ScoredRow], notify: Callable[[str], None]) -> JsonObject:
-    """What the result of an ensemble says of its members, with a note where their scales differ; nothing of others."""
+    """The entries on members in an ensemble's result, with a note if their scales differ; empty for single models."""
     if not info.members or not rows:
         return {}
     figures = disagreement(rows, info.members)
@@ -74,7 +76,7 @@ def ensemble_fields(info: ScorerInfo, rows: Sequence[ScoredRow], notify: Callabl
 
 
 def disagreement(rows: Sequence[ScoredRow], names: Sequence[str]) -> Disagreement:
-    """The figures of rows that were scored by an ensemble of models with these names."""
+    """The figures of rows scored by an ensemble whose members have these names."""
     alone = [[row._replace(rewards=row.members[place]) for row in rows] for place in range(len(names))]
     gaps = [gaps_of(of_member).gaps for of_member in alone]
     own = gaps_of(rows)

@@ -1,4 +1,4 @@
-"""Export with proof: sample rows are scored before merging, after it, and from the written folder by transformers."""
+"""Export with proof: sample rows are scored before merging, after it, and from the written folder with transformers."""
 
 import gc
 import shutil
@@ -29,12 +29,12 @@ SAMPLE = "demo"
 SAMPLE_GROUPS = 16
 _TOKENS_PER_BATCH = 2048
 
-# Largest allowed change of a reward, as a share of the sample rewards' standard deviation. Rewards are relative to the
-# mean of their prompt, since only the gaps between answers to one prompt have a meaning.
-MERGING = 1e-3  # in float32 it only changes the order of sums
-# An int8 base also rounds each layer's input, which a plain layer does not: here only gross faults can be detected.
+# Largest allowed change of a reward, as a share of the sample rewards' standard deviation. Rewards are taken relative
+# to their prompt's mean, since only gaps between answers to one prompt matter.
+MERGING = 1e-3  # in float32 only the order of sums changes
+# An int8 base also rounds each layer's input, unlike a plain layer, so here only gross faults can be detected.
 DEQUANTISING = {"nf4": MERGING, "int8": 0.5}
-# Storing rounds each weight, in bfloat16 eight times as coarsely as in float16, and the layers add these errors up.
+# Storing rounds each weight, in bfloat16 eight times as coarsely as in float16, and these errors add up over layers.
 STORING = {"float32": MERGING, "float16": 0.03, "bfloat16": 0.25}
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -51,25 +51,25 @@ def export(
 ) -> dict[str, Any]:
     """Write a checkpoint as a plain sequence-classification folder, if its rewards stay the same.
 
-    The adapters of a quantised base are merged into the dequantised weights: into the model that was trained, not the
-    one before quantisation. Everything runs on the CPU, except for a quantised base.
+    Adapters of a quantised base are merged into the dequantised weights, which training used. Everything runs on the
+    CPU, except for a quantised base.
 
     Args:
         where: run's final folder, checkpoint folder or hub id.
         output: the folder to write; it appears complete or not at all.
-        dtype: of the stored backbone; None is that of training.
+        dtype: of the stored backbone; None as in training.
         revision: of a hub id.
         verify: see `load_checkpoint`.
         notify: takes notes for the user.
         finish: adds files to the folder before it appears; takes the folder and the content of rmtrain.json.
 
     Returns:
-        What was exported and how much its rewards changed, as `export --json` gives it.
+        What was exported and how much its rewards changed, as in `export --json`.
 
     Raises:
         InputError: the output exists, or the model can't be exported.
         CheckpointError: the checkpoint is damaged.
-        RunFailedError: a reward changed more than is allowed, or the disk is full; nothing is left behind.
+        RunFailedError: a reward changed more than allowed, or the disk is full; nothing is left behind.
     """
     check_output(output)
     checkpoint, proof, quantization = _load_dequantised(where, revision, verify, notify)
@@ -87,7 +87,7 @@ def export(
         write_model(model.module, checkpoint.renderer, scoring, without_places(kept, local_name), staging)
         del model, checkpoint
         gc.collect()
-        notify(f"scoring them with the {stored} folder, read by transformers alone")
+        notify(f"scoring them with the {stored} folder with transformers only")
         proof.check("storing", _rewards_of_folder(staging, proof.sample), STORING[stored])
         exported["proof"] = proof.figures
         scale = export_calibration(local_folder(where if revision is None else f"{where}@{revision}"), staging)
@@ -103,7 +103,7 @@ def export(
 
 
 class _Proof:
-    """Rewards of sample completions, and how much they change in each step of the export."""
+    """Rewards of sample completions, and how much each step of the export changes them."""
 
     def __init__(self, checkpoint: Checkpoint, notify: Callable[[str], None]) -> None:
         groups = read_source(SAMPLE, "test", evaluation=True).groups[:SAMPLE_GROUPS]
@@ -118,18 +118,18 @@ class _Proof:
         self.figures: dict[str, Any] = {"data": SAMPLE, "n": len(self._rewards), "standard_deviation": spread}
 
     def score(self, model: RewardModel) -> list[float]:
-        """Rewards by rmtrain, relative to the mean of their prompt."""
+        """Rewards by rmtrain, relative to their prompt's mean."""
         return _centred(score_groups(model, self.sample, self._pad_id, _TOKENS_PER_BATCH))
 
     def check(self, step: str, rewards: Sequence[float], share: float) -> None:
         """Record the largest change of a reward in a step.
 
         Raises:
-            RunFailedError: it is larger than this share of the standard deviation.
+            RunFailedError: the change exceeds this share of the standard deviation.
         """
         largest = float(np.max(np.abs(np.subtract(self._rewards, rewards))))
         allowed = share * self.figures["standard_deviation"]
-        if not largest <= allowed:  # NaN is refused too
+        if not largest <= allowed:  # true for NaN too
             raise RunFailedError(
                 f"{step} changes a sample's reward by {largest:.3g}, relative to the other rewards of its prompt; "
                 f"at most {allowed:.3g} is allowed, and nothing was written",
@@ -140,7 +140,7 @@ class _Proof:
 
 
 def check_output(output: Path) -> None:
-    """Raises InputError for a folder that can't be made, or that is not empty."""
+    """Raise InputError if the folder can't be made, or is not empty."""
     if output.exists() and (not output.name or not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists", "choose another --output")
     if not output.resolve().parent.is_dir():
@@ -150,20 +150,20 @@ def check_output(output: Path) -> None:
 def _load_dequantised(
     where: str, revision: str | None, verify: bool, notify: Callable[[str], None]
 ) -> tuple[Checkpoint, _Proof, str]:
-    """The checkpoint in float32, the proof with its rewards, and the quantisation that its base had, or `none`."""
+    """The checkpoint in float32, the proof with its rewards, and the quantisation of its base (or `none`)."""
     require_one_label(Path(where) if Path(where).is_dir() else download(where, revision))
     checkpoint = load_checkpoint(where, revision=revision, verify=verify)
     if checkpoint.published:
         raise InputError(
             f"{where} was published by others in the layout {checkpoint.published['layout']}",
-            "export is for models trained with rmtrain and for LoRA adapters; score other models as they are",
+            "export takes models trained with rmtrain and LoRA adapters; other models need no export",
         )
     in_float32(checkpoint.model.module)
     proof = _Proof(checkpoint, notify)
     if not is_quantised(checkpoint.model.module):
         return checkpoint, proof, "none"
     quantization = checkpoint.scoring.quantization
-    del checkpoint  # before the next is loaded: they may be large
+    del checkpoint  # frees memory before the next is loaded
     gc.collect()
     checkpoint = load_checkpoint(where, revision=revision, through=dequantise, verify=False)
     in_float32(checkpoint.model.module)
@@ -172,13 +172,13 @@ def _load_dequantised(
 
 
 def _centred(rewards: Sequence[Sequence[float]]) -> list[float]:
-    """Rewards of all groups in a row, minus the mean of their group."""
+    """Rewards of all groups as one array, minus their group's mean."""
     return [float(reward) for group in rewards for reward in np.subtract(group, np.mean(group))]
 
 
 @torch.no_grad()
 def _rewards_of_folder(folder: Path, sample: Sequence[TokenizedGroup]) -> list[float]:
-    """Rewards without rmtrain: by transformers' own class and forward pass, one sequence at a time."""
+    """Rewards without rmtrain: with transformers' class and forward pass, one sequence at a time."""
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
@@ -200,6 +200,6 @@ def _need_space(needed: int, output: Path) -> None:
     free = shutil.disk_usage(output.resolve().parent).free
     if needed > free:
         raise RunFailedError(
-            f"{output}: the export takes {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free there",
+            f"{output}: the export takes {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free",
             "free some space, choose another --output, or a smaller --dtype",
         )

@@ -1,4 +1,4 @@
-"""Figures of a benchmark's subsets and of weighted means of subsets, from scored rows or from accuracies alone."""
+"""Figures of a benchmark's subsets and of weighted means of subsets, from scored rows or only from accuracies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ from rmtrain.metrics.intervals import (
 )
 from rmtrain.metrics.rankings import Floats, Ints, best_of_credit, credits_of
 
-_ENOUGH = 10  # right preferences, and wrong ones, for percentiles of resamples to be an interval
+_ENOUGH = 10  # minimum right and minimum wrong preferences for a percentile bootstrap
 
 
 @dataclass(frozen=True)
 class Subset:
-    """A subset's figures; None where they are not known, as when only the accuracy was published."""
+    """A subset's figures; None if unknown, as when only the accuracy was published."""
 
     n: int  # rows
     accuracy: float  # by the benchmark's own rule
@@ -49,7 +49,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class Score:
-    """A weighted mean of subsets; a part is None where a subset lacks it."""
+    """A weighted mean of subsets; a figure is None if a subset lacks it."""
 
     score: float
     low: float
@@ -60,7 +60,7 @@ class Score:
 
 
 def by_source(rows: Sequence[ScoredRow]) -> dict[str, list[ScoredRow]]:
-    """Rows by their source, sources in the order of their first row."""
+    """Rows by source, in the order of each source's first row."""
     groups: dict[str, list[ScoredRow]] = {}
     for row in rows:
         groups.setdefault(row.source, []).append(row)
@@ -68,11 +68,11 @@ def by_source(rows: Sequence[ScoredRow]) -> dict[str, list[ScoredRow]]:
 
 
 class Credits(NamedTuple):
-    """What each unit, a preference or a row by the benchmark's rule, counts."""
+    """The credit of each unit: a preference or, by the benchmark's rule, a row."""
 
-    official: Floats  # [n] 0 to 1, by the benchmark's rule
-    shared: Floats  # [n] the same with the credit of a tie shared
-    rows: Ints  # [n] row that each unit belongs to
+    official: Floats  # [n] from 0 to 1, by the benchmark's rule
+    shared: Floats  # [n] the same, but a tie counts 1/2
+    rows: Ints  # [n] row of each unit
 
 
 def credits_by_rule(rows: Sequence[ScoredRow], rule: str) -> Credits:
@@ -85,10 +85,10 @@ def credits_by_rule(rows: Sequence[ScoredRow], rule: str) -> Credits:
 
 
 def subsets_of(groups: Mapping[str, Sequence[ScoredRow]], rule: str, seed: int) -> dict[str, Subset]:
-    """Subsets with `draws`: prompts are resampled with all their rows, whatever subsets these are in.
+    """Subsets with `draws`: prompts are resampled with all their rows, across subsets.
 
     The prompts of AlpacaEval and MT-Bench, for example, are in several subsets of RewardBench 1. Groups of rows that
-    are resampled apart and then averaged need different seeds: with one seed their draws would rise and fall together.
+    are resampled separately and then averaged need different seeds: draws with the same seed are correlated.
     """
     if not groups:
         return {}
@@ -117,21 +117,21 @@ def _length_baseline(rows: Sequence[ScoredRow], rule: str) -> float | None:
 
 
 def _with_lengths_as_rewards(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
-    """Rows that prefer the longer completion; empty if the lengths of a row with preferences are unknown."""
+    """The rows with lengths as rewards; empty if the lengths of a row with preferences are unknown."""
     known = all(row.lengths or not row.preferences for row in rows)
     return [row._replace(rewards=tuple(map(float, row.lengths)), margins=()) for row in rows if known]
 
 
 def scored_prompt(row: ScoredRow) -> ScoredPrompt:
-    """A row as a subset's own formula takes it."""
+    """A row in the form that a subset's own formula takes."""
     return ScoredPrompt(row.id, row.rewards, 1 + max((better for better, _ in row.preferences), default=0))
 
 
 def weighted_score(subsets: Mapping[str, Subset], weights: Weights) -> Score | None:
     """A weighted mean of subsets; None if a subset is missing or there are no weights.
 
-    The interval is a bootstrap over prompts where these are known and at least ten preferences are right and ten wrong.
-    Otherwise, and near 0 and 1 where resampling underestimates the variance, it is Wilson's for independent strata.
+    The interval is a bootstrap over prompts if these are known and at least ten preferences are right and ten wrong.
+    Otherwise, as resampling underestimates the variance near 0 and 1, it is Wilson's for independent strata.
     """
     if not weights or any(name not in subsets for name in weights):
         return None
@@ -163,7 +163,7 @@ def _fraction(accuracy: float) -> float:
 
 
 def formula_subset(formula: OwnFormula, rows: Sequence[ScoredRow]) -> tuple[Subset | None, Mapping[str, float | None]]:
-    """A subset with its own formula, and the formula's terms; its score may be undefined."""
+    """A subset with its own formula, and the terms of the formula; its score may be undefined."""
     prompts = [scored_prompt(row) for row in rows]
     scored = formula.score(prompts, 1)
     if scored.score is None:

@@ -1,4 +1,4 @@
-"""Files of published accuracies by subset, the leaderboards' flat form → results without a model, and back."""
+"""Files of published accuracies by subset (the leaderboards' flat form) → results without a model, and back."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +19,9 @@ _DESCRIPTION = ("model_type", "ref_model", "log_probabilities", "chat_template")
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """What files say of one model: accuracies by subset and prior set, among other keys.
+    """The entries of files for one model: accuracies by subset and prior set, among other keys.
 
-    `rows` are the file's own numbers of rows, and `where` is the place of the model, for messages.
+    `rows` are the file's own numbers of rows, and `where` is the model's place, for messages.
     """
 
     name: str | None
@@ -31,7 +31,7 @@ class PublishedModel:
     description: Mapping[str, str | None] = field(default_factory=dict)
 
     def joined(self, other: "PublishedModel") -> "PublishedModel":
-        """This model with what another file says of it; a number in both must be the same."""
+        """This model with the entries of another file; a number in both must be equal."""
         for name in self.values.keys() & other.values.keys():
             one, two = self.values[name], other.values[name]
             if _is_number(one) and _is_number(two) and one != two:
@@ -49,13 +49,13 @@ class PublishedModel:
 
 @dataclass(frozen=True)
 class PublishedResult(BenchmarkResult):
-    """A result of published accuracies, with the numeric keys that are no subsets and the model's description."""
+    """A result from published accuracies, with unknown numeric keys and the model's description."""
 
     others: Sequence[str] = ()
     description: Mapping[str, str | None] = field(default_factory=dict)
 
     def to_json(self) -> JsonObject:
-        """The result as `rewardbench --results --json` gives it."""
+        """The result as in `rewardbench --results --json`."""
         result = {**super().to_json(), "unknown_subsets": list(self.others), "rows": None}
         return {**result, "description": dict(self.description)}
 
@@ -65,8 +65,8 @@ def published_results(paths: Iterable[Path], benchmark: Benchmark) -> list[Publi
 
     A file holds the flat form of the leaderboards, `{"subset": accuracy, …}` with further keys such as `model` beside
     it, or `{"subsets": {…}, "prior_sets": {…}}`, or several of either by model; or it is a result of `rewardbench`.
-    Prior sets may stand among the subsets. Several files may hold parts of one model. Intervals follow from the number
-    of rows: the file's own `rows`, `{"subset": number, …}`, as `flat_form` writes it, otherwise the benchmark's;
+    Prior sets may be among the subsets. Several files may hold parts of one model. Intervals follow from the numbers of
+    rows: the file's own `rows`, `{"subset": number, …}`, as `flat_form` writes them, otherwise the benchmark's.
     RM-Bench and JudgeBench publish none.
 
     Raises:
@@ -82,8 +82,8 @@ def published_results(paths: Iterable[Path], benchmark: Benchmark) -> list[Publi
 def flat_form(results: Sequence[Mapping[str, Any]]) -> JsonObject:
     """Results, as JSON, in the leaderboard's flat form: one, or several by model; `published_results` reads both.
 
-    Prior sets stand beside the subsets. `chat_template` is `tokenizer`, the name of the prompt, the path of its
-    template, or PairRM, which has its own.
+    Prior sets are beside the subsets. `chat_template` is `tokenizer`, the prompt's name, its template's path, or
+    PairRM.
     """
     if len(results) != 1:
         return {str(result["ckpt"]): flat_form([result]) for result in results}
@@ -98,7 +98,7 @@ def flat_form(results: Sequence[Mapping[str, Any]]) -> JsonObject:
 
 
 def _description(result: Mapping[str, Any]) -> dict[str, str | None]:
-    """A scored model in the words of the leaderboard's files."""
+    """The kind of a scored model, in the terms of the leaderboard's files."""
     policy, published = result.get("policy"), result.get("published") or {}
     if policy is not None:
         return {
@@ -113,7 +113,7 @@ def _description(result: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _models_in(path: Path, benchmark: Benchmark) -> list[PublishedModel]:
-    value = read_json(path, _FORMS, odd=float)  # odd numbers appear in messages
+    value = read_json(path, _FORMS, odd=float)  # messages show invalid numbers
     if not isinstance(value, dict) or not value:
         raise DataError(f"{path}: holds no accuracies", _FORMS)
     if isinstance(value.get("benchmark"), str) and isinstance(value.get("scores"), dict):
@@ -144,16 +144,16 @@ def published_model(name: Any, entry: Mapping[str, Any], where: str) -> Publishe
 
 
 def published_result(benchmark: Benchmark, model: PublishedModel) -> PublishedResult:
-    """The result of a model's published accuracies.
+    """The result from a model's published accuracies.
 
     Raises:
-        DataError: as `published_results`.
+        DataError: as in `published_results`.
     """
     where = model.where
     sizes = {**benchmark.counts, **benchmark.prior_counts, **model.rows}
     if not sizes:
         raise DataError(
-            f"{where}: {benchmark.name} publishes no number of rows by subset, and the file has none",
+            f"{where}: {benchmark.name} does not publish numbers of rows by subset, and the file has none",
             'give them as "rows": {"subset": number, …}, or score a checkpoint',
         )
     known = {name: value for name, value in model.values.items() if name in sizes}
@@ -171,8 +171,8 @@ def published_result(benchmark: Benchmark, model: PublishedModel) -> PublishedRe
         (prior if name in benchmark.prior_counts else subsets)[name] = Subset(sizes[name], value, independent)
     if not subsets:
         raise DataError(
-            f"{where}: holds prior sets alone, with no subset of the core set",
-            "give both files, with the same model in them: --results core.json --results prior.json",
+            f"{where}: holds only prior sets, and no subset of the core set",
+            "give both files of the same model: --results core.json --results prior.json",
         )
     others = [name for name, value in model.values.items() if _is_number(value) and name not in known]
     return PublishedResult(benchmark, model.name, subsets, prior, others=others, description=model.description)

@@ -1,4 +1,4 @@
-"""The figures of `rmtrain gap`, as its JSON holds them; their definitions are in arXiv 2405.19534."""
+"""The figures of `rmtrain gap`, as in its JSON; arXiv 2405.19534 defines them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,7 +27,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two accuracies on the same preferences: paired bootstrap over prompts, and exact McNemar test of prompts."""
+    """A difference of two accuracies on the same preferences: paired bootstrap over prompts, exact McNemar test."""
 
     difference: float
     low: float
@@ -38,9 +38,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class RewardModelFigures:
-    """A reward model's accuracy, and how far it is from the policy and from the policy's ideal at the median beta.
+    """A reward model's accuracy, and its distance from the policy and from the ideal policy at the median beta.
 
-    The first nine are as of `Accuracy` and of `Difference`, of the accuracy minus the policy's.
+    The first nine are those of `Accuracy`, and of `Difference` for the accuracy minus the policy's.
     """
 
     accuracy: float
@@ -55,7 +55,7 @@ class RewardModelFigures:
     minus_policy_normalised: Difference
     minus_ideal: Difference
     minus_ideal_normalised: Difference
-    closed: Mean | None = None  # (reward model - policy) / (ideal - policy); None if the gap's interval reaches 0
+    closed: Mean | None = None  # (reward model - policy) / (ideal - policy); None if the gap's interval includes 0
     closed_normalised: Mean | None = None  # of the length-normalised gap
 
     @property
@@ -66,7 +66,7 @@ class RewardModelFigures:
 
 @dataclass(frozen=True)
 class Ends:
-    """Ends of a 95 % interval, None if there is nothing to count, and of how many preferences."""
+    """Ends of a 95 % interval and the number of preferences; None without preferences."""
 
     low: float | None
     high: float | None
@@ -79,9 +79,9 @@ class LossBound:
 
     beta: float
     n: int  # preferences that the reference ranks wrong
-    at_or_below: int  # whose loss is at or below its bound: the policy ranks them right
+    at_or_below: int  # with a loss at or below the bound: the policy ranks them right
     above: int
-    above_though_learnt: int  # of those above, whose loss is below ln 2: the implicit reward ranks them right
+    above_though_learnt: int  # of those above the bound, with a loss below ln 2: the implicit reward ranks them right
     median_bound: float | None  # nats
     median_loss: float | None
 
@@ -98,7 +98,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class GapFigures:
-    """Everything that `rmtrain gap` measures; None for what needs a reference, preferences or graded groups."""
+    """All measurements of `rmtrain gap`; None for those that lack a reference, preferences or graded groups."""
 
     n: int
     groups: int
@@ -108,7 +108,7 @@ class GapFigures:
     implicit: Accuracy | None
     alpha: str
     circular_for: str | None
-    ideal_of: str  # the model that the ideal starts from: reference or policy
+    ideal_of: str  # the model from which the ideal starts: reference or policy
     idealised: dict[str, Accuracy]  # by beta
     gap: dict[str, Difference]  # by beta, and `median`
     reward_models: dict[str, RewardModelFigures]
@@ -118,25 +118,25 @@ class GapFigures:
     loss_bound: LossBound | None
     ranking: dict[str, Ranking]
     best_of_n: Choices | None
-    minus_reference: Difference | None = None  # the policy's accuracy minus the reference's: what tuning changed
+    minus_reference: Difference | None = None  # the policy's accuracy minus the reference's: the effect of tuning
     log_ratios: list[Bar] = field(default_factory=list)
     gold: str | None = None  # the reward model whose rewards are the graded scores; None: the rows' own
 
     def to_json(self) -> JsonObject:
-        """As `gap --json` gives it."""
+        """The figures as in `gap --json`."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What a result keeps of how conversations became tokens."""
+    """The part of a result on how conversations became tokens."""
 
     chat_template_sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class ScoredBy:
-    """What a result keeps of a model that scored its rows."""
+    """The part of a result on a model that scored its rows."""
 
     where: str
     rendering: Rendering
@@ -145,34 +145,34 @@ class ScoredBy:
 
 @dataclass(frozen=True)
 class GapSource:
-    """What a result keeps of its rows."""
+    """The part of a result on its rows."""
 
     source: str
 
 
 @dataclass(frozen=True)
 class GapSetting:
-    """What the figures were measured of."""
+    """The models and rows of the measurement."""
 
     refused: int  # rows that a chat template refuses
     models: dict[str, ScoredBy]  # policy, reference, and reward models by name
     data: GapSource
-    ckpt: str | None = None  # the reward model in whose folder the result lies
+    ckpt: str | None = None  # the reward model in whose folder the result is
 
 
 @dataclass(frozen=True)
 class GapResult:
-    """A result of `rmtrain gap`, as read back for people."""
+    """A result of `rmtrain gap`, as read back for reports."""
 
     figures: GapFigures
     setting: GapSetting
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "GapResult":
-        """Read what `gap --json` gives; other entries are passed over.
+        """Read the output of `gap --json`; unknown entries are ignored.
 
         Raises:
-            DataError: names the first entry that is missing, or is of another type.
+            DataError: names the first entry that is missing or has another type.
         """
         try:
             result = cls(_reader(GapFigures).validate_python(values), _reader(GapSetting).validate_python(values))

@@ -1,4 +1,4 @@
-"""The rows that `rmtrain gap` compares: one set of groups, scored by a policy, its reference and reward models."""
+"""The rows of `rmtrain gap`: the same groups, scored by a policy, its reference and reward models."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +24,13 @@ from rmtrain.scoring.implicit import PolicyScorer
 from rmtrain.scoring.kinds import open_scorer
 from rmtrain.scoring.scorer import Scorer, ScorerInfo, ScorerRequest
 
-# the text of the paper's tables: BOS, then prompt + " " + completion, with no chat template and no end token
+# the text of the paper's tables: BOS, then prompt + " " + completion, without chat template and end token
 _PLAIN_TEXT = "{{ bos_token }}{% for m in messages %}{% if not loop.first %} {% endif %}{{ m['content'] }}{% endfor %}"
 
 
 @dataclass(frozen=True)
 class ScoredGroups:
-    """Rows of every model on the groups that all of them could score.
+    """Rows of every model on the groups that all models could score.
 
     Attributes:
         groups: those groups.
@@ -81,9 +81,9 @@ def evaluate_gap(
     folder: Path,
     display: Display,
 ) -> JsonObject:
-    """Score the groups by every model and measure the gap, as `gap --json` gives it; writes `gap.json` and rows files.
+    """Score the groups by every model and measure the gap, as in `gap --json`; writes `gap.json` and rows files.
 
-    Each reward model's own folder of results gets the result and its rows too.
+    The results folder of each reward model gets the result and its rows too.
 
     Args:
         policies: of `open_policies`.
@@ -93,7 +93,7 @@ def evaluate_gap(
         display: of the main process.
 
     Raises:
-        InputError: the rows lack what alpha is made of.
+        InputError: the rows lack the values for alpha.
         DataError: no group could be scored by all models.
     """
     split = task.split
@@ -138,14 +138,14 @@ def open_policies(request: ScorerRequest, plain_text: bool) -> dict[str, PolicyS
         plain_text: score prompt + " " + completion after BOS, without a template, as the paper does.
 
     Raises:
-        CheckpointError: one of them is no language model, or can't be fetched.
+        CheckpointError: one of them is not a language model, or can't be downloaded.
         InputError: they turn the same text into different tokens.
     """
     options = request.options
     if options.reference is None:
         options = replace(options, reference_free="sum")
     both = PolicyScorer.open(replace(request, options=options))
-    assert both is not None  # the options say that it is a policy
+    assert both is not None  # the options make it a policy
     renderer = _plain_text(both.renderer) if plain_text else both.renderer
     alone = {}
     for name, files, dtype in zip(("policy", "reference"), both.models, both.dtypes, strict=False):
@@ -178,8 +178,8 @@ def score_all(
 ) -> ScoredGroups:
     """Score the groups of a split by every model, one model in memory at a time, and write their rows files.
 
-    A rows file of the same data and the same scorer is read instead of being made again, whatever it was made for: the
-    reference of one policy, or a reward model beside another. A scoring that was interrupted continues.
+    An existing rows file of the same data and scorer is reused, even from the gap of another policy. An interrupted
+    scoring continues.
 
     Raises:
         DataError: no group could be scored by all models.
@@ -197,7 +197,7 @@ def score_all(
         infos[name], paths[name] = scorer.info, str(found.path)
     groups = [group for group in split.groups if all(group.id in rows for rows in scored.values())]
     if not groups:
-        raise DataError(f"{split.source}: no row can be rendered by all of the models")
+        raise DataError(f"{split.source}: no row can be rendered by all models")
     in_order = {name: [rows[group.id] for group in groups] for name, rows in scored.items()}
     rewards = {name: in_order[name] for name in reward_models}
     rows_of_all = GapRows(in_order["policy"], in_order.get("reference"), rewards)
@@ -207,7 +207,7 @@ def score_all(
 def _opened(
     policies: Mapping[str, PolicyScorer], reward_models: Mapping[str, ModelRef], display: Display
 ) -> Iterator[tuple[str, Scorer]]:
-    """Every scorer by name; a reward model is loaded when it is its turn."""
+    """Every scorer by name; a reward model is loaded only when it is needed."""
     yield from policies.items()
     for name, ref in reward_models.items():
         scorer = open_scorer(ref.request)

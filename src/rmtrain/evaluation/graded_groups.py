@@ -1,4 +1,4 @@
-"""Groups of three or more completions with graded scores: how models rank them, and what choosing by a model gains."""
+"""Groups of three or more completions with graded scores: how models rank them, and the gain of best-of-N."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from rmtrain.metrics.intervals import clustered_interval, percentile_interval, r
 from rmtrain.metrics.rankings import Floats, Labels
 
 Scores = Sequence[Sequence[float] | None]
-_SMALLEST_GROUP = 3  # of two completions, preferences say all
+_SMALLEST_GROUP = 3  # for two completions, preferences suffice
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Mean:
 
 @dataclass(frozen=True)
 class Ranking:
-    """How a model ranks whole groups; none of these is a pairwise accuracy. None where no group allows the figure."""
+    """How a model ranks whole groups; none of these is a pairwise accuracy. A figure is None if no group allows it."""
 
     groups: int
-    exact_match: Mean | None  # of groups whose scores are all different
+    exact_match: Mean | None  # over groups whose scores all differ
     chance: float | None  # mean of 1/K! over the same groups
     tau_b: Mean | None
     ndcg: Mean | None
@@ -47,22 +47,22 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Chooser:
-    """The score of the completion that a model chooses among all K, and among N drawn from them."""
+    """The score of the completion that a model chooses among all K, and among N drawn from these."""
 
     score: Mean
-    share: Mean | None  # of the gain over a random choice that the best choice has; None if no group has a choice
+    share: Mean | None  # share of the possible gain over a random choice; None if no group has one
     curve: list[Mean]  # N = 1 ... the size of the smallest group
     fit: dict[str, float | None] | None  # alpha, beta and peak_kl of the curve's gain
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Best-of-N by every model, on the same groups."""
+    """Best-of-N with every model, on the same groups."""
 
     groups: int
     random: Mean
     best: Mean  # the highest score of each group
-    kl: list[float]  # nats, of N = 1 ... from the policy that was sampled
+    kl: list[float]  # nats, for N = 1 ..., from the sampled policy
     best_curve: list[Mean]
     choosers: dict[str, Chooser]
 
@@ -74,7 +74,7 @@ def rankings(models: Mapping[str, Sequence[ScoredRow]], scores: Scores) -> dict[
 
 
 def best_of_n(models: Mapping[str, Sequence[ScoredRow]], scores: Scores) -> Choices | None:
-    """What choosing by each model that gives rewards gains; None without graded groups."""
+    """The gain of best-of-N with each model that gives rewards; None without graded groups."""
     chosen = _graded(scores)
     if not chosen:
         return None
@@ -161,7 +161,7 @@ def _mean(values: Floats, clusters: Labels) -> Mean:
 
 
 def share_of_sums(gains: Floats, possible: Floats, clusters: Labels) -> Mean | None:
-    """Ratio of the sums, so that a group counts by what there is to gain in it; None where that is nothing."""
+    """Ratio of the sums, so that each group counts by its possible gain; None if there is none."""
     if possible.sum() <= 0:
         return None
     _, places = np.unique(clusters, return_inverse=True)

@@ -1,4 +1,4 @@
-"""The table of published reward models on RewardBench 1, with the user's own results among them."""
+"""The table of published reward models on RewardBench 1, together with the user's own results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,11 +20,11 @@ SORTS = ("mean", "with-prior", "published", *_SECTION_SORTS)
 
 @dataclass(frozen=True)
 class Figures:
-    """A model's scores as fractions; None where they are unknown.
+    """A model's scores as fractions; None if unknown.
 
-    `interval` says how the intervals were made: `clustered` by prompt from scored rows; `binomial` from the accuracies
-    and sizes of subsets, each row taken as independent; `sections` the same where only sections are known, whose
-    subsets are then taken as alike.
+    `interval` says how intervals were computed: `clustered` by prompt from scored rows; `binomial` from the accuracies
+    and sizes of subsets, with independent rows; `sections` likewise from sections, with equal accuracy in their
+    subsets.
     """
 
     sections: Mapping[str, float | None]
@@ -39,7 +39,7 @@ class Figures:
     source: str | None = None  # of the figures
 
     def by(self, sort: str) -> float | None:
-        """The figure that a table with this sort is ordered by."""
+        """The figure by which this sort orders the table."""
         if sort in _SECTION_SORTS:
             return self.sections[_SECTION_SORTS[sort]]
         return self.mean_of_sections if sort == "mean" else self.with_prior_sets
@@ -52,18 +52,18 @@ class Entry:
     model: str
     ckpt: str | None  # hub id or folder
     scored: Figures  # by the table's era
-    published: Figures | None = None  # as they were published, of published models
-    path: str | None = None  # result file, of the user's own results
-    length_baseline: Figures | None = None  # what preferring the longer completion scores on the same rows
+    published: Figures | None = None  # the published figures of a published model
+    path: str | None = None  # file of a user's own result
+    length_baseline: Figures | None = None  # scores of preferring the longer completion on the same rows
     missing_subsets: Sequence[str] = ()
     incomplete_subsets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: Sequence[str] = ()  # keys of the table's notes
     rescored: Sequence["Entry"] = ()  # the user's own results of this published model
-    partial: bool = False  # the figure sorted by is not of all the rows that it should be of: the row has no rank
-    rank: int | None = None  # from 1; None without the figure sorted by
+    partial: bool = False  # the sorted figure lacks some of its rows, so the row has no rank
+    rank: int | None = None  # from 1; None without the sorted figure
 
     def figure(self, sort: str) -> float | None:
-        """The figure that the table is sorted by."""
+        """The figure by which the table is sorted."""
         figures = self.published if sort == "published" else self.scored
         return figures.by(sort) if figures else None
 
@@ -85,14 +85,14 @@ class Board:
     notes: Mapping[str, str]
 
     def to_json(self) -> JsonObject:
-        """The table as `leaderboard --format json` gives it."""
+        """The table as in `leaderboard --format json`."""
         return {"benchmark": BENCHMARK.name, **asdict(self)}
 
 
 def leaderboard(era: str, sort: str, own: Sequence[Entry]) -> Board:
-    """The published models and the user's own results in one table.
+    """Published models and the user's own results in one table.
 
-    The user's own results of a published model, recognised by its hub id, become that model's `rescored`.
+    An own result of a published model, recognised by its hub id, goes into that model's `rescored`.
 
     Args:
         era: formula of the scores.
@@ -144,7 +144,7 @@ def _stated(figures: Mapping[str, Any] | None, sources: Mapping[str, str]) -> Fi
 
 
 def _with_intervals(figures: Figures, era: str) -> Figures:
-    """The figures with the intervals that the scores and sizes of sections alone allow."""
+    """The figures with intervals computed from the scores and sizes of sections."""
     parts = {
         section: Subset(0, score, _effective_size(SECTION_WEIGHTS[era][section], COUNTS))
         for section, score in figures.sections.items()
@@ -165,12 +165,13 @@ def _with_intervals(figures: Figures, era: str) -> Figures:
 
 
 def _effective_size(weights: Mapping[str, float], counts: Mapping[str, int]) -> float:
-    """Number of equal rows whose mean varies as the weighted mean of subsets with one accuracy does (Kish 1965)."""
+    """Number of rows whose plain mean has the variance of the weighted mean of subsets with equal accuracy (Kish
+    1965)."""
     return sum(weights.values()) ** 2 / sum(weight**2 / counts[name] for name, weight in weights.items())
 
 
 def _scored(result: Mapping[str, Any], era: str, interval: str, source: str) -> Figures:
-    """A result's figures by an era."""
+    """A result's figures by the formulas of an era."""
     score = result["scores"][era]
     names = ("prior_sets", "mean_of_sections", "low", "high", "with_prior_sets", "with_prior_low", "with_prior_high")
     return Figures(
@@ -182,7 +183,8 @@ def _scored(result: Mapping[str, Any], era: str, interval: str, source: str) -> 
 
 
 def _length_baseline(result: Mapping[str, Any], era: str) -> Figures | None:
-    """What preferring the longer completion scores; sections only of the current era, whose weights they have."""
+    """The scores of preferring the longer completion; section scores only for the current era, whose weights they
+    have."""
     score = result["scores"][era]
     if score.get("length_baseline") is None:
         return None
@@ -196,7 +198,7 @@ def _length_baseline(result: Mapping[str, Any], era: str) -> Figures | None:
 
 
 def own_entries(folders: Sequence[Path], given: Sequence[Path], era: str) -> tuple[list[Entry], list[str]]:
-    """The results below folders of runs or of results, then the given ones, each once; and what can't be read.
+    """The results in folders of runs or results, then the given ones, each once; and the faults of unreadable ones.
 
     A given result is a file of `rmtrain rewardbench`, a folder that holds one, or a file of published accuracies.
 
@@ -247,7 +249,7 @@ def _own_entry(result: Mapping[str, Any], path: Path, era: str, interval: str) -
 
 
 def _own_name(result: Mapping[str, Any], path: Path) -> str:
-    """The checkpoint's name with the options by which it was scored."""
+    """The checkpoint's name with its scoring options."""
     where = Path(str(result["ckpt"] or path.name))
     name = where.parent.name if where.name == "final" else str(where)
     if policy := result.get("policy"):

@@ -1,4 +1,4 @@
-"""The steps from the leaderboard runner's way of scoring RewardBench 1 to rmtrain's, one change after another."""
+"""The steps from the leaderboard runner's scoring of RewardBench 1 to rmtrain's, one change after another."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ Precision = Literal["float16", "bfloat16", "float32", "int8"]
 
 @dataclass(frozen=True)
 class RunnerFacts:
-    """What the runner does with a checkpoint and the benchmark's rows."""
+    """Facts on how the runner treats a checkpoint and the benchmark's rows."""
 
     prompt: str | None
     padding_side: str
@@ -40,7 +40,7 @@ class RunnerFacts:
 
 
 class ParityStep(NamedTuple):
-    """One way of scoring, and the scored pairs of the benchmark and of the prior sets."""
+    """A way of scoring, and the scored pairs of the benchmark and of the prior sets."""
 
     name: str
     rows: Sequence[ScoredRow]
@@ -49,15 +49,16 @@ class ParityStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Parity:
-    """The steps from the runner's way of scoring a checkpoint up to rmtrain's own."""
+    """The steps from the runner's scoring of a checkpoint to rmtrain's own."""
 
     precision: Precision
     facts: RunnerFacts
     steps: Sequence[ParityStep]
-    partial: Path  # beginning of the paths of files with finished batches
+    partial: Path  # start of the paths of files with finished batches
 
     def to_json(self, rows: Sequence[ScoredRow], prior_rows: Sequence[ScoredRow]) -> JsonObject:
-        """The steps as a result records them, the last two with rmtrain's own rows; removes the finished batches."""
+        """The steps as recorded in a result, the last two with rmtrain's own rows; removes the files of finished
+        batches."""
         last = [ParityStep(name, rows, prior_rows) for name in ("own dtype, each prompt once", "a tie counts 1/2")]
         remove_partials(self.partial)
         steps = [asdict(figures) for figures in step_figures([*self.steps, *last])]
@@ -67,12 +68,12 @@ class Parity:
 def score_as_runner(
     request: ScorerRequest, precision: Precision, rows: BenchmarkRows, partial: Path, display: Display
 ) -> Parity:
-    """Score with a reward model as the runner does, and by each step from there; the model is released at the end.
+    """Score with a reward model as the runner does, and by each further step; the model is freed at the end.
 
     Args:
         request: names a reward model with a decoder.
         precision: of its weights.
-        rows: of the benchmark and of the prior sets, which the runner scores apart.
+        rows: of the benchmark and of the prior sets, which the runner scores separately.
         partial: beginning of the paths of files that keep finished batches, so that the scoring can be resumed.
         display: of the main process.
     """
@@ -81,7 +82,7 @@ def score_as_runner(
     checkpoint.require_decoder("--parity")
     facts, steps = runner_steps(checkpoint, rows, request.options.prompt is None, partial, display)
     if facts.prompt is not None:
-        display.note(f"scored as the leaderboard's runner does, with the prompt {facts.prompt}")
+        display.note(f"scored as by the leaderboard's runner, with the prompt {facts.prompt}")
     return Parity(precision, facts, steps, partial)
 
 
@@ -90,7 +91,7 @@ def runner_steps(
 ) -> tuple[RunnerFacts, list[ParityStep]]:
     """The facts of the runner for a checkpoint, loaded with `packing="none"`, and each step except rmtrain's own.
 
-    With `own_prompt`, the runner's prompt is used for models for which it has one; otherwise always the checkpoint's.
+    With `own_prompt`, models for which the runner has a prompt get it; otherwise all get the checkpoint's.
     """
     partial.parent.mkdir(parents=True, exist_ok=True)
 
@@ -133,7 +134,7 @@ def _rows_by_step(
 
 @dataclass(frozen=True)
 class StepFigures:
-    """Figures of a step, and the rows of the benchmark whose credit differs from the step before."""
+    """Figures of a step, and the benchmark's rows whose credit differs from the previous step."""
 
     rung: str  # its name
     accuracy: float | None  # over rows
@@ -149,7 +150,7 @@ class StepFigures:
 
 
 def step_figures(steps: Sequence[ParityStep]) -> list[StepFigures]:
-    """Figures of steps with the same rows in the same order; the last step counts a tie 1/2."""
+    """Figures of steps with the same rows in the same order; in the last step a tie counts 1/2."""
     figures: list[StepFigures] = []
     before: Floats | None = None
     for place, (name, rows, prior_rows) in enumerate(steps):

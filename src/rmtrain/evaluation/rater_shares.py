@@ -1,4 +1,4 @@
-"""Where alpha comes from: the share of raters who prefer the better completion of a preference (arXiv 2405.19534)."""
+"""Alpha: the share of raters who prefer the better completion of a preference (arXiv 2405.19534)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,15 +17,15 @@ _FORMS = "a share such as 0.75, `votes`, `scores`, `scores:SCALE` or `rewards`"
 
 
 class Alpha(NamedTuple):
-    """The share of raters who prefer the better completion, of each preference."""
+    """For each preference, the share of raters who prefer the better completion."""
 
     values: Floats  # [n]
     origin: str  # in words
-    circular_for: str | None = None  # the reward model that they come from, which they can't judge
+    circular_for: str | None = None  # the reward model that gave the shares, which therefore can't be judged by them
 
 
 class AlphaSource(NamedTuple):
-    """What `--alpha` asks for."""
+    """The source of alpha, as in `--alpha`."""
 
     kind: str  # constant, votes, scores or rewards
     value: float = 1.0  # the constant, or the scale of score gaps
@@ -61,9 +61,9 @@ def find_alpha(
     """The share of raters for the better completion of every preference of the groups.
 
     Args:
-        source: what is asked for.
-        groups: whose preferences are ranked.
-        rows: by the groups' ids, the source row of each.
+        source: of alpha.
+        groups: with the preferences.
+        rows: the source row of each group, by group id.
         reward_models: the groups as scored by each; `rewards` takes the first.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Scored rows, the file that holds them, and the figures that `eval` reports of them."""
+"""Scored rows, their file, and the figures that `eval` computes from them."""
 
 import hashlib
 import json
@@ -29,12 +29,12 @@ from rmtrain.metrics.rankings import (
 )
 from rmtrain.scoring.scorer import GroupScore
 
-_ROWS_LIMIT = 8 << 30  # bytes of a rows file
-NO_SOURCE = "(none)"  # in by_source, for rows without a source
+_ROWS_LIMIT = 8 << 30  # bytes, for a rows file
+NO_SOURCE = "(none)"  # the key in by_source for rows without a source
 
 
 class ScoredRow(NamedTuple):
-    """A group's rewards, and what its figures depend on."""
+    """A group's rewards, and everything else that its figures depend on."""
 
     id: str
     source: str
@@ -42,15 +42,17 @@ class ScoredRow(NamedTuple):
     preferences: tuple[tuple[int, int], ...]  # (better, worse)
     truncated: bool
     lengths: tuple[int, ...] = ()  # K, tokens of each completion; empty if unknown
-    cluster: str = ""  # rows of one prompt share it; empty: the row is a cluster by itself
-    margins: tuple[float, ...] = ()  # one a preference, if the model only compares: of the better over the worse
+    cluster: str = ""  # shared by rows with the same prompt; empty: the row is its own cluster
+    margins: tuple[float, ...] = ()  # one per preference (better over worse), if the model only compares
     identical: int = 0  # preferences between completions of the same tokens, which are ties
-    members: tuple[tuple[float, ...], ...] = ()  # of an ensemble, M times K: the rewards of each member
-    probabilities: tuple[float, ...] = ()  # one a preference: the share of raters for the better one; empty: all are 1
+    members: tuple[tuple[float, ...], ...] = ()  # M times K: the rewards of each member of an ensemble
+    probabilities: tuple[
+        float, ...
+    ] = ()  # one per preference: the share of raters for the better one; empty: all are 1
 
 
 def prompt_key(prompt: Conversation) -> str:
-    """A short fingerprint of a prompt, equal for equal prompts."""
+    """A short digest of a prompt."""
     turns = [message if message.fields else message[:2] for message in prompt]
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:16]
 
@@ -86,7 +88,7 @@ def gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps:
 
 
 def length_gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps | None:
-    """Gaps of lengths in place of rewards; None if the lengths of a row with preferences are unknown."""
+    """Gaps of lengths instead of rewards; None if the lengths of a row with preferences are unknown."""
     if any(row.preferences and not row.lengths for row in rows):
         return None
     return reward_gaps([row.lengths for row in rows], [row.preferences for row in rows], [row.id for row in rows])
@@ -109,18 +111,18 @@ class SourceFigures:
 
 @dataclass(frozen=True)
 class VoteFigures:
-    """Rewards against the votes of raters, where rows have votes; every preference weighs the same."""
+    """How rewards agree with the votes of raters, if rows have votes; every preference has the same weight."""
 
     n: int  # preferences with votes
     accuracy: float  # agreement with the majority; a tie of rewards counts 1/2
     raters: float  # mean share of the raters who agree with the majority
-    log_likelihood: float  # nats a vote: mean of p log sigmoid(d) + (1 - p) log sigmoid(-d), d the reward gap
-    log_likelihood_best: float  # of a model that gives the raters' shares themselves: minus their entropy
+    log_likelihood: float  # nats per vote: mean of p log sigmoid(d) + (1 - p) log sigmoid(-d), d the reward gap
+    log_likelihood_best: float  # of a model that predicts the raters' shares exactly: minus their entropy
 
 
 @dataclass(frozen=True)
 class SplitFigures:
-    """Figures of a split, in which every preference weighs the same; None where they are undefined."""
+    """Figures of a split, with the same weight for every preference; None if undefined."""
 
     n: int  # preferences
     groups: int
@@ -248,15 +250,15 @@ class _Line(BaseModel):
         if not self.rewards and not self.margins:
             raise ValueError("neither rewards nor margins")
         if any(better == worse or max(better, worse) >= k for better, worse in self.preferences):
-            raise ValueError(f"preferences are not all pairs of different completions, 0 to {k - 1}")
+            raise ValueError(f"preferences must be pairs of different completions from 0 to {k - 1}")
         if len(self.margins) not in (0, len(self.preferences)):
-            raise ValueError("margins are not one number a preference")
+            raise ValueError("margins must be one number per preference")
         if len(self.probabilities) not in (0, len(self.preferences)):
-            raise ValueError("probabilities are not one number a preference")
+            raise ValueError("probabilities must be one number per preference")
         if len(self.lengths) not in (0, k):
-            raise ValueError("lengths are not one token count a completion")
+            raise ValueError("lengths must be one token count per completion")
         if any(len(rewards) != k for rewards in self.members):
-            raise ValueError("members are not one reward a completion")
+            raise ValueError("members must have one reward per completion")
         return self
 
 
@@ -277,7 +279,7 @@ def read_rows(path: Path) -> list[ScoredRow]:
             message = f"{path}:{number}: {'.'.join(map(str, place))}{': ' if place else ''}{fault}"
             raise DataError(message, "rows files are written by eval and rewardbench") from None
         if row.id in lines:
-            raise DataError(f"{path}:{number}: id {row.id!r} is on line {lines[row.id]} already")
+            raise DataError(f"{path}:{number}: id {row.id!r} is already on line {lines[row.id]}")
         lines[row.id] = number
         rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""Settings trained with several seeds: their figures over all seeds, and paired differences on the same rows."""
+"""Settings trained with several seeds: figures over all seeds, and paired differences on the same rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Seeds = Mapping[int, Sequence[ScoredRow]]  # rows of one split, by the seed of t
 
 @dataclass(frozen=True)
 class SeedFigures:
-    """Figures of a setting: of all its seeds, and of each. The intervals are over prompts and hold for these seeds."""
+    """Figures of a setting, over all its seeds and for each. The intervals are over prompts, for these seeds."""
 
     n: int  # preferences of one seed
     prompts: int
@@ -47,7 +47,7 @@ class SeedDifference:
     low: float
     high: float
     by_seed: tuple[float, ...]
-    # smallest true difference that is detected with a power of 80 % by prompts of this number and disagreement
+    # smallest true difference that these prompts would detect with a power of 80 %
     detectable: float | None
 
     @property
@@ -67,7 +67,7 @@ class _Units(NamedTuple):
 
 
 def seed_figures(seeds: Seeds) -> SeedFigures:
-    """Figures of one setting from the rows of each of its seeds; every seed and preference weighs the same.
+    """Figures of a setting from the rows of each seed; every seed and preference has the same weight.
 
     Raises:
         DataError: there is no preference.
@@ -76,7 +76,7 @@ def seed_figures(seeds: Seeds) -> SeedFigures:
     units = _units(seeds, "accuracy")
     interval = clustered_interval(units.values, units.clusters)
     if interval is None:
-        raise DataError("there are no preferences to compare settings on", "give the recipe a validation split")
+        raise DataError("there are no preferences for a comparison of settings", "give the recipe a validation split")
     correlations = [of.reward_length_correlation for of in each.values() if of.reward_length_correlation is not None]
     baselines = [of.length_baseline for of in each.values() if of.length_baseline is not None]
     return SeedFigures(
@@ -93,22 +93,24 @@ def seed_figures(seeds: Seeds) -> SeedFigures:
 
 
 def seed_difference(a: Seeds, b: Seeds, metric: Metric = "accuracy", each_source_alike: bool = False) -> SeedDifference:
-    """A minus B over the seeds that both have.
+    """A minus B over common seeds.
 
     Every preference weighs the same, or every source: then the difference is the mean of the sources' differences.
 
     The interval is a paired bootstrap over prompts: a prompt keeps the differences of all its preferences and seeds.
-    It says what other prompts would give, not what other seeds would; `by_seed` shows how far seeds lie apart.
+    It covers other prompts, but not other seeds; `by_seed` shows the spread over seeds.
 
     Raises:
-        DataError: they share no seed, or were scored on different rows.
+        DataError: they have no common seed, or were scored on different rows.
     """
     shared = [seed for seed in a if seed in b]
     if not shared:
-        raise DataError("two settings have no seed in common", "train both with the same seeds")
+        raise DataError("two settings have no common seed", "train both with the same seeds")
     for seed in shared:
         if [_asked(row) for row in a[seed]] != [_asked(row) for row in b[seed]]:
-            raise DataError("two settings were scored on different rows", "vary nothing that changes validation")
+            raise DataError(
+                "two settings were scored on different rows", "do not vary keys that change the validation split"
+            )
     ours, theirs = (_units({seed: of[seed] for seed in shared}, metric) for of in (a, b))
     values, prompts = ours.values - theirs.values, len(set(ours.clusters))
     strata = np.unique(ours.sources, return_inverse=True)[1] if each_source_alike else np.zeros(len(values), np.int64)

@@ -1,4 +1,4 @@
-"""Scored rows → best answers, preference pairs or filtered answers, in TRL's formats, and a report on the choice."""
+"""Scored rows → best answers, preference pairs or filtered answers in TRL's formats, and a report on the choice."""
 
 import json
 import math
@@ -22,8 +22,8 @@ from rmtrain.json_values import JsonObject
 from rmtrain.metrics.graded import expected_best_of_n
 from rmtrain.metrics.selection import Mean, Rule, Taken, order_statistic
 
-_KEPT = ("id", *TEMPLATE_COLUMNS)  # columns of a row that go with its answers
-_BLOCK = 1 << 17  # rewards that are read at once
+_KEPT = ("id", *TEMPLATE_COLUMNS)  # columns of a row that are written with its answers
+_BLOCK = 1 << 17  # rewards read at once
 Form = Literal["messages", "text"]
 
 
@@ -42,10 +42,10 @@ class Answers(NamedTuple):
 
 
 def read_answers(rows: SourceReader, parts: Sequence[Path] | None) -> Iterator[Answers]:
-    """The rows of a source in order: with the rewards of scored parts, one a chunk, or with those that they state.
+    """The rows of a source in order, with the rewards of scored parts (one per chunk) or their own.
 
     Raises:
-        DataError: a row states no rewards, or others than one a completion.
+        DataError: a row has no rewards, or not one per completion.
     """
     for number, chunk in enumerate(rows.stream.chunks):
         if parts is None:
@@ -60,12 +60,12 @@ def read_answers(rows: SourceReader, parts: Sequence[Path] | None) -> Iterator[A
 
 
 def stated_rewards(row: Row, group: PreferenceGroup, place: str) -> tuple[float, ...]:
-    """The rewards in a row's column of this name; raises DataError where they are not one number a completion."""
+    """The rewards in this column of a row; raises DataError if they are not one number per completion."""
     given = row.get("rewards")
     numbers = isinstance(given, list) and all(type(one) in (int, float) and math.isfinite(one) for one in given)
     if not numbers or len(given or ()) != len(group.completions):
         raise DataError(
-            f"{place}: its rewards are not {len(group.completions)} numbers, one a completion",
+            f"{place}: its rewards are not {len(group.completions)} numbers, one per completion",
             "score the rows first with rmtrain score, or name a model with --ckpt",
         )
     return tuple(map(float, given or ()))
@@ -73,7 +73,7 @@ def stated_rewards(row: Row, group: PreferenceGroup, place: str) -> tuple[float,
 
 @dataclass
 class Report:
-    """What was chosen of what, over prompts: kept and dropped by cause are all of them."""
+    """Counts and means over prompts; kept + dropped by cause = all prompts."""
 
     prompts: int = 0
     answers: int = 0
@@ -108,7 +108,7 @@ class Report:
         self.written += len(chosen)
 
     def to_json(self) -> JsonObject:
-        """As `select --json` gives it."""
+        """The report as in `select --json`."""
         kept = self.prompts - sum(self.dropped.values())
         return {
             "prompts": self.prompts,
@@ -129,8 +129,8 @@ class Selection:
 
     Attributes:
         rule: chooses.
-        form: of what is written: conversations, or plain texts.
-        seed: of what is drawn; each row draws by its own number, whatever came before it.
+        form: write conversations, or plain texts.
+        seed: of random choices; a row's draw depends only on the seed and the row's number.
     """
 
     rule: Rule
@@ -138,7 +138,7 @@ class Selection:
     seed: int = 0
 
     def write(self, answers: Iterator[Answers], file: BinaryIO) -> Report:
-        """Write what is chosen of each prompt, and report on it."""
+        """Write the chosen answers of each prompt, and report on the choice."""
         report = Report()
         for number, one in enumerate(answers):
             rng = np.random.default_rng([self.seed, number])
@@ -149,7 +149,7 @@ class Selection:
         return report
 
     def _rows(self, answers: Answers, taken: Taken) -> Iterator[Row]:
-        """Rows as TRL's trainers take them: prompt and completion, or prompt, chosen and rejected with their margin."""
+        """Rows in TRL's formats: prompt and completion, or prompt, chosen and rejected with their margin."""
         group, rewards = answers.group, answers.rewards
         kept = {name: answers.row[name] for name in _KEPT if answers.row.get(name) is not None}
         prompt = self._shown(group.prompt, "user", answers.place)
@@ -164,18 +164,20 @@ class Selection:
 
     def _shown(self, messages: Conversation, role: str, place: str) -> Any:
         if any(message.role == TOKENS for message in messages):
-            raise InputError(f"{place}: the row holds token ids, which TRL's formats do not", "give texts or messages")
+            raise InputError(
+                f"{place}: the row holds token ids, which TRL's formats do not allow", "give texts or messages"
+            )
         if self.form == "messages":
             return [message.as_dict() for message in messages]
         if len(messages) != 1 or messages[0].role != role or messages[0].fields:
             raise InputError(
-                f"{place}: it is not one question and its answers as plain text", "leave out --format text"
+                f"{place}: the row is not a single question with plain-text answers", "leave out --format text"
             )
         return messages[0].content
 
 
 def reward_quantile(answers: Iterator[Answers], share: float, scratch: Path) -> float:
-    """The reward below which at most this share of all answers lies: the smallest that a filter keeps.
+    """The smallest reward that a filter keeps: at most this share of all answers has a lower one.
 
     Args:
         answers: all of them, read once.

@@ -1,4 +1,4 @@
-"""The rows that a checkpoint is evaluated on: splits of its recipe, or other data read as the recipe reads its own."""
+"""The rows to evaluate a checkpoint on: splits of its recipe, or other data read in the way of the recipe."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ Notify = Callable[[str], None]
 
 
 def sidecar_of(where: str) -> dict[str, Any]:
-    """The content of a checkpoint's rmtrain.json; empty where it has none.
+    """The content of a checkpoint's rmtrain.json; empty if it has none.
 
     Raises:
         CheckpointError: the checkpoint can't be found, or the file can't be read.
@@ -44,7 +44,7 @@ def recorded_recipe(where: str, notify: Notify) -> Recorded | None:
 
 
 def data_section(where: str, notify: Notify) -> DataSection | None:
-    """How a checkpoint's recipe reads data; None, with a note, if that can't be read.
+    """How a checkpoint's recipe reads data; None, with a note, if the recipe can't be read.
 
     Raises:
         CheckpointError: the checkpoint itself can't be found.
@@ -61,7 +61,7 @@ def data_section(where: str, notify: Notify) -> DataSection | None:
 def splits_of_recipe(
     where: str, names: Sequence[str], mapping: Mapping[str, Any] | None, notify: Notify
 ) -> dict[str, SplitData]:
-    """Splits of a checkpoint's own recipe by the names of their results; without names, those scored after training.
+    """Splits of a checkpoint's recipe, by the names of their results; by default those scored after training.
 
     Raises:
         InputError: the checkpoint has no recipe, or the mapping is for a mixture.
@@ -72,7 +72,7 @@ def splits_of_recipe(
         raise InputError(f"{where}: no recipe lies beside the weights", "name the data with --data SOURCE")
     if mapping and (mixed := [name for name in names or recorded.splits if recorded.data.entries(name)]):
         raise InputError(
-            f"the split {mixed[0]} is a mixture, and each of its entries says how it is read",
+            f"the split {mixed[0]} is a mixture, whose entries define how their rows are read",
             "leave out --columns and --row-schema, or name other rows with --data",
         )
     section = recorded.data.model_copy(update=mapping)
@@ -83,9 +83,9 @@ def splits_of_recipe(
 def splits_of_source(
     source: str, names: Sequence[str], where: str, mapping: Mapping[str, Any] | None, notify: Notify
 ) -> dict[str, SplitData]:
-    """Splits of a SOURCE by the names of their results; without names, its only split.
+    """Splits of a SOURCE, by the names of their results; by default its only split.
 
-    The recipe of the checkpoint `where` says how rows are read, or `mapping`, of --columns and --row-schema, does.
+    Rows are read by the recipe of the checkpoint `where`, or by `mapping`, from --columns and --row-schema.
     """
     section, trained = section_for(source, data_section(where, notify), mapping)
     read = partial(read_source, source, data=section, evaluation=True, trained=trained, notify=notify)
@@ -96,7 +96,8 @@ def splits_of_source(
 def one_split(
     where: str, data: str | None, split: str | None, mapping: Mapping[str, Any] | None, notify: Notify
 ) -> tuple[str, SplitData]:
-    """A single split and the name of its results: of the SOURCE `data`, or of the recipe, by default its validation."""
+    """A single split and its results' name: from the SOURCE `data`, or from the recipe, by default its validation
+    split."""
     if data is None:
         found = splits_of_recipe(where, [split or "validation"], mapping, notify)
     else:
@@ -110,12 +111,12 @@ def section_for(
     mapping: Mapping[str, Any] | None,
     trained: Sequence[DataSection | None] | None = None,
 ) -> tuple[DataSection, list[ReadAs]]:
-    """The data section that reads another source's rows, and the mappings to try on them first, unless one is given.
+    """The data section for reading another source, and the mappings to try first, unless one is given.
 
     Args:
         source: SOURCE.
-        section: the recipe's, for all but the source and the mapping.
-        mapping: of --columns and --row-schema.
+        section: the recipe's, for all but source and mapping.
+        mapping: from --columns and --row-schema.
         trained: sections whose mappings are tried; None is `section`.
     """
     plain = DataSection(source=source)
@@ -127,12 +128,12 @@ def section_for(
 
 
 def split_name(split: str) -> str:
-    """The name of a recipe split's results: the split's own, or a digest of it where that could be a path."""
+    """The name of a recipe split's results: the split's name, or its digest if the name could be a path."""
     return split if re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,99}", split, re.ASCII) else _with_digest(split, split)
 
 
 def data_name(source: str, split: str | None) -> str:
-    """The name of a SOURCE's results, which no split and no other source shares."""
+    """The unique name of a SOURCE's results."""
     path = os.path.realpath(os.path.expanduser(source))
     where = path if os.path.exists(path) else source
     return _with_digest(Path(source.partition("@")[0]).name.split(".")[0], f"{where} {split}")

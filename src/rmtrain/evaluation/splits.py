@@ -1,4 +1,4 @@
-"""A scorer on a split or on the rows of a comparison: rows, figures, and the files that keep them."""
+"""Evaluation of a scorer on splits, benchmarks or the rows of a comparison: rows, figures and their files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -36,24 +36,24 @@ def score_rows(
     split: SplitData | None = None,
     drops: bool = False,
 ) -> list[ScoredRow]:
-    """Score groups and write their rows file, whole; an interrupted scoring continues where it stopped.
+    """Score groups and write their rows file atomically; an interrupted scoring continues where it stopped.
 
     Args:
         scorer: gives their rewards or margins.
         name: of the groups, for the display.
-        groups: what to score; longer ones are truncated.
+        groups: what to score; long ones are truncated.
         tokens_per_batch: maximum tokens per forward pass.
         path: of the rows file.
         display: of the main process.
-        split: that the groups are of; messages say where their rows are.
-        drops: leave out the groups that the chat template refuses, up to a fifth of all.
+        split: of the groups; messages say where its rows are.
+        drops: leave out groups that the chat template refuses, up to a fifth of all.
 
     Returns:
         The rows, on every process.
 
     Raises:
         InputError: the chat template refuses a group, or with `drops` too many.
-        RunFailedError: the processes have read different rows or weights, or as `Scorer.score`.
+        RunFailedError: the processes have read different rows or weights, or as in `Scorer.score`.
         WriteError: the file can't be written.
     """
     with writing(path):
@@ -71,7 +71,7 @@ def score_rows(
 
 
 class RowsOnce(NamedTuple):
-    """The rows of a split by one scorer, and their file."""
+    """The rows of a split scored by one scorer, and their file."""
 
     rows: list[ScoredRow]
     path: Path
@@ -80,13 +80,13 @@ class RowsOnce(NamedTuple):
 def score_once(
     scorer: Scorer, name: str, split: SplitData, tokens_per_batch: int | None, folder: Path, display: Display
 ) -> RowsOnce:
-    """Rows of a split in a file that is named after scorer and data; a finished one is read instead of made again.
+    """Rows of a split in a file named after scorer and data; an existing file is reused.
 
     Args:
         scorer, folder, display: as for `evaluate_split`.
         name: of the scorer, for the display and the file.
         split: what to score; groups that the chat template refuses are left out.
-        tokens_per_batch: maximum tokens per forward pass; None leaves it to the scorer.
+        tokens_per_batch: maximum tokens per forward pass; None takes the scorer's own.
     """
     what = f"{scorer.info.fingerprint} {split.fingerprint} {split.read_as} {len(split.groups)}"
     path = folder / f"{_file_name(name)}-{short_digest(what)}{ROWS_SUFFIX}"
@@ -103,7 +103,7 @@ def _file_name(name: str) -> str:
 
 
 def _written(path: Path, groups: Iterable[PreferenceGroup]) -> list[ScoredRow] | None:
-    """The rows of a finished file, if they are rows of these groups."""
+    """The rows of a finished file, if they belong to these groups."""
     if not path.is_file():
         return None
     pairs = {group.id: tuple((p.better, p.worse) for p in group.preferences) for group in groups}
@@ -114,14 +114,14 @@ def _written(path: Path, groups: Iterable[PreferenceGroup]) -> list[ScoredRow] |
 def evaluate_splits(
     scorer: Scorer, splits: Mapping[str, SplitData], tokens_per_batch: int, folder: Path, display: Display
 ) -> list[Result]:
-    """Evaluate each split, whose key names its result."""
+    """Evaluate each split; its key names the result."""
     return [evaluate_split(scorer, name, split, tokens_per_batch, folder, display) for name, split in splits.items()]
 
 
 def evaluate_split(
     scorer: Scorer, name: str, split: SplitData, tokens_per_batch: int, folder: Path, display: Display
 ) -> Result:
-    """Ranking accuracy on a split and on each entry of a mixture, as `eval --json` gives it.
+    """Ranking accuracy on a split and on each entry of a mixture, as in `eval --json`.
 
     Writes `<name>.json` and `<name>.rows.jsonl`.
     """
@@ -178,7 +178,7 @@ def evaluate_benchmark(
     parity: "Parity | None" = None,
     beside: Mapping[str, Any] | None = None,
 ) -> Result:
-    """The result of a benchmark, as `rewardbench --json` gives it; writes it, its flat form and its rows.
+    """The result of a benchmark, as in `rewardbench --json`; writes the result, its flat form and its rows.
 
     Args:
         scorer, tokens_per_batch, display: as for `score_rows`.
@@ -213,7 +213,7 @@ def evaluate_benchmark(
 
 
 def score_target(scorer: Scorer, target: Target, path: Path, tokens_per_batch: int, display: Display) -> None:
-    """Score the rows of a comparison: writes them, and beside them the result that says what they are."""
+    """Score the rows of a comparison and write them, with a result that identifies rows and scorer."""
     score_rows(scorer, target.name, target.groups, tokens_per_batch, path, display)
     if process_state().is_main_process:
         write_beside(scorer, path, target.name, target.origin, target.benchmark)
@@ -222,7 +222,7 @@ def score_target(scorer: Scorer, target: Target, path: Path, tokens_per_batch: i
 def write_beside(
     scorer: Scorer, path: Path, name: str, origin: Mapping[str, Any], benchmark: str | None = None
 ) -> None:
-    """Write the result that says which rows a rows file holds, and what scored them; it has no figures."""
+    """Write the result, without figures, that identifies the rows and the scorer of a rows file."""
     what = {"benchmark": benchmark} if benchmark is not None else {"split": name}
     result = {"ckpt": scorer.info.where, **what, **scorer.info.record(), "data": dict(origin), "rows": str(path)}
     write_json(path.with_name(f"{path.name.removesuffix(ROWS_SUFFIX)}.json"), result)

@@ -1,4 +1,4 @@
-"""The settings of a sweep, ranked by validation, and what can be said of their differences."""
+"""The settings of a sweep, ranked by validation, and whether their differences are significant."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ Runs = Mapping[int, Path]  # run folders by seed
 
 @dataclass(frozen=True)
 class Standing:
-    """A setting with its figures, and the best one's lead over it."""
+    """A setting with its figures, and the best setting's lead over it."""
 
     setting: Setting
     runs: Runs
@@ -24,7 +24,7 @@ class Standing:
     lead: SeedDifference | None  # the best setting minus this one; None for the best itself
 
     def to_json(self) -> JsonObject:
-        """The setting as `sweep --json` gives it."""
+        """The setting as in `sweep --json`."""
         return {
             "setting": self.setting.number,
             "label": self.setting.label,
@@ -36,7 +36,7 @@ class Standing:
 
 
 def rank(trained: Sequence[tuple[Setting, Runs]], metric: Metric, split: str = "validation") -> list[Standing]:
-    """Settings with at least one finished run, the best first; equal ones are decided by the other metric.
+    """Settings with at least one finished run, best first; the other metric breaks ties.
 
     Raises:
         DataError: a run has no scored rows of the split, or runs of one seed were scored on different rows.
@@ -53,7 +53,7 @@ def rank(trained: Sequence[tuple[Setting, Runs]], metric: Metric, split: str = "
 
 
 def rows_by_seed(runs: Runs, split: str) -> Seeds:
-    """The scored rows of a split of each run.
+    """The scored rows of a split for each run.
 
     Raises:
         DataError: a run has none.
@@ -68,7 +68,7 @@ def rows_by_seed(runs: Runs, split: str) -> Seeds:
 
 
 def rows_of(run: Path, split: str) -> Path:
-    """The file of a run's scored rows of a split."""
+    """The file with a run's scored rows of a split."""
     return run / "eval" / f"{split}{ROWS_SUFFIX}"
 
 
@@ -77,14 +77,14 @@ def _key(figures: SeedFigures, metric: Metric) -> tuple[float, float]:
 
 
 def verdict(standings: Sequence[Standing]) -> str:
-    """One sentence: which settings the best one can be told from."""
+    """One sentence: from which settings the best one differs significantly."""
     if not standings:
-        return "No run is finished."
+        return "No run has finished."
     best, others = standings[0].setting, standings[1:]
     if not others:
-        return "There is one setting, and nothing to compare it with."
+        return "There is only one setting, so there is no comparison."
     alike = [str(standing.setting.number) for standing in others if not (standing.lead and standing.lead.found)]
     if not alike:
-        return f"Setting {best.number} ({best.label}) is better than every other one."
+        return f"Setting {best.number} ({best.label}) is better than every other setting."
     which = "any other one" if len(alike) == len(others) else f"setting {', '.join(alike)}"
     return f"No difference found between setting {best.number} ({best.label}), which is ahead, and {which}."

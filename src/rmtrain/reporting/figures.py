@@ -128,8 +128,8 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) ->
     """Accuracy against confidence sigmoid(|gap|), with 95 % intervals; the diagonal is perfect calibration.
 
     Args:
-        bins: with equal numbers of preferences. design_effect: number of preferences over their effective number, which
-        widens the intervals.
+        bins: with equal numbers of preferences.
+        design_effect: number of preferences over their effective number, which widens the intervals.
     """
     confidence = np.array([part.confidence for part in bins])
     accuracy = np.array([part.accuracy for part in bins])

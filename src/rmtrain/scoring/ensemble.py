@@ -26,8 +26,10 @@ class EnsembleScorer:
     """A scorer that combines scorers, whose tokenizers and templates may differ.
 
     Attributes:
-        info: what results record of it. members: the requests of its members. infos: of each member. combination: of
-        their rewards.
+        info: what results record of it.
+        members: the requests of its members.
+        infos: of each member.
+        combination: of their rewards.
         opener: opens a member.
     """
 

@@ -96,8 +96,9 @@ class Server:
     """A server at an address, with one API.
 
     Attributes:
-        url: its address, such as http://127.0.0.1:8000; its path is put before the API's paths. api: the API. model:
-        the name sent in requests; if empty, the server is asked for it.
+        url: its address, such as http://127.0.0.1:8000; its path is put before the API's paths.
+        api: the API.
+        model: the name sent in requests; if empty, the server is asked for it.
         token: of `Authorization: Bearer`; empty for none.
         renderer: turns conversations into text, for APIs that take text.
     """

@@ -85,8 +85,9 @@ class RunnerScorer:
 
     Args:
         checkpoint: a reward model loaded with `packing="none"`.
-        groups: to score; all with the same K. tokenized: the same groups by rmtrain's rules. own_prompt: use the
-        runner's prompt for models for which it has one; otherwise the checkpoint's.
+        groups: to score; all with the same K.
+        tokenized: the same groups by rmtrain's rules.
+        own_prompt: use the runner's prompt for models for which it has one; otherwise the checkpoint's.
     """
 
     def __init__(

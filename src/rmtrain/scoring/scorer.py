@@ -52,13 +52,15 @@ class ScorerInfo:
     Attributes:
         where: folder or hub id, as named by the user.
         fingerprint: digest of everything that rewards depend on: weights, prompt, label, length and dtype.
-        weights: digest of the weights' files. dtype: of weights and arithmetic. max_length: tokens of prompt and one
-        completion.
+        weights: digest of the weights' files.
+        dtype: of weights and arithmetic.
+        max_length: tokens of prompt and one completion.
         tokens_per_batch: maximum tokens per forward pass, unless the user asks for another number.
         rendering: how conversations become tokens.
-        details: fields of results that only this kind of scorer has. notes: lines for the user. gives_rewards: every
-        completion gets a reward; otherwise each preference gets a margin. renderer: turns conversations into tokens;
-        None if the scorer has none.
+        details: fields of results that only this kind of scorer has.
+        notes: lines for the user.
+        gives_rewards: every completion gets a reward; otherwise each preference gets a margin.
+        renderer: turns conversations into tokens; None if the scorer has none.
         members: of an ensemble, as named by the user.
         by_length: rewards depend on the answer's length, so a whole text must be split into prompt and answer.
     """
@@ -107,8 +109,8 @@ class ScoringTask:
         display: of the main process.
         place: says in which row a group is, by its id.
         drop_refused: leave out groups that the chat template refuses, up to a fifth of all; otherwise they are errors.
-        counts: count the tokens of each completion after its prompt. refusals: if a process scores alone, receives by
-        group id why the chat template refuses a group.
+        counts: count the tokens of each completion after its prompt.
+        refusals: if a process scores alone, receives by group id why the chat template refuses a group.
     """
 
     name: str

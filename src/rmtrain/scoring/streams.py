@@ -31,7 +31,8 @@ class StreamScoring:
 
     Attributes:
         scorer: gives the rewards.
-        rows: the source's rows. parts: the output, in parts.
+        rows: the source's rows.
+        parts: the output, in parts.
         kind: of the parts.
         tokens_per_batch: maximum tokens per forward pass.
         display: of the main process.

@@ -18,7 +18,8 @@ class TokenizedTask:
     """The tokenised groups of a task.
 
     Attributes:
-        groups: those that the chat template accepts. tokens: of each.
+        groups: those that the chat template accepts.
+        tokens: of each.
         fingerprint: digest of the groups, the rendering and the rules.
         counts: tokens of each completion after its prompt, by group; None if not asked for.
     """
