@@ -125,7 +125,8 @@ def rows_of_result(path: Path, model: str = "policy") -> Path:
     rows = rows[model] if isinstance(rows, dict) else rows
     if not isinstance(rows, str):
         raise DataError(
-            f"{path}: names no rows file", "give a result of rmtrain eval or rewardbench, which has the entry `rows`"
+            f"{path}: names no rows file",
+            "give a result of rmtrain eval or rewardbench, which has its path under `rows`",
         )
     # the run folder may have been moved
     for candidate in (Path(rows), path.parent / rows, path.parent / Path(rows).name):
