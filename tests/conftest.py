@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 CHECKED = (  # modules whose annotations, with the shapes of arrays, are checked at every call
@@ -38,6 +39,10 @@ CHECKED = (  # modules whose annotations, with the shapes of arrays, are checked
 install_import_hook(CHECKED, "shape_checks.check")
 
 from rmtrain.data.types import Message, Preference, PreferenceGroup
+
+# no bounds by the clock, which a busy machine exceeds
+settings.register_profile("unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 WORDS = [f"w{i}" for i in range(60)]
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]

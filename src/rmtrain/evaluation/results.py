@@ -46,9 +46,7 @@ class ScoredRow(NamedTuple):
     margins: tuple[float, ...] = ()  # one per preference (better over worse), if the model only compares
     identical: int = 0  # preferences between completions of the same tokens, which are ties
     members: tuple[tuple[float, ...], ...] = ()  # M times K: the rewards of each member of an ensemble
-    probabilities: tuple[
-        float, ...
-    ] = ()  # one per preference: the share of raters for the better one; empty: all are 1
+    probabilities: tuple[float, ...] = ()  # one per preference: share of raters for the better one; empty: all are 1
 
 
 def prompt_key(prompt: Conversation) -> str:
