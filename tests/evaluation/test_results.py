@@ -180,7 +180,7 @@ GOOD = {"id": "1", "source": "s", "rewards": [1.0, 0.0], "preferences": [[0, 1]]
         ({"lengths": [1, -2]}, "lengths.1: Input should be greater than or equal to 0"),
         ({"margins": [1.0, 2.0]}, "margins must be one number per preference"),
         ({"cluster": 3}, "cluster: Input should be a valid string"),
-        ({"id": "0"}, "id '0' is on line 1 already"),
+        ({"id": "0"}, "id '0' is already on line 1"),
     ],
 )
 def test_a_bad_line_is_named_with_file_and_line(tmp_path, change, message):
