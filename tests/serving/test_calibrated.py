@@ -102,7 +102,7 @@ def test_every_form_of_the_server_gives_the_same(model: Path, expected: dict[str
         for what in ([[1, 3, 6, 7, 4, 8, 9, 2]], ["w1 w2 w3"]):
             reply = client.post("/classify", json={"input": what})
             assert reply.status_code == 400
-            assert "does not say where it begins" in reply.json()["error"]["message"]
+            assert "does not show where it begins" in reply.json()["error"]["message"]
             assert reply.json()["error"]["hint"] == "give messages, or prompt and completions"
         mixed = ask("/classify", input=["w1", TEXTS[1]])  # the other rows get theirs
         near(mixed["data"][1]["probs"], rewards[1:2])

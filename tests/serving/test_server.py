@@ -440,7 +440,7 @@ def test_more_rows_than_the_queue_keeps_are_refused_for_now(scorer: OnlineScorer
     assert {reply.status_code for reply in replies} == {200, 429}
     assert len(refused) >= 20
     assert refused[0].headers["Retry-After"] == "1"
-    assert "rows wait already" in refused[0].json()["error"]["message"]
+    assert "rows are already waiting" in refused[0].json()["error"]["message"]
 
 
 def test_token_and_size_of_the_body(scorer: OnlineScorer) -> None:

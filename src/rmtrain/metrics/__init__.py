@@ -1,1 +1,1 @@
-"""Rankings, intervals, calibration and benchmark formulas; numpy only, for any room to use."""
+"""Rankings, intervals, calibration and benchmark formulas, with numpy only; every room may use them."""

@@ -1,8 +1,8 @@
-"""The alignment gap (arXiv 2405.19534): how a policy ranks its own preferences, and how its objective's optimum would.
+"""The alignment gap (arXiv 2405.19534): how a policy ranks its preferences, compared with its objective's optimum.
 
-Every array holds one number a preference: the log-probability of the better completion minus that of the worse, summed
-over response tokens, or averaged over them where a figure is length-normalised (eq. 15). Log-probabilities are
-subtracted and never divided; a difference is a tie only where it is 0.
+Every array holds one number per preference: the log-probability of the better completion minus that of the worse,
+summed over response tokens, or averaged for length-normalised figures (eq. 15). Log-probabilities are subtracted and
+never divided; only a difference of 0 is a tie.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from numpy.typing import ArrayLike
 from rmtrain.metrics.intervals import resampled_sums
 from rmtrain.metrics.rankings import Floats, Labels, bradley_terry_losses
 
-BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)  # KL coefficients that the paper takes the median over
+BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)  # KL coefficients over which the paper takes the median
 EPSILON = 0.001  # shares are kept this far from 0 and 1, so that their odds are finite
-_LARGEST_SCALE = 1e6  # of `fit_scale`, where every preference is ranked right
+_LARGEST_SCALE = 1e6  # result of `fit_scale` if every preference is ranked right
 
 
 def ideal_gaps(reference_gaps: Floats, alpha: ArrayLike, beta: float) -> Floats:
-    """Log-probability gaps of the policy that the objective's optimum is (theorem 3.1, corollary 3.3).
+    """Log-probability gaps of the objective's optimal policy (theorem 3.1, corollary 3.3).
 
     log pi*(y_w) - log pi*(y_l) = log pi_ref(y_w) - log pi_ref(y_l) + logit(alpha) / beta. With length-normalised gaps
     of the reference it gives the paper's length-normalised ideal.
@@ -40,7 +40,7 @@ def dpo_losses(policy_gaps: Floats, reference_gaps: Floats, beta: float) -> Floa
 
 
 def loss_bounds(reference_gaps: Floats, beta: float) -> Floats:
-    """DPO loss at or below which the policy ranks a preference right, -log sigmoid(beta * c) (theorem 4.1).
+    """The largest DPO loss at which the policy ranks a preference right, -log sigmoid(beta * c) (theorem 4.1).
 
     c = log pi_ref(y_l) - log pi_ref(y_w) is the negative of the reference's gap.
     """
@@ -49,7 +49,7 @@ def loss_bounds(reference_gaps: Floats, beta: float) -> Floats:
 
 @dataclass(frozen=True)
 class Flips:
-    """Preferences by whether the reference and the policy rank them right; those that either ties are counted apart."""
+    """Preferences by whether the reference and the policy rank them right; ties of either are counted separately."""
 
     both: int
     only_reference: int
@@ -59,7 +59,7 @@ class Flips:
 
     @property
     def rate(self) -> float | None:
-        """Share of the preferences that the reference ranks wrong and the policy right; None if it has none wrong."""
+        """Share of the reference's wrong preferences that the policy ranks right; None without wrong ones."""
         wrong = self.only_policy + self.neither
         return self.only_policy / wrong if wrong else None
 
@@ -75,15 +75,15 @@ def count_flips(policy_gaps: Floats, reference_gaps: Floats) -> Flips:
 
 
 def share_of_gaps(gaps: Floats, scale: float) -> Floats:
-    """alpha = sigmoid(scale * gap): the share of raters that a Bradley-Terry model reads off score or reward gaps."""
+    """alpha = sigmoid(scale * gap): the share of raters under a Bradley-Terry model of score or reward gaps."""
     return np.asarray(np.exp(-bradley_terry_losses(scale * gaps)))
 
 
 def fit_scale(gaps: Floats) -> float:
-    """The scale above 0 at which sigmoid(scale * gap) is the most likely: calibration by one temperature.
+    """The scale above 0 that maximises the likelihood of sigmoid(scale * gap): calibration by a single temperature.
 
-    The likelihood is concave in the scale; its derivative is bisected. 0 where the gaps rank no better than chance, and
-    a million where they rank every preference right.
+    The likelihood is concave in the scale; its derivative is bisected. 0 if the gaps rank no better than chance, and a
+    million if they rank every preference right.
     """
 
     def slope(scale: float) -> float:

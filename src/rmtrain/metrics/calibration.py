@@ -1,9 +1,9 @@
-"""Calibration: whether sigmoid(reward gap) is the probability that the Bradley-Terry model takes it for.
+"""Calibration: whether sigmoid(reward gap) is the true probability of a preference, as the Bradley-Terry model assumes.
 
-The event "the better completion wins" has the outcome 1 in every preference, so its predicted probability can't be
-compared with its frequency. But either completion could have been listed first. Counting each preference both ways
-gives, by symmetry, the comparison made here: the model's confidence in its own choice, sigmoid(|gap|), with whether
-that choice is right (1/2 on a tie).
+The event "the better completion wins" is true in every preference, so its predicted probability can't be compared with
+its frequency. But either completion could have been listed first. Counting each preference in both orders gives, by
+symmetry, the comparison made here: the model's confidence in its own choice, sigmoid(|gap|), with whether that choice
+is right (1/2 for a tie).
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class ReliabilityBin:
 def reliability_bins(gaps: Floats, bins: int = BINS) -> tuple[ReliabilityBin, ...]:
     """Preferences sorted by confidence and cut into bins of equal mass (arXiv 1904.01685); fewer where n < bins."""
     magnitudes, inverse = np.unique(np.abs(gaps), return_inverse=True)
-    # equal confidences share their mean credit: the order of the rows does not matter at the edges of the bins
+    # equal confidences share their mean credit, so that bins do not depend on the order of rows
     shared = np.bincount(inverse, weights=credits_of(gaps)) / np.bincount(inverse) if len(gaps) else gaps
     order = np.argsort(inverse, kind="stable")
     confidence, credit = _sigmoid(magnitudes)[inverse][order], shared[inverse][order]
@@ -39,7 +39,8 @@ def reliability_bins(gaps: Floats, bins: int = BINS) -> tuple[ReliabilityBin, ..
 
 
 def expected_calibration_error(gaps: Floats, bins: int = BINS) -> float | None:
-    """Mean over preferences of |accuracy - confidence| of their bin; None without preferences."""
+    """Expected calibration error: mean over preferences of their bin's |accuracy - confidence|; None without
+    preferences."""
     parts = reliability_bins(gaps, bins)
     return sum(part.n * abs(part.accuracy - part.confidence) for part in parts) / len(gaps) if parts else None
 
@@ -52,8 +53,8 @@ def brier_score(gaps: Floats) -> float | None:
 def fit_temperature(gaps: Floats) -> float | None:
     """The T > 0 for which sigmoid(gap / T) has the lowest loss, -mean log sigmoid(gap / T) (arXiv 1706.04599).
 
-    The loss is convex in 1 / T, whose best value is found by bisection. None where no T is best: for a mean gap of 0 or
-    less, which any larger T suits better, and where no gap is below 0, which any smaller T does.
+    The loss is convex in 1 / T, whose optimum is found by bisection. None if there is no optimum: for a mean gap of 0
+    or less, a larger T is always better, and without a gap below 0, a smaller T.
     """
     if not len(gaps) or gaps.mean() <= 0 or gaps.min() >= 0:
         return None

@@ -1,4 +1,4 @@
-"""Groups with graded scores: how well rewards rank a prompt's K completions, and what choosing by them gains."""
+"""Groups with graded scores: how well rewards rank a prompt's K completions, and the gain of best-of-N."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,13 @@ from jaxtyping import Float64
 
 Values = Sequence[float] | Float64[np.ndarray, " K"]  # one for each completion
 
-_LARGEST_SCORE = 1000  # whose gain 2^score - 1 is still finite
+_LARGEST_SCORE = 1000  # largest score with a finite gain 2^score - 1
 
 
 def exact_match(rewards: Values, scores: Values) -> bool:
     """Whether the rewards rank all K completions as the scores do (arXiv 2405.19534, def. A.8); scores are distinct.
 
-    A ranking made at random is right with probability 1/K!. This is no pairwise accuracy and is
-    not to be compared with one.
+    A random ranking is right with probability 1/K!. This is not a pairwise accuracy and can't be compared with one.
     """
     ranked = np.asarray(rewards)[np.argsort(scores)]
     return bool((np.diff(ranked) > 0).all())
@@ -35,7 +34,7 @@ def ndcg(rewards: Values, scores: Values) -> float | None:
     """Normalised discounted cumulative gain over all K, with gain 2^score - 1 and discount 1 / log2(rank + 1).
 
     Completions of equal reward share the mean of their discounts, as if ordered at random (McSherry & Najork 2008).
-    None where no score is above 0, or one is below 0 or above 1,000.
+    None if no score is above 0, or if one is below 0 or above 1,000.
     """
     if min(scores) < 0 or not 0 < max(scores) <= _LARGEST_SCORE:
         return None
@@ -47,7 +46,7 @@ def ndcg(rewards: Values, scores: Values) -> float | None:
 
 
 def top1_credit(rewards: Values, scores: Values) -> float:
-    """Probability that the completion of highest reward has the highest score; equal rewards are drawn among."""
+    """Probability that the completion with the highest reward has the highest score; ties are broken at random."""
     chosen = np.asarray(rewards) == max(rewards)
     return float((np.asarray(scores)[chosen] == max(scores)).mean())
 
@@ -56,7 +55,7 @@ def expected_best_of_n(rewards: Values, scores: Values) -> Float64[np.ndarray, "
     """For N = 1 ... K, the expected score of the completion of highest reward among N drawn without replacement.
 
     Exact over all subsets: with rewards in ascending order, the i-th of them is the best of C(i - 1, N - 1) of the
-    C(K, N) subsets. Completions of equal reward are drawn among, so they share their mean score.
+    C(K, N) subsets. Ties are broken at random, so completions of equal reward share their mean score.
     """
     _, places, counts = np.unique(np.asarray(rewards), return_inverse=True, return_counts=True)
     ordered = (np.bincount(places, weights=np.asarray(scores, dtype=np.float64)) / counts)[np.sort(places)]
@@ -65,12 +64,12 @@ def expected_best_of_n(rewards: Values, scores: Values) -> Float64[np.ndarray, "
 
 @cache
 def _best_of_n_weights(k: int) -> Float64[np.ndarray, "K K"]:
-    """For each N, the share of subsets of which each completion in ascending order is the best."""
+    """For each N, the share of subsets in which each completion, in ascending order, is the best."""
     return np.array([[comb(i, n - 1) / comb(k, n) for i in range(k)] for n in range(1, k + 1)])
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL divergence in nats of best-of-N from the policy that is sampled: ln N - (N - 1) / N (arXiv 2210.10760, 2)."""
+    """KL divergence in nats of best-of-N from the sampled policy: ln N - (N - 1) / N (arXiv 2210.10760, 2)."""
     return log(n) - (n - 1) / n
 
 
@@ -83,7 +82,7 @@ class BestOfNFit:
 
     @property
     def peak_kl(self) -> float | None:
-        """The KL at which the gain is the largest, (alpha / 2 beta)^2; None where the fit has no maximum."""
+        """The KL with the largest gain, (alpha / 2 beta)^2; None if the fit has no maximum."""
         return (self.alpha / (2 * self.beta)) ** 2 if self.alpha > 0 and self.beta > 0 else None
 
 

@@ -11,7 +11,7 @@ from rmtrain.metrics.rankings import Floats, Ints, Labels
 Z = 1.959963984540054  # the normal's 97.5 % quantile
 Z_POWER = 0.8416212335729143  # its 80 % quantile
 RESAMPLES = 10_000
-_BLOCK = 4_000_000  # counts drawn at once: 32 MB
+_BLOCK = 4_000_000  # number of counts drawn at once: 32 MB
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ def wilson_interval(accuracy: float, n: float) -> Interval:
 def effective_size(credit: Floats, clusters: Labels) -> float:
     """Number of independent preferences that determine the accuracy as precisely as these n clustered ones.
 
-    n divided by the design effect, the variance of the mean under clustering over that of n independent draws, which is
-    taken as at least 1. Its estimate adds two wholly right and two wholly wrong clusters, as in Agresti & Coull 1998:
-    near an accuracy of 0 or 1, where the data can't show it, the preferences of a prompt then count as dependent.
+    It is n divided by the design effect: the variance of the mean under clustering over that of n independent draws, at
+    least 1. The estimate adds two entirely right and two entirely wrong clusters, as in Agresti & Coull 1998, so that
+    the preferences of a prompt count as dependent even near an accuracy of 0 or 1, where the data can't show it.
 
     Args:
         credit: of each preference, 0 to 1; n > 0.
@@ -68,13 +68,13 @@ def clustered_interval(credit: Floats, clusters: Labels) -> Interval | None:
 def stratified_interval(accuracies: Sequence[float], sizes: Sequence[float], weights: Sequence[float]) -> Interval:
     """Interval of a weighted mean of accuracies of independent strata: Wilson's, at its effective size.
 
-    Its size is the weights' effective size (Kish 1965) divided by the design effect of the strata's own variances,
-    taken as at least 1. Resampling would give strata of accuracy 1 no variance: an interval too narrow near 1.
+    The size is the weights' effective size (Kish 1965) divided by the design effect of the strata's variances, at least
+    1. Resampling would give strata with accuracy 1 no variance, and so too narrow an interval near 1.
 
     Args:
-        accuracies: one for each stratum.
+        accuracies: one per stratum.
         sizes: effective number of preferences in each.
-        weights: one for each, with any sum above 0.
+        weights: one per stratum, with any sum above 0.
     """
     shares, p = np.array(weights, dtype=np.float64) / np.sum(weights), np.array(accuracies, dtype=np.float64)
     size = 1 / float(np.sum(shares**2 / sizes))
@@ -93,9 +93,9 @@ def percentile_interval(draws: Float64[np.ndarray, " R"]) -> Interval:
 def resampled_sums(
     sums: Float64[np.ndarray, "G C"], resamples: int = RESAMPLES, seed: int = 0
 ) -> Float64[np.ndarray, "{resamples} C"]:
-    """Sums over clusters drawn with replacement, of the sums of each of G clusters.
+    """Sums over G clusters drawn with replacement, from the sums of each.
 
-    Clusters with the same sums are drawn together, by a multinomial: the same distribution as drawing them one by one.
+    Clusters with equal sums are drawn together from a multinomial: the same distribution as drawing them one by one.
     """
     kinds, counts = np.unique(sums, axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
@@ -110,9 +110,9 @@ def resampled_sums(
 def resampled_means(
     values: Floats, clusters: Labels, strata: Ints, resamples: int = RESAMPLES, seed: int = 0
 ) -> Float64[np.ndarray, "{resamples} S"]:
-    """Means of values by stratum when clusters are drawn with replacement; a cluster may be in several strata.
+    """Means of values by stratum over clusters drawn with replacement; a cluster may be in several strata.
 
-    A mean is NaN where a resample has nothing of a stratum.
+    A mean is NaN if a resample has no value of the stratum.
 
     Args:
         values: credit of each preference, or credit of A minus that of B; n > 0.
@@ -131,10 +131,10 @@ def resampled_means(
 
 
 def difference_interval(draws: Float64[np.ndarray, " R"], clusters: int) -> Interval:
-    """Interval of the difference of two models from its R draws over a number of clusters: a percentile bootstrap.
+    """Percentile bootstrap interval of the difference of two models, from R draws over a number of clusters.
 
-    If the models agree on every cluster, resampling shows no variance: then Wilson's upper limit of the share of
-    clusters that differ bounds the difference on both sides.
+    If the models agree on every cluster, resampling shows no variance. Then Wilson's upper limit for the share of
+    differing clusters bounds the difference on both sides.
     """
     if draws.any():
         return percentile_interval(draws)
@@ -148,8 +148,8 @@ def detectable_difference(
     """Smallest true difference that a paired comparison of this size detects at the 5 % level with a power of 80 %.
 
     (z_0.975 + z_0.8) times the clustered standard error of the weighted mean difference (arXiv 2411.00640). With one
-    preference a prompt the error is sqrt((r - d^2) / n), for a share r of discordant preferences and a mean difference
-    d. None for a single cluster, or if the models agree on every cluster.
+    preference per prompt the error is sqrt((r - d^2) / n), for a share r of discordant preferences and a mean
+    difference d. None for a single cluster, or if the models agree on every cluster.
 
     Args:
         differences: credit of A minus that of B.

@@ -11,8 +11,8 @@ Points = Float64[np.ndarray, " G"]
 def lowess(x: Floats, y: Floats, at: Points, share: float = 0.5, rounds: int = 3) -> Points:
     """The mean of y at G places on the axis of x, by LOWESS (Cleveland 1979).
 
-    At each place a line is fitted to the nearest share of the points, with the tricube weights of their distances; then
-    points far off the curve lose weight and all is fitted again.
+    At each place a line is fitted to the nearest share of the points, with tricube weights by distance; then points far
+    from the curve lose weight and the fit is repeated.
 
     Args:
         x, y: n > 0 points.

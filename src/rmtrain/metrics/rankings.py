@@ -9,15 +9,15 @@ from numpy.typing import ArrayLike
 
 Floats = Float64[np.ndarray, " n"]
 Ints = Int64[np.ndarray, " n"]
-Labels = Shaped[np.ndarray, " n"]  # numbers or text; equal labels mean the same thing
+Labels = Shaped[np.ndarray, " n"]  # numbers or text
 
 
 @dataclass(frozen=True)
 class RewardGaps:
-    """Every preference of a set of groups as the reward of the better completion minus that of the worse."""
+    """For every preference of a set of groups, the reward of the better completion minus that of the worse."""
 
     gaps: Floats  # [n]
-    groups: Ints  # [n] position of the group that each preference belongs to
+    groups: Ints  # [n] index of each preference's group
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ def reward_gaps(
         ids: of the groups, for messages.
 
     Raises:
-        ValueError: a value is not finite, or a preference names a completion that its group does not have.
+        ValueError: a value is not finite, or a preference has the index of a missing completion.
     """
     parts = zip(rewards, preferences, ids, strict=True)
     return join_gaps([preference_gaps(*part) for part in parts])
 
 
 def preference_gaps(rewards: Sequence[float], preferences: Sequence[Sequence[int]], name: str) -> list[float]:
-    """Reward gaps of one group's preferences; the arguments and what is raised are those of `reward_gaps`."""
+    """Reward gaps of one group's preferences; arguments and errors as for `reward_gaps`."""
     if not np.isfinite(rewards).all():
         raise ValueError(f"group {name}: reward not finite: {list(rewards)}")
     gaps = []
@@ -85,7 +85,7 @@ def bradley_terry_losses(gaps: Floats) -> Floats:
 
 
 def ranking_accuracy(gaps: Floats) -> RankingAccuracy:
-    """Accuracy, ties, loss and mean gap; every preference weighs the same."""
+    """Accuracy, ties, loss and mean gap, with the same weight for every preference."""
     n, ties = len(gaps), int((gaps == 0).sum())
     if n == 0:
         return RankingAccuracy(0, 0, None, None, None, None)

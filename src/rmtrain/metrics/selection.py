@@ -1,4 +1,4 @@
-"""Which of a prompt's K completions to take by their rewards: the best ones, a sample, or a pair."""
+"""Choosing among a prompt's K completions by reward: the best ones, a sample, or a pair."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,29 +9,29 @@ from jaxtyping import Float64, UInt64
 
 ALONE = "fewer than two answers"
 TIED = "all rewards are equal"
-CLOSE = "no answer is lower by the least margin"
-UNLIKE = "no lower answer is of like length"
+CLOSE = "no answer is lower by the minimum margin"
+UNLIKE = "no lower answer has a similar length"
 BELOW = "below the threshold"
 
 
 class Taken(NamedTuple):
-    """Indices of the completions taken from a group; with `rejected`, one preferred to another."""
+    """Indices of the chosen completions of a group; with `rejected`, one preferred to another."""
 
     chosen: tuple[int, ...] = ()
     rejected: int | None = None
-    cause: str = ""  # why none is taken
+    cause: str = ""  # why none is chosen
 
 
 class Rule(Protocol):
-    """Takes completions of one group."""
+    """A rule that chooses completions of a group."""
 
     def take(self, rewards: Sequence[float], lengths: Sequence[int], rng: np.random.Generator) -> Taken:
-        """Those to take of K completions.
+        """The choice among K completions.
 
         Args:
             rewards: K.
             lengths: K, in characters.
-            rng: of this group alone.
+            rng: for this group only.
         """
 
 
@@ -40,8 +40,8 @@ class BestOf:
     """The best of N (arXiv 2112.09332), or a sample of them.
 
     Attributes:
-        top: how many to take, the highest rewards first; of equal rewards, the earlier completion.
-        threshold: take none with a lower reward.
+        top: how many to choose, highest rewards first; among equal rewards, the earlier completion.
+        threshold: the lowest reward to choose.
         temperature: draw without replacement, with probabilities proportional to exp(reward / temperature), by the
             Gumbel-top-k trick (arXiv 1903.06059); None takes the highest.
     """
@@ -76,9 +76,9 @@ class BestAgainst:
     """A pair: the best completion, and one of lower reward.
 
     Attributes:
-        against: the worst of those that are left, or one drawn from them.
-        margin: the least difference of the two rewards.
-        length_ratio: the longer of the two is at most so many times as long as the other; None for any length.
+        against: choose the worst remaining completion, or draw one.
+        margin: smallest difference of the two rewards.
+        length_ratio: largest ratio of the two lengths; None for any ratio.
     """
 
     against: Literal["worst", "random"] = "worst"
@@ -103,12 +103,12 @@ class BestAgainst:
 
 
 def order_statistic(read: Callable[[], Iterable[Float64[np.ndarray, " n"]]], rank: int) -> float:
-    """The value at `rank`, from 0, of all values in ascending order, exactly and in constant memory.
+    """The value at `rank` (from 0) of all values in ascending order, exactly and in constant memory.
 
-    A radix search: the values are counted by their leading 16 bits, then those that share the right ones by the next.
+    A radix search: values are counted by their leading 16 bits, then the values with the right bits by the next 16.
 
     Args:
-        read: gives all values, in pieces, each time it is called.
+        read: gives all values, in pieces, at each call.
         rank: smaller than their number.
     """
     prefix = 0
@@ -129,7 +129,7 @@ def order_statistic(read: Callable[[], Iterable[Float64[np.ndarray, " n"]]], ran
 
 
 def _sortable(values: Float64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """Whole numbers in the order of the values."""
+    """Integers with the same order as the values."""
     bits = np.ascontiguousarray(values, dtype=np.float64).view(np.uint64)
     return np.where(bits >> np.uint64(63) == 1, ~bits, bits | np.uint64(1 << 63))
 
@@ -149,7 +149,7 @@ class Mean:
         self.squares += value * value
 
     def figures(self) -> dict[str, float | int | None]:
-        """Mean and 95 % interval, by the normal approximation; None where there are too few rows for them."""
+        """Mean and 95 % interval by the normal approximation; None if there are too few rows."""
         mean = self.total / self.n if self.n else None
         if mean is None or self.n < 2:
             return {"n": self.n, "mean": mean, "low": None, "high": None}

@@ -1,1 +1,1 @@
-"""Rewards for other programs: in Python, and over HTTP."""
+"""Rewards for other programs, in Python and over HTTP."""

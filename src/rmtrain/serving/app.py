@@ -1,4 +1,4 @@
-"""The HTTP application: routes, who may ask, how much, and what is answered."""
+"""The HTTP application: routes, authorisation, limits and answers."""
 
 import asyncio
 import contextlib
@@ -25,23 +25,23 @@ from rmtrain.serving.online import OnlineScorer
 from rmtrain.serving.problems import problem, problem_of, problem_of_body
 
 RETRY_SECONDS = "1"
-_SMALL = 1 << 14  # bytes of a body that is read at once; a larger one would keep the others waiting
+_SMALL = 1 << 14  # bytes of a body read at once; a larger piece would delay other requests
 _ABOUT = (
-    "Rewards of one model, the same as `rmtrain score` gives. `/reward` takes rmtrain's own form and those of "
-    "OpenRLHF, LLaMA-Factory and slime; the other routes answer as vLLM and SGLang do."
+    "Rewards of one model, the same as from `rmtrain score`. `/reward` takes the requests of rmtrain, OpenRLHF, "
+    "LLaMA-Factory and slime; the other routes follow vLLM and SGLang."
 )
 _logger = logging.getLogger("rmtrain")
 
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What one server accepts.
+    """The limits of a server.
 
     Attributes:
         batch: how requests are gathered, and how many may wait.
-        body_bytes: of one request.
-        token: that clients must send as `Authorization: Bearer`; empty for none.
-        body_seconds: in which a body must arrive.
+        body_bytes: maximum size of a request's body.
+        token: clients must send it as `Authorization: Bearer`; empty for none.
+        body_seconds: time limit for receiving a body.
     """
 
     batch: BatchLimits
@@ -64,7 +64,7 @@ def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
     app = FastAPI(title="rmtrain", version=__version__, description=_ABOUT, lifespan=lifespan)
     _add_forms(app, Desk(scorer, batcher, figures))
 
-    @app.get("/health", summary="The model, while it is ready")
+    @app.get("/health", summary="The model, if it is ready")
     async def health() -> Response:
         info = scorer.info
         return JSONResponse({"status": "ok", "model": scorer.name, "max_length": info.max_length, "dtype": info.dtype})
@@ -76,7 +76,7 @@ def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> Response:
         if "json" not in request.headers.get("content-type", ""):
-            return problem(415, "the body is not sent as JSON", "send the header Content-Type: application/json")
+            return problem(415, "the content type is not JSON", "send the header Content-Type: application/json")
         return problem_of_body(error.errors())
 
     @app.exception_handler(AnyHTTPException)
@@ -89,7 +89,7 @@ def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
 def _add_forms(app: FastAPI, desk: "Desk") -> None:
     """The routes that give rewards."""
 
-    @app.post("/reward", summary="Rewards, in rmtrain's own form and those of OpenRLHF, LLaMA-Factory and slime")
+    @app.post("/reward", summary="Rewards, for requests of rmtrain, OpenRLHF, LLaMA-Factory and slime")
     @app.post("/", include_in_schema=False)
     async def reward(form: RewardForm, request: Request) -> Response:
         return await desk.answer(form, request)
@@ -114,14 +114,14 @@ def _add_forms(app: FastAPI, desk: "Desk") -> None:
 
 @dataclass(frozen=True)
 class Desk:
-    """Takes a request of any form, has it scored, and writes its answer."""
+    """Handles a request of any form: scores it and writes the answer."""
 
     scorer: OnlineScorer
     batcher: Batcher
     figures: Figures
 
     async def answer(self, form: Form, request: Request) -> Response:
-        """The rewards in the form of the request, or what is wrong with it."""
+        """The rewards in the form of the request, or its fault."""
         try:
             small = int(request.headers.get("content-length", _SMALL)) < _SMALL
             reader = self.scorer.reader
@@ -130,12 +130,12 @@ class Desk:
         except InputError as error:
             return problem_of(error)
         except QueueFullError:
-            full = f"{self.batcher.rows_waiting:,} rows wait already"
+            full = f"{self.batcher.rows_waiting:,} rows are already waiting"
             return problem(429, full, "try again later", {"Retry-After": RETRY_SECONDS})
         except StoppedError:
-            return problem(503, "the server stops", "try again later", {"Retry-After": RETRY_SECONDS})
+            return problem(503, "the server is stopping", "try again later", {"Retry-After": RETRY_SECONDS})
         if scores is None:
-            return Response(status_code=499)  # to nobody
+            return Response(status_code=499)  # the client has disconnected
         found = asked.answer(scores)
         self.figures.refused += len(found.faults)
         self.figures.truncated += len(found.truncated)
@@ -145,11 +145,11 @@ class Desk:
 
 
 async def _unless_gone(request: Request, batcher: Batcher, groups: list[Any]) -> list[Any] | None:
-    """The scores of groups; None where the client has hung up before."""
+    """The scores of groups; None if the client disconnected before."""
     if not groups:
         return []
     scores = asyncio.ensure_future(batcher.submit(groups))
-    gone = asyncio.ensure_future(request.receive())  # after the body, only the end of the connection comes
+    gone = asyncio.ensure_future(request.receive())  # after the body, the next message is the end of the connection
     try:
         await asyncio.wait({scores, gone}, return_when=asyncio.FIRST_COMPLETED)
         return await scores if scores.done() else None
@@ -160,20 +160,20 @@ async def _unless_gone(request: Request, batcher: Batcher, groups: list[Any]) ->
 
 
 class Gate:
-    """What stands before the application: the token, the limit on the body, the count, and the last word on faults.
+    """The middleware: checks the token and the size of the body, counts requests, and answers unexpected errors.
 
     Args:
         app: the application.
-        limits: the token, and the bytes of a body.
+        limits: token and limits of the body.
         figures: count every request.
-        paths: that are counted by name.
+        paths: those counted by name.
     """
 
     def __init__(self, app: ASGIApp, limits: ServerLimits, figures: Figures, paths: frozenset[str]) -> None:
         self._app, self._limits, self._figures, self._paths = app, limits, figures, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or hand it on."""
+        """Refuse a request, or pass it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -205,7 +205,7 @@ class Gate:
         given = headers.get(b"authorization", b"")
         if self._limits.token and scope["path"] != "/health" and not hmac.compare_digest(given, expected):
             hint = "send the header Authorization: Bearer TOKEN"
-            return problem(401, "no token, or a wrong one", hint, {"WWW-Authenticate": "Bearer"})
+            return problem(401, "missing or wrong token", hint, {"WWW-Authenticate": "Bearer"})
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._limits.body_bytes:
             return problem(413, self._too_much, "send fewer rows", {"Connection": "close"})

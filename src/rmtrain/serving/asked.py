@@ -1,4 +1,4 @@
-"""What a request asks for: groups to score, the place of each reward in the answer, and the rows that can't be read."""
+"""The rows of a request: groups to score, the place of each reward in the answer, and faults of unreadable rows."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from rmtrain.serving.online import RowScore
 from rmtrain.serving.texts import ReadTexts, TextReader, require_unicode
 
 _GROUP = re.compile(r"^group [\d. ]+: ")
-_CHARACTERS_PER_TOKEN = 64  # longer texts are refused before they are tokenised
+_CHARACTERS_PER_TOKEN = 64  # longer texts are refused before tokenisation
 
 
 @dataclass
@@ -22,10 +22,10 @@ class Asked:
 
     Attributes:
         reader: reads whole texts.
-        size: rewards that the answer has.
+        size: number of rewards in the answer.
         groups: what to score, each with the places of its completions in the answer.
         faults: by place, why a row has no reward.
-        cut: places of texts that were cut to the maximum length.
+        cut: places of texts that were truncated to the maximum length.
     """
 
     reader: TextReader
@@ -35,10 +35,10 @@ class Asked:
     cut: set[int] = field(default_factory=set)
 
     def completions(self, prompt: object, values: Sequence[object], where: str, arguments: dict[str, Any]) -> None:
-        """Ask for the completions of one prompt.
+        """Add the completions of one prompt.
 
         Raises:
-            InputError: the prompt, or what its chat template is given, can't be read.
+            InputError: the prompt, or the variables of its chat template, can't be read.
         """
         given = self._read(template_arguments, arguments, "")
         asked = self._read(prompt_of, prompt, "prompt")
@@ -54,7 +54,7 @@ class Asked:
             self.groups.append((group, [place for place, _ in found]))
 
     def dialogue(self, value: object, where: str, arguments: dict[str, Any]) -> None:
-        """Ask for a whole conversation as messages, the last of which is the assistant's.
+        """Add a whole conversation as messages, the last of which is the assistant's.
 
         Raises:
             InputError: it can't be read.
@@ -62,15 +62,15 @@ class Asked:
         messages = self._read(conversation, value, where)
         if messages[-1].role != "assistant":
             raise InputError(
-                f"{where}: the last message is of the {messages[-1].role}",
-                "end with the assistant's answer, or give completions beside it",
+                f"{where}: the role of the last message is {messages[-1].role}",
+                "end with the assistant's answer, or give completions",
             )
         given = self._read(template_arguments, arguments, "")
         group = PreferenceGroup("", messages[:-1], (messages[-1:],), (), arguments=given)
         self.groups.append((group, [self._next()]))
 
     def texts(self, values: Sequence[object], where: str, prompts: Sequence[object] | None = None) -> None:
-        """Ask for whole conversations as text or token ids, with the prompts that the texts begin with, if known."""
+        """Add whole conversations as text or token ids, with the prompts at their beginning, if known."""
         together: dict[object, list[tuple[int, str]]] = {}
         for number, value in enumerate(values):
             place, at = self._next(), f"{where}[{number}]"
@@ -90,7 +90,7 @@ class Asked:
             self._texts_of(rows, key if isinstance(key, str) else None)
 
     def _texts_of(self, rows: Sequence[tuple[int, str]], prompt: str | None) -> None:
-        """Texts of one prompt; read one by one where they can't be read together."""
+        """Add texts of one prompt; they are read one by one if they can't be read together."""
         try:
             self._add([place for place, _ in rows], self.reader.groups("", [text for _, text in rows], prompt))
         except InputError as error:
@@ -107,7 +107,7 @@ class Asked:
             self.cut |= set(of_group) if cut else set()
 
     def _read(self, read: Callable[[Any], Any], value: object, where: str) -> Any:
-        """What a reader of rows makes of a value; raises InputError with the place where it can't."""
+        """The result of a reader for a value; raises InputError with the place if it can't be read."""
         try:
             _check(value, _CHARACTERS_PER_TOKEN * self.reader.max_length)
             return read(value)
@@ -123,7 +123,7 @@ class Asked:
         return self.size - 1
 
     def answer(self, scores: Sequence[Sequence[RowScore | RmtrainError]]) -> "Answer":
-        """The answer, of the scores of the groups."""
+        """The answer from the scores of the groups."""
         rewards: list[float | None] = [None] * self.size
         faults, truncated, tokens = dict(self.faults), set(self.cut), 0
         for (_, places), rows in zip(self.groups, scores, strict=True):
@@ -139,7 +139,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """The rewards of a request, None for a row in `faults`, the places of truncated rows, and the tokens of all."""
+    """The rewards of a request (None for a row in `faults`), the places of truncated rows, and the number of tokens."""
 
     rewards: list[float | None]
     faults: dict[int, RmtrainError]
@@ -154,7 +154,7 @@ class Answer:
 
 
 def without_group(message: str) -> str:
-    """A message without the number of a group in a batch, which says nothing to a client."""
+    """A message without the group's number in the batch, which is meaningless to a client."""
     return _GROUP.sub("", message)
 
 
@@ -163,7 +163,7 @@ def _at(where: str, error: RmtrainError) -> InputError:
 
 
 def _check(value: object, longest: int) -> None:
-    """Raises InputError unless all texts of a value are valid Unicode, and none is absurdly long."""
+    """Raise InputError unless all texts of a value are valid Unicode and of sensible length."""
     if isinstance(value, str):
         require_unicode(value)
         if len(value) > longest:

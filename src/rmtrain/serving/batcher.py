@@ -1,4 +1,4 @@
-"""Requests of many clients → packed batches for one model, and each client's answer back."""
+"""Requests of many clients → packed batches for one model, and an answer for each client."""
 
 import asyncio
 import time
@@ -13,15 +13,15 @@ from rmtrain.serving.figures import Figures
 from rmtrain.serving.online import OnlineScorer, RowScore
 
 RowScores = list[list[RowScore | RmtrainError]]
-_CHARACTERS = 3  # a token, roughly: only how much is gathered depends on it
+_CHARACTERS = 3  # per token, roughly; it only affects the size of batches
 
 
 class QueueFullError(Exception):
-    """More rows wait than the server keeps."""
+    """The queue is full."""
 
 
 class StoppedError(Exception):
-    """The server stops, and takes no more requests."""
+    """The server is stopping and takes no more requests."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class BatchLimits:
     """How requests are gathered.
 
     Attributes:
-        tokens: gathered at most, about; the scorer cuts them into forward passes.
-        wait_seconds: for further requests, where fewer tokens wait.
-        queue_rows: completions that may wait; further requests are refused.
+        tokens: approximate maximum to gather; the scorer splits them into forward passes.
+        wait_seconds: time to wait for further requests if fewer tokens are waiting.
+        queue_rows: maximum number of waiting completions; further requests are refused.
     """
 
     tokens: int
@@ -51,12 +51,12 @@ class _Waiting:
         return (self.groups[0].prompt if self.groups else None) or id(self)
 
     def tokens(self, prompts: set[object]) -> int:
-        """About how many tokens it adds to a batch with these prompts, each of which is computed once."""
+        """About how many tokens the request adds to a batch with these prompts, each computed once."""
         return sum(_tokens(group, prompts) for group in self.groups)
 
 
 class Batcher:
-    """A queue in front of a scorer. To be used from one event loop; the model runs in a thread beside it."""
+    """A queue in front of a scorer, for use from one event loop; the model runs in a separate thread."""
 
     def __init__(self, scorer: OnlineScorer, limits: BatchLimits, figures: Figures) -> None:
         self._scorer, self._limits, self._figures = scorer, limits, figures
@@ -67,11 +67,11 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to score what is submitted."""
+        """Start scoring submitted requests."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Refuse further requests; those that still wait end with StoppedError."""
+        """Refuse further requests; waiting ones end with StoppedError."""
         self._stopped = True
         if self._task is not None:
             self._task.cancel()
@@ -84,15 +84,15 @@ class Batcher:
 
     @property
     def rows_waiting(self) -> int:
-        """Completions in the queue whose clients have not hung up."""
+        """Completions in the queue whose clients are still connected."""
         return sum(waiting.rows for waiting in self._queue if not waiting.answer.done())
 
     async def submit(self, groups: Sequence[PreferenceGroup]) -> RowScores:
-        """Scores of one request; a caller that is cancelled gives up its place.
+        """Scores of one request; a cancelled caller leaves the queue.
 
         Raises:
-            QueueFullError: too many rows wait.
-            StoppedError: the server stops.
+            QueueFullError: too many rows are waiting.
+            StoppedError: the server is stopping.
         """
         if self._stopped:
             raise StoppedError

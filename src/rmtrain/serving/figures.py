@@ -1,4 +1,4 @@
-"""What the server counts, in the text format of Prometheus."""
+"""Counters of the server, in the text format of Prometheus."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # sec
 
 @dataclass
 class Figures:
-    """Counters of one server, since it started."""
+    """Counters of a server since its start."""
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)  # by path and status
-    seconds: Counter[float] = field(default_factory=Counter)  # requests by the bound that their time does not exceed
+    seconds: Counter[float] = field(default_factory=Counter)  # requests by the smallest bound on their time
     seconds_sum: float = 0.0
     rewards: int = 0
     refused: int = 0
@@ -32,7 +32,7 @@ class Figures:
         self.scoring_seconds += seconds
 
     def text(self, rows_waiting: int) -> str:
-        """All figures, as Prometheus reads them."""
+        """All figures in Prometheus' format."""
         lines = ["# TYPE rmtrain_requests_total counter"]
         lines += [
             f'rmtrain_requests_total{{path="{path}",status="{status}"}} {count}'

@@ -1,7 +1,7 @@
 """The forms of requests and answers: the server's own, and those of trainers and inference engines.
 
-Each form says what it asks for and how its answer is written. A row without a reward is `null` in the answer, and
-`errors` says why.
+Each form defines the rows of a request and the answer. A row without a reward is `null` in the answer, and `errors`
+gives the reason.
 """
 
 import time
@@ -26,13 +26,13 @@ Rows = Field(min_length=1, max_length=MOST_ROWS)
 
 
 class Form(BaseModel):
-    """A request; what it holds beside its fields is ignored, as clients send options of their own."""
+    """A request; unknown fields are ignored, since clients send options of their own."""
 
     model_config = ConfigDict(extra="ignore")
 
     @abstractmethod
     def ask(self, reader: TextReader) -> Asked:
-        """The rows to score; raises InputError for a request that can't be read at all."""
+        """The rows to score; raises InputError if the request can't be read at all."""
 
     @abstractmethod
     def reply(self, answer: Answer, model: str) -> Any:
@@ -40,7 +40,7 @@ class Form(BaseModel):
 
 
 class Arguments(Form):
-    """What a chat template is given beside messages."""
+    """The variables of a chat template beside messages."""
 
     tools: Objects = None
     documents: Objects = None
@@ -48,11 +48,11 @@ class Arguments(Form):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The columns of a row, as `rmtrain score` reads them."""
+        """The columns of a row for `rmtrain score`."""
         return {"tools": self.tools, "documents": self.documents, "chat_template_kwargs": self.chat_template_kwargs}
 
     def reply(self, answer: Answer, model: str) -> Any:
-        """Rewards in the order of the completions, and the numbers of those that were truncated."""
+        """Rewards in the order of the completions, and the numbers of truncated ones."""
         return {"model": model, "rewards": answer.rewards, "truncated": answer.truncated, **errors(answer)}
 
 
@@ -64,7 +64,7 @@ class Completions(Arguments):
     completions: Annotated[list[Conversation], Rows]
 
     def ask(self, reader: TextReader) -> Asked:
-        """All completions of the prompt, which goes through the model once."""
+        """All completions of the prompt, which is computed once."""
         asked = Asked(reader)
         prompt = self.prompt if self.messages is None else self.messages
         if (self.prompt is None) == (self.messages is None):
@@ -86,7 +86,7 @@ class Dialogue(Arguments):
 
 
 class OpenRLHF(Form):
-    """Texts of prompts and answers, as OpenRLHF's remote reward model takes them."""
+    """Texts of prompts and answers, as sent to OpenRLHF's remote reward model."""
 
     query: Annotated[list[Text], Rows]
     prompts: list[Text] | None = None
@@ -96,18 +96,18 @@ class OpenRLHF(Form):
         """A reward for each text."""
         asked = Asked(reader)
         if self.prompts and len(self.prompts) != len(self.query):
-            raise InputError(f"prompts: {len(self.prompts)} for {len(self.query)} texts in query", "give as many")
+            raise InputError(f"prompts: {len(self.prompts)} for {len(self.query)} texts in query", "give one per text")
         asked.texts(self.query, "query", self.prompts or None)
         return asked
 
     def reply(self, answer: Answer, model: str) -> Any:
-        """`scores` are what OpenRLHF filters by, `extra_logs` what it logs."""
+        """OpenRLHF filters by `scores` and logs `extra_logs`."""
         logs = {"truncated": [float(place in answer.truncated) for place in range(len(answer.rewards))]}
         return {"rewards": answer.rewards, "scores": answer.rewards, "extra_logs": logs, **errors(answer)}
 
 
 class LlamaFactory(Form):
-    """Texts rendered by the policy's chat template, as LLaMA-Factory's PPO sends them."""
+    """Texts rendered by the policy's chat template, as sent by LLaMA-Factory's PPO."""
 
     messages: Annotated[list[Text], Rows]
 
@@ -123,7 +123,7 @@ class LlamaFactory(Form):
 
 
 class Slime(Form):
-    """One sample of slime; its prompt is messages, plain text, or rendered by the model's chat template."""
+    """One sample of slime; its prompt is messages, plain text, or text rendered by the model's chat template."""
 
     prompt: Conversation
     response: Text
@@ -139,12 +139,12 @@ class Slime(Form):
         return asked
 
     def reply(self, answer: Answer, model: str) -> Any:
-        """The reward alone."""
+        """Only the reward."""
         return answer.rewards[0]
 
 
 class VllmInput(Form):
-    """What vLLM's endpoints for one conversation take: texts or token ids in `input`, or `messages`."""
+    """A request to vLLM's endpoints: texts or token ids in `input`, or `messages`."""
 
     input: Texts = None
     messages: Objects = None
@@ -162,13 +162,13 @@ class VllmInput(Form):
         return asked
 
     def reply(self, answer: Answer, model: str) -> Any:
-        """A list of entries, one a text."""
+        """A list with one entry per text."""
         entries = [{"index": place, **self.entry(reward)} for place, reward in enumerate(answer.rewards)]
         return envelope(entries, model, answer.tokens) | errors(answer)
 
     @staticmethod
     def entry(reward: float | None) -> dict[str, Any]:
-        """A reward as vLLM writes a class with its probability."""
+        """A reward in vLLM's format for a class probability."""
         return {"label": "LABEL_0", "probs": [] if reward is None else [reward], "num_classes": 1}
 
 
@@ -179,16 +179,16 @@ class VllmPooling(VllmInput):
 
     @staticmethod
     def entry(reward: float | None) -> dict[str, Any]:
-        """A reward as vLLM writes what its pooler gives."""
+        """A reward in vLLM's format for pooled output."""
         return {"object": "pooling", "data": [] if reward is None else [reward]}
 
 
 class Embeddings(VllmInput):
-    """SGLang's `/v1/embeddings`, by which verl reads rewards."""
+    """SGLang's `/v1/embeddings`, from which verl reads rewards."""
 
     @staticmethod
     def entry(reward: float | None) -> dict[str, Any]:
-        """A reward as SGLang writes an embedding."""
+        """A reward in SGLang's format for an embedding."""
         return {"object": "embedding", "embedding": [] if reward is None else [reward]}
 
 
@@ -204,7 +204,7 @@ class SglangClassify(Form):
         return asked
 
     def reply(self, answer: Answer, model: str) -> Any:
-        """One object a text; a single text has one that is not in a list."""
+        """One object per text; for a single text, the object without a list."""
         entries: list[dict[str, Any]] = [{"embedding": [] if value is None else [value]} for value in answer.rewards]
         for place in answer.faults:
             entries[place]["error"] = answer.why(place)
@@ -220,7 +220,7 @@ class VllmScore(Form):
     text_2: Any = None
 
     def ask(self, reader: TextReader) -> Asked:
-        """A reward for each answer; one prompt is that of all answers."""
+        """A reward for each answer; a single prompt applies to all answers."""
         asked = Asked(reader)
         prompts = listed(self.queries if self.queries is not None else self.text_1, "queries")
         answers = listed(self.documents if self.documents is not None else self.text_2, "documents")
@@ -240,7 +240,7 @@ class VllmScore(Form):
 
 
 def _form_of_reward(body: Any) -> str | None:
-    """Which form a body of `/reward` has, by its fields."""
+    """The form of a body of `/reward`, by its fields."""
     if not isinstance(body, dict):
         return None
     if "completions" in body:
@@ -288,12 +288,12 @@ def listed(value: Any, where: str) -> list[Any]:
 
 
 def errors(answer: Answer) -> dict[str, Any]:
-    """Why rows have no reward; nothing where all have one."""
+    """Why rows have no reward; empty if all have one."""
     found = [{"index": place, "message": answer.why(place)} for place in answer.faults]
     return {"errors": found} if found else {}
 
 
 def envelope(data: Sequence[dict[str, Any]], model: str, tokens: int) -> dict[str, Any]:
-    """The object around the entries of OpenAI's and vLLM's answers, to a request of so many tokens."""
+    """The object around the entries of OpenAI's and vLLM's answers, with the request's number of tokens."""
     about = {"id": f"rm-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": model}
     return {**about, "data": data, "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}}

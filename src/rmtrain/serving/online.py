@@ -1,4 +1,4 @@
-"""One scorer that many callers share: groups in memory → their scores, with a lock around the model."""
+"""A scorer shared by many callers: groups in memory → their scores, with a lock around the model."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from rmtrain.scoring.scorer import GroupScore, Scorer, ScorerInfo, ScorerRequest
 from rmtrain.serving.texts import TextReader
 
 _logger = logging.getLogger("rmtrain")
-_SHARED = 300  # characters of token ids as JSON, some 50 tokens: worth computing once
+_SHARED = 300  # characters of token ids as JSON, about 50 tokens: worth sharing
 
 
 class LogOnce:
@@ -40,7 +40,7 @@ class LogOnce:
 
 
 class RowScore(NamedTuple):
-    """What a scorer says of one completion."""
+    """A scorer's result for one completion."""
 
     reward: float
     truncated: bool
@@ -49,7 +49,7 @@ class RowScore(NamedTuple):
 
 @dataclass(frozen=True)
 class OnlineScorer:
-    """A scorer in this process, for any number of threads.
+    """A scorer in this process, shared by any number of threads.
 
     Attributes:
         scorer: gives the rewards.
@@ -79,9 +79,9 @@ class OnlineScorer:
         Args:
             ckpt: a run folder, a checkpoint or adapter folder, or a hub id.
             options: how it is to be scored.
-            device: of the weights; None is the GPU of this process, or the CPU where it has none.
-            tokens_per_batch: maximum tokens per forward pass; None is as the checkpoint says.
-            verify: check the files of the weights against the digests that were recorded with them.
+            device: of the weights; None is the GPU of this process, or else the CPU.
+            tokens_per_batch: maximum tokens per forward pass; None takes the checkpoint's own.
+            verify: check the weights' files against their recorded digests.
 
         Raises:
             CheckpointError: it can't be loaded.
@@ -99,11 +99,11 @@ class OnlineScorer:
 
     @property
     def info(self) -> ScorerInfo:
-        """What is known of the scorer."""
+        """The scorer's info."""
         return self.scorer.info
 
     def score(self, groups: Sequence[PreferenceGroup], counts: bool = False) -> list[GroupScore | RmtrainError]:
-        """A score for each group, or why this group has none; the others are scored all the same.
+        """A score for each group, or the reason why it has none, which does not affect other groups.
 
         Args:
             groups: what to score.
@@ -111,15 +111,15 @@ class OnlineScorer:
         """
         if not groups:
             return []
-        # a trainer's mixed precision must not reach the reward model
+        # a trainer's mixed precision must not affect the reward model
         with self._lock, torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             return self._score(groups, counts)
 
     def score_rows(self, groups: Sequence[PreferenceGroup]) -> list[list[RowScore | RmtrainError]]:
-        """As `score`, by completion; groups of one prompt, of whatever clients, go through the model together.
+        """As `score`, by completion; groups with the same prompt, also of different clients, share a forward pass.
 
-        A group that is too long, or can't be scored, changes nothing for the others of its prompt: they are scored
-        again without it. So does a completion for the others of its group.
+        A group that is too long or can't be scored does not affect others with its prompt: they are scored again
+        without it. The same holds for a completion within its group.
         """
         found: list[list[RowScore | RmtrainError]] = [[] for _ in groups]
         left: list[int] = []
@@ -137,7 +137,7 @@ class OnlineScorer:
         return found
 
     def _score_apart(self, groups: Sequence[PreferenceGroup]) -> list[list[RowScore | RmtrainError]]:
-        """Scores of groups by completion; one that can't be scored leaves the others of its group their rewards."""
+        """Scores of groups by completion; a completion that can't be scored does not affect the others of its group."""
         scores = self.score(groups)
         apart = [
             group._replace(completions=(completion,), id=f"{group.id} {place}")
@@ -174,7 +174,8 @@ class OnlineScorer:
 
 
 def join_prompts(groups: Sequence[PreferenceGroup]) -> list[list[int]]:
-    """The places of groups that have one prompt, together; a long common beginning of whole texts is one too."""
+    """The places of groups with the same prompt, together; a long common beginning of whole texts counts as a
+    prompt."""
     joined: dict[object, list[int]] = {}
     for place, group in enumerate(groups):
         key: object = place
@@ -220,7 +221,7 @@ def rewards_or_raise(scores: Sequence[GroupScore | RmtrainError]) -> list[GroupS
 
 
 def require_strings(values: Sequence[Any], what: str) -> None:
-    """Raises InputError for a value that is not text."""
+    """Raise InputError if a value is not text."""
     for place, value in enumerate(values):
         if not isinstance(value, str):
             raise InputError(f"{what}[{place}] is of type {type(value).__name__}", "give text")

@@ -1,4 +1,4 @@
-"""What a client hears of what went wrong: JSON with a message and a hint, never a traceback."""
+"""Error answers for clients: JSON with a message and a hint, never a traceback."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +10,18 @@ from rmtrain.serving.asked import without_group
 
 
 def problem(status: int, message: str, hint: str = "", headers: dict[str, str] | None = None) -> JSONResponse:
-    """An answer that says what is wrong and how to mend it."""
+    """An answer with the fault and how to correct it."""
     body = {"error": {"message": printable(message), **({"hint": printable(hint)} if hint else {}), "code": status}}
     return JSONResponse(body, status, headers)
 
 
 def problem_of(error: RmtrainError) -> JSONResponse:
-    """The answer to a request of which no row has a reward."""
+    """The answer to a request in which no row has a reward."""
     return problem(400 if isinstance(error, InputError) else 500, without_group(error.message), error.hint)
 
 
 def problem_of_body(faults: Sequence[Any]) -> JSONResponse:
-    """The answer to a body that is no JSON, or of no known form; says where."""
+    """The answer to a body that is not JSON or has no known form; names the place."""
     tags = {"body", "completions", "dialogue", "openrlhf", "llamafactory", "slime", "vllm", "sglang"}
     messages = []
     for fault in faults[:5]:

@@ -1,4 +1,4 @@
-"""`RewardFunction`: a reward model as the callable that trainers of policies take as their reward."""
+"""`RewardFunction`: a reward model as a callable, for trainers of policies."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ from rmtrain.serving.online import OnlineScorer, require_strings, rewards_or_rai
 
 Messages = Sequence[dict[str, Any]]
 LogMetric = Callable[[str, float], None]
-_COLUMNS = ("tools", "documents", "chat_template_kwargs")  # of a data set, which the chat template is given
+_COLUMNS = ("tools", "documents", "chat_template_kwargs")  # of a data set, passed to the chat template
 
 
 class RewardFunction:
-    """Rewards of a trained model, the same as `rmtrain score` gives.
+    """Rewards of a trained model, the same as from `rmtrain score`.
 
-    Usable from several threads at once, one of which scores at a time. Rows of the same prompt go through the model
-    together, with the prompt computed once. In a run of several processes each loads the model and scores its own rows.
+    It may be shared by several threads, of which one scores at a time. Rows with the same prompt share a forward pass,
+    with the prompt computed once. In a run of several processes, each loads the model and scores its own rows.
 
         reward = RewardFunction("runs/mistral_lora-20260101-120000-ab12")
         trainer = GRPOTrainer(model=policy, reward_funcs=reward, args=arguments, train_dataset=prompts)
@@ -31,16 +31,16 @@ class RewardFunction:
 
     Args:
         ckpt: a run folder, a checkpoint or adapter folder, or a hub id.
-        device: of the weights, such as "cuda:1"; None is the trainer's: the GPU of this process, or the CPU.
-        name: under which trainers log the rewards; None is the name of the run or folder.
+        device: of the weights, such as "cuda:1"; None is the trainer's device: the GPU of this process, or the CPU.
+        name: the name under which trainers log the rewards; None is the name of the run or folder.
         dtype: float32, bfloat16, float16, or auto for the fastest here, in place of the checkpoint's.
         max_length: maximum tokens of prompt and one completion, in place of the checkpoint's.
         tokens_per_batch: maximum tokens per forward pass, in place of the checkpoint's.
         prompt: for other people's models, the name of a built-in prompt or a Jinja file.
         label: for other people's models with several labels, the one that is the reward.
-        score_blank: give a blank answer the model's reward, as `rmtrain score` does, for trainers that need a number;
-            otherwise it has no reward, since no reward model has learnt from blank answers.
-        calibrated: give log-odds, calibrated as `rmtrain calibrate` has found for the checkpoint.
+        score_blank: give a blank answer the model's reward, as in `rmtrain score`, for trainers that need a number;
+            otherwise it gets none, since no reward model is trained on blank answers.
+        calibrated: give log-odds, calibrated by the result of `rmtrain calibrate`.
 
     Raises:
         CheckpointError: the checkpoint can't be loaded.
@@ -81,22 +81,24 @@ class RewardFunction:
     def __call__(
         self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: Any
     ) -> list[float | None]:
-        """One reward for each row, as TRL's GRPO and RLOO trainers ask for them.
+        """One reward per row, with the signature of TRL's GRPO and RLOO trainers.
 
         Args:
             prompts: N prompts: text, which is one user message, or messages.
             completions: N completions: text, or messages that end with the assistant's.
-            columns: what TRL passes beside them. `tools`, `documents` and `chat_template_kwargs` of the rows are given
-                to the chat template; `log_metric` takes the figures of the batch; the others are not needed.
+            columns: further columns from TRL. `tools`, `documents` and `chat_template_kwargs` of the rows go to the
+                chat template; `log_metric` takes the figures of the batch; the others are ignored.
 
         Returns:
             N rewards; None for a row without an answer: blank text, or messages that do not end with the assistant's.
 
         Raises:
-            InputError: a row that can't be read, or that the chat template refuses.
+            InputError: a row can't be read, or the chat template refuses it.
         """
         if len(prompts) != len(completions):
-            raise InputError(f"{len(prompts)} prompts and {len(completions)} completions", "give as many of each")
+            raise InputError(
+                f"{len(prompts)} prompts and {len(completions)} completions", "give as many prompts as completions"
+            )
         rows: dict[tuple[Conversation, str], list[tuple[int, Conversation]]] = {}
         for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             answer = _answer(completion, place)
@@ -121,19 +123,19 @@ class RewardFunction:
         return rewards
 
     def score(self, prompt: str | Messages, completions: Sequence[str | Messages]) -> list[float | None]:
-        """Rewards of completions of one prompt; None for one without an answer. As a row of `rmtrain score`.
+        """Rewards of completions of one prompt, like a row of `rmtrain score`; None for one without an answer.
 
         Raises:
-            InputError: as a call.
+            InputError: as in a call.
         """
         return self([prompt] * len(completions), completions)
 
     def score_texts(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> list[float]:
-        """Rewards of whole conversations as text, as trainers such as OpenRLHF have them.
+        """Rewards of whole conversations as text, for trainers such as OpenRLHF.
 
-        A text is taken as rendered by this model's own chat template, with a missing or doubled BOS and a missing end
-        token mended; too long ones lose their start. If its prompt is given and does not end as that template opens an
-        answer, prompt and answer are plain text.
+        A text is read as rendered by this model's chat template; a missing or doubled BOS and a missing end token are
+        corrected, and long texts are truncated at the start. If its prompt is given and does not end with that
+        template's generation prompt, prompt and answer are read as plain text.
 
         Args:
             texts: prompt and answer in one.
@@ -167,7 +169,7 @@ def _load(kind: type[RewardFunction], ckpt: str, given: dict[str, Any]) -> Rewar
 
 
 def batch_figures(scores: Sequence[GroupScore], rows: int) -> dict[str, float]:
-    """What to watch while a policy is trained, of a batch of so many rows.
+    """Figures of a batch to watch while a policy is trained.
 
     Returns:
         `reward_mean` and `reward_std`, `length_correlation` (Spearman, of rewards and tokens of completions, left out
@@ -193,7 +195,7 @@ def _prompt(value: str | Messages, place: int) -> Conversation:
 
 
 def _answer(value: str | Messages, place: int) -> Conversation | None:
-    """A completion as messages; None where they do not end with the assistant's."""
+    """A completion as messages; None if they do not end with the assistant's."""
     try:
         if isinstance(value, str):
             return _text_answer(value)
@@ -206,7 +208,7 @@ def _answer(value: str | Messages, place: int) -> Conversation | None:
 
 
 def _text_answer(text: str) -> Conversation:
-    """A text as `rmtrain score` reads it; one that only looks like messages or a transcript is plain text."""
+    """A text as in `rmtrain score`; a text that only looks like messages or a transcript stays plain text."""
     try:
         return completion_of(text)
     except RowFault:
@@ -221,4 +223,4 @@ def _arguments(given: dict[str, Any], place: int) -> str:
     try:
         return template_arguments(given)
     except RowFault as fault:
-        raise InputError(f"row {place}: {fault.detail}", "mend the data set") from None
+        raise InputError(f"row {place}: {fault.detail}", "correct the data set") from None

@@ -10,15 +10,15 @@ from rmtrain.errors import InputError
 from rmtrain.serving.app import ServerLimits, make_app
 from rmtrain.serving.online import OnlineScorer
 
-_STOP_SECONDS = 30  # that running requests have to end
-_SWITCH_SECONDS = 0.0005  # between threads: by default, every answer waits 5 ms for the thread that tokenises
+_STOP_SECONDS = 30  # seconds for running requests to finish
+_SWITCH_SECONDS = 0.0005  # between threads; by default, answers wait 5 ms for the tokenising thread
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
+    """A listening socket; port 0 takes a free port.
 
     Raises:
-        InputError: the address can't be had.
+        InputError: the address is not available.
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -28,13 +28,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(listener: socket.socket) -> bool:
-    """Whether only this machine can reach a socket."""
+    """Whether a socket can be reached only from this machine."""
     host = str(listener.getsockname()[0])
     return host.startswith("127.") or host == "::1"
 
 
 def serve(scorer: OnlineScorer, limits: ServerLimits, listener: socket.socket) -> None:
-    """Answer requests until Ctrl-C or SIGTERM; running requests end first."""
+    """Answer requests until Ctrl-C or SIGTERM, then finish running requests."""
     config = uvicorn.Config(
         make_app(scorer, limits),
         log_level="warning",

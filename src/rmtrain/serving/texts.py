@@ -1,4 +1,4 @@
-"""Whole conversations as text, as trainers send them → the tokens that rmtrain scores of their messages."""
+"""Whole conversations as text from trainers → the same tokens as those of their messages."""
 
 import re
 from collections.abc import Sequence
@@ -17,29 +17,29 @@ _PROBE = (Message("user", _QUESTION), Message("assistant", _ANSWER))
 
 
 class ReadTexts(NamedTuple):
-    """Texts that became one group."""
+    """Texts read as one group."""
 
     group: PreferenceGroup
-    places: list[int]  # of its completions among the texts
-    cut: bool  # one of them was too long
+    places: list[int]  # places of its completions among the texts
+    cut: bool  # whether a text was truncated
 
 
 class _Frame(NamedTuple):
-    """What the chat template writes around a conversation."""
+    """The parts that the chat template writes around a conversation."""
 
-    bos: str  # BOS as text; "" where the template writes none
-    opening: str  # between the question and an answer that is yet to come, without blanks before it
+    bos: str  # BOS as text; "" if the template writes none
+    opening: str  # the generation prompt after a question, without leading white space
     tail: str  # after the answer
     ends: "re.Pattern[str]"  # end and pad tokens at the end of a text
 
 
 @dataclass(frozen=True)
 class TextReader:
-    """Reads whole conversations as text; a text of the model's own template gets the tokens of its messages.
+    """Reads whole conversations as text; a text in the model's template gets the tokens of its messages.
 
     Attributes:
         renderer: of the reward model; None if it has none.
-        max_length: tokens of a conversation; longer ones lose tokens at their start, after BOS.
+        max_length: tokens of a conversation; longer ones are truncated at the start, after BOS.
         splits: split whole texts into prompt and answer, for rewards that depend on the length of the answer.
     """
 
@@ -63,18 +63,18 @@ class TextReader:
         return _Frame(written, opening, tail, re.compile(rf"(?:(?:{either})\s*)+\Z"))
 
     def is_rendered(self, prompt: str) -> bool:
-        """Whether a prompt ends as this model's chat template opens an answer; other prompts are plain text."""
+        """Whether a prompt ends with this chat template's generation prompt; other prompts are plain text."""
         opening = self._frame.opening.rstrip() if self._frame is not None else ""
         return bool(opening) and prompt.rstrip().endswith(opening)
 
     def groups(self, name: str, texts: Sequence[str], prompt: str | None = None) -> list[ReadTexts]:
-        """Texts of one prompt as one group; with `splits`, as one for each prompt in tokens.
+        """Texts of one prompt as one group; with `splits`, as one group for each prompt in tokens.
 
         Args:
             name: of the group.
             texts: prompt and answer in one.
-            prompt: that they begin with. If it is plain text, the texts are read as one user message and its answer;
-                otherwise, and without it, they are taken as rendered by this model's chat template.
+            prompt: the beginning of the texts. If it is plain text, the texts are read as one user message and its
+                answer; otherwise, or without a prompt, as rendered by this model's chat template.
 
         Raises:
             InputError: the model reads no whole texts, or a text is not valid Unicode or has another prompt, or it
@@ -96,7 +96,7 @@ class TextReader:
             return [self._group(name, encoded, places, [0] * len(texts))]
         asked = [self._complete(self._prompt_of(text, prompt, self._frame), self._frame, "") for text in texts]
         starts = map(common_prefix, self.renderer.encode(asked), encoded)
-        together: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # by the tokens of the prompt
+        together: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # by the prompt's tokens
         for place, start in enumerate(starts):
             together.setdefault(tuple(encoded[place][:start]), []).append((place, start))
         return [
@@ -105,13 +105,14 @@ class TextReader:
         ]
 
     def group_of_ids(self, name: str, ids: list[int]) -> ReadTexts:
-        """A whole conversation as token ids; raises InputError if it has to be split."""
+        """A whole conversation as token ids; raises InputError if it must be split."""
         if self.splits:
             raise _unsplit("token ids")
         return self._group(name, [ids], [0], [0])
 
     def _group(self, name: str, sequences: Sequence[list[int]], places: list[int], starts: Sequence[int]) -> ReadTexts:
-        """A group of sequences, cut to the maximum length; `starts` are those of the answers, 0 for a whole text."""
+        """A group of sequences, truncated to the maximum length; `starts` are those of the answers, 0 for a whole
+        text."""
         excess = max(map(len, sequences)) - self.max_length
         if excess > 0:
             bos = self.renderer.tokenizer.bos_token_id if self.renderer is not None else None
@@ -127,16 +128,17 @@ class TextReader:
         return ReadTexts(PreferenceGroup(name, prompt, answers, ()), places, excess > 0)
 
     def _prompt_of(self, text: str, prompt: str | None, frame: _Frame) -> str:
-        """The part of a rendered text before its answer: the given prompt, or all up to the last opening of one."""
+        """The part of a rendered text before its answer: the given prompt, or everything up to the last generation
+        prompt."""
         opening = frame.opening.rstrip()
         end = text.rfind(opening) + len(opening) if prompt is None else len(prompt.rstrip())
         if not opening or (text.rfind(opening) < 0 if prompt is None else not text.startswith(prompt[:end])):
-            raise _unsplit("a text that is not of this model's chat template")
+            raise _unsplit("a text that this model's chat template did not render")
         blank = frame.opening[len(opening) :]
         return text[: end + len(blank) * text.startswith(blank, end)]
 
     def _complete(self, text: str, frame: _Frame, tail: str | None = None) -> str:
-        """The text with exactly one BOS, and with `tail`, by default what the chat template writes after an answer."""
+        """The text with exactly one BOS, and with `tail` (by default the chat template's text after an answer)."""
         bos = self.renderer.tokenizer.bos_token if self.renderer is not None else None
         while bos and text.startswith(bos):
             text = text.removeprefix(bos)
@@ -146,7 +148,7 @@ class TextReader:
         return frame.bos + frame.ends.sub("", text).removesuffix(blank) + frame.tail
 
     def _answer(self, text: str, prompt: str) -> str:
-        """What follows a plain prompt, without end tokens."""
+        """The text after a plain prompt, without end tokens."""
         if not text.startswith(prompt):
             raise InputError("a text does not begin with its prompt", "give texts of prompt and answer")
         answer = text.removeprefix(prompt)
@@ -155,13 +157,13 @@ class TextReader:
 
 def _unsplit(what: str) -> InputError:
     return InputError(
-        f"these rewards depend on the length of the answer, and {what} does not say where it begins",
+        f"these rewards depend on the length of the answer, but {what} does not show where it begins",
         "give messages, or prompt and completions",
     )
 
 
 def require_unicode(text: str) -> None:
-    """Raises InputError for text that holds half of a surrogate pair."""
+    """Raise InputError if a text holds half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
