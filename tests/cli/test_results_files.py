@@ -44,7 +44,7 @@ def test_prior_sets_are_read_from_a_folder_from_named_files_and_from_mixed_rows(
         "anthropic_hhh.jsonl",
         "shp-00001-of-00002.parquet",
     ]
-    assert said == ["pku_safer: 5 rows are left out, as the leaderboard leaves them out"]
+    assert said == ["pku_safer: 5 rows are left out, as on the leaderboard"]
     (tmp_path / "any.jsonl").write_text(prior_rows(2))
     (tmp_path / "summarize.jsonl").write_text(prior_rows(1))
     (tmp_path / "mixed.jsonl").write_text(
@@ -57,7 +57,7 @@ def test_prior_sets_are_read_from_a_folder_from_named_files_and_from_mixed_rows(
     groups, sources = prior_groups(rb1, given, said.append)
     assert [group.source for group in groups] == [*["anthropic_helpful"] * 2, "summarize", "shp", "mtbench_gpt4"]
     assert len(sources) == 3
-    assert said[1:] == ["pku_better: 3 rows are left out, as the leaderboard leaves them out"]
+    assert said[1:] == ["pku_better: 3 rows are left out, as on the leaderboard"]
 
 
 @pytest.mark.parametrize(

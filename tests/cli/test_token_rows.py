@@ -54,7 +54,7 @@ def test_eval_and_score_give_the_figures_of_the_texts(models: Path, files: Any, 
         assert one[key] == pytest.approx(other[key], abs=1e-6), key
     expected = rewards(capsys, texts, *rm)
     assert rewards(capsys, tokens, *rm) == [pytest.approx(row, abs=1e-6) for row in expected]
-    assert "rows hold token ids: they are taken as they are" in " ".join(capsys.readouterr().err.split())
+    assert "rows hold token ids, which are used without the chat template" in " ".join(capsys.readouterr().err.split())
     policy = ("--ckpt", str(models / "policy"), "--reference", str(models / "sft"))
     expected, found = rewards(capsys, texts, *policy), rewards(capsys, tokens, *policy)
     assert found[7:] == [pytest.approx(row, abs=1e-5) for row in expected[7:]]
@@ -90,5 +90,5 @@ def test_data_counts_them_and_what_does_not_end(base: Path, files: Any, capsys: 
     told = " | ".join(books["notes"])
     assert f"train: rows {beyond}, dropped: 1; the first: train.jsonl:7: it holds the token id 65" in told
     assert "train: rows of token ids without an end token at the end: 2; the first: train.jsonl:3" in told
-    assert "train: rows hold token ids: they are taken as they are, and the chat template is not applied" in told
+    assert "train: rows hold token ids, which are used without the chat template" in told
     assert "leaves out" not in told

@@ -52,4 +52,4 @@ def test_a_hub_id_that_is_not_there_says_both(
             said = capsys.readouterr().err
             assert f"no folder {tmp_path / name}, " in said
             assert told in said
-    assert why_absent("a b") == f"no folder {tmp_path / 'a b'}, and no id of the hub"
+    assert why_absent("a b") == f"no folder {tmp_path / 'a b'}, and not a hub id"

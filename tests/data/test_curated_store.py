@@ -170,7 +170,7 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, file: str) -> None:
     (first.folder / file).write_bytes(content)
     assert open_stored(first.folder, section) is None
     again = stored_data(section, 0, tmp_path / "cache", told.append)
-    assert told == [f"the curated rows in {first.folder} are damaged, and are made again"]
+    assert told == [f"the curated rows in {first.folder} are damaged, so they are made again"]
     assert plain(again) == plain(first) == plain(load_data(section, 0))
 
 

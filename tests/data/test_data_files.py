@@ -164,7 +164,7 @@ def test_csv_cells_may_hold_json_and_be_long(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"a,b\n1,2\n1\n", ":3: 1 cells under a header of 2 columns"),
-        (b"a,a\n1,2\n", ":1: column 'a' is twice in the header"),
+        (b"a,a\n1,2\n", ":1: column 'a' occurs twice in the header"),
         (b'a,b\n1,"2\n', ": not valid CSV"),
         (b"a,b\n1,\xff\n", "not UTF-8"),
         (b"prompt,completions\n1,[\n", ":2: column completions: not valid JSON"),
@@ -178,8 +178,8 @@ def test_damaged_csv(tmp_path: Path, content: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "hint"),
     [
-        ("x.jsonl", b'{"a": 1}\n{"a": \n{"a": 1}\n', "mend this line"),
-        ("x.jsonl", b'{"a": 1}\n{"a": NaN}', "mend this line"),
+        ("x.jsonl", b'{"a": 1}\n{"a": \n{"a": 1}\n', "correct this line"),
+        ("x.jsonl", b'{"a": 1}\n{"a": NaN}', "correct this line"),
         ("x.jsonl", b'{"a": 1}\r{"a": 2}', "end each line with a line feed"),
         ("x.jsonl", '{"a": "ä"}\n'.encode("latin-1"), "UTF-8"),
         ("x.csv", "a,b\nä,1\n".encode("latin-1"), "UTF-8"),
@@ -187,7 +187,7 @@ def test_damaged_csv(tmp_path: Path, content: bytes, message: str) -> None:
         ("x.csv", b"a,b\n1,2,3\n", "quotation marks"),
         ("x.csv", b'a,b\n1,"2\n', "quotation marks"),
         ("x.csv", b"a,a\n1,2\n", "rename one"),
-        ("x.jsonl.gz", b'{"a": 1}\n', "ending of what it is"),
+        ("x.jsonl.gz", b'{"a": 1}\n', "rename it to match its content"),
     ],
 )
 def test_an_error_says_how_to_mend_the_file(tmp_path: Path, name: str, content: bytes, hint: str) -> None:

@@ -174,7 +174,7 @@ def test_raw_ultrafeedback_by_either_score(tmp_path: Path) -> None:
     report = by_aspects.splits["train"].report
     assert report.completions == Ledger(4, 3, {"unrated completion": 1})
     assert report.preferences == Ledger(3, 2, {"tie": 1})
-    assert "a recording fault of the source" in by_aspects.notes[0]
+    assert "a known error of the source" in by_aspects.notes[0]
     assert "kept" in by_aspects.notes[0]
     overall = load(source=path, **TRAIN_ONLY, score="overall").splits["train"]
     assert overall.report.completions == Ledger(4, 3, {"overall score of 10 with a fine-grained mean of 2 or less": 1})

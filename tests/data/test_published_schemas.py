@@ -416,7 +416,7 @@ def test_what_stands_beside_token_ids_is_not_read_and_named(tmp_path: Path) -> N
     loaded = load_data(DataSection(source=source), 0)
     (group,) = loaded.splits["train"].groups
     assert (group.prompt, group.arguments) == ((of_ids([1]),), "")
-    assert "train: columns that are not read: chosen_attention_mask, prompt, system, tools" in loaded.notes
+    assert "train: columns that are not used: chosen_attention_mask, prompt, system, tools" in loaded.notes
 
 
 def test_no_message_can_claim_to_be_token_ids() -> None:
@@ -499,7 +499,7 @@ def test_a_described_layout_is_booked_and_what_nobody_reads_is_named(tmp_path: P
     train = found.splits["train"]
     assert train.report.rows.dropped == {"tie": 3}
     assert [group.preferences[0].better for group in train.groups] == [0, 1] * 3
-    assert found.notes == ["train: columns that are not read: hours"]
+    assert found.notes == ["train: columns that are not used: hours"]
 
 
 def test_a_label_that_renamed_answers_would_hide_is_an_error(tmp_path: Path) -> None:
@@ -508,7 +508,7 @@ def test_a_label_that_renamed_answers_would_hide_is_an_error(tmp_path: Path) -> 
         load(tmp_path / "x.jsonl", BATTLES, columns=renamed)
     assert "data.answers: [response_a, response_b], data.label: verdict" in caught.value.hint
     kept = load(tmp_path / "x.jsonl", BATTLES, columns=renamed, row_schema="pair")
-    assert kept.notes == ["train: columns that are not read: hours, verdict"]
+    assert kept.notes == ["train: columns that are not used: hours, verdict"]
     arena = [
         {"prompt": row["ask"], **row, "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0} for row in BATTLES
     ]
@@ -533,7 +533,9 @@ def test_a_negative_margin_contradicts_chosen_and_a_margin_is_noted(tmp_path: Pa
     rows = [{"prompt": f"q{i}", "chosen": "good", "rejected": "bad", "margin": i} for i in range(4)]
     found = load(tmp_path / "x.jsonl", rows)
     assert found.splits["train"].report.rows.dropped == {"tie": 1}
-    assert found.notes == ["train: the column margin is each pair's score gap; the loss subtracts loss.margin times it"]
+    assert found.notes == [
+        "train: the column margin gives each pair's score gap; the loss subtracts loss.margin times this gap"
+    ]
     rows[2]["margin"] = -2
     with pytest.raises(DataError, match=r"x\.jsonl:3: negative margin: column margin holds the number -2") as caught:
         load(tmp_path / "x.jsonl", rows)
@@ -595,7 +597,7 @@ def test_a_csv_column_without_a_heading_is_no_part_of_a_row(tmp_path: Path) -> N
         data = load_data(DataSection(source={"train": path}), 0)
         (group,) = data.splits["train"].groups
         assert (group.prompt, group.completions) == ((Q,), ((GOOD, MORE, GOOD), (BAD,)))
-        assert "train: columns that are not read: one without a heading" in data.notes
+        assert "train: columns that are not used: one without a heading" in data.notes
 
 
 @pytest.mark.parametrize(

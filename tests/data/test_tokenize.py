@@ -523,7 +523,7 @@ def test_a_damaged_entry_is_made_anew(
     again = tokenize_split(groups, renderer, 64, "drop", tmp_path, notify=told.append)
     assert [sequences(made) for made in again.groups()] == before
     assert (again.dropped, again.identical, again.truncated) == (first.dropped, first.identical, first.truncated)
-    assert told == [f"the cached tokens in {entry(first, tmp_path)} are damaged, and are made again"]
+    assert told == [f"the cached tokens in {entry(first, tmp_path)} are damaged, so they are made again"]
     tokenize_split(groups, renderer, 64, "drop", tmp_path, notify=told.append)
     assert (counted, len(told)) == ([6, 6], 1)
     assert [sequences(made) for made in first.groups()] == before  # whoever had it open reads on

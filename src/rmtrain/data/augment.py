@@ -9,7 +9,7 @@ from rmtrain.data.ledgers import Added
 from rmtrain.data.splits import leak_key
 from rmtrain.data.types import Conversation, Preference, PreferenceGroup
 
-_DRAWN = 16  # groups from which an answer is taken
+_DRAWN = 16  # candidate groups for an answer
 
 
 class _Answer(NamedTuple):
@@ -21,15 +21,15 @@ class _Answer(NamedTuple):
 
 
 def add_other_prompts(curations: Sequence[Curation], share: float, seed: int) -> None:
-    """Give a share of the groups of a training split one more completion: a good answer to another prompt.
+    """Add a completion to a share of a training split's groups: a good answer to another prompt.
 
     A reward model that ignores the prompt is wrong about it (RRM, arXiv 2409.13156: such pairs and others took a
-    model from 80.6 to 84.2 on RewardBench). Each completion that the group prefers to some other is better than the
-    new one. The worst are not compared with it: that an answer is to the point does not make it better than any other
-    answer, as where it is harmful. The new completion has no score, and so the group has none.
+    model from 80.6 to 84.2 on RewardBench). Each completion that is preferred to another one is also preferred to the
+    new one. The worst completions are not compared with it: an answer to the right prompt may still be worse, for
+    example if it is harmful. The new completion has no score, so the group loses its scores.
 
-    The answer is the best one of another group. Of some that are drawn, the nearest in length to the group's own best
-    is taken, so that length does not give it away. Draws depend on the seed and on the groups alone.
+    The answer is the best one of another group. Of several drawn candidates, the one closest in length to the group's
+    own best is taken, so that length does not reveal it. Draws depend only on the seed and the groups.
     """
     owned = [(each, curation) for curation in curations for each in curation.kept]
     answers = [_best_answer(each.group) for each, _ in owned]

@@ -1,4 +1,4 @@
-"""Entries of the cache: folders made once for all processes, whole or not at all, and checked when they are opened."""
+"""Entries of the cache: folders written once for all processes, atomically, and verified when they are opened."""
 
 import os
 import zlib
@@ -9,7 +9,7 @@ from typing import TypeVar
 from rmtrain.errors import RunFailedError
 from rmtrain.files import staged_folder, writing
 
-CHECKSUMS = "checksums"  # the file in an entry
+CHECKSUMS = "checksums"  # the checksum file of an entry
 _ELSEWHERE = "RMTRAIN_CACHE can name another place"
 
 Content = TypeVar("Content")
@@ -28,16 +28,16 @@ def cached(
     read: Callable[[Path], Content],
     notify: Callable[[str], None],
 ) -> Content:
-    """The content of an entry, which is made if there is none, or if any of its bytes has changed.
+    """The content of an entry, which is made if it is missing or if any of its bytes has changed.
 
-    The first of several processes does the work; the others wait for it on a file lock, which has no time-out.
+    The first of several processes does the work; the others wait for a file lock, without a time limit.
 
     Args:
         folder: of the entry.
-        what: it holds, for messages.
+        what: name of the content, for messages.
         write: writes the files of the entry into an empty folder.
-        read: its content, from the files. It may raise OSError and ValueError where they are damaged.
-        notify: receives one line for the user where a damaged entry is made again.
+        read: reads the content from the files. It may raise OSError and ValueError if they are damaged.
+        notify: receives one line for the user if a damaged entry is made again.
 
     Raises:
         WriteError: the entry can't be written.
@@ -50,8 +50,8 @@ def cached(
             if (content := opened(folder, read)) is not None:
                 return content
             if folder.exists():
-                notify(f"the {what} in {folder} are damaged, and are made again")
-            # this process holds the lock, so a folder of that name is damaged
+                notify(f"the {what} in {folder} are damaged, so they are made again")
+            # this process holds the lock, so an existing folder is damaged
             with staged_folder(folder, left=_ELSEWHERE, replace=True, durable=False) as staging:
                 write(staging)
                 (staging / CHECKSUMS).write_bytes(checksums(staging))
@@ -61,9 +61,9 @@ def cached(
 
 
 def opened(folder: Path, read: Callable[[Path], Content]) -> Content | None:
-    """The content of an entry; None if there is none, or if any of its bytes has changed.
+    """The content of an entry; None if it is missing or if any of its bytes has changed.
 
-    Checked before Arrow maps a table into memory, since a damaged one can crash the process.
+    Checked before Arrow maps a table into memory, since a damaged table can crash the process.
     """
     try:
         return read(folder) if (folder / CHECKSUMS).read_bytes() == checksums(folder) else None

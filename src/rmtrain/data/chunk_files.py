@@ -1,4 +1,4 @@
-"""Files that are read in chunks: of lines, of Parquet, and rows that are in memory."""
+"""Reading in chunks: files of lines, Parquet files, and rows in memory."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -9,15 +9,15 @@ from rmtrain.data.files import check_file, line_row, open_lines, open_parquet, p
 from rmtrain.data.local_files import Shard
 from rmtrain.data.types import Row
 
-ROWS = 2048  # of a chunk, at most
-BYTES = 1 << 20  # of a chunk's text, about: some 250,000 tokens, so that many processes have work from few rows
+ROWS = 2048  # maximum rows per chunk
+BYTES = 1 << 20  # text per chunk, about 250,000 tokens, so that even few rows give work to many processes
 
 
 class Place(NamedTuple):
     """Where in a file a chunk begins."""
 
     row: int = 0
-    offset: int = 0  # bytes, of a file of lines
+    offset: int = 0  # bytes, in a file of lines
     line: int = 1
 
 
@@ -25,25 +25,25 @@ class Content(NamedTuple):
     """Consecutive rows of a file."""
 
     rows: list[Row]
-    digest: str  # SHA-256 of what the file holds of them
-    lines: list[int] | None = None  # that the rows begin on
-    table: Any = None  # the same rows in Arrow's types, of a Parquet file
+    digest: str  # SHA-256 of the rows' part of the file
+    lines: list[int] | None = None  # of the first row
+    table: Any = None  # the rows in Arrow's types, for a Parquet file
 
 
 class ChunkFile(Protocol):
-    """A file that is read in chunks, from any place on."""
+    """A file that can be read in chunks from any place."""
 
     name: str
 
     def read(self, place: Place) -> tuple[Content, Place]:
-        """The next rows, none at the end of the file, and the place behind them."""
+        """The next rows (none at the end of the file) and the place after them."""
 
     def close(self) -> None:
-        """Close what reading keeps open; it may be read again."""
+        """Close open handles; the file may be read again."""
 
 
 class LineFile:
-    """A file of lines, such as .jsonl, that is read from a byte on."""
+    """A file of lines, such as .jsonl, read from a byte offset."""
 
     def __init__(self, path: Path, scale: int = 1) -> None:
         check_file(path)
@@ -76,12 +76,12 @@ class LineFile:
 
 
 class ParquetFile:
-    """A Parquet file that is read from a row on."""
+    """A Parquet file, read from a row number."""
 
     def __init__(self, path: Path, scale: int = 1) -> None:
         check_file(path)
         self.name, self._path, self._scale = str(path), path, scale
-        self._next = -1  # the row that the batches go on with
+        self._next = -1  # the next row of the open batches
         self._batches: Iterator[Any] = iter(())
 
     def read(self, place: Place) -> tuple[Content, Place]:
@@ -130,7 +130,7 @@ class HeldRows:
         return Content(rows, digest_of_rows(rows), lines), Place(place.row + len(rows))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
 def digest_of_rows(rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""The rows of a SOURCE in chunks, read one after another: files larger than memory, a shard or several."""
+"""The rows of a SOURCE in chunks, for files larger than memory: one file or several shards."""
 
 import contextlib
 import os
@@ -14,13 +14,13 @@ from rmtrain.data.sources import Source, SourceRows, has_changed, parse_source, 
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, RunFailedError
 
-FOR_SEVERAL_MODELS = 32  # times as large, where a model is loaded for each chunk
-_SAMPLE = 1000  # rows that are kept for messages, beside those that tell the columns
+FOR_SEVERAL_MODELS = 32  # factor for larger chunks, if a model is loaded for each chunk
+_SAMPLE = 1000  # rows kept as examples for messages, beside those that show the columns
 _STREAMED = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 class Chunk(NamedTuple):
-    """Which rows a chunk has."""
+    """The place of a chunk's rows."""
 
     shard: int  # the number of its file
     place: Place
@@ -29,7 +29,7 @@ class Chunk(NamedTuple):
 
 
 class ChunkRows(NamedTuple):
-    """The rows of a chunk, and the table that they came from where a Parquet file holds them."""
+    """The rows of a chunk, and their Arrow table if they come from a Parquet file."""
 
     rows: SourceRows
     table: Any = None
@@ -40,7 +40,7 @@ class RowStream:
     """A SOURCE whose rows are read in chunks; of .jsonl, .jsonl.gz and Parquet files, one chunk is in memory at a time.
 
     Attributes:
-        source: its rows as far as they are needed to tell how they are read: a sample that has every column.
+        source: a sample of its rows with every column, which suffices to find the schema.
         names: of its files, in their order.
         chunks: all of its rows.
     """
@@ -50,12 +50,12 @@ class RowStream:
     chunks: Sequence[Chunk]
     _files: Sequence[ChunkFile]
     _states: Sequence[Any]  # of the files, when they were first read
-    _whole: SourceRows | None = None  # the rows, where they are in memory
+    _whole: SourceRows | None = None  # the rows, if they are in memory
     _last: tuple[Chunk, ChunkRows] | None = field(default=None, repr=False)
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return sum(chunk.rows for chunk in self.chunks)
 
     def read(self, chunk: Chunk) -> ChunkRows:
@@ -72,7 +72,7 @@ class RowStream:
         if content.digest != chunk.digest:
             raise RunFailedError(
                 f"{self.names[chunk.shard]} has changed since it was read",
-                "run the command again: it goes on with the parts that are finished and have not changed",
+                "run the command again: it continues with finished parts that have not changed",
             )
         self._last = chunk, self._rows_of(chunk, content)
         return self._last[1]
@@ -90,13 +90,13 @@ class RowStream:
             file.close()
 
     def has_changed(self) -> bool:
-        """Whether a file holds other rows than those of the chunks, or is gone."""
+        """Whether a file is missing or its rows differ from those of the chunks."""
         if self._whole is not None:
             return has_changed(self._whole)
         try:
             if [_state(name) for name in self.names] == self._states:
                 return False
-            self.close()  # a file that was replaced would still be open as it was
+            self.close()  # the handle of a replaced file would still show the old content
             return [chunk for chunk, _ in _find_chunks(self._files)] != self.chunks
         except (OSError, DataError):
             return True
@@ -107,10 +107,10 @@ def open_stream(text: str, scale: int = 1) -> RowStream:
 
     Args:
         text: SOURCE.
-        scale: chunks are so many times as large as usual.
+        scale: factor for the size of chunks.
 
     Raises:
-        DataError: it can't be read, has several splits, or holds no rows; with the first line that is no row.
+        DataError: it can't be read, has several splits, or holds no rows; names the first invalid line.
     """
     source = parse_source(text)
     splits = find_files(source.files) if source.kind == "file" else {}
@@ -124,7 +124,7 @@ def open_stream(text: str, scale: int = 1) -> RowStream:
 
 
 def _sample_of(source: Source, split: str, files: Sequence[Path]) -> SourceRows:
-    """What is known of a source's rows before they are read."""
+    """What is known about a source's rows before they are read."""
     description = f"{source} ({split})" if split else str(source)
     name = os.path.basename(os.path.abspath(source.files[0]))
     name = split or name[: len(name) - len(suffix_of(name) or "")]
@@ -133,7 +133,7 @@ def _sample_of(source: Source, split: str, files: Sequence[Path]) -> SourceRows:
 
 
 def _stream_of(rows: SourceRows, scale: int) -> RowStream:
-    """Rows in memory as a stream, cut at the borders of their files."""
+    """Rows in memory as a stream, split at the boundaries of their files."""
     shards = rows.shards or [Shard(rows.description, len(rows.rows), None)]
     starts = [sum(shard.rows for shard in shards[:number]) for number in range(len(shards))]
     parts = [(rows.rows[start : start + shard.rows], shard) for start, shard in zip(starts, shards, strict=True)]

@@ -1,4 +1,4 @@
-"""Curation of a source's rows: groups that are kept, rows that are dropped and why, and the count of both."""
+"""Curation of a source's rows: kept groups, dropped rows with their cause, and the counts of both."""
 
 import hashlib
 from collections import Counter
@@ -17,8 +17,8 @@ from rmtrain.data.schemas.rows import EMPTY_COMPLETION, ParsedRow, empty_cause, 
 from rmtrain.data.types import PreferenceGroup
 
 TOO_FEW = "fewer than two usable completions"
-NO_PREFERENCE = "no preference"  # the row neither states one nor has scores that imply one
-NONE_LEFT = "no preference left"  # the preferences that it had were dropped for several causes
+NO_PREFERENCE = "no preference"  # the row states no preference, and its scores imply none
+NONE_LEFT = "no preference left"  # its preferences were dropped for several causes
 
 SIDE = 16  # bytes of a digest of a prompt or a completion
 
@@ -27,7 +27,8 @@ Purpose = Literal["train", "evaluation", "scoring"]
 
 @dataclass(slots=True)
 class Candidate:
-    """The group of a readable row, with what it lost on the way; it is dropped once it has a cause."""
+    """The group of a readable row, with its dropped completions and preferences. A cause means that the row is
+    dropped."""
 
     row: int  # index in the source
     group: PreferenceGroup
@@ -39,7 +40,7 @@ class Candidate:
 
 @dataclass
 class Curation:
-    """The rows of one split: each rule drops some of those still kept, for one cause."""
+    """The rows of one split. Each rule drops some of the kept rows, for one cause."""
 
     candidates: list[Candidate]
     unusable: Sequence[UnusableRow] = ()
@@ -58,7 +59,7 @@ class Curation:
         return [candidate.group for candidate in self.kept]
 
     def drop(self, mask: Iterable[bool], cause: str) -> None:
-        """Drop those of the kept rows that the mask marks."""
+        """Drop the kept rows that the mask marks."""
         for candidate, marked in zip(self.kept, mask, strict=True):
             if marked:
                 candidate.drop_cause = cause
@@ -69,11 +70,11 @@ class Curation:
         Args:
             split: its name.
             schema: of its rows.
-            total_rows: that the split came with.
-            place: the place of a row of the source, for messages.
+            total_rows: before curation.
+            place: the place of a source row, for messages.
 
         Raises:
-            AssertionError: a row, completion or preference is unaccounted for: a fault of this program.
+            AssertionError: a row, completion or preference is unaccounted for, which is a bug.
         """
         completions = Counter(chain.from_iterable(each.lost_completions for each in self.candidates))
         preferences = Counter(chain.from_iterable(each.lost_preferences for each in self.candidates))
@@ -114,7 +115,7 @@ class Curation:
 
 
 class CuratedRows(NamedTuple):
-    """The rows of an entry, and what curation made of them."""
+    """The rows of an entry, and the result of their curation."""
 
     split: str
     parsed: ParsedRows
@@ -122,7 +123,7 @@ class CuratedRows(NamedTuple):
 
 
 def curate(entry: Entry, parsed: ParsedRows, purpose: Purpose) -> Curation:
-    """Make the groups of an entry's rows, and drop what its purpose has no use for, row by row."""
+    """Make groups from an entry's rows, and drop rows that the split's purpose can't use."""
     data = entry.section
     trains = purpose == "train"
     rules = data.preferences, data.min_gap if trains else 0.0, trains and data.tied == "half"
@@ -142,9 +143,7 @@ def curate(entry: Entry, parsed: ParsedRows, purpose: Purpose) -> Curation:
             each.group = each.group._replace(preferences=soft)
     if suspect := sum(row.suspect for _, row in parsed.rows):
         what = "left out" if data.score == "overall" and purpose != "scoring" else "kept"
-        curation.notes.append(
-            f"completions with an {RECORDING_FAULT}, a recording fault of the source: {suspect}, {what}"
-        )
+        curation.notes.append(f"completions with an {RECORDING_FAULT}, a known error of the source: {suspect}, {what}")
     if purpose == "evaluation" and (duplicates := sum(mark_duplicates(curation.groups))):
         curation.notes.append(f"duplicates, which evaluation splits keep: {duplicates}")
     curation.notes += parsed.notes
@@ -160,9 +159,9 @@ def make_candidate(
     min_gap: float = 0.0,
     keep_ties: bool = False,
 ) -> Candidate:
-    """Make a row's group, without its unusable completions; its cause says why it can't be used, if it can't.
+    """Make a row's group without unusable completions; its cause, if any, says why the group can't be used.
 
-    For scoring, the group has every completion, usable or not, and every preference that can be made.
+    For scoring, the group has every completion, usable or not, and every possible preference.
     """
     usable, lost = (parsed, ()) if purpose == "scoring" else drop_completions(parsed)
     pairing = make_preferences(usable, mode, min_gap, keep_ties)
@@ -181,7 +180,7 @@ def make_candidate(
 
 
 def drop_completions(parsed: ParsedRow) -> tuple[ParsedRow, tuple[str, ...]]:
-    """A row without its empty and its unrankable completions, and the cause of each that was dropped."""
+    """A row without its empty and unrankable completions, and the cause of each dropped completion."""
     faults = parsed.faults or (None,) * len(parsed.completions)
     causes = [
         EMPTY_COMPLETION if is_empty(completion) else fault
@@ -209,7 +208,7 @@ def drop_completions(parsed: ParsedRow) -> tuple[ParsedRow, tuple[str, ...]]:
 
 
 def _drop_cause(row: ParsedRow, usable: ParsedRow, lost: tuple[str, ...], pairing: Pairing) -> str | None:
-    """Why a row can't be a group with preferences; None if it can."""
+    """Why a row can't become a group with preferences; None if it can."""
     if empty := empty_cause(row):
         return empty
     if pairing.kept:
@@ -232,21 +231,21 @@ def mark_duplicates(groups: Iterable[PreferenceGroup]) -> list[bool]:
 
 
 def content_digest(group: PreferenceGroup) -> bytes:
-    """A digest of a group by the text of its prompt and its preferences: duplicates have the same."""
+    """A digest of the text of a group's prompt and preferences, equal for duplicates."""
     return _digest(sorted({*pair_digests(group)}))
 
 
 def pair_digests(group: PreferenceGroup) -> list[bytes]:
-    """A digest of each preference: `SIDE` bytes of its prompt, of its better and of its worse completion.
+    """A digest of each preference: `SIDE` bytes each for its prompt, its better and its worse completion.
 
-    So that rows are compared without the texts of all of them in memory.
+    Digests let rows be compared without all texts in memory.
     """
     prompt, texts = _digest((group.prompt, group.arguments)), [_digest(text) for text in group.completions]
     return [prompt + texts[each.better] + texts[each.worse] for each in group.preferences]
 
 
 def turned(digest: bytes) -> bytes:
-    """The digest of a preference stated the other way round."""
+    """The digest of the reversed preference."""
     return digest[:SIDE] + digest[2 * SIDE :] + digest[SIDE : 2 * SIDE]
 
 

@@ -1,4 +1,4 @@
-"""Sources that `rmtrain curate` wrote: rows, and beside them a record of the judges and rules that left them."""
+"""Sources that `rmtrain curate` wrote: rows, and a record of the judges and rules beside them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ def record_path(rows: Path) -> Path:
 
 
 def write_curated(path: Path, rows: Sequence[Row], record: Mapping[str, Any]) -> None:
-    """Write the rows, and their record with a digest of the rows.
+    """Write the rows, and a record with their digest.
 
     Raises:
         DataError: no row is left.
     """
     if not rows:
-        raise DataError("the rules reject every row", "choose others, or keep all with --mark")
+        raise DataError("the rules reject every row", "choose other rules, or keep all rows with --mark")
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_json(record_path(path), {**record, "sha256": sha256_file(path)})
 

@@ -1,14 +1,14 @@
-"""Decontamination: training rows that share word n-grams with the rows of benchmarks, found and dropped.
+"""Decontamination: find and drop training rows that share word n-grams with rows of benchmarks.
 
-A text is compared by its words, without case and punctuation. A row overlaps with a benchmark if
-- it shares one n-gram of 13 words with a prompt of the benchmark, as in GPT-3 (arXiv 2005.14165, appendix C);
+Texts are compared by their words, without case and punctuation. A row overlaps with a benchmark if
+- it shares an n-gram of 13 words with a prompt of the benchmark, as in GPT-3 (arXiv 2005.14165, appendix C);
 - or its prompt shares 8 words in a row, the smallest n of GPT-3's analysis, with a prompt of fewer than 13 words;
 - or its prompt has the same words as a prompt of fewer than 8;
-- or the n-grams of 13 words that it shares with a completion of the benchmark cover half of that completion: one set
-  phrase is no copy of an answer. So Tülu 3 measures overlap (arXiv 2411.15124, section 3.2), there of prompts, with
-  n-grams of 8 tokens, and more than half.
-Not counted are n-grams that stand in rows of more than ten questions of a benchmark, as GPT-3 leaves out those in more
-than ten training documents, and n-grams of which fewer than half the words have letters.
+- or the n-grams of 13 words that it shares with a completion of the benchmark cover half of that completion, since a
+  common phrase alone is not a copy of an answer. Tülu 3 measures the overlap of prompts in this way (arXiv 2411.15124,
+  section 3.2), with n-grams of 8 tokens and more than half. Two kinds of n-grams do not count: those in rows of more
+  than ten questions of a benchmark (GPT-3 omits those in more than ten training documents), and those in which fewer
+  than half the words have letters.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ from rmtrain.data.types import TOKENS, Conversation, PreferenceGroup
 from rmtrain.errors import DataError
 from rmtrain.json_values import JsonObject
 
-SHORT = 8  # words in a row that make an overlap with a prompt too short for an n-gram
+SHORT = 8  # consecutive words that count as overlap with a prompt shorter than an n-gram
 COVERED = 0.5  # of a benchmark's completion
 _CHUNK = 1000  # groups whose words are in memory at once
 
@@ -37,9 +37,9 @@ class Passage(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What training rows are compared with, as manifests record it."""
+    """A benchmark with which training rows are compared, as manifests record it."""
 
-    name: str  # as data.decontaminate names it
+    name: str  # as in data.decontaminate
     source: str
     revision: str | None
     fingerprint: str
@@ -47,7 +47,7 @@ class Compared(NamedTuple):
 
 
 class BenchmarkTexts(NamedTuple):
-    """The texts that training rows must not have."""
+    """The texts of a benchmark."""
 
     compared: Compared
     passages: Sequence[Passage]
@@ -55,7 +55,7 @@ class BenchmarkTexts(NamedTuple):
 
 @dataclass(frozen=True)
 class Overlap:
-    """A training row, and the text of a benchmark of which it has the largest share."""
+    """A training row, and the benchmark text that it covers most."""
 
     id: str
     part: Part  # of the row
@@ -68,7 +68,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Check:
-    """Training rows that were compared with a benchmark, and those that overlap."""
+    """The comparison of training rows with a benchmark, and the overlapping rows."""
 
     compared: Compared
     words: int  # of an n-gram
@@ -77,11 +77,11 @@ class Check:
 
     @property
     def cause(self) -> str:
-        """Under which the ledger counts the rows that are dropped."""
+        """The cause under which the ledger counts the dropped rows."""
         return f"overlap with {self.compared.name}"
 
     def record(self) -> JsonObject:
-        """What manifests, reports and rmtrain.json say of it."""
+        """The record of the comparison for manifests, reports and rmtrain.json."""
         figures = {"words": self.words, "rows": self.rows, "overlaps": len(self.overlaps)}
         return {**self.compared._asdict(), **figures}
 
@@ -91,7 +91,7 @@ class Check:
 
 
 def join_checks(parts: Sequence[Sequence[Check]]) -> tuple[Check, ...]:
-    """The checks of a split, whose entries were compared with the same benchmarks."""
+    """The checks of a split from those of its entries, which used the same benchmarks."""
     joined = []
     for checks in zip(*parts, strict=True):
         overlaps = tuple(chain.from_iterable(check.overlaps for check in checks))
@@ -100,7 +100,8 @@ def join_checks(parts: Sequence[Sequence[Check]]) -> tuple[Check, ...]:
 
 
 def passages_of(row: str, prompt: Conversation, completions: Sequence[Conversation]) -> Iterator[Passage]:
-    """The texts of a row: what the user says in its prompt, then each answer. System messages are set phrases.
+    """The texts of a row: the user's messages in its prompt, then each answer. System messages are left out, since they
+    are common phrases.
 
     Raises:
         DataError: the row holds token ids.
@@ -132,7 +133,7 @@ class _Indexed(NamedTuple):
     passages: Sequence[Passage]
 
     def found(self, shared: Shared) -> tuple[int, _Found] | None:
-        """The benchmark and its side of an overlap; None where too little of a completion is shared."""
+        """The benchmark and its side of an overlap; None if too little of a completion is shared."""
         passage, share = self.passages[shared.other], shared.covered / self.ngrams.length(shared.other)
         if passage.part == "completion" and share < COVERED:
             return None
@@ -170,7 +171,7 @@ class Finder:
         return cls([each.compared for each in benchmarks], long, _indexed(short, least), whole)
 
     def check(self, groups: Sequence[PreferenceGroup]) -> list[Check]:
-        """Compare the groups of a training split with each benchmark, by the rules at the head of this file."""
+        """Compare the groups of a training split with each benchmark, by the rules at the top of this file."""
         best = [dict[str, Overlap]() for _ in self.benchmarks]
         for start in range(0, len(groups), _CHUNK):
             rows = groups[start : start + _CHUNK]
@@ -198,7 +199,7 @@ class Finder:
 
 
 def _questions(passages: Iterable[Passage]) -> Iterator[tuple[Passage, str]]:
-    """Each distinct passage with the prompt of its row; the first of equal ones stands for all."""
+    """Each distinct passage with the prompt of its row; of equal passages, the first one."""
     seen: set[tuple[Part, str]] = set()
     prompt = ""
     for passage in passages:

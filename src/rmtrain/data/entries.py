@@ -1,4 +1,4 @@
-"""The entries of a split: the sources that its rows come from, and how each of them is read."""
+"""The entries of a split: the sources of its rows, and how each source is read."""
 
 from dataclasses import dataclass, field
 
@@ -7,22 +7,22 @@ from rmtrain.recipe.data_schema import DataSection
 
 @dataclass(frozen=True)
 class Entry:
-    """One source of a split. A split that is no mixture has one entry, without a name."""
+    """One source of a split. A split that is not a mixture has one entry without a name."""
 
     section: DataSection  # by which its rows are read; `source` is the entry's own
     split: str  # the source's name of the split
-    named: bool = True  # whether a source without splits is refused; else it is the split, whatever its name
+    named: bool = True  # whether to refuse a source without splits; otherwise its rows are the split
     name: str = ""
     limit: int | None = None  # groups
     weight: float | None = None
     tags: tuple[str, ...] = field(default=())
 
     def group_id(self, row_id: str) -> str:
-        """The id of a row in its split: entries may have rows of the same id."""
+        """The id of a row in its split, which differs between entries with the same row ids."""
         return f"{self.name}/{row_id}" if self.name else row_id
 
     def group_source(self, source: str) -> str:
-        """What the figures of a row are broken down by: its entry, and within it the row's own source."""
+        """The key for figures by source: the row's entry, and within it the row's own source."""
         return "/".join(filter(None, (self.name, source)))
 
 

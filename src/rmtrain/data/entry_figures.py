@@ -1,4 +1,4 @@
-"""What each entry of a mixture brings to its split, and what it loses: the figures of the data report."""
+"""Figures of the data report for each entry of a mixture: its share of the split, and its dropped rows."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,16 +13,16 @@ from rmtrain.metrics.rankings import ranking_accuracy
 
 @dataclass(frozen=True)
 class TokenFigures:
-    """Figures of tokenised groups; None where there is nothing to measure."""
+    """Figures of tokenised groups; None if undefined."""
 
-    tokens: int  # through the backbone, each prompt once a group
+    tokens: int  # of one forward pass, each prompt once per group
     length_baseline: float | None  # accuracy of "the longer completion wins", in tokens; equal lengths count 1/2
     completions_per_group: float | None  # mean
 
 
 @dataclass(frozen=True)
 class EntryFigures:
-    """One entry of a mixture; its groups and tokens are those of one pass of training, with what it repeats."""
+    """One entry of a mixture; its groups and tokens are those of one epoch, repetitions included."""
 
     source: str
     revision: str | None
@@ -67,7 +67,7 @@ def entry_figures(split: ReadySplit) -> dict[str, EntryFigures]:
 
 
 class _Share(NamedTuple):
-    """What one pass of training takes of an entry, or of all."""
+    """The groups and tokens of one epoch, of an entry or of all."""
 
     groups: int
     tokens: int

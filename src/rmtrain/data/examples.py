@@ -1,4 +1,4 @@
-"""Examples of what curation dropped, for any cause, each beside what it repeats, contradicts or overlaps with."""
+"""Examples of dropped rows for any cause, each beside the row that it repeats, contradicts or overlaps with."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -20,7 +20,7 @@ _CONTRADICTIONS = (CONTRADICTION, CONTRADICTION_ELSEWHERE)
 
 
 class Side(NamedTuple):
-    """A row, or a text of a benchmark, as it is shown."""
+    """A row, or a benchmark's text, to be shown."""
 
     place: str
     text: str
@@ -32,7 +32,7 @@ class Example(NamedTuple):
     split: str
     cause: str
     row: Side
-    why: str = ""  # in detail; empty where the cause says all
+    why: str = ""  # details; empty if the cause suffices
     other: Side | None = None  # what it repeats, contradicts or overlaps with
 
     def as_json(self) -> JsonObject:
@@ -51,7 +51,7 @@ def causes_of(rows: Iterable[CuratedRows]) -> list[str]:
 
 
 def matching(asked: str, causes: Iterable[str]) -> list[str]:
-    """The causes that are asked for: the one of that name, else all in whose name it is.
+    """The requested causes: the cause of exactly this name, otherwise all whose names contain it.
 
     Raises:
         InputError: there is no such cause.
@@ -65,7 +65,7 @@ def matching(asked: str, causes: Iterable[str]) -> list[str]:
 
 
 def examples_of(rows: Sequence[CuratedRows], cause: str, most: int) -> list[Example]:
-    """The first examples of a cause, at most `most` a source."""
+    """The first examples of a cause, at most `most` per source."""
     return [example for each in rows for example in islice(_examples(each, cause, rows), most)]
 
 
@@ -106,7 +106,7 @@ class _Partner(NamedTuple):
 
     why: str = ""
     other: Side | None = None
-    text: str = ""  # of the dropped row, where a part of it says enough
+    text: str = ""  # of the dropped row, if a part of it suffices
 
 
 def _partner(each: Candidate, cause: str, own: CuratedRows, rows: Sequence[CuratedRows]) -> _Partner:
@@ -137,7 +137,7 @@ def _near(each: Candidate, split: str, rows: Sequence[CuratedRows]) -> _Partner:
 
 
 def _overlap(each: Candidate, check: Check, found: Overlap) -> _Partner:
-    """The text of the row, and the text of the benchmark that it overlaps with."""
+    """The text of the row, and the benchmark's text with which it overlaps."""
     passages = passages_of(each.group.id, each.group.prompt, each.group.completions)
     text = next((p.text for p in passages if p.part == found.part and found.phrase in " ".join(words_of(p.text))), "")
     why = f"{found.share:.0%} of the words of the benchmark's {found.benchmark_part}, first {found.phrase!r}"
@@ -161,6 +161,6 @@ def _text(group: PreferenceGroup, scores: Sequence[float | None] | None = None) 
 
 
 def lines_of(messages: Conversation, name: str) -> Iterator[str]:
-    """Messages as they are shown: each under a name, and under its role where there are several."""
+    """Messages as text, each under a name, and under its role if there are several."""
     for message in messages:
         yield f"[{name}: {message.role}] {message.content}" if len(messages) > 1 else f"[{name}] {message.content}"

@@ -23,7 +23,7 @@ _JSON_CELLS = ("completions", "preferences", "scores")  # CSV columns whose cell
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NOT_JSON = "not valid JSON"
 _ENCODING = "save the file as UTF-8"
-_CELLS = "a cell with a comma, a quotation mark or a line end stands in quotation marks"
+_CELLS = "put cells with a comma, a quotation mark or a line break in quotation marks"
 _MAGIC = {".parquet": b"PAR1", ".jsonl.gz": b"\x1f\x8b"}
 
 
@@ -31,13 +31,13 @@ class FileRows(NamedTuple):
     """The rows of one file, split by split."""
 
     splits: dict[str, list[Row]]  # one entry named `train` where the file names no splits
-    lines: list[int] | None  # the line that each row begins on; None for files without lines
+    lines: list[int] | None  # the first line of each row; None for files without lines
     named: bool  # the file itself names its splits
     fingerprint: str  # SHA-256 of the file's bytes, hexadecimal
 
 
 def suffix_of(name: str) -> str | None:
-    """The supported suffix of a file's name, in either case; None for any other name."""
+    """The supported suffix of a file's name, ignoring case; None for any other name."""
     return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
 
 
@@ -45,7 +45,7 @@ def read_file(path: Path) -> FileRows:
     """Read a whole file by the reader that its suffix names.
 
     Raises:
-        DataError: the file is missing, empty, damaged, or of another kind than its suffix; with the line, if any.
+        DataError: the file is missing, empty, damaged, or does not match its suffix; names the line, if any.
     """
     suffix = check_file(path)
     try:
@@ -73,7 +73,7 @@ def read_file(path: Path) -> FileRows:
 
 
 def check_file(path: Path) -> str:
-    """The suffix of a data file that exists and begins as a file of its kind does.
+    """The suffix of an existing data file whose first bytes match it.
 
     Raises:
         DataError: it does not.
@@ -92,7 +92,7 @@ def check_file(path: Path) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """JSON text to a value, with duplicate keys, NaN, Infinity and lone surrogates refused.
+    """Parse JSON, refusing duplicate keys, NaN, Infinity and lone surrogates.
 
     Raises:
         ValueError: with a reason for the user, and the column where the text is not JSON.
@@ -137,7 +137,7 @@ def _check_head(path: Path, suffix: str, head: bytes) -> None:
     magic = _MAGIC.get(suffix, b"")
     if not head.startswith(magic):
         told = f"{path}: not a {suffix} file: its first bytes are {head[:4]!r}, not {magic!r}"
-        raise DataError(told, "give it the ending of what it is, or download it again")
+        raise DataError(told, "rename it to match its content, or download it again")
     if suffix == ".jsonl" and head.startswith(_MAGIC[".jsonl.gz"]):
         raise DataError(f"{path}: gzip data, but the name is that of a text file", "rename it to end in .jsonl.gz")
 
@@ -163,7 +163,7 @@ def open_lines(path: Path) -> BinaryIO:
 
 
 def read_lines(path: Path, file: BinaryIO, first: int = 1) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers, from where the file stands.
+    """The lines that are not blank, with their numbers, from the current position.
 
     Raises:
         DataError: the gzip data is damaged.
@@ -189,11 +189,11 @@ def line_row(path: Path, number: int, raw: bytes) -> Row:
     try:
         row = parse_json(text.strip())
     except ValueError as error:
-        hint = "a line holds one row, which is a JSON object: mend this line"
+        hint = "each line must be one row as a JSON object: correct this line"
         if not raw.endswith(b"\n") and str(error).startswith(_NOT_JSON):
-            hint = "it is the last line: is the file incomplete?"
+            hint = "this is the last line, so the file may be incomplete"
         if b"\r" in raw.strip():
-            hint = "it has carriage returns without line feeds: end each line with a line feed"
+            hint = "the line has carriage returns without line feeds: end each line with a line feed"
         raise DataError(f"{path}:{number}: {error}", hint) from None
     if not isinstance(row, dict):
         raise DataError(f"{path}:{number}: a row must be a JSON object, not {_kind(row)}", 'such as {"prompt": …}')
@@ -227,14 +227,14 @@ def _read_json(path: Path) -> tuple[dict[str, list[Row]], bool]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
-    previous_limit = csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long completion
+    previous_limit = csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is too small for long completions
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader)
             twice = {name for name in header if header.count(name) > 1}
             if twice:
-                raise DataError(f"{path}:1: column {min(twice)!r} is twice in the header", "rename one of the two")
+                raise DataError(f"{path}:1: column {min(twice)!r} occurs twice in the header", "rename one of the two")
             line = reader.line_num + 1
             for cells in reader:
                 if cells:
@@ -278,7 +278,7 @@ def parquet_faults(path: Path) -> Iterator[None]:
 
 
 def open_parquet(path: Path) -> Any:
-    """A Parquet file whose columns have distinct names; nothing of it is read ahead."""
+    """A Parquet file with distinct column names, opened without reading ahead."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)

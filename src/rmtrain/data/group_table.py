@@ -1,4 +1,4 @@
-"""Groups as rows of an Arrow file: written part by part, and read from it as they are asked for."""
+"""Groups as rows of an Arrow file: written part by part, and read on demand."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from rmtrain.data.types import Conversation, Message, Preference, PreferenceGrou
 
 Value = TypeVar("Value")
 
-ROWS = 1000  # that are in memory at once when a table is written or read
+ROWS = 1000  # rows in memory at a time when a table is written or read
 
 
 class PlacedGroup(NamedTuple):
-    """A group, and the row of the source that it was made of."""
+    """A group, and the number of its source row."""
 
     row: int
     group: PreferenceGroup
@@ -27,7 +27,7 @@ class GroupTable(Sequence[PreferenceGroup]):
     """The groups of a file that `write_groups` wrote, which is mapped into memory."""
 
     table: Any = field(compare=False, repr=False)  # datasets.Dataset
-    name: str  # which no other groups have: a digest of all that they were made from, and which of them these are
+    name: str  # unique to these groups: a digest of their origin, and the selection
 
     @classmethod
     def open(cls, path: Path, name: str) -> "GroupTable":

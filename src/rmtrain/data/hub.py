@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, first_line
 
-_HUB_SECONDS = 5.0  # to connect, and then to answer
+_HUB_SECONDS = 5.0  # seconds to connect, and then to answer
 _MODEL_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# by name, since huggingface_hub has changed its HTTP library, which raises these errors, from version to version
+# by name, since versions of huggingface_hub use different HTTP libraries, which raise these errors
 _UNREACHABLE = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "ProxyError", "TimeoutException"}
 _UNREACHABLE |= {"ConnectionError"}
 
@@ -27,7 +27,7 @@ class HubDataset(NamedTuple):
 
 
 def why_absent(name: str, revision: str | None = None) -> str | None:
-    """Why a model is neither a folder nor on the hub; None where it is found, or may exist."""
+    """Why a model is neither a folder nor on the hub; None if it is found, or may exist."""
     from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -42,7 +42,7 @@ def why_absent(name: str, revision: str | None = None) -> str | None:
             return None
         HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
     except errors.HFValidationError:
-        return f"no folder {path}, and no id of the hub"
+        return f"no folder {path}, and not a hub id"
     except errors.GatedRepoError:
         return None
     except errors.RevisionNotFoundError:
@@ -86,8 +86,8 @@ def resolve_commit(dataset: str, revision: str | None) -> str | None:
 def load_hub(dataset: str, config: str | None, commit: str | None) -> HubDataset:
     """Download a dataset, or read it from the cache, through `datasets.load_dataset`.
 
-    `commit` None takes the newest copy in the cache, which is all that offline mode offers. When the hub fails,
-    `datasets` falls back on any commit in the cache; another commit than the one asked for is refused here.
+    `commit` None takes the newest copy in the cache, the only choice in offline mode. If the hub fails, `datasets`
+    takes any commit in the cache; this function refuses a commit other than the requested one.
 
     Raises:
         DataError: as `resolve_commit`; also no such configuration, damaged data, or another commit.
@@ -104,13 +104,13 @@ def load_hub(dataset: str, config: str | None, commit: str | None) -> HubDataset
     if cached is None or commit not in (None, cached):
         raise DataError(
             f"{dataset}: commit {commit} could not be read; the cache holds {cached or 'no known commit'}",
-            "leave offline mode, or name the commit that is in the cache",
+            "leave offline mode, or name the commit in the cache",
         )
     return HubDataset(dataset, cached, splits)
 
 
 def rows_of(dataset: HubDataset, split: str) -> tuple[list[Row], str]:
-    """All rows of a split as plain values, and SHA-256 over their JSON, since a damaged cache can load silently.
+    """All rows of a split as plain values, and the SHA-256 of their JSON, since a damaged cache can load silently.
 
     Raises:
         DataError: the cached data is damaged.
@@ -151,7 +151,7 @@ def _explain(error: BaseException, dataset: str, revision: str | None) -> DataEr
 
     page = f"{constants.ENDPOINT}/datasets/{dataset}"
     chain = list(_causes(error))
-    # first, since a gated repository is a kind of missing one to the client; `datasets` keeps only the words of it
+    # first, since the client treats a gated repository as missing; `datasets` keeps only the message
     if any(isinstance(cause, errors.GatedRepoError) or "is a gated dataset" in str(cause) for cause in chain):
         hint = f"accept its terms at {page}, then log in: hf auth login"
         return fault("the dataset is gated and this account has no access", hint)
@@ -168,7 +168,7 @@ def _explain(error: BaseException, dataset: str, revision: str | None) -> DataEr
             status = getattr(cause.response, "status_code", "an error")
             return fault(f"{constants.ENDPOINT} answered {status}", "try again later")
         if unreachable:
-            hint = "check the network; HF_HUB_OFFLINE=1 uses the cache alone"
+            hint = "check the network, or use only the cache with HF_HUB_OFFLINE=1"
             return fault(f"{constants.ENDPOINT} can't be reached ({type(cause).__name__})", hint)
     return _explain_loading(chain, dataset)
 

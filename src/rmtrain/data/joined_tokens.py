@@ -8,7 +8,7 @@ from rmtrain.data.token_report import TokenReport
 
 
 def join_splits(parts: Sequence[TokenizedSplit]) -> TokenizedSplit:
-    """One split of the parts of a mixture, one after another; its fingerprint is over theirs."""
+    """The parts of a mixture as one split; its fingerprint is computed from theirs."""
     from datasets import concatenate_datasets
 
     if len(parts) == 1:

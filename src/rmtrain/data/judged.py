@@ -1,4 +1,4 @@
-"""Judged preferences: what reward models say of training pairs, rules that reject some, and the rows that are left."""
+"""Judged preferences: rewards of training pairs by reward models, rules that reject pairs, and the remaining rows."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from rmtrain.data.types import TOKENS, PreferenceGroup, Row
 from rmtrain.errors import DataError, InputError
 from rmtrain.json_values import JsonObject
 
-Margins = NDArray[np.float64]  # [P, J]: reward of the better completion over the worse one, NaN where a judge is silent
+Margins = NDArray[np.float64]  # [P, J]: reward of the better completion minus the worse one, NaN without a judgement
 
 KEPT = "kept"
 MAJORITY = "most judges reject it"
@@ -26,7 +26,7 @@ REFUSED = "refused by the chat template of a judge"
 
 
 class Rule(NamedTuple):
-    """Which preferences are rejected."""
+    """A rule that rejects preferences."""
 
     kind: Literal["majority", "hardest", "easiest", "refused"]
     share: float = 0.0
@@ -47,12 +47,12 @@ class Rule(NamedTuple):
 
     @property
     def cause(self) -> str:
-        """Under which the books count what it rejects."""
+        """The cause under which rejected preferences are counted."""
         named = {"majority": MAJORITY, "refused": REFUSED}
         return named.get(self.kind, f"{self.kind} {100 * self.share:g} %")
 
     def rejects(self, margins: Margins, refused: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Whether each preference is rejected; one that no judge has judged is rejected by `refused` alone.
+        """Whether each preference is rejected; only `refused` rejects a preference without judgements.
 
         Args:
             margins: of the judges.
@@ -72,12 +72,12 @@ class Rule(NamedTuple):
 
 
 def agreements(margins: Margins) -> NDArray[np.float64]:
-    """[P] share of the judges that agree, a tie counts 1/2; NaN where none has judged."""
+    """[P] share of judges that agree, a tie counts 1/2; NaN without judgements."""
     return _means(np.where(np.isnan(margins), np.nan, (np.sign(margins) + 1) / 2))
 
 
 def mean_margins(margins: Margins) -> NDArray[np.float64]:
-    """[P] mean over the judges, each in units of the root mean square of its own margins, as scales differ."""
+    """[P] mean over the judges, each divided by the root mean square of its margins, because scales differ."""
     judged = ~np.isnan(margins)
     squares = np.where(judged, np.nan_to_num(margins) ** 2, 0).sum(0) / judged.sum(0).clip(min=1)
     return _means(margins / np.where(squares > 0, np.sqrt(squares), 1))
@@ -90,14 +90,15 @@ def _means(values: Margins) -> NDArray[np.float64]:
 
 
 class Judge(NamedTuple):
-    """What one judge says of groups, by their ids: rewards of the completions, or why its chat template refuses."""
+    """A judge's results by group id: rewards of the completions, or the reason why its chat template refuses the
+    group."""
 
     name: str
     rewards: Mapping[str, Sequence[float]]
     refused: Mapping[str, str] = {}
 
     def margins(self, groups: Sequence[PreferenceGroup]) -> NDArray[np.float64]:
-        """[P] margins of the preferences of groups; NaN for groups of which it says nothing."""
+        """[P] margins of the preferences of groups; NaN for groups without rewards."""
         margins: list[float] = []
         for group in groups:
             own = self.rewards.get(group.id)
@@ -105,7 +106,7 @@ class Judge(NamedTuple):
         return np.array(margins, dtype=np.float64)
 
     def figures(self, groups: Sequence[PreferenceGroup]) -> JsonObject:
-        """How many preferences it judged, with which share of them it agrees (a tie counts 1/2), and rows refused."""
+        """Number of judged preferences, share of agreement (a tie counts 1/2), and number of refused rows."""
         margins = self.margins(groups)
         known = margins[~np.isnan(margins)]
         agreement = float(((np.sign(known) + 1) / 2).mean()) if len(known) else None
@@ -114,7 +115,7 @@ class Judge(NamedTuple):
 
 @dataclass(frozen=True)
 class Judged:
-    """The groups of a training split, and the judges' margins of all their P preferences, one group after another."""
+    """The groups of a training split, and the judges' margins of all their P preferences in order."""
 
     groups: Sequence[PreferenceGroup]
     margins: Margins
@@ -123,7 +124,7 @@ class Judged:
 
     @classmethod
     def by(cls, rules: Sequence[Rule], groups: Sequence[PreferenceGroup], judges: Sequence[Judge]) -> "Judged":
-        """Judge preferences by rules; the first that rejects one gives its cause."""
+        """Apply rules to preferences; the first rule that rejects a preference gives its cause."""
         margins = np.stack([judge.margins(groups) for judge in judges], axis=1)
         names = {name for judge in judges for name in judge.refused}
         refused = np.array([group.id in names for group in groups for _ in group.preferences], dtype=np.bool_)
@@ -134,17 +135,17 @@ class Judged:
         return cls(groups, margins, verdicts, judges)
 
     def preferences(self) -> Ledger:
-        """The books of the preferences."""
+        """The ledger of the preferences."""
         return _ledger(self.verdicts)
 
     def rows(self) -> Ledger:
-        """The books of the rows; one is dropped if none of its preferences is kept."""
+        """The ledger of the rows; a row is dropped if none of its preferences is kept."""
         return _ledger([_cause(self.verdicts[part]) for _, part in self._parts()])
 
     def source(self, mark: bool) -> list[Row]:
-        """The rows of the new source, as `completions` rows with what the judges say of each preference.
+        """The rows of the new source, as `completions` rows with the judges' margins of each preference.
 
-        With `mark`, every row and preference is there; `verdicts` says what the rules make of it.
+        With `mark`, all rows and preferences are kept, and `verdicts` holds the verdicts of the rules.
         """
         agreement, mean, rows = agreements(self.margins), mean_margins(self.margins), []
         soft = has_votes(self.groups)
@@ -181,21 +182,21 @@ def _number(value: float) -> float | None:
 
 
 def has_votes(groups: Sequence[PreferenceGroup]) -> bool:
-    """Whether any preference is less than certain, so that every row of a source needs the share of its raters."""
+    """Whether any preference has a probability below 1, so that every row of the source needs its raters' share."""
     return any(preference.probability != 1.0 for group in groups for preference in group.preferences)
 
 
 def source_row(group: PreferenceGroup, soft: bool = False) -> Row:
-    """A group as a row of the `completions` schema, from which the same group is read.
+    """A group as a row of the `completions` schema, which reads back as the same group.
 
-    With `soft`, it has the column `votes` as data.votes reads it: the share of raters for the first of two answers, or
-    for more answers a share for each preference.
+    With `soft`, it has a `votes` column for data.votes: the share of raters for the first of two answers or, for more
+    answers, a share for each preference.
 
     Raises:
-        DataError: it is made of token ids, which the schema does not hold.
+        DataError: the group holds token ids, which the schema does not allow.
     """
     if any(message.role == TOKENS for part in (group.prompt, *group.completions) for message in part):
-        raise DataError(f"row {group.id}: rows of token ids can't be curated", "give the texts that they were made of")
+        raise DataError(f"row {group.id}: rows of token ids can't be curated", "give their texts")
     arguments = json.loads(group.arguments) if group.arguments else {}
     beside = {name: arguments.pop(name) for name in ("tools", "documents") if name in arguments}
     beside |= {"chat_template_kwargs": arguments} if arguments else {}
@@ -219,7 +220,7 @@ def _votes(group: PreferenceGroup) -> float | list[float]:
 
 
 def folds_of(groups: Sequence[PreferenceGroup], folds: int, seed: int) -> list[int]:
-    """The fold of each group: prompts are dealt out in the order of a digest of seed and prompt."""
+    """The fold of each group: prompts are assigned in the order of a digest of seed and prompt."""
     keys = [leak_key(group.prompt) for group in groups]
     order = sorted({*keys}, key=lambda key: hashlib.sha256(b"%d:%b" % (seed, key)).digest())
     fold = {key: place % folds for place, key in enumerate(order)}
@@ -230,7 +231,8 @@ _BINS = 16
 
 
 def histogram(judged: Judged) -> dict[str, list[Any]]:
-    """Counts of the mean margins of kept and of rejected preferences; the outer bins hold all that lies beyond."""
+    """Histograms of the mean margins of kept and rejected preferences; the outer bins include all values beyond
+    them."""
     mean = mean_margins(judged.margins)
     known = ~np.isnan(mean)
     edges = np.linspace(-2.0, 2.0, _BINS + 1)

@@ -1,4 +1,4 @@
-"""Ledgers of a split: how many came in, how many were kept, and how many were dropped by which cause."""
+"""Ledgers of a split: the counts of total, kept and dropped by cause."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from rmtrain.data.decontaminate import Check, join_checks
 
 @dataclass(frozen=True)
 class Ledger:
-    """How many came in, how many were kept, and how many were dropped by which cause: total = kept + dropped."""
+    """Counts of total, kept and dropped by cause, with total = kept + dropped."""
 
     total: int
     kept: int
@@ -22,7 +22,7 @@ class Ledger:
 
 
 class Added(NamedTuple):
-    """Answers to other prompts that were added as worse completions, one a group; the ledgers count them in."""
+    """Answers to other prompts, added as worse completions, one per group; the ledgers include them."""
 
     completions: int = 0
     preferences: int = 0
@@ -35,23 +35,23 @@ NOTHING_ADDED = Added()
 class SplitReport:
     """The ledgers of one split.
 
-    Completions and preferences are counted over the readable rows; a dropped row takes its completions and preferences
-    with it, under the same cause.
+    Completions and preferences are counted over readable rows; those of a dropped row count as dropped for the same
+    cause.
     """
 
     split: str
     schema: str
     rows: Ledger
     completions: Ledger
-    preferences: Ledger  # total: those possible among the usable completions, under the recipe's choice
-    examples: Mapping[str, str]  # cause: the place of the first row that it dropped
+    preferences: Ledger  # total: those that the recipe's choice allows among the usable completions
+    examples: Mapping[str, str]  # cause: the place of the first dropped row
     notes: tuple[str, ...]
     checks: tuple[Check, ...] = ()  # with benchmarks
     added: Added = NOTHING_ADDED
 
 
 def join_reports(split: str, reports: Sequence[SplitReport]) -> SplitReport:
-    """One report over the entries of a split."""
+    """The report of a split from those of its entries."""
     if len(reports) == 1:
         return reports[0]
     examples: dict[str, str] = {}

@@ -38,11 +38,11 @@ class CuratedData:
     splits: dict[str, SplitData]
     leaks: list[Leak]
     notes: list[str]
-    folder: Path | None = None  # of the cache, where the groups are read from there
+    folder: Path | None = None  # in the cache, if the groups are read from there
 
 
 def recipe_splits(data: DataSection) -> tuple[str, ...]:
-    """The splits of a recipe: those of `data.splits`, or of a `data.source` mapping, and those it holds out."""
+    """The splits of a recipe: those of `data.splits` or of a `data.source` mapping, and its hold-outs."""
     own = data.source if isinstance(data.source, dict) else data.splits
     names = {*own, *holdout_shares(data)}
     known = [name for name in ("train", "validation", "test") if name in names]
@@ -54,12 +54,11 @@ def load_data(
 ) -> CuratedData:
     """Read, parse, curate and limit the splits of a recipe (None: all of them).
 
-    Training splits lose every row without a preference, duplicates, contradictions, near duplicates and leaks, in this
-    order, as the recipe says.
-    Evaluation splits lose only what can't be scored as a preference: malformed rows, empty prompts and completions,
-    identical completions, ties, rows without any preference. `min_gap` does not apply to them, and their duplicates
-    are kept and noted. An evaluation split does not depend on the other splits loaded with it. A list as `keep`
-    receives every row, with what became of it.
+    From training splits, rows without a preference, duplicates, contradictions, near duplicates and leaks are dropped,
+    in this order, as the recipe says. From evaluation splits, only rows that can't be scored as a preference are
+    dropped: malformed rows, empty prompts and completions, identical completions, ties, rows without any preference.
+    `min_gap` does not apply to them, and their duplicates are kept and noted. An evaluation split does not depend on
+    the other loaded splits. A list as `keep` receives every row and its result.
 
     Raises:
         DataError: a source can't be read, a split is missing, more than a fifth of a split's rows are malformed, or no
@@ -76,7 +75,7 @@ def load_data(
     curations = {
         name: [curate(*each, "train" if name == "train" else "evaluation") for each in parsed[name]] for name in needed
     }
-    if keep is None:  # the groups hold what is needed of the rows
+    if keep is None:  # from here on only the groups are needed
         parsed = {name: [each.without_rows() for each in entries] for name, entries in parsed.items()}
     if "train" in needed:
         _drop_repeats(curations["train"], data)
@@ -98,7 +97,7 @@ def load_data(
 
 
 def _notes(splits: Mapping[str, SplitData], leaks: Sequence[Leak]) -> Iterator[str]:
-    """What to know of the splits, each note once with the entries that it is about."""
+    """The notes on the splits, each once with its entries."""
     by_note: dict[str, list[str]] = {}
     for name, split in splits.items():
         for part, groups in split.by_part():
@@ -129,7 +128,7 @@ def _drop_repeats(entries: Sequence[Curation], data: DataSection) -> None:
 
 
 def _shared_prompts(names: Sequence[str], keys: Sequence[Sequence[bytes]]) -> list[str]:
-    """A note for each two entries of the training split that have prompts in common."""
+    """A note for each two entries of the training split with common prompts."""
     return [
         f"train: prompts in both {shared.first} and {shared.second}: {shared.prompts}, kept"
         for shared in find_leaks(dict(zip(names, keys, strict=True)), drop=False)
@@ -137,12 +136,12 @@ def _shared_prompts(names: Sequence[str], keys: Sequence[Sequence[bytes]]) -> li
 
 
 def mapping_of(data: DataSection) -> ReadAs:
-    """How a recipe says that its rows are read, where it does not leave that to the columns."""
+    """The keys by which a recipe says how rows are read, if it does."""
     return {name: value for name in MAPPING if (value := getattr(data, name)) != DataSection.model_fields[name].default}
 
 
 def mappings_of(data: DataSection) -> list[ReadAs]:
-    """All that a recipe says on how rows are read: its own, and that of each entry of a mixture, each once."""
+    """All mappings of a recipe, its own and those of a mixture's entries, each once."""
     splits = data.source if isinstance(data.source, dict) else ()
     sections = [data, *(data.of_entry(entry) for split in splits for entry in data.entries(split))]
     mappings = [mapping_of(section) for section in sections]
@@ -160,20 +159,20 @@ def read_source(
 ) -> SplitData:
     """Read one split of any SOURCE (None: the only one), with the schema, columns and preferences of `data`.
 
-    With `evaluation`, rows that can't be scored as a preference are dropped and counted, as `load_data` does. Without,
-    for scoring, every row becomes a group, with all its completions and whatever preferences it has.
+    With `evaluation`, rows that can't be scored as a preference are dropped and counted, as in `load_data`. Without it,
+    for scoring, every row becomes a group with all its completions and preferences.
 
     Args:
         source: SOURCE, or its rows.
         split: the source's name of it.
         data: how to read it.
         evaluation: rows are to be ranked, not only scored.
-        trained: mappings that checkpoints were trained with (see `mappings_of`). The first that fits the columns is
-            used, and `data` if none does.
-        notify: receives which of them was used.
+        trained: mappings of checkpoints' training (see `mappings_of`). The first that fits the columns is used, and
+            `data` if none fits.
+        notify: receives a line on the mapping that is used.
 
     Raises:
-        DataError: as `load_data`; for scoring, also the first row that can't be read.
+        DataError: as in `load_data`; for scoring, also the first row that can't be read.
     """
     data = data or DataSection(source=source if isinstance(source, str) else source.description)
     rows = open_recipe_source(source, data).read(split) if isinstance(source, str) else source
@@ -192,15 +191,15 @@ class Reading(NamedTuple):
 
     @property
     def marks(self) -> list[Any]:
-        """What the groups that are made of a row depend on, beside the row."""
+        """Everything besides the row on which its groups depend."""
         return [self.choice.schema.name, mapping_of(self.data)]
 
 
 def read_all(rows: SourceRows, reading: Reading, most_malformed: float = MAX_MALFORMED) -> SplitData:
-    """Every row as a group, with all its completions and whatever preferences it has: for scoring.
+    """For scoring: every row as a group with all its completions and preferences.
 
     Raises:
-        DataError: a row can't be read; the first, or where they are more than `most_malformed` of all, three of them.
+        DataError: rows can't be read; names the first, or three if they are more than `most_malformed` of all.
     """
     choice = reading.choice._replace(rows=renamed(rows.rows, reading.data))
     parsed = parse_by(choice, rows, rows.split, empty_is_fault=False, most_malformed=most_malformed)
@@ -208,13 +207,13 @@ def read_all(rows: SourceRows, reading: Reading, most_malformed: float = MAX_MAL
         fault = parsed.unusable[0]
         raise DataError(
             f"{rows.where(fault.row)}: {fault.detail}",
-            f"row schema {parsed.schema}; every row to be scored must be readable",
+            f"row schema {parsed.schema}; every row must be readable for scoring",
         )
     return _only_part(rows, parsed, reading.data, "scoring")
 
 
 def _only_part(rows: SourceRows, parsed: ParsedRows, data: DataSection, purpose: Purpose) -> SplitData:
-    """A split that is no mixture."""
+    """A split that is not a mixture."""
     entry = Entry(data, rows.named_split or rows.split)
     curation = curate(entry, parsed, purpose)
     return SplitData(rows.split, curation.groups, (_part(rows.split, ParsedEntry(entry, parsed), curation),))
@@ -223,7 +222,7 @@ def _only_part(rows: SourceRows, parsed: ParsedRows, data: DataSection, purpose:
 def choose_reading(
     rows: SourceRows, data: DataSection, trained: Sequence[ReadAs], notify: Callable[[str], None]
 ) -> Reading:
-    """How to read rows: as `read_source` says. Raises SchemaError where no way fits the columns."""
+    """How to read rows; see `read_source`. Raises SchemaError if no mapping fits the columns."""
     mappings = [mapping for mapping in trained if mapping]
     for mapping in mappings:
         with contextlib.suppress(SchemaError):
@@ -246,7 +245,7 @@ def _as_overrides(mapping: ReadAs) -> str:
 def _split_data(
     name: str, parsed: Sequence[ParsedEntry], curations: Sequence[Curation], data: DataSection, seed: int
 ) -> SplitData:
-    """A split once all rules have dropped their rows: its limits, weights and additions are applied here."""
+    """The split after all rules: applies its limits, weights and additions."""
     limit = {str(split): most for split, most in data.limit.items()}.get(name)
     for each, curation in zip(parsed, curations, strict=True):
         _require_rows(name, each, curation)
@@ -270,7 +269,7 @@ def _require_rows(name: str, each: ParsedEntry, curation: Curation) -> None:
         of = f"{each.entry.name}: " if each.entry.name else ""
         raise DataError(
             f"{of}{parsed.source.description}: no row of the {name} split is left ({listed})",
-            f"{'leave the entry out, ' if of else ''}mend these rows, or loosen the rule that drops them",
+            f"{'leave the entry out, ' if of else ''}correct these rows, or relax the rule that drops them",
         )
 
 

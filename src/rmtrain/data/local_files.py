@@ -24,12 +24,12 @@ class Shard(NamedTuple):
 
     name: str  # for messages
     rows: int
-    lines: Sequence[int] | None  # the line that each row begins on
-    first: int = 0  # of the file's rows, where only a part of them is here
+    lines: Sequence[int] | None  # the first line of each row
+    first: int = 0  # numbers of the file's rows, if these are only a part
 
 
 class SplitRows(NamedTuple):
-    """The rows of a split, the SHA-256 of their content, and the files that they come from."""
+    """The rows of a split, the SHA-256 of their content, and their files."""
 
     rows: list[Row]
     fingerprint: str
@@ -38,19 +38,19 @@ class SplitRows(NamedTuple):
 
 
 class LocalSource(NamedTuple):
-    """What a local SOURCE holds; a split is read when it is called."""
+    """The splits of a local SOURCE, each read when it is called."""
 
-    splits: Mapping[str, Callable[[], SplitRows]]  # one called `train` where the files name no splits
+    splits: Mapping[str, Callable[[], SplitRows]]  # only `train` if the files name no splits
     named: bool  # whether the files name their splits
 
 
 def is_glob(text: str) -> bool:
-    """Whether a SOURCE is a pattern: it has wildcards, and no file has this name."""
+    """Whether a SOURCE is a pattern: it has wildcards, and is not the name of a file."""
     return glob.has_magic(text) and not os.path.exists(text)
 
 
 def fingerprint_files(files: Sequence[Path]) -> str:
-    """SHA-256 of a file's bytes; of several, over their digests in order."""
+    """SHA-256 of a file's bytes; for several files, of their digests in order."""
     return _combined([sha256_file(path) for path in files])
 
 
@@ -62,16 +62,16 @@ def open_local(names: Sequence[str]) -> LocalSource:
     """Find the files that a SOURCE names: a file, a glob or a folder; or several files and globs.
 
     Raises:
-        DataError: no such files, or files of several kinds; or the only file can't be read.
+        DataError: there are no such files, they are of several kinds, or the only file can't be read.
     """
     files = find_files(names)
     return _open_files(files, ", ".join(names)) if files else _open_saved(Path(os.path.expanduser(names[0])))
 
 
 def find_files(names: Sequence[str]) -> dict[str, list[Path]]:
-    """The files that a SOURCE names, by split; under the empty name where none names a split.
+    """The files of a SOURCE by split; under the empty name if no file names a split.
 
-    None at all for a folder that `save_to_disk` wrote. Raises as `open_local`.
+    None for a folder that `save_to_disk` wrote. Raises as `open_local`.
     """
     paths = [os.path.expanduser(name) for name in names]
     if len(paths) == 1 and os.path.isdir(paths[0]):
@@ -126,7 +126,7 @@ def _open_files(splits: dict[str, list[Path]], source: str) -> LocalSource:
         names = ", ".join(path.name for path in kinds.values())
         raise DataError(f"{source}: files of several kinds: {names}", "name files of one kind, such as *.jsonl")
     files = [path for shards in splits.values() for path in shards]
-    if len(files) == 1 and "" in splits:  # read now, since a .json file may name splits within
+    if len(files) == 1 and "" in splits:  # read now, since a .json file may name splits inside
         file = read_file(files[0])
         return LocalSource({name: partial(_join, files, [file], name) for name in file.splits}, file.named)
     return LocalSource({name or "train": partial(_join, shards) for name, shards in splits.items()}, "" not in splits)
@@ -135,7 +135,9 @@ def _open_files(splits: dict[str, list[Path]], source: str) -> LocalSource:
 def _join(files: list[Path], contents: Sequence[FileRows] = (), split: str = "train") -> SplitRows:
     contents = contents or [read_file(path) for path in files]
     if len(files) > 1 and (own := next((path for path, file in zip(files, contents, strict=True) if file.named), None)):
-        raise DataError(f"{own}: this file names splits of its own, and can't be one of several", "name it alone")
+        raise DataError(
+            f"{own}: this file names its own splits, so it can't be one of several files", "give only this file"
+        )
     rows = [row for file in contents for row in file.splits[split]]
     shards = [Shard(str(path), len(file.splits[split]), file.lines) for path, file in zip(files, contents, strict=True)]
     return SplitRows(rows, _combined([file.fingerprint for file in contents]), shards, files)

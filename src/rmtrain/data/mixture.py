@@ -1,4 +1,4 @@
-"""Rules over all entries of a split: rows that are repeated or contradicted, and how many groups each entry gives."""
+"""Rules over all entries of a split: duplicates, contradictions, and the number of groups from each entry."""
 
 import random
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ WEIGHT = "beyond the weight"
 
 
 def drop_duplicates(entries: Sequence[Curation]) -> None:
-    """Drop each row whose prompt and preferences an earlier row has, of its own entry or of an earlier one."""
+    """Drop each row with the same prompt and preferences as an earlier row, of its own or an earlier entry."""
     seen: dict[bytes, int] = {}
     for place, curation in enumerate(entries):
         for candidate in curation.kept:
@@ -30,14 +30,14 @@ def drop_duplicates(entries: Sequence[Curation]) -> None:
 
 
 def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -> None:
-    """Drop preferences that are also stated the other way round, and rows left with none by that.
+    """Drop preferences that are also stated the other way round, and rows that then have none left.
 
     Args:
         entries: of the split, in their order.
-        first_wins: of preferences that two entries state differently, keep those of the first. What one entry states
-            both ways round is dropped all the same, and then says nothing against another entry.
+        first_wins: if two entries contradict each other, keep the preferences of the first. Preferences that one entry
+            states both ways are dropped anyway, and then do not contradict another entry.
     """
-    stated: dict[bytes, int] = {}  # the entries that state it: entry n is bit n
+    stated: dict[bytes, int] = {}  # bit mask of the entries that state it
     for place, curation in enumerate(entries):
         for candidate in curation.kept:
             for digest in _stated(candidate):
@@ -49,7 +49,7 @@ def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -
         if against & own:
             return CONTRADICTION
         if first_wins:
-            against &= ~stated[digest] & (own - 1)  # earlier entries that state it in one way only
+            against &= ~stated[digest] & (own - 1)  # earlier entries that state only one direction
         return CONTRADICTION_ELSEWHERE if against else None
 
     for place, curation in enumerate(entries):
@@ -58,19 +58,19 @@ def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -
 
 
 def _stated(candidate: Candidate) -> list[bytes | None]:
-    """The digest of each preference of a row; None of a tie."""
+    """The digest of each preference of a row; None for a tie."""
     group = candidate.group
     pairs = zip(group.preferences, pair_digests(group), strict=True)
     return [digest if is_stated(preference) else None for preference, digest in pairs]
 
 
 def is_stated(preference: Preference) -> bool:
-    """Whether a preference says which completion is better: a tie says nothing against either."""
+    """Whether a preference names a better completion, so that it can contradict another: a tie can't."""
     return preference.probability != TIED
 
 
 def _lose(candidate: Candidate, causes: Sequence[str | None]) -> None:
-    """Take the preferences that have a cause from a row, and drop it if none is left."""
+    """Drop the preferences of a row that have a cause, and the row if none is left."""
     if not (lost := tuple(cause for cause in causes if cause is not None)):
         return
     preferences = zip(candidate.group.preferences, causes, strict=True)
@@ -85,12 +85,12 @@ def _lose(candidate: Candidate, causes: Sequence[str | None]) -> None:
 def limit_entries(
     entries: Sequence[Entry], curations: Sequence[Curation], limit: int | None, repeat: bool, seed: int
 ) -> list[int | None]:
-    """Draw the groups of a split; returns to how many groups each entry is repeated, None where it is not.
+    """Draw the groups of a split; returns to how many groups each entry is repeated (None: not repeated).
 
-    First every entry is drawn down to its own limit. Then a split without weights is drawn down to `limit` as a whole.
-    With weights, entry i of weight w_i gives the share w_i / sum(w): without repetition of the largest total for which
-    every entry has enough groups, and that is within `limit`; with it of `limit`, or else of all groups, and an entry
-    with fewer than its share is repeated. Each draw depends on the seed and on the entry's name alone.
+    First every entry is reduced to its own limit. Then a split without weights is reduced to `limit` as a whole. With
+    weights, entry i of weight w_i gives the share w_i / sum(w). Without repetition, the total is the largest within
+    `limit` for which every entry has enough groups. With repetition, it is `limit`, or else all groups, and an entry
+    with fewer than its share is repeated. Each draw depends only on the seed and the entry's name.
     """
     for entry, curation in zip(entries, curations, strict=True):
         if entry.limit is not None:
@@ -109,7 +109,7 @@ def limit_entries(
 
 
 def weighted(weights: Sequence[float], sizes: Sequence[int], limit: int | None, repeat: bool) -> list[int]:
-    """How many groups each entry gives, at least one; see `limit_entries`."""
+    """The number of groups from each entry, at least one; see `limit_entries`."""
     shares = [weight / sum(weights) for weight in weights]
     if repeat:
         total: float = sum(sizes) if limit is None else limit
@@ -128,12 +128,12 @@ def _draw(curation: Curation, most: int, seed: str, cause: str) -> None:
 
 
 def one_pass(kept: Sequence[int], repeated: Sequence[int | None], seed: int) -> list[int]:
-    """The rows of one pass over a split of several entries, whose rows follow one another.
+    """The rows of one epoch over a split of several entries, whose rows are numbered consecutively.
 
     Args:
         kept: rows of each entry.
-        repeated: to how many a pass repeats them, each equally often or once more; None: each is taken once.
-        seed: of the draw of those that are taken once more.
+        repeated: to how many an epoch repeats them, each equally often or once more; None: each is taken once.
+        seed: for the draw of rows that are taken once more.
     """
     rows: list[int] = []
     for place, (count, most, end) in enumerate(zip(kept, repeated, accumulate(kept), strict=True)):

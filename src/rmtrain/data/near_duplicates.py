@@ -1,14 +1,14 @@
-"""Near duplicates: rows whose prompt and answers have most of their words in common with those of an earlier row.
+"""Near duplicates: rows whose prompt and answers share most of their words with an earlier row.
 
-A text is taken as its shingles: all runs of 3 words, without case and punctuation, or the whole of a text with fewer.
-Two texts are as similar as the Jaccard index of their shingles says: those of both over those of either. A row is a
-near duplicate of an earlier one if the similarity of their prompts, that of their preferred answers together, and that
-of their other answers together all reach a threshold. So the same prompt with other answers is none, nor are the same
-answers with their labels the other way round.
+A text is represented by its shingles: all runs of 3 words, without case and punctuation, or the whole text if it is
+shorter. The similarity of two texts is the Jaccard index of their shingles: the size of the intersection over that of
+the union. A row is a near duplicate of an earlier one if the similarities of their prompts, of their preferred answers
+together, and of their other answers together all reach a threshold. So a row with the same prompt but other answers is
+not a near duplicate, nor is one with reversed labels.
 
-Which rows to compare is found by MinHash with locality-sensitive hashing (Broder 1997, Indyk & Motwani 1998; by the
-library datasketch), with 128 permutations. It misses some pairs near the threshold. What it finds is then compared
-exactly, so no row is dropped that is less similar.
+MinHash with locality-sensitive hashing (Broder 1997, Indyk & Motwani 1998; library datasketch) with 128 permutations
+finds the candidates. It misses some pairs near the threshold. Candidates are then compared exactly, so no row below the
+threshold is dropped.
 """
 
 import importlib.util
@@ -26,14 +26,14 @@ NEAR_DUPLICATE = "near duplicate"
 NEAR_DUPLICATE_ELSEWHERE = "near duplicate of another entry"
 SHINGLE = 3  # words
 PERMUTATIONS = 128
-_WEIGHTS = 0.1, 0.9  # of rows compared in vain, and of pairs missed, when the hashing is laid out
-_LARGEST = 0.95  # threshold for which there is a layout; above it, rows that are less similar are compared too
-_COMPARED = 10_000  # rows whose shingles are kept at hand; rows of the same prompt are often neighbours
+_WEIGHTS = 0.1, 0.9  # weights of false positives and of false negatives for the hashing
+_LARGEST = 0.95  # largest threshold of the hashing; above it, less similar rows are candidates too
+_COMPARED = 10_000  # rows with cached shingles; rows of the same prompt are often neighbours
 
 _ANY = "surrogatepass"  # texts may hold any code point
 
 Shingles = frozenset[str]
-Shingled = tuple[Shingles, Shingles, Shingles]  # of a row's prompt, of its preferred answers, and of its other answers
+Shingled = tuple[Shingles, Shingles, Shingles]  # for a row's prompt, its preferred answers, and its other answers
 
 
 def shingles_of(group: PreferenceGroup) -> Shingled:
@@ -67,7 +67,7 @@ def _jaccards(one: Shingled, other: Shingled) -> Iterator[float]:
 
 
 def require_datasketch() -> None:
-    """Refuse to begin without the library.
+    """Check that the library is installed.
 
     Raises:
         InputError: datasketch is not installed.
@@ -77,11 +77,11 @@ def require_datasketch() -> None:
 
 
 def drop_near_duplicates(entries: Sequence[Curation], least: float) -> None:
-    """Drop each row that is a near duplicate of an earlier one that is kept, of its own entry or of an earlier one.
+    """Drop each row that is a near duplicate of an earlier kept row, of its own or an earlier entry.
 
     Args:
         entries: of the split, in their order.
-        least: the similarity that makes a near duplicate.
+        least: the threshold of similarity.
     """
     from datasketch import MinHash, MinHashLSH
 

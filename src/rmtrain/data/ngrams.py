@@ -1,4 +1,4 @@
-"""An index of the word n-grams of texts, which finds the texts that share n-grams with others."""
+"""An index of word n-grams, which finds texts that share n-grams with other texts."""
 
 import re
 from collections import defaultdict
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
-COMMON = 10  # n-grams of more owners than this are set phrases, and no sign of a copy
+COMMON = 10  # n-grams with more owners are common phrases, and no sign of a copy
 
 _LONE = "\u3040-\u30ff\u3400-\u9fff"  # kana and Chinese characters: written without spaces, so each counts as a word
 _WORD = re.compile(rf"[{_LONE}]|[^\W_{_LONE}]+")
-_BLANKS = {code: " " for code in range(128) if not chr(code).isalnum()}  # the same for ASCII, several times as fast
+_BLANKS = {code: " " for code in range(128) if not chr(code).isalnum()}  # the same for ASCII, but several times as fast
 _MARKS = "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u2022\u00a0"  # common in English texts
 _BASE, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd, for arithmetic modulo 2^64
 _LARGEST_FILTER = 27  # bits: 128 MiB
@@ -32,14 +32,14 @@ def words_of(text: str) -> list[str]:
 
 
 class Owner(NamedTuple):
-    """What a text of an index belongs to."""
+    """The owner of a text in an index."""
 
     collection: int
     member: int  # of the collection
 
 
 class Shared(NamedTuple):
-    """What a text shares with a text of an index."""
+    """The n-grams that a text shares with a text of an index."""
 
     text: int  # number of the text
     other: int  # number of the text of the index
@@ -49,7 +49,7 @@ class Shared(NamedTuple):
 
 @dataclass(frozen=True)
 class NGramIndex:
-    """The n-grams of T texts with W words, by their hash; hits are compared word by word."""
+    """The n-grams of T texts with W words in all, by hash; hits are verified word by word."""
 
     n: int
     numbers: dict[str, int]  # of the words, from 1
@@ -61,10 +61,10 @@ class NGramIndex:
 
     @classmethod
     def of(cls, texts: Iterable[Sequence[str]], n: int, owners: Sequence[Owner]) -> "NGramIndex":
-        """Index T texts of T owners, each as its words.
+        """Index T texts of T owners, each given as its words.
 
-        Left out are n-grams of which fewer than half the words have letters, such as rows of digits, and, within a
-        collection, n-grams of more than `COMMON` owners.
+        N-grams are left out if fewer than half their words have letters (rows of digits, for example), or if they have
+        more than `COMMON` owners in a collection.
         """
         numbers: defaultdict[str, int] = defaultdict(count(1).__next__)
         found = [np.fromiter(map(numbers.__getitem__, words), np.int64, len(words)) for words in texts]
@@ -88,7 +88,7 @@ class NGramIndex:
         return int(self.starts[other + 1] - self.starts[other])
 
     def find(self, texts: Sequence[Sequence[str]]) -> Iterator[Shared]:
-        """What each of the texts, given as their words, shares with each text of the index, in the order of both."""
+        """The n-grams that each text, given as its words, shares with each text of the index, in the order of both."""
         lengths = [len(words) for words in texts]
         words = np.fromiter(map(self.numbers.get, chain.from_iterable(texts), repeat(0)), np.int64, sum(lengths))
         owner = np.repeat(np.arange(len(texts)), lengths)
@@ -133,7 +133,7 @@ def _hashes(words: Numbers, n: int) -> Hashes:
 
 
 def _sums(flags: NDArray[np.bool_], n: int) -> Numbers:
-    """How many of each n neighbours are set."""
+    """How many of each n consecutive values are set."""
     sums = np.concatenate([[0], np.cumsum(flags)])
     inside: Numbers = sums[n:] - sums[: max(0, len(sums) - n)]
     return inside

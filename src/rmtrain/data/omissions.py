@@ -1,4 +1,4 @@
-"""What a chat template leaves out: texts, tool calls and tools of a conversation that are missing in its rendering."""
+"""What a chat template leaves out: texts, tool calls and tools of a conversation that its rendering lacks."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from rmtrain.data.types import Conversation, Message, Row
 
 _ANYWHERE = ("system", "developer")  # some templates put these before the last question
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_FEW = 20  # so few characters, without white space, may match by chance
+_FEW = 20  # fewer characters, without white space, may match by chance
 _SHOWN = 60
 NO_ROLES = ("tool calls", "tools", "documents", "reasoning")  # kinds of omission other than a role's text
 
@@ -57,7 +57,7 @@ def _squeezed(text: str) -> str:
 
 
 def _after(whole: str, content: str, start: int) -> int | None:
-    """Where a text ends in the whole, searched from `start` on, plain or as JSON; None if it is missing."""
+    """Where a text, plain or as JSON, ends in the rendering, searched from `start`; None if it is missing."""
     for wanted in (content, json.dumps(content, ensure_ascii=False)[1:-1]):
         wanted = _squeezed(wanted)
         place = whole.find(wanted, start)
@@ -67,7 +67,7 @@ def _after(whole: str, content: str, start: int) -> int | None:
 
 
 def _words(whole: str, content: str) -> str:
-    """A missing text from the place on where it no longer matches."""
+    """The rest of a missing text, from where it no longer matches."""
     wanted = _squeezed(content)
     kept, least_lost = 0, len(wanted)
     while least_lost - kept > 1:

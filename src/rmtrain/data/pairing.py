@@ -1,4 +1,4 @@
-"""Which preferences to make of a row: those it states, or those that its scores imply."""
+"""The preferences of a row: those it states, or those that its scores imply."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ IDENTICAL = "identical completions"
 DISAGREE = "scores disagree"
 
 TIED = 0.5  # probability of a preference between two that are equally good
-_ROUNDING = 1e-9  # means of ratings such as 13/3 - 4 miss a stated gap by an ulp
+_ROUNDING = 1e-9  # differences of means such as 13/3 - 4 deviate from a stated gap by rounding errors
 
 
 class Pairing(NamedTuple):
@@ -29,11 +29,11 @@ class Pairing(NamedTuple):
 def make_preferences(row: ParsedRow, mode: Mode, min_gap: float, keep_ties: bool = False) -> Pairing:
     """Choose the preferences of one row.
 
-    Preferences that the row states are taken as they are, in every mode. Otherwise they come from the scores: `all`
-    compares every two completions, `best_vs_rest` the best with each other one, `best_vs_worst` the best with the worst
-    (the first of several best ones, the last of several worst ones); `as_given` makes none. Left out are ties (equal
-    scores or votes) unless they are kept, with a probability of 0.5; differences below `min_gap`; completions with the
-    same text; and stated preferences for the completion with the lower score.
+    Stated preferences are taken unchanged in every mode. Otherwise they come from the scores: `all`
+    compares every two completions, `best_vs_rest` the best with every other completion, `best_vs_worst` the best with
+    the worst (among equals, the first best and the last worst); `as_given` makes none. Dropped are ties (equal scores
+    or votes), unless they are kept with a probability of 0.5; differences below `min_gap`; completions with the same
+    text; and stated preferences for the completion with the lower score.
     """
     kept: list[Preference] = []
     dropped: Counter[str] = Counter()
@@ -63,7 +63,7 @@ def with_gap_probability(preference: Preference, scale: float) -> Preference:
 
 
 def same_text(a: Conversation, b: Conversation) -> bool:
-    """Whether two completions are the same but for white space at the ends of their messages."""
+    """Whether two completions are equal apart from white space at the ends of their messages."""
     return len(a) == len(b) and all(
         x._replace(content=x.content.strip()) == y._replace(content=y.content.strip())
         for x, y in zip(a, b, strict=True)

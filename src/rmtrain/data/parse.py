@@ -1,4 +1,4 @@
-"""Sources → parsed splits: read the rows, find their schema, parse each row, and hold out what a split lacks."""
+"""Sources → parsed splits: read the rows, find their schema, parse each row, and draw missing splits from training."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _READING = {UNKNOWN_LABEL: "data.better says which answer each value means, and 
 
 
 class UnusableRow(NamedTuple):
-    """A row that never becomes a group: it can't be read, or is held out for another split."""
+    """A row that does not become a group: it can't be read, or is held out for another split."""
 
     row: int  # index in the source
     cause: str
@@ -45,7 +45,7 @@ class ParsedEntry(NamedTuple):
     parsed: ParsedRows
 
     def without_rows(self) -> "ParsedEntry":
-        """The entry with what is told of its rows, and without them."""
+        """The entry without its rows, but with the facts about them."""
         return self._replace(parsed=self.parsed._replace(rows=[], ids=[]))
 
 
@@ -54,7 +54,7 @@ def parse_splits(
 ) -> tuple[dict[str, list[ParsedEntry]], list[str]]:
     """Read and parse the needed splits; those that the source lacks are drawn from the training split.
 
-    The rows as the sources hold them are let go once they are parsed, unless they are to be kept.
+    Source rows are freed once they are parsed, unless they are to be kept.
     """
     sources, shares = _Sources(data, keep_sources), holdout_shares(data)
     parsed: dict[str, list[ParsedEntry]] = {}
@@ -73,7 +73,7 @@ def parse_splits(
 
 
 def parse_rows(source: SourceRows, data: DataSection, split: str, *, empty_is_fault: bool = True) -> ParsedRows:
-    """Read every row by the schema that the recipe names or that fits the columns.
+    """Read every row by the recipe's schema, or by the one that fits the columns.
 
     Args:
         source: the rows.
@@ -96,16 +96,16 @@ def parse_by(
     empty_is_fault: bool = True,
     most_malformed: float = MAX_MALFORMED,
 ) -> ParsedRows:
-    """Read every row by a schema that was chosen before.
+    """Read every row by a given schema.
 
     Args:
         choice: the schema, and the rows of `source` with their columns renamed.
-        source: says where they are.
+        source: gives their places.
         split, empty_is_fault: as for `parse_rows`.
-        most_malformed: the share of malformed rows that is not yet an error.
+        most_malformed: the largest share of malformed rows that is not an error.
 
     Raises:
-        DataError: a larger share of the rows is malformed, with the first three of them.
+        DataError: a larger share of the rows is malformed; names the first three.
     """
     schema, rows, notes = choice
     first = source.shards[0].first if len(source.shards) == 1 else 0
@@ -137,7 +137,7 @@ def parse_by(
 def _assign(
     train: Sequence[ParsedEntry], assignment: Sequence[str | None], names: Sequence[str]
 ) -> dict[str, list[ParsedEntry]]:
-    """The training rows of each entry by the split that they are assigned to; unusable rows stay with `train`."""
+    """The training rows of each entry by their assigned split; unusable rows stay in `train`."""
     splits: dict[str, list[ParsedEntry]] = {name: [] for name in names}
     assigned = iter(assignment)
     for entry, parsed in train:
@@ -155,7 +155,7 @@ def _assign(
 
 
 class _Sources:
-    """The sources of a recipe, each opened once, so that all splits are of one commit."""
+    """The sources of a recipe, each opened once, so that all splits are from one commit."""
 
     def __init__(self, data: DataSection, keep_rows: bool) -> None:
         self._data, self._keep_rows = data, keep_rows
@@ -197,7 +197,7 @@ class _Sources:
 
 
 def open_recipe_source(source: str | Sequence[str], data: DataSection) -> OpenSource:
-    """Open a SOURCE at one commit, with as many rows of the demo source as the recipe asks for."""
+    """Open a SOURCE at one commit, with the recipe's number of demo rows."""
     return open_source(pin_source(parse_source(source)), {str(name): n for name, n in data.demo_groups.items()})
 
 
@@ -208,7 +208,7 @@ def holdout_shares(data: DataSection) -> dict[str, int | float]:
 
 
 def unique_ids(wanted: Sequence[str]) -> list[str]:
-    """The ids as wanted; an id that was used before gets `#2`, `#3` and so on at its end."""
+    """The wanted ids; repeated ids get `#2`, `#3` and so on at their end."""
     taken, given = set(wanted), set[str]()
     last: Counter[str] = Counter()  # by id: the number given last
     result = []

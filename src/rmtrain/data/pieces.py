@@ -1,9 +1,9 @@
-"""Texts → token ids, cut at special tokens first, so that what several texts share is encoded once.
+"""Texts → token ids. Texts are first split at special tokens, so that pieces shared by several texts are encoded once.
 
-A tokenizer of the tokenizers library finds its added tokens before anything else and encodes the texts between them one
-by one. So the tokens of a text are those of its pieces, one after another, if every cut lies before an added token. Not
-every added token will do: one that is sought in the normalised text, or that takes the white space before it, may begin
-elsewhere once the text is cut. Where one must not stand next to a letter, no text is cut at all.
+The tokenizers library first finds added tokens, and encodes the texts between them separately. So a text's tokens are
+the concatenated tokens of its pieces, if every split is before an added token. Some added tokens are excluded: those
+found in the normalised text, and those that absorb the white space before them, may start elsewhere once the text is
+split. If a token must not be next to a letter, no text is split.
 """
 
 import re
@@ -17,15 +17,15 @@ _PROBES = "A question?\n", " and an answer ", "", "\n"
 
 @dataclass(frozen=True)
 class PieceEncoder:
-    """A tokenizer, and the tokens before which texts are cut."""
+    """A tokenizer, and the tokens before which texts are split."""
 
     backend: Any  # tokenizers.Tokenizer
-    tokens: re.Pattern[str] | None  # all that are sought in texts as they stand
-    cuts: frozenset[str]  # those before which a text is cut
+    tokens: re.Pattern[str] | None  # all added tokens that are found in the unnormalised text
+    cuts: frozenset[str]  # those before which a text is split
 
     @classmethod
     def of(cls, tokenizer: Any) -> "PieceEncoder":
-        """The encoder of a fast tokenizer of transformers; it cuts no text where a probe shows a difference."""
+        """The encoder of a fast tokenizer of transformers; it splits no text if a probe shows a difference."""
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -40,7 +40,7 @@ class PieceEncoder:
         return cutting if cutting.encode(probes) == whole.encode(probes) else whole
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text, without any that a tokenizer puts around it."""
+        """The token ids of each text, without special tokens added around it."""
         cut = [self._pieces(text) for text in texts]
         distinct = list(dict.fromkeys(chain.from_iterable(cut)))
         encoded = self.backend.encode_batch_fast(distinct, add_special_tokens=False)
@@ -54,7 +54,7 @@ class PieceEncoder:
 
 
 def _any_of(words: Sequence[str]) -> str:
-    """A regular expression that takes the longest of the words; of thousands, it tries only those that begin alike."""
+    """A regular expression that matches the longest word; it groups words by prefix, so that thousands stay fast."""
     rests: dict[str, list[str]] = {}
     for word in filter(None, words):
         rests.setdefault(word[0], []).append(word[1:])

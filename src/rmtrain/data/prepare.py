@@ -1,4 +1,4 @@
-"""Recipe → tokenised splits, as every command prepares them: load, tokenise through the cache, and note the losses."""
+"""Recipe → tokenised splits, for all commands: load, tokenise through the cache, and report losses."""
 
 import contextlib
 import os
@@ -30,11 +30,11 @@ from rmtrain.recipe.schema import Recipe
 LedgerName = Literal["rows", "completions", "preferences"]
 LEDGERS: tuple[LedgerName, ...] = ("rows", "completions", "preferences")
 
-_CURATED = "RMTRAIN_CURATED"  # the folder of the cache with the curated data of the launcher of this process
+_CURATED = "RMTRAIN_CURATED"  # folder of the cache with the launching process's curated data
 
 
 class ReadyPart(NamedTuple):
-    """An entry of a split as curated, and as tokenised."""
+    """An entry of a split, curated and tokenised."""
 
     data: SplitPart
     tokens: TokenizedSplit
@@ -53,18 +53,18 @@ class ReadyPart(NamedTuple):
 
 
 class ReadySplit(NamedTuple):
-    """A split as curated, and as tokenised."""
+    """A split, curated and tokenised."""
 
     data: SplitData
-    tokens: TokenizedSplit  # of all entries, one after another
+    tokens: TokenizedSplit  # of all entries in order
     parts: tuple[ReadyPart, ...]
 
     def ledger(self, name: LedgerName) -> Ledger:
-        """A ledger of the split with what tokenisation dropped, over all entries."""
+        """A ledger of the split over all entries, including rows dropped in tokenisation."""
         return join_ledgers([part.ledger(name) for part in self.parts])
 
     def one_pass(self, seed: int) -> list[int]:
-        """The rows of one pass of training: each once, and those of repeated entries as often as they are repeated."""
+        """The rows of one epoch: each once, or as often as its entry is repeated."""
         return one_pass([len(part.tokens) for part in self.parts], [part.data.repeated for part in self.parts], seed)
 
     @property
@@ -74,7 +74,7 @@ class ReadySplit(NamedTuple):
 
 
 class ReadyData(NamedTuple):
-    """All splits of a recipe, and the renderer that they are tokenised with."""
+    """All splits of a recipe, and the renderer that tokenises them."""
 
     data: CuratedData
     renderer: Renderer
@@ -82,9 +82,9 @@ class ReadyData(NamedTuple):
 
 
 def prepare(recipe: Recipe, renderer: Renderer, display: Display, keep: list[CuratedRows] | None = None) -> ReadyData:
-    """Load, curate and tokenise the splits of a recipe, or take what the launcher of this process has curated.
+    """Load, curate and tokenise the splits of a recipe, or reuse the launching process's curated data.
 
-    A list as `keep` receives every row, as from `load_data`.
+    A list as `keep` receives every row, as in `load_data`.
 
     Raises:
         DataError: as `load_data`, a sequence that is too long where the recipe makes that an error, or a chat template
@@ -95,7 +95,9 @@ def prepare(recipe: Recipe, renderer: Renderer, display: Display, keep: list[Cur
     notes = [*data.notes, *renderer.notes]
     baked = renderer.baked()
     if baked.prepend_bos or baked.append_eos:
-        notes.append("the chat template can't write BOS or the end token: code that renders without rmtrain must")
+        notes.append(
+            "the chat template can't write BOS or the end token: code that renders without rmtrain must add them"
+        )
     notes += [
         f"{part.label(name)}: {note}"
         for name, split in splits.items()
@@ -116,7 +118,7 @@ def _curated(recipe: Recipe, display: Display) -> CuratedData:
 
 @contextlib.contextmanager
 def shared_with_processes(data: CuratedData) -> Iterator[None]:
-    """Let the processes that are started within open this data, so that none of them reads the sources again."""
+    """Let processes started inside the block open this data, so that they do not read the sources again."""
     os.environ[_CURATED] = str(data.folder or "")
     try:
         yield
@@ -125,11 +127,11 @@ def shared_with_processes(data: CuratedData) -> Iterator[None]:
 
 
 class TokenNote(NamedTuple):
-    """What a user should know of some rows."""
+    """A note for the user on some rows."""
 
     text: str
-    rows: int | None = None  # how many; None where that says nothing
-    first: str = ""  # the place of the first, and what is the matter with it
+    rows: int | None = None  # how many; None if the number does not matter
+    first: str = ""  # the place of the first row, and its problem
 
     def __str__(self) -> str:
         count = f": {self.rows}" if self.rows is not None else ""
@@ -137,7 +139,7 @@ class TokenNote(NamedTuple):
 
 
 def merge_notes(notes: Iterable[TokenNote]) -> list[TokenNote]:
-    """Notes on several parts as notes on the whole."""
+    """Merge the notes on several parts."""
     merged: dict[str, TokenNote] = {}
     for note in notes:
         before = merged.get(note.text)
@@ -154,7 +156,7 @@ def token_notes(
     groups: Sequence[PreferenceGroup],
     renderer: Renderer | None,
 ) -> list[TokenNote]:
-    """What a user should know about tokenised groups; `place` names the row of a group."""
+    """Notes on tokenised groups; `place` names the row of a group."""
     notes = [
         TokenNote(f"preferences between completions that are {cause}, kept as ties", n)
         for cause, n in tokens.identical.items()
@@ -174,12 +176,12 @@ def token_notes(
 def _ids_notes(
     groups: Sequence[PreferenceGroup], renderer: Renderer, place: Callable[[str], str]
 ) -> Iterator[TokenNote]:
-    """What to know of rows of token ids."""
+    """The notes on rows of token ids."""
     if any(one[0].role == TOKENS for group in groups for one in group.completions):
         given = {group.id: [one[0].content for one in group.completions if one[0].role == TOKENS] for group in groups}
         yield TokenNote(
-            "rows hold token ids: they are taken as they are, and the chat template is not applied; make sure that "
-            "they were made with this model's tokenizer"
+            "rows hold token ids, which are used without the chat template: make sure that this model's tokenizer made "
+            "them"
         )
         ends = tuple(f"{before}{token}]" for token in renderer.ends for before in (" ", "["))
         unended = [name for name, texts in given.items() if not all(text.endswith(ends) for text in texts)]
@@ -188,10 +190,10 @@ def _ids_notes(
 
 
 def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
-    """Refuse a split of which the renderer refuses more than a fifth.
+    """Refuse a split if the renderer refuses more than a fifth of it.
 
     Raises:
-        DataError: with the first such row.
+        DataError: names the first such row.
     """
     cause, lost = tokens.refused or ("", None)
     total = len(tokens) + sum(lost.rows for lost in tokens.dropped.values())
@@ -200,7 +202,7 @@ def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
             f"{lost.rows} of {total} rows are {cause}; the first: {place(lost.first)}: {lost.why}",
             "make them with this model's tokenizer"
             if cause == UNKNOWN
-            else "give a model.chat_template that takes such rows, or mend them",
+            else "give a model.chat_template that accepts such rows, or correct them",
         )
 
 
@@ -213,7 +215,7 @@ def tokenize_named(
     display: Display,
     drop_identical: bool = False,
 ) -> TokenizedSplit:
-    """Tokenise groups through the cache, showing how far it is under the split's name."""
+    """Tokenise groups through the cache, and show the progress under the split's name."""
 
     def progress(done: int) -> None:
         display.progress(f"tokenise {name}", done, len(groups))
@@ -225,7 +227,8 @@ def tokenize_named(
 def tokenize_splits(
     data: CuratedData, renderer: Renderer, max_length: int, over_length: OverLength, display: Display
 ) -> dict[str, ReadySplit]:
-    """Tokenise the splits of a recipe; only training drops or refuses for length, and drops what is identical."""
+    """Tokenise the splits of a recipe; only in training are rows dropped or refused for length, or dropped as
+    identical."""
     ready = {}
     for name, split in data.splits.items():
         trains = name == "train"
@@ -241,5 +244,5 @@ def tokenize_splits(
 
 
 def evaluation_rule(over_length: OverLength) -> OverLength:
-    """What evaluation does with a sequence that is too long: it truncates, never drops."""
+    """The rule of evaluation for over-length sequences: truncate, never drop."""
     return over_length if over_length == "truncate_completion" else "truncate_prompt"

@@ -1,4 +1,4 @@
-"""The rows of a stream as groups to score, chunk by chunk, all of them read by one schema."""
+"""The rows of a stream as groups to score, chunk by chunk, all with the same schema."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from rmtrain.display import Display
 
 @dataclass(frozen=True)
 class SourceReader:
-    """The rows of a source, chunk by chunk, and how they are read."""
+    """The rows of a source, chunk by chunk, and their schema."""
 
     stream: RowStream
     reading: Reading
@@ -23,11 +23,12 @@ class SourceReader:
             DataError: a row can't be read.
         """
         rows = self.stream.read(chunk)
-        most = MAX_MALFORMED if len(self.stream.chunks) == 1 else 1.0  # of a part, the share says nothing
+        # the share of malformed rows in a single chunk of several is not meaningful
+        most = MAX_MALFORMED if len(self.stream.chunks) == 1 else 1.0
         return rows, read_all(rows.rows, self.reading, most)
 
     def check(self, rank: int, processes: int, display: Display) -> None:
-        """Read a process's share of the rows, before anything is done with them; raises as `read`."""
+        """Read a process's share of the rows as a check before any work; raises as `read`."""
         for number in range(rank, len(self.stream.chunks), processes):
             self.read(self.stream.chunks[number])
             display.progress("check rows", number + 1, len(self.stream.chunks))

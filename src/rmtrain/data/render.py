@@ -1,6 +1,6 @@
 """Rendering: conversation → tokens, the same for training, evaluation, benchmarks and scoring.
 
-A sequence is the tokenizer's own chat template applied to prompt and completion, tokenised once, without a generation
+A sequence is the tokenizer's chat template applied to prompt and completion, tokenised once, without a generation
 prompt. It starts with exactly one BOS if the tokenizer uses one, and ends with the template's end token, or with one
 EOS if the template writes none. The reward is read at its last token.
 """
@@ -49,14 +49,14 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class Renderer:
-    """A tokenizer with the decisions that make its rendering exact.
+    """A tokenizer with all settings of its rendering.
 
     Attributes:
         tokenizer: fast tokenizer with a chat template.
-        prepend_bos: the template omits the BOS that the tokenizer uses, so one is put in front.
+        prepend_bos: the template omits the tokenizer's BOS, so one is prepended.
         append_eos: the template writes no end token, so one EOS is appended.
         pad_id: a token that is neither EOS nor the last of a sequence, so that pooling by pad id finds the end.
-        date: the date that a template prints, on any day.
+        date: the fixed date that a template prints.
     """
 
     tokenizer: Any
@@ -67,14 +67,14 @@ class Renderer:
 
     @classmethod
     def for_tokenizer(cls, tokenizer: Any, append_eos: bool | None = None) -> "Renderer":
-        """Find out, by rendering a probe conversation, what the template omits.
+        """Render a probe conversation to find out what the template omits.
 
         Args:
             tokenizer: fast tokenizer with a chat template.
             append_eos: whether to append an EOS; None: if the template writes no end token.
 
         Raises:
-            InputError: the template can't render a prompt and an answer, or no end token exists to be appended.
+            InputError: the template can't render a prompt and an answer, or there is no end token to append.
         """
         try:
             check_template(tokenizer)
@@ -82,11 +82,11 @@ class Renderer:
         except (TemplateError, TemplateRefusalError) as error:
             raise InputError(
                 f"{name_of(tokenizer)} can't render a question and an answer: {first_line(error)}",
-                "give another as model.chat_template",
+                "give another model.chat_template",
             ) from error
         head, answer, tail = text.rpartition(_PROBE)
         if not answer:
-            raise InputError(f"{name_of(tokenizer)} leaves out the answer", "give another as model.chat_template")
+            raise InputError(f"{name_of(tokenizer)} leaves out the answer", "give another model.chat_template")
         if append_eos is None:
             append_eos = not any(token in tail for token in special_tokens(tokenizer))
         if append_eos and tokenizer.eos_token_id is None:
@@ -107,7 +107,7 @@ class Renderer:
         return replace(renderer, pad_id=choose_pad(tokenizer, last_id))
 
     def tokenize(self, conversations: Sequence[Conversation], arguments: str = "") -> list[list[int]]:
-        """Render and tokenise whole conversations (prompt and completion), which share the template's arguments.
+        """Render and tokenise whole conversations (prompt and completion) with the same template arguments.
 
         Raises:
             TemplateRefusalError: the template refuses a conversation.
@@ -128,10 +128,10 @@ class Renderer:
         return ids
 
     def texts(self, conversations: Sequence[Conversation], arguments: str = "") -> list[Any]:
-        """`text` of each conversation, in one call of the template, which must take them all as they are.
+        """`text` of each conversation in one call of the template, which must accept them unchanged.
 
         Raises:
-            TemplateRefusalError, RunawayTemplateError: as `text`, or `text` may yet take them one by one.
+            TemplateRefusalError, RunawayTemplateError: as `text`, though `text` may accept them one by one.
         """
         if any(conversation and conversation[0].role == TOKENS for conversation in conversations):
             return [self.text(conversation, arguments) for conversation in conversations]
@@ -156,7 +156,7 @@ class Renderer:
 
     @cached_property
     def _prints_alone(self) -> bool:
-        """Whether the template does nothing with texts but print them."""
+        """Whether the template only prints texts."""
         return prints_alone(templates_of(self.tokenizer)["default"])
 
     @cached_property
@@ -165,7 +165,7 @@ class Renderer:
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """The tokens that end a sequence: the tokenizer's own, and the last one of the chat template."""
+        """The tokens that end a sequence: the tokenizer's EOS, and the chat template's last token."""
         return frozenset({self.tokenizer.eos_token_id, self.tokenize([_PROBE_CONVERSATION])[0][-1]})
 
     def encode(self, texts: Sequence[Any]) -> list[list[int]]:
@@ -175,7 +175,7 @@ class Renderer:
         return [next(made) + tail if isinstance(text, str) else text for text in texts]
 
     def tokenize_prompt(self, prompt: Conversation, arguments: str = "") -> list[int]:
-        """A prompt as a language model is given it: with the generation prompt, and without an end token.
+        """A prompt as input of a language model: with the generation prompt, without an end token.
 
         Raises:
             TemplateRefusalError: the template refuses the prompt.
@@ -197,18 +197,18 @@ class Renderer:
             return apply(conversation)
         except TemplateRefusalError as error:
             try:
-                if any(message.fields for message in conversation):  # joined turns would lose them
+                if any(message.fields for message in conversation):  # joining turns would lose these fields
                     raise
                 return apply(alternating(conversation))
             except TemplateRefusalError:
                 roles = ", ".join(message.role for message in conversation)
                 raise TemplateRefusalError(
                     f"the chat template refuses a conversation with the roles {roles}: {error.message}",
-                    "give one that takes these roles as model.chat_template, or correct the rows",
+                    "give a model.chat_template that accepts these roles, or correct the rows",
                 ) from error
 
     def contract(self) -> JsonObject:
-        """What must be equal for rewards to be comparable: stored in rmtrain.json, and compared on load."""
+        """The facts that must be equal for comparable rewards; stored in rmtrain.json and checked on load."""
         templates = templates_of(self.tokenizer)
         digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in templates.items()}
         return {
@@ -224,7 +224,7 @@ class Renderer:
         }
 
     def check_contract(self, contract: dict[str, Any], where: str) -> "Renderer":
-        """The renderer with a checkpoint's date; refuses a checkpoint that was trained with another rendering.
+        """The renderer with a checkpoint's date; refuses a checkpoint trained with a different rendering.
 
         Raises:
             CheckpointError: names each difference.
@@ -251,7 +251,7 @@ class Renderer:
         """What a user should know about the rendering, one line each."""
         tokenizer, notes = self.tokenizer, []
         if asks_for_date("".join(templates_of(tokenizer).values())):
-            notes.append(f"the chat template prints the date: it always gets {self.date}")
+            notes.append(f"the chat template prints the date, which is fixed to {self.date}")
         if (pad := tokenizer.convert_ids_to_tokens(self.pad_id)) not in special_tokens(tokenizer):
             notes.append(
                 f"the tokenizer has no special token for padding, so {pad!r} ({self.pad_id}) is saved as its pad "
@@ -260,7 +260,7 @@ class Renderer:
         return tuple(notes)
 
     def baked(self) -> "Renderer":
-        """The same rendering by the template alone, for other programs; itself if no template can do it."""
+        """The same rendering by the chat template only, for other programs; returns itself if no template can do it."""
         own = templates_of(self.tokenizer)
         templates = {name: bake(text, self.prepend_bos, self.append_eos, self.date) for name, text in own.items()}
         if templates == own:
@@ -276,7 +276,7 @@ class Renderer:
         try:
             whole = apply_template(self.tokenizer, probe, today=self.date, arguments=arguments)
             asked = apply_template(self.tokenizer, probe[:-1], today=self.date, arguments=arguments, generation=True)
-        except TemplateRefusalError:  # rmtrain rearranges such a conversation, which no template can do
+        except TemplateRefusalError:  # rmtrain rearranges such conversations, which a template can't do
             return True
         texts = [
             apply_template(baked.tokenizer, probe, today=None, arguments=arguments),

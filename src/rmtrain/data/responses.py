@@ -1,4 +1,4 @@
-"""Where the responses of tokenised groups start: for log-probabilities of completions, and for their lengths."""
+"""The start of the responses in tokenised groups, for log-probabilities and lengths of completions."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,15 +17,15 @@ def mark_responses(
     max_length: int,
     over_length: OverLength,
 ) -> list[TokenizedGroup]:
-    """Set `starts` of tokenised groups: where each sequence departs from the prompt that the model would be given.
+    """Set `starts` of tokenised groups: where each sequence departs from the prompt with its generation prompt.
 
-    A response is what follows the longest common token prefix with the prompt and its generation prompt, so tokens that
-    merge at the border belong to the response. It has at least one token, and at least one token precedes it.
+    A response is everything after the longest common token prefix with that prompt, so tokens that merge at the
+    boundary belong to the response. It has at least one token, and at least one token precedes it.
 
     Args:
-        groups: what was tokenised.
+        groups: the groups.
         tokenized: the result of `tokenize_groups` by the same rule, with no group dropped.
-        renderer, max_length, over_length: as of `tokenize_groups`.
+        renderer, max_length, over_length: as in `tokenize_groups`.
 
     Raises:
         TemplateRefusalError: the chat template refuses a prompt without an answer.
@@ -43,9 +43,10 @@ def count_responses(
     max_length: int,
     over_length: OverLength,
 ) -> list[tuple[int, ...]]:
-    """Tokens of each of the K responses of each group, which depend on no other response; as `mark_responses`.
+    """The number of tokens of each of the K responses of each group, independent of the other responses; see
+    `mark_responses`.
 
-    Where the chat template refuses the prompt alone, the count is of all tokens but the first.
+    If the chat template refuses the prompt alone, all tokens but the first are counted.
     """
     counts = []
     for group, tokens, prompt in _prompts(groups, tokenized, renderer, max_length, over_length):
@@ -64,7 +65,7 @@ def _prompts(
     max_length: int,
     over_length: OverLength,
 ) -> Iterator[tuple[PreferenceGroup, TokenizedGroup, Conversation]]:
-    """Each group, its tokens, and what is left of its prompt."""
+    """Each group, its tokens, and its prompt after truncation."""
     for group, tokens in zip(groups, tokenized, strict=True):
         prompt = group.prompt
         if tokens.truncated:
@@ -80,7 +81,7 @@ def _mark(tokens: TokenizedGroup, before: Sequence[int]) -> TokenizedGroup:
 
 
 def common_prefix(before: Sequence[int], sequence: Sequence[int] | Tokens) -> int:
-    """Tokens with which both begin; less than all of the sequence."""
+    """The number of common first tokens, fewer than those of the sequence."""
     shared = min(len(before), len(sequence) - 1)
     different = np.flatnonzero(np.asarray(before[:shared]) != np.asarray(sequence[:shared]))
     return int(different[0]) if len(different) else shared

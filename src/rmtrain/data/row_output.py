@@ -1,4 +1,4 @@
-"""Rows as they are written: a part for each chunk, and the parts joined in order to a file or a folder of shards."""
+"""Writing rows: a part for each chunk, joined in order into a file or a folder of shards."""
 
 import gzip
 import json
@@ -13,26 +13,25 @@ from rmtrain.errors import InputError, first_line
 from rmtrain.files import replaced, staged_folder, writing
 
 Kind = Literal["lines", "parquet"]
-REFUSED = "refused"  # the column that says why a row has no rewards
+REFUSED = "refused"  # the column with the reason why a row has no rewards
 
 
 def output_kind(output: Path, stream: RowStream) -> Kind:
-    """How the rows of a source are written: as lines of JSON, or as Parquet where the source is Parquet too.
+    """The output format of a source's rows: JSON lines, or Parquet if the source is Parquet too.
 
     Raises:
-        InputError: Parquet is asked for from a source of another kind, or a folder where a file is written or the
-            other way round.
+        InputError: Parquet output from another kind of source, or a folder instead of a file or the reverse.
     """
     if output.exists() and output.is_dir() != is_folder(output, stream):
         raise InputError(f"{output} is {'a folder' if output.is_dir() else 'a file'}", "choose another --output")
     given = suffix_of(stream.names[0]) == ".parquet"
     if suffix_of(output.name) == ".parquet" and not given:
-        raise InputError(f"--output {output}: Parquet is written from Parquet alone", "choose a name ending in .jsonl")
+        raise InputError(f"--output {output}: Parquet output needs a Parquet source", "choose a name ending in .jsonl")
     return "parquet" if suffix_of(output.name) == ".parquet" or (given and is_folder(output, stream)) else "lines"
 
 
 def is_folder(output: Path, stream: RowStream) -> bool:
-    """Whether the output is a folder of shards: those of several files, unless its name is that of a data file."""
+    """Whether the output is a folder of shards: for several input files, unless its name is that of a data file."""
     return len(stream.names) > 1 and suffix_of(output.name) is None
 
 
@@ -68,7 +67,7 @@ def _encode_table(table: Any, columns: Mapping[str, Sequence[Any]]) -> bytes:
 
 
 def join_parts(output: Path, stream: RowStream, parts: Sequence[Path], kind: Kind) -> None:
-    """Write the output whole, of a part for each chunk of the source.
+    """Write the output atomically from the parts of all chunks.
 
     Raises:
         WriteError: the disk is full, or the folder can't be written; an older output is untouched.

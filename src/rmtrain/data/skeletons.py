@@ -1,9 +1,9 @@
-"""Chat templates that only print the texts of messages, found by their syntax, and applied once for the same roles.
+"""Chat templates that only print the texts of messages, found by their syntax and applied once per sequence of roles.
 
-Most templates decide by the roles of messages what they put around the texts, and print each text as it is. Then the
-rendering of a conversation follows from that of any other with the same roles, whose texts are replaced. It is proved
-on the syntax tree: the text of a message stands nowhere but in what is printed, alone or joined to other texts; it is
-passed to no filter, test, macro or variable; and messages are used for nothing but their roles and other fields.
+Most templates choose the text around messages by their roles, and print each message's text unchanged. Then replacing
+the texts in one rendering gives the rendering of any conversation with the same roles. The syntax tree proves it: a
+message's text occurs only in printed output, alone or concatenated; it is not passed to a filter, test, macro or
+variable; and only the roles and other fields of messages are used elsewhere.
 """
 
 import re
@@ -17,19 +17,19 @@ from jinja2.exceptions import TemplateError
 from rmtrain.data.types import Conversation, Message
 
 _MESSAGES, _TEXT = "messages", "content"
-_OTHERS = {"previtem", "nextitem", "changed"}  # what a loop tells of the messages beside this one
+_OTHERS = {"previtem", "nextitem", "changed"}  # loop variables with neighbouring messages
 _MARK, _END = "\ue000", "\ue001"  # of private use, around the number of a message
 
 
 class Skeleton(NamedTuple):
-    """What a template prints for certain roles: its own texts, and between them the messages whose texts it prints."""
+    """What a template prints for a sequence of roles: its own texts, with messages between them."""
 
     own: Sequence[str]
-    messages: Sequence[int]  # one fewer
+    messages: Sequence[int]  # one fewer than the texts
 
     @classmethod
     def of(cls, rendered: str) -> "Skeleton":
-        """Of the rendering of `marked` messages."""
+        """Parse the rendering of `marked` messages."""
         parts = re.split(f"{_MARK}(\\d+){_END}", rendered)
         return cls(parts[::2], [int(number) for number in parts[1::2]])
 
@@ -40,12 +40,12 @@ class Skeleton(NamedTuple):
 
 
 def marked(roles: Sequence[str]) -> Conversation:
-    """A conversation whose rendering shows where each text is printed."""
+    """A conversation with marks, whose rendering shows where each text is printed."""
     return tuple(Message(role, f"{_MARK}{number}{_END}") for number, role in enumerate(roles))
 
 
 def prints_alone(template: str) -> bool:
-    """Whether a template does nothing with the texts of messages but print them; False where that is not clear."""
+    """Whether a template only prints the texts of messages; False if that can't be proved."""
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
     except TemplateError:
@@ -56,12 +56,12 @@ def prints_alone(template: str) -> bool:
 
 
 def _harmless(node: nodes.Node, names: Set[str], printed: bool) -> bool:
-    """Whether nothing in a node depends on the text of a message.
+    """Whether a node does not depend on the text of a message.
 
     Args:
         node: of the syntax tree.
         names: of the variables that hold a message.
-        printed: what the node yields is printed as it is.
+        printed: the node's value is printed unchanged.
     """
     if isinstance(node, (nodes.Getattr, nodes.Getitem)):
         return _reads_harmlessly(node, names, printed)
@@ -84,7 +84,7 @@ def _harmless(node: nodes.Node, names: Set[str], printed: bool) -> bool:
 
 
 def _reads_harmlessly(node: "nodes.Getattr | nodes.Getitem", names: Set[str], printed: bool) -> bool:
-    """`_harmless` of the reading of a field."""
+    """`_harmless` for access to a field."""
     key, owner = _key_of(node), node.node
     if isinstance(owner, nodes.Name) and owner.name == "loop":
         return key is not None and key not in _OTHERS
@@ -96,7 +96,7 @@ def _reads_harmlessly(node: "nodes.Getattr | nodes.Getitem", names: Set[str], pr
 
 
 def _is_field(key: object) -> bool:
-    """Whether a key is known, and is not the name of a method of dictionaries."""
+    """Whether a key is a constant, and not the name of a method of dictionaries."""
     return isinstance(key, str) and not hasattr(dict, key)
 
 
@@ -107,7 +107,7 @@ def _key_of(node: "nodes.Getattr | nodes.Getitem") -> object:
 
 
 def _is_all(node: nodes.Node) -> bool:
-    """Whether a node is the list of messages, or a part of it that constant numbers tell."""
+    """Whether a node is the list of messages, or a slice of it with constant bounds."""
     if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
         return _is_all(node.node) and all(isinstance(each, nodes.Const) for each in node.arg.iter_child_nodes())
     return isinstance(node, nodes.Name) and node.name == _MESSAGES

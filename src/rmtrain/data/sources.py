@@ -31,7 +31,7 @@ class Source(NamedTuple):
     """Where rows come from."""
 
     kind: Literal["hub", "file", "demo"]
-    name: str  # hub id, path, or several paths with commas
+    name: str  # hub id, path, or several paths separated by commas
     config: str | None = None
     revision: str | None = None
     files: tuple[str, ...] = ()  # a file, folder or pattern; or several files
@@ -42,13 +42,13 @@ class Source(NamedTuple):
 
 
 class RowPlaces(NamedTuple):
-    """Where the rows of a split are, for messages."""
+    """The places of a split's rows, for messages."""
 
     description: str  # of their source
     shards: Sequence[Shard] = ()
 
     def of(self, index: int) -> str:
-        """The file and line of a row, else its number in the source; `index` counts from 0."""
+        """The file and line of a row, or its number in the source; `index` counts from 0."""
         name = self.description
         for shard in self.shards:
             if index < shard.rows:
@@ -62,29 +62,29 @@ class RowPlaces(NamedTuple):
 
 
 class SourceRows(NamedTuple):
-    """The rows of one split, as the source holds them."""
+    """The unparsed rows of one split."""
 
     rows: list[Row]
     fingerprint: str  # SHA-256 of the content: a local file's bytes, else the split's rows as JSON
-    shards: Sequence[Shard]  # of local rows, in their order
+    shards: Sequence[Shard]  # files of local rows, in order
     paths: Sequence[Path]  # of local rows: the files
-    split: str  # the source's name of it; the file's name where it names none and none was asked for
+    split: str  # the source's name of the split, or the file's name
     revision: str | None  # commit of a hub dataset
     description: str
-    splits: tuple[str, ...]  # all that the source has
-    location: str | Sequence[str]  # SOURCE that reads them again: a hub dataset at its commit, a file or files
-    named_split: str | None  # the split to ask it for; None where it names none
+    splits: tuple[str, ...]  # the number of rows of the source
+    location: str | Sequence[str]  # SOURCE for reading them again: a hub dataset at its commit, or files
+    named_split: str | None  # the split to read again; None if the source names no splits
 
     @property
     def origin(self) -> JsonObject:
-        """What a result records of the rows: a description, and all that is needed to read them again."""
+        """The record of the rows in results: a description, and everything needed to read them again."""
         names = ("revision", "fingerprint", "location")
         recorded = {"source": self.description, **{name: getattr(self, name) for name in names}}
         return {**recorded, "split": self.named_split}
 
     @property
     def places(self) -> RowPlaces:
-        """Where the rows are."""
+        """The places of the rows."""
         return RowPlaces(self.description, self.shards)
 
     def where(self, index: int) -> str:
@@ -93,16 +93,17 @@ class SourceRows(NamedTuple):
 
 
 class MissingSplitError(DataError):
-    """A source that has no split of the name asked for."""
+    """The source has no split of the requested name."""
 
 
 def parse_source(text: str | Sequence[str]) -> Source:
-    """The source that `text` names; several texts are the files of one source.
+    """Parse a SOURCE; several texts are the files of one source.
 
-    A folder takes precedence over a hub dataset of the same name, as in other libraries; `org/name@main` is of the hub.
+    A folder takes precedence over a hub dataset of the same name, as in other libraries; `org/name@main` always means
+    the hub.
 
     Raises:
-        DataError: it is none of the forms.
+        DataError: the text has none of the forms.
     """
     if not isinstance(text, str):
         names = tuple(each.strip() for each in text)
@@ -126,7 +127,7 @@ def parse_source(text: str | Sequence[str]) -> Source:
 
 
 def pin_source(source: Source) -> Source:
-    """The source with a hub revision replaced by the commit it points to now, so that all splits are of one commit."""
+    """The source with its hub revision replaced by the present commit, so that all splits are from one commit."""
     if source.kind != "hub":
         return source
     return source._replace(revision=resolve_commit(source.name, source.revision))
@@ -134,11 +135,11 @@ def pin_source(source: Source) -> Source:
 
 @dataclass(frozen=True)
 class OpenSource:
-    """A source in one state, with its splits, which are read when asked for."""
+    """A source in one state; its splits are read on demand."""
 
     source: Source
     splits: Mapping[str, Callable[[], SplitRows]]
-    named: bool = True  # whether the source names its splits; else it has the one split `train`
+    named: bool = True  # whether the source names its splits; otherwise it has only `train`
     revision: str | None = None  # commit of a hub dataset
 
     def read(self, split: str | None = None, *, any_split: bool = False) -> SourceRows:
@@ -146,11 +147,11 @@ class OpenSource:
 
         Args:
             split: the source's name of it.
-            any_split: files that name no splits are the split asked for, whatever its name.
+            any_split: take files without split names as the requested split.
 
         Raises:
-            MissingSplitError: naming the splits that the source has.
-            DataError: the rows can't be read; with file and line where the rows have lines.
+            MissingSplitError: names the splits of the source.
+            DataError: the rows can't be read; names file and line if the rows have lines.
         """
         chosen = self._choose(None if any_split and not self.named else split)
         content = self.splits[chosen]()
@@ -175,11 +176,11 @@ class OpenSource:
 
 
 def open_source(source: Source, demo_groups: Mapping[str, int] | None = None) -> OpenSource:
-    """Open a source at its newest state, or at the revision that it names.
+    """Open a source in its newest state, or at its revision.
 
     Args:
         source: what to open.
-        demo_groups: rows of the demo source to use, by split; those left out are the recipe's defaults.
+        demo_groups: rows of the demo source to use, by split; missing splits take the recipe's defaults.
 
     Raises:
         DataError: the source can't be read.
@@ -213,7 +214,7 @@ def _demo_rows(split: str, count: int) -> SplitRows:
 
 
 def state_of(source: Source) -> str:
-    """What the rows of a source depend on, beside its name: the commit of a hub dataset, or the content of its files.
+    """The state of a source: the commit of a hub dataset, or the digest of its files.
 
     Raises:
         InputError: it can't be read.
@@ -229,7 +230,7 @@ def state_of(source: Source) -> str:
 
 
 def has_changed(rows: SourceRows) -> bool:
-    """Whether the files that rows were read from have changed or are gone; False for other sources."""
+    """Whether the files of the rows have changed or are missing; False for other sources."""
     try:
         return bool(rows.paths) and fingerprint_files(rows.paths) != rows.fingerprint
     except (OSError, InputError):

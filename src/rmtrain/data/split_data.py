@@ -1,4 +1,4 @@
-"""A curated split: its groups, and of each of its entries where the rows came from and what became of them."""
+"""A curated split: its groups, and for each entry the origin of its rows and the report of their curation."""
 
 import hashlib
 import json
@@ -12,28 +12,28 @@ from rmtrain.data.sources import RowPlaces
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.json_values import JsonObject
 
-ReadAs = dict[str, Any]  # the fields of MAPPING that a recipe sets: how its rows are read
+ReadAs = dict[str, Any]  # the fields of MAPPING that a recipe sets
 
 
 @dataclass(frozen=True)
 class SplitPart:
-    """The rows of one entry in a split: where they came from, and what became of them."""
+    """The rows of one entry in a split: their origin, and the report of their curation."""
 
     entry: Entry
     report: SplitReport
-    rows: Sequence[int]  # the source row that each of its groups was made of, from 0
+    rows: Sequence[int]  # the source row of each group, from 0
     places: RowPlaces
-    origin: Mapping[str, Any]  # what a result records of its rows: how to read them again
-    repeated: int | None = None  # to how many groups a pass of training repeats them; None: each is taken once
+    origin: Mapping[str, Any]  # the record of its rows in results: how to read them again
+    repeated: int | None = None  # to how many groups an epoch repeats them; None: each is taken once
 
     def label(self, split: str) -> str:
-        """The name of its split, and its own in a mixture."""
+        """The name of its split and, in a mixture, its own name."""
         return f"{split} ({self.entry.name})" if self.entry.name else split
 
 
 @dataclass(frozen=True)
 class SplitData:
-    """The groups of one split, entry by entry, and where they came from."""
+    """The groups of one split, entry by entry, with their origin."""
 
     name: str
     groups: Sequence[PreferenceGroup]
@@ -41,7 +41,7 @@ class SplitData:
 
     @property
     def mixed(self) -> bool:
-        """Whether it is a mixture, whose entries have names."""
+        """Whether the split is a mixture, whose entries have names."""
         return bool(self.parts[0].entry.name)
 
     @property
@@ -51,7 +51,7 @@ class SplitData:
 
     @property
     def source(self) -> str:
-        """A description of where the rows came from."""
+        """A description of the rows' origin."""
         names = ", ".join(part.entry.name for part in self.parts)
         return f"a mixture of {names}" if self.mixed else str(self.parts[0].origin["source"])
 
@@ -62,7 +62,7 @@ class SplitData:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the source's content; of a mixture, over those of its entries and how they are read."""
+        """SHA-256 of the source's content; for a mixture, of its entries' digests and mappings."""
         if not self.mixed:
             return str(self.parts[0].origin["fingerprint"])
         read = [[part.origin["fingerprint"], part.origin.get("read_as")] for part in self.parts]
@@ -70,7 +70,7 @@ class SplitData:
 
     @property
     def origin(self) -> JsonObject:
-        """What a result records of its rows; of a mixture, the origin of each entry by name."""
+        """The record of its rows in results; for a mixture, the origin of each entry by name."""
         if not self.mixed:
             return dict(self.parts[0].origin)
         entries = {part.entry.name: dict(part.origin) for part in self.parts}
@@ -78,12 +78,12 @@ class SplitData:
 
     @property
     def read_as(self) -> ReadAs:
-        """How a single source was read, unless its columns said it."""
+        """The mapping by which a single source was read, if one was needed."""
         return dict(self.parts[0].origin.get("read_as", {}))
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The row, in the source of its entry, that each group was made of."""
+        """The source row of each group, within its entry's source."""
         return tuple(row for part in self.parts for row in part.rows)
 
     def by_part(self) -> Iterator[tuple[SplitPart, Sequence[PreferenceGroup]]]:
@@ -93,6 +93,6 @@ class SplitData:
             yield part, self.groups[start : (start := start + len(part.rows))]
 
     def place(self, group_id: str) -> str:
-        """The place of the row that a group was made of."""
+        """The place of a group's row."""
         rows = ((part, group, row) for part, own in self.by_part() for group, row in zip(own, part.rows, strict=True))
         return next(part.places.of(row) for part, group, row in rows if group.id == group_id)

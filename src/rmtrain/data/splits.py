@@ -1,4 +1,4 @@
-"""Splits: hold-outs drawn by prompt, prompts that leak from one split into another, and limits."""
+"""Splits: hold-outs drawn by prompt, prompts that occur in several splits (leaks), and limits."""
 
 import hashlib
 import random
@@ -35,10 +35,10 @@ def hold_out(keys: Sequence[bytes], shares: Mapping[str, int | float], seed: int
 
     Prompts are taken in the order of SHA-256 over seed and key, so the draw depends on the prompts alone and all rows
     of a prompt get the same assignment. A split is full once it has its rows (an integer) or its share of all rows (a
-    fraction): exactly that many where prompts are unique, else as few more as whole prompts allow.
+    fraction): exactly that many if prompts are unique, otherwise as few more as whole prompts allow.
 
     Raises:
-        DataError: the shares leave nothing to train on.
+        DataError: the shares leave no training rows.
     """
     rows: dict[bytes, list[int]] = {}
     for index, key in enumerate(keys):
@@ -85,6 +85,6 @@ def mark_leaks(keys: Sequence[bytes], others: Iterable[Sequence[bytes]]) -> list
 
 
 def mark_beyond_limit(count: int, limit: int, seed: int) -> list[bool]:
-    """For each of `count` groups, whether a seeded draw of `limit` of them leaves it out."""
+    """For each of `count` groups, whether a seeded draw of `limit` groups leaves it out."""
     kept = set(random.Random(seed).sample(range(count), min(limit, count)))
     return [index not in kept for index in range(count)]

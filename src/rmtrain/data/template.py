@@ -1,4 +1,4 @@
-"""Chat templates: applied with limits of time and memory, at a fixed date, and completed for use without rmtrain."""
+"""Chat templates: applied with limits of time and memory and a fixed date, and completed for use without rmtrain."""
 
 import ctypes
 import json
@@ -19,20 +19,20 @@ from rmtrain.data.types import Conversation, Message
 from rmtrain.errors import DataError, InputError
 
 RAW = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # the texts alone, in order
-DATE = "2024-07-26"  # what templates print as today's date: Llama 3's own default
+DATE = "2024-07-26"  # the date that templates print: Llama 3's default
 
 REFUSED = "refused by the chat template"
 UNKNOWN = "of token ids that the tokenizer does not have"
 
-_SECONDS = 5.0  # of processor time for one conversation; an ordinary template takes a thousandth
-_WAITS = 4  # times as long by the clock, on threads that wait for others
-_MEMORY = 2 << 30  # bytes for one conversation, beyond what the process has
-LONGEST = 64 << 20  # characters of one conversation
-_DATE_CODES = (*"aAbBcdDeFGHIjmMpSuUVwWxXyY", "-d", "-m")  # of strftime
+_SECONDS = 5.0  # seconds of processor time per conversation; an ordinary template takes a thousandth
+_WAITS = 4  # factor for wall-clock time, since threads wait for each other
+_MEMORY = 2 << 30  # bytes per conversation, beyond what the process already uses
+LONGEST = 64 << 20  # characters per conversation
+_DATE_CODES = (*"aAbBcdDeFGHIjmMpSuUVwWxXyY", "-d", "-m")  # strftime format
 
 
 class TemplateRefusalError(DataError):
-    """A conversation that the chat template refuses, or fails on; the ledger counts it under `cause`."""
+    """The chat template refuses a conversation or fails; the ledger counts it under `cause`."""
 
     cause = REFUSED
 
@@ -44,15 +44,15 @@ class UnknownTokenError(TemplateRefusalError):
 
 
 class RunawayTemplateError(InputError):
-    """A chat template that does not terminate, or takes too much memory."""
+    """The chat template does not terminate, or takes too much memory."""
 
 
 class _OutOfTime(BaseException):
-    """Not an exception that a template could catch."""
+    """Derived from BaseException, so that a template can't catch it."""
 
 
 def check_template(tokenizer: Any) -> None:
-    """Refuse powers: one of them can take days, and its computation can't be interrupted.
+    """Refuse the operator **, since a power can take days and can't be interrupted.
 
     Raises:
         InputError: names the line.
@@ -89,7 +89,7 @@ def apply_template(
 
     Raises:
         TemplateRefusalError: the template raises an error, of its own or another.
-        RunawayTemplateError: it takes too long, or too much memory.
+        RunawayTemplateError: it takes too much time or memory.
     """
     given = partial(apply_to_all, today=today, arguments=arguments, generation=generation, template=template)
     return given(tokenizer, [conversation])[0]
@@ -110,7 +110,7 @@ def apply_to_all(
         tokenizer: with a chat template.
         conversations: what to render.
         today: the date that `strftime_now` returns to the template; None is the real one.
-        arguments: as of PreferenceGroup.
+        arguments: as in PreferenceGroup.
         generation: end with the generation prompt.
         template: replaces the tokenizer's own.
 
@@ -149,7 +149,7 @@ def _runaway(tokenizer: Any, what: str) -> RunawayTemplateError:
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Stop code that takes too much processor time or memory; on another thread than the main one, too much time."""
+    """Stop code that takes too much processor time or memory; outside the main thread, too much wall-clock time."""
     if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
         with _WATCH.over_this_thread():
             yield
@@ -161,15 +161,15 @@ def _bounded() -> Iterator[None]:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
-        with open("/proc/self/statm", "rb", buffering=0) as stream:  # for each conversation: it must be quick
+        with open("/proc/self/statm", "rb", buffering=0) as stream:  # must be fast: called per conversation
             most = int(stream.read().split()[0]) * resource.getpagesize() + _MEMORY
-    except OSError:  # macOS has no such file: time alone is bounded
+    except OSError:  # macOS has no such file, so only time is limited
         most = resource.RLIM_INFINITY
     limits = [limit for limit in (soft, hard, most) if limit != resource.RLIM_INFINITY]
     before = signal.signal(signal.SIGVTALRM, stop)
     try:
         resource.setrlimit(resource.RLIMIT_AS, (min(limits, default=soft), hard))
-        signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS, 0.5)  # again, in case the first one is ignored
+        signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS, 0.5)  # repeated, in case the first signal is ignored
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -178,7 +178,7 @@ def _bounded() -> Iterator[None]:
 
 
 class _Watch:
-    """Stops threads that signals can't reach: an exception is raised in one that is over its time."""
+    """Stops threads that signals can't reach, by raising an exception in a thread that exceeds its time."""
 
     def __init__(self) -> None:
         self._ends: dict[int, float] = {}  # by thread
@@ -207,7 +207,7 @@ class _Watch:
             with self._lock:
                 for thread, end in self._ends.items():
                     if end < now:
-                        self._ends[thread] = now + _SECONDS  # again, in case it is ignored
+                        self._ends[thread] = now + _SECONDS  # repeated, in case it is ignored
                         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_OutOfTime))
 
 
@@ -215,9 +215,9 @@ _WATCH = _Watch()
 
 
 def alternating(conversation: Conversation) -> Conversation:
-    """The conversation with system text moved into the first user turn and adjacent turns of one role joined.
+    """The conversation with system text moved into the first user turn, and adjacent turns of the same role joined.
 
-    Templates such as Mistral-7B-Instruct-v0.1's take alternating user and assistant turns only.
+    Templates such as Mistral-7B-Instruct-v0.1's accept only alternating user and assistant turns.
     """
     turns: list[Message] = []
     for message in conversation:
@@ -235,13 +235,13 @@ def asks_for_date(template: str) -> bool:
 
 
 def bake(template: str, bos: bool, end: bool, today: str | None) -> str:
-    """A template that writes by itself what the renderer adds to it.
+    """A template that itself writes what the renderer adds.
 
     Args:
         template: the original.
-        bos: write BOS in front.
+        bos: write BOS at the start.
         end: write EOS at the end, but not after a generation prompt.
-        today: the date that the template prints, if it prints one and has no fixed date; None leaves it unchanged.
+        today: the date to print, if the template prints a date that is not fixed; None changes nothing.
     """
     head = "{{ bos_token }}{# BOS, as in training #}\n" if bos else ""  # the comment swallows the line break
     if today is not None and asks_for_date(template) and "macro strftime_now(" not in template:

@@ -1,4 +1,4 @@
-"""Tokenised splits: a memory-mapped table on disk, made once for all processes, and checked when it is opened."""
+"""Tokenised splits: a memory-mapped table on disk, made once for all processes and verified when it is opened."""
 
 import hashlib
 import json
@@ -18,18 +18,18 @@ from rmtrain.data.tokenize import OverLength, TokenizedGroup, Value, tokenize_gr
 from rmtrain.data.types import Preference, PreferenceGroup, Row
 from rmtrain.data.workers import PART, in_parts
 
-_VERSION = "3"  # raise when tokenisation or rendering changes what tokens come out, or when rows change
-_LAYOUT = "5"  # raise when entries of the cache change in form; not part of the fingerprint, which resumed runs compare
+_VERSION = "3"  # raise this if tokenisation or rendering gives other tokens, or if the rows' format changes
+_LAYOUT = "5"  # raise this if cache entries change their format; not in the fingerprint, which resumed runs compare
 _TABLE, _REPORT = "groups.arrow", "report.json"  # the files in an entry of the cache
 
 
 class TokenizedSplit(NamedTuple):
-    """A split as a memory-mapped table, one row a group."""
+    """A split as a memory-mapped table, one row per group."""
 
     fingerprint: str  # of groups, tokenizer, rendering and rules
-    table: Any  # datasets.Dataset; a row is what group_to_row makes
+    table: Any  # datasets.Dataset; its rows are made by group_to_row
     dropped: dict[str, Lost]  # by cause
-    identical: dict[str, int]  # preferences that are kept between completions of the same tokens, by cause
+    identical: dict[str, int]  # kept preferences between completions of the same tokens, by cause
     truncated: int  # groups
     omitted: dict[str, Omitted]  # by what the chat template leaves out of kept groups: a role's text, tools, calls
 
@@ -38,7 +38,7 @@ class TokenizedSplit(NamedTuple):
 
     @property
     def refused(self) -> tuple[str, Lost] | None:
-        """Why the renderer refused rows, and what was lost: one cause for texts, another for token ids."""
+        """Why the renderer refused rows, and the dropped rows: one cause for texts, another for token ids."""
         return find_refused(self.dropped)
 
     @property
@@ -121,7 +121,7 @@ def tokenize_split(
 ) -> TokenizedSplit:
     """Tokenise a split, or take it from the cache.
 
-    The first of several processes does the work; the others wait for it on a file lock, which has no time-out.
+    The first of several processes does the work; the others wait for a file lock, without a time limit.
 
     Args:
         groups: the split's groups.
@@ -149,7 +149,7 @@ def tokenize_split(
 
 
 class _Fingerprint(NamedTuple):
-    """What names the tokens of some groups, and decides on their columns."""
+    """The fingerprint of tokenised groups, and the fact that decides on their columns."""
 
     digest: str
     soft: bool  # whether a preference has another probability than 1

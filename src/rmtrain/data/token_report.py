@@ -14,22 +14,22 @@ IDENTICAL = ("identical after rendering", "identical after truncation")  # the c
 
 
 class Lost(NamedTuple):
-    """What a split lost to one cause when it was tokenised."""
+    """What tokenisation dropped from a split for one cause."""
 
     rows: int
     completions: int
     preferences: int
     first: str  # id of the first group
-    why: str = ""  # in detail, of the first group
+    why: str = ""  # details on the first group
 
     def plus(self, other: "Lost") -> "Lost":
-        """Both together; the first is this one's."""
+        """The sum of both; the first group is this one's."""
         rows, completions = self.rows + other.rows, self.completions + other.completions
         return self._replace(rows=rows, completions=completions, preferences=self.preferences + other.preferences)
 
 
 class Omitted(NamedTuple):
-    """What a chat template leaves out of the rows of a split."""
+    """What a chat template leaves out of a split's rows."""
 
     rows: int
     first: str  # id of the first group
@@ -37,7 +37,7 @@ class Omitted(NamedTuple):
 
 
 def find_refused(dropped: Mapping[str, Lost]) -> tuple[str, Lost] | None:
-    """Why the renderer refused rows, and what was lost; None if it took them all."""
+    """Why the renderer refused rows, and the dropped rows; None if it accepted all."""
     return next(((cause, dropped[cause]) for cause in (REFUSED, UNKNOWN) if cause in dropped), None)
 
 
@@ -53,13 +53,13 @@ class TokenReport:
 
     @property
     def refused(self) -> tuple[str, Lost] | None:
-        """As of TokenizedSplit."""
+        """As in TokenizedSplit."""
         return find_refused(self.dropped)
 
     def keep(
         self, group: PreferenceGroup, tokens: TokenizedGroup | None, refusal: TemplateRefusalError | None
     ) -> TokenizedGroup | None:
-        """Count a group, and return what is kept of it."""
+        """Count a group, and return its kept part."""
         if tokens is None:
             cause, why = (refusal.cause, refusal.message) if refusal else (OVER_LENGTH, "")
             self._lose(cause, group, len(group.preferences), whole=True, why=why)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def features_of(soft: bool) -> Any:
-    """The columns of a table; probabilities of preferences only where one of them is not 1."""
+    """The columns of a table; with probabilities of preferences only if one of them is not 1."""
     from datasets import Features, List, Value
 
     integers = List(Value("int32"))
@@ -39,12 +39,12 @@ class Sizes(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """With each prompt once a group."""
+        """Tokens with each prompt once per group."""
         return int(self.prefixes.sum(dtype=np.int64) + self.suffixes.sum(dtype=np.int64))
 
     @property
     def tokens_repeated(self) -> int:
-        """With each prompt once a distinct suffix."""
+        """Tokens with each prompt once per distinct suffix."""
         return int((self.prefixes.astype(np.int64) * self.distinct).sum() + self.suffixes.sum(dtype=np.int64))
 
     @property

@@ -19,15 +19,15 @@ Tokens = NDArray[np.int32]
 OverLength = Literal["truncate_prompt", "truncate_completion", "drop", "error"]
 Value = TypeVar("Value")
 
-_CHUNK = 512  # groups tokenised in one call of the fast tokenizer, which works on them in parallel
+_CHUNK = 512  # groups tokenised in one call of the fast tokenizer, which runs in parallel
 
 
 class TokenizedGroup(NamedTuple):
-    """A group's sequences, split at their longest common token prefix; equal ones are held once.
+    """A group's sequences, split at their longest common token prefix; equal sequences are stored once.
 
     Completion k is `prefix` followed by `suffixes[suffix_of[k]]`, so completions of the same tokens share one suffix
     and one reward. No suffix is empty, since rewards are read at its last token. The split is by tokens, so it is exact
-    whatever the chat template or the tokenizer do at the end of the prompt.
+    for any chat template and tokenizer.
     """
 
     id: str
@@ -36,7 +36,7 @@ class TokenizedGroup(NamedTuple):
     suffixes: tuple[Tokens, ...]  # D distinct arrays of at least one token
     preferences: tuple[Preference, ...]  # between the K completions
     truncated: bool
-    starts: tuple[int, ...] = ()  # D positions at which the responses start; only for log-probabilities
+    starts: tuple[int, ...] = ()  # D start positions of the responses; only for log-probabilities
     suffix_of: tuple[int, ...] = ()  # K indices of suffixes; empty: completion k has suffix k
     omitted: tuple[Omission, ...] = ()  # what the chat template leaves out, each kind once; not stored in tables
     scores: tuple[float, ...] | None = None  # K, of the source
@@ -46,7 +46,7 @@ class TokenizedGroup(NamedTuple):
         return tuple(values[place] for place in self.suffix_of or range(len(values)))
 
     def suffix_scores(self) -> list[float]:
-        """D scores, each the mean over the completions that share a suffix; NaN where the source has none."""
+        """D scores, each the mean over the completions that share a suffix; NaN if the source has none."""
         if self.scores is None:
             return [math.nan] * len(self.suffixes)
         of_suffix: list[list[float]] = [[] for _ in self.suffixes]
@@ -62,17 +62,17 @@ class TokenizedGroup(NamedTuple):
 
     @property
     def response_lengths(self) -> tuple[int, ...]:
-        """Tokens of each of the K responses, of a group with `starts`."""
+        """The number of tokens of each of the K responses, for a group with `starts`."""
         return self.spread([total - start for total, start in zip(self.lengths, self.starts, strict=True)])
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each distinct sequence."""
+        """The number of tokens of each distinct sequence."""
         return tuple(len(self.prefix) + len(suffix) for suffix in self.suffixes)
 
 
 def merge_equal(sequences: Iterable[Sequence[int]]) -> tuple[list[Sequence[int]], tuple[int, ...]]:
-    """The distinct ones of K sequences, in their order, and for each of the K its index among them."""
+    """The distinct sequences of K, in order, and for each of the K its index among them."""
     places: dict[tuple[int, ...], int] = {}
     numbers = tuple(places.setdefault(tuple(sequence), len(places)) for sequence in sequences)
     return list(places), numbers
@@ -95,7 +95,7 @@ def tokenize_groups(
     over_length: OverLength,
     refused: dict[str, TemplateRefusalError] | None = None,
 ) -> Iterator[TokenizedGroup | None]:
-    """Tokenise groups in order; None stands for a group that is over-length or that the template refuses.
+    """Tokenise groups in order; None for a group that is dropped as over-length or refused by the template.
 
     All completions of a group keep the same part of their prompt, so that they answer the same question.
 
@@ -103,9 +103,9 @@ def tokenize_groups(
         groups: what to tokenise.
         renderer: the rendering contract.
         max_length: tokens of prompt and one completion.
-        over_length: `truncate_prompt` cuts the oldest prompt text first, and a completion only where that is not
-            enough; `truncate_completion` cuts the end of long completions, and the prompt only where that is not
-            enough; `drop` yields None; `error` raises. Template tokens, BOS and end token always survive.
+        over_length: `truncate_prompt` cuts the oldest prompt text first, and completions only if that does not suffice;
+            `truncate_completion` cuts the end of long completions, and the prompt only if that does not suffice; `drop`
+            yields None; `error` raises. Template tokens, BOS and end token are never cut.
         refused: receives, by group id, why the renderer refuses a group; None raises instead.
 
     Raises:
@@ -167,10 +167,10 @@ def _fit(
 def _texts_of_all(
     groups: Sequence[PreferenceGroup], renderer: Renderer, refused: dict[str, TemplateRefusalError] | None
 ) -> list[list[Any]]:
-    """`_texts` of each group; in one call of the template where it takes them all."""
+    """`_texts` of each group, in one call of the template if it accepts all groups."""
     if len({group.arguments for group in groups}) == 1:
         conversations = [group.prompt + completion for group in groups for completion in group.completions]
-        with contextlib.suppress(TemplateRefusalError, RunawayTemplateError):  # then the group is found below
+        with contextlib.suppress(TemplateRefusalError, RunawayTemplateError):  # the refused group is found below
             texts = iter(renderer.texts(conversations, groups[0].arguments))
             return [list(islice(texts, len(group.completions))) for group in groups]
     return [_texts(group, renderer, refused) for group in groups]
@@ -198,7 +198,7 @@ def _refuse(
 def _omitted(group: PreferenceGroup, rendered: list[Any]) -> tuple[Omission, ...]:
     omissions: dict[str, Omission] = {}
     for completion, text in zip(group.completions, rendered, strict=True):
-        if isinstance(text, str):  # not a pair of texts, which leaves nothing out
+        if isinstance(text, str):  # an encoder's pair of texts omits nothing
             for omission in find_omissions(text, group.prompt + completion, group.arguments):
                 omissions.setdefault(omission.what, omission)
     return tuple(omissions.values())
@@ -210,18 +210,18 @@ def truncate_group(
     """A group cut to fit, and its sequences.
 
     Args:
-        group: one that is too long.
+        group: an over-length group.
         sequences: its tokens, untruncated.
         renderer: the rendering contract.
         max_length: tokens of prompt and one completion.
-        prompt_first: cut completions only if cutting the prompt is not enough; else the other way round.
+        prompt_first: cut completions only if cutting the prompt does not suffice; otherwise the reverse.
 
     Raises:
         DataError: the template alone exceeds max_length.
     """
     prompt, completions = group.prompt, list(group.completions)
     for cut_prompt in (prompt_first, not prompt_first):
-        # each pass cuts the measured excess; tokens that merge differently at the cut can leave a few for the next
+        # each pass cuts the measured excess; tokens that merge differently at the cut may need another pass
         while max(excess := [len(sequence) - max_length for sequence in sequences]) > 0:
             before = prompt, completions
             if cut_prompt:
@@ -259,7 +259,7 @@ def _cut(renderer: Renderer, messages: Conversation, tokens: int, from_start: bo
             rest = content[spans[tokens][0] :]
         else:
             rest = content[: spans[len(spans) - tokens][0]]
-        if rest == content:  # a cut inside a character's bytes: take the whole character
+        if rest == content:  # the cut is inside a character's bytes: cut the whole character
             rest = content[1:] if from_start else content[:-1]
         kept[index] = kept[index]._replace(content=rest)
         tokens -= len(spans)

@@ -23,7 +23,7 @@ def load_tokenizer(
         template_needed: refuse a tokenizer without one.
 
     Raises:
-        InputError: the name has no tokenizer, or no chat template is given.
+        InputError: there is no tokenizer, or no chat template.
     """
     from transformers import AutoTokenizer
 
@@ -42,7 +42,7 @@ def load_tokenizer(
         raise InputError(f"{name}: its tokenizer has no fast version", "the folder must hold a tokenizer.json")
     if chat_template is not None:
         tokenizer.chat_template = _template_text(chat_template)
-    if isinstance(tokenizer.chat_template, dict):  # by name; transformers uses tool_use for rows with tools
+    if isinstance(tokenizer.chat_template, dict):  # by name; transformers takes tool_use for rows with tools
         named = {name: text for name, text in tokenizer.chat_template.items() if name in ("default", "tool_use")}
         tokenizer.chat_template = named if len(named) > 1 else named.get("default")
     if template_needed and tokenizer.chat_template is None:
@@ -66,13 +66,13 @@ def _template_text(template: str) -> str:
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
-    """Special tokens by role, then those that only the vocabulary marks as special, such as some ends of turn."""
+    """Special tokens by role, then those marked as special only in the vocabulary, such as some ends of turn."""
     added = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
     return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
 
 def choose_pad(tokenizer: Any, last_id: int) -> int:
-    """A pad id that needs no new vocabulary entry and is never the token at which a reward is read."""
+    """A pad id that needs no new vocabulary entry and never is the token at which a reward is read."""
     taken = {tokenizer.eos_token_id, last_id}
     specials = [tokenizer.convert_tokens_to_ids(token) for token in special_tokens(tokenizer)]
     candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id]
@@ -89,10 +89,10 @@ def choose_pad(tokenizer: Any, last_id: int) -> int:
 
 
 def _ordinary_pad(tokenizer: Any, taken: set[int | None]) -> int | None:
-    """A word's token, for a tokenizer such as GPT-2's, whose only special token is the end token.
+    """An ordinary token, for tokenizers such as GPT-2's whose only special token is the end token.
 
-    A tokenizer recognises its pad token in texts by its spelling, so no text may spell it: it is a token with the
-    mark that byte-level and SentencePiece vocabularies use for a blank.
+    A tokenizer recognises its pad token in texts by spelling, so texts must not contain it: it is a token with the mark
+    that byte-level and SentencePiece vocabularies use for a space.
     """
     words = ((token, index) for token, index in tokenizer.get_vocab().items() if token[:1] in _BLANKS and token[1:])
     return max((index for _, index in words if index not in taken), default=None)

@@ -1,20 +1,20 @@
-"""The central value: a prompt, its K completions, and which of them is better than which."""
+"""The central value: a prompt, its K completions, and the preferences among them."""
 
 import json
 from typing import Any, NamedTuple
 
 from rmtrain.json_values import JsonObject
 
-Row = dict[str, Any]  # a row of a source, by column
-TOKENS = "tokens"  # the role of a message of token ids, which no row can state; its content is their JSON
+Row = dict[str, Any]  # a source row: column → value
+TOKENS = "tokens"  # the role of a message of token ids, which no row can have; its content is their JSON
 _CALLS = ("tool_calls", "function_call")
 
 
 class Message(NamedTuple):
-    """One turn of a conversation, as chat templates take it."""
+    """One turn of a conversation, for chat templates."""
 
-    role: str  # "system", "user", "assistant", or another that the template knows
-    content: str  # "" where the source has null
+    role: str  # "system", "user", "assistant", or another role of the template
+    content: str  # "" if the source has null
     fields: str = ""  # JSON of the message's other keys, such as tool_calls; "" for none
 
     @property
@@ -24,7 +24,7 @@ class Message(NamedTuple):
         return as_json({key: fields[key] for key in _CALLS if fields.get(key)})
 
     def as_dict(self) -> JsonObject:
-        """The message as chat templates take it."""
+        """The message in the form that chat templates take."""
         fields = json.loads(self.fields) if self.fields else {}
         return {"role": self.role, "content": self.content, **fields}
 
@@ -45,7 +45,7 @@ def ids_in(conversation: Conversation) -> list[int] | None:
 
 
 def as_json(values: dict[str, Any]) -> str:
-    """JSON of an object with its keys in their own order, as templates print them; "" for an empty one."""
+    """JSON of an object, with keys in the order that templates print; "" for an empty one."""
     return json.dumps(values, ensure_ascii=False, default=str) if values else ""
 
 
@@ -54,11 +54,11 @@ class Preference(NamedTuple):
 
     better: int
     worse: int
-    gap: float | None = None  # score difference on the source's own scale; None where the source has no scores
-    probability: float = 1.0  # that `better` is the better one: the share of raters who say so, 0.5 for a tie
+    gap: float | None = None  # score difference on the source's scale; None if the source has no scores
+    probability: float = 1.0  # that `better` is better: the share of raters who say so, 0.5 for a tie
 
     def __repr__(self) -> str:
-        """Without a probability of 1: digests over the `repr` of groups are older than probabilities."""
+        """Omits a probability of 1, so that digests over the `repr` of groups stay those of earlier versions."""
         soft = "" if self.probability == 1.0 else f", probability={self.probability!r}"
         return f"Preference(better={self.better!r}, worse={self.worse!r}, gap={self.gap!r}{soft})"
 
@@ -71,9 +71,9 @@ class PreferenceGroup(NamedTuple):
     """
 
     id: str  # unique within its split
-    prompt: Conversation  # may be empty, where a source has whole texts only
+    prompt: Conversation  # may be empty, if a source has only whole texts
     completions: tuple[Conversation, ...]  # K; each holds the messages that follow the prompt, usually one
     preferences: tuple[Preference, ...]
-    source: str = ""  # the subset or origin that figures are broken down by
-    scores: tuple[float, ...] | None = None  # K graded scores, where the source has them
+    source: str = ""  # the subset or origin, for figures by source
+    scores: tuple[float, ...] | None = None  # K graded scores, if the source has them
     arguments: str = ""  # JSON of the chat template's other arguments, such as tools

@@ -11,9 +11,7 @@ from rmtrain.metrics.intervals import clustered_interval
 from rmtrain.metrics.rankings import credits_of, ranking_accuracy
 from rmtrain.scoring.scorer import ScorerInfo
 
-_SAME_SCALE = (
-    1.5  # ratio of the largest to the smallest standard deviation of members' rewards above which the user is told
-)
+_SAME_SCALE = 1.5  # a larger ratio of members' standard deviations of rewards gives a warning
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from jaxtyping import Float64, UInt64
 
 ALONE = "fewer than two answers"
 TIED = "all rewards are equal"
-CLOSE = "no answer is lower by the minimum margin"
-UNLIKE = "no lower answer has a similar length"
+CLOSE = "no answer is lower by the least margin"
+UNLIKE = "no lower answer is of like length"
 BELOW = "below the threshold"
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks by name: a new one is a module like those in this folder, and one line here."""
+"""The registry of benchmarks: a new one is a module in this folder, and a line here."""
 
 from functools import cache
 from importlib import import_module
@@ -9,7 +9,7 @@ from rmtrain.errors import DataError
 if TYPE_CHECKING:
     from rmtrain.data.benchmarks.definition import Benchmark
 
-BENCHMARKS = {  # name on the command line and in results → module with a BENCHMARK, imported when it is asked for
+BENCHMARKS = {  # name on the command line and in results → module with a BENCHMARK, imported on demand
     "rewardbench-1": "rmtrain.data.benchmarks.rewardbench1",
     "rewardbench-2": "rmtrain.data.benchmarks.rewardbench2",
     "rm-bench": "rmtrain.data.benchmarks.rm_bench",

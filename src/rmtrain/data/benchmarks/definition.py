@@ -17,7 +17,7 @@ class Era:
 
     overall: Weights
     sections: Mapping[str, Weights] = field(default_factory=dict)
-    prior: Weights = field(default_factory=dict)  # of the prior sets alone
+    prior: Weights = field(default_factory=dict)  # of the prior sets
     with_prior: Weights = field(default_factory=dict)  # of subsets and prior sets together
 
 
@@ -25,7 +25,7 @@ class Era:
 class PriorSets:
     """Older test sets that the overall score may include; each is a split of one dataset."""
 
-    counts: Sizes  # of the sets that are reported
+    counts: Sizes  # of the reported sets
     in_score: tuple[str, ...]
     left_out: tuple[str, ...]  # splits that are neither reported nor scored
     hub_id: str = ""
@@ -40,7 +40,7 @@ class ScoredPrompt(NamedTuple):
 
 
 class FormulaScore(NamedTuple):
-    """A subset's score by its own formula, and the formula's terms; None where no prompt has what a term needs."""
+    """A subset's score by its own formula, and the formula's terms; None for a term that no prompt defines."""
 
     score: float | None
     terms: dict[str, float | None]
@@ -49,32 +49,32 @@ class FormulaScore(NamedTuple):
 
 @dataclass(frozen=True)
 class OwnFormula:
-    """The formula of a subset whose score is not a mean over its rows, such as the Ties subset of RewardBench 2."""
+    """The formula of a subset whose score is not a mean over its rows, such as Ties of RewardBench 2."""
 
     score: Callable[[Sequence[ScoredPrompt], int], FormulaScore]  # the integer is the seed of the resampling
     difference_draws: Callable[[Sequence[ScoredPrompt], Sequence[ScoredPrompt], int], Floats]  # [R] A minus B
     prompt_of: Callable[[str], str]  # row id → prompt; the rows of a prompt are resampled together
     prompts: int  # number of prompts in the published subset
-    excess: float  # how far a score can lie below 0 or above 1
+    excess: float  # how far a score can exceed the range from 0 to 1
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark. Its subsets are those that its sections weigh."""
+    """A benchmark. Its subsets are those in its sections."""
 
     name: str  # on the command line and in results
     title: str  # in tables and model cards
     hub_id: str
     split: str  # the split that is scored
-    read: Callable[[Row], PreferenceGroup]  # puts the right completions first; a ValueError says what a row lacks
+    read: Callable[[Row], PreferenceGroup]  # puts the right completions first; raises ValueError for a faulty row
     sections: Callable[[Sizes], Mapping[str, Weights]]  # section → subset → weight
     eras: Callable[[Sizes, Collection[str]], Mapping[str, Era]]  # of the sizes of subsets and the prior sets scored
     counts: Sizes = field(default_factory=dict)  # published number of rows by subset
-    split_sizes: tuple[int, ...] = ()  # published number of rows by split, where subsets have no published numbers
+    split_sizes: tuple[int, ...] = ()  # published number of rows by split, if not published by subset
     # pairs: every preference counts 1 if the better reward is strictly higher. best: a row counts 1 if its right
     # completion has the highest reward, and 1/k if k completions share it
     rule: Literal["pairs", "best"] = "pairs"
-    needs_rewards: bool = False  # margins between two completions are not enough
+    needs_rewards: bool = False  # needs rewards: margins between two completions do not suffice
     prior: PriorSets | None = None
     own_formulas: Mapping[str, OwnFormula] = field(default_factory=dict)  # by subset
     # further figures of a section's rows, computed from [n, K] rewards with n > 0, and their names
@@ -93,7 +93,7 @@ class Benchmark:
 
 
 def single_subset_sections(*subsets: str) -> Callable[[Sizes], Mapping[str, Weights]]:
-    """Sections that are one subset each and have its name."""
+    """Sections of one subset each, with the subset's name."""
     return lambda sizes: {subset: {subset: 1} for subset in subsets}
 
 
@@ -116,7 +116,7 @@ class EraScore(NamedTuple):
 def era_scores(
     benchmark: Benchmark, accuracies: Mapping[str, float], prior: Mapping[str, float], sizes: Sizes
 ) -> dict[str, EraScore]:
-    """Scores by each of the benchmark's formulas, of accuracies by subset and by prior set."""
+    """Scores by each of the benchmark's formulas, from accuracies by subset and by prior set."""
     return {
         name: EraScore(
             sections={section: weighted_mean(accuracies, weights) for section, weights in era.sections.items()},

@@ -1,4 +1,4 @@
-"""Typed fields of a benchmark's published row, and the preference group that they make; faults are ValueErrors."""
+"""Typed fields of a benchmark's published row, and the preference group made of them; faults are ValueErrors."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -18,7 +18,7 @@ def text_in(row: Row, column: str) -> str:
 
 
 def texts_in(row: Row, column: str) -> list[str]:
-    """A column's list of texts, which is not empty."""
+    """A column with a non-empty list of texts."""
     value: list[str] = _value(row, column)
     if not is_texts(value):
         raise ValueError(f"{column} is not a list of texts")
@@ -44,7 +44,7 @@ def prompt_in(row: Row) -> Conversation:
 
 
 def user_turn(text: str) -> Conversation:
-    """One user message with exactly this text: a benchmark's prompt is never parsed as a transcript."""
+    """One user message with exactly this text: prompts of benchmarks are never parsed as transcripts."""
     return (Message("user", text),)
 
 

@@ -44,7 +44,7 @@ def benchmark_groups(
     subset: str | None = None,
     where: Callable[[int], str] = lambda index: f"row {index + 1}",
 ) -> list[PreferenceGroup]:
-    """All rows of a benchmark as preference groups, in order; ids are as published, which may repeat.
+    """All rows of a benchmark as preference groups, in order. Published ids may repeat.
 
     A given `subset` replaces the rows' own, for splits of the prior sets. `where` is the place of a row, for messages.
 
@@ -65,7 +65,7 @@ def benchmark_groups(
 def core_groups(
     benchmark: Benchmark, data: str | None, split: str | None, notify: Notify
 ) -> tuple[list[PreferenceGroup], Origin]:
-    """The benchmark's rows of the named split, else of the scored one, else of the source's only split.
+    """The benchmark's rows from the named split, else the scored split, else the source's only split.
 
     `data` is a SOURCE; None is the benchmark's dataset on the hub.
 
@@ -83,11 +83,11 @@ def core_groups(
 
 
 def with_unique_ids(groups: Sequence[PreferenceGroup], notify: Notify) -> list[PreferenceGroup]:
-    """The groups with every id made unique: the second group of an id gets `#2`, the third `#3`, and so on."""
+    """The groups with unique ids: the second group with an id gets `#2`, the third `#3`, and so on."""
     ids = unique_ids([group.id for group in groups])
     renamed = [name for group, name in zip(groups, ids, strict=True) if group.id != name]
     if renamed:
-        notify(f"rows that repeat an earlier row's id: {len(renamed)}, renamed with a number, such as {renamed[0]}")
+        notify(f"rows with the id of an earlier row: {len(renamed)}, renamed with a number, such as {renamed[0]}")
     return [group._replace(id=name) for group, name in zip(groups, ids, strict=True)]
 
 
@@ -101,9 +101,9 @@ class _Part(NamedTuple):
 def prior_groups(
     benchmark: Benchmark, given: Sequence[str], notify: Notify
 ) -> tuple[list[PreferenceGroup], list[Origin]]:
-    """The rows of prior sets, whose `source` is the set, and the origin of each part of them.
+    """The rows of prior sets, whose `source` is the set, and the origin of each part.
 
-    A given source is one of:
+    A source is one of:
     - a dataset on the hub with a split for each set;
     - a folder of files named after the sets, whole (`shp.jsonl`) or in shards (`shp-00000-of-00001.parquet`);
     - `NAME=FILE`, the file of one set;
@@ -131,7 +131,7 @@ def prior_groups(
             else:
                 groups.append(group)
     for name, n in left_out.items():
-        notify(f"{name}: {n} rows are left out, as the leaderboard leaves them out")
+        notify(f"{name}: {n} rows are left out, as on the leaderboard")
     if not groups:
         raise DataError(f"{', '.join(given)}: holds no rows of scored prior sets", "leave out --prior-data")
     return with_unique_ids(groups, notify), [rows.origin for _, rows in parts]
@@ -169,7 +169,7 @@ def _folder_parts(folder: Path, prior: PriorSets) -> list[_Part]:
             f"name files {', '.join(_splits(prior))}, with .jsonl or another data suffix; or give them as NAME=FILE",
         )
     if not files:
-        raise DataError(f"{folder}: holds no data files", "name a folder with shp.jsonl and the like")
+        raise DataError(f"{folder}: holds no data files", "name a folder with files such as shp.jsonl")
     return [_Part(name, read_rows(parse_source(str(path)), None)) for path, name in sets.items()]
 
 

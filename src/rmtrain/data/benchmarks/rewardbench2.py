@@ -1,4 +1,4 @@
-"""RewardBench 2 (arXiv 2506.01937): one right completion of four, and the Ties subset with a formula of its own."""
+"""RewardBench 2 (arXiv 2506.01937): one right completion of four, and the Ties subset with its own formula."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -63,15 +63,15 @@ def ties_score(prompts: Sequence[ScoredPrompt], seed: int = 0) -> FormulaScore:
 
     With M = lowest right - highest wrong reward and D = highest - lowest right reward of the tied form, a prompt is
     accurate if M > 0. As in the `rewardbench` package up to 0.1.4, the margin is a mean over the prompts with D > 0,
-    and 0 without such prompts; its main branch has since given the others +-1, which moves the score by 0.02 at most.
-    Both forms of a prompt are resampled together.
+    and 0 without such prompts; its main branch now gives the other prompts +-1, which changes the score by 0.02 at
+    most. Both forms of a prompt are resampled together.
 
     Args:
         prompts: both forms of each prompt; the last three terms are over prompts that have both.
         seed: of the resampling.
 
     Raises:
-        ValueError: a form of a prompt comes twice, or has no right or no wrong completion.
+        ValueError: a form of a prompt occurs twice, or has no right or no wrong completion.
     """
     sums = np.array([_prompt_sums(forms) for forms in _by_number(prompts).values()]).reshape(-1, 10)
     total = sums.sum(axis=0)[None, :]

@@ -1,4 +1,4 @@
-"""RM-Bench (arXiv 2410.16184): three right and three wrong completions a prompt, in three styles."""
+"""RM-Bench (arXiv 2410.16184): three right and three wrong completions per prompt, in three styles."""
 
 from collections.abc import Collection, Mapping
 

@@ -1,4 +1,4 @@
-"""The benchmarks and sources that `data.decontaminate` names: their texts, and the training rows dropped for them."""
+"""The texts of benchmarks and sources in `data.decontaminate`, and the removal of overlapping training rows."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ PRIOR_SETS = "prior-sets"  # of RewardBench 1
 
 
 def drop_overlaps(curations: Sequence[Curation], data: DataSection, notify: Callable[[str], None]) -> None:
-    """Drop the training rows that overlap with what `data.decontaminate` names, each for the first that it names.
+    """Drop training rows that overlap with an entry of `data.decontaminate`, for the first such entry.
 
     Raises:
         DataError: as `read_benchmark_texts`, or the rows hold token ids.
@@ -42,7 +42,7 @@ def read_benchmark_texts(name: str, notify: Callable[[str], None]) -> BenchmarkT
     another place or revision; or any SOURCE. Of a SOURCE with several splits, those for training are left out.
 
     Raises:
-        DataError: it is none of these, or can't be read.
+        DataError: the entry is none of these, or can't be read.
     """
     known, mark, source = name.partition("=")
     if known == PRIOR_SETS and (source or not mark):
@@ -59,7 +59,7 @@ def read_benchmark_texts(name: str, notify: Callable[[str], None]) -> BenchmarkT
         known_names = ", ".join((*BENCHMARKS, PRIOR_SETS))
         raise DataError(f"data.decontaminate: {error.message}", f"benchmarks are {known_names}; {error.hint}") from None
     opened = open_source(pin_source(parsed))
-    name = os.path.basename(os.path.abspath(name)) if parsed.kind == "file" else name  # reports publish it
+    name = os.path.basename(os.path.abspath(name)) if parsed.kind == "file" else name  # because reports show it
     splits = [split for split in opened.splits if "train" not in split.lower()] or list(opened.splits)
     if len(splits) < len(opened.splits):
         notify(f"data.decontaminate: of {name}, the splits {', '.join(splits)} are compared")
@@ -75,14 +75,14 @@ def _of_groups(name: str, groups: Sequence[PreferenceGroup], origins: Sequence[d
 
 
 def _compared(name: str, origins: Sequence[dict[str, Any]], rows: int) -> Compared:
-    """What is recorded of rows of one or several origins."""
+    """The record of rows of one or several origins."""
     prints = [str(origin["fingerprint"]) for origin in origins]
     joined = prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
     return Compared(name, str(origins[0]["source"]), origins[0]["revision"], joined, rows)
 
 
 def _passages(source: SourceRows) -> Iterator[Passage]:
-    """The texts of a source's rows; every text of a row that no schema reads is compared as a prompt."""
+    """The texts of a source's rows; in rows that no schema reads, every text is compared as a prompt."""
     data = DataSection(source=source.description)
     try:
         schema, rows, _ = choose_schema(source, data)
@@ -100,7 +100,7 @@ def _passages(source: SourceRows) -> Iterator[Passage]:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """All texts in a value, however deep."""
+    """All texts in a nested value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, tuple, Mapping)):

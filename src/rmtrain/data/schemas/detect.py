@@ -1,4 +1,4 @@
-"""Which schema the rows of a source have: the one that the recipe describes or names, else the one that fits."""
+"""Finding the schema of a source's rows: the recipe's schema, or the one that fits the columns."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from rmtrain.data.types import Row
 from rmtrain.errors import DataError
 from rmtrain.recipe.data_schema import DataSection
 
-_PROMPTS = ("prompt", "instruction", "question", "context", "conversations", "messages")  # of rows a recipe describes
+_PROMPTS = ("prompt", "instruction", "question", "context", "conversations", "messages")
 _LIKE_LABELS = re.compile(
     r"winner(_.*)?|labels?|preference(s|_strength)?|overall_preference|preferred.*|choice|better.*|safer.*|verdict|votes?",
     re.IGNORECASE,
@@ -26,22 +26,22 @@ _LIKE_LABELS = re.compile(
 
 
 class SchemaError(DataError):
-    """Columns that fit no schema, or not the one that the recipe names."""
+    """The columns fit no schema, or not the recipe's schema."""
 
 
 class SchemaChoice(NamedTuple):
-    """The schema of a source's rows, and the rows with their columns renamed as the recipe says."""
+    """The schema of a source's rows, and the rows with columns renamed by the recipe."""
 
     schema: RowSchema
     rows: Sequence[Row]
-    notes: list[str]  # what a user should know, such as columns that are not read
+    notes: list[str]  # notes for the user, such as on unread columns
 
 
 def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
     """Find the schema of a source's rows.
 
     Raises:
-        SchemaError: no schema fits the columns, a column to be renamed is missing, or a rename would hide a label.
+        SchemaError: no schema fits, a column to rename is missing, or a rename would hide a label.
     """
     columns = {name for row in source.rows for name in row}
     try:
@@ -66,17 +66,17 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
         raise SchemaError(f"{source.description}: {error.message}", error.hint) from None
     opened = {theirs.partition(".")[0] for theirs in data.columns.values()}  # a key of their objects is read
     named = [column or "one without a heading" for column in unread if column not in opened]
-    notes = [f"columns that are not read: {', '.join(named)}"] if named else []
+    notes = [f"columns that are not used: {', '.join(named)}"] if named else []
     if not schema.prompt and isinstance(sample.get("chosen"), str):
         notes.append("no column holds a prompt: the shared beginning of chosen and rejected is the prompt, as in TRL")
     notes += [f"columns that only some of the files have: {', '.join(partly)}"] if partly else []
     if "margin" in columns & schema.columns:
-        notes.append("the column margin is each pair's score gap; the loss subtracts loss.margin times it")
+        notes.append("the column margin gives each pair's score gap; the loss subtracts loss.margin times this gap")
     return SchemaChoice(schema, rows, notes)
 
 
 def renamed(rows: Sequence[Row], data: DataSection) -> Sequence[Row]:
-    """Rows with their columns renamed as the recipe says."""
+    """Rows with columns renamed by the recipe."""
     return [rename(row, data.columns) for row in rows] if data.columns else rows
 
 
@@ -91,7 +91,7 @@ def _sample(rows: Sequence[Row], columns: set[str]) -> Row:
 
 
 def _columns_of_some_files(source: SourceRows, rows: Sequence[Row], schema: RowSchema) -> list[str]:
-    """The columns that the schema reads and that only some of the source's files have.
+    """The schema's columns that only some of the source's files have.
 
     Raises:
         DataError: a file lacks a column that the schema needs.
@@ -111,7 +111,7 @@ def _columns_of_some_files(source: SourceRows, rows: Sequence[Row], schema: RowS
 
 
 def find_schema(columns: Collection[str], sample: Row, data: DataSection) -> RowSchema:
-    """The schema that the recipe describes or names, else the one that fits the columns.
+    """The recipe's schema, or the one that fits the columns.
 
     Args:
         columns: of the rows, as `data.columns` renames them.
@@ -119,7 +119,7 @@ def find_schema(columns: Collection[str], sample: Row, data: DataSection) -> Row
         data: the recipe's section.
 
     Raises:
-        DataError: no schema fits, or several do; the message says what would.
+        DataError: no schema fits, or several do; the hint says how to choose one.
     """
     if data.answers:
         return _described(columns, sample, data)
@@ -138,7 +138,7 @@ def find_schema(columns: Collection[str], sample: Row, data: DataSection) -> Row
             "data.columns renames columns, such as `chosen: good_answer`",
         )
     best = [one for one in fitting if not any(_is_stricter(other, one) for other in fitting)]
-    # these two come first, since pairs are made from their rows
+    # these two first, since pairs are derived from such rows
     best = [schema for schema in best if schema.name in ("ultrafeedback", "completions")] or best
     names = list(dict.fromkeys(schema.name for schema in best))
     if len(names) > 1 and best[0].name not in ("ultrafeedback", "completions"):
@@ -164,7 +164,7 @@ def _is_stricter(other: RowSchema, one: RowSchema) -> bool:
 
 
 def _with_choices(schema: RowSchema, columns: Collection[str], data: DataSection) -> RowSchema:
-    """A published schema with the score or label that the recipe chooses."""
+    """A published schema with the recipe's choice of score or label."""
     if schema.name == "ultrafeedback":
         return replace(schema, reader=partial(read_ultrafeedback, score=data.score))
     if data.label is None:
@@ -173,7 +173,7 @@ def _with_choices(schema: RowSchema, columns: Collection[str], data: DataSection
         what = f"row schema {schema.name} has no label" if schema.label is None else "there is no such column"
         raise DataError(
             f"data.label names {data.label}, but {what}",
-            f"data.answers names the answers that the label is about; the columns are: {', '.join(sorted(columns))}",
+            f"name the answers with data.answers; the columns are: {', '.join(sorted(columns))}",
         )
     own = _label(data.label, data)
     return replace(schema, label=own if own.better else replace(schema.label, columns=(data.label,)))
@@ -185,7 +185,7 @@ def _label(column: str, data: DataSection) -> Label:
 
 
 def _described(columns: Collection[str], sample: Row, data: DataSection) -> RowSchema:
-    """The schema that the recipe describes by its answers, label and scores."""
+    """The schema given by the recipe's answers, label and scores."""
     needs = [name.partition(".")[0] for name in (*data.answers, *data.scores)] + ([data.label] if data.label else [])
     if lacking := [name for name in needs if name not in columns]:
         raise DataError(
@@ -237,7 +237,7 @@ def _unknown(columns: Collection[str], sample: Row) -> DataError:
 
 
 def _other_spelling(columns: Collection[str]) -> str:
-    """A hint that names the columns of a schema which are there in other letters, or with other signs between them."""
+    """A hint on columns whose names differ from a schema's only in case or separators."""
     plain = {re.sub(r"[\W_]", "", column).casefold(): column for column in columns}
     for schema in (known for known in SCHEMAS if known.when is None):
         theirs = {need: plain.get(re.sub(r"[\W_]", "", need).casefold()) for need in schema.needs}
@@ -257,11 +257,11 @@ def unread_columns(schema: RowSchema, rows: Sequence[Row], columns: Collection[s
         data: the recipe's section.
 
     Raises:
-        DataError: one of them says which answer is better, or holds a part of the prompt, and the renames hide it.
+        DataError: the renames hide a column that labels the better answer or holds a part of the prompt.
     """
     unread = sorted(set(columns) - schema.columns)
     renamed = data.columns
-    # a column renamed to margin says more than the size of the difference: its sign says which answer is better
+    # the sign of a column renamed to margin may say which answer is better
     labels = [column for column in (*unread, renamed.get("margin", "")) if _LIKE_LABELS.fullmatch(column)]
     if labels and renamed.keys() & set(PAIR) and data.row_schema == "auto":
         chosen, rejected = (renamed.get(name, name) for name in PAIR)

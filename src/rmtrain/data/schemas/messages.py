@@ -1,4 +1,4 @@
-"""The cells of a row → messages: plain texts, `Human:` transcripts, lists of messages, and token ids."""
+"""Cells of a row → messages: from plain texts, `Human:` transcripts, lists of messages, and token ids."""
 
 import ast
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from rmtrain.data.schemas.rows import MALFORMED, MISSING, UNANSWERED, WRONG_TYPE, RowFault
 from rmtrain.data.types import Conversation, Message, Row, as_json
 
-# which of these a model knows depends on its chat template
+# a chat template may know only some of these
 ROLES = frozenset({"system", "user", "assistant", "tool", "developer", "function", "ipython"})
 SPEAKERS = {  # the value of `from` → role
     "human": "user",
@@ -27,7 +27,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
 _OBJECTS = re.compile(r"\s*\[\s*\{\s*['\"]")
 _LIKE_MESSAGES = re.compile(r"\s*\[\s*\{\s*(['\"])(?:role|content|from|value)\1\s*:")
-_LONGEST_REPR = 1_000_000  # characters that Python's parser is given
+_LONGEST_REPR = 1_000_000  # maximum characters for Python's parser
 _MESSAGES = "text, or a list of messages with `role` and `content`"
 _SHOWN = 40  # characters of a role or type in a message
 
@@ -125,10 +125,10 @@ def _text(content: object, place: str) -> str:
 
 
 def token_ids(value: object, column: str) -> list[int]:
-    """A list of token ids, or the JSON of one.
+    """A list of token ids, or its JSON.
 
     Raises:
-        RowFault: it is not one, it is empty, or an entry can't be a token id.
+        RowFault: it is not a list, is empty, or has an entry that can't be a token id.
     """
     ids = list_in(value)
     wanted = "a list of token ids, which are whole numbers from 0"
@@ -142,7 +142,7 @@ def token_ids(value: object, column: str) -> list[int]:
     return ids
 
 
-# --- lists that a text may hold
+# --- lists inside texts
 
 
 def as_messages(value: object, column: str) -> object:
@@ -188,7 +188,7 @@ def list_in(value: object) -> list[Any] | None:
 
 
 def listed(value: object, column: str) -> list[Any]:
-    """The list of `list_in`.
+    """The list from `list_in`.
 
     Raises:
         RowFault: there is none, or it is empty.

@@ -1,4 +1,4 @@
-"""Where the prompt of a row is: in a column, in several columns, or at the beginning of the answers."""
+"""Finding the prompt of a row: in a column, in several columns, or at the beginning of the answers."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rmtrain.data.types import Conversation, Message, Row, of_ids
 
 
 def prompt_column(row: Row, column: str) -> Conversation:
-    """The prompt that a column holds as text or messages."""
+    """The prompt from a column of text or messages."""
     return prompt_of(row.get(column), column)
 
 
@@ -30,7 +30,7 @@ def alpaca_prompt(row: Row, column: str) -> Conversation:
 
 
 def post_prompt(row: Row, column: str) -> Conversation:
-    """A Reddit post or an article as the summaries' authors prompt with it (arXiv 2009.01325, table 4)."""
+    """A Reddit post or an article in the prompt format of arXiv 2009.01325, table 4."""
     info = row.get(column)
     if not isinstance(info, dict):
         raise RowFault(WRONG_TYPE, column, info, "an object with `post` or `article`")
@@ -53,8 +53,8 @@ def marked_prompt(row: Row, column: str) -> Conversation:
 def split_prompt(whole: list[Conversation], stated: object = None) -> tuple[Conversation, tuple[Conversation, ...]]:
     """The longest common prefix of whole conversations, and what follows it in each.
 
-    Messages in a prompt column are put in front, unless the conversations repeat them; a system message that only the
-    column has is kept in any case.
+    Messages in a prompt column are prepended, unless the conversations repeat them; a system message that only the
+    column has is always kept.
     """
     first = whole[0]
     shared = min(common_prefix(first, other) for other in whole[1:] or whole)
@@ -71,7 +71,7 @@ def split_prompt(whole: list[Conversation], stated: object = None) -> tuple[Conv
 
 
 def with_system(row: Row, prompt: Conversation) -> Conversation:
-    """The prompt with the text of the `system` column in front, if the row has one."""
+    """The prompt, preceded by the text of the `system` column if the row has one."""
     text = row.get("system")
     if text is None or text == "":
         return prompt
@@ -85,7 +85,7 @@ def with_system(row: Row, prompt: Conversation) -> Conversation:
 
 
 def spoken(value: object, column: str) -> list[Any] | None:
-    """The texts of one speaker, turn by turn, as a list or as the text of one; None for anything else."""
+    """The texts of one speaker by turn, from a list or its text; None for anything else."""
     texts = list_in(value)
     if texts is None and isinstance(value, str) and value.startswith('["') and value.endswith("]"):
         raise RowFault("unreadable turns", column, value, "a list of texts as JSON")
@@ -93,7 +93,7 @@ def spoken(value: object, column: str) -> list[Any] | None:
 
 
 def in_turns(prompts: list[Any], *answers: list[Any]) -> tuple[Conversation, tuple[Conversation, ...]]:
-    """The user's first text as the prompt; each completion is the answers with the user's later texts between them."""
+    """The user's first text is the prompt; each completion has the answers with the user's later texts between them."""
     completions = []
     for said in answers:
         if len(said) != len(prompts):
@@ -108,7 +108,7 @@ def in_turns(prompts: list[Any], *answers: list[Any]) -> tuple[Conversation, tup
 
 
 def split_texts(texts: Sequence[str]) -> tuple[Conversation, tuple[Conversation, ...]]:
-    """The shared beginning of plain texts as the prompt, and the rest of each as its completion."""
+    """The shared beginning of plain texts is the prompt, and the rest of each text its completion."""
     shared = min(shared_beginning(texts[0], text) for text in texts[1:])
     if not texts[0][:shared].strip():
         raise RowFault(NO_COMMON_PROMPT)
@@ -118,9 +118,10 @@ def split_texts(texts: Sequence[str]) -> tuple[Conversation, tuple[Conversation,
 def split_ids(
     given: object, column: str, answers: list[tuple[str, Any]]
 ) -> tuple[Conversation, tuple[Conversation, ...]]:
-    """A prompt and answers of token ids as messages; without a prompt, it is what all answers begin with.
+    """A prompt and answers of token ids as messages; without a prompt, the common beginning of the answers is the
+    prompt.
 
-    Answers that all begin with the prompt are whole sequences.
+    If all answers begin with the prompt, they are whole sequences.
     """
     whole = [token_ids(value, of_one) for of_one, value in answers]
     if given in (None, "", "[]", []):
@@ -139,7 +140,7 @@ def _are_equal(tokens: tuple[int, ...]) -> bool:
 
 
 def common_prefix(first: Sequence[Message], second: Sequence[Message]) -> int:
-    """How many leading messages two conversations share, leaving each at least one."""
+    """The number of leading messages that two conversations share, leaving each at least one."""
     shared = 0
     for a, b in zip(first[:-1], second[:-1], strict=False):
         if a != b:
@@ -149,9 +150,9 @@ def common_prefix(first: Sequence[Message], second: Sequence[Message]) -> int:
 
 
 def shared_beginning(first: str, second: str) -> int:
-    """How many characters two texts share as their prompt, by the rule of TRL's `extract_prompt`.
+    """The number of characters that two texts share as their prompt, by the rule of TRL's `extract_prompt`:
 
-    The common prefix, without a space at its end; where one text continues the other, all but the last character.
+    the common prefix without a trailing space; if one text continues the other, all but the last character.
     """
     shorter = min(len(first), len(second))
     for i in range(shorter):

@@ -1,4 +1,4 @@
-"""The row schemas that rmtrain knows, as datasets are published: one table."""
+"""The table of known row schemas of published datasets."""
 
 from rmtrain.data.schemas.messages import list_in, messages_in, turns
 from rmtrain.data.schemas.prompts import alpaca_prompt, marked_prompt, post_prompt
@@ -21,7 +21,8 @@ def _is_transcript(row: Row) -> bool:
 
 
 def _holds_prompt(row: Row) -> bool:
-    """Whether pairs without a prompt column are messages, or texts in a row with no other text that could be one."""
+    """Whether pairs without a prompt column are messages, or texts in a row without another text that could be the
+    prompt."""
     chosen = row.get("chosen")
     if not isinstance(chosen, str):
         return isinstance(chosen, list) and not is_texts(chosen)
@@ -41,7 +42,7 @@ def _has_lists(row: Row) -> bool:
 PAIR = ("chosen", "rejected")
 _AB = ("response_a", "response_b")
 SUBSETS = ("subset", "domain", "source")
-_TOKENS = (  # column names in TRL's versions: prompt, chosen, rejected
+_TOKENS = (  # column names in different versions of TRL: prompt, chosen, rejected
     ("prompt_ids", "chosen_ids", "rejected_ids"),
     ("prompt_input_ids", "chosen_input_ids", "rejected_input_ids"),
     ("prompt_ids", "input_ids_chosen", "input_ids_rejected"),

@@ -77,10 +77,10 @@ def read_ultrafeedback(row: Row, score: UltraFeedbackScore = "fine_grained") -> 
     """`instruction` and `completions` with their annotations (arXiv 2310.01377).
 
     `fine_grained` is the mean of the four aspect ratings, "N/A" left out, or the row's `fine-grained_score` if none is
-    rated; `overall` is `overall_score`. A completion with neither can't be ranked. An overall score of 10 beside a
-    fine-grained mean of 2 or less is a recording fault of the source: such a completion is left out when ranking by
-    `overall`, and only counted otherwise. The completions' `custom_system_prompt` served to make them differ and is
-    not part of the prompt.
+    rated; `overall` is `overall_score`. A completion with neither can't be ranked. An overall score of 10 with a
+    fine-grained mean of 2 or less is a known error of the source: such a completion is left out when ranking by
+    `overall`, and otherwise only counted. The completions' `custom_system_prompt`, which was used to vary them, is not
+    part of the prompt.
 
     Raises:
         RowFault: the row does not have this shape.
@@ -133,13 +133,13 @@ def _fine_grained(entry: Row) -> float | None:
 
 
 def read_hh_rlhf(row: Row) -> ParsedRow:
-    """Two transcripts; the prompt is what both begin with."""
+    """Two transcripts; their common beginning is the prompt."""
     prompt, completions = split_prompt([transcript(row.get(column), column) for column in ("chosen", "rejected")])
     return ParsedRow(prompt, completions, (Preference(0, 1),))
 
 
 def read_swift(row: Row) -> ParsedRow:
-    """`messages` that end with the better answer, and `rejected_response` in its place."""
+    """`messages` that end with the better answer, and `rejected_response` as the worse one."""
     *prompt, chosen = completion_of(row.get("messages"), "messages")
     if not prompt:
         raise RowFault(NO_COMMON_PROMPT)

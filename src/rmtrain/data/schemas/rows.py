@@ -1,4 +1,4 @@
-"""A source row as its schema reads it, the faults that a row can have, and the checks that all schemas share."""
+"""A parsed source row, the faults of rows, and the checks that all schemas share."""
 
 import contextlib
 import json
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from rmtrain.data.types import Conversation, Preference, Row, as_json
 
-TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")  # what a chat template gets beside the messages
-# transformers' own arguments beside the variables of a template
+TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")  # columns for a chat template beside the messages
+# transformers' own arguments, which are not template variables
 _NOT_VARIABLES = frozenset(
     {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding"}
     | {"truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs", "continue_final_message"}
@@ -33,10 +33,10 @@ class RowFault(Exception):  # noqa: N818 - describes a row; never shown as an er
     """A row that its schema can't read.
 
     Args:
-        cause: in a few words, the same for all rows with this fault; the ledger counts rows under it.
-        column: the column with the fault; empty for the row as a whole.
-        value: what the column holds; shown only with `wanted`.
-        wanted: what the column should hold.
+        cause: a short description, the same for all rows with this fault; the ledger counts rows under it.
+        column: the column with the fault; empty for the whole row.
+        value: the column's value; shown only with `wanted`.
+        wanted: the expected value.
     """
 
     def __init__(self, cause: str, column: str = "", value: object = None, wanted: str = "") -> None:
@@ -65,17 +65,17 @@ def shown(value: object) -> str:
 
 
 class ParsedRow(NamedTuple):
-    """One row as its schema reads it, before preferences are chosen."""
+    """A parsed row, before preferences are chosen."""
 
     prompt: Conversation
     completions: tuple[Conversation, ...]  # K
-    stated: tuple[Preference, ...] | None = None  # the preferences that the row itself states; None: it states none
-    scores: tuple[float | None, ...] | None = None  # K, or None where the source has no scores
+    stated: tuple[Preference, ...] | None = None  # the preferences that the row states; None: it states none
+    scores: tuple[float | None, ...] | None = None  # K, or None if the source has no scores
     faults: tuple[str | None, ...] | None = None  # K: why a completion can't be ranked; None: it can
     id: str | None = None
     source: str = ""
-    suspect: int = 0  # completions whose overall score shows the known recording fault of UltraFeedback
-    arguments: str = ""  # as of PreferenceGroup
+    suspect: int = 0  # completions whose overall score shows the known error of UltraFeedback
+    arguments: str = ""  # as in PreferenceGroup
 
 
 def is_there(rows: Iterable[Row], path: str) -> bool:
@@ -84,7 +84,7 @@ def is_there(rows: Iterable[Row], path: str) -> bool:
 
 
 def _under(row: Row, path: str) -> Any:
-    """The value under the keys of nested objects, such as `data.question`; None where there is none."""
+    """The value at a path of nested keys, such as `data.question`; None if missing."""
     value: Any = row
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
@@ -92,7 +92,7 @@ def _under(row: Row, path: str) -> Any:
 
 
 def rename(row: Row, columns: Mapping[str, str]) -> Row:
-    """A row with columns, or values inside of its objects, under names of the recipe's."""
+    """A row with columns, or values inside its objects, renamed by the recipe."""
     own = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
     nested = {ours: _under(row, theirs) for ours, theirs in columns.items() if "." in theirs and theirs not in row}
     own |= {ours: value for ours, value in nested.items() if value is not None}
@@ -109,7 +109,7 @@ def row_id(row: Row) -> str | None:
 
 
 def row_source(row: Row, *columns: str) -> str:
-    """The first of `columns` that holds text, or a list of one text: what results are broken down by."""
+    """The row's source for figures by source: the first of `columns` with text, or with a list of one text."""
     values = (value[0] if isinstance(value, list) and len(value) == 1 else value for value in map(row.get, columns))
     return next((value for value in values if isinstance(value, str) and value), "")
 
@@ -133,7 +133,7 @@ def template_arguments(row: Row) -> str:
     """JSON of what a row gives the chat template beside messages: `tools`, `documents` and `chat_template_kwargs`.
 
     Raises:
-        RowFault: one of them, which may be JSON text, is not what `apply_chat_template` takes.
+        RowFault: one of them, which may be JSON text, does not fit `apply_chat_template`.
     """
     arguments: Row = {}
     for name, kind in zip(TEMPLATE_COLUMNS, (list, list, dict), strict=True):
@@ -154,7 +154,7 @@ def template_arguments(row: Row) -> str:
 
 
 def is_texts(value: object) -> bool:
-    """Whether a value is a list of texts and nothing else."""
+    """Whether a value is a list of texts."""
     return isinstance(value, list) and bool(value) and all(isinstance(entry, str) for entry in value)
 
 
@@ -175,7 +175,7 @@ def is_empty(completion: Conversation) -> bool:
 
 
 def empty_cause(row: ParsedRow) -> str | None:
-    """Why a row is useless because of missing text: in its prompt, or in all but one of its completions."""
+    """The cause for rows with an empty prompt, or with fewer than two non-empty completions."""
     if not any(message.content.strip() or message.calls for message in row.prompt):
         return EMPTY_PROMPT
     empty = sum(map(is_empty, row.completions))

@@ -1,4 +1,4 @@
-"""RowSchema: which columns hold the prompt, the answers and what says which is better; and reading a row by it."""
+"""RowSchema: the columns with the prompt, the answers and the label or scores; and reading a row by it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ Scores = tuple[float | None, ...]  # K; None: this completion has none
 
 @dataclass(frozen=True)
 class Label:
-    """What says which answer is better.
+    """The label of the better answer.
 
     Attributes:
         columns: one column; or several, one for each answer and perhaps one for a tie, of which exactly one is 1.
@@ -61,7 +61,7 @@ class Label:
     ties: frozenset[str] = frozenset()
 
     def verdict(self, row: Row, k: int) -> tuple[int | None, float | None]:
-        """The better one of `k` answers (None for a tie), and by how much, where the label is a signed number.
+        """The better one of `k` answers (None for a tie), and the score gap if the label is a signed number.
 
         Raises:
             RowFault: the label is missing or unknown.
@@ -89,7 +89,7 @@ class Label:
 
 
 def label_key(value: object) -> str:
-    """A label's value as it is compared: 1, 1.0 and "1" are equal, and so are true and "True"."""
+    """A label's value for comparison: 1, 1.0 and "1" are equal, and so are true and "True"."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return "" if value is None else str(value).strip().casefold()
@@ -103,29 +103,29 @@ def _is_marked(value: object, column: str) -> bool:
 class RowSchema:
     """Which columns of a row hold its prompt, its answers, and what says which answer is better.
 
-    Without a label, the scores say it; without either, the first answer is the best.
+    Without a label, the scores decide; without both, the first answer is the best.
     """
 
     name: str  # the value of `data.row_schema`
     needs: tuple[str, ...]  # columns that identify it; `answers.rank`: the entries of the list have this key
     answers: tuple[str, ...] = ("chosen", "rejected")  # a column each, or one list: of answers, or of their objects
-    prompt: str = "prompt"  # its column; empty: what the answers begin with
+    prompt: str = "prompt"  # its column; empty: the common beginning of the answers
     label: Label | None = None
     scores: tuple[str, ...] = ()  # like answers
     ranked: bool = False  # the scores are ranks, of which 1 is the best
-    turns: bool = False  # prompt and answers may be lists of the texts of each speaker, turn by turn
-    judged: str = ""  # column with the number of answers that were judged, where conversations may continue after them
-    source: tuple[str, ...] = ("source",)  # columns for the subset that results are broken down by
+    turns: bool = False  # prompt and answers may be lists of each speaker's texts by turn
+    judged: str = ""  # column with the number of judged answers, if conversations may continue after them
+    source: tuple[str, ...] = ("source",)  # columns for figures by source
     read_prompt: Callable[[Row, str], Conversation] = prompt_column
     reads: tuple[str, ...] = ()  # further columns
-    reader: Callable[[Row], ParsedRow] | None = None  # reads rows that this description does not fit
-    votes: str = ""  # column with the votes of raters, who then say which answer is better
-    tokens: bool = False  # prompt and answers are token ids, to which no chat template is applied
-    when: Callable[[Row], bool] | None = None  # what a sample must satisfy besides having the columns
+    reader: Callable[[Row], ParsedRow] | None = None  # reads rows that this description can't describe
+    votes: str = ""  # column with raters' votes, which then decide which answer is better
+    tokens: bool = False  # prompt and answers are token ids, used without a chat template
+    when: Callable[[Row], bool] | None = None  # a further condition on a sample
 
     @property
     def columns(self) -> frozenset[str]:
-        """All columns that are read."""
+        """All used columns."""
         named = {
             *self.needs,
             *self.answers,
@@ -149,7 +149,7 @@ class RowSchema:
         """Read one row.
 
         Raises:
-            RowFault: what is wrong with it.
+            RowFault: the row does not fit the schema.
         """
         parsed = self.reader(row) if self.reader else self._read(row)
         if self.votes:
@@ -187,7 +187,7 @@ class RowSchema:
         )
 
     def _conversations(self, row: Row, cells: list[tuple[str, Any]]) -> tuple[Conversation, tuple[Conversation, ...]]:
-        """Prompt and answers: each in columns of its own, or the prompt inside of every answer."""
+        """Prompt and answers, from their own columns or with the prompt inside every answer."""
         if self.tokens:
             return split_ids(row.get(self.prompt), self.prompt, cells)
         asked = (self.prompt, row.get(self.prompt) if self.prompt else None)  # a CSV column may have no heading
@@ -258,7 +258,7 @@ def _cells(row: Row, columns: tuple[str, ...]) -> list[tuple[str, Any]]:
 
 
 def pair_scores(row: Row) -> tuple[tuple[float, float] | None, float | None]:
-    """The scores of chosen and rejected where the row has both, and their difference; else the row's `margin`."""
+    """The scores of chosen and rejected and their difference, if the row has both scores; else the row's `margin`."""
     metadata = row.get("metadata")
     beside = metadata if isinstance(metadata, dict) else {}
     for names in _PAIR_SCORES:

@@ -6,7 +6,7 @@ from rmtrain.data.schemas.messages import list_in
 from rmtrain.data.schemas.rows import MISSING, WRONG_TYPE, ParsedRow, RowFault, number, score_gap
 from rmtrain.data.types import Preference
 
-_FIRST = {1: 1.0, 2: 0.0, 0: 0.5}  # what a vote says for the first of two answers
+_FIRST = {1: 1.0, 2: 0.0, 0: 0.5}  # the share of a vote for the first of two answers
 
 
 def vote_share(value: object) -> float | None:
@@ -26,16 +26,16 @@ def vote_share(value: object) -> float | None:
 
 
 def with_votes(row: ParsedRow, value: object, column: str) -> ParsedRow:
-    """A row whose preferences are those of the majority of raters, each with the share of them that it has.
+    """A row with the preferences of the majority of raters, each with its share of raters as probability.
 
     Args:
-        row: as its schema reads it. Two answers, or more with stated preferences.
-        value: of the column: the share of raters for the first of two answers, or their votes; for more answers a share
-            for each stated preference.
+        row: the parsed row, with two answers, or more with stated preferences.
+        value: the share of raters for the first of two answers, or their votes; for more answers a share for each
+            stated preference.
         column: its name.
 
     Raises:
-        RowFault: the value is missing or something else.
+        RowFault: the value is missing or invalid.
     """
     if value is None or value == "":
         raise RowFault(MISSING, column)
