@@ -1,1 +1,1 @@
-"""The recipe: one YAML file, read into one frozen and validated value."""
+"""The recipe: a YAML file, read into a frozen and validated value."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rmtrain.errors import RecipeError
 from rmtrain.files import write_atomic
 
-_SCHEMA_LINE = "# yaml-language-server: $schema=schema.json\n"  # editors complete and check by it
+_SCHEMA_LINE = "# yaml-language-server: $schema=schema.json\n"  # for completion and checks in editors
 
 
 class BundledRecipe(NamedTuple):
@@ -35,7 +35,7 @@ def configs_folder() -> Path:
     """`configs/` of the installed package, or of the repository in an editable install.
 
     Raises:
-        RecipeError: neither exists, so the installation is damaged.
+        RecipeError: neither exists: the installation is damaged.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "configs", package.parents[1] / "configs"):
@@ -53,7 +53,7 @@ def find(name: str) -> BundledRecipe:
     """The bundled recipe with a name; the name may end in `.yaml`.
 
     Raises:
-        RecipeError: none has this name.
+        RecipeError: there is none of this name.
     """
     recipes = {recipe.name: recipe for recipe in bundled_recipes()}
     if recipe := recipes.get(name.removesuffix(".yaml")):

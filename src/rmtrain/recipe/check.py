@@ -1,4 +1,4 @@
-"""Plain values → a validated Recipe, or all faults that the schema finds in them."""
+"""Plain values → a validated Recipe, or all faults found by the schema."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from rmtrain.recipe.rules import CONFLICT, Conflict
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.yaml12 import Document
 
-_OWN_WORDS = {  # where pydantic's message names a Python class or a pattern, or does not show the values
+_OWN_WORDS = {  # replaces pydantic's messages that name a Python class or a pattern, or omit the values
     "bool_type": "true or false",
     "missing": "one more item",
     "model_type": "a section with keys",
@@ -27,8 +27,8 @@ def check(document: Document, source: Source) -> tuple[Recipe | None, list[Fault
     """Validate a complete document.
 
     Args:
-        document: values and their places. A value with a fault of its own is not reported again.
-        source: the file, for faults that have no place in it.
+        document: values and their places. Values already reported as faults are skipped.
+        source: the file, for faults without a place.
     """
     try:
         return Recipe.model_validate(document.value), []
@@ -36,7 +36,7 @@ def check(document: Document, source: Source) -> tuple[Recipe | None, list[Fault
         errors = [each for each in error.errors() if each["type"] != CONFLICT]
     wrong: dict[KeyPath, list[ErrorDetails]] = {}
     for each in errors:
-        wrong.setdefault(_path(each, document.value), []).append(each)  # a union reports each of its alternatives
+        wrong.setdefault(_path(each, document.value), []).append(each)  # a union reports every alternative
     reported = {fault.path for fault in document.faults}
     faults = [
         _fault(path, errors, document, source)
@@ -59,7 +59,7 @@ def shown(value: object) -> str:
 
 
 def with_changes(recipe: Recipe, changes: JsonObject) -> Recipe | None:
-    """The recipe with other values at dotted keys; None if it would not be valid."""
+    """The recipe with changed values at dotted keys; None if the result is invalid."""
     values = recipe.model_dump()
     for key, value in changes.items():
         section, _, name = key.partition(".")
@@ -98,7 +98,7 @@ def _fault(path: KeyPath, errors: list[ErrorDetails], document: Document, source
 
 
 def _expected(error: ErrorDetails) -> str:
-    """What pydantic's message asks for, such as `a valid number` or `a list with at least 1 item`."""
+    """The expected value in pydantic's message, such as `a valid number` or `a list with at least 1 item`."""
     message = _OWN_WORDS.get(error["type"]) or error["msg"].removeprefix("Input should be ")
     return re.sub(r"(\w+) should have (.*) after validation.*", lambda m: f"a {m[1].lower()} with {m[2]}", message)
 
@@ -111,7 +111,7 @@ def _where(path: KeyPath, document: Document, source: Source) -> Span | Source:
 
 
 def _conflicts(values: dict[str, Any], unsound: list[KeyPath]) -> list[Conflict]:
-    """The rules that the values break, once the keys that are wrong by themselves are left out."""
+    """The rules that the values break, without the keys that are already wrong."""
     sound = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
     for name, *keys in unsound:
         if keys and isinstance(sound.get(str(name)), dict):
@@ -128,11 +128,11 @@ def _conflicts(values: dict[str, Any], unsound: list[KeyPath]) -> list[Conflict]
 
 
 def _said_below(path: KeyPath, errors: list[ErrorDetails], wrong: Collection[KeyPath]) -> bool:
-    """Whether the fault of an item says more than that of its list, or that of one entry than that of a sound one."""
+    """Whether a fault below this one is more specific: that of an item, or of the matching kind of entry."""
     entry = isinstance(errors[0]["input"], dict) and isinstance(path[-1], int)
     return any(len(path) < len(other) and _overlap(path[:-1] if entry else path, other) for other in wrong)
 
 
 def _overlap(one: KeyPath, other: KeyPath) -> bool:
-    """Whether one path is the other, or lies beneath it."""
+    """Whether a path equals the other or is below it."""
     return all(a == b for a, b in zip(one, other, strict=False))

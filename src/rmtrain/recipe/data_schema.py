@@ -43,8 +43,8 @@ READING = (
     "min_gap",
     "tied",
     "gap_scale",
-)  # those that an entry of a mixture may have for itself
-TRAINING_ONLY = ("min_gap", "tied", "gap_scale")  # those of them that no evaluation split reads
+)  # those that an entry of a mixture may set
+TRAINING_ONLY = ("min_gap", "tied", "gap_scale")  # those that evaluation splits ignore
 
 EntryName = Annotated[str, StringConstraints(pattern=FOLDER_NAME_PATTERN)]
 
@@ -104,7 +104,7 @@ class EntrySection(Section):
 
     @model_serializer(mode="wrap")
     def _only_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the keys that are left out, so that a recipe reads as it was written."""
+        """Omits unset keys, so that a recipe is written as it was read."""
         return {key: value for key, value in dump(self).items() if value is not None and (key != "tags" or value)}
 
     @property
@@ -198,11 +198,11 @@ class DataSection(Section):
     """Rows of the built-in `demo` source to use, by split: at most 4000 for train, 2000 for each other split."""
 
     def entries(self, split: str) -> list[EntrySection]:
-        """The entries of a split that is a mixture; none where it is a single source."""
+        """The entries of a mixture split; empty for a single source."""
         given = self.source.get(split) if isinstance(self.source, dict) else None
         return [entry for entry in given or () if isinstance(entry, EntrySection)]
 
     def of_entry(self, entry: EntrySection) -> "DataSection":
-        """The data section by which the rows of an entry are read."""
+        """The data section for reading the rows of an entry."""
         given = {key: value for key in READING if (value := getattr(entry, key)) is not None}
         return self.model_copy(update={"source": entry.source, **given})

@@ -12,25 +12,25 @@ from rmtrain.errors import RecipeError
 KeyPath = tuple[str | int, ...]  # ("lora", "targets", 1)
 
 _LABEL = "error: "
-_SHOWN_COLUMNS = 110  # a longer source line is shortened around its caret
+_SHOWN_COLUMNS = 110  # longer source lines are shortened around the caret
 
 
 @dataclass(frozen=True)
 class Source:
-    """A text that faults point into: a recipe file, or one `KEY=VALUE` of the command line."""
+    """A text with faults: a recipe file, or one `KEY=VALUE` of the command line."""
 
     name: str
     text: str
-    argument: int = -1  # which `KEY=VALUE` it is, from 0; -1 for a file
+    argument: int = -1  # number of the `KEY=VALUE`, from 0; -1 for a file
 
     @property
     def is_override(self) -> bool:
-        """Whether it comes from the command line."""
+        """Whether the text comes from the command line."""
         return self.argument >= 0
 
     @cached_property
     def lines(self) -> list[str]:
-        """The text's lines, and an empty one to point at what is missing at the end."""
+        """The text's lines, and an empty one for faults at the end."""
         return [*self.text.splitlines(), ""]
 
 
@@ -49,11 +49,11 @@ class Span(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong."""
+    """A single fault."""
 
     path: KeyPath  # of the key; empty for the file as a whole
     message: str
-    where: Span | Source  # a source if no place in the text is at fault
+    where: Span | Source  # the source, if there is no place in the text
     hint: str = ""
 
     @property
@@ -68,9 +68,9 @@ def dotted(path: KeyPath) -> str:
 
 
 def recipe_error(faults: Iterable[Fault]) -> RecipeError:
-    """All faults in one error: those of the file in its order, then those of the command line.
+    """One error with all faults: first those of the file in order, then those of the command line.
 
-    The message lacks its first `error: `, which the command line adds to every error.
+    The message starts without `error: `, which the command line adds to every error.
     """
     blocks = [_render(fault) for fault in sorted(faults, key=_order)]
     if len(blocks) > 1:
@@ -79,7 +79,7 @@ def recipe_error(faults: Iterable[Fault]) -> RecipeError:
 
 
 def printable(text: str) -> str:
-    """The text with every control character replaced, one for one, so that carets stay aligned."""
+    """The text with each control character replaced by one character, so that carets stay aligned."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
@@ -100,8 +100,8 @@ def _render(fault: Fault) -> str:
 
 
 def _excerpt(span: Span) -> list[str]:
-    """The line of the span, with carets beneath it."""
-    # a tab is shown as one blank, since terminals differ in their tab stops
+    """The line of the span, with carets below it."""
+    # a tab is shown as a space, since terminals differ in their tab stops
     line = printable(span.source.lines[span.line].replace("\t", " "))
     before, marked = line[: span.start], line[span.start : max(span.start + 1, span.end)][: _SHOWN_COLUMNS // 2]
     after = line[span.start + len(marked) :]
@@ -125,5 +125,5 @@ def _excerpt(span: Span) -> list[str]:
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal that the text takes."""
+    """The width of the text in terminal columns."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)

@@ -21,15 +21,15 @@ _PAIRS = {"[": "]", "{": "}", '"': '"', "'": "'"}
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of a grid: a recipe with the same values in all its runs, except the seed."""
+    """A point of a grid: a recipe whose runs differ only in the seed."""
 
     number: int  # from 1, in the order of the grid
-    label: str  # what sets it apart, such as `optim.learning_rate=5e-4`
+    label: str  # its varied values, such as `optim.learning_rate=5e-4`
     overrides: tuple[str, ...]  # KEY=VALUE
     loaded: LoadedRecipe
 
     def with_seed(self, place: int) -> Recipe:
-        """The recipe of the run with the seed at this place, counted from 0."""
+        """The recipe of the run with the seed of this number, from 0."""
         recipe = self.loaded.recipe
         return recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": recipe.run.seed + place})})
 
@@ -37,11 +37,12 @@ class Setting:
 def grid(path: Path, arguments: Sequence[str]) -> list[Setting]:
     """All combinations of the values of `KEY=A,B,C` arguments, the last key varying fastest.
 
-    A comma within brackets or quotes belongs to the value. A key with one value overrides the recipe in all settings.
+    A comma inside brackets or quotes is part of the value. A key with a single value overrides the recipe in all
+    settings.
 
     Raises:
         RecipeError: the recipe, or the recipe of a setting, has faults.
-        InputError: a value is empty, a key can't be varied, two settings are the same, or there are too many.
+        InputError: a value is empty, a key can't be varied, two settings are equal, or there are too many.
     """
     choices = [_choices(argument) for argument in arguments]
     varied = [len(choice) > 1 for choice in choices]
@@ -59,7 +60,7 @@ def grid(path: Path, arguments: Sequence[str]) -> list[Setting]:
 
 
 def _choices(argument: str) -> list[str]:
-    """`KEY=A,B` → `KEY=A` and `KEY=B`; an argument without `=` stays as it is, for the recipe's own message."""
+    """`KEY=A,B` → `KEY=A` and `KEY=B`; an argument without `=` is unchanged, so that the recipe reports it."""
     key, equals, text = argument.partition("=")
     values = list(_values(text))
     if not equals or len(values) == 1:
@@ -72,7 +73,7 @@ def _choices(argument: str) -> list[str]:
 
 
 def _values(text: str) -> Iterator[str]:
-    """The parts between commas that are in no brackets and no quotes."""
+    """The parts between commas that are outside brackets and quotes."""
     start, closing = 0, list[str]()
     for place, character in enumerate(text):
         if closing and character == closing[-1]:
@@ -86,7 +87,7 @@ def _values(text: str) -> Iterator[str]:
 
 
 def shortened(setting: Setting, share: float) -> Setting:
-    """The setting with a share of its training: of its steps if they are limited, else of its epochs."""
+    """The setting with a share of its training: of its maximum steps if set, otherwise of its epochs."""
     optim = setting.loaded.recipe.optim
     short = (
         f"optim.epochs={optim.epochs * share:g}"

@@ -1,4 +1,4 @@
-"""Hints for faults of a recipe: what a key is for, and which key or value was meant."""
+"""Hints for faults of a recipe: a key's purpose, and which key or value was probably meant."""
 
 import difflib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.section import Section
 from rmtrain.recipe.yaml12 import NUMBER
 
-_OTHER_TRAINERS = {  # their names for our keys; a test checks the keys against the schema
+_OTHER_TRAINERS = {  # other trainers' names for our keys; a test checks the keys against the schema
     "data.max_length": "cutoff_len max_len max_seq_length",
     "data.source": "dataset dataset_name",
     "distributed.deepspeed_config": "deepspeed",
@@ -41,7 +41,7 @@ OTHER_NAMES = {name: key for key, names in _OTHER_TRAINERS.items() for name in n
 
 
 def _section(field: FieldInfo) -> type[Section] | None:
-    """The section that a field holds, if it holds one."""
+    """The section type of a field, if it has one."""
     kinds = (field.annotation, *get_args(field.annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
@@ -55,7 +55,7 @@ def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Fie
 
 _ENTRY = "entry"  # stands for data.source.SPLIT.NUMBER, an entry of a mixture
 _FIELDS = dict(_fields(Recipe))
-# dotted keys that have a value of their own, in the schema's order; a mapping such as data.splits is one value
+# dotted keys with values, in the schema's order; a mapping such as data.splits is one value
 KEYS = [key for key, field in _FIELDS.items() if not _section(field)]
 _FIELDS |= _fields(EntrySection, f"{_ENTRY}.")
 
@@ -67,7 +67,7 @@ def _named(path: KeyPath) -> KeyPath:
 
 
 def description(path: KeyPath) -> str:
-    """What the key at a path is for; an item of a list has the description of its key."""
+    """The description of the key at a path; an item of a list has that of its key."""
     path = _named(path)
     while path and dotted(path) not in _FIELDS:
         path = path[:-1]
@@ -75,17 +75,17 @@ def description(path: KeyPath) -> str:
 
 
 def value_hint(path: KeyPath, value: object, kinds: set[str]) -> str:
-    """How to mend a wrong value, or else what its key is for.
+    """How to correct a wrong value, or else the key's description.
 
     Args:
         path: of the key.
-        value: the wrong one.
+        value: the wrong value.
         kinds: types of pydantic's errors about it.
     """
     choices = _choices(path)
     word = value.lower() if isinstance(value, str) else ""
     if word and word not in ("yes", "on", "true") and (near := _nearest(word, choices)):
-        return f"did you mean {near}?"  # a word for true resembles some choices by its letters only
+        return f"did you mean {near}?"  # words for true resemble some choices only by spelling
     if value is False and (off := {"off", "none"}.intersection(choices)):
         return f"did you mean {off.pop()}?"
     plain = word.replace("_", "").replace(",", "").strip()
@@ -99,7 +99,7 @@ def value_hint(path: KeyPath, value: object, kinds: set[str]) -> str:
 
 
 def unknown_key_hint(path: KeyPath) -> str:
-    """Which key was probably meant by an unknown one."""
+    """The key that was probably meant by an unknown one."""
     path = _named(path)
     key, section = str(path[-1]), dotted(path[:-1])
     siblings = [known.rpartition(".")[2] for known in _FIELDS if known.rpartition(".")[0] == section]
@@ -120,7 +120,7 @@ def unknown_key_hint(path: KeyPath) -> str:
 
 
 def _choices(path: KeyPath) -> list[str]:
-    """The words that a key takes as its value, its items or its keys."""
+    """The words allowed as a key's value, items or keys."""
 
     def below(annotation: Any) -> list[str]:
         if get_origin(annotation) is Literal:

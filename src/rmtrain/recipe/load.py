@@ -1,4 +1,4 @@
-"""A recipe file and `KEY=VALUE` → one validated Recipe, or one error with all faults; and back to text."""
+"""A recipe file and `KEY=VALUE` → a validated Recipe, or one error with all faults; and back to text."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _KEY = re.compile(r"[^\s.=]+(\.[^\s.=]+)*")
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe and where its values came from."""
+    """A recipe, and the origin of each value."""
 
     recipe: Recipe
     origins: dict[str, str]  # dotted key → "file.yaml:12", "command line" or "default", in the schema's order
@@ -36,8 +36,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
 
     Args:
         path: the YAML file.
-        overrides: `KEY=VALUE`, the key dotted and the value YAML; a later one wins over an earlier one, and all win
-            over the file.
+        overrides: `KEY=VALUE`, the key dotted and the value YAML; later ones override earlier ones, and all override
+            the file.
 
     Raises:
         RecipeError: the file can't be read, or it or an override has faults; the message lists all of them.
@@ -55,7 +55,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
 
 
 def parse_recipe_text(text: str, filename: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """As `load_recipe`, from the file's text; `filename` is what faults and origins call it."""
+    """As `load_recipe`, but from the file's text; faults and origins show `filename`."""
     source = Source(filename, text)
     document = parse_document(source)
     if document.complete and not isinstance(document.value, dict):
@@ -67,7 +67,7 @@ def parse_recipe_text(text: str, filename: str, overrides: Sequence[str] = ()) -
     recipe, faults = check(document, source) if document.complete else (None, [])
     if recipe is None or document.faults:
         raise recipe_error([*document.faults, *faults])
-    # without adapters, lora itself is the value
+    # without adapters, the value is that of lora itself
     keys = dict.fromkeys("lora" if recipe.lora is None and key.startswith("lora.") else key for key in hints.KEYS)
     origins = {key: _origin(tuple(key.split(".")), document.places) for key in keys}
     path = Path(filename)
@@ -99,9 +99,9 @@ def json_schema() -> JsonObject:
 
 
 def _override(document: Document, source: Source) -> Document:
-    """The document with one `KEY=VALUE` applied, and with its place and faults.
+    """The document with one `KEY=VALUE` applied, including its place and faults.
 
-    The value replaces everything at its key; missing sections on the way to it are made.
+    The value replaces everything at its key; missing sections on its path are created.
     """
     key, equals, _ = source.text.partition("=")
     if not equals or not _KEY.fullmatch(key):
@@ -134,7 +134,7 @@ def _override(document: Document, source: Source) -> Document:
 
 
 def _origin(path: KeyPath, places: dict[KeyPath, Place]) -> str:
-    """Where a value was given; a mapping with any entry from the command line counts as from the command line."""
+    """The origin of a value; a mapping with an entry from the command line counts as from the command line."""
     sources = [place.key.source for at, place in places.items() if at[: len(path)] == path]
     if any(source.is_override for source in sources):
         return "command line"
@@ -144,5 +144,5 @@ def _origin(path: KeyPath, places: dict[KeyPath, Place]) -> str:
 
 
 def _folder_name(stem: str) -> str:
-    """A file's name as the first part of a run folder's name: see FOLDER_NAME_PATTERN."""
+    """A file's name as the first part of a run folder's name; see FOLDER_NAME_PATTERN."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem)[:100].lstrip("._-").rstrip(".") or "recipe"

@@ -1,4 +1,4 @@
-"""The recipe recorded beside a checkpoint, perhaps by another version: read only as far as evaluation needs it."""
+"""The recipe beside a checkpoint, perhaps of another version: only the part needed for evaluation is read."""
 
 import json
 from pathlib import Path
@@ -15,16 +15,16 @@ from rmtrain.recipe.yaml12 import parse_document
 
 
 class Recorded(NamedTuple):
-    """What evaluation takes from a recorded recipe."""
+    """The part of a recorded recipe that evaluation uses."""
 
     data: DataSection
     seed: int
     splits: list[str]  # scored after training
-    unknown: list[str]  # keys of the data section that this version does not know and ignores
+    unknown: list[str]  # unknown keys of the data section, which are ignored
 
 
 def read_recorded(recipe: Any, where: str) -> Recorded:
-    """Read a recorded recipe; unknown keys are ignored, and returned by name.
+    """Read a recorded recipe; unknown keys are ignored, and their names returned.
 
     Args:
         recipe: the recorded one.
@@ -50,7 +50,7 @@ def read_recorded(recipe: Any, where: str) -> Recorded:
 
 
 def read_recorded_file(path: Path) -> Recorded:
-    """The same of a run's `recipe.yaml`.
+    """The same for a run's `recipe.yaml`.
 
     Raises:
         CheckpointError: it can't be read.

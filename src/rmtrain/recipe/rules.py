@@ -1,4 +1,4 @@
-"""Rules across the sections of a recipe: values that are valid alone and contradict each other."""
+"""Rules across the sections of a recipe: values that are valid alone but contradict each other."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rmtrain.recipe.data_schema import DataSection
     from rmtrain.recipe.schema import LossSection, Recipe
 
-CONFLICT = "conflict"  # type of the pydantic error whose context holds the conflicts
+CONFLICT = "conflict"  # type of the pydantic error with the conflicts in its context
 
 
 class Conflict(NamedTuple):
@@ -22,7 +22,7 @@ class Conflict(NamedTuple):
 
 
 def conflicts(recipe: "Recipe") -> list[Conflict]:
-    """All rules that a recipe breaks."""
+    """All broken rules of a recipe."""
     return [
         *_data_conflicts(recipe.data),
         *_loss_conflicts(recipe.loss),
@@ -75,7 +75,7 @@ def _mixture_conflicts(data: "DataSection", split: str) -> Iterator[Conflict]:
 
 
 def _reading_conflicts(data: "DataSection") -> Iterator[Conflict]:
-    """Rules for the keys that say how rows are read."""
+    """Rules for the keys on reading rows."""
     count = len(data.answers)
     if data.answers and not data.label and not data.scores and not data.votes:
         hint = "give data.label or data.scores; if the first is always better: data.columns: {chosen: …, rejected: …}"
@@ -99,7 +99,7 @@ def _reading_conflicts(data: "DataSection") -> Iterator[Conflict]:
         yield Conflict(("data.better",), "has only one of negative and positive", hint)
 
 
-_READERS = {  # the objectives that read each setting of the loss section
+_READERS = {  # the objectives that use each setting of the loss section
     "margin": ("bradley_terry", "hinge"),
     "centering": ("bradley_terry", "scaled", "hinge", "norm_bt", "plackett_luce", "ordinal"),
     "label_smoothing": ("bradley_terry", "scaled"),
@@ -149,7 +149,7 @@ def _training_conflicts(recipe: "Recipe") -> Iterator[Conflict]:
 
 
 def _distribution_conflicts(recipe: "Recipe") -> Iterator[Conflict]:
-    """Abilities that a strategy, DeepSpeed or quantisation does not have."""
+    """Rules for what a strategy, DeepSpeed or quantisation does not support."""
     strategy, offload, config = (getattr(recipe.distributed, n) for n in ("strategy", "offload", "deepspeed_config"))
     quantization = recipe.model.quantization
     if quantization != "none" and recipe.lora is None:
@@ -187,7 +187,7 @@ def _distribution_conflicts(recipe: "Recipe") -> Iterator[Conflict]:
 
 
 def _regex_fault(targets: str | list[str]) -> str:
-    """Why a text is no regular expression; empty if it is one, or a list of names."""
+    """Why a text is not a regular expression; empty if it is one, or a list of names."""
     try:
         re.compile(targets if isinstance(targets, str) else "")
     except re.error as error:

@@ -1,6 +1,6 @@
 """The recipe: one frozen, validated value that describes a whole run.
 
-All defaults are in this file and in data_schema.py. Neither must import torch.
+All defaults are in this file and in data_schema.py. Neither may import torch.
 """
 
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""What all sections of the recipe share: their base, and the types of their values."""
+"""The base of all sections of the recipe, and the types of their values."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Shards = Annotated[list[NonEmpty], Field(min_length=1)]  # files of one source
-MOST = 2**31 - 1  # limit of every count: the range of 32-bit positions
+MOST = 2**31 - 1  # largest count: the range of 32-bit positions
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 Coefficient = Annotated[float, Field(ge=0, le=1e4)]
 Rate = Annotated[float, Field(gt=0, le=10)]

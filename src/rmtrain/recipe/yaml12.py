@@ -1,8 +1,8 @@
 """YAML 1.2: text → plain values with the place of every key and value, and plain values → text.
 
-PyYAML reads the syntax, but follows YAML 1.1, where `1e-5` is a text, `off` is false, `010` is eight and `12:30:00` is
-45,000. Its loader and dumper are therefore given the scalars of YAML 1.2. Aliases and tags are refused: a recipe needs
-neither, and a few lines of aliases can stand for gigabytes.
+PyYAML parses the syntax, but follows YAML 1.1, where `1e-5` is a text, `off` is false, `010` is eight and `12:30:00` is
+45,000. So its loader and dumper get the scalars of YAML 1.2. Aliases and tags are refused: a recipe needs neither, and
+a few lines of aliases can expand to gigabytes.
 """
 
 import math
@@ -23,7 +23,7 @@ _SIMPLE = re.compile(r"[\w ./@:-]*")  # texts that never need escapes
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _SCALARS: dict[
     str, tuple[re.Pattern[str], Callable[[str], int | float | None]]
-] = {  # by PyYAML's names, in the order in which they are tried
+] = {  # by PyYAML's names, in order of precedence
     "null": (re.compile(r"null|Null|NULL|~"), lambda text: None),
     "bool": (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text[0] in "tT"),
     "int": (
@@ -35,19 +35,19 @@ _SCALARS: dict[
 
 
 class Place(NamedTuple):
-    """Where a value stands."""
+    """The place of a value."""
 
-    key: Span  # of its key; an item of a list has its own place here
+    key: Span  # of its key; for an item of a list, its own place
     value: Span
 
 
 class Document(NamedTuple):
-    """What a YAML text holds."""
+    """The content of a YAML text."""
 
     value: Any  # dict, list, str, int, float, bool or None; a refused value is None
     places: dict[KeyPath, Place]
     faults: list[Fault]
-    complete: bool  # False if the text could not be read to its end; then `value` is None
+    complete: bool  # False if the text could not be read to its end, with `value` None
 
 
 def parse_document(source: Source, start: int = 0, root: KeyPath = ()) -> Document:
@@ -56,14 +56,14 @@ def parse_document(source: Source, start: int = 0, root: KeyPath = ()) -> Docume
     Args:
         source: the text.
         start: where the YAML begins.
-        root: path of the value within the recipe, put before every path of the result.
+        root: path of the value in the recipe, which prefixes every path of the result.
     """
     reader = _Reader(source, start)
     try:
         return Document(reader.read(root), reader.places, reader.faults, complete=True)
     except _UnreadableError as error:
         (fault,) = error.args
-    except yaml.reader.ReaderError as error:  # the only error of PyYAML that has an offset and no line
+    except yaml.reader.ReaderError as error:  # the only error of PyYAML with an offset instead of a line
         before = source.text[: start + error.position]
         line, column = before.count("\n"), len(before) - before.rfind("\n") - 1
         fault = Fault((), "a character that YAML does not allow", Span(source, line, column, column + 1), "remove it")
@@ -71,13 +71,13 @@ def parse_document(source: Source, start: int = 0, root: KeyPath = ()) -> Docume
         fault = _syntax_fault(error, reader)
     except RecursionError:
         fault = Fault(root, "nested too deeply", source, "no key of a recipe is nested more than three levels")
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML lets some errors of int() and chr() through
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML does not catch some errors of int() and chr()
         fault = Fault(root, f"not valid YAML: {error}", source)
     return Document(None, reader.places, [*reader.faults, fault], complete=False)
 
 
 class _UnreadableError(Exception):
-    """Carries a fault after which nothing can be read."""
+    """Carries a fault after which reading stops."""
 
 
 class _Reader:
@@ -95,7 +95,7 @@ class _Reader:
         if len(text) > _MAX_CHARACTERS:
             message = f"longer than {_MAX_CHARACTERS:,} characters"
             raise _UnreadableError(Fault((), message, self.source, "a recipe holds no data"))
-        if node := yaml.compose(text, Loader=yaml.BaseLoader):  # only an explicit tag makes it other than str, seq, map
+        if node := yaml.compose(text, Loader=yaml.BaseLoader):  # other than str, seq or map only by an explicit tag
             return self.node(node, root, None)
         if root:
             raise _UnreadableError(
@@ -152,7 +152,7 @@ class _Reader:
                 first = "" if self.source.is_override else f": line {line} has it already"
                 self.fault((*path, key), f"duplicate key{first}", where, "keep one of the two")
             value = self.node(value_node, (*path, key), where)
-            # a section that is given twice is checked with the keys of both
+            # a repeated section is checked with the keys of both
             items[key] = {**earlier, **value} if isinstance(earlier, dict) and isinstance(value, dict) else value
         return items
 
@@ -165,7 +165,7 @@ class _Reader:
         text, where = node.value, self.places[path].value
         quoted = node.style is not None
         if not quoted and text == "":
-            # YAML reads null here: a lora section whose keys are all commented out would turn full fine-tuning on
+            # YAML reads null here: a lora section with all keys commented out would switch to full fine-tuning
             self.fault(path, "has no value", key, "write null, {} for a section's defaults, or leave the key out")
             return None
         if not quoted and _NOT_FINITE.fullmatch(text):
@@ -196,14 +196,14 @@ def _syntax_fault(error: yaml.MarkedYAMLError, reader: _Reader) -> Fault:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes each text that a reader of YAML 1.1 or 1.2 could take for something else."""
+    """Quotes each text that YAML 1.1 or 1.2 could read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 class _Section(dict[str, Any]):
-    """A mapping with one key a line."""
+    """A mapping with one key per line."""
 
 
 for _tag, (_pattern, _) in _SCALARS.items():
