@@ -103,7 +103,7 @@ case $stage in
   learn)
     steps=()
     [ -n "$on_gpu" ] || { make_model; small=$model steps=(optim.max_steps=2 "data.limit={train: 32}"); }
-    "$python" -m rmtrain train configs/smollm2_135m.yaml "model.name=$small" "model.dtype=bfloat16" \
+    "$python" -m rmtrain train configs/smollm2_135m.yaml "model.name=$small" \
       "data.source={train: $pairs}" "data.holdout={validation: 0.05, test: 0.1}" "run.folder=$out/runs" "${steps[@]}" \
       --json > "$out/learn.json"
     ;;

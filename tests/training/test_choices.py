@@ -4,6 +4,8 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from rmtrain.recipe.load import load_recipe
 from rmtrain.runs import read_manifest
 from rmtrain.scoring.scorer import ScoringOptions
 from rmtrain.training import choices
-from rmtrain.training.choices import as_begun, settle
+from rmtrain.training.choices import PAYS, Settled, as_begun, settle, settle_compiling
 from rmtrain.training.trainer import GroupRewardTrainer
 
 
@@ -45,7 +47,7 @@ def test_the_type_is_the_one_that_the_machine_multiplies_fastest_in(
     assert ScoringOptions(dtype="auto").marks == [name]
     recipe = make_recipe(Path("base"), Path("runs"), model__dtype="auto")
     settled = settle(recipe, None)
-    assert (settled.recipe.model.dtype, settled.notes) == (name, [f"model.dtype: auto is {name} ({reason})"])
+    assert (settled.recipe.model.dtype, settled.notes) == (name, [f"model.dtype: {name} ({reason})"])
     assert settled.recipe == make_recipe(Path("base"), Path("runs"), model__dtype=name)
     assert as_begun(recipe, settled.recipe) == settled.recipe
 
@@ -53,7 +55,7 @@ def test_the_type_is_the_one_that_the_machine_multiplies_fastest_in(
 def test_what_a_recipe_says_itself_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute_type, "fastest_type", None)
     recipe = make_recipe(Path("base"), Path("runs"), model__dtype="float16")
-    assert settle(recipe, None) == (recipe, {})
+    assert settle(recipe, None) == Settled(recipe, {})
     assert as_begun(recipe, make_recipe(Path("base"), Path("runs"))) == recipe
 
 
@@ -82,6 +84,68 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_type(
         run(base, tmp_path, resume=folder, model__dtype="float32")
     display = Recorder()
     run(base, tmp_path, resume=folder, display=display, model__dtype="auto")
-    assert "model.dtype: auto is bfloat16 (the run began with it)" in display.notes
+    assert "model.dtype: bfloat16 (the run began with it)" in display.notes
     sidecar = json.loads((folder / "final" / "rmtrain.json").read_text(encoding="utf-8"))
     assert sidecar["scoring"]["dtype"] == sidecar["recipe"]["model"]["dtype"] == "bfloat16"
+
+
+def planned(tokens: int, strategy: str = "none", **changes: Any) -> Any:
+    """As much of a plan as the choice reads: a model of 100 million parameters and the tokens of a run."""
+    recipe = make_recipe(Path("base"), Path("runs"), **changes)
+    memory = SimpleNamespace(config=None, recipe=recipe, load=SimpleNamespace(run=tokens))
+    return SimpleNamespace(memory=memory, sharding=SimpleNamespace(strategy=strategy))
+
+
+ENOUGH = int(PAYS / 1e8) + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens", "strategy", "machine", "compiled", "said"),
+    [
+        ({}, ENOUGH, "none", {}, True, "win back the time of compiling"),
+        ({}, ENOUGH - 2, "none", {}, False, "are too few to win back the time of compiling"),
+        ({}, ENOUGH, "none", {"cuda": True, "half": True}, False, "what it saves on a GPU was not measured yet"),
+        ({}, ENOUGH, "zero3", {}, False, "it was not tried with zero3"),
+        ({"model__quantization": "nf4"}, ENOUGH, "none", {}, False, "it was not tried with nf4"),
+        (
+            {"optim__gradient_checkpointing": "selective"},
+            ENOUGH,
+            "none",
+            {},
+            False,
+            "layers that are run again in the backward pass",
+        ),
+    ],
+)
+def test_layers_are_compiled_where_the_run_is_long_enough(
+    changes: dict[str, Any],
+    tokens: int,
+    strategy: str,
+    machine: dict[str, bool],
+    compiled: bool,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_machine(monkeypatch, **machine)
+    monkeypatch.setattr(choices, "compiler_obstacle", lambda: None)
+    monkeypatch.setattr(choices, "count_parameters", lambda *_: {"parameters": 10**8})
+    plan = planned(tokens, strategy, **changes)
+    recipe = make_recipe(Path("base"), Path("runs"), model__compile="auto", **changes)
+    settled = settle_compiling(Settled(recipe, {}), plan)
+    assert settled.recipe.model.compile is compiled
+    assert said in settled.notes[0]
+    assert settled.notes[0].startswith(f"model.compile: {str(compiled).lower()} (")
+    assert as_begun(recipe, settled.recipe) == settled.recipe
+    began = settled.recipe.model
+    again = settle_compiling(Settled(recipe, {}, began), planned(1))  # resumed: however long it is
+    assert (again.recipe, again.reasons) == (settled.recipe, {"compile": "the run began with it"})
+
+
+def test_a_run_that_shall_be_compiled_goes_on_without_a_compiler_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe(Path("base"), Path("runs"), model__compile=True)
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    settled = settle_compiling(Settled(recipe, {}), planned(1))
+    assert settled.recipe.model.compile is False
+    assert settled.notes == ["model.compile: false (the recipe asks for it, but there is no C++ compiler)"]
+    with pytest.raises(InputError, match="it was not tried with zero3"):
+        settle_compiling(Settled(recipe, {}), planned(1, "zero3"))

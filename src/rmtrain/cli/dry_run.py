@@ -37,15 +37,16 @@ def dry_run(
     from rmtrain.model.start import recipe_renderer, start_config
     from rmtrain.reporting.data_report import data_report
     from rmtrain.training.build import plan_run
-    from rmtrain.training.choices import settle
+    from rmtrain.training.choices import settle, settle_compiling
     from rmtrain.training.rehearsal import rehearse
 
     with TerminalDisplay() as display:
         data, renderer, splits = prepare(recipe, recipe_renderer(recipe.model, verify), display)
         processes = processes_wanted(num_processes, here=False)
         settled = settle(recipe, resume)
+        plan = plan_run(settled.recipe, splits, processes)
+        settled = settle_compiling(settled, plan)
         recipe = settled.recipe
-        plan = plan_run(recipe, splits, processes)
         rehearsed = rehearse(recipe, splits, renderer, plan, resume, allow_changes, display)
     batches, packing = plan.batches, plan.packing
     sizes = splits["train"].tokens.sizes()
@@ -59,6 +60,7 @@ def dry_run(
         "strategy": str(plan.sharding),
         "packing": packing,
         "dtype": recipe.model.dtype,
+        "compile": recipe.model.compile,
         "tokens_per_epoch": distinct if packing == "shared_prompt" else twice,
         "tokens_saved_by_sharing": twice - distinct if packing == "shared_prompt" else 0,
         **count_parameters(start_config(recipe), recipe.lora),

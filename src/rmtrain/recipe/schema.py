@@ -36,6 +36,9 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"
     """Type of the backbone's weights and arithmetic; auto is the fastest on the machine at hand: bfloat16 on GPUs that
     have it and on CPUs with AMX, else float32. The score head and the rewards are always float32."""
+    compile: bool | Literal["auto"] = False
+    """Compile each decoder layer for training; auto does so on CPUs where a run is long enough to win back the time.
+    Not with gradient checkpointing."""
     quantization: Literal["none", "nf4", "int8"] = "none"
     """bitsandbytes quantisation of the frozen base; needs a lora section."""
     dropout: bool = False

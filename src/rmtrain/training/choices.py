@@ -1,63 +1,128 @@
 """What a recipe leaves to the machine and the run (`auto`), decided once: a resumed run keeps what it began with."""
 
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
+import torch
 from accelerate.utils import gather_object
 
-from rmtrain.errors import RecipeError
+from rmtrain.errors import InputError, RecipeError
 from rmtrain.json_values import JsonObject
+from rmtrain.model.compiling import compiler_obstacle
 from rmtrain.model.compute_type import ComputeType, fastest_type
+from rmtrain.model.memory import count_parameters
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import ModelSection, Recipe
+from rmtrain.training.build import RunPlan
 
-_OPEN = ("dtype",)  # keys of the model section that may be auto
+_OPEN = ("dtype", "compile")  # keys of the model section that may be auto
+_BEGAN = "the run began with it"
+# Parameters times tokens through the backbone of a process, above which a CPU wins back the time of compiling: twice
+# the break-even that scripts/bench_compile.py measured.
+PAYS = 2 * 1.35e8 * 17_000
 
 
-class Settled(NamedTuple):
-    """A recipe without `auto` for what the machine decides, and why, by key of its model section."""
+@dataclass(frozen=True)
+class Settled:
+    """A recipe without `auto` for what the machine decides.
+
+    Attributes:
+        recipe: the run's.
+        reasons: why each choice was made, by key of the model section.
+        began: the model section of the run that is resumed.
+    """
 
     recipe: Recipe
     reasons: dict[str, str]
+    began: ModelSection | None = None
 
     @property
     def notes(self) -> list[str]:
         """A line for each choice."""
-        values = {key: getattr(self.recipe.model, key) for key in self.reasons}
-        return [f"model.{key}: auto is {values[key]} ({reason})" for key, reason in self.reasons.items()]
+        values = {key: _shown(getattr(self.recipe.model, key)) for key in self.reasons}
+        return [f"model.{key}: {values[key]} ({reason})" for key, reason in self.reasons.items()]
 
     def record(self) -> JsonObject:
         """The choices as the manifest holds them."""
-        return {
-            f"model.{key}": {"value": getattr(self.recipe.model, key), "reason": reason}
-            for key, reason in self.reasons.items()
-        }
+        values = {key: getattr(self.recipe.model, key) for key in self.reasons}
+        return {f"model.{key}": {"value": values[key], "reason": reason} for key, reason in self.reasons.items()}
+
+    def chosen(self, key: str, value: object, reason: str) -> "Settled":
+        """The recipe with one more choice."""
+        model = self.recipe.model.model_copy(update={key: value})
+        recipe = self.recipe.model_copy(update={"model": model})
+        return replace(self, recipe=recipe, reasons={**self.reasons, key: reason})
 
 
 def settle(recipe: Recipe, resume: Path | None) -> Settled:
-    """Decide what the recipe leaves open, on all processes alike.
+    """Decide what must be known before a run is planned: its compute type, on all processes alike.
 
     Args:
         recipe: of the run.
         resume: the folder of the run that is resumed, whose own recipe holds what was decided then.
     """
     began = _recorded(resume) if resume is not None else None
-    chosen: JsonObject = {}
-    reasons: dict[str, str] = {}
-    if recipe.model.dtype == "auto":
-        if began is not None and began.dtype != "auto":
-            chosen["dtype"], reasons["dtype"] = began.dtype, "the run began with it"
-        else:
-            chosen["dtype"], reasons["dtype"] = _of_all_processes(fastest_type())
-    model = recipe.model.model_copy(update=chosen)
-    return Settled(recipe.model_copy(update={"model": model}), reasons)
+    settled = Settled(recipe, {}, began)
+    if recipe.model.dtype != "auto":
+        return settled
+    if began is not None and began.dtype != "auto":
+        return settled.chosen("dtype", began.dtype, _BEGAN)
+    return settled.chosen("dtype", *_of_all_processes(fastest_type()))
+
+
+def settle_compiling(settled: Settled, plan: RunPlan) -> Settled:
+    """Decide whether a planned run's layers are compiled.
+
+    Raises:
+        InputError: the recipe asks for it, and it does not go together with the run's strategy.
+    """
+    wanted, unsupported = settled.recipe.model.compile, _unsupported(settled.recipe, plan.sharding.strategy)
+    if wanted is True and unsupported:
+        raise InputError(f"model.compile: {unsupported}", "set it to auto or false")
+    if wanted is True:
+        missing = compiler_obstacle()
+        return settled.chosen("compile", False, f"the recipe asks for it, but {missing}") if missing else settled
+    if wanted is False:
+        return settled
+    if settled.began is not None:  # before there was this key, nothing was compiled
+        return settled.chosen("compile", settled.began.compile is True, _BEGAN)
+    return settled.chosen("compile", *_pays(plan, unsupported))
+
+
+def _unsupported(recipe: Recipe, strategy: str) -> str | None:
+    """Why a run's layers can't be compiled, whatever the machine; None if they can."""
+    if strategy != "none":
+        return f"it was not tried with {strategy}"
+    if recipe.optim.gradient_checkpointing != "none":
+        return "layers that are run again in the backward pass can't be compiled"
+    if recipe.model.quantization != "none":
+        return f"it was not tried with {recipe.model.quantization}"
+    return None
+
+
+def _pays(plan: RunPlan, unsupported: str | None) -> tuple[bool, str]:
+    """Whether a run is compiled where the recipe leaves it open, and why."""
+    if torch.cuda.is_available():
+        return False, "what it saves on a GPU was not measured yet"
+    if unsupported is not None:
+        return False, unsupported
+    parameters = count_parameters(plan.memory.config, plan.memory.recipe.lora)["parameters"]
+    tokens = f"{plan.memory.load.run:,} tokens of a model of {parameters / 1e6:,.0f} million parameters"
+    if plan.memory.load.run * parameters < PAYS:
+        return False, f"{tokens} are too few to win back the time of compiling"
+    obstacle = compiler_obstacle()
+    return obstacle is None, obstacle or f"{tokens} win back the time of compiling"
 
 
 def as_begun(recipe: Recipe, recorded: Recipe) -> Recipe:
     """The recipe with what a run has decided in place of `auto`; the run is of this recipe if its own one is equal."""
     decided = {key: getattr(recorded.model, key) for key in _OPEN if getattr(recipe.model, key) == "auto"}
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=decided)})
+
+
+def _shown(value: object) -> object:
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _recorded(run: Path) -> ModelSection | None:

@@ -14,13 +14,14 @@ GIB = 2**30
 
 
 class TokenLoad(NamedTuple):
-    """The tokens that go through the backbone at once."""
+    """The tokens that go through the backbone, at once and in all."""
 
     batch: tuple[GroupSize, ...]  # the largest micro-batch of the plan
     largest: int  # its tokens
     longest: int  # tokens of the longest group alone, which no limit on tokens can split
     scoring: int  # tokens when scoring
     packing: Packing = "shared_prompt"
+    run: int = 0  # tokens of a process in the whole run
 
     @classmethod
     def of(cls, recipe: Recipe, plan: TrainingPlan, splits: Mapping[str, ReadySplit], packing: Packing) -> "TokenLoad":
@@ -33,7 +34,8 @@ class TokenLoad(NamedTuple):
         longest = max(batch_tokens([sizes[i]], packing) for i in {i for members in tokens for i in members})
         scored = max((batch_tokens(held, packing) for name, held in lengths.items() if name != "train"), default=0)
         batch = tuple(sizes[i] for i in largest)
-        return cls(batch, tokens[largest], longest, min(recipe.evaluation.tokens_per_batch, scored), packing)
+        run = sum(tokens[tuple(members)] for step in plan.steps for members in step if members) // plan.processes
+        return cls(batch, tokens[largest], longest, min(recipe.evaluation.tokens_per_batch, scored), packing, run)
 
 
 class Sharding(NamedTuple):

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.metrics.rankings import ranking_accuracy, reward_gaps
+from rmtrain.model.compiling import uncompiled
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Recipe
 from rmtrain.scoring.batches import score_groups
@@ -143,7 +144,8 @@ class Validation(NamedTuple):
         Of a mixture also the accuracy of each entry, and their mean, in which a large entry weighs as much as a small.
         """
         groups = self.rows.groups
-        rewards = score_groups(model, groups, pad_id, self.tokens_per_batch, notify=notify)
+        with uncompiled(model.module):
+            rewards = score_groups(model, groups, pad_id, self.tokens_per_batch, notify=notify)
         preferences = [[(p.better, p.worse) for p in group.preferences] for group in groups]
         scored = reward_gaps(rewards, preferences, [group.id for group in groups])
         ranking = ranking_accuracy(scored.gaps)

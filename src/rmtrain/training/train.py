@@ -15,6 +15,7 @@ from rmtrain.data.render import Renderer
 from rmtrain.display import Display, Silent
 from rmtrain.errors import CheckpointError, Interrupted, RmtrainError, RunFailedError
 from rmtrain.json_values import JsonObject
+from rmtrain.model.compiling import compile_layers
 from rmtrain.model.devices import process_state, require_agreement
 from rmtrain.model.host_memory import keep_tensors_whole
 from rmtrain.model.merged_base import merged_start, write_base
@@ -36,7 +37,7 @@ from rmtrain.training.build import (
 )
 from rmtrain.training.callbacks import GracefulStop, GroupTimeouts, MetricsLog, Schedule, interval_steps
 from rmtrain.training.checkpointing import verify
-from rmtrain.training.choices import settle
+from rmtrain.training.choices import settle, settle_compiling
 from rmtrain.training.failures import now, recording_failure, resume_hint
 from rmtrain.training.lifecycle import OpenRun, open_run
 from rmtrain.training.memory_plan import memory_failure
@@ -89,10 +90,11 @@ def train(
     state = process_state(loaded.recipe.distributed.timeout_minutes)
     display = display if state.is_main_process else Silent()
     settled = settle(loaded.recipe, resume)
-    recipe, loaded = settled.recipe, replace(loaded, recipe=settled.recipe)
     keep_tensors_whole()
-    plan = plan_run(recipe, splits, state.num_processes)
+    plan = plan_run(settled.recipe, splits, state.num_processes)
+    settled = settle_compiling(settled, plan)
     plan.notes.extend(settled.notes)
+    recipe, loaded = settled.recipe, replace(loaded, recipe=settled.recipe)
     plan.memory.require_fit()
     fingerprint = run_fingerprint(recipe, splits, renderer, plan.sharding.strategy, state.num_processes)
     require_agreement(json.dumps(fingerprint, sort_keys=True, default=str), "rows, weights or settings")
@@ -117,6 +119,8 @@ def _train(
     display.note(f"run folder: {folder}")
     display.note(f"strategy {plan.sharding}: {plan.reason}")
     model = _load_model(recipe, renderer, run)
+    if recipe.model.compile:
+        compile_layers(model.module, display.note)
     for note in dict.fromkeys([*plan.notes, *model.notes]):
         display.note(note)
     display.note(describe_plan(batches, recipe, splits["train"], model))
