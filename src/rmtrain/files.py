@@ -24,7 +24,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def open_regular(path: Path | str, error: type[InputError] = InputError) -> io.BufferedReader:
-    """Open a user's file to read its bytes; refuses devices and pipes, which may never end, without waiting.
+    """Open a user's file for reading; refuses devices and pipes, which may never end, without waiting.
 
     Args:
         path: of the file.
@@ -58,7 +58,7 @@ def read_bytes(path: Path | str, limit: int = TEXT_LIMIT, error: type[InputError
         except OSError as fault:
             raise error(f"{path}: can't be read: {fault.strerror or fault}") from None
     if len(data) > limit:
-        raise error(f"{path}: the file has more than {limit:,} bytes", "is it the right file?")
+        raise error(f"{path}: the file has more than {limit:,} bytes", "check that this is the right file")
     return data
 
 
@@ -134,7 +134,7 @@ def _size(count: int) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path, needed: int | None = None, left: str = "") -> Iterator[None]:
-    """Turn errors of the system into errors that name the file being written.
+    """Turn system errors into errors that name the file being written.
 
     Args:
         path: of the file.
@@ -224,7 +224,7 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def staged_folder(folder: Path, left: str = "", replace: bool = False, durable: bool = True) -> Iterator[Path]:
-    """A hidden folder beside `folder`, which gets that name at the end of the block; after an error nothing is left.
+    """A hidden folder beside `folder`, renamed to `folder` at the end of the block; after an error nothing is left.
 
     Args:
         folder: appears whole or not at all.
@@ -282,7 +282,7 @@ def held(lock: Path, what: Path, *, remove: bool = False, write: bool = True) ->
                 holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
                 raise InputError(f"{what} is in use by {holder}", "wait for it, or stop it") from None
             if not lock.exists() or not os.path.samestat(os.fstat(descriptor), lock.stat()):
-                continue  # its holder has just deleted the file
+                continue  # the holder has just deleted the file
             if remove:
                 stack.callback(lock.unlink, missing_ok=True)
             if write:

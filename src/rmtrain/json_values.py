@@ -12,14 +12,14 @@ from rmtrain.files import read_text
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 JsonObject: TypeAlias = dict[str, Json]
 
-DIGITS, _DEPTH = 18, 50  # of a whole number, since 64-bit integers hold as many; of nesting
+DIGITS, _DEPTH = 18, 50  # digits of a whole number, as in 64-bit integers; levels of nesting
 
 
 def parse_json(text: str, odd: Callable[[str], Any] = lambda number: None) -> Any:
     """A value from JSON; `odd` converts numbers that are not finite or have too many digits, by default to None.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply.
+        ValueError: the text is not JSON, or is nested too deeply.
     """
 
     def whole(digits: str) -> Any:

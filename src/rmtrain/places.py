@@ -6,7 +6,7 @@ from typing import Any
 
 
 def name_only(text: str) -> str:
-    """The last part of a path of this machine; other text is not changed."""
+    """The last part of a local path; other text is unchanged."""
     local = text.startswith(("/", "~", "./", "../", "\\")) or re.match(r"[A-Za-z]:[\\/]", text)
     return re.split(r"[\\/]", text.rstrip("\\/"))[-1] if local else text
 

@@ -1,4 +1,4 @@
-"""The signals that stop a command: Ctrl-C, SIGTERM, and SIGUSR1 as Slurm sends it before a time limit."""
+"""The signals that stop a command: Ctrl-C, SIGTERM, and SIGUSR1, which Slurm sends before a time limit."""
 
 import contextlib
 import signal

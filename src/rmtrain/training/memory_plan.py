@@ -195,9 +195,10 @@ class MemoryPlan:
         return changed.peak() if changed is not None else None
 
     def milder(self, sharding: Sharding) -> list["Saving"]:
-        """Overrides with which a run that ran out of memory can be resumed, none of which changes what is learnt.
+        """Overrides with which a run that ran out of memory can be resumed, none of which changes the training's
+        result.
 
-        The run took more than was predicted, so only overrides are named that are predicted to take clearly less.
+        The run took more than predicted, so only overrides with a clearly lower prediction are named.
         """
         training = replace(self, load=self.load._replace(scoring=0), resident=0)
         before, found = training.estimate(sharding).peak, list[Saving]()
@@ -254,7 +255,7 @@ def _listed(peaks: dict[Sharding, int]) -> str:
 
 
 def list_overrides(savings: Sequence[Saving], command: str = "") -> str:
-    """One a line, as they are typed, after the command if one is given."""
+    """Overrides as command-line arguments, one per line, after the command if one is given."""
     return "\n".join(f"    {command}{saving}" for saving in savings)
 
 

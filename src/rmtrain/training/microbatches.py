@@ -100,7 +100,7 @@ def microbatch_loader(dataset: MicrobatchDataset, pin_memory: bool) -> DataLoade
 
 
 def packed_ahead(batches: Iterator[Microbatch], count: int) -> Iterator[Microbatch]:
-    """The same micro-batches, of which a thread packs the next `count` while the last one is trained on."""
+    """The same micro-batches; a thread packs the next `count` while the present one is trained on."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming = deque(thread.submit(next, batches, None) for _ in range(count))
         while (batch := coming.popleft().result()) is not None:

@@ -1,7 +1,7 @@
 """Training objectives: pure functions from the rewards of a batch to a loss, in one registry.
 
-The loss of an optimiser step is a mean over the groups of its global batch, so every group weighs the same, whatever
-its number of completions. The weights of a `RewardBatch` hold that normaliser: over a whole step the group weights sum
+The loss of an optimiser step is a mean over the groups of its global batch, so every group has the same weight for any
+number of completions. The weights of a `RewardBatch` include this normaliser: over a whole step the group weights sum
 to 1, and an objective returns a weighted sum. Sums over any split into micro-batches and processes therefore add up to
 the loss of the step, and so do their gradients.
 

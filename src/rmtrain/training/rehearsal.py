@@ -30,7 +30,7 @@ def rehearse(
     allow_changes: bool,
     display: Display,
 ) -> list[str]:
-    """Check what comes after `plan_run` and before the first step, except the memory; returns notes for the user.
+    """Run the checks between `plan_run` and the first step, except for memory; returns notes for the user.
 
     Raises:
         InputError: as `train` would.

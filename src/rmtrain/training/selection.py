@@ -51,7 +51,7 @@ class Selection(TrainerCallback):  # type: ignore[misc]
         self.changed, self.checkpoints = changed, checkpoints
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Choose again where a resumed run has another rule or other rows; stop where the run had stopped already."""
+        """Choose again if a resumed run has another rule or other rows; stop if the run had already stopped."""
         if self.by == "last":
             self._choose(state, [])
         elif any(key in self.changed for key in _SAME_ROWS):

@@ -65,7 +65,7 @@ def with_text_loss(loss: Float[Tensor, ""], batch: RewardBatch, share: float) ->
 
 
 def loss_of_step(objective: Objective, parts: Sequence[RewardBatch], place: int, live: RewardBatch) -> Tensor:
-    """One part's share of the loss of a whole step, for an objective that is no sum over parts.
+    """A micro-batch's share of the loss of a whole step, for an objective that is not a sum over micro-batches.
 
     Args:
         objective: with `whole_step`.

@@ -122,7 +122,7 @@ class Workers:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             self._stop()
-            self.notify("stopped; the same command goes on from here")
+            self.notify("stopped; run the same command again to continue")
             raise
         finally:
             pool.shutdown()
