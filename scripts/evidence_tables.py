@@ -24,7 +24,7 @@ def seeds_of(results: Mapping[str, Any], arm: str, split: str) -> Seeds:
             found[int(seed)] = [
                 ScoredRow(
                     id=row["id"],
-                    source=row.get("source", ""),
+                    source=row.get("source", "").partition("/")[0],  # an entry's name comes before its rows' own source
                     rewards=tuple(rewards),
                     preferences=tuple((better, worse) for better, worse in row["preferences"]),
                     truncated=False,

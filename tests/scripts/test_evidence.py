@@ -90,7 +90,8 @@ def test_a_table_of_sources_counts_each_set_alike() -> None:
         return [[1.0, 0.0] if place < right else [0.0, 1.0] for place in range(12)]
 
     rows = [
-        {"id": str(n), "preferences": [[0, 1]], "lengths": [2, 1], "source": "a" if n < 10 else "b"} for n in range(12)
+        {"id": str(n), "preferences": [[0, 1]], "lengths": [2, 1], "source": "a/its own" if n < 10 else "b"}
+        for n in range(12)
     ]
     costs = {"steps": 3, "tokens": 100, "seconds": 5.0, "prompts": {"b": 2}}
     results = {
