@@ -81,7 +81,10 @@ async def ask(address: str, bodies: list[dict[str, Any]], clients: int) -> tuple
             answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             text = await reader.readexactly(int(answer.split("content-length: ")[1].split()[0]))
             seconds[number] = time.perf_counter() - begin
-            rewards[number] = json.loads(text)["rewards"][0]
+            reply = json.loads(text)
+            if reply["truncated"]:  # prompts that are cut differently are no longer shared
+                raise SystemExit("a request is longer than the checkpoint reads: give fewer --words")
+            rewards[number] = reply["rewards"][0]
         writer.close()
 
     begin = time.perf_counter()
