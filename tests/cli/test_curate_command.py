@@ -75,6 +75,19 @@ def test_rows_that_a_judge_refuses_are_booked_and_shown(
     strict = answer(rmtrain(*command, *rules, "--json"))
     assert strict["rows"]["dropped"]["refused by the chat template of a judge"] == 2
     assert strict["rows"]["kept"] == result["rows"]["kept"] - 2
+    weighted = (*command[:-1], tmp_path / "weighted.jsonl", "--weight")
+    shown = rmtrain(*weighted, "0.25").stdout
+    assert "Rejected preferences are kept, with the weight 0.25." in shown
+    new = [f"data.source={{train: {tmp_path}/weighted.jsonl}}", "data.preference_weights=weights"]
+    new += [f"model.name={models}/rm", "data.duplicates=keep"]
+    report = answer(rmtrain("data", tmp_path / "recipe.yaml", *new, "--json"))
+    counts = strict["preferences"]["dropped"]["most judges reject it"], result["preferences"]["total"]
+    mean = (counts[1] - 0.75 * counts[0]) / counts[1]
+    assert any(
+        f"weights of {counts[1]} preferences: 0.25 to 1, mean over groups {mean:.4g}" in note
+        for note in report["notes"]
+    )
+    assert "above 0 and below 1" in rmtrain(*command, "--weight", "1", code=2).stderr
     rows[5]["prompt"] = [*rows[4]["prompt"], {"role": "assistant", "content": "w9"}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[4:8]))
     assert "3 of 4 rows are refused" in rmtrain(*command[:-1], tmp_path / "other.jsonl", code=2).stderr

@@ -172,7 +172,7 @@ def test_folds_follow_prompts_alone() -> None:
 
 def test_the_record_goes_with_the_rows_that_it_describes(tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
-    record = {"rules": [MAJORITY], "marked": False, "judges": [{"ckpt": "a/b"}], "data": {"source": "c"}, "rows": {}}
+    record = {"rules": [MAJORITY], "marked": True, "weight": 0.5, "judges": [{"ckpt": "a/b"}], "data": {}, "rows": {}}
     write_curated(path, [{"id": "1"}], record)
     assert record_path(path).name == "kept.curation.json"
     found = {key: value for key, value in record.items() if key != "rows"}

@@ -19,12 +19,31 @@ if TYPE_CHECKING:
     from rmtrain.recipe.schema import Recipe
 
 
+Folds = Annotated[
+    int | None,
+    typer.Option(min=2, max=50, help="Train a model on each of so many folds; it judges the rows of the other folds."),
+]
 Rules = Annotated[
     list[str] | None,
     typer.Option(help="Reject by majority (the default), hardest=SHARE, easiest=SHARE or refused; may be repeated."),
 ]
 Mark = Annotated[
     bool, typer.Option("--mark", help="Keep every row, and write the verdicts of the rules into its `verdicts` field.")
+]
+
+
+def _between_0_and_1(weight: float | None) -> float | None:
+    if weight is not None and not 0 < weight < 1:
+        raise InputError(f"--weight {weight:g}: it is above 0 and below 1", "without it, what is rejected is left out")
+    return weight
+
+
+Weight = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep every row, and give rejected preferences this weight, above 0 and below 1.",
+        callback=_between_0_and_1,
+    ),
 ]
 
 
@@ -36,14 +55,10 @@ def curate(
         list[str] | None,
         typer.Option(metavar="CKPT", help="Reward model: run folder, folder or hub id; may be repeated."),
     ] = None,
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            min=2, max=50, help="Train a model on each of so many folds; it judges the rows of the other folds."
-        ),
-    ] = None,
+    folds: Folds = None,
     rule: Rules = None,
     mark: Mark = False,
+    weight: Weight = None,
     examples: Annotated[int, typer.Option(min=0, help="Examples to show per cause.")] = 2,
     show: Annotated[str | None, typer.Option(metavar="CAUSE", help="Only show examples of this cause.")] = None,
     json: options.Json = False,
@@ -54,12 +69,14 @@ def curate(
 
     [dim]rmtrain curate my.yaml --judge org/reward-model --judge runs/mine-20260101-120000-ab12 --output kept.jsonl[/]
     [dim]rmtrain curate my.yaml --folds 5 --rule majority --rule easiest=0.1 --output kept.jsonl[/]
+    [dim]rmtrain curate my.yaml --folds 5 --weight 0.25 --output weighted.jsonl[/]
     """
     options.check_output(output, overwrite=show is not None)
     if bool(judge) == bool(folds):
         raise InputError("curate needs judges", "name reward models with --judge, or let --folds train them; not both")
     if processes.joined():
         raise InputError("curate starts its own processes", "run it without a launcher")
+    from rmtrain.data.curated_source import write_curated
     from rmtrain.data.examples import matching
     from rmtrain.data.judged import Judged, Rule
     from rmtrain.recipe.load import load_recipe
@@ -74,9 +91,9 @@ def curate(
         judged = Judged.by(rules, split.groups, _judge(loaded, split, output, judge or [], folds or 0, display))
         causes = causes_of(judged)
         shown = [*example_rows(judged, split.place, matching(show, causes) if show else causes, examples)]
-        result = _record(rules, judged, split, mark)
+        result = _record(rules, judged, split, mark or weight is not None, weight)
         if not show:
-            _write(output, judged, result, mark)
+            write_curated(output, judged.source(mark, weight), result)
     if json:
         found = [one.as_json() for one in shown] if show else {"output": str(output), **result}
         print(jsonlib.dumps(found, indent=2, ensure_ascii=not show))
@@ -91,7 +108,7 @@ def curate(
 
 def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":
     """The curated training split, without added completions and without ties, whose labels can't be wrong."""
-    from rmtrain.data.judged import has_votes
+    from rmtrain.data.judged import has_votes, has_weights
     from rmtrain.data.load import load_data
     from rmtrain.recipe.data_schema import AugmentSection
 
@@ -102,6 +119,8 @@ def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":
     split = data.splits["train"]
     if has_votes(split.groups):
         display.note("note: the new source holds the shares of raters; set data.votes=votes to train on them")
+    if has_weights(split.groups):
+        display.note("note: the new source holds the weights; set data.preference_weights=weights to train with them")
     gaps = sum(p.gap is not None for group in split.groups if group.scores is None for p in group.preferences)
     if gaps:
         display.note(
@@ -129,7 +148,9 @@ def _judge(
     return [judges.judge(*judged) for judged in zip(judges.train(recipe, fold_of), others, strict=True)]
 
 
-def _record(rules: "Sequence[Rule]", judged: "Judged", split: "SplitData", mark: bool) -> JsonObject:
+def _record(
+    rules: "Sequence[Rule]", judged: "Judged", split: "SplitData", mark: bool, weight: float | None
+) -> JsonObject:
     """The record beside the rows: what was judged, by which models and rules, and with which result."""
     from dataclasses import asdict
 
@@ -138,15 +159,10 @@ def _record(rules: "Sequence[Rule]", judged: "Judged", split: "SplitData", mark:
     return {
         "rules": [rule.cause for rule in rules],
         "marked": mark,
+        "weight": weight,
         "judges": [judge.figures(judged.groups) for judge in judged.judges],
         "rows": asdict(judged.rows()),
         "preferences": asdict(judged.preferences()),
         "histogram": histogram(judged),
         "data": split.origin,
     }
-
-
-def _write(output: Path, judged: "Judged", result: JsonObject, mark: bool) -> None:
-    from rmtrain.data.curated_source import write_curated
-
-    write_curated(output, judged.source(mark), result)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,12 +61,13 @@ class Judges:
         return judge
 
     def _fold(self, recipe: "Recipe", number: int, folds: Sequence[int]) -> str:
-        from rmtrain.data.judged import has_votes
+        from rmtrain.data.judged import has_votes, has_weights
         from rmtrain.recipe.load import dump_recipe
 
         own = [group for group, fold in zip(self.groups, folds, strict=True) if fold == number]
-        votes = "votes" if has_votes(self.groups) else None
-        whole = fold_recipe(recipe, self._write(own, f"fold-{number}"), f"fold-{number}", self.folder, votes)
+        columns = {"votes": "votes" if has_votes(self.groups) else None}
+        columns |= {"preference_weights": "weights" if has_weights(self.groups) else None}
+        whole = fold_recipe(recipe, self._write(own, f"fold-{number}"), f"fold-{number}", self.folder, columns)
         path = self.folder / f"fold-{number}.yaml"
         write_atomic(path, dump_recipe(whole))
         done, begun = self._runs(whole)
@@ -93,10 +94,10 @@ class Judges:
 
     def _write(self, groups: "Sequence[PreferenceGroup]", name: str) -> Path:
         """Write groups to a source named by the digest of its content, unless that file exists."""
-        from rmtrain.data.judged import has_votes, source_row
+        from rmtrain.data.judged import has_votes, has_weights, source_row
 
-        soft = has_votes(self.groups)
-        text = "".join(json.dumps(source_row(group, soft), ensure_ascii=False) + "\n" for group in groups)
+        soft, weighted = has_votes(self.groups), has_weights(self.groups)
+        text = "".join(json.dumps(source_row(group, soft, weighted), ensure_ascii=False) + "\n" for group in groups)
         path = self.folder / f"{name}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:12]}.jsonl"
         if not path.exists():
             write_atomic(path, text)
@@ -121,9 +122,11 @@ class Judges:
             raise RunFailedError(f"rmtrain {arguments[0]} failed", "see the lines above")
 
 
-def fold_recipe(recipe: "Recipe", rows: Path, name: str, folder: Path, votes: str | None = None) -> "Recipe":
+def fold_recipe(
+    recipe: "Recipe", rows: Path, name: str, folder: Path, columns: Mapping[str, str | None] | None = None
+) -> "Recipe":
     """The recipe for a fold's model: the same training, only on the rows of the fold, without evaluation."""
-    data = {"source": {"train": str(rows)}, "splits": {"train": "train"}, "preferences": "as_given", "votes": votes}
+    data = {"source": {"train": str(rows)}, "splits": {"train": "train"}, "preferences": "as_given", **(columns or {})}
     data |= {key: getattr(recipe.data, key) for key in ("max_length", "over_length")}
     values = recipe.model_dump(mode="json")
     values["data"] = data

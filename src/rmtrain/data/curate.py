@@ -163,6 +163,7 @@ def make_candidate(
 
     For scoring, the group has every completion, usable or not, and every possible preference.
     """
+    parsed = parsed if purpose == "train" else parsed.unweighted()
     usable, lost = (parsed, ()) if purpose == "scoring" else drop_completions(parsed)
     pairing = make_preferences(usable, mode, min_gap, keep_ties)
     scores = tuple(score for score in usable.scores or () if score is not None)

@@ -10,7 +10,7 @@ from rmtrain.errors import DataError
 from rmtrain.files import sha256_file, write_atomic, write_json
 from rmtrain.json_values import JsonObject
 
-_RECORDED = ("rules", "marked", "judges", "data")  # in manifests
+_RECORDED = ("rules", "marked", "weight", "judges", "data")  # in manifests
 
 
 def record_path(rows: Path) -> Path:

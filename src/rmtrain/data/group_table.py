@@ -92,7 +92,7 @@ def _columns_of(placed: Sequence[PlacedGroup]) -> Any:
         ),
         "preferences": _lists(
             [len(group.preferences) for group in groups],
-            _structs(Preference._fields, [pa.int32(), pa.int32(), pa.float64(), pa.float64()], preferences),
+            _structs(Preference._fields, [pa.int32()] * 2 + [pa.float64()] * 3, preferences),
         ),
         "scores": pa.array([group.scores for group in groups], pa.list_(pa.float64())),
         "arguments": pa.array([group.arguments for group in groups], pa.string()),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rmtrain.data.curate import NONE_LEFT
 from rmtrain.data.ledgers import Ledger
 from rmtrain.data.splits import leak_key
-from rmtrain.data.types import TOKENS, PreferenceGroup, Row
+from rmtrain.data.types import TOKENS, Preference, PreferenceGroup, Row
 from rmtrain.errors import DataError, InputError
 from rmtrain.json_values import JsonObject
 
@@ -142,24 +142,31 @@ class Judged:
         """The ledger of the rows; a row is dropped if none of its preferences is kept."""
         return _ledger([_cause(self.verdicts[part]) for _, part in self._parts()])
 
-    def source(self, mark: bool) -> list[Row]:
+    def source(self, mark: bool, weight: float | None = None) -> list[Row]:
         """The rows of the new source, as `completions` rows with the judges' margins of each preference.
 
-        With `mark`, all rows and preferences are kept, and `verdicts` holds the verdicts of the rules.
+        With `mark`, all rows and preferences are kept, and `verdicts` holds the verdicts of the rules. With
+        `weight` too; then `weights` holds this weight for rejected preferences, times their own.
         """
+        mark = mark or weight is not None
         agreement, mean, rows = agreements(self.margins), mean_margins(self.margins), []
-        soft = has_votes(self.groups)
+        soft, weighted = has_votes(self.groups), weight is not None or has_weights(self.groups)
         for group, part in self._parts():
             places = [place for place in range(part.start, part.stop) if mark or self.verdicts[place] == KEPT]
             if places:
-                left = tuple(group.preferences[place - part.start] for place in places)
-                row = source_row(group._replace(preferences=left), soft)
+                left = tuple(self._weighed(group.preferences[place - part.start], place, weight) for place in places)
+                row = source_row(group._replace(preferences=left), soft, weighted)
                 row["agreement"] = [_number(agreement[place]) for place in places]
                 row["margin"] = [_number(mean[place]) for place in places]
                 row["margins"] = [[_number(value) for value in self.margins[place]] for place in places]
                 row |= {"verdicts": [self.verdicts[place] for place in places]} if mark else {}
                 rows.append(row)
         return rows
+
+    def _weighed(self, preference: Preference, place: int, weight: float | None) -> Preference:
+        if weight is None or self.verdicts[place] == KEPT:
+            return preference
+        return preference._replace(weight=preference.weight * weight)
 
     def _parts(self) -> list[tuple[PreferenceGroup, slice]]:
         ends = np.cumsum([len(group.preferences) for group in self.groups]).tolist()
@@ -186,11 +193,16 @@ def has_votes(groups: Sequence[PreferenceGroup]) -> bool:
     return any(preference.probability != 1.0 for group in groups for preference in group.preferences)
 
 
-def source_row(group: PreferenceGroup, soft: bool = False) -> Row:
+def has_weights(groups: Sequence[PreferenceGroup]) -> bool:
+    """Whether any preference has another weight than 1, so that every row of a source needs its weights."""
+    return any(preference.weight != 1.0 for group in groups for preference in group.preferences)
+
+
+def source_row(group: PreferenceGroup, soft: bool = False, weighted: bool = False) -> Row:
     """A group as a row of the `completions` schema, which reads back as the same group.
 
     With `soft`, it has a `votes` column for data.votes: the share of raters for the first of two answers or, for more
-    answers, a share for each preference.
+    answers, a share for each preference. With `weighted`, it has a `weights` column for data.preference_weights.
 
     Raises:
         DataError: the group holds token ids, which the schema does not allow.
@@ -207,6 +219,7 @@ def source_row(group: PreferenceGroup, soft: bool = False) -> Row:
         "completions": [[message.as_dict() for message in completion] for completion in group.completions],
         "preferences": [[preference.better, preference.worse] for preference in group.preferences],
         **({"votes": _votes(group)} if soft else {}),
+        **({"weights": [preference.weight for preference in group.preferences]} if weighted else {}),
         **({"scores": list(group.scores)} if group.scores is not None else {}),
         **beside,
     }

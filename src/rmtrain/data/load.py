@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,7 @@ from rmtrain.data.curate import CuratedRows, Curation, Purpose, curate
 from rmtrain.data.entries import Entry
 from rmtrain.data.mixture import drop_contradictions, drop_duplicates, limit_entries
 from rmtrain.data.near_duplicates import drop_near_duplicates, require_datasketch
+from rmtrain.data.notes import note_shared_prompts, notes_on
 from rmtrain.data.parse import (
     MAX_MALFORMED,
     ParsedEntry,
@@ -22,6 +23,7 @@ from rmtrain.data.parse import (
     open_recipe_source,
     parse_by,
     parse_splits,
+    unweighted,
 )
 from rmtrain.data.schemas.detect import SchemaChoice, SchemaError, choose_schema, renamed
 from rmtrain.data.sources import SourceRows
@@ -82,7 +84,7 @@ def load_data(
     keys = {name: _prompts(of_split) for name, of_split in curations.items()}
     leaks = find_leaks({name: [*chain(*own)] for name, own in keys.items()}, drop=data.leaks == "drop")
     if "train" in needed:
-        notes += _shared_prompts([each.entry.name for each in parsed["train"]], keys["train"])
+        notes += note_shared_prompts([each.entry.name for each in parsed["train"]], keys["train"])
     if "train" in needed and data.leaks == "drop":
         others = [prompts for name, own in keys.items() if name != "train" for prompts in own]
         for curation, own in zip(curations["train"], keys["train"], strict=True):
@@ -93,24 +95,7 @@ def load_data(
     if keep is not None:
         pairs = ((name, *each) for name in wanted for each in zip(parsed[name], curations[name], strict=True))
         keep += [CuratedRows(name, entry.parsed, curation) for name, entry, curation in pairs]
-    return CuratedData(result, leaks, [*notes, *_notes(result, leaks)])
-
-
-def _notes(splits: Mapping[str, SplitData], leaks: Sequence[Leak]) -> Iterator[str]:
-    """The notes on the splits, each once with its entries."""
-    by_note: dict[str, list[str]] = {}
-    for name, split in splits.items():
-        for part, groups in split.by_part():
-            gapless = sum(preference.gap is None for group in groups for preference in group.preferences)
-            ignored = name == "train" and part.entry.section.min_gap and gapless
-            told = [f"data.min_gap does not apply to preferences without scores: {gapless:,}"] if ignored else []
-            for note in (*part.report.notes, *told):
-                by_note.setdefault(note, []).append(part.label(name))
-    yield from (f"{', '.join(names)}: {note}" for note, names in by_note.items())
-    yield from (f"{name}: {check}" for name, split in splits.items() for check in split.report.checks)
-    for leak in leaks:
-        end = f"rows of {leak.first} with one: {leak.rows}, {'dropped' if leak.dropped else 'kept'}"
-        yield f"prompts in both {leak.first} and {leak.second}: {leak.prompts}; {end}"
+    return CuratedData(result, leaks, [*notes, *notes_on(result, leaks)])
 
 
 def _prompts(entries: Sequence[Curation]) -> list[list[bytes]]:
@@ -125,14 +110,6 @@ def _drop_repeats(entries: Sequence[Curation], data: DataSection) -> None:
         drop_contradictions(entries, first_wins=data.contradictions == "first")
     if data.near_duplicates is not None:
         drop_near_duplicates(entries, data.near_duplicates)
-
-
-def _shared_prompts(names: Sequence[str], keys: Sequence[Sequence[bytes]]) -> list[str]:
-    """A note for each two entries of the training split with common prompts."""
-    return [
-        f"train: prompts in both {shared.first} and {shared.second}: {shared.prompts}, kept"
-        for shared in find_leaks(dict(zip(names, keys, strict=True)), drop=False)
-    ]
 
 
 def mapping_of(data: DataSection) -> ReadAs:
@@ -174,7 +151,7 @@ def read_source(
     Raises:
         DataError: as in `load_data`; for scoring, also the first row that can't be read.
     """
-    data = data or DataSection(source=source if isinstance(source, str) else source.description)
+    data = unweighted(data or DataSection(source=source if isinstance(source, str) else source.description))
     rows = open_recipe_source(source, data).read(split) if isinstance(source, str) else source
     reading = choose_reading(rows, data, trained, notify)
     if not evaluation:

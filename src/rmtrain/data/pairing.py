@@ -14,6 +14,7 @@ TIE = "tie"
 BELOW_MIN_GAP = "below min_gap"
 IDENTICAL = "identical completions"
 DISAGREE = "scores disagree"
+NO_WEIGHT = "weight 0"
 
 TIED = 0.5  # probability of a preference between two that are equally good
 _ROUNDING = 1e-9  # differences of means such as 13/3 - 4 deviate from a stated gap by rounding errors
@@ -33,14 +34,18 @@ def make_preferences(row: ParsedRow, mode: Mode, min_gap: float, keep_ties: bool
     compares every two completions, `best_vs_rest` the best with every other completion, `best_vs_worst` the best with
     the worst (among equals, the first best and the last worst); `as_given` makes none. Dropped are ties (equal scores
     or votes), unless they are kept with a probability of 0.5; differences below `min_gap`; completions with the same
-    text; and stated preferences for the completion with the lower score.
+    text; stated preferences for the completion with the lower score; and preferences of weight 0.
     """
     kept: list[Preference] = []
     dropped: Counter[str] = Counter()
     for preference in row.stated if row.stated is not None else _from_scores(row, mode):
         gap = preference.gap
+        if row.weight != 1.0:
+            preference = preference._replace(weight=row.weight * preference.weight)
         if same_text(row.completions[preference.better], row.completions[preference.worse]):
             dropped[IDENTICAL] += 1
+        elif preference.weight == 0:
+            dropped[NO_WEIGHT] += 1
         elif gap == 0 or preference.probability == TIED:
             if keep_ties:
                 kept.append(preference._replace(probability=TIED))

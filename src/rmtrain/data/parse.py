@@ -186,7 +186,8 @@ class _Sources:
                 f"{source.source}: no split {entry.split!r}, which the recipe uses as its {split} split",
                 f"{error.hint}; data.splits says which splits are used, data.holdout draws some from train",
             ) from None
-        parsed = parse_rows(rows, entry.section, split)
+        # evaluation counts every preference alike, and its rows need not have weights
+        parsed = parse_rows(rows, entry.section if split == "train" else unweighted(entry.section), split)
         return parsed if self._keep_rows else parsed._replace(source=rows._replace(rows=[]))
 
     def _of(self, entry: Entry) -> OpenSource:
@@ -199,6 +200,11 @@ class _Sources:
 def open_recipe_source(source: str | Sequence[str], data: DataSection) -> OpenSource:
     """Open a SOURCE at one commit, with the recipe's number of demo rows."""
     return open_source(pin_source(parse_source(source)), {str(name): n for name, n in data.demo_groups.items()})
+
+
+def unweighted(data: DataSection) -> DataSection:
+    """A data section that reads no weights of preferences."""
+    return data.model_copy(update={"preference_weights": None})
 
 
 def holdout_shares(data: DataSection) -> dict[str, int | float]:

@@ -13,7 +13,7 @@ from rmtrain.data.cache_entry import cached
 from rmtrain.data.render import Renderer
 from rmtrain.data.template import TemplateRefusalError
 from rmtrain.data.token_report import Lost, Omitted, TokenReport, find_refused
-from rmtrain.data.token_table import Sizes, features_of
+from rmtrain.data.token_table import FIGURES, Sizes, features_of
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, Value, tokenize_groups
 from rmtrain.data.types import Preference, PreferenceGroup, Row
 from rmtrain.data.workers import PART, in_parts
@@ -78,8 +78,8 @@ def row_to_group(row: Row) -> TokenizedGroup:
     borders = np.cumsum([row["prefix_length"], *row["suffix_lengths"]])
     prefix, *suffixes = np.split(tokens, borders[:-1])
     pairs, gaps = row["preferences"], row["gaps"]
-    shares = row.get("probabilities") or [1.0] * len(pairs)
-    preferences = tuple(Preference(b, w, gap, share) for (b, w), gap, share in zip(pairs, gaps, shares, strict=True))
+    figures = (row.get(name) or [1.0] * len(pairs) for name in FIGURES)
+    preferences = tuple(Preference(*pair, *own) for pair, *own in zip(pairs, gaps, *figures, strict=True))
     return TokenizedGroup(
         row["id"],
         row["source"],
@@ -104,6 +104,7 @@ def group_to_row(group: TokenizedGroup) -> Row:
         "preferences": [[p.better, p.worse] for p in group.preferences],
         "gaps": [p.gap for p in group.preferences],
         "probabilities": [p.probability for p in group.preferences],
+        "weights": [p.weight for p in group.preferences],
         "scores": group.scores,
         "truncated": group.truncated,
     }
@@ -137,11 +138,11 @@ def tokenize_split(
         DataError: as tokenize_groups.
     """
     rule = [_VERSION, renderer.contract(), max_length, over_length, drop_identical]
-    fingerprint, soft = _fingerprint(groups, rule, renderer, cache)
+    fingerprint, figures = _fingerprint(groups, rule, renderer, cache)
 
     def write(folder: Path) -> None:
-        work = _Tokenize(renderer, max_length, over_length, drop_identical, soft)
-        _write(folder, _counted(progress, in_parts(work, groups), len(groups)), features_of(soft))
+        work = _Tokenize(renderer, max_length, over_length, drop_identical, figures)
+        _write(folder, _counted(progress, in_parts(work, groups), len(groups)), features_of(figures))
 
     folder = cache / f"{fingerprint[:32]}-{_LAYOUT}"
     table, report = cached(folder, "cached tokens", write, _read, notify)
@@ -152,7 +153,7 @@ class _Fingerprint(NamedTuple):
     """The fingerprint of tokenised groups, and the fact that decides on their columns."""
 
     digest: str
-    soft: bool  # whether a preference has another probability than 1
+    figures: Sequence[str]  # of FIGURES, those that are not 1 for some preference
 
 
 def _fingerprint(groups: Sequence[PreferenceGroup], rule: list[Any], renderer: Renderer, cache: Path) -> _Fingerprint:
@@ -171,22 +172,25 @@ def _fingerprint(groups: Sequence[PreferenceGroup], rule: list[Any], renderer: R
 
 
 def _read_fingerprint(folder: Path) -> _Fingerprint:
-    return _Fingerprint(*json.loads((folder / "fingerprint.json").read_bytes()))
+    digest, figures = json.loads((folder / "fingerprint.json").read_bytes())
+    return _Fingerprint(digest, figures)
 
 
 def _of_groups(groups: Sequence[PreferenceGroup], digest: Any) -> _Fingerprint:
-    soft = False
+    needed: set[str] = set()
     for text, of_part in in_parts(_texts_of, groups):
         digest.update(text)
-        soft = soft or of_part
-    return _Fingerprint(digest.hexdigest(), soft)
+        needed |= of_part
+    return _Fingerprint(digest.hexdigest(), [name for name in FIGURES if name in needed])
 
 
-def _texts_of(groups: Sequence[PreferenceGroup]) -> tuple[bytes, bool]:
-    """What the fingerprint is made of, and whether a preference has another probability than 1."""
+def _texts_of(groups: Sequence[PreferenceGroup]) -> tuple[bytes, set[str]]:
+    """What the fingerprint is made of, and which of FIGURES are not 1 for some preference."""
     groups = list(groups)
     text = "".join(map(repr, groups)).encode("utf-8", "surrogatepass")
-    return text, any(each.probability != 1.0 for group in groups for each in group.preferences)
+    preferences = [preference for group in groups for preference in group.preferences]
+    soft, weighted = any(p.probability != 1.0 for p in preferences), any(p.weight != 1.0 for p in preferences)
+    return text, {name for name, needed in zip(FIGURES, (soft, weighted), strict=True) if needed}
 
 
 class _Tokenized(NamedTuple):
@@ -204,7 +208,7 @@ class _Tokenize:
     max_length: int
     over_length: OverLength
     drop_identical: bool
-    soft: bool
+    figures: Sequence[str]
 
     def __call__(self, groups: Sequence[PreferenceGroup]) -> _Tokenized:
         import pyarrow as pa
@@ -214,7 +218,7 @@ class _Tokenize:
         pairs = zip(groups, tokenized, strict=True)
         kept = (report.keep(group, tokens, refused.pop(group.id, None)) for group, tokens in pairs)
         rows = [group_to_row(each) for each in kept if each is not None]
-        return _Tokenized(pa.RecordBatch.from_pylist(rows, features_of(self.soft).arrow_schema), report)
+        return _Tokenized(pa.RecordBatch.from_pylist(rows, features_of(self.figures).arrow_schema), report)
 
 
 def _counted(progress: Callable[[int], None], parts: Iterable[Value], groups: int) -> Iterator[Value]:

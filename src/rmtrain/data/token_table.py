@@ -1,13 +1,16 @@
 """The table of tokenised groups: its columns, and the sizes of its groups as arrays."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+FIGURES = ("probabilities", "weights")  # of preferences, which a table holds only where one of them is not 1
 
-def features_of(soft: bool) -> Any:
-    """The columns of a table; with probabilities of preferences only if one of them is not 1."""
+
+def features_of(figures: Sequence[str]) -> Any:
+    """The columns of a table, with those of `FIGURES` that some preference needs."""
     from datasets import Features, List, Value
 
     integers = List(Value("int32"))
@@ -25,7 +28,7 @@ def features_of(soft: bool) -> Any:
             "truncated": Value("bool"),
         }
     )
-    return Features({**columns, "probabilities": List(Value("float64"))}) if soft else columns
+    return Features({**columns, **{name: List(Value("float64")) for name in figures}})
 
 
 class Sizes(NamedTuple):

@@ -56,11 +56,13 @@ class Preference(NamedTuple):
     worse: int
     gap: float | None = None  # score difference on the source's scale; None if the source has no scores
     probability: float = 1.0  # that `better` is better: the share of raters who say so, 0.5 for a tie
+    weight: float = 1.0  # in the loss, relative to other preferences
 
     def __repr__(self) -> str:
-        """Omits a probability of 1, so that digests over the `repr` of groups stay those of earlier versions."""
+        """Omits a probability or weight of 1, so that digests over the `repr` of groups stay as in earlier versions."""
         soft = "" if self.probability == 1.0 else f", probability={self.probability!r}"
-        return f"Preference(better={self.better!r}, worse={self.worse!r}, gap={self.gap!r}{soft})"
+        weight = "" if self.weight == 1.0 else f", weight={self.weight!r}"
+        return f"Preference(better={self.better!r}, worse={self.worse!r}, gap={self.gap!r}{soft}{weight})"
 
 
 class PreferenceGroup(NamedTuple):

@@ -43,8 +43,9 @@ READING = (
     "min_gap",
     "tied",
     "gap_scale",
+    "preference_weights",
 )  # those that an entry of a mixture may set
-TRAINING_ONLY = ("min_gap", "tied", "gap_scale")  # those that evaluation splits ignore
+TRAINING_ONLY = ("min_gap", "tied", "gap_scale", "preference_weights")  # those that evaluation splits ignore
 
 EntryName = Annotated[str, StringConstraints(pattern=FOLDER_NAME_PATTERN)]
 
@@ -95,6 +96,8 @@ class EntrySection(Section):
     """What becomes of ties in training."""
     gap_scale: GapScale | None = None
     """The scale by which a score gap is a probability."""
+    preference_weights: NonEmpty | None = None
+    """The column of the weights of its preferences in the loss."""
     limit: PositiveInt | None = None
     """Maximum groups of this entry, drawn with the run's seed."""
     weight: Annotated[float, Field(gt=0, le=1e6)] | None = None
@@ -168,6 +171,9 @@ class DataSection(Section):
     """Training preferences between equal scores or votes: drop them, or (half) keep them with a probability of 0.5."""
     gap_scale: GapScale | None = None
     """Training takes sigmoid(gap_scale · score gap) as the probability of a scored pair; null: each is certain."""
+    preference_weights: NonEmpty | None = None
+    """The column that says how much a training row counts in the loss beside others: a number for the row, or a list
+    with one for each entry of `preferences`, as `rmtrain curate --weight` writes. They are divided by their mean."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows whose prompt and completions were seen before in the split."""
     near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = None

@@ -19,9 +19,17 @@ def curation_tables(result: Mapping[str, Any]) -> list[Table]:
     """The judges with their agreement, the counts of kept and dropped rows, and a histogram of the margins."""
     return [
         _judges(result["judges"]),
-        ledger_table(result, ("rows", "preferences"), title=f"rules: {', '.join(result['rules'])}"),
+        ledger_table(result, ("rows", "preferences"), f"rules: {', '.join(result['rules'])}", _what_became(result)),
         _histogram(result["histogram"]),
     ]
+
+
+def _what_became(result: Mapping[str, Any]) -> list[str]:
+    """What became of rejected preferences, where they are still there."""
+    if not result["marked"]:
+        return []
+    weight = result.get("weight")
+    return [f"Rejected preferences are kept, {'and marked' if weight is None else f'with the weight {weight:g}'}."]
 
 
 def _judges(judges: Sequence[Mapping[str, Any]]) -> Table:

@@ -30,7 +30,7 @@ from rmtrain.training.checkpointing import CheckpointWriter
 from rmtrain.training.lifecycle import OpenRun
 from rmtrain.training.memory import Sharding, TokenLoad
 from rmtrain.training.memory_plan import MemoryPlan, least_free_memory
-from rmtrain.training.objectives import READS, SOFT
+from rmtrain.training.objectives import READS, SOFT, UNWEIGHTED
 from rmtrain.training.plan import TrainingPlan, plan_training, whole_steps
 from rmtrain.training.selection import Selection, Validation, validation_groups
 from rmtrain.training.strategies import require_strategy, strategy_arguments
@@ -62,6 +62,7 @@ def plan_run(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int) -
         )
     _require_figures(recipe.loss.objective, splits["train"])
     _require_soft(recipe.loss.objective, splits["train"])
+    _require_weights(recipe.loss.objective, splits["train"])
     config = start_config(recipe)
     lengths = [prefix + max(suffixes) for split in splits.values() for prefix, suffixes in split.tokens.lengths()]
     longest = max(lengths, default=0)
@@ -110,6 +111,15 @@ def _require_soft(objective: str, split: ReadySplit) -> None:
             f"loss.objective: {objective} does not read the votes of raters or ties of one half, and the training rows "
             "have some",
             f"set loss.objective to {' or '.join(SOFT)}, or leave out data.votes, data.tied and data.gap_scale",
+        )
+
+
+def _require_weights(objective: str, split: ReadySplit) -> None:
+    """Refuse weights of preferences where the objective is one over whole groups."""
+    if objective in UNWEIGHTED and "weights" in split.tokens.table.column_names:
+        raise DataError(
+            f"loss.objective: {objective} is over whole groups, and does not read the weights of preferences",
+            "set loss.objective to bradley_terry, or leave out data.preference_weights",
         )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,7 +35,7 @@ class MicrobatchDataset(Dataset[Microbatch]):
         self, split: TokenizedSplit, plan: TrainingPlan, process: int, packing: Packing, pad_id: int, text: bool = False
     ) -> None:
         self.split, self.plan, self.packing, self.pad_id, self.text = split, plan, packing, pad_id, text
-        self.share = plan.share(process)
+        self.share, self.mean_weight = plan.share(process), _mean_weight(split, plan)
 
     def __len__(self) -> int:
         return len(self.share)
@@ -59,7 +60,7 @@ class MicrobatchDataset(Dataset[Microbatch]):
             batch = {**batch, **target_places([*map(_mark_better, groups)], batch, self.packing)}
         return {
             **batch,
-            "preferences": _preferences(groups, scale),
+            "preferences": _preferences(groups, scale, self.mean_weight),
             "completions": _completions(groups, scale),
             "ids": [group.id for group in groups],
             "counts": counts if scale else dict.fromkeys(counts, 0),
@@ -74,12 +75,28 @@ def _mark_better(group: TokenizedGroup) -> TokenizedGroup:
     return group._replace(starts=tuple(first if place in better else end for place, end in enumerate(ends)))
 
 
-def _preferences(groups: Sequence[TokenizedGroup], weight: float) -> Preferences:
+def _mean_weight(split: TokenizedSplit, plan: TrainingPlan) -> float:
+    """The mean over the groups of a run, with those that are repeated, of the mean weight of a group's preferences."""
+    if "weights" not in split.table.column_names:
+        return 1.0
+    lists = split.column("weights")  # null for groups of an entry without weights
+    counts, values = lists.value_lengths().fill_null(0).to_numpy(), lists.flatten().to_numpy()
+    if counts.all() and values.min() == values.max():
+        return float(values[0])  # so that equal weights are as none, to the last bit
+    owners = np.repeat(np.arange(len(counts)), counts)
+    means = np.where(counts > 0, np.bincount(owners, values, len(counts)) / counts.clip(min=1), 1.0)
+    return float(means[[place for step in plan.steps for members in step for place in members]].mean())
+
+
+def _preferences(groups: Sequence[TokenizedGroup], weight: float, mean_weight: float = 1.0) -> Preferences:
     rows, first = [], 0
     for group in groups:
         places = group.spread(range(first, first + len(group.suffixes)))
         share = weight / len(group.preferences)
-        rows += [(places[p.better], places[p.worse], share, p.gap or 0.0, p.probability) for p in group.preferences]
+        rows += [
+            (places[p.better], places[p.worse], share * (p.weight / mean_weight), p.gap or 0.0, p.probability)
+            for p in group.preferences
+        ]
         first += len(group.suffixes)
     better, worse, *figures = zip(*rows, strict=True)
     return Preferences(torch.tensor(better), torch.tensor(worse), *map(torch.tensor, figures))

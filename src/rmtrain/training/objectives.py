@@ -280,6 +280,7 @@ OBJECTIVES: dict[str, Callable[[LossSection], Objective]] = {
         decay=0.9,
     ),
 }
+UNWEIGHTED = ("plackett_luce", "regression")  # objectives over whole groups, which can't weigh single preferences
 SOFT = ("bradley_terry", "scaled", "norm_bt")  # objectives that read the probabilities of preferences
 READS = {"scaled": "gaps", "ordinal": "gaps", "regression": "scores"}  # what an objective needs of every training row
 TERMS: dict[str, Loss] = {  # of the whole step, added with the coefficient of the same name in the loss section

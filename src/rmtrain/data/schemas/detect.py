@@ -53,13 +53,15 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
             )
         rows = renamed(source.rows, data)
         columns = (columns - {*data.columns.values()}) | data.columns.keys()
-        if data.votes is not None and data.votes not in columns:
-            raise DataError(
-                f"there is no column {data.votes!r} of votes",
-                f"correct data.votes; the columns are: {', '.join(sorted(columns))}",
-            )
+        for key, column in (("votes", data.votes), ("preference_weights", data.preference_weights)):
+            if column is not None and column not in columns:
+                raise DataError(
+                    f"there is no column {column!r} of {key.rpartition('_')[2]}",
+                    f"correct data.{key}; the columns are: {', '.join(sorted(columns))}",
+                )
         sample = _sample(rows, columns)
-        schema = replace(find_schema(columns, sample, data), votes=data.votes or "")
+        found = find_schema(columns, sample, data)
+        schema = replace(found, votes=data.votes or "", weights=data.preference_weights or "")
         unread = unread_columns(schema, rows, columns, data)
         partly = _columns_of_some_files(source, rows, schema)
     except DataError as error:

@@ -76,6 +76,12 @@ class ParsedRow(NamedTuple):
     source: str = ""
     suspect: int = 0  # completions whose overall score shows the known error of UltraFeedback
     arguments: str = ""  # as in PreferenceGroup
+    weight: float = 1.0  # of the whole row in the loss; stated preferences may have their own beside it
+
+    def unweighted(self) -> "ParsedRow":
+        """The row without weights."""
+        stated = self.stated and tuple(preference._replace(weight=1.0) for preference in self.stated)
+        return self._replace(stated=stated, weight=1.0)
 
 
 def is_there(rows: Iterable[Row], path: str) -> bool:

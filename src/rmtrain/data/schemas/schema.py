@@ -30,6 +30,7 @@ from rmtrain.data.schemas.rows import (
     template_arguments,
 )
 from rmtrain.data.schemas.votes import with_votes
+from rmtrain.data.schemas.weights import with_weights
 from rmtrain.data.types import Conversation, Preference, Row
 
 NEGATIVE_MARGIN = "negative margin"
@@ -120,6 +121,7 @@ class RowSchema:
     reads: tuple[str, ...] = ()  # further columns
     reader: Callable[[Row], ParsedRow] | None = None  # reads rows that this description can't describe
     votes: str = ""  # column with raters' votes, which then decide which answer is better
+    weights: str = ""  # column with the weights of preferences
     tokens: bool = False  # prompt and answers are token ids, used without a chat template
     when: Callable[[Row], bool] | None = None  # a further condition on a sample
 
@@ -135,6 +137,7 @@ class RowSchema:
             self.prompt,
             self.judged,
             self.votes,
+            self.weights,
         }
         named |= {*self.label.columns} if self.label else set()
         named |= _PAIR_READS if self._best_first else set()
@@ -154,6 +157,8 @@ class RowSchema:
         parsed = self.reader(row) if self.reader else self._read(row)
         if self.votes:
             parsed = with_votes(parsed, row.get(self.votes), self.votes)
+        if self.weights:
+            parsed = with_weights(parsed, row.get(self.weights), self.weights)
         own, source = row_id(row), row_source(row, *self.source)
         if self.tokens:
             return parsed._replace(id=own, source=source)
