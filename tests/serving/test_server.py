@@ -194,7 +194,7 @@ def test_a_row_that_the_template_refuses_leaves_its_batch_alone(scorer: OnlineSc
         ("/reward", {"completions": ["w2"]}, 400, "give either prompt or messages"),
         ("/reward", {"prompt": 5, "completions": ["w2"]}, 400, "prompt: wrong type: column prompt holds the number 5"),
         ("/reward", {"prompt": "w1", "completions": ["x" * 40000]}, 400, "completions[0]: a text of 40,000 characters"),
-        ("/reward", {"messages": [USER]}, 400, "messages: the last message is of the user"),
+        ("/reward", {"messages": [USER]}, 400, "messages: the role of the last message is user"),
         ("/reward", {"query": ["w1"], "prompts": ["w1", "w2"]}, 400, "prompts: 2 for 1 texts"),
         ("/classify", {"input": [[999]]}, 400, "token id 999"),
         ("/classify", {}, 400, "give either input or messages"),
