@@ -96,7 +96,7 @@ def test_eval_leaves_them_out_and_score_refuses_them(models: Path, capsys: pytes
     assert not Path("out.jsonl").exists()
     score("some.jsonl", Path("out.jsonl"), ckpt=str(models / "rm"), skip_refused=True)
     score("kept.jsonl", Path("alone.jsonl"), ckpt=str(models / "rm"))
-    assert "without rewards: 2; the first: some.jsonl:5" in " ".join(capsys.readouterr().err.split())
+    assert "with null rewards: 2; the first: some.jsonl:5" in " ".join(capsys.readouterr().err.split())
     scored, alone = ([*map(json.loads, Path(name).read_text().splitlines())] for name in ("out.jsonl", "alone.jsonl"))
     assert [row["rewards"] for row in scored if row["refused"] is None] == [
         pytest.approx(row["rewards"], abs=1e-5) for row in alone
