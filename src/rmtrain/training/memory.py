@@ -66,6 +66,11 @@ class MemoryEstimate(NamedTuple):
         """What is held whatever the batch."""
         return self.parameters + self.gradients + self.optimizer + self.buffers + self.process
 
+    @property
+    def stepping(self) -> int | None:
+        """What training steps take, of which a setting can save."""
+        return None if self.activations is None else self.states - self.process + self.activations
+
     def __str__(self) -> str:
         parts = {
             "parameters": self.parameters,

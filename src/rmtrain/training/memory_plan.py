@@ -200,11 +200,11 @@ class MemoryPlan:
 
         The run took more than predicted, so only overrides with a clearly lower prediction are named.
         """
-        training = replace(self, load=self.load._replace(scoring=0), resident=0)
-        before, found = training.estimate(sharding).peak, list[Saving]()
+        training = replace(self, load=self.load._replace(scoring=0))
+        before, found = training.estimate(sharding).stepping, list[Saving]()
         for changes in self._mild():
             changed = training.under(changes)
-            peak = changed.estimate(sharding).peak if changed is not None else None
+            peak = changed.estimate(sharding).stepping if changed is not None else None
             if before is None and changed is not None:
                 found.append(Saving(changes, None))
             elif before is not None and peak is not None and peak <= _FITS * before:
