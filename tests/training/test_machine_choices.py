@@ -61,7 +61,7 @@ def test_what_a_recipe_says_itself_is_no_choice(monkeypatch: pytest.MonkeyPatch)
 
 def test_all_processes_take_float32_where_one_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = ComputeType("float32", "this CPU has no AMX, and without it bfloat16 is slower")
-    monkeypatch.setattr(choices, "gather_object", lambda own: [*own, slow])
+    monkeypatch.setattr(choices, "gather_values", lambda own: [*own, slow])
     on_machine(monkeypatch, amx=True)
     assert settle(make_recipe(Path("base"), Path("runs"), model__dtype="auto"), None).recipe.model.dtype == "float32"
 

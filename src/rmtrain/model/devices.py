@@ -3,14 +3,16 @@
 import os
 import re
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from rmtrain.errors import RunFailedError
+
+Value = TypeVar("Value")
 
 DEFAULT_TIMEOUT_MINUTES = 30.0
 _GONE = re.compile("closed by peer|reset by peer|remote process|broken pipe", re.IGNORECASE)  # of gloo and NCCL
@@ -32,6 +34,20 @@ def process_state(timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> PartialSt
     return PartialState(**arguments)
 
 
+def gather_values(values: list[Value]) -> list[Value]:
+    """The values of all processes, in the order of their ranks."""
+    process_state()  # accelerate's own function would stand alone where it is the first to ask
+    return list(gather_object(values))
+
+
+def value_of_main(value: Value) -> Value:
+    """The main process's value, on every process."""
+    process_state()
+    held = [value]
+    broadcast_object_list(held)
+    return held[0]
+
+
 def require_agreement(value: str, what: str) -> None:
     """Raise on all processes where they don't have the same value.
 
@@ -42,7 +58,7 @@ def require_agreement(value: str, what: str) -> None:
     Raises:
         RunFailedError: another process has another value.
     """
-    if len(set(gather_object([value]))) > 1:
+    if len(set(gather_values([value]))) > 1:
         raise RunFailedError(
             f"the processes have read different {what}", "a file has changed while it was read: run the command again"
         )

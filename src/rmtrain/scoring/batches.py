@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import send_to_device
 
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import RunFailedError
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens, plan_batches
-from rmtrain.model.devices import is_out_of_memory, process_state
+from rmtrain.model.devices import gather_values, is_out_of_memory, process_state
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.rotation import require_fixed_rotation
 from rmtrain.scoring.partial import append_partial, read_partial
@@ -78,7 +78,7 @@ def score_groups(
             # a process without a batch repeats the last one, because all processes must gather sharded weights together
             number = min(start + rank, len(batches) - 1)
             rewards = _score_or_error(model, [piece.group for piece in batches[number]], pad_id, limit)
-            answers = [(number, rewards, limit.note)] if alone else gather_object([(number, rewards, limit.note)])
+            answers = [(number, rewards, limit.note)] if alone else gather_values([(number, rewards, limit.note)])
             if not notified and (notes := [note for *_, note in answers if note]):
                 notified = True
                 notify(notes[0])

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate.utils import broadcast_object_list
-
 from rmtrain.display import Display
 from rmtrain.files import writing
-from rmtrain.model.devices import process_state, require_agreement
+from rmtrain.model.devices import process_state, require_agreement, value_of_main
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -95,9 +93,7 @@ def read_partial(
     """
     if alone:
         return _read(path, parse) if path is not None else {}
-    done = [_read(path, parse) if path is not None and process_state().is_main_process else {}]
-    broadcast_object_list(done)
-    return done[0]
+    return value_of_main(_read(path, parse) if path is not None and process_state().is_main_process else {})
 
 
 def _read(path: Path, parse: Callable[[Any], dict[Key, Value] | None]) -> dict[Key, Value]:

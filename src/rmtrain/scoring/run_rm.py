@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaTokenizer
@@ -26,7 +25,7 @@ from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.model.checkpoint import Checkpoint
-from rmtrain.model.devices import process_state
+from rmtrain.model.devices import gather_values, process_state
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.layouts import LAYOUTS, PLAIN
 from rmtrain.model.published.prompts import with_prompt
@@ -204,7 +203,7 @@ class RunnerScorer:
                 [tuple(of_one[variant][row] for of_one in scores) for variant in range(len(variants))]
                 for row in range(len(batches[index]))
             ]
-            new = dict(gather_object([(index, by_row)]))
+            new = dict(gather_values([(index, by_row)]))
             found.update(new)
             append_partial(path, [[place, rows] for place, rows in sorted(new.items())])
             progress(len(found), len(batches))

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 
 from rmtrain.errors import InputError, RecipeError
 from rmtrain.json_values import JsonObject
 from rmtrain.model.compiling import compiler_obstacle
 from rmtrain.model.compute_type import ComputeType, fastest_type
+from rmtrain.model.devices import gather_values
 from rmtrain.model.memory import count_parameters
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import ModelSection, Recipe
@@ -133,5 +133,5 @@ def _recorded(run: Path) -> ModelSection | None:
 
 def _of_all_processes(own: ComputeType) -> ComputeType:
     """bfloat16 only where every process has it, so that all train the same model."""
-    types: list[ComputeType] = gather_object([own])
+    types = gather_values([own])
     return next((found for found in types if found.name == "float32"), own)
