@@ -96,7 +96,7 @@ def differences_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
 
 
 def sources_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
-    """Accuracy on each source of the test split, and the difference of each arm from the one that it is against."""
+    """Accuracy on each source of the test split, and the difference of each arm from the arm that it names."""
     seeds = {arm: seeds_of(results, arm, "test") for arm in protocol["arms"]}
     against = {arm: of["against"] for arm, of in protocol["arms"].items() if "against" in of}
     pairs = {arm: other for arm, other in against.items() if seeds[arm].keys() & seeds[other].keys()}

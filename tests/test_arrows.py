@@ -110,6 +110,17 @@ def test_every_library_has_its_door() -> None:
     assert wrong == []
 
 
+def test_one_file_joins_the_process_group() -> None:
+    """On a CPU, accelerate stands alone for good if anything else is the first to ask for the group."""
+    barred = {"PartialState", "gather_object", "broadcast_object_list"}
+    wrong = []
+    for path, tree in TREES.items():
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        if path != "model/devices.py":
+            wrong += [f"{path} imports {name}" for name in sorted(names & barred)]
+    assert wrong == []
+
+
 def test_only_the_command_line_prints_or_exits() -> None:
     barred = {"print", "exit", "quit", "sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
     wrong = []

@@ -40,7 +40,7 @@ def total(*terms: tuple[float, Weights]) -> Weights:
     return {name: sum((w * of[name] for w, of in terms), torch.zeros(1).double()) for name in terms[0][1]}
 
 
-def same(found: Weights, expected: Weights, tolerance: float = 1e-6) -> None:
+def assert_same(found: Weights, expected: Weights, tolerance: float = 1e-6) -> None:
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=tolerance, rtol=0, msg=name)
@@ -76,7 +76,7 @@ def test_adapters_are_averaged_by_their_changes_of_the_weights(
 ) -> None:
     written = averaged(adapters, tmp_path / "mean", weights)
     shares = weights or (1 / 3,) * 3
-    same(whole(tmp_path / "mean"), total(*zip(shares, map(whole, adapters), strict=True)))
+    assert_same(whole(tmp_path / "mean"), total(*zip(shares, map(whole, adapters), strict=True)))
     assert (written.rank, written.lost) == (9, 0.0)
     verify_files(tmp_path / "mean")
     block = json.loads((tmp_path / "mean/rmtrain.json").read_text())["averaged"]
@@ -87,7 +87,7 @@ def test_an_average_of_averages_is_one_of_their_parts(adapters: list[Path], tmp_
     averaged(adapters[:2], tmp_path / "two")
     averaged([tmp_path / "two", adapters[2]], tmp_path / "three", (2 / 3, 1 / 3))
     averaged(adapters, tmp_path / "at-once")
-    same(whole(tmp_path / "three"), whole(tmp_path / "at-once"))
+    assert_same(whole(tmp_path / "three"), whole(tmp_path / "at-once"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -96,7 +96,7 @@ def test_whole_models_are_averaged_tensor_by_tensor(base: Path, dtype: torch.dty
     written = averaged(parts, tmp_path / "mean", (0.2, 0.3, 0.5))
     expected = total(*zip((0.2, 0.3, 0.5), map(whole, parts), strict=True))
     tolerance = 1e-6 if dtype is torch.float32 else 2**-8 * 2
-    same(whole(tmp_path / "mean"), expected, tolerance)
+    assert_same(whole(tmp_path / "mean"), expected, tolerance)
     assert written == (None, None)
     for name, tensor in load_file(tmp_path / "mean/model.safetensors").items():
         assert tensor.dtype == load_file(parts[0] / "model.safetensors")[name].dtype
@@ -135,7 +135,7 @@ def test_files_cut_otherwise_are_averaged_alike(models: list[Path], tmp_path: Pa
     averaged(models, tmp_path / "one")
     averaged([cut, models[0]], tmp_path / "other")
     assert len([*(tmp_path / "other").glob("*.safetensors")]) == 2
-    same(whole(tmp_path / "other"), whole(tmp_path / "one"))
+    assert_same(whole(tmp_path / "other"), whole(tmp_path / "one"))
 
 
 @pytest.mark.parametrize("alpha", [0.5, -0.25])
@@ -145,13 +145,13 @@ def test_extrapolation_goes_on_from_base_and_first_head(
     for name, parts in (("adapters", adapters[:2]), ("whole", models)):
         averaged(parts, tmp_path / name, extrapolate=alpha)
         mean = total(*((0.5, whole(part)) for part in parts))
-        same(whole(tmp_path / name), total((1 + alpha, mean), (-alpha, begun(base))), 2e-6)
+        assert_same(whole(tmp_path / name), total((1 + alpha, mean), (-alpha, begun(base))), 2e-6)
 
 
 def test_extrapolation_of_an_adapter_that_was_trained_further(adapters: list[Path], base: Path, tmp_path: Path) -> None:
     further = make_part(tmp_path / "further", base, 7, start=adapters[1])
     averaged([further], tmp_path / "out", extrapolate=0.5)
-    same(whole(tmp_path / "out"), total((1.5, whole(further)), (-0.5, whole(adapters[1]))), 2e-6)
+    assert_same(whole(tmp_path / "out"), total((1.5, whole(further)), (-0.5, whole(adapters[1]))), 2e-6)
 
 
 def test_a_lower_rank_is_the_best_of_that_rank_and_its_loss_is_stated(adapters: list[Path], tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_lower_rank_is_the_best_of_that_rank_and_its_loss_is_stated(adapters: 
     averaged(adapters, tmp_path / "exact")
     same_rank = averaged(adapters, tmp_path / "all", rank=9)
     assert (same_rank.rank, same_rank.lost) == (9, pytest.approx(0, abs=1e-6))
-    same(whole(tmp_path / "all"), whole(tmp_path / "exact"), 1e-5)
+    assert_same(whole(tmp_path / "all"), whole(tmp_path / "exact"), 1e-5)
     less = averaged(adapters, tmp_path / "less", rank=4)
     exact, cut = whole(tmp_path / "exact"), whole(tmp_path / "less")
     start = begun(Path(open_part(str(adapters[0])).base[0]))  # type: ignore[index]

@@ -160,5 +160,5 @@ def test_the_peak_of_a_run_is_of_all_its_parts_and_processes(
         with pytest.raises(Interrupted):
             run(base, tmp_path, evaluation__every=0.0)
     assert run(base, tmp_path, resume=only_run(tmp_path), evaluation__every=0.0).peak_memory_bytes == 2**50
-    monkeypatch.setattr(module, "gather_object", lambda mine: [*mine, 2**60])
+    monkeypatch.setattr(module, "gather_values", lambda mine: [*mine, 2**60])
     assert run(base, tmp_path, resume=only_run(tmp_path), evaluation__every=0.0).peak_memory_bytes == 2**60

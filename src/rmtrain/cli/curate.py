@@ -34,7 +34,7 @@ Mark = Annotated[
 
 def _between_0_and_1(weight: float | None) -> float | None:
     if weight is not None and not 0 < weight < 1:
-        raise InputError(f"--weight {weight:g}: it is above 0 and below 1", "without it, what is rejected is left out")
+        raise InputError(f"--weight {weight:g}: must be above 0 and below 1", "without it, rejected rows are dropped")
     return weight
 
 

@@ -36,10 +36,10 @@ def compiler_obstacle() -> str | None:
 
 
 def compile_layers(module: nn.Module, notify: Notify) -> int:
-    """Have each decoder layer compiled when it first runs; returns how many there are.
+    """Have each decoder layer compiled when it first runs; returns the number of layers.
 
     What was compiled is kept between runs, under rmtrain's cache folder unless TORCHINDUCTOR_CACHE_DIR is set. Dropout
-    draws as it does without compiling.
+    draws the same random numbers as without compiling.
 
     Args:
         module: the model, or the PEFT model around it.
@@ -57,14 +57,14 @@ def compile_layers(module: nn.Module, notify: Notify) -> int:
 
 
 def uncompiled(module: nn.Module) -> AbstractContextManager[None]:
-    """Run a module's compiled layers as they were before: their rewards are then those of any other command."""
+    """Run a module without its compiled graphs, so that its rewards equal those of every other command."""
     if all(layer._compiled_call_impl is None for layer in module.modules()):
         return nullcontext()  # without importing the compiler
     return cast("AbstractContextManager[None]", torch.compiler.set_stance("force_eager"))
 
 
 class _Backend:
-    """torch's inductor; a graph that it can't compile runs as it is, and the first of them is said."""
+    """torch's inductor; a graph that it can't compile runs uncompiled, and the first one is reported."""
 
     def __init__(self, notify: Notify) -> None:
         self._notify: Notify | None = notify

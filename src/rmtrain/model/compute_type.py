@@ -17,8 +17,7 @@ class ComputeType(NamedTuple):
 def fastest_type() -> ComputeType:
     """bfloat16 where the machine multiplies matrices in it, else float32.
 
-    Of CPUs those with AMX do. AVX-512 with bfloat16 alone is no reason: matrix products in bfloat16 ran there at 0.55
-    times the rate of float32.
+    Of CPUs, those with AMX do. AVX-512 with bfloat16 is not enough: matrix products are slower in it than in float32.
     """
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):

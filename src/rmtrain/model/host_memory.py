@@ -44,10 +44,10 @@ def keep_tensors_whole() -> None:
     """Give small objects blocks of their own, so that glibc's heap can use a freed tensor's place again.
 
     A tensor's data starts at a multiple of 64 bytes, so glibc cuts its block out of one that is up to 96 bytes longer.
-    A small object that takes what was cut off outlives the tensor, and the place is then too short for a tensor of the
-    same size: with recomputation, the heap grew to 1.6 times what it held. So free blocks of these sizes are left here,
-    in reach of no neighbour; glibc takes the oldest free block that fits. Without the settings of `rmtrain train` for
-    glibc (GLIBC_TUNABLES), small blocks come from elsewhere, and nothing is done.
+    A small object may take the piece that was cut off and outlive the tensor. The tensor's place is then too short for
+    a tensor of the same size, and the heap grows. So this leaves free blocks of these sizes that can't merge with their
+    neighbours; glibc prefers the oldest free block that fits. Without the settings of `rmtrain train` for glibc
+    (GLIBC_TUNABLES), small blocks come from caches, and this does nothing.
     """
     if "glibc.malloc.tcache_count=0" not in os.environ.get("GLIBC_TUNABLES", ""):
         return

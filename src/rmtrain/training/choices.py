@@ -75,17 +75,17 @@ def settle_compiling(settled: Settled, plan: RunPlan) -> Settled:
     """Decide whether a planned run's layers are compiled.
 
     Raises:
-        InputError: the recipe asks for it, and it does not go together with the run's strategy.
+        InputError: the recipe asks for it, and the run's strategy, recomputation or quantisation does not allow it.
     """
     wanted, unsupported = settled.recipe.model.compile, _unsupported(settled.recipe, plan.sharding.strategy)
     if wanted is True and unsupported:
-        raise InputError(f"model.compile: {unsupported}", "set it to auto or false")
+        raise InputError(f"model.compile: true is {unsupported}", "set it to auto or false")
     if wanted is True:
         missing = compiler_obstacle()
         return settled.chosen("compile", False, f"the recipe asks for it, but {missing}") if missing else settled
     if wanted is False:
         return settled
-    if settled.began is not None:  # before there was this key, nothing was compiled
+    if settled.began is not None:  # runs from before this key were not compiled
         return settled.chosen("compile", settled.began.compile is True, _BEGAN)
     return settled.chosen("compile", *_pays(plan, unsupported))
 
@@ -93,18 +93,18 @@ def settle_compiling(settled: Settled, plan: RunPlan) -> Settled:
 def _unsupported(recipe: Recipe, strategy: str) -> str | None:
     """Why a run's layers can't be compiled, whatever the machine; None if they can."""
     if strategy != "none":
-        return f"it was not tried with {strategy}"
+        return f"not tested with {strategy}"
     if recipe.optim.gradient_checkpointing != "none":
-        return "layers that are run again in the backward pass can't be compiled"
+        return "not possible with optim.gradient_checkpointing"
     if recipe.model.quantization != "none":
-        return f"it was not tried with {recipe.model.quantization}"
+        return f"not tested with {recipe.model.quantization}"
     return None
 
 
 def _pays(plan: RunPlan, unsupported: str | None) -> tuple[bool, str]:
     """Whether a run is compiled where the recipe leaves it open, and why."""
     if torch.cuda.is_available():
-        return False, "what it saves on a GPU was not measured yet"
+        return False, "not measured on GPUs yet"
     if unsupported is not None:
         return False, unsupported
     parameters = count_parameters(plan.memory.config, plan.memory.recipe.lora)["parameters"]
@@ -116,7 +116,7 @@ def _pays(plan: RunPlan, unsupported: str | None) -> tuple[bool, str]:
 
 
 def as_begun(recipe: Recipe, recorded: Recipe) -> Recipe:
-    """The recipe with what a run has decided in place of `auto`; the run is of this recipe if its own one is equal."""
+    """The recipe with each `auto` replaced by what a run decided; a run of this recipe has an equal one."""
     decided = {key: getattr(recorded.model, key) for key in _OPEN if getattr(recipe.model, key) == "auto"}
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=decided)})
 

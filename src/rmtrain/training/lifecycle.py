@@ -12,8 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from accelerate.utils import broadcast_object_list
-
 from rmtrain.data.curated_source import curation_of
 from rmtrain.data.entry_figures import entry_figures
 from rmtrain.data.prepare import ReadySplit
@@ -28,7 +26,7 @@ from rmtrain.errors import (
 )
 from rmtrain.files import why_unwritten, write_atomic
 from rmtrain.json_values import JsonObject
-from rmtrain.model.devices import process_state
+from rmtrain.model.devices import process_state, value_of_main
 from rmtrain.model.start import base_name
 from rmtrain.recipe.load import LoadedRecipe, dump_recipe
 from rmtrain.runs import create_run, locked, read_manifest, reveal, update_manifest
@@ -64,21 +62,22 @@ def open_run(
     Raises:
         InputError: the run can't be resumed, or is in use, or its folder can't be written.
     """
-    answer: list[Any] = [None]
+    answer: OpenRun | RmtrainError | None = None
     cause: Exception | None = None
     if process_state().is_main_process:
         try:
             check_login(loaded.recipe.tracking.wandb)
             if resume is None:
-                answer = [OpenRun(start_run(loaded, splits, stack))]
+                answer = OpenRun(start_run(loaded, splits, stack))
             else:
-                answer = [_resume_run(resume, loaded, splits, fingerprint, allow_changes, display, stack)]
+                answer = _resume_run(resume, loaded, splits, fingerprint, allow_changes, display, stack)
         except Exception as error:
-            answer, cause = [_opening_error(error, Path(resume or loaded.recipe.run.folder))], error
-    broadcast_object_list(answer)  # the other processes wait for it, whatever it is
-    if isinstance(answer[0], RmtrainError):
-        raise answer[0] from (cause if answer[0] is not cause else None)
-    return answer[0]  # type: ignore[no-any-return]
+            answer, cause = _opening_error(error, Path(resume or loaded.recipe.run.folder)), error
+    answer = value_of_main(answer)  # the other processes wait for it, whatever it is
+    if isinstance(answer, RmtrainError):
+        raise answer from (cause if answer is not cause else None)
+    assert answer is not None  # the main process has either
+    return answer
 
 
 def _resume_run(

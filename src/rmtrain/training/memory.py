@@ -68,7 +68,7 @@ class MemoryEstimate(NamedTuple):
 
     @property
     def stepping(self) -> int | None:
-        """What training steps take, of which a setting can save."""
+        """Bytes of a training step without the process itself; None where the architecture can't be predicted."""
         return None if self.activations is None else self.states - self.process + self.activations
 
     def __str__(self) -> str:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import gather_object
 from transformers import PretrainedConfig
 
 from rmtrain.errors import InputError, RunFailedError
 from rmtrain.json_values import JsonObject
 from rmtrain.model.activations import Activations, trial
 from rmtrain.model.batch import GroupSize, batch_tokens
-from rmtrain.model.devices import free_memory, is_out_of_memory, process_state
+from rmtrain.model.devices import free_memory, gather_values, is_out_of_memory, process_state
 from rmtrain.model.host_memory import host_memory
 from rmtrain.model.language_head import head_shape
 from rmtrain.model.memory import MASTER_BYTES, ModelSize, measure_model
@@ -27,8 +26,8 @@ from rmtrain.training.strategies import strategy_of
 _FITS = 0.92  # of the free memory: the allocator leaves gaps
 _SUGGESTED = 3  # overrides, where a run does not fit
 _MEASURED: JsonObject = {}  # models, by their settings: each suggestion asks for some again
-# bytes that come with the first step: code of the libraries, the Trainer, and the buffers of matrix products; measured
-# were 36 MiB with a model of two layers and 55 MiB with SmolLM2-135M, so this is an upper bound
+# bytes that the first step adds: code of the libraries, the Trainer, and buffers of matrix products; an upper bound of
+# what was seen with a model of two layers and with SmolLM2-135M
 _FIRST_USE = 64 << 20
 _TRIED = 4  # groups of the largest micro-batch on which its memory is measured
 _STASH = 5  # tensors that TRL's activation offloading leaves on the device while they travel
@@ -79,10 +78,10 @@ class MemoryPlan:
         return found if self.free is not None else self._on_cpu(found, size)
 
     def _on_cpu(self, found: MemoryEstimate, size: ModelSize) -> MemoryEstimate:
-        """What only shows where tensors and all else of the process share a memory.
+        """Add what counts only on a CPU, where tensors share their memory with everything else in the process.
 
-        AdamW makes two tensors as large as the one that it changes, once all activations are free. Weights are loaded
-        from mapped files, whose pages count until all tensors are made.
+        AdamW allocates two tensors as large as the one that it updates, after all activations are freed. Weights are
+        loaded from mapped files, whose pages count until all tensors exist.
         """
         updating = 2 * MASTER_BYTES * max((tensor.numel for tensor in size.trained), default=0)
         activations = max(found.activations or 0, updating)
@@ -278,4 +277,4 @@ def least_free_memory() -> int | None:
         return None
     state = process_state()
     devices = [state.device.index] if state.num_processes > 1 else range(torch.cuda.device_count())
-    return int(min(gather_object([free_memory(torch.device("cuda", device)) for device in devices])))
+    return int(min(gather_values([free_memory(torch.device("cuda", device)) for device in devices])))

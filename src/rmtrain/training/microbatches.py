@@ -76,7 +76,7 @@ def _mark_better(group: TokenizedGroup) -> TokenizedGroup:
 
 
 def _mean_weight(split: TokenizedSplit, plan: TrainingPlan) -> float:
-    """The mean over the groups of a run, with those that are repeated, of the mean weight of a group's preferences."""
+    """Mean, over all groups that a run trains on (repeats included), of the mean weight of a group's preferences."""
     if "weights" not in split.table.column_names:
         return 1.0
     lists = split.column("weights")  # null for groups of an entry without weights

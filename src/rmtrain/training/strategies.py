@@ -86,13 +86,14 @@ def _launch_alone() -> None:
 def require_strategy(recipe: Recipe, strategy: str, processes: int) -> None:
     """Refuse FSDP where accelerate would silently run plain data parallelism (arguments as of `strategy_arguments`)."""
     import torch
-    from accelerate import PartialState
     from accelerate.utils import DistributedType
+
+    from rmtrain.model.devices import process_state
 
     if "fsdp" not in (strategy, recipe.distributed.strategy):
         return
-    planned = processes > 1 and PartialState().num_processes == 1 and not torch.cuda.is_available()  # a dry run
-    if planned or PartialState().distributed_type == DistributedType.MULTI_CPU:
+    planned = processes > 1 and process_state().num_processes == 1 and not torch.cuda.is_available()  # a dry run
+    if planned or process_state().distributed_type == DistributedType.MULTI_CPU:
         raise InputError("distributed.strategy: fsdp needs GPUs", "set distributed.strategy to ddp, zero2 or zero3")
     if processes == 1 and recipe.distributed.offload != "none":
         raise InputError(

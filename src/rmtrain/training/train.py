@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import gather_object
 
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
@@ -16,7 +15,7 @@ from rmtrain.display import Display, Silent
 from rmtrain.errors import CheckpointError, Interrupted, RmtrainError, RunFailedError
 from rmtrain.json_values import JsonObject
 from rmtrain.model.compiling import compile_layers
-from rmtrain.model.devices import process_state, require_agreement
+from rmtrain.model.devices import gather_values, process_state, require_agreement
 from rmtrain.model.host_memory import keep_tensors_whole
 from rmtrain.model.merged_base import merged_start, write_base
 from rmtrain.model.reward_model import RewardModel, hub_commit
@@ -230,5 +229,5 @@ def _result(folder: Path, trainer: GroupRewardTrainer) -> TrainingResult:
         int(totals["tokens"]),
         totals["tokens"] / seconds if seconds else None,
         totals["pairs"] / seconds if seconds else None,
-        int(max(totals.get("peak_memory_bytes", 0), *gather_object([peak_memory()]))),
+        int(max(totals.get("peak_memory_bytes", 0), *gather_values([peak_memory()]))),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, reduce, send_to_device
+from accelerate.utils import reduce, send_to_device
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl
 from trl import RewardConfig, RewardTrainer
@@ -16,6 +16,7 @@ from trl import RewardConfig, RewardTrainer
 from rmtrain.errors import NonFiniteError, RmtrainError, RunFailedError
 from rmtrain.files import why_unwritten
 from rmtrain.model.batch import Targets
+from rmtrain.model.devices import gather_values
 from rmtrain.model.forward import check_head
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.training.checkpointing import STAGING, CheckpointWriter
@@ -170,7 +171,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             for sample in self._step_samples:
                 inputs, text = self._prepare_inputs(sample), Targets.__required_keys__
                 own.append(self._rewards(self.model_wrapped, inputs, leave_out=text).moved("cpu"))
-        return [part.moved(self.args.device) for part in gather_object(own)]
+        return [part.moved(self.args.device) for part in gather_values(own)]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The gradient norm, which must be finite before the optimiser may step."""
@@ -195,8 +196,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             for group, x in zip(batch.completions.groups.tolist(), batch.rewards.tolist(), strict=True)
             if x - x != 0
         ]
-        if self.args.world_size > 1:
-            bad = gather_object(bad)
+        bad = gather_values(bad)
         rows = f"groups {', '.join(dict.fromkeys(bad))}" if bad else "no single group; the gradients overflowed"
         taken = self.is_deepspeed_enabled and norm is not None  # within the backward pass
         raise NonFiniteError(
