@@ -34,7 +34,7 @@ from rmtrain.runs import read_manifest
 from rmtrain.training.sweep import Planned, Workers
 
 PROTOCOLS, DOCS = Path(__file__).with_suffix(""), Path(__file__).parents[1] / "docs"
-NAMES = ("truthfulqa", "safety", "graded", "helpful", "sources")  # in the page's order
+NAMES = ("truthfulqa", "safety", "graded", "helpful", "sources", "scaling")  # in the page's order
 SPLITS = ("train", "validation", "test")
 
 
@@ -111,6 +111,8 @@ def planned(protocol: Protocol, arm: str, seed: int, recipe: Path) -> Planned:
     settings = {**of["set"], "run.name": f"{arm}-seed{seed}", "run.seed": seed}
     if "validation" not in of["splits"]:
         settings["evaluation.splits"] = of["splits"]
+    if "base" in of:  # another base model, which lies beside the protocol's
+        settings["model.name"] = str(Path(load_recipe(recipe).model.name).parent / of["base"])
     if "train" in of:
         settings["data.source.train"] = [{"source": str(recipe.parent / "train.jsonl"), "name": "train", **of["train"]}]
     if "rows" in of:  # of each source
@@ -155,7 +157,10 @@ def trained_by_trl(
     """TRL's run with a seed, in the processor time of the arm of rmtrain that the protocol names."""
     of, work = protocol["arms"][arm], place.work.absolute() / "trl"
     output, steps, budget = work / f"{arm}-seed{seed}", work / f"{arm}.json", work / "seconds"
-    pairs = evidence_trl.write_pairs(place.work / "train.jsonl", work / "data")
+    limits = protocol["arms"][of["trl"]].get("rows", {"": None})  # of each source
+    pairs = evidence_trl.write_pairs(
+        {file_of(place, "train", name): most for name, most in limits.items()}, work / "data"
+    )
     peer = evidence_trl.Peer(place.model.absolute(), work / "data", of.get("options", ()))
     if not budget.exists():
         like = planned(protocol, of["trl"], 0, recipe).setting.overrides
@@ -168,10 +173,24 @@ def trained_by_trl(
     record = json.loads(steps.read_text(encoding="utf-8"))
     if not (output / "adapter_model.safetensors").exists():
         peer.train(output, seed, record["steps"])
-    test = str(place.work.absolute() / "test.jsonl")
-    result = rmtrain(place.work, "eval", "--ckpt", str(output), "--data", test, "--dtype", "float32")
+    named = [name for name, of in protocol["data"].get("sources", {"": {"test": {}}}).items() if "test" in of]
+    rows = [row for name in named for row in scored(output, name, protocol["data"]["max_length"], place)]
     seen = {"pairs": pairs, "pairs_seen": min(pairs, evidence_trl.PAIRS * record["steps"])}
-    return record | seen, {"test": read_rows(place.work / result["rows"])}
+    return record | seen, {"test": rows}
+
+
+def file_of(place: Place, split: str, name: str) -> Path:
+    """The rows of a split, or of one source of it."""
+    return place.work.absolute() / f"{split}{name and '-'}{name}.jsonl"
+
+
+def scored(model: Path, name: str, max_length: int, place: Place) -> list[ScoredRow]:
+    """The test rows, or those of one source of it, scored by a model of TRL's, and named as rmtrain names them."""
+    wanted = ("--data", str(file_of(place, "test", name)), "--max-length", str(max_length), "--dtype", "float32")
+    rows = read_rows(place.work / rmtrain(place.work, "eval", "--ckpt", str(model), *wanted)["rows"])
+    if not name:
+        return rows
+    return [row._replace(id=f"{name}/{row.id}", source="/".join(filter(None, (name, row.source)))) for row in rows]
 
 
 def average(parts: Sequence[Path | None], work: Path, name: str) -> dict[str, Sequence[ScoredRow]]:

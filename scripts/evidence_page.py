@@ -10,7 +10,8 @@ from evidence_tables import (
     costs_table,
     differences_table,
     figures_table,
-    sources_table,
+    laws_table,
+    sources_tables,
     trained_table,
 )
 
@@ -85,10 +86,10 @@ def section(protocol: Protocol, results: Mapping[str, Any]) -> str:
     named = [f"{protocol['data'][split]['rows']} {use}" for split, use in splits.items() if split in protocol["data"]]
     if "sources" in protocol["data"]:
         named = ["those of the tables below"]
-        tables = [trained_table(results, protocol), sources_table(results, protocol)]
+        tables = [trained_table(results, protocol), *sources_tables(results, protocol)]
     else:
         tables = [figures_table(results, protocol, "test"), differences_table(results, protocol)]
-        tables.append(calibration_table(results, protocol))
+        tables.append(laws_table(results, protocol) if "laws" in protocol else calibration_table(results, protocol))
     parts = [to_markdown(table) for table in tables if table.rows]
     parts += [peer_note(arm, of["trl"], results["runs"]) for arm, of in protocol["arms"].items() if "trl" in of]
     if "validation" in protocol["data"]:

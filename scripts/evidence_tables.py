@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evidence_laws import law_of
+
 from rmtrain.errors import InputError
 from rmtrain.evaluation.calibration import calibrated_rows, fit
 from rmtrain.evaluation.results import ScoredRow, gaps_of
@@ -13,6 +15,11 @@ from rmtrain.reporting.table import Table
 from rmtrain.reporting.text import count, decimal, interval, percent, points
 
 Protocol = Mapping[str, Any]
+LAWS = (
+    "The share of wrongly ranked preferences is fitted as a power of the quantity, by least squares on logarithms; "
+    "accuracies with an interval are predictions. Intervals come from other prompts and other seeds drawn from these; "
+    "they do not say whether the law goes on beyond what was measured."
+)
 
 
 def seeds_of(results: Mapping[str, Any], arm: str, split: str) -> Seeds:
@@ -95,33 +102,48 @@ def differences_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
     return Table(headings, rows)
 
 
-def sources_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
-    """Accuracy on each source of the test split, and the difference of each arm from the arm that it names."""
-    seeds = {arm: seeds_of(results, arm, "test") for arm in protocol["arms"]}
-    against = {arm: of["against"] for arm, of in protocol["arms"].items() if "against" in of}
-    pairs = {arm: other for arm, other in against.items() if seeds[arm].keys() & seeds[other].keys()}
+def sources_tables(results: Mapping[str, Any], protocol: Protocol) -> list[Table]:
+    """Accuracy on each source of the test split, and a table of the differences of each arm from the one it names."""
+    found = {arm: seeds_of(results, arm, "test") for arm in protocol["arms"]}
+    seeds = {arm: of for arm, of in found.items() if of}
     names = [name for name, of in protocol["data"]["sources"].items() if "test" in of]
     rows = []
     for name in names:
-        here = {arm: _only(of, name) for arm, of in seeds.items() if of}
-        figures = {arm: seed_figures(of) for arm, of in here.items()}
+        figures = {arm: seed_figures(_only(of, name)) for arm, of in seeds.items()}
         any_of = next(iter(figures.values()))
-        accuracies = [percent(figures[arm].accuracy) if arm in figures else "not run yet" for arm in seeds]
         longer = percent(any_of.length_baseline) if any_of.length_baseline is not None else ""
-        lines = [_difference_line("", here[arm], here[other])[1:] for arm, other in pairs.items()]
-        rows.append((name, f"{count(any_of.n)} of {count(any_of.prompts)}", longer, *accuracies, *_flat(lines)))
-    lines = [_difference_line("", seeds[arm], seeds[other], True)[1:] for arm, other in pairs.items()]
-    means = [percent(_mean_accuracy(of, names)) if of else "" for of in seeds.values()]
-    rows.append(("mean over the sets", "", "", *means, *_flat(lines)))
-    differences = [
-        (f"{arm} − {other}, points", "95 % interval", "each seed", "detectable", "") for arm, other in pairs.items()
-    ]
-    headings = ("test set", "preferences of prompts", "the longer wins", *seeds, *_flat(differences))
-    return Table(headings, rows, notes=[])
+        n = f"{count(any_of.n)} of {count(any_of.prompts)}"
+        rows.append((name, n, longer, *(percent(of.accuracy) for of in figures.values())))
+    rows.append(("mean over the sets", "", "", *(percent(_mean_accuracy(of, names)) for of in seeds.values())))
+    tables = [Table(("test set", "preferences of prompts", "the longer wins", *seeds), rows, notes=[])]
+    for arm, of in seeds.items():
+        other = protocol["arms"][arm].get("against")
+        if other in seeds and of.keys() & seeds[other].keys():
+            lines = [_difference_line(name, _only(of, name), _only(seeds[other], name)) for name in names]
+            lines.append(_difference_line("mean over the sets", of, seeds[other], True))
+            headings = (f"{arm} − {other}, points", "", "95 % interval", "each seed", "detectable", "")
+            tables.append(Table(headings, lines, notes=[]))
+    return tables
 
 
-def _flat(rows: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    return tuple(cell for row in rows for cell in row)
+def laws_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
+    """The power laws that the protocol names: measured, fitted and predicted accuracies."""
+    rows = []
+    for of, named in protocol.get("laws", {}).items():
+        seeds = {arm: seeds_of(results, arm, "test") for arm in named["arms"]}
+        arms = [(float(quantity), seeds[arm]) for arm, quantity in named["arms"].items() if seeds[arm]]
+        if len(arms) < 3:
+            continue
+        law = law_of(arms, [*map(float, named["predict"])])
+        spread = f"{decimal(law.interval.low)} to {decimal(law.interval.high)}"
+        for quantity, of_seeds in arms:
+            rows.append(
+                (of, count(quantity), percent(seed_figures(of_seeds).accuracy), percent(law.fitted[quantity]), "")
+            )
+        for quantity, (accuracy, likely) in law.predicted.items():
+            rows.append((of, count(quantity), "", percent(accuracy), interval(likely.low, likely.high)))
+        rows.append((f"{of}: exponent", "", "", decimal(law.exponent), spread))
+    return Table(("error falls with", "", "measured", "law", "95 % interval"), rows, notes=[LAWS])
 
 
 def _only(seeds: Seeds, source: str) -> Seeds:

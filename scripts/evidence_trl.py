@@ -10,7 +10,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,32 @@ SETTINGS = (
 PROBED = (2, 12)  # steps of the two short runs that tell what a step takes
 
 
-def write_pairs(rows: Path, folder: Path) -> int:
-    """Write every preference as a row of messages; returns their number."""
+def write_pairs(files: Mapping[Path, int | None], folder: Path) -> int:
+    """Write every preference of the first rows of each file, or of all, as a row of messages; returns their number."""
     pairs = []
-    for row in map(json.loads, rows.read_text(encoding="utf-8").splitlines()):
-        scores = row.get("scores", [])
-        ranked = [(better, worse) for better, a in enumerate(scores) for worse, b in enumerate(scores) if a > b]
+    for row in (
+        json.loads(line) for file, most in files.items() for line in file.read_text("utf-8").splitlines()[:most]
+    ):
         prompt = [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
-        for better, worse in row.get("preferences", ranked):
-            answers = {"chosen": row["completions"][better], "rejected": row["completions"][worse]}
-            messages = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
-            pairs.append({"prompt": prompt, **messages})
+        for better, worse in _ranked(row):
+            messages = {"chosen": better, "rejected": worse}
+            pairs.append({"prompt": prompt, **{name: _answer(text) for name, text in messages.items()}})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     return len(pairs)
+
+
+def _ranked(row: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """The better and the worse answer of each preference of a row."""
+    if "chosen" in row:
+        return [(row["chosen"], row["rejected"])]
+    answers, scores = row["completions"], row.get("scores", [])
+    ranked = [(better, worse) for better, a in enumerate(scores) for worse, b in enumerate(scores) if a > b]
+    return [(answers[better], answers[worse]) for better, worse in row.get("preferences", ranked)]
+
+
+def _answer(text: str | list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}] if isinstance(text, str) else text
 
 
 def processor_seconds(line: Sequence[str], work: Path) -> float:

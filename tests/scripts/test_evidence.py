@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import evidence
+import evidence_laws
 import evidence_tables
 import evidence_trl
 import pytest
@@ -48,12 +49,13 @@ def test_trl_gets_every_preference_and_the_steps_that_fit(tmp_path: Path) -> Non
     stated = {"prompt": [{"role": "user", "content": "q"}], "completions": ["a", "b"], "preferences": [[1, 0]]}
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in (scored, stated)))
-    assert peers.write_pairs(rows, tmp_path / "pairs") == 3
+    (tmp_path / "two.jsonl").write_text('{"prompt": "r", "chosen": "a", "rejected": "b"}\n' * 2)
+    assert peers.write_pairs({rows: None, tmp_path / "two.jsonl": 1}, tmp_path / "pairs") == 4
     pairs = [json.loads(line) for line in (tmp_path / "pairs" / "train.jsonl").read_text().splitlines()]
     texts = [
         (pair["prompt"][0]["content"], pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs
     ]
-    assert texts == [("p", "b", "a"), ("p", "b", "c"), ("q", "b", "a")]
+    assert texts == [("p", "b", "a"), ("p", "b", "c"), ("q", "b", "a"), ("r", "a", "b")]
 
     class Timed(peers.Peer):  # type: ignore[misc,name-defined]
         def train(self, output: Path, seed: int, steps: int) -> float:
@@ -105,15 +107,36 @@ def test_a_table_of_sources_counts_each_set_alike() -> None:
     arms = {"one": {"rows": {"a": 4}}, "many": {"rows": {"a": 2, "b": 2}, "against": "one"}, "later": {"rows": {}}}
     sets = {name: {"train": {}, "test": {}} for name in "ab"}
     protocol = {"arms": arms, "data": {"sources": sets}}
-    table = evidence_tables.sources_table(results, protocol)
-    assert [row[:7] for row in table.rows] == [
-        ("a", "10 of 10", "100.0 %", "50.0 %", "100.0 %", "not run yet", "+50.0"),
-        ("b", "2 of 2", "100.0 %", "0.0 %", "100.0 %", "not run yet", "+100.0"),
-        ("mean over the sets", "", "", "25.0 %", "100.0 %", "", "+75.0"),
+    accuracies, differences = evidence_tables.sources_tables(results, protocol)
+    assert accuracies.rows == [
+        ("a", "10 of 10", "100.0 %", "50.0 %", "100.0 %"),
+        ("b", "2 of 2", "100.0 %", "0.0 %", "100.0 %"),
+        ("mean over the sets", "", "", "25.0 %", "100.0 %"),
     ]
+    assert [row[:2] for row in differences.rows] == [("a", "+50.0"), ("b", "+100.0"), ("mean over the sets", "+75.0")]
+    assert differences.columns[0] == "many − one, points"
     assert evidence_tables.trained_table(results, protocol).rows == [
         (arm, "0", "2", "3", "100", "5") for arm in ("one", "many")
     ]
+
+
+def test_a_law_is_found_again_with_its_interval() -> None:
+    def arm(wrong: tuple[int, int]) -> dict[int, list[ScoredRow]]:  # of 1,000 prompts, by seed; spread over prompts
+        rewards = [
+            [(0.0, 1.0) if place * 389 % 1000 < count else (1.0, 0.0) for place in range(1000)] for count in wrong
+        ]
+        return {
+            seed: [ScoredRow(str(place), "", of, ((0, 1),), False) for place, of in enumerate(rows)]
+            for seed, rows in enumerate(rewards)
+        }
+
+    law = evidence_laws.law_of([(1.0, arm((400, 400))), (2.0, arm((180, 220))), (4.0, arm((100, 100)))], [8.0])
+    assert law.exponent == pytest.approx(1.0)  # the error halves with each doubling
+    assert law.fitted == pytest.approx({1.0: 0.6, 2.0: 0.8, 4.0: 0.9})
+    assert 0.85 < law.interval.low < 1.0 < law.interval.high < 1.15
+    accuracy, likely = law.predicted[8.0]
+    assert accuracy == pytest.approx(0.95)
+    assert 0.93 < likely.low < 0.95 < likely.high < 0.97
 
 
 @pytest.mark.slow
