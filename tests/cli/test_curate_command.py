@@ -77,8 +77,10 @@ def test_rows_that_a_judge_refuses_are_booked_and_shown(
     assert strict["rows"]["kept"] == result["rows"]["kept"] - 2
     weighted = (*command[:-1], tmp_path / "weighted.jsonl", "--weight")
     shown = rmtrain(*weighted, "0.25").stdout
-    assert "Rejected preferences are kept, with the weight 0.25." in shown
+    assert "rejected ones with the weight 0.25" in shown
+    assert "rejected: most judges reject it" in shown
     new = [f"data.source={{train: {tmp_path}/weighted.jsonl}}", "data.preference_weights=weights"]
+    assert f"with its weights: {' '.join(new)}" in " ".join(shown.split())
     new += [f"model.name={models}/rm", "data.duplicates=keep"]
     report = answer(rmtrain("data", tmp_path / "recipe.yaml", *new, "--json"))
     counts = strict["preferences"]["dropped"]["most judges reject it"], result["preferences"]["total"]

@@ -104,6 +104,9 @@ def curate(
     console.print(show_examples(shown))
     if not show:
         console.print(f"written: {output}", soft_wrap=True)
+        if weight is not None:
+            keys = f"data.source={{train: {output}}} data.preference_weights=weights"
+            console.print(f"to train with its weights: {keys}", soft_wrap=True)
 
 
 def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":

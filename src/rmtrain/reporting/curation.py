@@ -29,7 +29,9 @@ def _what_became(result: Mapping[str, Any]) -> list[str]:
     if not result["marked"]:
         return []
     weight = result.get("weight")
-    return [f"Rejected preferences are kept, {'and marked' if weight is None else f'with the weight {weight:g}'}."]
+    if weight is None:
+        return ["The new source holds all of them, and `verdicts` what the rules say."]
+    return [f"The new source holds all of them, rejected ones with the weight {weight:g}."]
 
 
 def _judges(judges: Sequence[Mapping[str, Any]]) -> Table:

@@ -134,7 +134,11 @@ def _heading(name: str, split: SplitSummary) -> str:
 
 
 def ledger_table(split: Mapping[str, Any], ledgers: Sequence[str], title: str = "", notes: Sequence[str] = ()) -> Table:
-    """Total, dropped by cause, and kept, with one column per ledger; a missing number is `n/a`."""
+    """Total, dropped by cause, and kept, with one column per ledger; a missing number is `n/a`.
+
+    Where a curation only marked rows, all of them are still there: they are rejected by cause, or not.
+    """
+    lost, rest = ("rejected", "not rejected") if split.get("marked") else ("dropped", "kept")
     columns = [mapping(split.get(ledger)) for ledger in ledgers]
     dropped = [mapping(column.get("dropped")) for column in columns]
     added = mapping(split.get("added"))
@@ -146,10 +150,10 @@ def ledger_table(split: Mapping[str, Any], ledgers: Sequence[str], title: str = 
             else []
         ),
         *(
-            (f"dropped: {cause}", *(count(causes.get(cause, 0)) for causes in dropped))
+            (f"{lost}: {cause}", *(count(causes.get(cause, 0)) for causes in dropped))
             for cause in dict.fromkeys(cause for causes in dropped for cause in causes)
         ),
-        ("kept", *(count(column.get("kept")) for column in columns)),
+        (rest, *(count(column.get("kept")) for column in columns)),
     ]
     return Table(("", *ledgers), rows, title=title, bold=[len(rows) - 1], notes=notes)
 
