@@ -271,9 +271,11 @@ def protocol_named(name: str) -> Protocol:
 
 
 def written(results: Path) -> str:
-    """The page of the results in a folder: of each protocol, and of scripts/bench_objectives.py if it has run."""
+    """The page of the results in a folder: of each protocol, and of the benchmarks that have run."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")}
-    return page([(protocol_named(name), found[name]) for name in NAMES if name in found], found.get("costs"))
+    sections = [(protocol_named(name), found[name]) for name in NAMES if name in found]
+    losses = {dtype: found[f"losses-{dtype}"] for dtype in ("float32", "bfloat16") if f"losses-{dtype}" in found}
+    return page(sections, found.get("costs"), losses)
 
 
 def main() -> None:

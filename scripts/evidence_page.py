@@ -11,6 +11,7 @@ from evidence_tables import (
     differences_table,
     figures_table,
     laws_table,
+    losses_table,
     sources_tables,
     trained_table,
 )
@@ -52,6 +53,20 @@ Prompts: {rows}, chosen by a digest of their ids.
 {tables}
 
 **What these figures do not say.** {limits}
+"""
+LOSSES = """\
+## The losses of TRL, step by step
+
+```
+python scripts/bench_training.py --model MODEL --data train_hh_helpful.jsonl.gz --max-length {max_length} \\
+    --steps {steps} --repeats {repeats} --sides rmtrain TRL --dtype {dtype} --json docs/evidence/losses-{dtype}.json
+```
+
+{table}
+
+SmolLM2-135M-Instruct with LoRA of rank {rank}, pairs of hh-rlhf helpful of at most {max_length} tokens, {groups} a
+step. Both sides begin with the same weights, score head and adapters and see the same pairs in the same order; TRL runs
+the prompt of a pair twice and pads: {trl:,} tokens, where rmtrain runs {rmtrain:,}.
 """
 COSTS = """\
 ## What each objective costs
@@ -117,12 +132,31 @@ def peer_note(arm: str, like: str, runs: Mapping[str, Any]) -> str:
     )
 
 
-def page(sections: Sequence[tuple[Protocol, Mapping[str, Any]]], costs: Mapping[str, Any] | None = None) -> str:
-    """The whole of docs/evidence.md: a section for each protocol and its results, and the costs of the objectives."""
+def losses_section(losses: Mapping[str, Mapping[str, Any]]) -> str:
+    """rmtrain's losses beside those of TRL, by data type."""
+    first = next(iter(losses.values()))
+    tokens = {name.lower(): of["tokens"] for name, of in first["sides"].items()}
+    return LOSSES.format(table=to_markdown(losses_table(losses)), **tokens, **first["options"])
+
+
+def page(
+    sections: Sequence[tuple[Protocol, Mapping[str, Any]]],
+    costs: Mapping[str, Any] | None = None,
+    losses: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
+    """The whole of docs/evidence.md.
+
+    Args:
+        sections: a protocol and its results each.
+        costs: of the objectives, by scripts/bench_objectives.py.
+        losses: of rmtrain and TRL, by data type, by scripts/bench_training.py.
+    """
     runs = [run for _, results in sections for run in results["runs"].values()]
     values = {key: runs[0]["machine"][key] for key in ("torch", "transformers", "device")}
     commits = ", ".join(sorted({run["commit"][:7] for run in runs if run.get("commit")}))
     parts = [section(*pair) for pair in sections]
+    if losses:
+        parts.append(losses_section(losses))
     if costs is not None:
         asked, where = costs["options"], costs["machine"]
         about = {key: asked[key] for key in ("repeats", "steps", "groups", "dtype", "threads")}

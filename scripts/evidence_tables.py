@@ -236,3 +236,15 @@ def costs_table(costs: Mapping[str, Any]) -> Table:
         rows.append((name, seconds, decimal(times["median"], 2), spread, peak, decimal(side["peak_times_plain"], 2)))
     headings = ("loss", "seconds a step", "times plain", "least to greatest", "peak GiB", "times plain")
     return Table(headings, rows, notes=[])
+
+
+def losses_table(losses: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The losses of each step, in nats, by scripts/bench_training.py for several data types."""
+    headings, columns = ["step"], list[list[str]]()
+    for dtype, found in losses.items():
+        ours, theirs = (found["sides"][name]["losses"] for name in ("rmtrain", "TRL"))
+        headings += [f"{dtype}: rmtrain", "TRL", "difference"]
+        columns += [[decimal(loss, 6) for loss in side] for side in (ours, theirs)]
+        columns.append([f"{a - b:+.0e}" for a, b in zip(ours, theirs, strict=True)])
+    rows = [(str(step), *cells) for step, cells in enumerate(zip(*columns, strict=True), 1)]
+    return Table(tuple(headings), rows, notes=[])
