@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from test_decontaminate import write
 
 from rmtrain.data.augment import add_other_prompts
-from rmtrain.data.curate import Candidate, Curation
+from rmtrain.data.curation import Candidate, Curation
+from rmtrain.data.digests import digests
 from rmtrain.data.load import load_data
+from rmtrain.data.splits import leak_key
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.data_schema import DataSection
@@ -26,7 +28,8 @@ def group(number: int, prompt: str, lengths: list[int], preferences: list[tuple[
 
 def curations(groups: list[PreferenceGroup], parts: int = 1) -> list[Curation]:
     found = [Candidate(row, group) for row, group in enumerate(groups)]
-    return [Curation(found[part::parts]) for part in range(parts)]
+    split = [found[part::parts] for part in range(parts)]
+    return [Curation.of(own, digests(leak_key(each.group.prompt) for each in own)) for own in split]
 
 
 def augmented(groups: list[PreferenceGroup], share: float, seed: int = 0, parts: int = 1) -> dict[str, PreferenceGroup]:

@@ -178,8 +178,8 @@ def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path, monke
     path = Path(write(tmp_path / "x.jsonl", pairs(20)))
     section, original = DataSection(source=str(path), splits={"train": "train"}), load_data
 
-    def load(*given: Any) -> CuratedData:
-        made = original(*given)
+    def load(*given: Any, **kept: Any) -> CuratedData:
+        made = original(*given, **kept)
         path.write_text(path.read_text().replace("good 4", "best 4"))
         return made
 
@@ -233,9 +233,9 @@ def test_a_table_is_read_by_place_and_by_slice(tmp_path: Path) -> None:
 def _store(source: str, cache: str, started: Any) -> None:
     """In another process: store a source once all are ready, and leave a mark if it was really read."""
 
-    def load(*given: Any) -> CuratedData:
+    def load(*given: Any, **kept: Any) -> CuratedData:
         Path(f"{cache}-read-by-{os.getpid()}").touch()
-        return load_data(*given)
+        return load_data(*given, **kept)
 
     curated_store.load_data = load
     started.wait()

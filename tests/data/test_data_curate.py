@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.curate import Curation, Purpose, make_candidate, mark_duplicates
+from rmtrain.data.curate import Purpose, make_candidate
+from rmtrain.data.curation import Curation
+from rmtrain.data.digests import digests, repeated_places, unique_ids
 from rmtrain.data.ledgers import Ledger, SplitReport
 from rmtrain.data.mixture import CONTRADICTION, DUPLICATE, drop_contradictions, drop_duplicates
-from rmtrain.data.parse import unique_ids
 from rmtrain.data.schemas.rows import ParsedRow
+from rmtrain.data.splits import leak_key
 from rmtrain.data.types import Conversation, Message, Preference
 
 
@@ -28,7 +30,12 @@ def scored(prompt: str, **scores: float) -> ParsedRow:
 
 
 def curation(rows: list[ParsedRow], purpose: Purpose = "train") -> Curation:
-    return Curation([make_candidate(index, row, f"r{index}", purpose) for index, row in enumerate(rows)])
+    made = [make_candidate(index, row, f"r{index}", purpose) for index, row in enumerate(rows)]
+    return Curation.of(made, digests(leak_key(row.prompt) for row in rows))
+
+
+def duplicates(split: Curation) -> list[int]:
+    return repeated_places(split.facts.contents[split.kept])
 
 
 def report_of(split: Curation, rows: int) -> SplitReport:
@@ -50,7 +57,7 @@ def test_answers_that_differ_in_their_tool_calls_alone_are_different_and_not_emp
     split = curation(rows)
     assert ids(split) == ["r0", "r2", "r3"]
     assert report_of(split, 5).rows.dropped == {"identical completions": 1, "empty completion": 1}
-    assert mark_duplicates(split.groups) == [False, True, False]
+    assert duplicates(split) == [1]
 
 
 def test_a_ledger_that_does_not_balance_is_refused() -> None:
@@ -135,7 +142,7 @@ def test_duplicates_are_rows_with_the_same_prompt_and_preferences() -> None:
         scored("p", c=1.0, a=9.0, b=8.0),
     ]
     split = curation(rows)
-    assert mark_duplicates(split.groups) == [False, True, False, False, False, True]
+    assert duplicates(split) == [1, 5]
     drop_duplicates([split])
     report = report_of(split, 6)
     assert report.rows == Ledger(6, 4, {DUPLICATE: 2})
@@ -147,7 +154,7 @@ def test_contradictions_go_both_ways_and_take_the_row_with_its_last_preference()
     split = curation([pair("q", "a", "b"), pair("q", "b", "a"), pair("p", "b", "a"), scored("q", a=2.0, b=1.0, c=0.0)])
     drop_contradictions([split])
     assert ids(split) == ["r2", "r3"]
-    assert [(p.better, p.worse) for p in split.groups[1].preferences] == [(0, 2), (1, 2)]
+    assert [(p.better, p.worse) for p in [*split.groups][1].preferences] == [(0, 2), (1, 2)]
     report = report_of(split, 4)
     assert report.rows.dropped == {CONTRADICTION: 2}
     assert report.preferences == Ledger(6, 3, {CONTRADICTION: 3})

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.curate import Curation, make_candidate
+from rmtrain.data.curate import make_candidate
+from rmtrain.data.curation import Candidate, Curation
+from rmtrain.data.digests import digests
 from rmtrain.data.parse import UnusableRow
 from rmtrain.data.schemas.detect import find_schema
 from rmtrain.data.schemas.published import SCHEMAS
 from rmtrain.data.schemas.readers import ASPECTS, RECORDING_FAULT, read_ultrafeedback
 from rmtrain.data.schemas.rows import ParsedRow, RowFault, template_arguments
 from rmtrain.data.schemas.schema import RowSchema
+from rmtrain.data.splits import leak_key
 from rmtrain.data.types import Message, Preference
 from rmtrain.errors import DataError
 from rmtrain.recipe.data_schema import DataSection
@@ -416,20 +419,22 @@ def test_any_row_is_a_group_or_a_counted_drop(schema: RowSchema, purpose: Any, d
     row = {**data.draw(EXTRA), **data.draw(likely)}
     mode = data.draw(st.sampled_from(["all", "best_vs_rest", "best_vs_worst", "as_given"]))
     score = data.draw(st.sampled_from(["fine_grained", "overall"]))
-    curation = Curation([])
+    made, unusable = list[Candidate](), list[UnusableRow]()
     try:
         parsed = schema.read(row) if schema.name != "ultrafeedback" else read_ultrafeedback(row, score)
     except RowFault as fault:
-        curation.unusable = [UnusableRow(0, fault.cause, fault.detail)]
+        unusable = [UnusableRow(0, fault.cause, fault.detail)]
     else:
         assert len(parsed.completions) > 0
         assert all(parsed.completions)
-        curation.candidates = [make_candidate(0, parsed, parsed.id or "train-0", purpose, mode, 0.0)]
+        made = [make_candidate(0, parsed, parsed.id or "train-0", purpose, mode, 0.0)]
+    curation = Curation.of(made, digests(leak_key(each.group.prompt) for each in made))
+    curation.unusable = unusable
     report = curation.report("train", schema.name, 1, str)  # raises when a ledger does not balance
     for group in curation.groups:
         k = len(group.completions)
         assert purpose == "scoring" or (k >= 2 and group.preferences)
         assert all(0 <= p.better < k and 0 <= p.worse < k and p.better != p.worse for p in group.preferences)
         assert group.scores is None or len(group.scores) == k
-    assert report.rows.kept == len(curation.groups)
+    assert report.rows.kept == len(curation.kept)
     assert purpose != "scoring" or report.completions.dropped == {}

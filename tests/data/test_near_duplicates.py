@@ -11,10 +11,13 @@ from conftest import TEMPLATE  # noqa: F401  (sets the environment before anythi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.curate import Candidate, CuratedRows, Curation
+from rmtrain.data.curate import CuratedRows
+from rmtrain.data.curation import Candidate, Curation
+from rmtrain.data.digests import digests
 from rmtrain.data.examples import examples_of
 from rmtrain.data.load import CuratedData, load_data
 from rmtrain.data.near_duplicates import NEAR_DUPLICATE, NEAR_DUPLICATE_ELSEWHERE, drop_near_duplicates
+from rmtrain.data.splits import leak_key
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 from rmtrain.errors import InputError
 from rmtrain.recipe.data_schema import DataSection
@@ -33,9 +36,10 @@ def group(name: str, prompt: str, *answers: str, preferences: Pairs = ((0, 1),))
 
 
 def fates(groups: list[PreferenceGroup], least: float) -> list[tuple[str, str]]:
-    curation = Curation([Candidate(row, each) for row, each in enumerate(groups)])
+    made = [Candidate(row, each) for row, each in enumerate(groups)]
+    curation = Curation.of(made, digests(leak_key(each.prompt) for each in groups))
     drop_near_duplicates([curation], least)
-    return [(each.drop_cause or "", each.repeats) for each in curation.candidates]
+    return [(cause or "", curation.repeats.get(row, "")) for row, cause in enumerate(curation.fates.causes)]
 
 
 def exact(groups: list[PreferenceGroup], least: float) -> list[tuple[str, str]]:

@@ -1,23 +1,17 @@
 """Augmentation: a good answer to another prompt becomes a worse completion of some training groups (RRM)."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from random import Random
-from typing import NamedTuple
 
-from rmtrain.data.curate import Candidate, Curation
+import numpy as np
+
+from rmtrain.data.curation import Change, Curation, Places
+from rmtrain.data.digests import digest, digests
 from rmtrain.data.ledgers import Added
-from rmtrain.data.splits import leak_key
 from rmtrain.data.types import Conversation, Preference, PreferenceGroup
 
 _DRAWN = 16  # candidate groups for an answer
-
-
-class _Answer(NamedTuple):
-    """The best answer of a group."""
-
-    prompt: bytes  # leak key of the group's
-    text: Conversation
-    length: int  # characters
 
 
 def add_other_prompts(curations: Sequence[Curation], share: float, seed: int) -> None:
@@ -31,35 +25,75 @@ def add_other_prompts(curations: Sequence[Curation], share: float, seed: int) ->
     The answer is the best one of another group. Of several drawn candidates, the one closest in length to the group's
     own best is taken, so that length does not reveal it. Draws depend only on the seed and the groups.
     """
-    owned = [(each, curation) for curation in curations for each in curation.kept]
-    answers = [_best_answer(each.group) for each, _ in owned]
-    for place in sorted(Random(f"{seed}:other_prompts").sample(range(len(owned)), round(share * len(owned)))):
-        each, curation = owned[place]
-        drawn = Random(f"{seed}:other_prompts:{each.group.id}").sample(answers, min(_DRAWN, len(answers)))
-        if (own := answers[place]) is not None and (other := _nearest(own, each.group, drawn)) is not None:
-            _add(each, curation, other.text)
+    answers = _Answers(curations)
+    count = len(answers.prompts)
+    chosen = np.array(sorted(Random(f"{seed}:other_prompts").sample(range(count), round(share * count))), np.int64)
+    donors: dict[int, int] = {}
+    for number, group in zip(chosen.tolist(), answers.read(chosen), strict=True):
+        drawn = Random(f"{seed}:other_prompts:{group.id}").sample(range(count), min(_DRAWN, count))
+        if (donor := answers.nearest(number, group, drawn)) is not None:
+            donors[number] = donor
+    given = np.unique(np.array([*donors.values()], np.int64))
+    texts = {
+        donor: group.completions[answers.best[donor]]
+        for donor, group in zip(given.tolist(), answers.read(given), strict=True)
+    }
+    for (number, donor), group in zip(donors.items(), answers.read(np.array([*donors], np.int64)), strict=True):
+        _add(*answers.owner(number), group, texts[donor])
 
 
-def _best_answer(group: PreferenceGroup) -> _Answer | None:
+class _Answers:
+    """The best answers of all kept groups, which are numbered consecutively: a length, a digest, and where it is."""
+
+    def __init__(self, curations: Sequence[Curation]) -> None:
+        self._curations, self._kept = curations, [curation.kept for curation in curations]
+        self._ends = np.cumsum([len(kept) for kept in self._kept])
+        pairs = zip(curations, self._kept, strict=True)
+        self.prompts = np.concatenate([curation.prompts[kept] for curation, kept in pairs])  # leak keys
+        self.best, self._lengths, texts = array("i"), array("q"), bytearray()
+        for curation in curations:
+            for group in curation.groups:
+                best = _best_of(group)
+                text = () if best is None else group.completions[best]
+                self.best.append(-1 if best is None else best)
+                self._lengths.append(sum(len(message.content) for message in text))
+                texts.extend(digest(text))
+        self._texts = digests(texts)
+
+    def owner(self, number: int) -> tuple[Curation, int]:
+        """The entry of a group, and its place there."""
+        entry = int(np.searchsorted(self._ends, number, "right"))
+        return self._curations[entry], int(self._kept[entry][number - self._ends[entry]])
+
+    def read(self, numbers: Places) -> Iterator[PreferenceGroup]:
+        """Groups, by ascending numbers."""
+        for curation, kept, end in zip(self._curations, self._kept, self._ends, strict=True):
+            own = numbers[(numbers >= end - len(kept)) & (numbers < end)]
+            yield from curation.read(kept[own - end])
+
+    def nearest(self, number: int, group: PreferenceGroup, drawn: Sequence[int]) -> int | None:
+        """Of the drawn groups, the one with the answer to another prompt that is nearest in length to the group's."""
+        if self.best[number] < 0:
+            return None
+        own, lengths = {digest(text) for text in group.completions}, self._lengths
+        fit = [
+            other
+            for other in drawn
+            if self.best[other] >= 0
+            and self.prompts[other] != self.prompts[number]
+            and self._texts[other].tobytes() not in own
+        ]
+        return min(fit, key=lambda other: abs(lengths[other] - lengths[number]), default=None)
+
+
+def _best_of(group: PreferenceGroup) -> int | None:
     """The first completion that is better than another and worse than none."""
     worse = {preference.worse for preference in group.preferences}
-    best = min({preference.better for preference in group.preferences} - worse, default=None)
-    if best is None:
-        return None
-    text = group.completions[best]
-    return _Answer(leak_key(group.prompt), text, sum(len(message.content) for message in text))
+    return min({preference.better for preference in group.preferences} - worse, default=None)
 
 
-def _nearest(own: _Answer, group: PreferenceGroup, drawn: Sequence[_Answer | None]) -> _Answer | None:
-    fit = [each for each in drawn if each and each.prompt != own.prompt and each.text not in group.completions]
-    return min(fit, key=lambda each: abs(each.length - own.length), default=None)
-
-
-def _add(each: Candidate, curation: Curation, text: Conversation) -> None:
-    group = each.group
+def _add(curation: Curation, place: int, group: PreferenceGroup, text: Conversation) -> None:
     winners = sorted({preference.better for preference in group.preferences})
     added = tuple(Preference(winner, len(group.completions)) for winner in winners)
-    each.group = group._replace(
-        completions=(*group.completions, text), preferences=(*group.preferences, *added), scores=None
-    )
+    curation.change(place, Change((*group.preferences, *added), text))
     curation.added = Added(curation.added.completions + 1, curation.added.preferences + len(added))

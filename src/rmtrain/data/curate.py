@@ -1,117 +1,22 @@
-"""Curation of a source's rows: kept groups, dropped rows with their cause, and the counts of both."""
+"""Curation of a source's rows: the group of each row, and the rows, completions and preferences that can't be used."""
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from rmtrain.data.decontaminate import Check
+from rmtrain.data.curation import NONE_LEFT, Candidate, Curation, Keep
+from rmtrain.data.digests import repeated_places
 from rmtrain.data.entries import Entry
-from rmtrain.data.ledgers import NOTHING_ADDED, Added, Ledger, SplitReport
+from rmtrain.data.group_table import HeldGroups
 from rmtrain.data.pairing import Mode, Pairing, make_preferences, with_gap_probability
-from rmtrain.data.parse import ParsedRows, UnusableRow
+from rmtrain.data.parse import ParsedRows
 from rmtrain.data.schemas.readers import RECORDING_FAULT
 from rmtrain.data.schemas.rows import EMPTY_COMPLETION, ParsedRow, empty_cause, is_empty
 from rmtrain.data.types import PreferenceGroup
 
 TOO_FEW = "fewer than two usable completions"
 NO_PREFERENCE = "no preference"  # the row states no preference, and its scores imply none
-NONE_LEFT = "no preference left"  # its preferences were dropped for several causes
-
-SIDE = 16  # bytes of a digest of a prompt or a completion
 
 Purpose = Literal["train", "evaluation", "scoring"]
-
-
-@dataclass(slots=True)
-class Candidate:
-    """The group of a readable row, with its dropped completions and preferences. A cause means that the row is
-    dropped."""
-
-    row: int  # index in the source
-    group: PreferenceGroup
-    lost_completions: tuple[str, ...] = ()  # the cause of each
-    lost_preferences: tuple[str, ...] = ()  # the cause of each
-    drop_cause: str | None = None
-    repeats: str = ""  # of a near duplicate, the id of the group that it nearly repeats
-
-
-@dataclass
-class Curation:
-    """The rows of one split. Each rule drops some of the kept rows, for one cause."""
-
-    candidates: list[Candidate]
-    unusable: Sequence[UnusableRow] = ()
-    notes: list[str] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    added: Added = NOTHING_ADDED
-
-    @property
-    def kept(self) -> list[Candidate]:
-        """The rows not dropped so far."""
-        return [candidate for candidate in self.candidates if candidate.drop_cause is None]
-
-    @property
-    def groups(self) -> list[PreferenceGroup]:
-        """The groups of the rows not dropped so far."""
-        return [candidate.group for candidate in self.kept]
-
-    def drop(self, mask: Iterable[bool], cause: str) -> None:
-        """Drop the kept rows that the mask marks."""
-        for candidate, marked in zip(self.kept, mask, strict=True):
-            if marked:
-                candidate.drop_cause = cause
-
-    def report(self, split: str, schema: str, total_rows: int, place: Callable[[int], str]) -> SplitReport:
-        """Count what was kept and dropped.
-
-        Args:
-            split: its name.
-            schema: of its rows.
-            total_rows: before curation.
-            place: the place of a source row, for messages.
-
-        Raises:
-            AssertionError: a row, completion or preference is unaccounted for, which is a bug.
-        """
-        completions = Counter(chain.from_iterable(each.lost_completions for each in self.candidates))
-        preferences = Counter(chain.from_iterable(each.lost_preferences for each in self.candidates))
-        rows = Counter(row.cause for row in self.unusable)
-        examples: dict[str, str] = {}
-        for row in self.unusable:
-            more = f": {row.detail.removeprefix(f'{row.cause}: ')}" if row.detail not in ("", row.cause) else ""
-            if row.cause not in examples:
-                examples[row.cause] = f"{place(row.row)}{more}"
-        for each in self.candidates:
-            if (cause := each.drop_cause) is not None:
-                rows[cause] += 1
-                completions[cause] += len(each.group.completions)
-                if each.group.preferences:
-                    preferences[cause] += len(each.group.preferences)
-                if cause not in examples:
-                    examples[cause] = place(each.row)
-        groups = [(each.group, each) for each in self.candidates]
-        return SplitReport(
-            split=split,
-            schema=schema,
-            rows=Ledger(total_rows, len(self.kept), dict(rows)),
-            completions=Ledger(
-                sum(len(group.completions) + len(each.lost_completions) for group, each in groups),
-                sum(len(group.completions) for group in self.groups),
-                dict(completions),
-            ),
-            preferences=Ledger(
-                sum(len(group.preferences) + len(each.lost_preferences) for group, each in groups),
-                sum(len(group.preferences) for group in self.groups),
-                dict(preferences),
-            ),
-            examples=examples,
-            notes=tuple(self.notes),
-            checks=tuple(self.checks),
-            added=self.added,
-        )
 
 
 class CuratedRows(NamedTuple):
@@ -122,32 +27,31 @@ class CuratedRows(NamedTuple):
     curation: Curation
 
 
-def curate(entry: Entry, parsed: ParsedRows, purpose: Purpose) -> Curation:
-    """Make groups from an entry's rows, and drop rows that the split's purpose can't use."""
-    data = entry.section
-    trains = purpose == "train"
-    rules = data.preferences, data.min_gap if trains else 0.0, trains and data.tied == "half"
-    curation = Curation(
-        [
-            make_candidate(index, row, entry.group_id(group_id), purpose, *rules)
-            for (index, row), group_id in zip(parsed.rows, parsed.ids, strict=True)
-        ],
-        parsed.unusable,
-    )
-    if entry.name:
-        for each in curation.candidates:
-            each.group = each.group._replace(source=entry.group_source(each.group.source))
-    if trains and data.gap_scale is not None:
-        for each in curation.candidates:
-            soft = tuple(with_gap_probability(p, data.gap_scale) for p in each.group.preferences)
-            each.group = each.group._replace(preferences=soft)
-    if suspect := sum(row.suspect for _, row in parsed.rows):
-        what = "left out" if data.score == "overall" and purpose != "scoring" else "kept"
-        curation.notes.append(f"completions with an {RECORDING_FAULT}, a known error of the source: {suspect}, {what}")
-    if purpose == "evaluation" and (duplicates := sum(mark_duplicates(curation.groups))):
+def curate(entry: Entry, parsed: ParsedRows, purpose: Purpose, keep: Keep = HeldGroups.of) -> Curation:
+    """Make groups from an entry's rows, which `keep` puts into a store, and drop rows that the split's purpose can't
+    use."""
+    curation = Curation.of(_candidates(entry, parsed, purpose), parsed.prompts, keep, compared=purpose != "scoring")
+    curation.unusable = parsed.unusable
+    if suspect := int(parsed.suspects.sum()):
+        left_out = entry.section.score == "overall" and purpose != "scoring"
+        fate = "left out" if left_out else "kept"
+        curation.notes.append(f"completions with an {RECORDING_FAULT}, a known error of the source: {suspect}, {fate}")
+    if purpose == "evaluation" and (duplicates := len(repeated_places(curation.facts.contents[curation.kept]))):
         curation.notes.append(f"duplicates, which evaluation splits keep: {duplicates}")
     curation.notes += parsed.notes
     return curation
+
+
+def _candidates(entry: Entry, parsed: ParsedRows, purpose: Purpose) -> Iterator[Candidate]:
+    data, trains = entry.section, purpose == "train"
+    rules = data.preferences, data.min_gap if trains else 0.0, trains and data.tied == "half"
+    for index, group_id, row in parsed.read():
+        each = make_candidate(index, row, entry.group_id(group_id), purpose, *rules)
+        group = each.group._replace(source=entry.group_source(each.group.source)) if entry.name else each.group
+        if trains and data.gap_scale is not None:
+            soft = tuple(with_gap_probability(preference, data.gap_scale) for preference in group.preferences)
+            group = group._replace(preferences=soft)
+        yield each._replace(group=group)
 
 
 def make_candidate(
@@ -218,37 +122,3 @@ def _drop_cause(row: ParsedRow, usable: ParsedRow, lost: tuple[str, ...], pairin
         return lost[0] if len(set(lost)) == 1 else TOO_FEW
     causes = set(pairing.dropped or lost)
     return causes.pop() if len(causes) == 1 else NONE_LEFT if causes else NO_PREFERENCE
-
-
-def mark_duplicates(groups: Iterable[PreferenceGroup]) -> list[bool]:
-    """For each group, whether an earlier one has the same prompt and the same preferences, by their text."""
-    seen: set[bytes] = set()
-    marks = []
-    for group in groups:
-        digest = content_digest(group)
-        marks.append(digest in seen)
-        seen.add(digest)
-    return marks
-
-
-def content_digest(group: PreferenceGroup) -> bytes:
-    """A digest of the text of a group's prompt and preferences, equal for duplicates."""
-    return _digest(sorted({*pair_digests(group)}))
-
-
-def pair_digests(group: PreferenceGroup) -> list[bytes]:
-    """A digest of each preference: `SIDE` bytes each for its prompt, its better and its worse completion.
-
-    Digests let rows be compared without all texts in memory.
-    """
-    prompt, texts = _digest((group.prompt, group.arguments)), [_digest(text) for text in group.completions]
-    return [prompt + texts[each.better] + texts[each.worse] for each in group.preferences]
-
-
-def turned(digest: bytes) -> bytes:
-    """The digest of the reversed preference."""
-    return digest[:SIDE] + digest[2 * SIDE :] + digest[SIDE : 2 * SIDE]
-
-
-def _digest(texts: object) -> bytes:
-    return hashlib.blake2b(repr(texts).encode("utf-8", "surrogatepass"), digest_size=SIDE).digest()

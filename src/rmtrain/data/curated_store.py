@@ -16,9 +16,9 @@ from rmtrain.data.benchmarks.texts import read_benchmark_texts
 from rmtrain.data.cache_entry import cached, opened
 from rmtrain.data.decontaminate import Check, Compared, Overlap
 from rmtrain.data.entries import Entry, entries_of
-from rmtrain.data.group_table import GroupTable, PlacedGroup, write_groups
+from rmtrain.data.group_table import GroupStore, GroupTable
 from rmtrain.data.ledgers import Added, Ledger, SplitReport
-from rmtrain.data.load import CuratedData, load_data, recipe_splits
+from rmtrain.data.load import SCRATCH, CuratedData, load_data, recipe_splits
 from rmtrain.data.local_files import Shard
 from rmtrain.data.sources import RowPlaces, parse_source, state_of
 from rmtrain.data.split_data import SplitData, SplitPart
@@ -53,7 +53,9 @@ def stored_data(data: DataSection, seed: int, folder: Path, notify: Callable[[st
         return load_data(data, seed)  # which says best what is the matter with a source
 
     def write(staging: Path) -> None:
-        made = load_data(data, seed)
+        made = load_data(data, seed, store=GroupStore(staging))
+        for path in staging.glob(f"{SCRATCH}*"):
+            path.unlink()
         if _name(data, seed) != name:
             raise DataError("a source of the data changed while it was read", "run the command again")
         _write(staging, made, data)
@@ -102,13 +104,12 @@ def _code() -> str:
 
 
 def _write(folder: Path, made: CuratedData, data: DataSection) -> None:
-    splits = [_write_split(folder, number, split, data) for number, split in enumerate(made.splits.values())]
+    splits = [_books_of(folder, number, split, data) for number, split in enumerate(made.splits.values())]
     books = {"splits": splits, "leaks": made.leaks, "notes": made.notes}
     (folder / _BOOKS).write_text(json.dumps(books))
 
 
-def _write_split(folder: Path, number: int, split: SplitData, data: DataSection) -> JsonObject:
-    write_groups(folder / f"{number}.arrow", map(PlacedGroup, split.rows, split.groups))
+def _books_of(folder: Path, number: int, split: SplitData, data: DataSection) -> JsonObject:
     own = entries_of(data, split.name) if split.name in recipe_splits(data) else []
     parts: list[JsonObject] = []
     for place, part in enumerate(split.parts):

@@ -13,7 +13,7 @@ Texts are compared by their words, without case and punctuation. A row overlaps 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Literal, NamedTuple
 
 from rmtrain.data.ngrams import NGramIndex, Owner, Shared, words_of
@@ -170,11 +170,11 @@ class Finder:
                 whole.setdefault(" ".join(words_of(passage.text)), []).append((owner.collection, passage))
         return cls([each.compared for each in benchmarks], long, _indexed(short, least), whole)
 
-    def check(self, groups: Sequence[PreferenceGroup]) -> list[Check]:
+    def check(self, groups: Iterable[PreferenceGroup]) -> list[Check]:
         """Compare the groups of a training split with each benchmark, by the rules at the top of this file."""
-        best = [dict[str, Overlap]() for _ in self.benchmarks]
-        for start in range(0, len(groups), _CHUNK):
-            rows = groups[start : start + _CHUNK]
+        best, left, count = [dict[str, Overlap]() for _ in self.benchmarks], iter(groups), 0
+        while rows := list(islice(left, _CHUNK)):
+            count += len(rows)
             passages = [each for group in rows for each in passages_of(group.id, group.prompt, group.completions)]
             for number, passage, found in self._find(passages):
                 before = best[number].get(passage.row)
@@ -182,7 +182,7 @@ class Finder:
                     best[number][passage.row] = Overlap(passage.row, passage.part, *found)
         n = self.long.ngrams.n
         found_in = zip(self.benchmarks, best, strict=True)
-        return [Check(compared, n, len(groups), tuple(found.values())) for compared, found in found_in]
+        return [Check(compared, n, count, tuple(found.values())) for compared, found in found_in]
 
     def _find(self, passages: Sequence[Passage]) -> Iterator[tuple[int, Passage, _Found]]:
         """All overlaps of the passages: the benchmark's number, the passage, and the benchmark's side."""

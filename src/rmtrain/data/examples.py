@@ -1,16 +1,19 @@
 """Examples of dropped rows for any cause, each beside the row that it repeats, contradicts or overlaps with."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
-from rmtrain.data.curate import Candidate, CuratedRows, content_digest
+import numpy as np
+
+from rmtrain.data.curate import CuratedRows
+from rmtrain.data.curation import Places
 from rmtrain.data.decontaminate import Check, Overlap, passages_of
 from rmtrain.data.mixture import CONTRADICTION, CONTRADICTION_ELSEWHERE, DUPLICATE, DUPLICATE_ELSEWHERE
 from rmtrain.data.near_duplicates import similarities
 from rmtrain.data.ngrams import words_of
 from rmtrain.data.prepare import ReadyData
-from rmtrain.data.splits import LEAK, leak_key
+from rmtrain.data.splits import LEAK
 from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.errors import InputError
 from rmtrain.json_values import JsonObject
@@ -45,8 +48,7 @@ def causes_of(rows: Iterable[CuratedRows]) -> list[str]:
     causes: dict[str, None] = {}
     for _, _, curation in rows:
         causes |= dict.fromkeys(row.cause for row in curation.unusable)
-        for each in curation.candidates:
-            causes |= dict.fromkeys(_causes(each))
+        causes |= dict.fromkeys(chain.from_iterable(map(curation.fates.causes_of, range(len(curation.prompts)))))
     return list(causes)
 
 
@@ -79,11 +81,6 @@ def token_examples(ready: ReadyData, cause: str) -> list[Example]:
     return found
 
 
-def _causes(candidate: Candidate) -> list[str]:
-    dropped = [] if candidate.drop_cause is None else [candidate.drop_cause]
-    return [*dropped, *candidate.lost_completions, *candidate.lost_preferences]
-
-
 def _examples(own: CuratedRows, cause: str, rows: Sequence[CuratedRows]) -> Iterator[Example]:
     split, parsed, curation = own
     where = parsed.source.where
@@ -91,14 +88,23 @@ def _examples(own: CuratedRows, cause: str, rows: Sequence[CuratedRows]) -> Iter
         if fault.cause == cause:
             text = "\n".join(f"{name}: {value}" for name, value in parsed.source.rows[fault.row].items())
             yield Example(split, cause, Side(where(fault.row), text), "" if fault.detail == cause else fault.detail)
-    as_read = dict(parsed.rows)
-    for each in curation.candidates:
-        if cause in _causes(each):
-            row = as_read[each.row]
-            whole = each.group._replace(completions=row.completions, preferences=row.stated or (), scores=None)
-            scores = row.scores or (None,) * len(row.completions)
-            why, other, text = _partner(each, cause, own, rows)
-            yield Example(split, cause, Side(where(each.row), text or _text(whole, scores)), why, other)
+    fates, indices = curation.fates, curation.facts.rows
+    dropped = np.array([place for place in range(len(indices)) if cause in fates.causes_of(place)], np.int64)
+    as_read = parsed.read(np.frombuffer(indices, np.int64)[dropped])
+    for place, group, (index, _, row) in zip(dropped.tolist(), curation.read(dropped), as_read, strict=True):
+        whole = group._replace(completions=row.completions, preferences=row.stated or (), scores=None)
+        scores = row.scores or (None,) * len(row.completions)
+        why, other, text = _partner(_Dropped(own, place, group, cause), rows)
+        yield Example(split, cause, Side(where(index), text or _text(whole, scores)), why, other)
+
+
+class _Dropped(NamedTuple):
+    """A row of which something was dropped."""
+
+    rows: CuratedRows
+    place: int
+    group: PreferenceGroup
+    cause: str
 
 
 class _Partner(NamedTuple):
@@ -109,45 +115,66 @@ class _Partner(NamedTuple):
     text: str = ""  # of the dropped row, if a part of it suffices
 
 
-def _partner(each: Candidate, cause: str, own: CuratedRows, rows: Sequence[CuratedRows]) -> _Partner:
-    for check in own.curation.checks:
-        if check.cause == cause and (overlap := next((o for o in check.overlaps if o.id == each.group.id), None)):
-            return _overlap(each, check, overlap)
-    if each.repeats and cause == each.drop_cause:
-        return _near(each, own.split, rows)
-    for split, parsed, curation in rows:
-        for other in curation.candidates if cause in (*_REPEATS, *_CONTRADICTIONS, LEAK) else ():
-            same = split == own.split
-            if other is not each and (
-                (cause in _REPEATS and same and content_digest(other.group) == content_digest(each.group))
-                or (cause in _CONTRADICTIONS and same and _contradicts(other, each))
-                or (cause == LEAK and not same and leak_key(other.group.prompt) == leak_key(each.group.prompt))
-            ):
-                return _Partner("", Side(f"{split}: {parsed.source.where(other.row)}", _text(other.group)))
+def _partner(each: _Dropped, rows: Sequence[CuratedRows]) -> _Partner:
+    own = each.rows.curation
+    for check in own.checks:
+        if check.cause == each.cause and (overlap := next((o for o in check.overlaps if o.id == each.group.id), None)):
+            return _overlap(each.group, check, overlap)
+    if each.place in own.repeats and each.cause == own.fates.causes[each.place]:
+        return _near(each, rows)
+    for other in rows if each.cause in (*_REPEATS, *_CONTRADICTIONS, LEAK) else ():
+        places, curation = _like(each, other), other.curation
+        groups = curation.made.take(places) if each.cause in _REPEATS else curation.read(places)
+        for place, group in zip(places.tolist(), groups, strict=True):
+            if each.cause not in _CONTRADICTIONS or _contradicts(group, each.group):
+                return _beside(other, place, group)
     return _Partner()
 
 
-def _near(each: Candidate, split: str, rows: Sequence[CuratedRows]) -> _Partner:
+def _like(each: _Dropped, other: CuratedRows) -> Places:
+    """The rows of an entry that a row may repeat, contradict or leak into."""
+    own, curation = each.rows.curation, other.curation
+    if each.cause in _REPEATS:
+        alike = curation.facts.contents == own.facts.contents[each.place]
+    else:
+        alike = curation.prompts == own.prompts[each.place]
+    if each.cause in _CONTRADICTIONS:
+        alike &= [cause not in _REPEATS for cause in curation.fates.causes]
+    if curation is own:
+        alike[each.place] = False
+    return np.flatnonzero(alike & ((other.split == each.rows.split) != (each.cause == LEAK)))
+
+
+def _beside(rows: CuratedRows, place: int, group: PreferenceGroup, why: str = "") -> _Partner:
+    where = rows.parsed.source.where(rows.curation.facts.rows[place])
+    return _Partner(why, Side(f"{rows.split}: {where}", _text(group)))
+
+
+def _near(each: _Dropped, rows: Sequence[CuratedRows]) -> _Partner:
     """The row that a row nearly repeats, and how similar the two are."""
-    of_split = ((parsed, other) for name, parsed, own in rows if name == split for other in own.candidates)
-    parsed, other = next((parsed, other) for parsed, other in of_split if other.group.id == each.repeats)
-    shares = zip(("prompts", "preferred answers", "other answers"), similarities(each.group, other.group), strict=True)
-    why = ", ".join(f"{what} {share:.0%} the same" for what, share in shares)
-    return _Partner(why, Side(f"{split}: {parsed.source.where(other.row)}", _text(other.group)))
+    first = each.rows.curation.repeats[each.place]
+    of_split = (
+        (other, place, group)
+        for other in rows
+        if other.split == each.rows.split
+        for place, group in enumerate(other.curation.read(np.arange(len(other.curation.prompts))))
+    )
+    other, place, group = next(found for found in of_split if found[2].id == first)
+    shares = zip(("prompts", "preferred answers", "other answers"), similarities(each.group, group), strict=True)
+    return _beside(other, place, group, ", ".join(f"{what} {share:.0%} the same" for what, share in shares))
 
 
-def _overlap(each: Candidate, check: Check, found: Overlap) -> _Partner:
+def _overlap(group: PreferenceGroup, check: Check, found: Overlap) -> _Partner:
     """The text of the row, and the benchmark's text with which it overlaps."""
-    passages = passages_of(each.group.id, each.group.prompt, each.group.completions)
+    passages = passages_of(group.id, group.prompt, group.completions)
     text = next((p.text for p in passages if p.part == found.part and found.phrase in " ".join(words_of(p.text))), "")
     why = f"{found.share:.0%} of the words of the benchmark's {found.benchmark_part}, first {found.phrase!r}"
     side = Side(f"{check.compared.name} {found.benchmark_row}", f"[{found.benchmark_part}] {found.text}")
     return _Partner(why, side, f"[{found.part}] {text}")
 
 
-def _contradicts(one: Candidate, other: Candidate) -> bool:
-    shared = {*one.group.completions} & {*other.group.completions}
-    return one.drop_cause not in _REPEATS and one.group.prompt == other.group.prompt and len(shared) > 1
+def _contradicts(one: PreferenceGroup, other: PreferenceGroup) -> bool:
+    return one.prompt == other.prompt and len({*one.completions} & {*other.completions}) > 1
 
 
 def _text(group: PreferenceGroup, scores: Sequence[float | None] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Groups as rows of an Arrow file: written part by part, and read on demand."""
+"""Where groups are kept: as rows of an Arrow file, written part by part and read on demand; or in memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rmtrain.data.types import Conversation, Message, Preference, PreferenceGroup
 
@@ -20,6 +21,19 @@ class PlacedGroup(NamedTuple):
 
     row: int
     group: PreferenceGroup
+
+
+class HeldGroups(list[PreferenceGroup]):
+    """Groups in memory."""
+
+    @classmethod
+    def of(cls, groups: Iterable[PlacedGroup]) -> "HeldGroups":
+        """Hold groups without the numbers of their rows."""
+        return cls(group for _, group in groups)
+
+    def take(self, places: NDArray[np.int64]) -> Iterator[PreferenceGroup]:
+        """The groups at places."""
+        return map(self.__getitem__, places.tolist())
 
 
 @dataclass(frozen=True)
@@ -53,12 +67,41 @@ class GroupTable(Sequence[PreferenceGroup]):
         for start in range(0, len(self), ROWS):
             yield from _groups_in(self._arrow(start, start + ROWS))
 
+    def take(self, places: NDArray[np.int64]) -> Iterator[PreferenceGroup]:
+        """The groups at places."""
+        for start in range(0, len(places), ROWS):
+            yield from _groups_in(self.table.with_format("arrow")[places[start : start + ROWS]])
+
     def column(self, name: str) -> Any:
         """A column as one Arrow array."""
         return self._arrow(0, len(self))[name].combine_chunks()
 
     def _arrow(self, start: int, end: int) -> Any:
         return self.table.with_format("arrow")[start:end]
+
+
+Groups = GroupTable | HeldGroups
+
+
+@dataclass(frozen=True)
+class GroupStore:
+    """Where groups are kept: a folder of tables, or else memory."""
+
+    folder: Path | None = None
+
+    def keep(self, name: str, groups: Iterable[PlacedGroup]) -> Groups:
+        """Take in groups one by one, under a name of their own.
+
+        Raises:
+            UnicodeEncodeError: as `write_groups`.
+        """
+        if self.folder is None:
+            return HeldGroups.of(groups)
+        write_groups(self.folder / f"{name}.arrow", groups)
+        return GroupTable.open(self.folder / f"{name}.arrow", name)
+
+
+IN_MEMORY = GroupStore()
 
 
 def write_groups(path: Path, groups: Iterable[PlacedGroup]) -> None:

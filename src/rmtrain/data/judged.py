@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.curate import NONE_LEFT
+from rmtrain.data.curation import NONE_LEFT
 from rmtrain.data.ledgers import Ledger
 from rmtrain.data.splits import leak_key
 from rmtrain.data.types import TOKENS, Preference, PreferenceGroup, Row

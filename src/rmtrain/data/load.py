@@ -2,16 +2,22 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rmtrain.data.augment import add_other_prompts
 from rmtrain.data.benchmarks.texts import drop_overlaps
-from rmtrain.data.curate import CuratedRows, Curation, Purpose, curate
+from rmtrain.data.curate import CuratedRows, Purpose, curate
+from rmtrain.data.curation import Curation, Keep
 from rmtrain.data.entries import Entry
+from rmtrain.data.group_table import IN_MEMORY, GroupStore
 from rmtrain.data.mixture import drop_contradictions, drop_duplicates, limit_entries
 from rmtrain.data.near_duplicates import drop_near_duplicates, require_datasketch
 from rmtrain.data.notes import note_shared_prompts, notes_on
@@ -25,12 +31,14 @@ from rmtrain.data.parse import (
     parse_splits,
     unweighted,
 )
-from rmtrain.data.schemas.detect import SchemaChoice, SchemaError, choose_schema, renamed
+from rmtrain.data.schemas.detect import SchemaChoice, SchemaError, choose_schema
 from rmtrain.data.sources import SourceRows
 from rmtrain.data.split_data import ReadAs, SplitData, SplitPart
-from rmtrain.data.splits import LEAK, Leak, find_leaks, leak_key, mark_leaks
+from rmtrain.data.splits import LEAK, Leak, find_leaks, mark_leaks
 from rmtrain.errors import DataError
 from rmtrain.recipe.data_schema import MAPPING, DataSection
+
+SCRATCH = "read-"  # the beginning of the names of tables with every readable row
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,11 @@ def recipe_splits(data: DataSection) -> tuple[str, ...]:
 
 
 def load_data(
-    data: DataSection, seed: int, splits: Sequence[str] | None = None, keep: list[CuratedRows] | None = None
+    data: DataSection,
+    seed: int,
+    splits: Sequence[str] | None = None,
+    keep: list[CuratedRows] | None = None,
+    store: GroupStore = IN_MEMORY,
 ) -> CuratedData:
     """Read, parse, curate and limit the splits of a recipe (None: all of them).
 
@@ -61,6 +73,9 @@ def load_data(
     dropped: malformed rows, empty prompts and completions, identical completions, ties, rows without any preference.
     `min_gap` does not apply to them, and their duplicates are kept and noted. An evaluation split does not depend on
     the other loaded splits. A list as `keep` receives every row and its result.
+
+    The store gets the groups of each split, under its number, and of each entry before any row is dropped, under names
+    that begin with `SCRATCH`; only the former are needed afterwards.
 
     Raises:
         DataError: a source can't be read, a split is missing, more than a fifth of a split's rows are malformed, or no
@@ -73,34 +88,41 @@ def load_data(
     if "train" in wanted and data.near_duplicates is not None:
         require_datasketch()
     needed = known if "train" in wanted else wanted  # training rows are checked against all other splits
-    parsed, notes = parse_splits(data, needed, keep_sources=keep is not None)
-    curations = {
-        name: [curate(*each, "train" if name == "train" else "evaluation") for each in parsed[name]] for name in needed
-    }
+    parsed, notes = parse_splits(data, needed)
+    curations = _curations({name: parsed[name] for name in needed}, store)
     if keep is None:  # from here on only the groups are needed
         parsed = {name: [each.without_rows() for each in entries] for name, entries in parsed.items()}
     if "train" in needed:
         _drop_repeats(curations["train"], data)
-    keys = {name: _prompts(of_split) for name, of_split in curations.items()}
-    leaks = find_leaks({name: [*chain(*own)] for name, own in keys.items()}, drop=data.leaks == "drop")
+    keys = {name: [curation.prompts[curation.kept] for curation in curations[name]] for name in needed}
+    joined = {name: np.concatenate(own) for name, own in keys.items()}
+    leaks = find_leaks(joined, drop=data.leaks == "drop")
     if "train" in needed:
         notes += note_shared_prompts([each.entry.name for each in parsed["train"]], keys["train"])
     if "train" in needed and data.leaks == "drop":
-        others = [prompts for name, own in keys.items() if name != "train" for prompts in own]
+        others = [prompts for name, prompts in joined.items() if name != "train"]
         for curation, own in zip(curations["train"], keys["train"], strict=True):
             curation.drop(mark_leaks(own, others), LEAK)
     if "train" in needed:
         drop_overlaps(curations["train"], data, notes.append)
-    result = {name: _split_data(name, parsed[name], curations[name], data, seed) for name in wanted}
+    result = {
+        name: _split_data(name, parsed[name], curations[name], data, seed, partial(store.keep, str(number)))
+        for number, name in enumerate(wanted)
+    }
     if keep is not None:
         pairs = ((name, *each) for name in wanted for each in zip(parsed[name], curations[name], strict=True))
         keep += [CuratedRows(name, entry.parsed, curation) for name, entry, curation in pairs]
     return CuratedData(result, leaks, [*notes, *notes_on(result, leaks)])
 
 
-def _prompts(entries: Sequence[Curation]) -> list[list[bytes]]:
-    """The leak keys of the groups of each entry."""
-    return [[leak_key(group.prompt) for group in curation.groups] for curation in entries]
+def _curations(parsed: Mapping[str, Sequence[ParsedEntry]], store: GroupStore) -> dict[str, list[Curation]]:
+    """The entries of each split, curated row by row."""
+    curations: dict[str, list[Curation]] = {}
+    for number, (name, entries) in enumerate(parsed.items()):
+        purpose: Purpose = "train" if name == "train" else "evaluation"
+        keeps = (partial(store.keep, f"{SCRATCH}{number}-{place}") for place in range(len(entries)))
+        curations[name] = [curate(*each, purpose, keep) for each, keep in zip(entries, keeps, strict=True)]
+    return curations
 
 
 def _drop_repeats(entries: Sequence[Curation], data: DataSection) -> None:
@@ -178,8 +200,7 @@ def read_all(rows: SourceRows, reading: Reading, most_malformed: float = MAX_MAL
     Raises:
         DataError: rows can't be read; names the first, or three if they are more than `most_malformed` of all.
     """
-    choice = reading.choice._replace(rows=renamed(rows.rows, reading.data))
-    parsed = parse_by(choice, rows, rows.split, empty_is_fault=False, most_malformed=most_malformed)
+    parsed = parse_by(reading.choice, rows, rows.split, empty_is_fault=False, most_malformed=most_malformed)
     if parsed.unusable:
         fault = parsed.unusable[0]
         raise DataError(
@@ -193,7 +214,7 @@ def _only_part(rows: SourceRows, parsed: ParsedRows, data: DataSection, purpose:
     """A split that is not a mixture."""
     entry = Entry(data, rows.named_split or rows.split)
     curation = curate(entry, parsed, purpose)
-    return SplitData(rows.split, curation.groups, (_part(rows.split, ParsedEntry(entry, parsed), curation),))
+    return SplitData(rows.split, [*curation.groups], (_part(rows.split, ParsedEntry(entry, parsed), curation),))
 
 
 def choose_reading(
@@ -220,7 +241,7 @@ def _as_overrides(mapping: ReadAs) -> str:
 
 
 def _split_data(
-    name: str, parsed: Sequence[ParsedEntry], curations: Sequence[Curation], data: DataSection, seed: int
+    name: str, parsed: Sequence[ParsedEntry], curations: Sequence[Curation], data: DataSection, seed: int, keep: Keep
 ) -> SplitData:
     """The split after all rules: applies its limits, weights and additions."""
     limit = {str(split): most for split, most in data.limit.items()}.get(name)
@@ -232,13 +253,13 @@ def _split_data(
     parts = zip(parsed, curations, repeated, strict=True)
     return SplitData(
         name,
-        [group for curation in curations for group in curation.groups],
+        keep(chain.from_iterable(curation.placed for curation in curations)),
         tuple(_part(name, each, curation, most) for each, curation, most in parts),
     )
 
 
 def _require_rows(name: str, each: ParsedEntry, curation: Curation) -> None:
-    if not curation.kept:
+    if not len(curation.kept):
         parsed = each.parsed
         report = curation.report(name, parsed.schema, parsed.total, parsed.source.where)
         causes = report.rows.dropped.items()
@@ -256,7 +277,7 @@ def _part(name: str, each: ParsedEntry, curation: Curation, repeated: int | None
     return SplitPart(
         entry=entry,
         report=curation.report(name, parsed.schema, parsed.total, parsed.source.where),
-        rows=tuple(candidate.row for candidate in curation.kept),
+        rows=array("q", curation.rows.tobytes()),
         places=parsed.source.places,
         origin={**parsed.source.origin, **({"read_as": read_as} if read_as else {})},
         repeated=repeated,

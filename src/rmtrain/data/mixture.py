@@ -2,13 +2,15 @@
 
 import random
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
-from rmtrain.data.curate import NONE_LEFT, Candidate, Curation, content_digest, pair_digests, turned
+import numpy as np
+
+from rmtrain.data.curation import NONE_LEFT, Change, Curation, Statements
+from rmtrain.data.digests import first_places
 from rmtrain.data.entries import Entry
-from rmtrain.data.pairing import TIED
 from rmtrain.data.splits import LIMIT, mark_beyond_limit
-from rmtrain.data.types import Preference
+from rmtrain.data.types import PreferenceGroup
 
 DUPLICATE = "duplicate"
 DUPLICATE_ELSEWHERE = "duplicate of another entry"
@@ -19,14 +21,15 @@ WEIGHT = "beyond the weight"
 
 def drop_duplicates(entries: Sequence[Curation]) -> None:
     """Drop each row with the same prompt and preferences as an earlier row, of its own or an earlier entry."""
-    seen: dict[bytes, int] = {}
-    for place, curation in enumerate(entries):
-        for candidate in curation.kept:
-            key = content_digest(candidate.group)
-            if key in seen:
-                candidate.drop_cause = DUPLICATE if seen[key] == place else DUPLICATE_ELSEWHERE
-            else:
-                seen[key] = place
+    kept = [curation.kept for curation in entries]
+    entry_of = np.repeat(np.arange(len(entries)), [len(own) for own in kept])
+    contents = [curation.facts.contents[own] for curation, own in zip(entries, kept, strict=True)]
+    first = first_places(np.concatenate(contents))
+    for number, (curation, own) in enumerate(zip(entries, kept, strict=True)):
+        earlier = first[entry_of == number]
+        repeats = earlier != np.flatnonzero(entry_of == number)
+        for place, same_entry in zip(own[repeats], entry_of[earlier[repeats]] == number, strict=True):
+            curation.fates.causes[place] = DUPLICATE if same_entry else DUPLICATE_ELSEWHERE
 
 
 def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -> None:
@@ -37,49 +40,52 @@ def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -
         first_wins: if two entries contradict each other, keep the preferences of the first. Preferences that one entry
             states both ways are dropped anyway, and then do not contradict another entry.
     """
-    stated: dict[bytes, int] = {}  # bit mask of the entries that state it
-    for place, curation in enumerate(entries):
-        for candidate in curation.kept:
-            for digest in _stated(candidate):
-                if digest is not None:
-                    stated[digest] = stated.get(digest, 0) | 1 << place
+    contested = _contested([curation.facts.statements(curation.kept) for curation in entries])
+    stated: dict[tuple[bytes, int], int] = {}  # bit mask of the entries that state it
+    for number, of_rows in enumerate(contested):
+        for pair in chain.from_iterable(of_rows.values()):
+            stated[pair] = stated.get(pair, 0) | 1 << number
 
-    def cause_of(digest: bytes, own: int) -> str | None:
-        against = stated.get(turned(digest), 0)
+    def cause_of(pair: bytes, direction: int, own: int) -> str | None:
+        against = stated.get((pair, -direction), 0) if direction else 0
         if against & own:
             return CONTRADICTION
-        if first_wins:
-            against &= ~stated[digest] & (own - 1)  # earlier entries that state only one direction
+        if first_wins and against:
+            against &= ~stated[pair, direction] & (own - 1)  # earlier entries that state only one direction
         return CONTRADICTION_ELSEWHERE if against else None
 
-    for place, curation in enumerate(entries):
-        for candidate in curation.kept:
-            _lose(candidate, [cause_of(digest, 1 << place) if digest else None for digest in _stated(candidate)])
+    for number, (curation, of_rows) in enumerate(zip(entries, contested, strict=True)):
+        for (place, pairs), group in zip(of_rows.items(), curation.read(np.array([*of_rows], np.int64)), strict=True):
+            _lose(curation, place, group, [cause_of(*pair, 1 << number) for pair in pairs])
 
 
-def _stated(candidate: Candidate) -> list[bytes | None]:
-    """The digest of each preference of a row; None for a tie."""
-    group = candidate.group
-    pairs = zip(group.preferences, pair_digests(group), strict=True)
-    return [digest if is_stated(preference) else None for preference, digest in pairs]
+def _contested(entries: Sequence[Statements]) -> list[dict[int, list[tuple[bytes, int]]]]:
+    """For each entry, the rows with a preference that some row states the other way round; and what these rows state of
+    each of their preferences: the digest of the pair, and the direction."""
+    directions = np.concatenate([each.directions for each in entries])
+    _, number = np.unique(np.concatenate([each.pairs for each in entries]), return_inverse=True)
+    both = np.bincount(number, directions > 0).astype(bool) & np.bincount(number, directions < 0).astype(bool)
+    ends, found = np.cumsum([len(each.rows) for each in entries]), []
+    for each, end in zip(entries, ends, strict=True):
+        mask = np.isin(each.rows, each.rows[both[number[end - len(each.rows) : end]]])
+        of_rows: dict[int, list[tuple[bytes, int]]] = {}
+        for place, pair, direction in zip(*(values[mask].tolist() for values in each), strict=True):
+            of_rows.setdefault(place, []).append((pair, direction))
+        found.append(of_rows)
+    return found
 
 
-def is_stated(preference: Preference) -> bool:
-    """Whether a preference names a better completion, so that it can contradict another: a tie can't."""
-    return preference.probability != TIED
-
-
-def _lose(candidate: Candidate, causes: Sequence[str | None]) -> None:
+def _lose(curation: Curation, place: int, group: PreferenceGroup, causes: Sequence[str | None]) -> None:
     """Drop the preferences of a row that have a cause, and the row if none is left."""
     if not (lost := tuple(cause for cause in causes if cause is not None)):
         return
-    preferences = zip(candidate.group.preferences, causes, strict=True)
-    left = tuple(preference for preference, cause in preferences if cause is None)
-    candidate.lost_preferences += lost
-    candidate.group = candidate.group._replace(preferences=left)
+    left = tuple(pair for pair, cause in zip(group.preferences, causes, strict=True) if cause is None)
+    curation.change(place, Change(left))
+    fates = curation.fates
+    fates.lost_preferences[place] += lost
     if not left:
-        all_lost = {*candidate.lost_preferences}
-        candidate.drop_cause = all_lost.pop() if len(all_lost) == 1 else NONE_LEFT
+        all_lost = {*fates.lost_preferences[place]}
+        fates.causes[place] = all_lost.pop() if len(all_lost) == 1 else NONE_LEFT
 
 
 def limit_entries(

@@ -17,7 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 
-from rmtrain.data.curate import Curation
+import numpy as np
+
+from rmtrain.data.curation import Curation
 from rmtrain.data.ngrams import words_of
 from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.errors import InputError
@@ -86,17 +88,23 @@ def drop_near_duplicates(entries: Sequence[Curation], least: float) -> None:
     from datasketch import MinHash, MinHashLSH
 
     empty, index = MinHash(PERMUTATIONS, hashfunc=zlib.crc32), MinHashLSH(min(least, _LARGEST), PERMUTATIONS, _WEIGHTS)
-    kept: list[tuple[int, PreferenceGroup]] = []  # with the place of the entry, by number in the index
-    shingles = lru_cache(_COMPARED)(lambda number: shingles_of(kept[number][1]))
-    for place, curation in enumerate(entries):
-        for candidate in curation.kept:
-            own, hashed = shingles_of(candidate.group), empty.copy()
+    kept: list[tuple[int, int]] = []  # by number in the index: the entry, and the place in it
+
+    def group_of(number: int) -> PreferenceGroup:
+        entry, place = kept[number]
+        return next(entries[entry].read(np.array([place])))
+
+    shingles = lru_cache(_COMPARED)(lambda number: shingles_of(group_of(number)))
+    for entry, curation in enumerate(entries):
+        places = curation.kept
+        for place, group in zip(places.tolist(), curation.read(places), strict=True):
+            own, hashed = shingles_of(group), empty.copy()
             hashed.update_batch(f"{part} {each}".encode(errors=_ANY) for part, of in enumerate(own) for each in of)
             near = (number for number in sorted(index.query(hashed)) if min(_jaccards(own, shingles(number))) >= least)
             if (first := next(near, None)) is None:
                 index.insert(len(kept), hashed, check_duplication=False)
-                kept.append((place, candidate.group))
+                kept.append((entry, place))
             else:
-                where, repeated = kept[first]
-                candidate.repeats = repeated.id
-                candidate.drop_cause = NEAR_DUPLICATE if where == place else NEAR_DUPLICATE_ELSEWHERE
+                curation.repeats[place] = group_of(first).id
+                same_entry = kept[first][0] == entry
+                curation.fates.causes[place] = NEAR_DUPLICATE if same_entry else NEAR_DUPLICATE_ELSEWHERE

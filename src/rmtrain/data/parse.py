@@ -1,10 +1,14 @@
 """Sources → parsed splits: read the rows, find their schema, parse each row, and draw missing splits from training."""
 
-from collections import Counter
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from rmtrain.data.digests import Digests, digest, digests, renamed, repeated_places
 from rmtrain.data.entries import Entry, entries_of
 from rmtrain.data.schemas.detect import SchemaChoice, choose_schema
 from rmtrain.data.schemas.rows import ParsedRow, RowFault, empty_cause
@@ -26,16 +30,55 @@ class UnusableRow(NamedTuple):
     detail: str = ""  # the cause with the column, its value and the expected one
 
 
+class RowNames(NamedTuple):
+    """The ids of a split's rows: their own, or numbers, made unique."""
+
+    split: str
+    first: int  # the number of the source's first row
+    changed: Mapping[int, str] = {}  # by index in the source
+
+    def of(self, index: int, row: ParsedRow) -> str:
+        """The id of a row."""
+        given = f"{self.split}-{self.first + index}" if row.id is None else row.id
+        return self.changed.get(index, given)
+
+
 class ParsedRows(NamedTuple):
-    """A source's rows of one split, read by their schema."""
+    """A source's N readable rows of one split, which are read anew whenever they are asked for.
+
+    So no more than a part of them is in memory at a time.
+    """
 
     source: SourceRows
-    schema: str  # its name
-    rows: list[tuple[int, ParsedRow]]  # index in the source, row
-    ids: list[str]  # of the rows
+    choice: SchemaChoice
+    names: RowNames
+    rows: NDArray[np.int64]  # [N] index in the source
+    prompts: Digests  # [N] leak keys
+    suspects: NDArray[np.int32]  # [N] as in `ParsedRow`
     unusable: list[UnusableRow]
     total: int  # rows and unusable rows together
-    notes: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> str:
+        """Its name."""
+        return self.choice.schema.name
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Notes for the user, as in `SchemaChoice`."""
+        return self.choice.notes
+
+    def read(self, rows: NDArray[np.int64] | None = None) -> Iterator[tuple[int, str, ParsedRow]]:
+        """The index, the id and the content of rows; by default of all."""
+        rows = self.rows if rows is None else rows
+        for index, row in zip(rows.tolist(), map(self.source.rows.__getitem__, rows.tolist()), strict=True):
+            parsed = self.choice.read(row)
+            yield index, self.names.of(index, parsed), parsed
+
+    def chosen(self, mask: NDArray[np.bool_]) -> "ParsedRows":
+        """Some of the rows, without the unusable ones."""
+        own = {name: getattr(self, name)[mask] for name in ("rows", "prompts", "suspects")}
+        return self._replace(**own, unusable=[], total=int(mask.sum()))
 
 
 class ParsedEntry(NamedTuple):
@@ -45,18 +88,13 @@ class ParsedEntry(NamedTuple):
     parsed: ParsedRows
 
     def without_rows(self) -> "ParsedEntry":
-        """The entry without its rows, but with the facts about them."""
-        return self._replace(parsed=self.parsed._replace(rows=[], ids=[]))
+        """The entry without its source's rows, but with the facts about them."""
+        return self._replace(parsed=self.parsed._replace(source=self.parsed.source._replace(rows=[])))
 
 
-def parse_splits(
-    data: DataSection, needed: Sequence[str], keep_sources: bool = False
-) -> tuple[dict[str, list[ParsedEntry]], list[str]]:
-    """Read and parse the needed splits; those that the source lacks are drawn from the training split.
-
-    Source rows are freed once they are parsed, unless they are to be kept.
-    """
-    sources, shares = _Sources(data, keep_sources), holdout_shares(data)
+def parse_splits(data: DataSection, needed: Sequence[str]) -> tuple[dict[str, list[ParsedEntry]], list[str]]:
+    """Read and parse the needed splits; those that the source lacks are drawn from the training split."""
+    sources, shares = _Sources(data), holdout_shares(data)
     parsed: dict[str, list[ParsedEntry]] = {}
     notes: list[str] = []
     if "train" in needed or any(name in shares for name in needed):
@@ -64,7 +102,7 @@ def parse_splits(
         notes = [f"data.holdout.{name} is not used: the source has that split" for name in shares if name not in drawn]
         if "train" in needed or any(name in drawn for name in needed):
             train = sources.parse("train")
-            keys = [leak_key(row.prompt) for each in train for _, row in each.parsed.rows]
+            keys = np.concatenate([each.parsed.prompts for each in train])
             parsed = _assign(train, hold_out(keys, drawn, data.holdout.seed), ["train", *drawn])
     for name in needed:
         if name not in parsed:
@@ -107,31 +145,48 @@ def parse_by(
     Raises:
         DataError: a larger share of the rows is malformed; names the first three.
     """
-    schema, rows, notes = choice
-    first = source.shards[0].first if len(source.shards) == 1 else 0
-    parsed: list[tuple[int, ParsedRow]] = []
-    unusable: list[UnusableRow] = []
-    for index, row in enumerate(rows):
+    rows, suspects, prompts, names = array("q"), array("i"), bytearray(), bytearray()
+    unusable, empty = list[UnusableRow](), list[UnusableRow]()
+    own_names = RowNames(split, source.shards[0].first if len(source.shards) == 1 else 0)
+    for index, row in enumerate(source.rows):
         try:
-            parsed.append((index, schema.read(row)))
+            parsed = choice.read(row)
         except RowFault as fault:
-            if fault.cause == NEGATIVE_MARGIN:
-                raise DataError(
-                    f"{source.where(index)}: {fault.detail}",
-                    "if its sign says which answer is better: data.answers: [chosen, rejected], data.label: margin, "
-                    "and data.better with the answer, 0 or 1, that `positive` and `negative` mean",
-                ) from None
-            unusable.append(UnusableRow(index, fault.cause, fault.detail))
-    empty = [UnusableRow(i, cause, cause) for i, row in parsed if empty_is_fault and (cause := empty_cause(row))]
+            unusable.append(_unusable(source, index, fault))
+            continue
+        rows.append(index)
+        suspects.append(parsed.suspect)
+        prompts.extend(leak_key(parsed.prompt))
+        names.extend(digest(own_names.of(index, parsed)))
+        if empty_is_fault and (cause := empty_cause(parsed)):
+            empty.append(UnusableRow(index, cause, cause))
     malformed = sorted(unusable + empty)
-    if len(malformed) > most_malformed * len(rows):
+    if len(malformed) > most_malformed * len(source.rows):
         examples = "; ".join(f"{source.where(fault.row)}: {fault.detail}" for fault in malformed[:3])
         raise DataError(
-            f"{source.description}: {len(malformed)} of {len(rows)} rows are not valid {schema.name} rows: {examples}",
+            f"{source.description}: {len(malformed)} of {len(source.rows)} rows are not valid {choice.schema.name} "
+            f"rows: {examples}",
             _READING.get(malformed[0].cause, "data.row_schema names another schema, data.columns renames columns"),
         )
-    ids = unique_ids([f"{split}-{first + index}" if row.id is None else row.id for index, row in parsed])
-    return ParsedRows(source, schema.name, parsed, ids, unusable, len(rows), tuple(notes))
+    arrays = np.array(rows), digests(prompts), np.array(suspects)
+    found = ParsedRows(source, choice, own_names, *arrays, unusable, len(source.rows))
+    return found._replace(names=own_names._replace(changed=_changed_names(found, digests(names))))
+
+
+def _unusable(source: SourceRows, index: int, fault: RowFault) -> UnusableRow:
+    if fault.cause == NEGATIVE_MARGIN:
+        raise DataError(
+            f"{source.where(index)}: {fault.detail}",
+            "if its sign says which answer is better: data.answers: [chosen, rejected], data.label: margin, "
+            "and data.better with the answer, 0 or 1, that `positive` and `negative` mean",
+        ) from None
+    return UnusableRow(index, fault.cause, fault.detail)
+
+
+def _changed_names(parsed: ParsedRows, names: Digests) -> Mapping[int, str]:
+    """New names for rows whose names earlier rows have."""
+    repeated = parsed.rows[repeated_places(names)]
+    return renamed(((index, name) for index, name, _ in parsed.read(repeated)), names) if len(repeated) else {}
 
 
 def _assign(
@@ -141,13 +196,12 @@ def _assign(
     splits: dict[str, list[ParsedEntry]] = {name: [] for name in names}
     assigned = iter(assignment)
     for entry, parsed in train:
-        own = list(islice(assigned, len(parsed.rows)))
+        own = [split or "train" for split in islice(assigned, len(parsed.rows))]
         for name in names:
-            places = [place for place, split in enumerate(own) if (split or "train") == name]
-            rows, ids = [parsed.rows[place] for place in places], [parsed.ids[place] for place in places]
-            part = parsed._replace(rows=rows, ids=ids, unusable=[], total=len(places))
+            mask = np.fromiter((split == name for split in own), np.bool_, len(own))
+            part = parsed.chosen(mask)
             if name == "train":
-                away = [UnusableRow(i, HELD_OUT) for (i, _), split in zip(parsed.rows, own, strict=True) if split]
+                away = [UnusableRow(index, HELD_OUT) for index in parsed.rows[~mask].tolist()]
                 part = part._replace(unusable=[*parsed.unusable, *away], total=parsed.total)
             if part.total or len(train) == 1:  # an entry may have no row in a held-out split
                 splits[name].append(ParsedEntry(entry, part))
@@ -157,8 +211,8 @@ def _assign(
 class _Sources:
     """The sources of a recipe, each opened once, so that all splits are from one commit."""
 
-    def __init__(self, data: DataSection, keep_rows: bool) -> None:
-        self._data, self._keep_rows = data, keep_rows
+    def __init__(self, data: DataSection) -> None:
+        self._data = data
         self._open: dict[str, OpenSource] = {}
 
     def has(self, split: str) -> bool:
@@ -187,8 +241,7 @@ class _Sources:
                 f"{error.hint}; data.splits says which splits are used, data.holdout draws some from train",
             ) from None
         # evaluation counts every preference alike, and its rows need not have weights
-        parsed = parse_rows(rows, entry.section if split == "train" else unweighted(entry.section), split)
-        return parsed if self._keep_rows else parsed._replace(source=rows._replace(rows=[]))
+        return parse_rows(rows, entry.section if split == "train" else unweighted(entry.section), split)
 
     def _of(self, entry: Entry) -> OpenSource:
         text: Any = entry.section.source
@@ -211,18 +264,3 @@ def holdout_shares(data: DataSection) -> dict[str, int | float]:
     """The splits that a recipe holds out if the source lacks them: rows (an integer) or share (a fraction)."""
     shares = {"validation": data.holdout.validation, "test": data.holdout.test}
     return {name: share for name, share in shares.items() if share}
-
-
-def unique_ids(wanted: Sequence[str]) -> list[str]:
-    """The wanted ids; repeated ids get `#2`, `#3` and so on at their end."""
-    taken, given = set(wanted), set[str]()
-    last: Counter[str] = Counter()  # by id: the number given last
-    result = []
-    for name in wanted:
-        unique = name
-        while unique in given or (unique != name and unique in taken):
-            last[name] += 1
-            unique = f"{name}#{last[name] + 1}"
-        given.add(unique)
-        result.append(unique)
-    return result

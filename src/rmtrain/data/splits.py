@@ -2,10 +2,14 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from rmtrain.data.digests import SIZE, Digests
 from rmtrain.data.types import Conversation
 from rmtrain.errors import DataError
 
@@ -27,10 +31,10 @@ class Leak(NamedTuple):
 def leak_key(prompt: Conversation) -> bytes:
     """A digest of a prompt's text and tool calls that ignores white space, case and system messages."""
     turns = (" ".join(m.content.split()).casefold() + m.calls for m in prompt if m.role != "system")
-    return hashlib.blake2b("\n".join(turns).encode(errors="surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b("\n".join(turns).encode(errors="surrogatepass"), digest_size=SIZE).digest()
 
 
-def hold_out(keys: Sequence[bytes], shares: Mapping[str, int | float], seed: int) -> list[str | None]:
+def hold_out(keys: Digests, shares: Mapping[str, int | float], seed: int) -> list[str | None]:
     """Assign rows to held-out splits by the keys of their prompts; None stays in training.
 
     Prompts are taken in the order of SHA-256 over seed and key, so the draw depends on the prompts alone and all rows
@@ -40,30 +44,27 @@ def hold_out(keys: Sequence[bytes], shares: Mapping[str, int | float], seed: int
     Raises:
         DataError: the shares leave no training rows.
     """
-    rows: dict[bytes, list[int]] = {}
-    for index, key in enumerate(keys):
-        rows.setdefault(key, []).append(index)
-    order = sorted(rows, key=lambda key: hashlib.sha256(b"%d:%b" % (seed, key)).digest())
-    assignment: list[str | None] = [None] * len(keys)
-    remaining = iter(order)
+    prompts, number, rows = np.unique(keys, return_inverse=True, return_counts=True)
+    ranks = (hashlib.sha256(b"%d:%b" % (seed, key.tobytes())).digest() for key in prompts)
+    remaining = iter(np.argsort(np.frombuffer(b"".join(ranks), "V32")).tolist())
+    of_prompt: list[str | None] = [None] * len(prompts)
     taken = 0
     for split, share in shares.items():
         target = share if isinstance(share, int) else round(share * len(keys))
         filled = 0
-        while filled < target and (same_prompt := rows.get(next(remaining, b""))):
-            for index in same_prompt:
-                assignment[index] = split
-            filled += len(same_prompt)
+        while filled < target and (prompt := next(remaining, None)) is not None:
+            of_prompt[prompt] = split
+            filled += int(rows[prompt])
         taken += filled
         if filled < target or taken == len(keys):
             raise DataError(
                 f"data.holdout.{split} = {share} leaves no training rows: the source has {len(keys)} rows in all",
                 "hold out fewer",
             )
-    return assignment
+    return [of_prompt[prompt] for prompt in number]
 
 
-def find_leaks(keys: Mapping[str, Sequence[bytes]], drop: bool) -> list[Leak]:
+def find_leaks(keys: Mapping[str, Digests], drop: bool) -> list[Leak]:
     """The prompts that each two of the splits share.
 
     Args:
@@ -72,16 +73,16 @@ def find_leaks(keys: Mapping[str, Sequence[bytes]], drop: bool) -> list[Leak]:
     """
     leaks = []
     for first, second in combinations(keys, 2):
-        if shared := set(keys[first]) & set(keys[second]):
-            rows = sum(key in shared for key in keys[first])
-            leaks.append(Leak(first, second, len(shared), rows, drop and first == "train"))
+        shared = np.isin(keys[first], keys[second])
+        if shared.any():
+            prompts = len(np.unique(keys[first][shared]))
+            leaks.append(Leak(first, second, prompts, int(shared.sum()), drop and first == "train"))
     return leaks
 
 
-def mark_leaks(keys: Sequence[bytes], others: Iterable[Sequence[bytes]]) -> list[bool]:
+def mark_leaks(keys: Digests, others: Sequence[Digests]) -> NDArray[np.bool_]:
     """For each leak key, whether any of the other splits has it too."""
-    elsewhere = {key for other in others for key in other}
-    return [key in elsewhere for key in keys]
+    return np.isin(keys, np.concatenate([keys[:0], *others]))
 
 
 def mark_beyond_limit(count: int, limit: int, seed: int) -> list[bool]:

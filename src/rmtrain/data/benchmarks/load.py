@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmtrain.data.benchmarks.definition import Benchmark, PriorSets
+from rmtrain.data.digests import unique_ids
 from rmtrain.data.files import suffix_of
-from rmtrain.data.parse import unique_ids
 from rmtrain.data.sources import MissingSplitError, SourceRows, parse_source, pin_source, read_rows
 from rmtrain.data.types import PreferenceGroup, Row
 from rmtrain.errors import DataError, InputError

@@ -7,7 +7,7 @@ from typing import Any
 
 from rmtrain.data.benchmarks import BENCHMARKS, benchmark_named
 from rmtrain.data.benchmarks.load import core_groups, prior_groups
-from rmtrain.data.curate import Curation
+from rmtrain.data.curation import Curation
 from rmtrain.data.decontaminate import BenchmarkTexts, Compared, Finder, Passage, passages_of
 from rmtrain.data.schemas.detect import SchemaError, choose_schema
 from rmtrain.data.schemas.rows import MALFORMED, RowFault
@@ -32,7 +32,8 @@ def drop_overlaps(curations: Sequence[Curation], data: DataSection, notify: Call
         curation.checks = finder.check(curation.groups)
         for check in curation.checks:
             overlapping = {overlap.id for overlap in check.overlaps}
-            curation.drop([group.id in overlapping for group in curation.groups], check.cause)
+            if overlapping:
+                curation.drop([group.id in overlapping for group in curation.groups], check.cause)
 
 
 def read_benchmark_texts(name: str, notify: Callable[[str], None]) -> BenchmarkTexts:
@@ -85,15 +86,15 @@ def _passages(source: SourceRows) -> Iterator[Passage]:
     """The texts of a source's rows; in rows that no schema reads, every text is compared as a prompt."""
     data = DataSection(source=source.description)
     try:
-        schema, rows, _ = choose_schema(source, data)
+        choice = choose_schema(source, data)
     except SchemaError:
-        schema, rows = None, source.rows
-    for index, row in enumerate(rows):
+        choice = None
+    for index, row in enumerate(source.rows):
         name = f"row {index + 1}"
         try:
-            if schema is None:
+            if choice is None:
                 raise RowFault(MALFORMED)
-            parsed = schema.read(row)
+            parsed = choice.read(row)
             yield from passages_of(parsed.id or name, parsed.prompt, parsed.completions)
         except RowFault:
             yield from (Passage(name, "prompt", text) for text in _texts(row))

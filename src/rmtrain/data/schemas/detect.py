@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from rmtrain.data.schemas.messages import list_in, messages_in, turns
 from rmtrain.data.schemas.prompts import alpaca_prompt, prompt_column
 from rmtrain.data.schemas.published import PAIR, SCHEMAS, SUBSETS
 from rmtrain.data.schemas.readers import read_ultrafeedback
-from rmtrain.data.schemas.rows import is_there, rename
+from rmtrain.data.schemas.rows import ParsedRow, is_there, rename
 from rmtrain.data.schemas.schema import Label, RowSchema, label_key
 from rmtrain.data.sources import SourceRows
 from rmtrain.data.types import Row
@@ -30,11 +30,19 @@ class SchemaError(DataError):
 
 
 class SchemaChoice(NamedTuple):
-    """The schema of a source's rows, and the rows with columns renamed by the recipe."""
+    """How the rows of a source are read."""
 
     schema: RowSchema
-    rows: Sequence[Row]
+    columns: Mapping[str, str]  # the recipe's renames
     notes: list[str]  # notes for the user, such as on unread columns
+
+    def read(self, row: Row) -> ParsedRow:
+        """Read one row of the source.
+
+        Raises:
+            RowFault: the row does not fit the schema.
+        """
+        return self.schema.read(rename(row, self.columns) if self.columns else row)
 
 
 def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
@@ -51,7 +59,7 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
                 f"there is no column {missing[0]!r} to rename to {ours!r}",
                 f"correct data.columns; the columns are: {', '.join(sorted(columns))}",
             )
-        rows = renamed(source.rows, data)
+        rows = [rename(row, data.columns) for row in source.rows] if data.columns else source.rows
         columns = (columns - {*data.columns.values()}) | data.columns.keys()
         for key, column in (("votes", data.votes), ("preference_weights", data.preference_weights)):
             if column is not None and column not in columns:
@@ -74,12 +82,7 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
     notes += [f"columns that only some of the files have: {', '.join(partly)}"] if partly else []
     if "margin" in columns & schema.columns:
         notes.append("the column margin gives each pair's score gap; the loss subtracts loss.margin times this gap")
-    return SchemaChoice(schema, rows, notes)
-
-
-def renamed(rows: Sequence[Row], data: DataSection) -> Sequence[Row]:
-    """Rows with columns renamed by the recipe."""
-    return [rename(row, data.columns) for row in rows] if data.columns else rows
+    return SchemaChoice(schema, data.columns, notes)
 
 
 def _sample(rows: Sequence[Row], columns: set[str]) -> Row:
