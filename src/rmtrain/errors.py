@@ -82,7 +82,6 @@ class LostProcessError(RunFailedError):
     """Another process of the run ended first.
 
     Args:
-        message: what is wrong, and where.
         run: the run folder, to find the process that ended first.
     """
 

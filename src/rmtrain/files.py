@@ -26,10 +26,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def open_regular(path: Path | str, error: type[InputError] = InputError) -> io.BufferedReader:
     """Open a user's file for reading; refuses devices and pipes, which may never end, without waiting.
 
-    Args:
-        path: of the file.
-        error: class of the error.
-
     Raises:
         InputError: the file does not exist, can't be read, or is not a regular file.
     """
@@ -92,7 +88,6 @@ def why_unwritten(error: BaseException, place: Path, needed: int | None = None) 
     """Why a file could not be written, and a hint; None for errors that have another cause.
 
     Args:
-        error: from Python, safetensors or torch.save.
         place: the file or folder; it need not exist.
         needed: size of the file in bytes, if known.
     """
@@ -137,7 +132,6 @@ def writing(path: Path, needed: int | None = None, left: str = "") -> Iterator[N
     """Turn system errors into errors that name the file being written.
 
     Args:
-        path: of the file.
         needed: its size in bytes, if known.
         left: a sentence on files that were written before.
 
@@ -171,7 +165,6 @@ def replaced(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
     """A temporary file to write into, which is synced and gets the name `path` at the end of the block.
 
     Args:
-        path: of the file.
         needed: its size in bytes, if known.
 
     Raises:
@@ -227,8 +220,6 @@ def staged_folder(folder: Path, left: str = "", replace: bool = False, durable: 
     """A hidden folder beside `folder`, renamed to `folder` at the end of the block; after an error nothing is left.
 
     Args:
-        folder: appears whole or not at all.
-        left: as of `writing`.
         replace: an existing folder may hold files; otherwise only an empty one is replaced.
         durable: have the files on disk before the folder appears.
 
@@ -255,7 +246,6 @@ def held(lock: Path, what: Path, *, remove: bool = False, write: bool = True) ->
     """Hold a lock file for this process; the lock ends with the process.
 
     Args:
-        lock: the file.
         what: the path to name in errors.
         remove: delete the file at the end.
         write: create a missing file and write this process into it; False writes nothing.

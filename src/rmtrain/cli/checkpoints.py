@@ -100,8 +100,6 @@ def load(ref: "ModelRef", display: Display, needs_rewards: str = "") -> Scorer:
     """Open a checkpoint as a scorer on this process's device, and show its notes.
 
     Args:
-        ref: the checkpoint.
-        display: takes the notes.
         needs_rewards: names the work, if a model that only compares completions can't do it.
 
     Raises:

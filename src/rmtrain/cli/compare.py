@@ -116,12 +116,8 @@ def _side(
     """Find what A or B names: scored rows, or a checkpoint with the rows scored by it.
 
     Args:
-        letter: a or b.
-        text: the argument.
         own: options for this model alone.
         both: options for both models.
-        verify: check the checkpoint's files against their digests.
-        display: shows notes.
     """
     from rmtrain.evaluation.compare import Side, rows_named, scored_rows
 

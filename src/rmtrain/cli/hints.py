@@ -21,11 +21,6 @@ def for_command(command: str, hint: str, options: Mapping[str, set[str]]) -> str
 
     Advice that only a recipe can follow is dropped. An option that the command lacks gets the suffix of `compare`
     (`--label-a`), or the name of a command that has it.
-
-    Args:
-        command: the current command.
-        hint: may name recipe keys.
-        options: those of every command.
     """
     own = options.get(command, set())
 

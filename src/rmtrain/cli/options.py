@@ -165,11 +165,6 @@ _LONGEST_OUTPUT = 180  # bytes; temporary files add to the name, and 255 is the 
 def check_output(path: Path, overwrite: bool = False, folder: bool = False) -> None:
     """Refuse an output file that can't be written, before any work is done.
 
-    Args:
-        path: of the output.
-        overwrite: allow an existing file.
-        folder: allow a folder.
-
     Raises:
         InputError: it exists, is no regular file, or has no folder.
     """

@@ -141,7 +141,6 @@ def processes_wanted(number: int | None, here: bool = True) -> int:
     """How many processes to start: the requested number, else one per GPU, else one.
 
     Args:
-        number: as requested by the user.
         here: whether they run on this machine.
 
     Raises:

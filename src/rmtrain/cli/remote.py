@@ -20,8 +20,6 @@ def open_server(url: str, api: "Api", own: "Scorer | None") -> "RemoteScorer":
     """A server as a scorer.
 
     Args:
-        url: its address.
-        api: the API that it speaks.
         own: the checkpoint whose tokenizer renders text, for APIs that take text.
 
     Raises:

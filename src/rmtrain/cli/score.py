@@ -172,10 +172,8 @@ def open_rows(
     """The rows of a stream, read by the schema of the checkpoint's training data; all rows are checked.
 
     Args:
-        stream: the rows.
         where: the checkpoint; None without a model.
         mapping: from --columns and --row-schema.
-        display: shows notes.
 
     Raises:
         DataError: a row can't be read.

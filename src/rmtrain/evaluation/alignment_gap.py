@@ -66,7 +66,6 @@ def measure_gap(
     Without a reference, the ideal starts from the policy itself, and figures of both models are None.
 
     Args:
-        rows: of every model.
         alpha: of every preference, in the order of the rows.
         betas: KL coefficients of the idealised accuracy.
         dpo_beta: beta of the policy's training, for its DPO losses.

@@ -23,21 +23,13 @@ from rmtrain.scoring.scorer import ScorerRequest
 
 @dataclass(frozen=True)
 class Validation:
-    """The rows that choose and compare models.
-
-    Attributes:
-        split: the rows.
-        folder: of the rows files.
-        tokens_per_batch: maximum tokens per forward pass; None takes each checkpoint's own.
-        display: of the main process.
-        verify: check the checkpoints' files against their recorded digests.
-    """
+    """The rows that choose and compare models."""
 
     split: SplitData
-    folder: Path
-    tokens_per_batch: int | None
+    folder: Path  # of the rows files
+    tokens_per_batch: int | None  # maximum tokens per forward pass; None takes each checkpoint's own
     display: Display
-    verify: bool = True
+    verify: bool = True  # check the checkpoints' files against their recorded digests
 
     def rows(self, name: str, where: Path) -> list[ScoredRow]:
         """Rewards of a checkpoint, which is freed before the next is loaded."""
@@ -78,9 +70,6 @@ def choose_greedily(
     without it.
 
     Args:
-        parts: the models.
-        build: makes the average of some of them.
-        validation: the rows that decide.
         candidate: a folder for trial averages; it is overwritten.
     """
     figures = {part.where: summarise(validation.rows(part.where, part.files.folder)) for part in parts}

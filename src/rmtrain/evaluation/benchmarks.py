@@ -109,10 +109,8 @@ def benchmark_result(
     clustered by prompt within subsets.
 
     Args:
-        benchmark: the rows' benchmark.
         rows: scored rows, whose `source` is the subset.
         prior_rows: scored rows of the prior sets, whose `source` is the set.
-        ckpt: the model that scored them.
     """
     groups = by_source(rows)
     with_formula = {name: groups.pop(name) for name in benchmark.own_formulas if name in groups}

@@ -35,17 +35,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Shown:
-    """Held-out rows before and after calibration.
+    """Held-out rows before and after calibration."""
 
-    Attributes:
-        n: preferences.
-        prompts: number of their prompts.
-        figures: by name: accuracy (a tie counts 1/2), loss (nats), ece, and length_correlation (Spearman's, of rewards
-            and lengths of all completions).
-    """
-
-    n: int
-    prompts: int
+    n: int  # preferences
+    prompts: int  # number of their prompts
+    # by name: accuracy (a tie counts 1/2), loss (nats), ece, and length_correlation (Spearman's, of rewards and lengths
+    # of all completions)
     figures: dict[str, Figure]
 
     def to_json(self) -> JsonObject:
@@ -59,7 +54,6 @@ def split_by_prompt(
     """Groups for the fit and groups for its measurement; a prompt's digest decides to which of the two it belongs.
 
     Args:
-        groups: of a source.
         share: of the prompts that are held out.
     """
     sides: tuple[list[PreferenceGroup], list[PreferenceGroup]] = [], []
@@ -75,8 +69,6 @@ def fit(rows: Sequence[ScoredRow], weights: str, by_length: bool, fitted: JsonOb
 
     Args:
         rows: scored without calibration.
-        weights: digest of the checkpoint's weights.
-        by_length: subtract what length explains.
         fitted: a record of the rows.
 
     Raises:

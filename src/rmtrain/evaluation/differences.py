@@ -106,11 +106,6 @@ def compare_rows(
     bootstrapped as a whole, and its test counts prompts on which all right completions beat all wrong ones. The figures
     of all rows and of a source count its rows in the same way.
 
-    Args:
-        a_rows: rows scored by A.
-        b_rows: rows scored by B, in any order.
-        benchmark: the rows' benchmark.
-
     Raises:
         DataError: they have no common row, or lack rewards that the benchmark needs.
     """
@@ -216,8 +211,6 @@ def _of_scores(units: _Units, weights: Weights, own: Mapping[str, _OwnScore | No
     """The difference of a weighted mean of subsets' scores; None if a subset is missing or its score is undefined.
 
     Args:
-        units: of all subsets.
-        weights: by subset.
         own: scores of subsets with their own formula. The score of every other subset is the mean of its units.
     """
     scores, units = own or {}, units.of(list(weights))

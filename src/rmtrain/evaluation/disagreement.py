@@ -28,25 +28,15 @@ class MemberFigures:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Figures of an ensemble; None without preferences.
+    """Figures of an ensemble; None without preferences."""
 
-    Attributes:
-        n: preferences.
-        members: in the order of the ensemble.
-        accuracy: of the ensemble on all preferences; a tie counts 1/2.
-        reward_deviation: mean over completions of the standard deviation of their rewards over the members.
-        split_preferences: share of preferences on which the members disagree.
-        accuracy_agreed: the ensemble's accuracy where the members agree.
-        accuracy_split: where they disagree.
-    """
-
-    n: int
-    members: tuple[MemberFigures, ...]
-    accuracy: float | None
-    reward_deviation: float
-    split_preferences: float | None
-    accuracy_agreed: float | None
-    accuracy_split: float | None
+    n: int  # preferences
+    members: tuple[MemberFigures, ...]  # in the order of the ensemble
+    accuracy: float | None  # of the ensemble on all preferences; a tie counts 1/2
+    reward_deviation: float  # mean over completions of the standard deviation of their rewards over the members
+    split_preferences: float | None  # share of preferences on which the members disagree
+    accuracy_agreed: float | None  # the ensemble's accuracy where the members agree
+    accuracy_split: float | None  # where they disagree
 
     @property
     def notes(self) -> list[str]:

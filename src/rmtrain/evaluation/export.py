@@ -55,12 +55,8 @@ def export(
     CPU, except for a quantised base.
 
     Args:
-        where: run's final folder, checkpoint folder or hub id.
         output: the folder to write; it appears complete or not at all.
         dtype: of the stored backbone; None as in training.
-        revision: of a hub id.
-        verify: see `load_checkpoint`.
-        notify: takes notes for the user.
         finish: adds files to the folder before it appears; takes the folder and the content of rmtrain.json.
 
     Returns:

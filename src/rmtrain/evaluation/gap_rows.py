@@ -30,48 +30,28 @@ _PLAIN_TEXT = "{{ bos_token }}{% for m in messages %}{% if not loop.first %} {% 
 
 @dataclass(frozen=True)
 class ScoredGroups:
-    """Rows of every model on the groups that all models could score.
-
-    Attributes:
-        groups: those groups.
-        rows: of every model, in the order of the groups.
-        refused: groups left out because a chat template refuses them.
-        infos: what scored the rows, by name.
-        paths: of the rows files, by name.
-    """
+    """Rows of every model on the groups that all models could score."""
 
     groups: list[PreferenceGroup]
-    rows: GapRows
-    refused: int
-    infos: dict[str, ScorerInfo]
-    paths: dict[str, str]
+    rows: GapRows  # of every model, in the order of the groups
+    refused: int  # groups left out because a chat template refuses them
+    infos: dict[str, ScorerInfo]  # what scored the rows, by name
+    paths: dict[str, str]  # of the rows files, by name
 
 
 @dataclass(frozen=True)
 class GapTask:
-    """What is measured, and on which preferences.
-
-    Attributes:
-        split: the groups.
-        source_rows: the rows that they were made of, for the votes of raters.
-        alpha: where the share of raters comes from.
-        betas: KL coefficients of the ideal policies.
-        dpo_beta: that the policy was trained with.
-        name: of the policy and the data, for the results of the reward models.
-        rows_folder: of the rows of this data, by whichever model.
-        gold: the reward model whose rewards are the graded scores; None: those of the rows.
-        tokens_per_batch: maximum tokens per forward pass; None leaves it to each scorer.
-    """
+    """What is measured, and on which preferences."""
 
     split: SplitData
-    source_rows: Sequence[Mapping[str, Any]]
-    alpha: AlphaSource
-    betas: tuple[float, ...]
-    dpo_beta: float
-    name: str
-    rows_folder: Path
-    gold: str | None = None
-    tokens_per_batch: int | None = None
+    source_rows: Sequence[Mapping[str, Any]]  # the rows that they were made of, for the votes of raters
+    alpha: AlphaSource  # where the share of raters comes from
+    betas: tuple[float, ...]  # KL coefficients of the ideal policies
+    dpo_beta: float  # that the policy was trained with
+    name: str  # of the policy and the data, for the results of the reward models
+    rows_folder: Path  # of the rows of this data, by whichever model
+    gold: str | None = None  # the reward model whose rewards are the graded scores; None: those of the rows
+    tokens_per_batch: int | None = None  # maximum tokens per forward pass; None leaves it to each scorer
 
 
 def evaluate_gap(
@@ -86,11 +66,7 @@ def evaluate_gap(
     The results folder of each reward model gets the result and its rows too.
 
     Args:
-        policies: of `open_policies`.
         reward_models: by the names that the user gave them.
-        task: what to measure.
-        folder: of the result.
-        display: of the main process.
 
     Raises:
         InputError: the rows lack the values for alpha.
@@ -134,7 +110,6 @@ def open_policies(request: ScorerRequest, plain_text: bool) -> dict[str, PolicyS
     """Scorers of summed log-probabilities: `policy`, and `reference` if the options name one.
 
     Args:
-        request: the policy, with its reference, template, length and dtype.
         plain_text: score prompt + " " + completion after BOS, without a template, as the paper does.
 
     Raises:

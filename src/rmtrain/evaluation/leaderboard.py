@@ -93,11 +93,6 @@ def leaderboard(era: str, sort: str, own: Sequence[Entry]) -> Board:
     """Published models and the user's own results in one table.
 
     An own result of a published model, recognised by its hub id, goes into that model's `rescored`.
-
-    Args:
-        era: formula of the scores.
-        sort: one of SORTS.
-        own: entries of `own_entries`.
     """
     known = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
     published = [_published_entry(model, era, known["sources"]) for model in known["models"]]

@@ -72,10 +72,8 @@ def score_as_runner(
 
     Args:
         request: names a reward model with a decoder.
-        precision: of its weights.
         rows: of the benchmark and of the prior sets, which the runner scores separately.
         partial: beginning of the paths of files that keep finished batches, so that the scoring can be resumed.
-        display: of the main process.
     """
     dtype, quantization = ("float16", "int8") if precision == "int8" else (precision, "none")
     checkpoint = request.load(BackboneOptions(dtype, quantization, packing="none"))

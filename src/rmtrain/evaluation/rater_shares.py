@@ -61,8 +61,6 @@ def find_alpha(
     """The share of raters for the better completion of every preference of the groups.
 
     Args:
-        source: of alpha.
-        groups: with the preferences.
         rows: the source row of each group, by group id.
         reward_models: the groups as scored by each; `rewards` takes the first.
 

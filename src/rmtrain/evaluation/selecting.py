@@ -125,17 +125,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Selection:
-    """How answers are chosen and written.
-
-    Attributes:
-        rule: chooses.
-        form: write conversations, or plain texts.
-        seed: of random choices; a row's draw depends only on the seed and the row's number.
-    """
+    """How answers are chosen and written."""
 
     rule: Rule
-    form: Form = "messages"
-    seed: int = 0
+    form: Form = "messages"  # write conversations, or plain texts
+    seed: int = 0  # of random choices; a row's draw depends only on the seed and the row's number
 
     def write(self, answers: Iterator[Answers], file: BinaryIO) -> Report:
         """Write the chosen answers of each prompt, and report on the choice."""
@@ -181,7 +175,6 @@ def reward_quantile(answers: Iterator[Answers], share: float, scratch: Path) -> 
 
     Args:
         answers: all of them, read once.
-        share: of the answers, from 0 to below 1.
         scratch: file for the rewards, 8 bytes each; removed at the end.
     """
     count = 0

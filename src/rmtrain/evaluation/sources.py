@@ -114,9 +114,7 @@ def section_for(
     """The data section for reading another source, and the mappings to try first, unless one is given.
 
     Args:
-        source: SOURCE.
         section: the recipe's, for all but source and mapping.
-        mapping: from --columns and --row-schema.
         trained: sections whose mappings are tried; None is `section`.
     """
     plain = DataSection(source=source)

@@ -39,12 +39,7 @@ def score_rows(
     """Score groups and write their rows file atomically; an interrupted scoring continues where it stopped.
 
     Args:
-        scorer: gives their rewards or margins.
-        name: of the groups, for the display.
         groups: what to score; long ones are truncated.
-        tokens_per_batch: maximum tokens per forward pass.
-        path: of the rows file.
-        display: of the main process.
         split: of the groups; messages say where its rows are.
         drops: leave out groups that the chat template refuses, up to a fifth of all.
 
@@ -83,10 +78,8 @@ def score_once(
     """Rows of a split in a file named after scorer and data; an existing file is reused.
 
     Args:
-        scorer, folder, display: as for `evaluate_split`.
         name: of the scorer, for the display and the file.
         split: what to score; groups that the chat template refuses are left out.
-        tokens_per_batch: maximum tokens per forward pass; None takes the scorer's own.
     """
     what = f"{scorer.info.fingerprint} {split.fingerprint} {split.read_as} {len(split.groups)}"
     path = folder / f"{_file_name(name)}-{short_digest(what)}{ROWS_SUFFIX}"
@@ -181,10 +174,6 @@ def evaluate_benchmark(
     """The result of a benchmark, as in `rewardbench --json`; writes the result, its flat form and its rows.
 
     Args:
-        scorer, tokens_per_batch, display: as for `score_rows`.
-        benchmark: to score.
-        rows: of the benchmark and of its prior sets.
-        folder: for the files.
         parity: the steps from the leaderboard's runner, to be completed with these rows.
         beside: further fields of the result.
     """

@@ -26,7 +26,6 @@ def ideal_gaps(reference_gaps: Floats, alpha: ArrayLike, beta: float) -> Floats:
     of the reference it gives the paper's length-normalised ideal.
 
     Args:
-        reference_gaps: of the reference model.
         alpha: n numbers or one, share of raters who prefer the better completion.
         beta: KL coefficient of the objective, above 0.
     """
@@ -106,7 +105,6 @@ def median_gap_draws(ideal: Float64[np.ndarray, "n B"], policy: Floats, clusters
     Args:
         ideal: credit of the ideal policy at each of B betas.
         policy: credit of the policy.
-        clusters: label of each preference's cluster.
     """
     names, places = np.unique(clusters, return_inverse=True)
     sums = np.zeros((len(names), ideal.shape[1] + 2))

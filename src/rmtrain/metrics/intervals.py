@@ -39,7 +39,6 @@ def effective_size(credit: Floats, clusters: Labels) -> float:
 
     Args:
         credit: of each preference, 0 to 1; n > 0.
-        clusters: label of each preference's cluster.
     """
     _, labels = np.unique(clusters, return_inverse=True)
     sizes = np.bincount(labels)
@@ -60,7 +59,6 @@ def clustered_interval(credit: Floats, clusters: Labels) -> Interval | None:
 
     Args:
         credit: of each preference, 0 to 1.
-        clusters: label of each preference's cluster.
     """
     return wilson_interval(float(credit.mean()), effective_size(credit, clusters)) if len(credit) else None
 
@@ -72,7 +70,6 @@ def stratified_interval(accuracies: Sequence[float], sizes: Sequence[float], wei
     1. Resampling would give strata with accuracy 1 no variance, and so too narrow an interval near 1.
 
     Args:
-        accuracies: one per stratum.
         sizes: effective number of preferences in each.
         weights: one per stratum, with any sum above 0.
     """
@@ -116,10 +113,7 @@ def resampled_means(
 
     Args:
         values: credit of each preference, or credit of A minus that of B; n > 0.
-        clusters: label of each preference's cluster.
         strata: stratum of each preference, such as its subset, 0 to S - 1; no stratum is empty.
-        resamples: how many.
-        seed: of the resampling.
     """
     names, places = np.unique(clusters, return_inverse=True)
     sums = np.zeros((len(names), 2 * (strata.max() + 1)))
@@ -153,7 +147,6 @@ def detectable_difference(
 
     Args:
         differences: credit of A minus that of B.
-        clusters: label of each preference's cluster.
         strata: stratum of each preference, 0 to S - 1.
         shares: of the strata in the mean, summing to 1.
     """

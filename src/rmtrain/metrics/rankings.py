@@ -40,7 +40,6 @@ def reward_gaps(
     Args:
         rewards: K_g values for each of G groups.
         preferences: for each group its (better, worse, ...) index pairs.
-        ids: of the groups, for messages.
 
     Raises:
         ValueError: a value is not finite, or a preference has the index of a missing completion.

@@ -29,7 +29,6 @@ class Rule(Protocol):
         """The choice among K completions.
 
         Args:
-            rewards: K.
             lengths: K, in characters.
             rng: for this group only.
         """
@@ -37,17 +36,12 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class BestOf:
-    """The best of N (arXiv 2112.09332), or a sample of them.
+    """The best of N (arXiv 2112.09332), or a sample of them."""
 
-    Attributes:
-        top: how many to choose, highest rewards first; among equal rewards, the earlier completion.
-        threshold: the lowest reward to choose.
-        temperature: draw without replacement, with probabilities proportional to exp(reward / temperature), by the
-            Gumbel-top-k trick (arXiv 1903.06059); None takes the highest.
-    """
-
-    top: int = 1
-    threshold: float | None = None
+    top: int = 1  # how many to choose, highest rewards first; among equal rewards, the earlier completion
+    threshold: float | None = None  # the lowest reward to choose
+    # draw without replacement, with probabilities proportional to exp(reward / temperature), by the Gumbel-top-k trick
+    # (arXiv 1903.06059); None takes the highest
     temperature: float | None = None
 
     def take(self, rewards: Sequence[float], lengths: Sequence[int], rng: np.random.Generator) -> Taken:
@@ -73,17 +67,11 @@ class Above:
 
 @dataclass(frozen=True)
 class BestAgainst:
-    """A pair: the best completion, and one of lower reward.
+    """A pair: the best completion, and one of lower reward."""
 
-    Attributes:
-        against: choose the worst remaining completion, or draw one.
-        margin: smallest difference of the two rewards.
-        length_ratio: largest ratio of the two lengths; None for any ratio.
-    """
-
-    against: Literal["worst", "random"] = "worst"
-    margin: float = 0.0
-    length_ratio: float | None = None
+    against: Literal["worst", "random"] = "worst"  # choose the worst remaining completion, or draw one
+    margin: float = 0.0  # smallest difference of the two rewards
+    length_ratio: float | None = None  # largest ratio of the two lengths; None for any ratio
 
     def take(self, rewards: Sequence[float], lengths: Sequence[int], rng: np.random.Generator) -> Taken:
         """See `Rule`."""
@@ -109,7 +97,6 @@ def order_statistic(read: Callable[[], Iterable[Float64[np.ndarray, " n"]]], ran
 
     Args:
         read: gives all values, in pieces, at each call.
-        rank: smaller than their number.
     """
     prefix = 0
     for shift in (48, 32, 16, 0):

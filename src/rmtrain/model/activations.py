@@ -56,11 +56,7 @@ def trial(
     """What a micro-batch takes; None for a model that needs real numbers to run, such as one that routes tokens.
 
     Args:
-        config: of the backbone.
-        model: the recipe's section: its dtype.
         lora: the recipe's section; None trains everything.
-        groups: of the micro-batch.
-        packing: of the micro-batch.
         checkpointing: the recipe's gradient checkpointing; None runs the forward pass alone, without gradients.
         with_text: the text loss reads the log-probabilities of completions, all but the shortest of each group.
     """

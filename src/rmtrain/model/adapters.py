@@ -102,7 +102,6 @@ def make_room(module: Any, shapes: Mapping[str, tuple[int, ...]], labels: int) -
     Args:
         module: the base, not yet wrapped.
         shapes: of the adapter's tensors, by their names there.
-        labels: of the adapter's head.
     """
     embeddings = next(name for name, layer in module.named_modules() if layer is module.get_input_embeddings())
     saved = shapes.get(f"base_model.model.{embeddings}.weight")

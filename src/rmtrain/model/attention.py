@@ -58,16 +58,12 @@ def shared_prompt_attention(
     """Causal attention within the segments of a packed row.
 
     Args:
-        module: the attention layer.
         query: of T tokens, after rotation.
         key: not repeated for grouped queries.
-        value: not repeated for grouped queries.
         attention_mask: must be None.
         scaling: factor of the scores; None is 1/sqrt(D).
         dropout: must be 0, since all completions of a prompt share its attention.
         sliding_window: number of keys that a query sees, its own included; None is all.
-        layout: the state of this forward pass.
-        kwargs: other arguments of the model's layer.
 
     Returns:
         The output for each token, and None for the attention weights.
@@ -227,7 +223,6 @@ def check_calls(calls: list[bool], config: PretrainedConfig) -> None:
 
     Args:
         calls: one entry for each attention call of a forward pass: whether it had a sliding window.
-        config: of the model.
 
     Raises:
         InputError: the calls do not match the layers of the config.

@@ -29,19 +29,12 @@ _PREFIX = "base_model.model."  # before the names of an adapter's tensors
 
 @dataclass(frozen=True)
 class Average:
-    """A weighted mean of checkpoints, and how far it is carried on from the start of their training.
+    """A weighted mean of checkpoints, and how far it is carried on from the start of their training."""
 
-    Attributes:
-        parts: at least one.
-        weights: one a part, with the sum 1.
-        extrapolate: alpha: start + (1 + alpha) (mean - start); 0 is the mean itself.
-        rank: of the averaged adapter; None concatenates those of the parts, which loses nothing.
-    """
-
-    parts: tuple[Part, ...]
-    weights: tuple[float, ...]
-    extrapolate: float = 0.0
-    rank: int | None = None
+    parts: tuple[Part, ...]  # at least one
+    weights: tuple[float, ...]  # one a part, with the sum 1
+    extrapolate: float = 0.0  # alpha: start + (1 + alpha) (mean - start); 0 is the mean itself
+    rank: int | None = None  # of the averaged adapter; None concatenates those of the parts, which loses nothing
 
 
 class Written(NamedTuple):
@@ -59,8 +52,6 @@ def write_average(average: Average, folder: Path, record: Mapping[str, object], 
     be another matrix. The score head and other whole weights of adapters are averaged as they are.
 
     Args:
-        average: what to write.
-        folder: of the new checkpoint.
         record: what its rmtrain.json says of how it was made.
         replace: an existing folder may hold files.
 

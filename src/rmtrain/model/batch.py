@@ -81,7 +81,6 @@ def pack(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int) -> Bat
     Args:
         groups: G groups with N completions in all.
         packing: `shared_prompt`, `padding_free` (the prompt once per completion), or `none` (padded rows).
-        pad_id: fills padded rows.
 
     Returns:
         `input_ids` and `position_ids` [1, T] (or [N, L] padded, with `attention_mask`), `ends` [N] (flat positions at

@@ -35,33 +35,22 @@ from rmtrain.model.weights import (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A reward model as loaded for scoring.
-
-    Attributes:
-        renderer: how conversations become tokens.
-        max_length: tokens of prompt and one completion.
-        max_positions: most that `max_length` could be; None if the model takes any length.
-        sidecar: the content of rmtrain.json, a record of how it was made; empty for other people's checkpoints.
-        fingerprint: digest of its weights' files, and of how they are read.
-        published: how other people's were read: layout, prompt and label.
-        config_pad: the pad id in its config as published, or in its base's, before the renderer's replaced it.
-        weights: digest of its weights' files alone.
-        scoring: how it is scored: as rmtrain.json says, or by default.
-        layout: how its files were published.
-    """
+    """A reward model as loaded for scoring."""
 
     model: RewardModel
-    renderer: Renderer
-    max_length: int
-    max_positions: int | None
+    renderer: Renderer  # how conversations become tokens
+    max_length: int  # tokens of prompt and one completion
+    max_positions: int | None  # most that `max_length` could be; None if the model takes any length
+    # the content of rmtrain.json, a record of how it was made; empty for other people's checkpoints
     sidecar: dict[str, Any]
     where: str
-    fingerprint: str
-    weights: str
-    published: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str  # digest of its weights' files, and of how they are read
+    weights: str  # digest of its weights' files alone
+    published: dict[str, Any] = field(default_factory=dict)  # how other people's were read: layout, prompt and label
+    # the pad id in its config as published, or in its base's, before the renderer's replaced it
     config_pad: int | None = None
-    scoring: Scoring = field(default_factory=Scoring)
-    layout: CheckpointFormat = PLAIN
+    scoring: Scoring = field(default_factory=Scoring)  # how it is scored: as rmtrain.json says, or by default
+    layout: CheckpointFormat = PLAIN  # how its files were published
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -98,23 +87,15 @@ def load_checkpoint(
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """The files of a reward model, their weights not yet loaded.
-
-    Attributes:
-        sidecar: the content of rmtrain.json; empty for other people's checkpoints.
-        adapter: the content of adapter_config.json; None for a whole model.
-        published: other people's whole model, recognised by its files.
-        prompt: of other people's models, see `make_renderer`.
-        label: of other people's models with several, the one that is the reward.
-    """
+    """The files of a reward model, their weights not yet loaded."""
 
     where: str
     folder: Path
-    sidecar: dict[str, Any]
-    adapter: dict[str, Any] | None
-    published: Published | None
-    prompt: str | None
-    label: str | None
+    sidecar: dict[str, Any]  # the content of rmtrain.json; empty for other people's checkpoints
+    adapter: dict[str, Any] | None  # the content of adapter_config.json; None for a whole model
+    published: Published | None  # other people's whole model, recognised by its files
+    prompt: str | None  # of other people's models, see `make_renderer`
+    label: str | None  # of other people's models with several, the one that is the reward
 
     @property
     def layout(self) -> CheckpointFormat:
@@ -132,8 +113,6 @@ class CheckpointFiles:
 
         Args:
             options: how to run it; None is as it was trained, or in the dtype of its config.
-            dtype: in place of theirs.
-            device: where to put it; None leaves it on the CPU.
             through: applied to an adapter's base before the adapter is put on it.
 
         Raises:

@@ -53,7 +53,6 @@ def require_agreement(value: str, what: str) -> None:
 
     Args:
         value: of this process, such as a fingerprint of what it read.
-        what: it is the fingerprint of.
 
     Raises:
         RunFailedError: another process has another value.

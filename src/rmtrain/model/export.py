@@ -47,9 +47,7 @@ def write_model(module: Any, renderer: Renderer, scoring: Scoring, record: Mappi
 
     Args:
         module: whole, not quantised.
-        renderer: the rendering contract.
         scoring: how it is scored; the backbone is stored in its dtype, and the score head stays float32.
-        record: what rmtrain.json says besides.
         folder: exists, and is empty.
 
     Raises:

@@ -86,15 +86,10 @@ class RewardForward(PackedForward):
 
         Args:
             input_ids: one row if packed, else a padded row for each completion.
-            attention_mask: of padded rows.
-            position_ids: of each token in its sequence.
             ends: flat positions of the N last tokens; without it transformers' own forward answers.
             layout: of attention; None for padded rows.
             targets: with `predictors` and `owners`, what `target_places` gives: tokens whose log-probabilities the
                 model's language head computes too.
-            predictors: see `targets`.
-            owners: see `targets`.
-            kwargs: passed on where `ends` is None.
 
         Returns:
             A `RewardOutput`.

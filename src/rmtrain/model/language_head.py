@@ -25,18 +25,12 @@ class LanguageHead:
     """What makes logits over the vocabulary of last hidden states.
 
     It is no module: nothing of it is trained, sharded, or saved with the model.
-
-    Attributes:
-        weight: in the dtype in which the logits are computed.
-        bias: None for most models.
-        scale: of the logits; Cohere's and Granite's is not 1.
-        cap: c in c tanh(logits / c), of Gemma 2; None has no cap.
     """
 
-    weight: Float[Tensor, "V H"]
-    bias: Float[Tensor, " V"] | None = None
-    scale: float = 1.0
-    cap: float | None = None
+    weight: Float[Tensor, "V H"]  # in the dtype in which the logits are computed
+    bias: Float[Tensor, " V"] | None = None  # None for most models
+    scale: float = 1.0  # of the logits; Cohere's and Granite's is not 1
+    cap: float | None = None  # c in c tanh(logits / c), of Gemma 2; None has no cap
 
     @classmethod
     def of(cls, model: Any, weight: Float[Tensor, "V H"], bias: Float[Tensor, " V"] | None) -> "LanguageHead":
@@ -133,9 +127,6 @@ def load_language_head(
 
     Args:
         backbone: the reward model, not yet wrapped; a copy of its embedding is the head where the two are tied.
-        name: folder or hub id of the base.
-        revision: branch, tag or commit.
-        dtype: in which logits are computed.
         on_meta: look whether the files hold a head, and check nothing else.
 
     Raises:

@@ -47,14 +47,11 @@ class LogProbForward(PackedForward):
 
         Args:
             input_ids: one row if packed, else a padded row for each completion.
-            attention_mask: of padded rows.
-            position_ids: of each token in its sequence.
             targets: ids of all R response tokens; without them transformers' own forward answers.
             predictors: flat positions of the tokens before these.
             owners: completions that they belong to.
             completions: N.
             layout: of attention; None for padded rows.
-            kwargs: passed on where `targets` is None.
 
         Returns:
             An output whose `logits` are [N] float64: by `reduction` the sum of a completion's token log-probabilities,
@@ -96,21 +93,13 @@ def target_batch(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int
 
 @dataclass(frozen=True)
 class LanguageModelFiles:
-    """The files of a language model, or of a LoRA adapter on one; the weights are loaded later.
+    """The files of a language model, or of a LoRA adapter on one; the weights are loaded later."""
 
-    Attributes:
-        name: folder or hub id, as named by the user.
-        folder: with the files.
-        config: of the model, or of the adapter's base.
-        base: folder or hub id of the weights.
-        adapter: what PEFT wrote of an adapter; None for a whole model.
-    """
-
-    name: str
+    name: str  # folder or hub id, as named by the user
     folder: Path
-    config: PretrainedConfig
-    base: str
-    adapter: dict[str, Any] | None
+    config: PretrainedConfig  # of the model, or of the adapter's base
+    base: str  # folder or hub id of the weights
+    adapter: dict[str, Any] | None  # what PEFT wrote of an adapter; None for a whole model
 
     @property
     def dtype(self) -> str:

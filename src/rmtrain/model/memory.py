@@ -63,7 +63,6 @@ def count_parameters(config: PretrainedConfig, lora: LoraSection | None) -> dict
     """Parameters in all, trained, and of the score head.
 
     Args:
-        config: of the backbone.
         lora: the recipe's section; None trains everything.
     """
     parameters = dict(meta_model(config, lora).named_parameters())
@@ -80,8 +79,6 @@ def measure_model(config: PretrainedConfig, model: ModelSection, lora: LoraSecti
     """The size of a recipe's model.
 
     Args:
-        config: of the backbone.
-        model: the recipe's section: dtype and quantisation.
         lora: the recipe's section; None trains everything.
 
     Raises:

@@ -28,11 +28,7 @@ def write_base(run: Path, start: Start, commit: str | None, renderer: Renderer, 
     A quantised base is merged as the weights that its quantised ones stand for: the model that the adapter belongs to.
 
     Args:
-        run: the run folder.
-        start: the adapter and its base.
         commit: of the base on the hub that the run began with.
-        renderer: the rendering contract.
-        scoring: how the merged model is scored.
 
     Raises:
         InputError: the run has merged another adapter before.

@@ -72,19 +72,12 @@ class Trait(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """A checkpoint that is to be averaged, its weights not yet read.
+    """A checkpoint that is to be averaged, its weights not yet read."""
 
-    Attributes:
-        where: as messages name it.
-        files: of it.
-        scoring: how it is scored.
-        renderer: how it reads conversations.
-    """
-
-    where: str
+    where: str  # as messages name it
     files: CheckpointFiles
     scoring: Scoring
-    renderer: Renderer
+    renderer: Renderer  # how it reads conversations
 
     @cached_property
     def tensors(self) -> TensorFiles:
@@ -144,10 +137,6 @@ class Part:
 
 def open_part(where: str, verify: bool = True) -> Part:
     """Read what an average needs to know of a checkpoint.
-
-    Args:
-        where: folder or hub id.
-        verify: check its files against the digests that were recorded with them.
 
     Raises:
         CheckpointError: it is damaged, or no reward model with one label.

@@ -56,9 +56,6 @@ def check_positions(config: PretrainedConfig, model_class: type, max_length: int
     """Refuse a length that a model's table of positions has no room for; a note on rows beyond a rotary window.
 
     Args:
-        config: of the model.
-        model_class: of the config.
-        max_length: that is asked for.
         longest: tokens of the longest row.
 
     Raises:

@@ -57,22 +57,15 @@ class BackboneOptions:
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A reward model ready to run.
+    """A reward model ready to run."""
 
-    Attributes:
-        module: the model, or the PEFT model around it.
-        packing: how batches are laid out; `none` where the model can't be packed.
-        notes: lines for the user about loading and packing.
-        commit: the hub commit of the weights; None for a local folder.
-        sharded: whether the weights are spread over processes, which then must run the same number of passes.
-        make_batch: (groups, packing, pad id) → the input of the module's forward.
-    """
-
-    module: Any
-    packing: Packing
-    notes: tuple[str, ...] = ()
-    commit: str | None = None
+    module: Any  # the model, or the PEFT model around it
+    packing: Packing  # how batches are laid out; `none` where the model can't be packed
+    notes: tuple[str, ...] = ()  # lines for the user about loading and packing
+    commit: str | None = None  # the hub commit of the weights; None for a local folder
+    # whether the weights are spread over processes, which then must run the same number of passes
     sharded: bool = False
+    # (groups, packing, pad id) → the input of the module's forward
     make_batch: Callable[[Sequence[TokenizedGroup], Packing, int], Mapping[str, object]] = pack
 
     @property
@@ -150,9 +143,6 @@ def load_backbone(
     """Load a base model or a whole reward model, with a float32 score head.
 
     Args:
-        name: folder or hub id.
-        revision: branch, tag or commit.
-        options: dtype, quantisation, attention and packing.
         pad_id: written to the config, for programs that find the last token by it.
         seed: draws the score head where the weights have none; None refuses such weights.
         trainable: the backbone itself will be trained, so its weights are loaded in float32.

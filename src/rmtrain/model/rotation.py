@@ -27,7 +27,6 @@ def require_fixed_rotation(config: PretrainedConfig, longest: int) -> None:
     """Refuse rows beyond `fixed_rotation`: transformers would turn all rows of their batch by other frequencies.
 
     Args:
-        config: of the model.
         longest: tokens of the longest row.
 
     Raises:

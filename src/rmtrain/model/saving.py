@@ -39,9 +39,7 @@ def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:
     A fully fine-tuned backbone, trained in float32, is stored in the recipe's dtype; the score head stays float32.
 
     Args:
-        checkpoint: as the trainer wrote it.
         folder: written under a temporary name and renamed.
-        dtype: of the stored backbone.
 
     Raises:
         RunFailedError: it can't be written, on a full disk say; nothing of it is left.
@@ -89,7 +87,6 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]] | None =
     """Read every tensor of a saved model back: the head there and all finite, none empty.
 
     Args:
-        folder: of the model.
         expected: names and shapes that must be there.
 
     Raises:

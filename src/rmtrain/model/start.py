@@ -101,10 +101,6 @@ def start_config(recipe: Recipe) -> PretrainedConfig:
 def recipe_renderer(section: ModelSection, verify: bool = True) -> Renderer:
     """The renderer of a recipe's model, after a check that the model can be trained.
 
-    Args:
-        section: names the model.
-        verify: check its files against their recorded digests.
-
     Raises:
         InputError: there is no such model or tokenizer, it has no chat template, or it is not a decoder.
         CheckpointError: it is damaged, or its score head has several labels.
@@ -144,8 +140,6 @@ def build_model(
     An adapter of the same shape is trained further; in full fine-tuning an adapter is merged into its base.
 
     Args:
-        recipe: of the run.
-        pad_id: of the tokenizer.
         commit: the hub commit that a resumed run began with; it replaces the recipe's revision, which may have moved.
         on_meta: check everything, but read only the names and shapes of the weights, and none of an adapter's.
         start: the weights to load instead of those of `model.name`: an adapter that `write_base` has merged.
@@ -212,9 +206,6 @@ def merging_note(recipe: Recipe, start: Start, config: PretrainedConfig, place: 
     """A note for a run that merges its adapter into the base and begins a new one; empty for any other start.
 
     Args:
-        recipe: of the run.
-        start: what it starts from.
-        config: of the merged base.
         place: where the merged base is written.
     """
     if not (differences := shape_differences(recipe, start)):

@@ -65,7 +65,6 @@ def copy(name: str, destination: Path | str | None = None) -> Path:
     """Copy a bundled recipe for editing; returns the path of the copy.
 
     Args:
-        name: of the bundled recipe.
         destination: a file, or a folder to put NAME.yaml in; default: the working folder. Missing parents are made.
 
     Raises:

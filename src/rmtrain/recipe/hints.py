@@ -78,8 +78,6 @@ def value_hint(path: KeyPath, value: object, kinds: set[str]) -> str:
     """How to correct a wrong value, or else the key's description.
 
     Args:
-        path: of the key.
-        value: the wrong value.
         kinds: types of pydantic's errors about it.
     """
     choices = _choices(path)

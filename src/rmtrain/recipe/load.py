@@ -35,7 +35,6 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     """Read a recipe file.
 
     Args:
-        path: the YAML file.
         overrides: `KEY=VALUE`, the key dotted and the value YAML; later ones override earlier ones, and all override
             the file.
 

@@ -26,10 +26,6 @@ class Recorded(NamedTuple):
 def read_recorded(recipe: Any, where: str) -> Recorded:
     """Read a recorded recipe; unknown keys are ignored, and their names returned.
 
-    Args:
-        recipe: the recorded one.
-        where: its file, for messages.
-
     Raises:
         CheckpointError: its data section can't be read.
     """

@@ -54,8 +54,6 @@ def parse_document(source: Source, start: int = 0, root: KeyPath = ()) -> Docume
     """Read the YAML that begins at character `start` of a source; never raises.
 
     Args:
-        source: the text.
-        start: where the YAML begins.
         root: path of the value in the recipe, which prefixes every path of the result.
     """
     reader = _Reader(source, start)

@@ -70,7 +70,6 @@ def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, An
     """Write README.md into the folder of an exported or averaged model, with the results of its run if it has one.
 
     Args:
-        folder: of the model.
         run: its run folder; None if it has none.
         sidecar: content of the model's rmtrain.json.
 

@@ -170,7 +170,6 @@ def entry_tables(split: str, entries: Mapping[str, Any]) -> list[Table]:
     """The entries of a mixture, one per row: what each adds to the split, and what it loses by which cause.
 
     Args:
-        split: its name.
         entries: by name, as in the manifest; a missing number is `n/a`.
     """
     known = {name: mapping(entry) for name, entry in entries.items()}

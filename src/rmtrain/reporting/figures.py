@@ -79,7 +79,6 @@ def curves(panel: Sequence[Curve], unit: str) -> Image:
     """Training curves; a curve of more than 100 points is drawn as means of neighbouring points, with their range.
 
     Args:
-        panel: the curves.
         unit: label of the vertical axis.
     """
     with _style():
@@ -163,7 +162,6 @@ def gap_over_beta(ideal: Mapping[str, tuple[float, float]], policy: tuple[float,
 
     Args:
         ideal: by beta.
-        policy: the same two accuracies of the policy.
     """
     with _style():
         figure, axes = _new_figure()
@@ -223,7 +221,6 @@ def setting_curves(panel: Sequence[tuple[int, Curve]], unit: str) -> Image:
 
     Args:
         panel: the setting's number and a curve of one of its runs.
-        unit: label of the vertical axis.
     """
     with _style():
         figure, axes = _new_figure()

@@ -23,7 +23,6 @@ def leaderboard_tables(board: Board, digits: int | None = None) -> list[Table]:
     """The title, the models, each followed by its further rows, and the notes.
 
     Args:
-        board: to show.
         digits: decimals of a figure; without it, figures have up to four digits.
     """
 

@@ -21,33 +21,19 @@ _ORDER = ("validation", "test")  # other splits follow in alphabetical order
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder as read.
-
-    Attributes:
-        folder: its path.
-        manifest: of the run.
-        recipe: resolved, as plain values; empty if it can't be read.
-        sidecar: `final/rmtrain.json`; empty without a final model.
-        steps: log lines of training, in order.
-        validations: log lines of validation during training, in order.
-        splits: results of `eval` by split.
-        rows: scored rows by split, if they match the result.
-        benchmarks: results of `rewardbench` by benchmark.
-        gaps: results of `gap` that judged the run's model.
-        notes: a sentence for each missing or damaged file.
-    """
+    """A run folder as read."""
 
     folder: Path
     manifest: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    sidecar: Mapping[str, Any]
-    steps: list[LogLine] = field(default_factory=list)
-    validations: list[LogLine] = field(default_factory=list)
-    splits: dict[str, Result] = field(default_factory=dict)
-    rows: dict[str, list[ScoredRow]] = field(default_factory=dict)
-    benchmarks: dict[str, Result] = field(default_factory=dict)
-    gaps: list[GapResult] = field(default_factory=list)
-    notes: tuple[str, ...] = ()
+    recipe: Mapping[str, Any]  # resolved, as plain values; empty if it can't be read
+    sidecar: Mapping[str, Any]  # `final/rmtrain.json`; empty without a final model
+    steps: list[LogLine] = field(default_factory=list)  # log lines of training, in order
+    validations: list[LogLine] = field(default_factory=list)  # log lines of validation during training, in order
+    splits: dict[str, Result] = field(default_factory=dict)  # results of `eval` by split
+    rows: dict[str, list[ScoredRow]] = field(default_factory=dict)  # scored rows by split, if they match the result
+    benchmarks: dict[str, Result] = field(default_factory=dict)  # results of `rewardbench` by benchmark
+    gaps: list[GapResult] = field(default_factory=list)  # results of `gap` that judged the run's model
+    notes: tuple[str, ...] = ()  # a sentence for each missing or damaged file
 
     @property
     def name(self) -> str:
@@ -62,10 +48,6 @@ class RunRecord:
 
 def read_run(folder: Path, with_rows: bool = True) -> RunRecord:
     """Read a run folder.
-
-    Args:
-        folder: of the run.
-        with_rows: read the scored rows too.
 
     Raises:
         CheckpointError: the folder is not a run.

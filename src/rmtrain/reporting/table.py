@@ -29,26 +29,16 @@ class Table:
 
     In a wide table, headings wrap at spaces and soft hyphens, but not at no-break spaces.
     A table without columns is only its title and notes.
-
-    Attributes:
-        columns: headings. The first may serve as the title.
-        rows: one cell per column each.
-        title: a line above the table; empty for none.
-        texts: number of columns from the left that hold text; the others hold figures.
-        bold: indices of emphasised rows.
-        dim: indices of dimmed rows.
-        intervals: for HTML, drawn beside each row; empty for none.
-        notes: sentences below the table.
     """
 
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    title: str = ""
-    texts: int = 1
-    bold: Collection[int] = ()
-    dim: Collection[int] = ()
-    intervals: Sequence[Interval] = ()
-    notes: Sequence[str] = ()
+    columns: Sequence[str]  # headings. The first may serve as the title.
+    rows: Sequence[Sequence[object]]  # one cell per column each
+    title: str = ""  # a line above the table; empty for none
+    texts: int = 1  # number of columns from the left that hold text; the others hold figures
+    bold: Collection[int] = ()  # indices of emphasised rows
+    dim: Collection[int] = ()  # indices of dimmed rows
+    intervals: Sequence[Interval] = ()  # for HTML, drawn beside each row; empty for none
+    notes: Sequence[str] = ()  # sentences below the table
 
 
 def to_terminal(*tables: Table) -> Group:

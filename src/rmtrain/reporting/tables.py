@@ -54,10 +54,8 @@ def share_table(heading: str, figure: str, parts: Mapping[str, Any], digits: int
     """Accuracies or scores of named parts, one per row, with intervals and sizes.
 
     Args:
-        heading: of the names.
         figure: key and heading of the accuracy or score.
         parts: figures by name; parts that are not mappings appear as unknown.
-        digits: decimals.
     """
     known = {name: mapping(part) for name, part in parts.items()}
     beside = ["length_baseline"] if any(part.get("length_baseline") is not None for part in known.values()) else []
@@ -141,9 +139,6 @@ def _era_table(
     """Each era's parts and its score with interval; if rows are known, also half credit and baseline.
 
     Args:
-        headings: for the era, its parts and its score.
-        scores: by era.
-        parts: figures by era.
         keys: of the score, both ends of its interval, the score with ties counting 1/2, and its length baseline.
     """
     score_key, low, high, *optional = keys

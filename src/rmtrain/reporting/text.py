@@ -116,10 +116,8 @@ def render(
     """Fill in one of this folder's templates, which may include others.
 
     Args:
-        template: its file name.
         shown: turns each value into text.
         values: by name; a missing value gives no text.
-        filters: further filters, by name.
     """
     from jinja2 import ChainableUndefined, Environment, FunctionLoader
     from markupsafe import Markup

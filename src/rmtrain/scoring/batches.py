@@ -50,14 +50,11 @@ def score_groups(
 
     Args:
         model: a reward model; its module may be wrapped for data-parallel or sharded execution.
-        groups: what to score.
-        pad_id: fills padded rows.
         tokens_per_batch: maximum tokens of a forward pass; on a CPU at most 2,048, not counting a shared prompt. Unless
             weights are sharded, a batch that does not fit into memory runs in halves, and `notify` gets a line.
         partial: file of finished batches, which are not run again. With the same tokens_per_batch, a resumed run gives
             the same rewards as an uninterrupted one, bit for bit.
         progress: called after every round, on every process.
-        notify: takes one line for the user.
         alone: this process scores all groups without the other processes.
 
     Raises:
@@ -131,9 +128,7 @@ def cut_pieces(
     """Each group's unscored completions, as many in one piece as fit into a forward pass.
 
     Args:
-        groups: what to score.
         done: (group, completion) of scored completions.
-        packing: of the batches.
         planned: maximum tokens of a pass, not counting the prompt that its completions share: repeating the prompt
             would cost more than a wider pass.
         most: maximum tokens of a pass, its prompt included.

@@ -23,15 +23,7 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class EnsembleScorer:
-    """A scorer that combines scorers, whose tokenizers and templates may differ.
-
-    Attributes:
-        info: what results record of it.
-        members: the requests of its members.
-        infos: of each member.
-        combination: of their rewards.
-        opener: opens a member.
-    """
+    """A scorer that combines scorers, whose tokenizers and templates may differ."""
 
     info: ScorerInfo
     members: tuple[ScorerRequest, ...]

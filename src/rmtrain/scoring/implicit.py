@@ -33,21 +33,13 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class PolicyScorer:
-    """A policy, with or without its reference. One model is in memory at a time, unless both fit.
-
-    Attributes:
-        info: what results record of it.
-        renderer: turns conversations into tokens, for both models.
-        models: the policy, and the reference if there is one.
-        reduction: how the tokens' log-probabilities are combined; with a reference, their sum.
-        dtypes: of each model.
-    """
+    """A policy, with or without its reference. One model is in memory at a time, unless both fit."""
 
     info: ScorerInfo
-    renderer: Renderer
-    models: tuple[LanguageModelFiles, ...]
-    reduction: Reduction
-    dtypes: tuple[str, ...]
+    renderer: Renderer  # turns conversations into tokens, for both models
+    models: tuple[LanguageModelFiles, ...]  # the policy, and the reference if there is one
+    reduction: Reduction  # how the tokens' log-probabilities are combined; with a reference, their sum
+    dtypes: tuple[str, ...]  # of each model
     _loaded: dict[int, RewardModel] = field(default_factory=dict, repr=False)  # kept between calls
 
     @classmethod

@@ -89,7 +89,6 @@ def read_partial(
     Args:
         path: of JSON lines, as the main process sees it; None, or a missing file, holds no results.
         parse: turns a line's value into results; it rejects a line by None, ValueError or TypeError.
-        alone: this process scores alone.
     """
     if alone:
         return _read(path, parse) if path is not None else {}

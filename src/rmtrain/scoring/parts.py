@@ -37,7 +37,6 @@ class Parts:
 
     Args:
         output: the file or folder into which the parts will be joined.
-        display: of the main process.
     """
 
     def __init__(self, output: Path, display: Display) -> None:

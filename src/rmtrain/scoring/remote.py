@@ -93,21 +93,13 @@ def _last(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Server:
-    """A server at an address, with one API.
+    """A server at an address, with one API."""
 
-    Attributes:
-        url: its address, such as http://127.0.0.1:8000; its path is put before the API's paths.
-        api: the API.
-        model: the name sent in requests; if empty, the server is asked for it.
-        token: of `Authorization: Bearer`; empty for none.
-        renderer: turns conversations into text, for APIs that take text.
-    """
-
-    url: str
+    url: str  # its address, such as http://127.0.0.1:8000; its path is put before the API's paths
     api: Api
-    model: str = ""
-    token: str = ""
-    renderer: Renderer | None = None
+    model: str = ""  # the name sent in requests; if empty, the server is asked for it
+    token: str = ""  # of `Authorization: Bearer`; empty for none
+    renderer: Renderer | None = None  # turns conversations into text, for APIs that take text
     _free: list[http.client.HTTPConnection] = field(default_factory=list, repr=False)  # idle connections
 
     @classmethod

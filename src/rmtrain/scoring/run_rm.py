@@ -170,7 +170,6 @@ class RunnerScorer:
         the score is read.
 
         Args:
-            steps: settings.
             partial: beginning of the paths of the files that keep finished batches, which are not run again.
             progress: called with the number of batches done and of all batches of the step.
         """

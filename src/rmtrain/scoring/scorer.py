@@ -47,36 +47,21 @@ class GroupScore(NamedTuple):
 
 @dataclass(frozen=True)
 class ScorerInfo:
-    """What commands print and results record of a scorer.
+    """What commands print and results record of a scorer."""
 
-    Attributes:
-        where: folder or hub id, as named by the user.
-        fingerprint: digest of everything that rewards depend on: weights, prompt, label, length and dtype.
-        weights: digest of the weights' files.
-        dtype: of weights and arithmetic.
-        max_length: tokens of prompt and one completion.
-        tokens_per_batch: maximum tokens per forward pass, unless the user asks for another number.
-        rendering: how conversations become tokens.
-        details: fields of results that only this kind of scorer has.
-        notes: lines for the user.
-        gives_rewards: every completion gets a reward; otherwise each preference gets a margin.
-        renderer: turns conversations into tokens; None if the scorer has none.
-        members: of an ensemble, as named by the user.
-        by_length: rewards depend on the answer's length, so a whole text must be split into prompt and answer.
-    """
-
-    where: str
-    fingerprint: str
-    weights: str
-    dtype: str
-    max_length: int
-    tokens_per_batch: int = TOKENS_PER_BATCH
-    rendering: JsonObject = field(default_factory=dict)
-    details: JsonObject = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    gives_rewards: bool = True
-    renderer: "Renderer | None" = None
-    members: tuple[str, ...] = ()
+    where: str  # folder or hub id, as named by the user
+    fingerprint: str  # digest of everything that rewards depend on: weights, prompt, label, length and dtype
+    weights: str  # digest of the weights' files
+    dtype: str  # of weights and arithmetic
+    max_length: int  # tokens of prompt and one completion
+    tokens_per_batch: int = TOKENS_PER_BATCH  # maximum tokens per forward pass, unless the user asks for another number
+    rendering: JsonObject = field(default_factory=dict)  # how conversations become tokens
+    details: JsonObject = field(default_factory=dict)  # fields of results that only this kind of scorer has
+    notes: tuple[str, ...] = ()  # lines for the user
+    gives_rewards: bool = True  # every completion gets a reward; otherwise each preference gets a margin
+    renderer: "Renderer | None" = None  # turns conversations into tokens; None if the scorer has none
+    members: tuple[str, ...] = ()  # of an ensemble, as named by the user
+    # rewards depend on the answer's length, so a whole text must be split into prompt and answer
     by_length: bool = False
 
     def record(self) -> JsonObject:
@@ -99,28 +84,19 @@ class ScorerInfo:
 
 @dataclass(frozen=True)
 class ScoringTask:
-    """Groups to score, and where progress goes.
+    """Groups to score, and where progress goes."""
 
-    Attributes:
-        name: of the groups, for messages.
-        groups: what to score.
-        tokens_per_batch: maximum tokens per forward pass.
-        partials: files that keep finished batches; None keeps none and scores in this process alone.
-        display: of the main process.
-        place: says in which row a group is, by its id.
-        drop_refused: leave out groups that the chat template refuses, up to a fifth of all; otherwise they are errors.
-        counts: count the tokens of each completion after its prompt.
-        refusals: if a process scores alone, receives by group id why the chat template refuses a group.
-    """
-
-    name: str
+    name: str  # of the groups, for messages
     groups: Sequence[PreferenceGroup]
-    tokens_per_batch: int
+    tokens_per_batch: int  # maximum tokens per forward pass
+    # files that keep finished batches; None keeps none and scores in this process alone
     partials: "Partials | OnePartial | None"
     display: Display
-    place: Callable[[str], str] = "group {}".format
+    place: Callable[[str], str] = "group {}".format  # says in which row a group is, by its id
+    # leave out groups that the chat template refuses, up to a fifth of all; otherwise they are errors
     drop_refused: bool = False
-    counts: bool = True
+    counts: bool = True  # count the tokens of each completion after its prompt
+    # if a process scores alone, receives by group id why the chat template refuses a group
     refusals: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -212,19 +188,12 @@ def short_digest(text: str) -> str:
 
 @dataclass(frozen=True)
 class ScorerRequest:
-    """A checkpoint named by the user, whose files are read at most once.
+    """A checkpoint named by the user, whose files are read at most once."""
 
-    Attributes:
-        where: folder or hub id.
-        options: how it is to be scored.
-        verify: check its files against the digests that were recorded with them.
-        device: of the weights; None is this process's own.
-    """
-
-    where: str
+    where: str  # folder or hub id
     options: ScoringOptions = ScoringOptions()
-    verify: bool = True
-    device: str | None = None
+    verify: bool = True  # check its files against the digests that were recorded with them
+    device: str | None = None  # of the weights; None is this process's own
 
     @cached_property
     def files(self) -> "CheckpointFiles":

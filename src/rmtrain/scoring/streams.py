@@ -27,24 +27,15 @@ _POLL_SECONDS = 0.5  # between checks for parts of other processes
 
 @dataclass(frozen=True)
 class StreamScoring:
-    """The scoring of a source by one or more processes that share a disk and never wait for each other.
-
-    Attributes:
-        scorer: gives the rewards.
-        rows: the source's rows.
-        parts: the output, in parts.
-        kind: of the parts.
-        tokens_per_batch: maximum tokens per forward pass.
-        display: of the main process.
-        skip_refused: rows that the chat template refuses get null rewards and the reason; otherwise they are errors.
-    """
+    """The scoring of a source by one or more processes that share a disk and never wait for each other."""
 
     scorer: Scorer
     rows: SourceReader
-    parts: Parts
+    parts: Parts  # the output, in parts
     kind: Kind
-    tokens_per_batch: int
+    tokens_per_batch: int  # maximum tokens per forward pass
     display: Display
+    # rows that the chat template refuses get null rewards and the reason; otherwise they are errors
     skip_refused: bool = False
     _seen: dict[str, float] = field(default_factory=dict, repr=False)
 

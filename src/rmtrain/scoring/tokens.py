@@ -15,18 +15,12 @@ from rmtrain.scoring.scorer import GroupScore, ScoringTask
 
 @dataclass(frozen=True)
 class TokenizedTask:
-    """The tokenised groups of a task.
+    """The tokenised groups of a task."""
 
-    Attributes:
-        groups: those that the chat template accepts.
-        tokens: of each.
-        fingerprint: digest of the groups, the rendering and the rules.
-        counts: tokens of each completion after its prompt, by group; None if not asked for.
-    """
-
-    groups: Sequence[PreferenceGroup]
-    tokens: Sequence[TokenizedGroup]
-    fingerprint: str
+    groups: Sequence[PreferenceGroup]  # those that the chat template accepts
+    tokens: Sequence[TokenizedGroup]  # of each
+    fingerprint: str  # digest of the groups, the rendering and the rules
+    # tokens of each completion after its prompt, by group; None if not asked for
     counts: Sequence[tuple[int, ...]] | None = None
 
     def scores(self, rewards: Sequence[Sequence[float]], task: ScoringTask) -> list[GroupScore | None]:

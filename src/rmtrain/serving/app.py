@@ -35,19 +35,12 @@ _logger = logging.getLogger("rmtrain")
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """The limits of a server.
+    """The limits of a server."""
 
-    Attributes:
-        batch: how requests are gathered, and how many may wait.
-        body_bytes: maximum size of a request's body.
-        token: clients must send it as `Authorization: Bearer`; empty for none.
-        body_seconds: time limit for receiving a body.
-    """
-
-    batch: BatchLimits
-    body_bytes: int
-    token: str = ""
-    body_seconds: float = 30.0
+    batch: BatchLimits  # how requests are gathered, and how many may wait
+    body_bytes: int  # maximum size of a request's body
+    token: str = ""  # clients must send it as `Authorization: Bearer`; empty for none
+    body_seconds: float = 30.0  # time limit for receiving a body
 
 
 def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
@@ -163,9 +156,6 @@ class Gate:
     """The middleware: checks the token and the size of the body, counts requests, and answers unexpected errors.
 
     Args:
-        app: the application.
-        limits: token and limits of the body.
-        figures: count every request.
         paths: those counted by name.
     """
 

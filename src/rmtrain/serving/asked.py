@@ -18,21 +18,14 @@ _CHARACTERS_PER_TOKEN = 64  # longer texts are refused before tokenisation
 
 @dataclass
 class Asked:
-    """The rows of one request.
+    """The rows of one request."""
 
-    Attributes:
-        reader: reads whole texts.
-        size: number of rewards in the answer.
-        groups: what to score, each with the places of its completions in the answer.
-        faults: by place, why a row has no reward.
-        cut: places of texts that were truncated to the maximum length.
-    """
-
-    reader: TextReader
-    size: int = 0
+    reader: TextReader  # reads whole texts
+    size: int = 0  # number of rewards in the answer
+    # what to score, each with the places of its completions in the answer
     groups: list[tuple[PreferenceGroup, list[int]]] = field(default_factory=list)
-    faults: dict[int, RmtrainError] = field(default_factory=dict)
-    cut: set[int] = field(default_factory=set)
+    faults: dict[int, RmtrainError] = field(default_factory=dict)  # by place, why a row has no reward
+    cut: set[int] = field(default_factory=set)  # places of texts that were truncated to the maximum length
 
     def completions(self, prompt: object, values: Sequence[object], where: str, arguments: dict[str, Any]) -> None:
         """Add the completions of one prompt.

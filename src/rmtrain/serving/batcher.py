@@ -26,17 +26,11 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How requests are gathered.
+    """How requests are gathered."""
 
-    Attributes:
-        tokens: approximate maximum to gather; the scorer splits them into forward passes.
-        wait_seconds: time to wait for further requests if fewer tokens are waiting.
-        queue_rows: maximum number of waiting completions; further requests are refused.
-    """
-
-    tokens: int
-    wait_seconds: float
-    queue_rows: int
+    tokens: int  # approximate maximum to gather; the scorer splits them into forward passes
+    wait_seconds: float  # time to wait for further requests if fewer tokens are waiting
+    queue_rows: int  # maximum number of waiting completions; further requests are refused
 
 
 @dataclass(frozen=True)

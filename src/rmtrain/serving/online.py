@@ -49,19 +49,12 @@ class RowScore(NamedTuple):
 
 @dataclass(frozen=True)
 class OnlineScorer:
-    """A scorer in this process, shared by any number of threads.
-
-    Attributes:
-        scorer: gives the rewards.
-        name: of the model, for logs and replies.
-        tokens_per_batch: maximum tokens per forward pass.
-        reader: reads conversations that a chat template has already rendered.
-    """
+    """A scorer in this process, shared by any number of threads."""
 
     scorer: Scorer
-    name: str
-    tokens_per_batch: int
-    reader: TextReader
+    name: str  # of the model, for logs and replies
+    tokens_per_batch: int  # maximum tokens per forward pass
+    reader: TextReader  # reads conversations that a chat template has already rendered
     _display: LogOnce = field(default_factory=LogOnce)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -78,7 +71,6 @@ class OnlineScorer:
 
         Args:
             ckpt: a run folder, a checkpoint or adapter folder, or a hub id.
-            options: how it is to be scored.
             device: of the weights; None is the GPU of this process, or else the CPU.
             tokens_per_batch: maximum tokens per forward pass; None takes the checkpoint's own.
             verify: check the weights' files against their recorded digests.
@@ -106,7 +98,6 @@ class OnlineScorer:
         """A score for each group, or the reason why it has none, which does not affect other groups.
 
         Args:
-            groups: what to score.
             counts: count the tokens of each completion after its prompt.
         """
         if not groups:

@@ -35,16 +35,11 @@ class _Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class TextReader:
-    """Reads whole conversations as text; a text in the model's template gets the tokens of its messages.
+    """Reads whole conversations as text; a text in the model's template gets the tokens of its messages."""
 
-    Attributes:
-        renderer: of the reward model; None if it has none.
-        max_length: tokens of a conversation; longer ones are truncated at the start, after BOS.
-        splits: split whole texts into prompt and answer, for rewards that depend on the length of the answer.
-    """
-
-    renderer: Renderer | None
-    max_length: int
+    renderer: Renderer | None  # of the reward model; None if it has none
+    max_length: int  # tokens of a conversation; longer ones are truncated at the start, after BOS
+    # split whole texts into prompt and answer, for rewards that depend on the length of the answer
     splits: bool = False
 
     @cached_property
@@ -71,7 +66,6 @@ class TextReader:
         """Texts of one prompt as one group; with `splits`, as one group for each prompt in tokens.
 
         Args:
-            name: of the group.
             texts: prompt and answer in one.
             prompt: the beginning of the texts. If it is plain text, the texts are read as one user message and its
                 answer; otherwise, or without a prompt, as rendered by this model's chat template.

@@ -192,9 +192,6 @@ def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strateg
     """Arguments of a planned run.
 
     Args:
-        recipe: of the run.
-        plan: its steps and micro-batches.
-        folder: the run folder, whose `checkpoints` the Trainer writes to.
         strategy: none, ddp, zero2, zero3 or fsdp.
 
     Raises:

@@ -94,9 +94,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
     """Writes each log line to metrics.jsonl and hands it to the display.
 
     Args:
-        path: of metrics.jsonl.
         steps_per_epoch: of the data; the Trainer itself counts the whole run as one epoch.
-        emit: takes the line.
     """
 
     def __init__(self, path: Path, steps_per_epoch: int, emit: Emit) -> None:

@@ -53,9 +53,6 @@ class CheckpointWriter:
         """Verify a staged checkpoint, rename it into place, and only then remove old ones.
 
         Args:
-            staged: the folder as written.
-            target: its final place.
-            state: of the Trainer.
             figures: the trainer's own, which a resumed run continues.
             scaled: a loss scaler is in use.
         """
@@ -99,7 +96,6 @@ def commit(staged: Path, target: Path, manifest: JsonObject, required: Iterable[
     """Describe, sync and rename a staged checkpoint.
 
     Args:
-        staged: the folder as written.
         target: its final place; a folder there is replaced.
         manifest: what is stored beside the digests, such as step and fingerprint.
         required: patterns of files that must exist.
@@ -200,7 +196,6 @@ def rotate(folder: Path, step: int, keep: int, protected: Iterable[int]) -> None
     """Remove the oldest committed checkpoints, once a new one has been committed.
 
     Args:
-        folder: of the checkpoints.
         step: of the new one; newer ones were passed over by the resumed run and do not count.
         keep: how many to keep, up to `step`.
         protected: steps that are kept as well.

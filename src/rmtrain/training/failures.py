@@ -26,7 +26,6 @@ def recording_failure(folder: Path, new: bool) -> Iterator[None]:
     """Record an error that ends a run, on every process, and raise what the user is shown in its place.
 
     Args:
-        folder: of the run.
         new: this command made it, and did not resume it.
     """
     try:

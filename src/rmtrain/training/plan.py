@@ -47,15 +47,9 @@ def plan_training(
     `max_tokens` makes a micro-batch of its own. What is in a global batch depends neither on limits nor on `processes`.
 
     Args:
-        sizes: of the training groups.
         epochs: passes, may be a fraction.
-        max_steps: upper limit of steps.
         global_batch_size: groups a step.
-        processes: number of data-parallel processes.
-        seed: of the order.
-        packing: how tokens are counted.
         max_tokens: through the backbone at once, on a process.
-        max_groups: in a micro-batch.
         one_pass: the groups of an epoch, by number; some may be repeated. None: each once.
     """
     groups = range(len(sizes)) if one_pass is None else one_pass

@@ -57,11 +57,7 @@ def run_fingerprint(
     """What must be equal for a resumed run to end as the uninterrupted one would, by dotted key.
 
     Args:
-        recipe: of the run.
-        splits: tokenised.
-        renderer: the rendering contract.
         strategy: none, ddp, zero2, zero3 or fsdp: as chosen for this run.
-        processes: in all.
     """
     values = recipe.model_dump(mode="json")
     settings = {f"{section}.{key}": value for section, part in values.items() for key, value in (part or {}).items()}

@@ -35,8 +35,6 @@ class Selection(TrainerCallback):  # type: ignore[misc]
             better.
         stop_after: validations without a better one; None never stops.
         changed: keys in which a resumed run differs from its checkpoint.
-        checkpoints: folder of the checkpoints.
-        notify: takes one line for the user.
     """
 
     def __init__(

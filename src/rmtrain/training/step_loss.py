@@ -35,7 +35,6 @@ def move_averages(
     Args:
         averages: up to the step before; a name that is new begins with its first mean.
         observed: by micro-batch and name, a sum and its weight.
-        decay: of what was before.
     """
     moved = {}
     for name in observed[0]:

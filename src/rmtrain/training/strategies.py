@@ -48,9 +48,7 @@ def strategy_arguments(recipe: Recipe, strategy: str, processes: int) -> JsonObj
     """The Trainer's arguments for a strategy.
 
     Args:
-        recipe: of the run.
         strategy: none, ddp, zero2, zero3 or fsdp: the recipe's own, or the one that auto chose.
-        processes: in all.
 
     Raises:
         InputError: the recipe's DeepSpeed file can't be used.

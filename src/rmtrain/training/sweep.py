@@ -79,18 +79,11 @@ def _recorded(run: Path) -> Recipe | None:
 
 @dataclass(frozen=True)
 class Workers:
-    """Runs commands of rmtrain, some beside each other; each has one of the devices to itself.
+    """Runs commands of rmtrain, some beside each other; each has one of the devices to itself."""
 
-    Attributes:
-        number: of commands at a time.
-        devices: ids for CUDA_VISIBLE_DEVICES, one a worker; empty: every command sees all.
-        logs: folder for what commands say that run beside others; one that runs alone says it here.
-        notify: shows a line.
-    """
-
-    number: int
-    devices: Sequence[str]
-    logs: Path
+    number: int  # of commands at a time
+    devices: Sequence[str]  # ids for CUDA_VISIBLE_DEVICES, one a worker; empty: every command sees all
+    logs: Path  # folder for what commands say that run beside others; one that runs alone says it here
     notify: Notify
     running: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 

@@ -38,9 +38,7 @@ class WandbLog(TrainerCallback):  # type: ignore[misc]
     """Logs every line of the run to wandb, under the run folder's name, which a resumed run continues.
 
     Args:
-        section: of the recipe.
         folder: the run folder; its name is the wandb run's id.
-        config: the resolved recipe.
     """
 
     def __init__(self, section: TrackingSection, folder: Path, config: JsonObject) -> None:

@@ -74,11 +74,7 @@ def train(
     Every process of a distributed run calls this with the same arguments.
 
     Args:
-        loaded: the recipe.
         splits: tokenised; `train`, and `validation` where the recipe has one.
-        renderer: the rendering contract.
-        display: of the main process.
-        resume: run folder to resume.
         allow_changes: resume even if recipe or data differ.
 
     Raises:

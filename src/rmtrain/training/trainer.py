@@ -36,15 +36,9 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     """RewardTrainer that trains on groups.
 
     Args:
-        model: with its LoRA adapters, if it has any.
         args: the Trainer's arguments; `output_dir` takes the checkpoints.
         data: this process's micro-batches.
-        objective: gives the loss of a micro-batch.
-        validation: during training.
-        checkpoints: writes them.
-        callbacks: of the Trainer.
         head_learning_rate: of the score head; None is that of the rest.
-        notify: takes one line for the user.
     """
 
     def __init__(

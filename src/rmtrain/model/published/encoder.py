@@ -77,11 +77,7 @@ def mark_answers(
     """The tokenised groups with `starts`, the first token of type 1, where the encoder has types for two texts.
 
     Args:
-        groups: what was tokenised.
         tokenized: of `tokenize_groups`, by the same rule, with none dropped.
-        renderer: of the encoder.
-        max_length: tokens of prompt and one completion.
-        over_length: the rule.
     """
     if not (renderer.types and renderer.reads_pairs):
         return list(tokenized)
@@ -100,15 +96,10 @@ def mark_answers(
 
 @dataclass(frozen=True)
 class TextPairRenderer(Renderer):
-    """Question and answer as the tokenizer's own pair; with a chat template, the conversation as one text.
+    """Question and answer as the tokenizer's own pair; with a chat template, the conversation as one text."""
 
-    Attributes:
-        types: the model tells its two texts apart by token types.
-        special_tokens: the tokenizer puts its own around a template's text, which has none of them.
-    """
-
-    types: bool = False
-    special_tokens: bool = True
+    types: bool = False  # the model tells its two texts apart by token types
+    special_tokens: bool = True  # the tokenizer puts its own around a template's text, which has none of them
 
     @classmethod
     def of_encoder(cls, folder: str, prompt: str | None, config: PretrainedConfig) -> "TextPairRenderer":

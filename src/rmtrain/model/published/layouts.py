@@ -12,37 +12,22 @@ from rmtrain.model.forward import HEAD
 
 @dataclass(frozen=True)
 class CheckpointFormat:
-    """One way in which the files of a reward model were published.
-
-    Attributes:
-        name: of the model.
-        ids: on the hub.
-        head: linear module that makes the last token's state a reward.
-        bias: the head has one.
-        backbone: transformers' name of the architecture; None for that of the config.
-        prefixes: of the backbone's tensors, each with what transformers calls it.
-        ignored: pattern of tensors on which no reward depends.
-        prompt: name of its prompt; None is the tokenizer's own template.
-        tokenizer: hub id of the tokenizer where none lies with the weights.
-        max_length: tokens of prompt and one completion; None is what the backbone takes.
-        model_type: in its config, where that is a name of its own.
-        runner_prompt: with which RewardBench's runner read it, where that is another prompt.
-        runner_reads: where the runner found a row's score: by the `pad` id, before the `first_unk` (the first id of the
-            tokenised unk token), or by the `mask`.
-    """
+    """One way in which the files of a reward model were published."""
 
     name: str
-    ids: tuple[str, ...] = ()
-    head: str = HEAD
-    bias: bool = False
-    backbone: str | None = None
-    prefixes: Mapping[str, str] | None = None
-    ignored: str | None = None
-    prompt: str | None = None
-    tokenizer: str | None = None
-    max_length: int | None = None
-    model_type: str | None = None
-    runner_prompt: str | None = None
+    ids: tuple[str, ...] = ()  # on the hub
+    head: str = HEAD  # linear module that makes the last token's state a reward
+    bias: bool = False  # the head has one
+    backbone: str | None = None  # transformers' name of the architecture; None for that of the config
+    prefixes: Mapping[str, str] | None = None  # of the backbone's tensors, each with what transformers calls it
+    ignored: str | None = None  # pattern of tensors on which no reward depends
+    prompt: str | None = None  # name of its prompt; None is the tokenizer's own template
+    tokenizer: str | None = None  # hub id of the tokenizer where none lies with the weights
+    max_length: int | None = None  # tokens of prompt and one completion; None is what the backbone takes
+    model_type: str | None = None  # in its config, where that is a name of its own
+    runner_prompt: str | None = None  # with which RewardBench's runner read it, where that is another prompt
+    # where the runner found a row's score: by the `pad` id, before the `first_unk` (the first id of the tokenised unk
+    # token), or by the `mask`
     runner_reads: Literal["pad", "first_unk", "mask"] = "pad"
 
     def theirs(self, name: str) -> str:
@@ -152,9 +137,7 @@ def recognise(where: str, folder: Path, config: Mapping[str, Any], tensors: Mapp
 
     Args:
         where: folder or hub id, as named by the user.
-        folder: where the files are.
         config: the content of its config.json.
-        tensors: by name.
 
     Raises:
         CheckpointError: several fit, which differ in the prompt.

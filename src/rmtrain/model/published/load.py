@@ -46,25 +46,15 @@ class _BiasedHead:
 
 @dataclass(frozen=True)
 class Published:
-    """A published reward model, before its model is built.
+    """A published reward model, before its model is built."""
 
-    Attributes:
-        where: folder or hub id, as the user named it.
-        folder: local folder of its files.
-        layout: the format in which it was published.
-        config: of the backbone.
-        tensors: its weights, by their names in the files.
-        prompt: name of a prompt, or a Jinja template; None is the tokenizer's own chat template.
-        label: the label whose logit is the reward, counted from 0; None where the head has only one.
-    """
-
-    where: str
+    where: str  # folder or hub id, as the user named it
     folder: Path
-    layout: CheckpointFormat
-    config: PretrainedConfig
-    tensors: dict[str, Tensor]
-    prompt: str | None
-    label: int | None
+    layout: CheckpointFormat  # the format in which it was published
+    config: PretrainedConfig  # of the backbone
+    tensors: dict[str, Tensor]  # its weights, by their names in the files
+    prompt: str | None  # name of a prompt, or a Jinja template; None is the tokenizer's own chat template
+    label: int | None  # the label whose logit is the reward, counted from 0; None where the head has only one
 
     @property
     def reading(self) -> JsonObject:
@@ -185,8 +175,6 @@ def find_published(where: str, folder: Path, prompt: str | None = None, label: s
     """Recognise a published reward model by its files.
 
     Args:
-        where: folder or hub id, as named by the user.
-        folder: where the files are.
         prompt: see `make_renderer`; None is that of the model.
         label: name or index of the label whose logit is the reward; needed where there are several.
 

@@ -11,21 +11,13 @@ from rmtrain.errors import InputError
 
 
 class Prompt(NamedTuple):
-    """What stands around the text of a question and of an answer.
+    """What stands around the text of a question and of an answer."""
 
-    Attributes:
-        question: before a question.
-        answer: between a question and its answer.
-        end: after an answer.
-        between: between an answer and the next question, after its end.
-        append_eos: one EOS follows the last answer; None appends one where `end` is no end token.
-    """
-
-    question: str
-    answer: str
-    end: str = ""
-    between: str = ""
-    append_eos: bool | None = None
+    question: str  # before a question
+    answer: str  # between a question and its answer
+    end: str = ""  # after an answer
+    between: str = ""  # between an answer and the next question, after its end
+    append_eos: bool | None = None  # one EOS follows the last answer; None appends one where `end` is no end token
 
     @property
     def chat_template(self) -> str:
@@ -66,7 +58,6 @@ def make_renderer(tokenizer: str, prompt: str | None) -> Renderer:
     """The renderer of a folder's or hub id's tokenizer.
 
     Args:
-        tokenizer: folder or hub id.
         prompt: a name, `raw`, the path of a .jinja file, or Jinja text; None takes the tokenizer's own template.
 
     Raises:
