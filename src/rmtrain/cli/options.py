@@ -116,11 +116,7 @@ class Reading:
     row_schema: RowSchema = None
 
     def mapping(self) -> "ReadAs | None":
-        """The keys of a data section that the options set; None if neither is given.
-
-        Raises:
-            InputError: one of them is malformed, or the schema does not exist.
-        """
+        """The keys of a data section that the options set; None if neither is given."""
         return _mapping(self.columns, self.row_schema)
 
 

@@ -143,12 +143,7 @@ class _Asked:
 
 
 def _asked(recipe: Path, values: Sequence[str], seeds: int, metric: "Metric") -> _Asked:
-    """The sweep of a recipe. Its runs score validation only, so that the test split stays unused.
-
-    Raises:
-        RecipeError: the recipe has faults.
-        InputError: it has no validation split.
-    """
+    """The sweep of a recipe. Its runs score validation only, so that the test split stays unused."""
     from rmtrain.recipe.grid import grid
 
     values = [*values, "evaluation.splits=[validation]"]

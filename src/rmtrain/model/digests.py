@@ -45,11 +45,7 @@ def seal(folder: Path, own: bool = True) -> None:
 
 
 def verify_files(folder: Path) -> None:
-    """Check that a checkpoint, and the base of its adapter, are as they were written; older ones have no digests.
-
-    Raises:
-        CheckpointError: names the file that is damaged or missing.
-    """
+    """Check that a checkpoint, and the base of its adapter, are as they were written; older ones have no digests."""
     sidecar = read_object(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
     if sidecar:
         read_scoring(sidecar, folder / SIDECAR)  # refuses the block of a later version, whose digests may be others

@@ -24,11 +24,7 @@ class Recorded(NamedTuple):
 
 
 def read_recorded(recipe: Any, where: str) -> Recorded:
-    """Read a recorded recipe; unknown keys are ignored, and their names returned.
-
-    Raises:
-        CheckpointError: its data section can't be read.
-    """
+    """Read a recorded recipe; unknown keys are ignored, and their names returned."""
     sections = recipe if isinstance(recipe, dict) else {}
     text = json.dumps(sections.get("data"))
     try:
@@ -46,11 +42,7 @@ def read_recorded(recipe: Any, where: str) -> Recorded:
 
 
 def read_recorded_file(path: Path) -> Recorded:
-    """The same for a run's `recipe.yaml`.
-
-    Raises:
-        CheckpointError: it can't be read.
-    """
+    """The same for a run's `recipe.yaml`."""
     document = parse_document(Source(str(path), read_text(path, error=CheckpointError)))
     return read_recorded(document.value, str(path))
 

@@ -90,11 +90,7 @@ def _shown(value: Any, metric: str) -> str:
 
 
 def write_page(path: Path, result: Result) -> Path:
-    """Write the page of a sweep: a single file with its tables, its settings and the curves of its runs.
-
-    Raises:
-        WriteError: the file can't be written.
-    """
+    """Write the page of a sweep: a single file with its tables, its settings and the curves of its runs."""
     values = {
         "result": result,
         "tables": [to_html(table) for table in sweep_tables(result)],

@@ -30,12 +30,7 @@ def rehearse(
     allow_changes: bool,
     display: Display,
 ) -> list[str]:
-    """Run the checks between `plan_run` and the first step, except for memory; returns notes for the user.
-
-    Raises:
-        InputError: as `train` would.
-        CheckpointError: as `train` would.
-    """
+    """Run the checks between `plan_run` and the first step, except for memory; returns notes for the user."""
     check_login(recipe.tracking.wandb)
     if resume is None:
         require_writable(Path(recipe.run.folder))
