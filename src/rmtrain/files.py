@@ -74,7 +74,11 @@ def read_text(path: Path | str, limit: int = TEXT_LIMIT, error: type[InputError]
 
 
 def require_regular(folder: Path, error: type[InputError] = InputError) -> None:
-    """Refuse a model folder with a device or a pipe, which libraries would wait for."""
+    """Refuse a model folder with a device or a pipe, which libraries would wait for.
+
+    Raises:
+        InputError: it has one.
+    """
     for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise error(f"{path}: can't be read: it is a device or a pipe", "put a regular file there")
@@ -130,6 +134,9 @@ def writing(path: Path, needed: int | None = None, left: str = "") -> Iterator[N
     Args:
         needed: its size in bytes, if known.
         left: a sentence on files that were written before.
+
+    Raises:
+        WriteError: the file can't be written.
     """
     try:
         yield
@@ -159,6 +166,9 @@ def replaced(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
 
     Args:
         needed: its size in bytes, if known.
+
+    Raises:
+        WriteError: as `write_atomic`.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # the file's own name may have the maximum length
     with writing(path, needed):
@@ -212,6 +222,9 @@ def staged_folder(folder: Path, left: str = "", replace: bool = False, durable: 
     Args:
         replace: an existing folder may hold files; otherwise only an empty one is replaced.
         durable: have the files on disk before the folder appears.
+
+    Raises:
+        WriteError: as `writing`.
     """
     staging = folder.with_name(f".{folder.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)

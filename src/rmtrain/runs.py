@@ -43,7 +43,11 @@ def create_run(parent: Path, name: str) -> Path:
 
 
 def require_writable(parent: Path) -> None:
-    """Check that a folder can be made under `parent`, which need not exist; writes nothing."""
+    """Check that a folder can be made under `parent`, which need not exist; writes nothing.
+
+    Raises:
+        InputError: it can't.
+    """
     place = next(path for path in (parent.absolute(), *parent.absolute().parents) if os.path.lexists(path))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         why = os.strerror(errno.EACCES if place.is_dir() else errno.ENOTDIR)
@@ -155,5 +159,9 @@ def offline_wandb(folder: Path) -> list[Path]:
 
 
 def locked(folder: Path, write: bool = True) -> AbstractContextManager[None]:
-    """Lock a run folder for this process; the lock ends with the process."""
+    """Lock a run folder for this process; the lock ends with the process.
+
+    Raises:
+        InputError: another process holds it.
+    """
     return held(folder / ".lock", folder, write=write)

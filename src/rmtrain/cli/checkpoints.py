@@ -101,6 +101,10 @@ def load(ref: "ModelRef", display: Display, needs_rewards: str = "") -> Scorer:
 
     Args:
         needs_rewards: names the work, if a model that only compares completions can't do it.
+
+    Raises:
+        CheckpointError: it can't be loaded.
+        InputError: an option does not fit it.
     """
     from rmtrain.scoring.kinds import open_scorer
 

@@ -62,7 +62,11 @@ def data(
 
 
 def _examples(ready: "ReadyData", rows: "list[CuratedRows]", show: str, most: int) -> "list[Example]":
-    """The examples of a cause: the cause of exactly this name, otherwise all causes whose names contain it."""
+    """The examples of a cause: the cause of exactly this name, otherwise all causes whose names contain it.
+
+    Raises:
+        InputError: nothing was dropped for such a cause.
+    """
     from rmtrain.data.examples import causes_of, examples_of, matching, token_examples
 
     causes = [*causes_of(rows), *(cause for split in ready.splits.values() for cause in split.tokens.dropped)]

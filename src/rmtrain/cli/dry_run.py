@@ -27,7 +27,11 @@ def dry_run(
     allow_changes: bool = False,
     verify: bool = True,
 ) -> None:
-    """Run all checks of `train`, and show the plan, its predicted memory, the data report and the first group."""
+    """Run all checks of `train`, and show the plan, its predicted memory, the data report and the first group.
+
+    Raises:
+        InputError: as in `train`; if memory is too small, after everything is shown.
+    """
     from rmtrain.data.prepare import prepare
     from rmtrain.model.memory import count_parameters
     from rmtrain.model.start import recipe_renderer, start_config

@@ -73,7 +73,11 @@ def _told(result: dict[str, Any]) -> str:
 
 
 def _check_login(repository: str) -> None:
-    """Check the login to the hub before any work is done."""
+    """Check the login to the hub before any work is done.
+
+    Raises:
+        InputError: the repository name, the token or the login is invalid.
+    """
     from huggingface_hub import HfApi
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):

@@ -104,7 +104,13 @@ class Judges:
         return path
 
     def _command(self, *arguments: str) -> None:
-        """Run a command of rmtrain; its standard error is shown."""
+        """Run a command of rmtrain; its standard error is shown.
+
+        Raises:
+            InputError: the command refused its input.
+            Interrupted: it was interrupted; running curate again continues there.
+            RunFailedError: it failed.
+        """
         done = subprocess.run(
             [sys.executable, "-P", "-m", "rmtrain", *arguments], stdout=subprocess.DEVNULL, check=False
         )

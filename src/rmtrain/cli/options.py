@@ -116,7 +116,11 @@ class Reading:
     row_schema: RowSchema = None
 
     def mapping(self) -> "ReadAs | None":
-        """The keys of a data section that the options set; None if neither is given."""
+        """The keys of a data section that the options set; None if neither is given.
+
+        Raises:
+            InputError: one of them is malformed, or the schema does not exist.
+        """
         return _mapping(self.columns, self.row_schema)
 
 

@@ -42,6 +42,9 @@ def join_slurm() -> None:
     """Set torch's variables from Slurm's, if srun started this process as one of several tasks.
 
     Each task is one process with one GPU. The tasks connect to the first node of the step, unless MASTER_ADDR is set.
+
+    Raises:
+        InputError: srun's variables are incomplete.
     """
     slurm = {name.removeprefix("SLURM_"): value for name, value in os.environ.items() if name.startswith("SLURM_")}
     if joined() or int(slurm.get("STEP_NUM_TASKS", "1")) < 2:
@@ -68,7 +71,11 @@ def join_slurm() -> None:
 
 
 def first_node(nodes: str) -> str:
-    """The first host of Slurm's compressed list, such as `gpu[003-007,9],login1`: here gpu003."""
+    """The first host of Slurm's compressed list, such as `gpu[003-007,9],login1`: here gpu003.
+
+    Raises:
+        ValueError: it is no such list.
+    """
     match = re.match(r"([^\[\],]+)(?:\[([^\],-]+)[^\]]*\]([^\[\],]*))?", nodes)
     if match is None:
         raise ValueError(f"not a list of nodes: {nodes!r}")
@@ -76,7 +83,11 @@ def first_node(nodes: str) -> str:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Tasks of each node from Slurm's `4(x2),3`: here 4, 4, 3."""
+    """Tasks of each node from Slurm's `4(x2),3`: here 4, 4, 3.
+
+    Raises:
+        ValueError: it is no such list.
+    """
     counts = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)

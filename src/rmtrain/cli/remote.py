@@ -21,6 +21,10 @@ def open_server(url: str, api: "Api", own: "Scorer | None") -> "RemoteScorer":
 
     Args:
         own: the checkpoint whose tokenizer renders text, for APIs that take text.
+
+    Raises:
+        InputError: the address is invalid, or the API needs a checkpoint.
+        RunFailedError: no server answers.
     """
     from rmtrain.scoring.remote import RemoteScorer, Server
 

@@ -111,7 +111,12 @@ def score_stream(
     display: TerminalDisplay,
     skip_refused: bool,
 ) -> None:
-    """Score the rows of a stream, together with the other processes, and write them with their rewards."""
+    """Score the rows of a stream, together with the other processes, and write them with their rewards.
+
+    Raises:
+        InputError, RunFailedError: as in `StreamScoring.run`.
+        RunFailedError: the rows changed meanwhile; the output holds the earlier rows.
+    """
     from rmtrain.data.row_output import join_parts
     from rmtrain.scoring.parts import Parts  # imports torch, which takes long, so not before the input is checked
     from rmtrain.scoring.streams import StreamScoring
@@ -169,6 +174,9 @@ def open_rows(
     Args:
         where: the checkpoint; None without a model.
         mapping: from --columns and --row-schema.
+
+    Raises:
+        DataError: a row can't be read.
     """
     from rmtrain.data.load import choose_reading
     from rmtrain.data.reader import SourceReader

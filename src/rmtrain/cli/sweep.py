@@ -143,7 +143,12 @@ class _Asked:
 
 
 def _asked(recipe: Path, values: Sequence[str], seeds: int, metric: "Metric") -> _Asked:
-    """The sweep of a recipe. Its runs score validation only, so that the test split stays unused."""
+    """The sweep of a recipe. Its runs score validation only, so that the test split stays unused.
+
+    Raises:
+        RecipeError: the recipe has faults.
+        InputError: it has no validation split.
+    """
     from rmtrain.recipe.grid import grid
 
     values = [*values, "evaluation.splits=[validation]"]

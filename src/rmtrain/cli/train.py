@@ -93,7 +93,11 @@ def _load(recipe: Path | None, overrides: list[str], resume: Path | None) -> "Lo
 
 
 def _recipe_of_run(path: Path, overrides: list[str]) -> "LoadedRecipe":
-    """The recipe recorded in a run folder."""
+    """The recipe recorded in a run folder.
+
+    Raises:
+        CheckpointError: it is damaged, or of another version.
+    """
     from rmtrain.recipe.load import load_recipe
 
     try:

@@ -144,7 +144,11 @@ def published_model(name: Any, entry: Mapping[str, Any], where: str) -> Publishe
 
 
 def published_result(benchmark: Benchmark, model: PublishedModel) -> PublishedResult:
-    """The result from a model's published accuracies."""
+    """The result from a model's published accuracies.
+
+    Raises:
+        DataError: as in `published_results`.
+    """
     where = model.where
     sizes = {**benchmark.counts, **benchmark.prior_counts, **model.rows}
     if not sizes:

@@ -77,7 +77,11 @@ def _is_soft(group: PreferenceGroup) -> bool:
 
 
 def gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps:
-    """Reward gaps of all preferences of the rows."""
+    """Reward gaps of all preferences of the rows.
+
+    Raises:
+        ValueError: a reward is not finite, or a preference does not fit its row.
+    """
     return join_gaps([row.margins or preference_gaps(row.rewards, row.preferences, row.id) for row in rows])
 
 
@@ -138,7 +142,11 @@ class SplitFigures:
 
 
 def summarise(rows: Sequence[ScoredRow]) -> SplitFigures:
-    """The figures of all rows of a split."""
+    """The figures of all rows of a split.
+
+    Raises:
+        ValueError: a reward is not finite.
+    """
     gaps, length_gaps = gaps_of(rows), length_gaps_of(rows)
     ranking, credit, clusters = ranking_accuracy(gaps.gaps), credits_of(gaps.gaps), clusters_of(rows)[gaps.groups]
     interval = clustered_interval(credit, clusters)

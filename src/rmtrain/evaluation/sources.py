@@ -19,13 +19,21 @@ Notify = Callable[[str], None]
 
 
 def sidecar_of(where: str) -> dict[str, Any]:
-    """The content of a checkpoint's rmtrain.json; empty if it has none."""
+    """The content of a checkpoint's rmtrain.json; empty if it has none.
+
+    Raises:
+        CheckpointError: the checkpoint can't be found, or the file can't be read.
+    """
     path = local_folder(where) / SIDECAR
     return read_object(path) if path.exists() else {}
 
 
 def recorded_recipe(where: str, notify: Notify) -> Recorded | None:
-    """The recipe in a checkpoint's rmtrain.json as far as evaluation needs it; None if it has none."""
+    """The recipe in a checkpoint's rmtrain.json as far as evaluation needs it; None if it has none.
+
+    Raises:
+        CheckpointError: its data section can't be read.
+    """
     values = sidecar_of(where).get("recipe")
     if not values:
         return None

@@ -53,7 +53,11 @@ def rank(trained: Sequence[tuple[Setting, Runs]], metric: Metric, split: str = "
 
 
 def rows_by_seed(runs: Runs, split: str) -> Seeds:
-    """The scored rows of a split for each run."""
+    """The scored rows of a split for each run.
+
+    Raises:
+        DataError: a run has none.
+    """
     for run in runs.values():
         if not rows_of(run, split).exists():
             raise DataError(

@@ -17,7 +17,11 @@ _OTHER = "the checkpoint is damaged or of another model"
 
 
 def attach_adapter(module: Any, folder: Path, base: str, dropout: float | None = None) -> Any:
-    """The PEFT model of a base and the adapter in a folder; with a dropout, to be trained further."""
+    """The PEFT model of a base and the adapter in a folder; with a dropout, to be trained further.
+
+    Raises:
+        CheckpointError: names what does not fit.
+    """
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
     require_bounded(read_object(folder / ADAPTER), str(folder / ADAPTER))

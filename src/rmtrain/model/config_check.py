@@ -19,7 +19,11 @@ _LIMITS = [
 
 
 def require_bounded(values: Any, name: str, key: str = "") -> None:
-    """Refuse a config with a number that no model has, wherever it is nested."""
+    """Refuse a config with a number that no model has, wherever it is nested.
+
+    Raises:
+        CheckpointError: names the entry.
+    """
     if isinstance(values, (dict, list, tuple)):
         for inner, value in values.items() if isinstance(values, dict) else ((key, value) for value in values):
             require_bounded(value, name, str(inner))

@@ -53,6 +53,9 @@ def require_agreement(value: str, what: str) -> None:
 
     Args:
         value: of this process, such as a fingerprint of what it read.
+
+    Raises:
+        RunFailedError: another process has another value.
     """
     if len(set(gather_values([value]))) > 1:
         raise RunFailedError(

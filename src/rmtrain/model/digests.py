@@ -45,7 +45,11 @@ def seal(folder: Path, own: bool = True) -> None:
 
 
 def verify_files(folder: Path) -> None:
-    """Check that a checkpoint, and the base of its adapter, are as they were written; older ones have no digests."""
+    """Check that a checkpoint, and the base of its adapter, are as they were written; older ones have no digests.
+
+    Raises:
+        CheckpointError: names the file that is damaged or missing.
+    """
     sidecar = read_object(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
     if sidecar:
         read_scoring(sidecar, folder / SIDECAR)  # refuses the block of a later version, whose digests may be others

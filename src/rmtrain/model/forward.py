@@ -29,7 +29,11 @@ class PackedForward:
         position_ids: Int[Tensor, "rows columns"] | None,
         layout: Layout | None,
     ) -> Float[Tensor, "rows*columns H"]:
-        """Last hidden states of all tokens, row by row; a packed batch has one row."""
+        """Last hidden states of all tokens, row by row; a packed batch has one row.
+
+        Raises:
+            InputError: a packed batch that not every layer attended to as its config says.
+        """
         inputs: dict[str, Any] = {"attention_mask": attention_mask}
         if layout is not None:
             one_pass = attention.Pass(layout)
@@ -110,7 +114,11 @@ class RewardForward(PackedForward):
 
 
 def check_head(module: torch.nn.Module) -> None:
-    """Assert what peers get wrong: the head is trained, float32, finite and not all zero."""
+    """Assert what peers get wrong: the head is trained, float32, finite and not all zero.
+
+    Raises:
+        CheckpointError: says which of these fails.
+    """
     heads = [(n, p) for n, p in module.named_parameters() if f"{HEAD}." in n and p.requires_grad]
     if not heads:
         raise CheckpointError("the score head is frozen, so no ranking can be learnt")

@@ -168,6 +168,9 @@ def require_alike(parts: Sequence[Part]) -> None:
 
     Weights may be averaged where the models come from the same base and the same head, and so lie in one basin of the
     loss (arXiv 2203.05482, 2401.12187).
+
+    Raises:
+        InputError: names the two parts and in what they differ.
     """
     first = parts[0]
     for part in parts[1:]:

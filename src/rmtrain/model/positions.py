@@ -57,6 +57,9 @@ def check_positions(config: PretrainedConfig, model_class: type, max_length: int
 
     Args:
         longest: tokens of the longest row.
+
+    Raises:
+        InputError: says how many positions there are.
     """
     with torch.device("meta"):
         table = position_table(model_class(config))

@@ -28,6 +28,9 @@ def require_fixed_rotation(config: PretrainedConfig, longest: int) -> None:
 
     Args:
         longest: tokens of the longest row.
+
+    Raises:
+        InputError: says up to which length rows can be scored.
     """
     limit = fixed_rotation(config)
     if limit is not None and longest > limit:

@@ -88,6 +88,9 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]] | None =
 
     Args:
         expected: names and shapes that must be there.
+
+    Raises:
+        CheckpointError: names the tensor or file.
     """
     names: dict[str, tuple[int, ...]] = {}
     for file, name, tensor in read_tensors(folder):

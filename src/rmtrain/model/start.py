@@ -219,7 +219,11 @@ def merging_note(recipe: Recipe, start: Start, config: PretrainedConfig, place: 
 
 
 def require_one_label(folder: Path) -> None:
-    """Refuse a model whose score head has several labels, or whose weight files can't be read."""
+    """Refuse a model whose score head has several labels, or whose weight files can't be read.
+
+    Raises:
+        CheckpointError: says how many labels there are, or which file is damaged.
+    """
     require_regular(folder, CheckpointError)
     for file in weight_files(folder):
         if file.suffix != ".safetensors":

@@ -108,7 +108,11 @@ def read_adapter(folder: Path) -> dict[str, Any]:
 
 
 def require_files(folder: Path) -> Path:
-    """Refuse a checkpoint that holds, itself or in its base, a device or a pipe to wait on; returns `folder`."""
+    """Refuse a checkpoint that holds, itself or in its base, a device or a pipe to wait on; returns `folder`.
+
+    Raises:
+        CheckpointError: one of them does, or an adapter is its own base.
+    """
     seen: set[Path] = set()
     place: Path | None = folder
     while place is not None and place.resolve() not in seen:

@@ -50,7 +50,11 @@ def bundled_recipes() -> list[BundledRecipe]:
 
 
 def find(name: str) -> BundledRecipe:
-    """The bundled recipe with a name; the name may end in `.yaml`."""
+    """The bundled recipe with a name; the name may end in `.yaml`.
+
+    Raises:
+        RecipeError: there is none of this name.
+    """
     recipes = {recipe.name: recipe for recipe in bundled_recipes()}
     if recipe := recipes.get(name.removesuffix(".yaml")):
         return recipe

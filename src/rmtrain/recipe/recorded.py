@@ -24,7 +24,11 @@ class Recorded(NamedTuple):
 
 
 def read_recorded(recipe: Any, where: str) -> Recorded:
-    """Read a recorded recipe; unknown keys are ignored, and their names returned."""
+    """Read a recorded recipe; unknown keys are ignored, and their names returned.
+
+    Raises:
+        CheckpointError: its data section can't be read.
+    """
     sections = recipe if isinstance(recipe, dict) else {}
     text = json.dumps(sections.get("data"))
     try:
@@ -42,7 +46,11 @@ def read_recorded(recipe: Any, where: str) -> Recorded:
 
 
 def read_recorded_file(path: Path) -> Recorded:
-    """The same for a run's `recipe.yaml`."""
+    """The same for a run's `recipe.yaml`.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
     document = parse_document(Source(str(path), read_text(path, error=CheckpointError)))
     return read_recorded(document.value, str(path))
 

@@ -48,6 +48,9 @@ def write_model_card(run: Path) -> Path:
 def refresh_model_card(run: Path) -> bool:
     """Rewrite a run's card after its results have changed. Returns False, and writes nothing, if someone edited the
     card.
+
+    Raises:
+        CheckpointError, OSError: as `write_model_card`.
     """
     path = run / "final" / NAME
     if path.exists():
@@ -69,6 +72,9 @@ def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, An
     Args:
         run: its run folder; None if it has none.
         sidecar: content of the model's rmtrain.json.
+
+    Raises:
+        OSError: the file can't be written.
     """
     if run is None:
         named = folder.with_name(folder.name.removeprefix(".").removesuffix(".staging"))  # its final name

@@ -211,7 +211,11 @@ def shown_gap(result: GapResult) -> ShownGap:
 
 
 def write_page(path: Path, result: GapResult) -> Path:
-    """Write the page of one result: a single file with its tables and figures."""
+    """Write the page of one result: a single file with its tables and figures.
+
+    Raises:
+        WriteError: the file can't be written.
+    """
     write_atomic(path, render("gap.html.j2", plain, {"shown": shown_gap(result)}, {"to_html": to_html}))
     return path
 

@@ -42,6 +42,10 @@ def write_report(run: Path) -> Path:
     """Write `report.html` into a run folder: what was trained, its curves, its evaluation.
 
     The same run folder gives the same bytes. Missing or damaged parts are left out, with a note.
+
+    Raises:
+        CheckpointError: the folder is not a run.
+        OSError: the file can't be written.
     """
     path = run / NAME
     write_atomic(path, _render(read_run(run)))

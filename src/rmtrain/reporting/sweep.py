@@ -90,7 +90,11 @@ def _shown(value: Any, metric: str) -> str:
 
 
 def write_page(path: Path, result: Result) -> Path:
-    """Write the page of a sweep: a single file with its tables, its settings and the curves of its runs."""
+    """Write the page of a sweep: a single file with its tables, its settings and the curves of its runs.
+
+    Raises:
+        WriteError: the file can't be written.
+    """
     values = {
         "result": result,
         "tables": [to_html(table) for table in sweep_tables(result)],

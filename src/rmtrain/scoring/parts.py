@@ -68,7 +68,11 @@ class Parts:
         return {name.removesuffix(".json") for name in os.listdir(self.folder) if name.endswith(".json")}
 
     def finish(self, name: str, rows: bytes, tally: Tally) -> None:
-        """Write a part."""
+        """Write a part.
+
+        Raises:
+            WriteError: the disk is full, or the folder can't be written.
+        """
         write_atomic(self.rows(name), rows)
         write_atomic(self.folder / f"{name}.json", json.dumps(tally))
         for path in self.folder.glob(f"{self.batches(name).name}*"):

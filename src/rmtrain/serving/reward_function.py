@@ -123,7 +123,11 @@ class RewardFunction:
         return rewards
 
     def score(self, prompt: str | Messages, completions: Sequence[str | Messages]) -> list[float | None]:
-        """Rewards of completions of one prompt, like a row of `rmtrain score`; None for one without an answer."""
+        """Rewards of completions of one prompt, like a row of `rmtrain score`; None for one without an answer.
+
+        Raises:
+            InputError: as in a call.
+        """
         return self([prompt] * len(completions), completions)
 
     def score_texts(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> list[float]:

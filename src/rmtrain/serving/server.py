@@ -15,7 +15,11 @@ _SWITCH_SECONDS = 0.0005  # between threads; by default, answers wait 5 ms for t
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free port."""
+    """A listening socket; port 0 takes a free port.
+
+    Raises:
+        InputError: the address is not available.
+    """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)

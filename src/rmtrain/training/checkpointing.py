@@ -129,7 +129,11 @@ def commit(staged: Path, target: Path, manifest: JsonObject, required: Iterable[
 
 
 def verify(path: Path) -> JsonObject:
-    """The manifest of a checkpoint, once all its files are known to be as they were written."""
+    """The manifest of a checkpoint, once all its files are known to be as they were written.
+
+    Raises:
+        CheckpointError: names the file that is missing, cut or changed.
+    """
     try:
         manifest = json.loads(read_text(path / MANIFEST, error=CheckpointError))
         digest = manifest.pop("digest")

@@ -109,7 +109,11 @@ def _opening_error(error: Exception, place: Path) -> RmtrainError:
 
 
 def start_run(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], stack: ExitStack) -> Path:
-    """Make a run folder and lock it until the stack closes; on the main process. It appears with its manifest in it."""
+    """Make a run folder and lock it until the stack closes; on the main process. It appears with its manifest in it.
+
+    Raises:
+        InputError: the folder can't be made.
+    """
     building = create_run(Path(loaded.recipe.run.folder), loaded.name)
     try:
         stack.enter_context(locked(building))

@@ -30,7 +30,12 @@ def rehearse(
     allow_changes: bool,
     display: Display,
 ) -> list[str]:
-    """Run the checks between `plan_run` and the first step, except for memory; returns notes for the user."""
+    """Run the checks between `plan_run` and the first step, except for memory; returns notes for the user.
+
+    Raises:
+        InputError: as `train` would.
+        CheckpointError: as `train` would.
+    """
     check_login(recipe.tracking.wandb)
     if resume is None:
         require_writable(Path(recipe.run.folder))

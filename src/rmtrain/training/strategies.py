@@ -49,6 +49,9 @@ def strategy_arguments(recipe: Recipe, strategy: str, processes: int) -> JsonObj
 
     Args:
         strategy: none, ddp, zero2, zero3 or fsdp: the recipe's own, or the one that auto chose.
+
+    Raises:
+        InputError: the recipe's DeepSpeed file can't be used.
     """
     import torch
 

@@ -121,7 +121,11 @@ class Workers:
             pool.shutdown()
 
     def evaluate(self, run: Path, split: str) -> None:
-        """Score a split with a run's model."""
+        """Score a split with a run's model.
+
+        Raises:
+            RunFailedError: the command failed.
+        """
         arguments = ["eval", "--ckpt", str(run), "--split", split]
         try:
             code = self._command(arguments, self.devices[0] if self.devices else "", f"{run.name}-{split}")
@@ -170,7 +174,11 @@ class Workers:
 
 
 def devices_for(parallel: int) -> list[str]:
-    """The ids of one GPU for each of so many commands; none without GPUs, or for a single command, which sees all."""
+    """The ids of one GPU for each of so many commands; none without GPUs, or for a single command, which sees all.
+
+    Raises:
+        InputError: there are fewer GPUs.
+    """
     import torch
 
     count = torch.cuda.device_count()

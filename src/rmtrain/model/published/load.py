@@ -122,7 +122,12 @@ class Published:
         return RewardModel(module, "none", ("read as PairRM: it compares, and gives no rewards",)), renderer
 
     def load_encoder(self, options: BackboneOptions) -> tuple[RewardModel, TextPairRenderer]:
-        """Build an encoder with transformers' own head and forward, and the renderer of its inputs."""
+        """Build an encoder with transformers' own head and forward, and the renderer of its inputs.
+
+        Raises:
+            CheckpointError: as `load`.
+            InputError: there is no such prompt, or the tokenizer can't be loaded.
+        """
         renderer = TextPairRenderer.of_encoder(str(self.folder), self.prompt, self.config)
         model_class = encoder_class(self.config)
         module, info = load_module(model_class, self.where, None, self.config, options, "none", tensors=self.tensors)

@@ -70,7 +70,11 @@ def make_renderer(tokenizer: str, prompt: str | None) -> Renderer:
 
 
 def template_of(prompt: str) -> str:
-    """The chat template that a prompt stands for: Jinja text, or the path of a .jinja file."""
+    """The chat template that a prompt stands for: Jinja text, or the path of a .jinja file.
+
+    Raises:
+        InputError: there is no such prompt.
+    """
     if prompt in PROMPTS:
         return PROMPTS[prompt].chat_template
     if prompt != "raw" and "{" not in prompt and not Path(prompt).is_file():
