@@ -127,7 +127,7 @@ def _read(
     source = read_rows(data, split)
     section, _ = section_for(data, None, mapping)
     split_data = read_source(source, None, section, evaluation=True, notify=display.note)
-    return source.rows, split_data, data_name(data, split)
+    return [*source.rows], split_data, data_name(data, split)
 
 
 def _show(

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from rmtrain.data.files import check_file, line_row, open_lines, open_parquet, parquet_faults, read_lines
+from rmtrain.data.files import check_file, line_row, open_lines, read_lines
 from rmtrain.data.local_files import Shard
+from rmtrain.data.parquet import open_parquet, parquet_faults
 from rmtrain.data.types import Row
 
 ROWS = 2048  # maximum rows per chunk

@@ -4,18 +4,18 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmtrain.data.chunk_files import ChunkFile, Content, HeldRows, LineFile, ParquetFile, Place
 from rmtrain.data.files import suffix_of
 from rmtrain.data.local_files import Shard, find_files
+from rmtrain.data.rows import Sample
 from rmtrain.data.sources import Source, SourceRows, has_changed, parse_source, read_rows
-from rmtrain.data.types import Row
 from rmtrain.errors import DataError, RunFailedError
 
 FOR_SEVERAL_MODELS = 32  # factor for larger chunks, if a model is loaded for each chunk
-_SAMPLE = 1000  # rows kept as examples for messages, beside those that show the columns
 _STREAMED = (".jsonl", ".jsonl.gz", ".parquet")
 
 
@@ -144,25 +144,17 @@ def _stream_of(rows: SourceRows, scale: int) -> RowStream:
 
 def _scan(about: SourceRows, files: Sequence[ChunkFile], states: Sequence[Any]) -> RowStream:
     chunks: list[Chunk] = []
-    sample: list[list[Row]] = [[] for _ in files]
-    seen = set[tuple[Any, ...]]()
-    last = None
+    sample, last = Sample(len(files)), None
     for chunk, content in _find_chunks(files):
         chunks.append(chunk)
         last = content
-        for number, row in enumerate(content.rows):
-            values = {(name, value is not None, bool(value)) for name, value in row.items()}
-            here = {(chunk.shard, name, True) for name in row}
-            if not values <= seen or (len(chunks) == 1 and number < _SAMPLE):
-                sample[chunk.shard].append(row)
-            elif not here <= seen:
-                sample[chunk.shard].append(dict.fromkeys(row))  # the file has these columns
-            seen |= values | here
+        for row in content.rows:
+            sample.add(chunk.shard, row)
     for number, file in enumerate(files):
-        if not sample[number]:
+        if not sample.rows[number]:
             raise DataError(f"{file.name}: the file holds no rows")
-    shards = [Shard(file.name, len(rows), None) for file, rows in zip(files, sample, strict=True)]
-    source = about._replace(rows=[row for rows in sample for row in rows], shards=shards)
+    shards = [Shard(file.name, len(rows), None) for file, rows in zip(files, sample.rows, strict=True)]
+    source = about._replace(rows=[*chain.from_iterable(sample.rows)], shards=shards)
     stream = RowStream(source, [file.name for file in files], chunks, files, states)
     if len(chunks) == 1 and last is not None:
         stream._last = chunks[0], stream._rows_of(chunks[0], last)

@@ -10,12 +10,16 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from rmtrain.data.parquet import parquet_rows
+from rmtrain.data.rows import StoredRows
 from rmtrain.data.types import Row
-from rmtrain.errors import DataError, first_line
+from rmtrain.errors import DataError
 from rmtrain.files import open_regular
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".csv")
@@ -30,8 +34,8 @@ _MAGIC = {".parquet": b"PAR1", ".jsonl.gz": b"\x1f\x8b"}
 class FileRows(NamedTuple):
     """The rows of one file, split by split."""
 
-    splits: dict[str, list[Row]]  # one entry named `train` where the file names no splits
-    lines: list[int] | None  # the first line of each row; None for files without lines
+    splits: Mapping[str, Sequence[Row]]  # one entry named `train` where the file names no splits
+    lines: Sequence[int] | None  # the first line of each row; None for files without lines
     named: bool  # the file itself names its splits
     fingerprint: str  # SHA-256 of the file's bytes, hexadecimal
 
@@ -42,34 +46,60 @@ def suffix_of(name: str) -> str | None:
 
 
 def read_file(path: Path) -> FileRows:
-    """Read a whole file by the reader that its suffix names.
+    """Read a whole file by the reader that its suffix names. Only the rows of a .json file stay in memory; those of
+    other files are read again from the file, one after the other.
 
     Raises:
         DataError: the file is missing, empty, damaged, or does not match its suffix; names the line, if any.
     """
     suffix = check_file(path)
-    try:
-        with open_regular(path, DataError) as file:
-            before = os.fstat(file.fileno())
-            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+    before = _state(path)
+    with _reading(path, before), open_regular(path, DataError) as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         if suffix == ".json":
             splits, named = _read_json(path)
             rows = FileRows(splits, None, named, fingerprint)
-        elif suffix == ".parquet":
-            rows = FileRows({"train": _read_parquet(path)}, None, False, fingerprint)
         else:
-            read = _read_csv if suffix == ".csv" else _read_jsonl
-            numbered = list(read(path))
-            rows = FileRows({"train": [row for _, row in numbered]}, [line for line, _ in numbered], False, fingerprint)
-        after = os.stat(path)
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
-    if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
-        raise DataError(f"{path}: the file changed while it was read", "run the command again")
+            lines = array("q", (line for line, _ in _numbered_rows(path)))
+            stored = StoredRows(partial(_rows_again, path, before), len(lines))
+            rows = FileRows({"train": stored}, None if suffix == ".parquet" else lines, False, fingerprint)
     for split, of_split in rows.splits.items():
         if not of_split:
             raise DataError(f"{path}: {f'split {split}' if rows.named else 'the file'} holds no rows")
     return rows
+
+
+def _numbered_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of a file, each with its first line, or with 0 where the file has none."""
+    suffix = suffix_of(path.name)
+    return (parquet_rows if suffix == ".parquet" else _read_csv if suffix == ".csv" else _read_jsonl)(path)
+
+
+def _rows_again(path: Path, before: "_State") -> Iterator[Row]:
+    """The rows of a file in the state in which it was read before."""
+    with _reading(path, before):
+        for _, row in _numbered_rows(path):
+            yield row
+
+
+_State = tuple[int, int, int]
+
+
+def _state(path: Path) -> _State:
+    state = os.stat(path)
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _reading(path: Path, before: _State) -> Iterator[None]:
+    """Refuse a file that can't be read, or that was changed since or meanwhile."""
+    try:
+        yield
+        after = _state(path)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
+    if before != after:
+        raise DataError(f"{path}: the file changed while it was read", "run the command again")
 
 
 def check_file(path: Path) -> str:
@@ -259,30 +289,3 @@ def _csv_row(path: Path, line: int, header: list[str], cells: list[str]) -> Row:
             except ValueError as error:
                 raise DataError(f"{path}:{line}: column {column}: {error}") from None
     return row
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    with parquet_faults(path):
-        return [row for batch in open_parquet(path).read().to_batches() for row in batch.to_pylist()]
-
-
-@contextlib.contextmanager
-def parquet_faults(path: Path) -> Iterator[None]:
-    """Turn errors of Arrow, and values that Python can't represent, into a DataError."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: not a readable parquet file: {first_line(error)}", "download it again") from None
-
-
-def open_parquet(path: Path) -> Any:
-    """A Parquet file with distinct column names, opened without reading ahead."""
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-    names = file.schema_arrow.names
-    if len(set(names)) != len(names):
-        raise DataError(f"{path}: two columns have the same name: {', '.join(names)}")
-    return file

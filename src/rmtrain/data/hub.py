@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+from rmtrain.data.rows import StoredRows
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, first_line
 
@@ -109,23 +111,25 @@ def load_hub(dataset: str, config: str | None, commit: str | None) -> HubDataset
     return HubDataset(dataset, cached, splits)
 
 
-def rows_of(dataset: HubDataset, split: str) -> tuple[list[Row], str]:
+def rows_of(dataset: HubDataset, split: str) -> tuple[Sequence[Row], str]:
     """All rows of a split as plain values, and the SHA-256 of their JSON, since a damaged cache can load silently.
 
     Raises:
         DataError: the cached data is damaged.
     """
-    digest = hashlib.sha256()
-    rows: list[Row] = []
+    rows, digest = StoredRows(partial(_rows_in, dataset, split), len(dataset.splits[split])), hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return rows, digest.hexdigest()
+
+
+def _rows_in(dataset: HubDataset, split: str) -> Iterator[Row]:
     try:
         for batch in dataset.splits[split].iter(batch_size=1000):
             for values in zip(*batch.values(), strict=True):
-                row = dict(zip(batch, values, strict=True))
-                digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-                rows.append(row)
+                yield dict(zip(batch, values, strict=True))
     except Exception as error:
         raise _explain(error, dataset.name, dataset.commit) from error
-    return rows, digest.hexdigest()
 
 
 def _commit_of(tables: Iterable[Any]) -> str | None:

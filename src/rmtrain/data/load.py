@@ -90,8 +90,6 @@ def load_data(
     needed = known if "train" in wanted else wanted  # training rows are checked against all other splits
     parsed, notes = parse_splits(data, needed)
     curations = _curations({name: parsed[name] for name in needed}, store)
-    if keep is None:  # from here on only the groups are needed
-        parsed = {name: [each.without_rows() for each in entries] for name, entries in parsed.items()}
     if "train" in needed:
         _drop_repeats(curations["train"], data)
     keys = {name: [curation.prompts[curation.kept] for curation in curations[name]] for name in needed}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from rmtrain.data.files import SUFFIXES, FileRows, read_file, suffix_of
 from rmtrain.data.hub import HubDataset, rows_of
+from rmtrain.data.rows import StoredRows
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, first_line
 from rmtrain.files import sha256_file
@@ -31,7 +32,7 @@ class Shard(NamedTuple):
 class SplitRows(NamedTuple):
     """The rows of a split, the SHA-256 of their content, and their files."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     fingerprint: str
     shards: Sequence[Shard] = ()
     files: Sequence[Path] = ()
@@ -138,7 +139,8 @@ def _join(files: list[Path], contents: Sequence[FileRows] = (), split: str = "tr
         raise DataError(
             f"{own}: this file names its own splits, so it can't be one of several files", "give only this file"
         )
-    rows = [row for file in contents for row in file.splits[split]]
+    parts = [file.splits[split] for file in contents]
+    rows = parts[0] if len(parts) == 1 else StoredRows.joined(parts)
     shards = [Shard(str(path), len(file.splits[split]), file.lines) for path, file in zip(files, contents, strict=True)]
     return SplitRows(rows, _combined([file.fingerprint for file in contents]), shards, files)
 

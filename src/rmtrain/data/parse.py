@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rmtrain.data.digests import Digests, digest, digests, renamed, repeated_places
 from rmtrain.data.entries import Entry, entries_of
+from rmtrain.data.rows import take
 from rmtrain.data.schemas.detect import SchemaChoice, choose_schema
 from rmtrain.data.schemas.rows import ParsedRow, RowFault, empty_cause
 from rmtrain.data.schemas.schema import NEGATIVE_MARGIN, UNKNOWN_LABEL
@@ -71,7 +72,7 @@ class ParsedRows(NamedTuple):
     def read(self, rows: NDArray[np.int64] | None = None) -> Iterator[tuple[int, str, ParsedRow]]:
         """The index, the id and the content of rows; by default of all."""
         rows = self.rows if rows is None else rows
-        for index, row in zip(rows.tolist(), map(self.source.rows.__getitem__, rows.tolist()), strict=True):
+        for index, row in zip(rows.tolist(), take(self.source.rows, rows), strict=True):
             parsed = self.choice.read(row)
             yield index, self.names.of(index, parsed), parsed
 
@@ -86,10 +87,6 @@ class ParsedEntry(NamedTuple):
 
     entry: Entry
     parsed: ParsedRows
-
-    def without_rows(self) -> "ParsedEntry":
-        """The entry without its source's rows, but with the facts about them."""
-        return self._replace(parsed=self.parsed._replace(source=self.parsed.source._replace(rows=[])))
 
 
 def parse_splits(data: DataSection, needed: Sequence[str]) -> tuple[dict[str, list[ParsedEntry]], list[str]]:

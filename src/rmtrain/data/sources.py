@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from rmtrain.data import demo
 from rmtrain.data.files import SUFFIXES, suffix_of
 from rmtrain.data.hub import HubDataset, load_hub, resolve_commit, rows_of
 from rmtrain.data.local_files import Shard, SplitRows, find_files, fingerprint_files, is_glob, open_local
+from rmtrain.data.rows import Sample
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, InputError
 from rmtrain.files import sha256_file
@@ -64,7 +66,7 @@ class RowPlaces(NamedTuple):
 class SourceRows(NamedTuple):
     """The unparsed rows of one split."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     fingerprint: str  # SHA-256 of the content: a local file's bytes, else the split's rows as JSON
     shards: Sequence[Shard]  # files of local rows, in order
     paths: Sequence[Path]  # of local rows: the files
@@ -86,6 +88,17 @@ class SourceRows(NamedTuple):
     def places(self) -> RowPlaces:
         """The places of the rows."""
         return RowPlaces(self.description, self.shards)
+
+    @property
+    def sample(self) -> "SourceRows":
+        """A few of the rows, which suffice to find the schema of all."""
+        sizes = [shard.rows for shard in self.shards] or [len(self.rows)]
+        sample, rows = Sample(len(sizes)), iter(self.rows)
+        for number, size in enumerate(sizes):
+            for row in islice(rows, size):
+                sample.add(number, row)
+        shards = [shard._replace(rows=len(own)) for shard, own in zip(self.shards, sample.rows, strict=False)]
+        return self._replace(rows=[*chain.from_iterable(sample.rows)], shards=shards)
 
     def where(self, index: int) -> str:
         """The place of a row, for messages."""

@@ -51,9 +51,11 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
     Raises:
         SchemaError: no schema fits, a column to rename is missing, or a rename would hide a label.
     """
+    every, source = source.rows, source.sample
     columns = {name for row in source.rows for name in row}
     try:
-        if missing := [theirs for theirs in data.columns.values() if not is_there(source.rows, theirs)]:
+        unseen = [theirs for theirs in data.columns.values() if not is_there(source.rows, theirs)]
+        if missing := [theirs for theirs in unseen if not is_there(every, theirs)]:
             ours = next(ours for ours, theirs in data.columns.items() if theirs == missing[0])
             raise DataError(
                 f"there is no column {missing[0]!r} to rename to {ours!r}",
