@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what is needed and run all checks: lint, types, fast tests, then those that start processes.
+# Install what is needed and run all checks: lint, types, all tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,5 +9,4 @@ bin="${RMTRAIN_VENV:-.venv}/bin"
 "$bin/ruff" format --check .
 "$bin/mypy"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # two workers, a core each; a file's tests stay together with what they share
-"$bin/python" -m pytest -q -n 2 --dist loadfile -m "not slow" "$@"
-"$bin/python" -m pytest -q -n 2 --dist loadfile -m slow "$@"
+"$bin/python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"  # the longest first: see tests/conftest.py

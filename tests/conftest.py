@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import time
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -17,8 +18,11 @@ os.environ.update(
 )
 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "RMTRAIN_STATUS", "RMTRAIN_DEBUG"):
     os.environ.pop(name, None)
+# files outlive a killed process without being synced, which only a lost machine could tell; the disk is not waited for
+os.fsync = lambda descriptor: os.fstat(descriptor) and None  # type: ignore[assignment]
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,12 +42,34 @@ CHECKED = (  # modules whose annotations, with the shapes of arrays, are checked
 )
 install_import_hook(CHECKED, "shape_checks.check")
 
+from rmtrain import signals
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 
 # no bounds by the clock, which a busy machine exceeds
 settings.register_profile("unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
+TESTS = Path(__file__).parent
+LONGEST = (  # files whose tests take minutes begin first, so that no worker waits for another in the end
+    "training/test_processes.py",
+    "training/test_resume.py",
+    "training/test_lost_processes.py",
+    "cli/test_sweep_command.py",
+    "scripts/test_bench_scripts.py",
+    "cli/test_end_to_end.py",
+    "cli/test_processes_launched.py",
+    "training/test_mixed_processes.py",
+    "model/test_checkpoint.py",
+    "cli/test_shipped_dry_run.py",
+    "cli/test_curate_command.py",
+    "cli/test_gap_command.py",
+    "cli/test_score_streams.py",
+    "cli/test_export_command.py",
+    "training/test_failing_commands.py",
+    "training/test_selection.py",
+    "training/test_trainer.py",
+    "training/test_memory_plan.py",
+)
 WORDS = [f"w{i}" for i in range(60)]
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
 TEMPLATE = (
@@ -53,17 +79,29 @@ TEMPLATE = (
 )
 
 
-def pytest_runtest_teardown(_frozen: list[bool] = []) -> None:  # noqa: B006
-    """Take the libraries, once they are all imported, out of what every later collection of garbage looks through."""
-    if "trl" in sys.modules and not _frozen:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; with `--dist loadfile --no-loadscope-reorder`, workers take files in this order."""
+    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_runtest_teardown(_frozen: list[int] = [0]) -> None:  # noqa: B006
+    """Take the libraries, as they are imported, out of what every later collection of garbage looks through."""
+    if "torch" in sys.modules and len(sys.modules) > _frozen[0] + 100:
         gc.collect()
         gc.freeze()
-        _frozen.append(True)
+        _frozen[0] = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_late_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that a test sends to its own process has no late echo, for which a run would wait before it ends."""
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None))
 
 
 def make_tokenizer() -> Any:

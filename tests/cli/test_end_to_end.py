@@ -14,6 +14,7 @@ import pytest
 import warm
 from conftest import write_base, write_pairs
 from hub_server import HubServer
+from sessions import Session
 
 from rmtrain.cli.app import run
 
@@ -53,7 +54,7 @@ def started(*arguments: str | Path, code: int = 0, **environment: str) -> Any:
     return checked(done, code)
 
 
-def checked(done: Any, code: int) -> Any:
+def checked(done: Any, code: int = 0) -> Any:
     assert done.returncode == code, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     return done
@@ -289,26 +290,29 @@ def test_training_from_the_hub_pins_the_commits(work: Path, tmp_path: Path) -> N
     for split in ("train", "validation", "test"):
         (data / f"{split}.jsonl").write_text((work / f"{split}.jsonl").read_text())
     repos = {("dataset", "org/pairs"): data, ("model", "org/tiny"): work / "base"}
-    with HubServer(repos) as hub:
-        environment = hub.environment(tmp_path / "hf_home")
-        done = started(
-            *("train", work / "tiny.yaml", "model.name=org/tiny", "data.source=org/pairs", "optim.max_steps=2"),
-            "data.splits={train: train, validation: validation, test: test}",
-            *(f"run.folder={tmp_path / 'runs'}", "--json"),
-            **{**environment, "HF_HUB_OFFLINE": "0"},
+    with (
+        HubServer(repos) as hub,
+        Session({**hub.environment(tmp_path / "hf_home"), "HF_HUB_OFFLINE": "0"}) as session,
+    ):
+        done = checked(
+            session.run(
+                *("train", work / "tiny.yaml", "model.name=org/tiny", "data.source=org/pairs", "optim.max_steps=2"),
+                "data.splits={train: train, validation: validation, test: test}",
+                *(f"run.folder={tmp_path / 'runs'}", "--json"),
+            )
         )
         manifest = json.loads((Path(answer(done)["run"]) / "manifest.json").read_text())
         assert manifest["data"]["train"]["revision"] == hub.commit(("dataset", "org/pairs"))
         assert manifest["model"]["commit"] == hub.commit(("model", "org/tiny"))
-        started("eval", "--ckpt", answer(done)["run"], "--split", "test", **{**environment, "HF_HUB_OFFLINE": "0"})
+        checked(session.run("eval", "--ckpt", answer(done)["run"], "--split", "test"))
 
         hub.repos["model", "org/adapter"] = Path(answer(done)["run"]) / "final"
         further = (
             *("train", work / "tiny.yaml", "model.name=org/adapter", "optim.max_steps=2", "--json"),
             f"run.folder={tmp_path / 'further'}",
         )
-        started(*further, "--dry-run", **{**environment, "HF_HUB_OFFLINE": "0"})
-        again = started(*further, **{**environment, "HF_HUB_OFFLINE": "0"})
+        checked(session.run(*further, "--dry-run"))
+        again = checked(session.run(*further))
         assert "an adapter on org/tiny, which is trained further" in again.stderr
         run = Path(answer(again)["run"])
         pinned = {"name": "org/tiny", "commit": hub.commit(("model", "org/tiny"))}

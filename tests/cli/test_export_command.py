@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import make_groups, make_tokenizer, save_reward_model
 from hub_server import HubServer
+from sessions import Session
 
 from rmtrain.cli.app import run
 from rmtrain.data.render import Renderer
@@ -110,45 +112,30 @@ def test_wrong_options_are_told_with_code_2(
     assert not Path("plain").exists()
 
 
-def push(hub: HubServer, home: Path, *more: str, token: str | None = "hf_made") -> subprocess.CompletedProcess[str]:
-    environment = hub.environment(home, **({"HF_TOKEN": token} if token else {}))
-    environment.pop("HF_HUB_OFFLINE", None)
-    return subprocess.run(
-        [sys.executable, "-m", "rmtrain", "export", "--ckpt", "trained", "--output", "plain", "--push", *more],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.mark.slow
-def test_push_uploads_what_was_exported(folder: Path, tmp_path: Path) -> None:
+def test_push_uploads_what_was_exported_and_keeps_it_where_it_can_not(folder: Path, tmp_path: Path) -> None:
     with HubServer({}, writable=tmp_path / "hub") as hub:
-        done = push(hub, tmp_path / "home", "org/mine", "--private", "--json")
-        assert done.returncode == 0, done.stderr
-        result = json.loads(done.stdout)
-        assert result["pushed"].startswith(hub.endpoint)
-        assert hub.private == {("model", "org/mine")}
-        files = hub.files(("model", "org/mine"))
-    there = {path.name: path.read_bytes() for path in Path("plain").iterdir()}
+        environment = hub.environment(tmp_path / "home")
+        environment.pop("HF_HUB_OFFLINE", None)
+        command = ["export", "--ckpt", "trained", "--output", "plain", "--push", "org/mine"]
+        with Session(environment) as session:
+            without_token = session.run(*command)
+            nothing = not Path("plain").exists()
+            done = session.run(*command, "--private", "--json", HF_TOKEN="hf_made")
+            private, files = set(hub.private), hub.files(("model", "org/mine"))
+            there = {path.name: path.read_bytes() for path in Path("plain").iterdir()}
+            shutil.rmtree("plain")
+            hub.refuse_uploads = True
+            refused = session.run(*command)
+    assert without_token.returncode == 2, without_token.stderr
+    assert "hf auth login" in without_token.stderr
+    assert nothing  # it is told before the work
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pushed"].startswith(hub.endpoint)
+    assert private == {("model", "org/mine")}
     assert {name: content for name, content in files.items() if name != ".gitattributes"} == there
 
-
-@pytest.mark.slow
-def test_push_without_a_token_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:
-    with HubServer({}, writable=tmp_path / "hub") as hub:
-        done = push(hub, tmp_path / "home", "org/mine", token=None)
-    assert done.returncode == 2, done.stderr
-    assert "hf auth login" in done.stderr
-    assert not Path("plain").exists()
-
-
-@pytest.mark.slow
-def test_a_failed_upload_keeps_the_export(folder: Path, tmp_path: Path) -> None:
-    with HubServer({}, writable=tmp_path / "hub", refuse_uploads=True) as hub:
-        done = push(hub, tmp_path / "home", "org/mine")
-    assert done.returncode == 1, done.stderr
-    assert "the export in plain is complete" in done.stderr
+    assert refused.returncode == 1, refused.stderr
+    assert "the export in plain is complete" in refused.stderr
     assert os.path.exists("plain/config.json")

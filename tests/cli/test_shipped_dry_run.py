@@ -1,31 +1,18 @@
 """Every shipped recipe, dry-run with a tiny model and made-up rows under the names that it uses."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import write_base, write_pairs
 from hub_server import HubServer
+from sessions import Session
 
 from rmtrain.data.demo import demo_rows
 from rmtrain.recipe.bundled import bundled_recipes
 
 pytestmark = pytest.mark.slow
-
-RUN_ALL = """
-import contextlib, io, json, sys
-from rmtrain.cli.app import run
-answers = {}
-for name, arguments in json.load(sys.stdin).items():
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        code = run(arguments)
-    answers[name] = {"code": code, "out": out.getvalue()}
-json.dump(answers, sys.stdout)
-"""
 
 
 def said(*texts: str) -> list[dict[str, str]]:
@@ -152,21 +139,14 @@ def test_every_shipped_recipe_can_be_dry_run(tmp_path: Path) -> None:
         ("dataset", "JayHyeon/UFB_xai"): data,
         **write_published(tmp_path),
     }
-    with HubServer(repos) as hub:
-        environment = {**hub.environment(tmp_path / "hf_home"), "HF_HUB_OFFLINE": "0"}
-        done = subprocess.run(
-            [sys.executable, "-c", RUN_ALL],
-            input=json.dumps(commands),
-            capture_output=True,
-            text=True,
-            timeout=280,
-            env=environment,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name, answer in json.loads(done.stdout).items():
-        assert answer["code"] == 0, (name, done.stderr[-3000:])
-        plan = json.loads(answer["out"])
+    with (
+        HubServer(repos) as hub,
+        Session({**hub.environment(tmp_path / "hf_home"), "HF_HUB_OFFLINE": "0"}) as session,
+    ):
+        answers = {name: session.run(*arguments) for name, arguments in commands.items()}
+    for name, answer in answers.items():
+        assert answer.returncode == 0, (name, answer.stderr[-3000:])
+        plan = json.loads(answer.stdout)
         derived = plan["derived"]
         assert derived["steps"] >= 1, name
         assert derived["parameters_of_score_head"] == 32, name
