@@ -25,6 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import measured
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -96,6 +97,14 @@ def pytest_runtest_teardown(_frozen: list[int] = [0]) -> None:  # noqa: B006
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    measured.share()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _shared_measurements(tmp_path_factory: pytest.TempPathFactory) -> None:
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # of all workers
+    os.environ[measured.FOLDER] = str(shared / "measured")
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -31,22 +31,24 @@ READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "OMP_", "GLIBC_", "DS_")
 READ_LATER = ("HF_TOKEN",)
 FLAGS = ("-u", "-P")
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+_asking = threading.Lock()
 _start_as_usual = subprocess._fork_exec  # type: ignore[attr-defined]
 
 
 def run(arguments: list[str], **options: Any) -> "subprocess.CompletedProcess[Any]":
-    with _starting_by(_ask):
+    with starting():
         return subprocess.run(arguments, **options)
 
 
 def Popen(arguments: list[str], **options: Any) -> "subprocess.Popen[Any]":  # noqa: N802
-    with _starting_by(_ask):
+    with starting():
         return subprocess.Popen(arguments, **options)
 
 
 @contextlib.contextmanager
-def _starting_by(fork_exec: Callable[..., int]) -> Iterator[None]:
-    with mock.patch.object(subprocess, "_fork_exec", fork_exec):
+def starting() -> Iterator[None]:
+    """Have the server start also what other code starts within the block, in any thread."""
+    with mock.patch.object(subprocess, "_fork_exec", _ask):
         yield
 
 
@@ -99,12 +101,13 @@ def _ask(arguments: list[str], executables: Any, close: Any, keep: Any, cwd: Any
     files = [given if given >= 0 else own for own, given in enumerate((p2cread, c2pwrite, errwrite))]
     job = {"words": words, "cwd": os.fsdecode(cwd or os.getcwd()), "env": environment, "session": bool(new_session)}
     connection, _ = _server()
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # whose parent ends is then this process's child
-    try:
-        socket.send_fds(connection, [json.dumps(job).encode()], files)
-        return int(connection.recv(20))
-    finally:
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
+    with _asking:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # whose parent ends is then this process's child
+        try:
+            socket.send_fds(connection, [json.dumps(job).encode()], files)
+            return int(connection.recv(20))
+        finally:
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 # The side of the server

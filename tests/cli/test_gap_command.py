@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from conftest import make_groups
 from reporting.run_cases import make_run
 from scipy.special import logit
@@ -160,7 +160,7 @@ def test_two_processes_measure_the_same(models: Path, data: str, capsys: Any) ->
     shutil.rmtree("results")
     command = [sys.executable, "-m", "rmtrain", "gap", *arguments, "--data", data, "--tokens-per-batch", "60"]
     command += ["--num-processes", "2", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = warm.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == alone
     assert {name: Path(path).read_bytes() for name, path in alone["rows"].items()} == scored

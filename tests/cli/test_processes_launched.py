@@ -410,9 +410,9 @@ def test_modules_in_the_current_folder_are_not_run(scored: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["train", "eval"])
+@pytest.mark.parametrize(("verb", "processes"), [("train", 2), ("eval", 1)])
 def test_modules_in_the_current_folder_are_not_run_by_other_commands(
-    scored: Path, base: Path, tmp_path: Path, verb: str
+    scored: Path, base: Path, tmp_path: Path, verb: str, processes: int
 ) -> None:
     recipe = write_recipe(tmp_path, base, epochs=1)
     for decoy in DECOYS:
@@ -422,7 +422,7 @@ def test_modules_in_the_current_folder_are_not_run_by_other_commands(
         "eval": ["eval", "--ckpt", str(scored / "rm"), "--data", "test.jsonl"],
     }
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "rmtrain", *arguments[verb], "--num-processes", "2"],
+        [sys.executable, "-P", "-m", "rmtrain", *arguments[verb], "--num-processes", str(processes)],
         cwd=tmp_path,
         capture_output=True,
         text=True,

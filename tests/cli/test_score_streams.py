@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import warm
 
 from rmtrain.cli.app import run as rmtrain
 from rmtrain.data import chunk_files
@@ -243,10 +244,10 @@ def test_two_machines_of_two_processes_over_loopback(truth: Any, models: Path, t
     Path("start.py").write_text(code)
     port = 20_000 + os.getpid() % 10_000
     files = ["score", "in.jsonl", "--ckpt", str(models / "rm"), "--output", "out.jsonl"]
-    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nnodes", "2", "--nproc-per-node", "2"]
+    torchrun = [sys.executable, str(Path(sys.executable).parent / "torchrun"), "--nnodes", "2", "--nproc-per-node", "2"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "one"]
     machines = [
-        subprocess.Popen([*torchrun, "start.py", *files], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        warm.Popen([*torchrun, "start.py", *files], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     told = [machine.communicate(timeout=200) for machine in machines]

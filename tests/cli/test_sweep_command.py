@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from conftest import write_pairs
 from sweep_cases import in_this_process
 
@@ -118,7 +119,8 @@ def test_halving_trains_the_better_half_in_full(sweep: Callable[..., Any], comma
 def test_processes_of_their_own_train_beside_each_other_and_a_failure_is_told(
     sweep: Callable[..., Any], work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert rmtrain(["sweep", "tiny.yaml", "optim.learning_rate=1e-3,2e-3", "--parallel", "2"]) == 0
+    with warm.starting():
+        assert rmtrain(["sweep", "tiny.yaml", "optim.learning_rate=1e-3,2e-3", "--parallel", "2"]) == 0
     assert "of loss" not in capsys.readouterr().out
     assert len(list(work.glob("runs/tiny-sweep/logs/setting*-seed0.log"))) == 2
     assert len(list_runs(work / "runs/tiny-sweep")) == 2

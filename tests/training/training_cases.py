@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import measured
 from conftest import make_groups, make_tokenizer
 
 MAX_LENGTH = 64
@@ -227,6 +228,7 @@ def import_all() -> None:
     from rmtrain.model.batch import GroupSize
     from rmtrain.recipe.schema import LoraSection, ModelSection
 
+    measured.share()
     section = ModelSection(name="base", dtype="float32")
     assert trial(make_config(), section, LoraSection(rank=4), [GroupSize(4, (3, 3))], "shared_prompt")
     gc.collect()
