@@ -114,21 +114,24 @@ def test_no_process_outlives_one_that_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "cores", "given", "processes"),
+    ("groups", "cores", "given", "local", "processes"),
     [
-        (1_000_000, 2, None, 2),
-        (1_000_000, 64, None, 8),
-        (1_000_000, 64, "3", 3),
-        (1_000_000, 2, "1", 1),
-        (1_000_000, 2, "16", 2),
-        (1_000_000, 2, "four", 2),
-        (39_999, 2, None, 1),
-        (40_000, 2, None, 2),
-        (0, 2, None, 1),
+        (1_000_000, 2, None, None, 2),
+        (1_000_000, 64, None, None, 8),
+        (1_000_000, 64, "3", None, 3),
+        (1_000_000, 2, "1", None, 1),
+        (1_000_000, 2, "16", None, 2),
+        (1_000_000, 2, "four", None, 2),
+        (39_999, 2, None, None, 1),
+        (40_000, 2, None, None, 2),
+        (0, 2, None, None, 1),
+        (1_000_000, 2, "1", "1", 1),
+        (1_000_000, 32, "1", "8", 4),  # torchrun sets OMP_NUM_THREADS=1
+        (1_000_000, 2, "1", "4", 1),
     ],
 )
 def test_processes_are_as_many_as_pay(
-    monkeypatch: pytest.MonkeyPatch, groups: int, cores: int, given: str | None, processes: int
+    monkeypatch: pytest.MonkeyPatch, groups: int, cores: int, given: str | None, local: str | None, processes: int
 ) -> None:
     class Table(Sequence[PreferenceGroup]):
         name = "these"
@@ -140,8 +143,9 @@ def test_processes_are_as_many_as_pay(
             raise AssertionError
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if given is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    for name, value in (("OMP_NUM_THREADS", given), ("LOCAL_WORLD_SIZE", local)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
     assert workers.processes_for(Table()) == processes
     assert workers.processes_for(make_groups(1)) == 1

@@ -50,12 +50,19 @@ def in_parts(work: Work[Result], groups: Sequence[PreferenceGroup]) -> Iterator[
 
 
 def processes_for(groups: Sequence[PreferenceGroup]) -> int:
-    """How many processes work on groups: one a core, or OMP_NUM_THREADS, as far as the groups of a table pay for it."""
+    """How many processes work on groups: as many as the cores, or as OMP_NUM_THREADS, as far as a table's groups pay
+    for it.
+
+    Processes on one machine share its cores: torchrun sets OMP_NUM_THREADS=1 for its processes, which says nothing of
+    the cores.
+    """
     if getattr(groups, "name", None) is None:  # in memory, where each process would need its own copy
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(int(given) if given.isdigit() else cores, cores, _MOST, len(groups) // _PAYS))
+    local, given = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"))
+    shared = local.isdigit() and int(local) > 1
+    most = cores // int(local) if shared else int(given) if given.isdigit() else cores
+    return max(1, min(most, cores, _MOST, len(groups) // _PAYS))
 
 
 _given: list[Any] = []  # of a process of `in_parts`: the work and the groups
