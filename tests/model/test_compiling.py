@@ -17,6 +17,7 @@ from rmtrain.model import compiling
 from rmtrain.model.adapters import add_lora
 from rmtrain.model.batch import pack
 from rmtrain.model.compiling import compile_layers, uncompiled
+from rmtrain.model.recompute import checkpointing_options
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
 from rmtrain.recipe.schema import LoraSection
 
@@ -57,11 +58,15 @@ def step(module: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.timeout(1000)
-def test_layers_of_any_layout_share_the_first_graphs(traced: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_layers_of_any_layout_share_the_first_graphs(traced: None, tmp_path: Path, recomputed: bool) -> None:
     from torch._dynamo.utils import counters
 
     folder = write_base(tmp_path / "base", num_hidden_layers=2)
     plain, compiled = adapted(folder, 0.1), adapted(folder, 0.1)
+    if recomputed:
+        for module in (plain, compiled):
+            module.base_model.model.activation_checkpointing_enable(checkpointing_options("full", 2))
     names = [name for name, _ in compiled.named_parameters()]
     assert compile_layers(compiled, print) == 2
     assert [name for name, _ in compiled.named_parameters()] == names
@@ -83,7 +88,7 @@ def test_layers_of_any_layout_share_the_first_graphs(traced: None, tmp_path: Pat
             expected = step(plain, batch)
             torch.testing.assert_close(rewards, expected[0], atol=1e-5, rtol=0)
             torch.testing.assert_close(gradient, expected[1], atol=1e-4, rtol=1e-4)
-    assert 0 < graphs[1] == graphs[-1]
+    assert 0 < graphs[0] == graphs[-1] < 6
     batch = pack(awkward_groups(), "shared_prompt", 0)
     with torch.no_grad(), uncompiled(compiled):
         assert torch.equal(compiled.eval()(**batch).logits, plain.eval()(**batch).logits)
@@ -102,6 +107,25 @@ def test_a_graph_that_can_not_be_compiled_runs_as_it_is_and_is_said_once(
     for ours, theirs in zip(step(compiled, batch), step(plain, batch), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     assert notes == ["compiling failed, so the layers run uncompiled: division by zero"]
+    torch._dynamo.reset()
+
+
+def test_a_layer_that_can_not_be_traced_runs_as_it_is_and_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setattr(compiling._Backend, "__call__", lambda *args: 1 / 0)
+    folder, notes = write_base(tmp_path / "base"), list[str]()
+    plain, compiled = adapted(folder, 0.1), adapted(folder, 0.1)
+    compile_layers(compiled, notes.append)
+    batch = pack(awkward_groups(), "shared_prompt", 0)
+    for ours, theirs in zip(step(compiled, batch), step(plain, batch), strict=True):
+        assert torch.equal(ours, theirs)
+    assert len(notes) == 1
+    assert "division by zero" in notes[0]
+    assert "\n" not in notes[0]
+    assert "Traceback" not in capfd.readouterr().err
     torch._dynamo.reset()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from training_cases import Recorder, at_step, make_recipe, only_run, run
 
 from rmtrain.errors import InputError, Interrupted
@@ -113,8 +114,9 @@ ENOUGH = int(PAYS / 1e8) + 1
             "none",
             {},
             False,
-            "not possible with optim.gradient_checkpointing",
+            "not possible with optim.gradient_checkpointing: selective",
         ),
+        ({"optim__gradient_checkpointing": "full"}, ENOUGH, "ddp", {}, True, "win back the time of compiling"),
     ],
 )
 def test_layers_are_compiled_where_the_run_is_long_enough(
@@ -141,11 +143,17 @@ def test_layers_are_compiled_where_the_run_is_long_enough(
     assert (again.recipe, again.reasons) == (settled.recipe, {"compile": "the run began with it"})
 
 
-def test_a_run_that_shall_be_compiled_goes_on_without_a_compiler_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = make_recipe(Path("base"), Path("runs"), model__compile=True)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    settled = settle_compiling(Settled(recipe, {}), planned(1))
-    assert settled.recipe.model.compile is False
-    assert settled.notes == ["model.compile: false (the recipe asks for it, but there is no C++ compiler)"]
+def test_a_run_that_shall_be_compiled_goes_on_without_a_compiler_and_keeps_its_recipe() -> None:
+    recipe, without = make_recipe(Path("base"), Path("runs"), model__compile=True), {"cpp.cxx": ("no-such-compiler",)}
+    with inductor.patch(without):
+        settled = settle_compiling(Settled(recipe, {}), planned(1))
+    assert settled.recipe == recipe == as_begun(recipe, settled.recipe)
+    reason = "there is no C++ compiler: the layers run uncompiled"
+    assert settled.notes == [f"model.compile: true (the recipe asks for it, but {reason})"]
+    resumed = make_recipe(Path("base"), Path("runs"), model__compile="auto")
+    with inductor.patch(without):
+        settled = settle_compiling(Settled(resumed, {}, recipe.model), planned(1))
+    assert settled.notes == [f"model.compile: true (the run began with it, but {reason})"]
+    assert settled.recipe == recipe
     with pytest.raises(InputError, match="not tested with zero3"):
         settle_compiling(Settled(recipe, {}), planned(1, "zero3"))

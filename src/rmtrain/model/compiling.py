@@ -3,6 +3,7 @@
 All layers share the same few graphs, which take any number of tokens. Attention stays outside of them.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -39,35 +40,90 @@ def compile_layers(module: nn.Module, notify: Notify) -> int:
     """Have each decoder layer compiled when it first runs; returns the number of layers.
 
     What was compiled is kept between runs, under rmtrain's cache folder unless TORCHINDUCTOR_CACHE_DIR is set. Dropout
-    draws the same random numbers as without compiling.
+    draws the same random numbers as without compiling. Hooks on a layer, and gradient checkpointing of a whole layer,
+    stay outside of its graphs.
 
     Args:
         module: the model, or the PEFT model around it.
         notify: takes one line if compiling fails, after which what failed runs uncompiled.
     """
     import torch._dynamo
+    import torch.fx.experimental._config
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-    torch._dynamo.config.suppress_errors = True  # what can't be traced runs as it is, and torch logs why
+    torch._dynamo.config.suppress_errors = True  # what can't be traced runs as it is
+    torch.fx.experimental._config.use_duck_shape = False  # as many tokens as the model is wide: not another graph
+    failures, log = _Failures(notify), logging.getLogger("torch._dynamo.convert_frame")
+    log.filters = [*(other for other in log.filters if not isinstance(other, _Failures)), failures]
     layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
-    backend = _Backend(notify)
+    backend, kinds = _Backend(failures), dict[type[nn.Module], type[nn.Module]]()
     for layer in layers:
-        layer.compile(dynamic=True, backend=backend)
+        kind = type(layer)
+        if kind not in kinds:
+            kinds[kind] = _compiled_kind(kind, backend)
+        layer.__class__ = kinds[kind]
     return len(layers)
+
+
+def _compiled_kind(kind: type[nn.Module], backend: "_Backend") -> type[nn.Module]:
+    """A layer's class with a compiled forward pass.
+
+    transformers checkpoints the outermost class that defines `forward` (or, in older versions, `__call__`), so it
+    recomputes the compiled pass instead of being compiled with it.
+    """
+    compiled = torch.compile(kind.forward, dynamic=True, backend=backend)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        hidden, *others = args
+        if torch.is_grad_enabled() and not hidden.requires_grad:
+            hidden = hidden.detach().requires_grad_()  # so the first layer shares the graphs of the others
+        return compiled(self, hidden, *others, **kwargs)
+
+    # the name stays, by which layers are found that are sharded
+    return type(kind.__name__, (kind, _Compiled), {"forward": forward, "__module__": kind.__module__})
+
+
+class _Compiled:
+    """Marks layers that are compiled."""
 
 
 def uncompiled(module: nn.Module) -> AbstractContextManager[None]:
     """Run a module without its compiled graphs, so that its rewards equal those of every other command."""
-    if all(layer._compiled_call_impl is None for layer in module.modules()):
+    if not any(isinstance(layer, _Compiled) for layer in module.modules()):
         return nullcontext()  # without importing the compiler
     return cast("AbstractContextManager[None]", torch.compiler.set_stance("force_eager"))
 
 
-class _Backend:
-    """torch's inductor; a graph that it can't compile runs uncompiled, and the first one is reported."""
+class _Failures(logging.Filter):
+    """Tells the user of the first failure of the compiler; also those that torch only logs, with a traceback.
+
+    The rest runs on uncompiled. With TORCH_LOGS set, torch's own log stays as it is beside it.
+    """
 
     def __init__(self, notify: Notify) -> None:
+        super().__init__()
         self._notify: Notify | None = notify
+
+    def tell(self, reason: str) -> None:
+        """Say why something was not compiled, once."""
+        if self._notify is not None:
+            self._notify(f"compiling failed, so the layers run uncompiled: {reason}")
+            self._notify = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether torch shall log something itself: what it can't trace, or has to trace too often, is told here."""
+        if record.levelno < logging.WARNING:
+            return True
+        error = (record.exc_info[1] if record.exc_info else None) or RuntimeError(record.getMessage())
+        self.tell(first_line(getattr(error, "inner_exception", error)))
+        return "TORCH_LOGS" in os.environ
+
+
+class _Backend:
+    """torch's inductor; a graph that it can't compile runs uncompiled."""
+
+    def __init__(self, failures: _Failures) -> None:
+        self._failures = failures
 
     def __call__(self, graph: Any, inputs: Any) -> Any:
         """Compile what dynamo found; the forward and the backward graph come to `_inner` one by one."""
@@ -82,7 +138,5 @@ class _Backend:
         try:
             return compile_fx_inner(graph, inputs, **options)
         except Exception as error:  # of any kind: a C++ compiler that fails, a full disk, a bug
-            if self._notify is not None:
-                self._notify(f"compiling failed, so the layers run uncompiled: {first_line(error)}")
-                self._notify = None
+            self._failures.tell(first_line(error))
             return make_boxed_func(graph.forward)

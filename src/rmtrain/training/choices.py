@@ -80,22 +80,21 @@ def settle_compiling(settled: Settled, plan: RunPlan) -> Settled:
     wanted, unsupported = settled.recipe.model.compile, _unsupported(settled.recipe, plan.sharding.strategy)
     if wanted is True and unsupported:
         raise InputError(f"model.compile: true is {unsupported}", "set it to auto or false")
-    if wanted is True:
-        missing = compiler_obstacle()
-        return settled.chosen("compile", False, f"the recipe asks for it, but {missing}") if missing else settled
-    if wanted is False:
-        return settled
-    if settled.began is not None:  # runs from before this key were not compiled
-        return settled.chosen("compile", settled.began.compile is True, _BEGAN)
-    return settled.chosen("compile", *_pays(plan, unsupported))
+    if wanted == "auto":  # runs from before this key were not compiled
+        began = settled.began and (settled.began.compile is True, _BEGAN)
+        settled = settled.chosen("compile", *(began or _pays(plan, unsupported)))
+    if settled.recipe.model.compile and (missing := compiler_obstacle()):  # still the same recipe, to resume or to find
+        reason = settled.reasons.get("compile", "the recipe asks for it")
+        return settled.chosen("compile", True, f"{reason}, but {missing}: the layers run uncompiled")
+    return settled
 
 
 def _unsupported(recipe: Recipe, strategy: str) -> str | None:
     """Why a run's layers can't be compiled, whatever the machine; None if they can."""
-    if strategy != "none":
+    if strategy in ("zero2", "zero3"):
         return f"not tested with {strategy}"
-    if recipe.optim.gradient_checkpointing != "none":
-        return "not possible with optim.gradient_checkpointing"
+    if recipe.optim.gradient_checkpointing == "selective":
+        return "not possible with optim.gradient_checkpointing: selective"
     if recipe.model.quantization != "none":
         return f"not tested with {recipe.model.quantization}"
     return None

@@ -14,7 +14,7 @@ from rmtrain.data.render import Renderer
 from rmtrain.display import Display, Silent
 from rmtrain.errors import CheckpointError, Interrupted, RmtrainError, RunFailedError
 from rmtrain.json_values import JsonObject
-from rmtrain.model.compiling import compile_layers
+from rmtrain.model.compiling import compile_layers, compiler_obstacle
 from rmtrain.model.devices import gather_values, process_state, require_agreement
 from rmtrain.model.host_memory import keep_tensors_whole
 from rmtrain.model.merged_base import merged_start, write_base
@@ -114,7 +114,7 @@ def _train(
     display.note(f"run folder: {folder}")
     display.note(f"strategy {plan.sharding}: {plan.reason}")
     model = _load_model(recipe, renderer, run)
-    if recipe.model.compile:
+    if recipe.model.compile and compiler_obstacle() is None:
         compile_layers(model.module, display.note)
     for note in dict.fromkeys([*plan.notes, *model.notes]):
         display.note(note)
