@@ -243,7 +243,7 @@ def losses_table(losses: Mapping[str, Mapping[str, Any]]) -> Table:
     headings, columns = ["step"], list[list[str]]()
     for dtype, found in losses.items():
         ours, theirs = (found["sides"][name]["losses"] for name in ("rmtrain", "TRL"))
-        headings += [f"{dtype}: rmtrain", "TRL", "difference"]
+        headings += [f"rmtrain, {dtype}", f"TRL, {dtype}", "difference"]
         columns += [[decimal(loss, 6) for loss in side] for side in (ours, theirs)]
         columns.append([f"{a - b:+.0e}" for a, b in zip(ours, theirs, strict=True)])
     rows = [(str(step), *cells) for step, cells in enumerate(zip(*columns, strict=True), 1)]

@@ -139,6 +139,13 @@ def test_a_law_is_found_again_with_its_interval() -> None:
     assert 0.93 < likely.low < 0.95 < likely.high < 0.97
 
 
+def test_losses_stand_beside_each_other_by_step() -> None:
+    found = {"sides": {"rmtrain": {"losses": [0.5, 0.25]}, "TRL": {"losses": [0.5, 0.375]}}}
+    table = evidence_tables.losses_table({"float32": found, "bfloat16": found})
+    assert table.columns[:4] == ("step", "rmtrain, float32", "TRL, float32", "difference")
+    assert table.rows[1] == ("2", *("0.250000", "0.375000", "-1e-01") * 2)
+
+
 @pytest.mark.slow
 def test_runs_are_trained_once_and_compared_on_the_same_rows(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
