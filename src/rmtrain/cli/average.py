@@ -1,18 +1,17 @@
 """`rmtrain average`: one checkpoint from the weights of several."""
 
-import json as jsonlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
+from typer import Argument, Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import choose
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import show
 from rmtrain.errors import InputError
 from rmtrain.scoring.scorer import short_digest
 
@@ -26,21 +25,12 @@ if TYPE_CHECKING:
 class How:
     """How the weights are averaged."""
 
-    weights: Annotated[
-        str | None, typer.Option(metavar="W,W,…", help="A weight for each checkpoint; default: all the same.")
-    ] = None
-    greedy: Annotated[
-        bool, typer.Option("--greedy", help="Keep only checkpoints that do not lower the validation accuracy.")
-    ] = False
-    extrapolate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="ALPHA", help="Extrapolate from the start of training: start + (1 + ALPHA) (average - start)."
-        ),
-    ] = None
-    rank: Annotated[
-        int | None, typer.Option(min=1, help="Rank of an averaged adapter; default: the sum of all, which is exact.")
-    ] = None
+    weights: str | None = Option(None, metavar="W,W,…", help="A weight for each checkpoint; default: all the same.")
+    greedy: bool = Option(False, "--greedy", help="Keep only checkpoints that do not lower the validation accuracy.")
+    extrapolate: float | None = Option(
+        None, metavar="ALPHA", help="Extrapolate from the start of training: start + (1 + ALPHA) (average - start)."
+    )
+    rank: int | None = Option(None, min=1, help="Rank of an averaged adapter; default: the sum of all, which is exact.")
 
     @property
     def method(self) -> str:
@@ -51,15 +41,13 @@ class How:
 @options.grouped
 def average(
     *,
-    ckpts: Annotated[list[str], typer.Argument(metavar="CKPT", help="Run folders, checkpoint folders or hub ids.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the average.")],
+    ckpts: list[str] = Argument(..., metavar="CKPT", help="Run folders, checkpoint folders or hub ids."),
+    output: Path = Option(..., metavar="DIR", help="New folder for the average."),
     how: How,
-    data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Score the average and its parts on these rows.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Score them on this split of the recipe, or of --data; --greedy: validation.")
-    ] = None,
+    data: str | None = Option(None, metavar="SOURCE", help="Score the average and its parts on these rows."),
+    split: str | None = Option(
+        None, help="Score them on this split of the recipe, or of --data; --greedy: validation."
+    ),
     reading: options.Reading,
     work: options.Work,
     json: options.Json = False,
@@ -130,13 +118,9 @@ def _show(result: Mapping[str, object], output: Path, as_json: bool) -> None:
     from rmtrain.model.weights import SIDECAR, read_object
     from rmtrain.reporting.averages import average_tables
     from rmtrain.reporting.card import write_exported_card
-    from rmtrain.reporting.table import to_terminal
 
     write_exported_card(output, None, read_object(output / SIDECAR))
-    if as_json:
-        print(jsonlib.dumps(result, indent=2))
-        return
-    Console(highlight=False).print(to_terminal(*average_tables(result)))
+    show(result, as_json, average_tables)
 
 
 def _weights(text: str | None, count: int, greedy: bool) -> list[float]:

@@ -1,13 +1,10 @@
 """`rmtrain calibrate`: what length alone explains of a checkpoint's rewards, and their scale."""
 
-import json as jsonlib
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from rich.console import Console
+from typer import Argument, Option
 
-from rmtrain.cli import options, processes
+from rmtrain.cli import options, output, processes
 from rmtrain.cli.checkpoints import CheckpointRef, choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.errors import CheckpointError, InputError
@@ -17,20 +14,15 @@ from rmtrain.json_values import JsonObject
 @options.grouped
 def calibrate(
     *,
-    ckpt: Annotated[
-        str | None, typer.Argument(metavar="CKPT", help="Run or checkpoint folder; default: the newest finished run.")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Rows; default: the validation split of the recipe.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of --data or of the recipe; default: validation.")] = None,
-    holdout: Annotated[
-        float,
-        typer.Option(min=0.05, max=0.95, help="Share of the prompts held out to measure the calibration."),
-    ] = 0.5,
-    length: Annotated[
-        bool, typer.Option("--length/--no-length", help="Subtract what an answer's length explains of its reward.")
-    ] = True,
+    ckpt: str | None = Argument(
+        None, metavar="CKPT", help="Run or checkpoint folder; default: the newest finished run."
+    ),
+    data: str | None = Option(None, metavar="SOURCE", help="Rows; default: the validation split of the recipe."),
+    split: str | None = Option(None, help="Split of --data or of the recipe; default: validation."),
+    holdout: float = Option(0.5, min=0.05, max=0.95, help="Share of the prompts held out to measure the calibration."),
+    length: bool = Option(
+        True, "--length/--no-length", help="Subtract what an answer's length explains of its reward."
+    ),
     reading: options.Reading,
     work: options.Work,
     runs: options.Runs = Path("runs"),
@@ -74,7 +66,10 @@ def calibrate(
         write_calibration(path.parent, made.model_copy(update={"fitted": {**record, **shown}}))
     result = {"ckpt": ref.where, "calibration": str(path), **made.model_dump(mode="json", exclude={"fitted"})}
     result |= {**record, **shown}
-    _show(result, json)
+    from rmtrain.reporting.calibration import calibration_tables
+
+    how = f"rmtrain eval --ckpt {ref.where} --calibrated applies the calibration"
+    output.show(result, json, calibration_tables, f"written: {path}; {how}")
 
 
 def _own(ref: CheckpointRef) -> CheckpointRef:
@@ -85,16 +80,3 @@ def _own(ref: CheckpointRef) -> CheckpointRef:
             "download the model with `hf download`, and give its folder",
         )
     return ref
-
-
-def _show(result: JsonObject, as_json: bool) -> None:
-    if as_json:
-        print(jsonlib.dumps(result, indent=2))
-        return
-    from rmtrain.reporting.calibration import calibration_tables
-    from rmtrain.reporting.table import to_terminal
-
-    console = Console(highlight=False)
-    console.print(to_terminal(*calibration_tables(result)))
-    how = f"rmtrain eval --ckpt {result['ckpt']} --calibrated applies the calibration"
-    console.print(f"written: {result['calibration']}; {how}", soft_wrap=True)

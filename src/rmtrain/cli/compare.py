@@ -1,16 +1,16 @@
 """`rmtrain compare`: two models on the same rows."""
 
-import json as jsonlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import DEFAULTS, choose, load
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import print_json
 from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.errors import InputError
 from rmtrain.scoring.scorer import ScoringOptions
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _of_side(option: str, side: str, text: str) -> Any:
-    return typer.Option(f"--{option}-{side.lower()}", help=f"Model {side}: {text}")
+    return Option(None, f"--{option}-{side.lower()}", help=f"Model {side}: {text}")
 
 
 _PROMPT, _LABEL = "the prompt's name, or a .jinja chat template.", "name or number of the reward's label."
@@ -32,14 +32,14 @@ _FREE = "score it as a policy by its log-probabilities alone."
 class Sides:
     """How each of the two models gives rewards."""
 
-    prompt_a: Annotated[str | None, _of_side("prompt", "A", _PROMPT)] = None
-    prompt_b: Annotated[str | None, _of_side("prompt", "B", _PROMPT)] = None
-    label_a: Annotated[str | None, _of_side("label", "A", _LABEL)] = None
-    label_b: Annotated[str | None, _of_side("label", "B", _LABEL)] = None
-    reference_a: Annotated[str | None, _of_side("reference", "A", _REFERENCE)] = None
-    reference_b: Annotated[str | None, _of_side("reference", "B", _REFERENCE)] = None
-    reference_free_a: Annotated[options.PolicyReading | None, _of_side("reference-free", "A", _FREE)] = None
-    reference_free_b: Annotated[options.PolicyReading | None, _of_side("reference-free", "B", _FREE)] = None
+    prompt_a: str | None = _of_side("prompt", "A", _PROMPT)
+    prompt_b: str | None = _of_side("prompt", "B", _PROMPT)
+    label_a: str | None = _of_side("label", "A", _LABEL)
+    label_b: str | None = _of_side("label", "B", _LABEL)
+    reference_a: str | None = _of_side("reference", "A", _REFERENCE)
+    reference_b: str | None = _of_side("reference", "B", _REFERENCE)
+    reference_free_a: options.PolicyReading | None = _of_side("reference-free", "A", _FREE)
+    reference_free_b: options.PolicyReading | None = _of_side("reference-free", "B", _FREE)
 
     def asked(self, letter: str) -> dict[str, str]:
         """The options given for model a or b, by their names in `ScoringOptions`."""
@@ -50,21 +50,17 @@ class Sides:
 @options.grouped
 def compare(
     *,
-    a: Annotated[
-        str,
-        typer.Argument(
-            metavar="A", help="A file of scored rows, a result .json, gap.json:MODEL, RUN[:split], or a checkpoint."
-        ),
-    ],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other model, in the same forms.")],
-    data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Rows to compare on; default: those already scored with both.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of --data or --benchmark, or of both runs.")] = None,
-    benchmark: Annotated[
-        options.BenchmarkName | None,
-        typer.Option(help="Compare on this benchmark, with the rows of --data if given."),
-    ] = None,
+    a: str = Argument(
+        ..., metavar="A", help="A file of scored rows, a result .json, gap.json:MODEL, RUN[:split], or a checkpoint."
+    ),
+    b: str = Argument(..., metavar="B", help="The other model, in the same forms."),
+    data: str | None = Option(
+        None, metavar="SOURCE", help="Rows to compare on; default: those already scored with both."
+    ),
+    split: str | None = Option(None, help="Split of --data or --benchmark, or of both runs."),
+    benchmark: options.BenchmarkName | None = Option(
+        None, help="Compare on this benchmark, with the rows of --data if given."
+    ),
     sides: Sides,
     reading: options.Reading,
     max_length: options.MaxLength = None,
@@ -101,7 +97,7 @@ def compare(
     rows = [str(path) for path in planned.paths]
     result = {**compare_files(planned.paths).to_json(), "rows": rows}
     if json:
-        print(jsonlib.dumps(result, indent=2))
+        print_json(result)
         return
     from rmtrain.reporting.table import key_values, spaced, to_terminal
     from rmtrain.reporting.tables import comparison_tables

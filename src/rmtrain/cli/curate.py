@@ -1,15 +1,15 @@
 """`rmtrain curate`: reward models judge training pairs, and the pairs that no rule rejects become a new source."""
 
-import json as jsonlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import print_json
 from rmtrain.errors import InputError
 from rmtrain.json_values import JsonObject
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 Folds = Annotated[
     int | None,
-    typer.Option(min=2, max=50, help="Train a model on each of so many folds; it judges the rows of the other folds."),
+    Option(min=2, max=50, help="Train a model on each of so many folds; it judges the rows of the other folds."),
 ]
 Rules = Annotated[
     list[str] | None,
-    typer.Option(help="Reject by majority (the default), hardest=SHARE, easiest=SHARE or refused; may be repeated."),
+    Option(help="Reject by majority (the default), hardest=SHARE, easiest=SHARE or refused; may be repeated."),
 ]
 Mark = Annotated[
-    bool, typer.Option("--mark", help="Keep every row, and write the verdicts of the rules into its `verdicts` field.")
+    bool, Option("--mark", help="Keep every row, and write the verdicts of the rules into its `verdicts` field.")
 ]
 
 
@@ -40,27 +40,27 @@ def _between_0_and_1(weight: float | None) -> float | None:
 
 Weight = Annotated[
     float | None,
-    typer.Option(
+    Option(
         help="Keep every row, and give rejected preferences this weight, above 0 and below 1.",
         callback=_between_0_and_1,
     ),
 ]
 
 
+@options.grouped
 def curate(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")],
-    output: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="The new source.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CKPT", help="Reward model: run folder, folder or hub id; may be repeated."),
-    ] = None,
+    recipe: Path = Argument(..., metavar="RECIPE", help="Recipe file (YAML)."),
+    output: Path = Option(..., metavar="OUT.jsonl", help="The new source."),
+    overrides: list[str] | None = Argument(None, metavar="[KEY=VALUE]..."),
+    judge: list[str] | None = Option(
+        None, metavar="CKPT", help="Reward model: run folder, folder or hub id; may be repeated."
+    ),
     folds: Folds = None,
     rule: Rules = None,
     mark: Mark = False,
     weight: Weight = None,
-    examples: Annotated[int, typer.Option(min=0, help="Examples to show per cause.")] = 2,
-    show: Annotated[str | None, typer.Option(metavar="CAUSE", help="Only show examples of this cause.")] = None,
+    examples: int = Option(2, min=0, help="Examples to show per cause."),
+    show: str | None = Option(None, metavar="CAUSE", help="Only show examples of this cause."),
     json: options.Json = False,
 ) -> None:
     """Judge the training pairs of a recipe by reward models, and write the pairs that no rule rejects as a new source.
@@ -96,7 +96,7 @@ def curate(
             write_curated(output, judged.source(mark, weight), result)
     if json:
         found = [one.as_json() for one in shown] if show else {"output": str(output), **result}
-        print(jsonlib.dumps(found, indent=2, ensure_ascii=not show))
+        print_json(found, ascii_only=not show)
         return
     console = Console(highlight=False)
     if not show:

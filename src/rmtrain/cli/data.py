@@ -1,14 +1,14 @@
 """`rmtrain data`: what a recipe's data holds."""
 
-import json as jsonlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from rmtrain.cli import options
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import print_json, print_tables
 
 if TYPE_CHECKING:
     from rmtrain.data.curate import CuratedRows
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from rmtrain.data.prepare import ReadyData
 
 
+@options.grouped
 def data(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    show: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CAUSE", help="Show rows dropped for this cause, beside the rows that they repeat or overlap with."
-        ),
-    ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="With --show: maximum rows per source.")] = 3,
+    recipe: Path = Argument(..., metavar="RECIPE", help="Recipe file (YAML)."),
+    overrides: list[str] | None = Argument(None, metavar="[KEY=VALUE]..."),
+    show: str | None = Option(
+        None,
+        metavar="CAUSE",
+        help="Show rows dropped for this cause, beside the rows that they repeat or overlap with.",
+    ),
+    examples: int = Option(3, min=1, help="With --show: maximum rows per source."),
     json: options.Json = False,
 ) -> None:
     """Report the data of a recipe: rows kept and dropped by cause, preferences, lengths, leaks.
@@ -38,7 +38,6 @@ def data(
     from rmtrain.recipe.load import load_recipe
     from rmtrain.reporting import examples as shown
     from rmtrain.reporting.data_report import data_report, report_tables
-    from rmtrain.reporting.table import to_terminal
 
     loaded = load_recipe(recipe, overrides or []).recipe
     rows: list[CuratedRows] = []
@@ -48,15 +47,15 @@ def data(
     if show:
         found = _examples(ready, rows, show, examples)
         if json:
-            print(jsonlib.dumps([example.as_json() for example in found], indent=2, ensure_ascii=False))
+            print_json([example.as_json() for example in found], ascii_only=False)
         else:
             console.print(shown.to_terminal(found))
         return
     report = data_report(ready.data, ready.splits)
     if json:
-        print(jsonlib.dumps(report.as_json(), indent=2, ensure_ascii=False))
+        print_json(report.as_json(), ascii_only=False)
         return
-    console.print(to_terminal(*report_tables(report)))
+    print_tables(report_tables(report))
     for note in report.notes:
         console.print(f"note: {note}", markup=False)
 

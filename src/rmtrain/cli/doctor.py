@@ -1,7 +1,6 @@
 """`rmtrain doctor`: checks whether this machine can train, without a network or a model."""
 
 import importlib.util
-import json as jsonlib
 import os
 import platform
 import shutil
@@ -20,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rmtrain.cli import options
+from rmtrain.cli.output import print_json
 from rmtrain.errors import first_line
 
 State = Literal["ok", "warning", "problem"]
@@ -46,7 +46,7 @@ def doctor(json: options.Json = False) -> None:
     checks = [check for group in (_packages, _devices, _extras, _hub, _disk, _machine) for check in _run(group)]
     problems = [check for check in checks if check.state == "problem"]
     if json:
-        print(jsonlib.dumps({"ok": not problems, "checks": [check._asdict() for check in checks]}, indent=2))
+        print_json({"ok": not problems, "checks": [check._asdict() for check in checks]})
     else:
         _render(checks)
     if problems:

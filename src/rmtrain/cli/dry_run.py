@@ -1,12 +1,12 @@
 """`rmtrain train --dry-run`: all checks, the plan and the predicted memory, without training."""
 
-import json as jsonlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import print_json
 from rmtrain.cli.processes import processes_wanted
 from rmtrain.errors import InputError
 
@@ -70,7 +70,7 @@ def dry_run(
     memory, notes = _memory(plan), [*dict.fromkeys([*plan.notes, *settled.notes, *rehearsed])]
     answer = {"derived": derived, "memory": memory, "data": report.as_json(), "first_group": first, "notes": notes}
     if as_json:
-        print(jsonlib.dumps(answer, indent=2))
+        print_json(answer)
     else:
         _show(answer, report)
     plan.memory.require_fit()

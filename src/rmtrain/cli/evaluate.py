@@ -1,16 +1,16 @@
 """`rmtrain eval`: ranking accuracy of a checkpoint on splits or on other data."""
 
-import json as jsonlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
+from typer import Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import CheckpointRef, choose, load
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import print_json, print_tables
 
 if TYPE_CHECKING:
     from rmtrain.data.split_data import SplitData
@@ -22,14 +22,13 @@ def evaluate(
     *,
     ckpt: options.Ckpt = None,
     scoring: options.Scoring,
-    split: Annotated[list[str] | None, typer.Option(help="Split of the recipe, or of --data; may be repeated.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Other data to evaluate on: hub dataset id, local file, or demo."),
-    ] = None,
-    min_accuracy: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Exit with code 1 if the accuracy of a split is lower.")
-    ] = None,
+    split: list[str] | None = Option(None, help="Split of the recipe, or of --data; may be repeated."),
+    data: str | None = Option(
+        None, metavar="SOURCE", help="Other data to evaluate on: hub dataset id, local file, or demo."
+    ),
+    min_accuracy: float | None = Option(
+        None, min=0, max=1, help="Exit with code 1 if the accuracy of a split is lower."
+    ),
     reading: options.Reading,
     work: options.Work,
     runs: options.Runs = Path("runs"),
@@ -60,16 +59,13 @@ def evaluate(
     if not processes.is_main_process():
         return
     if json:
-        print(jsonlib.dumps(results[0] if len(results) == 1 else results, indent=2))
+        print_json(results[0] if len(results) == 1 else results)
     else:
         from rmtrain.reporting.ensembles import ensemble_tables
-        from rmtrain.reporting.table import to_terminal
         from rmtrain.reporting.tables import split_tables
 
-        console = Console(highlight=False)
-        console.print(to_terminal(*split_tables(results), *ensemble_tables(results)))
-        for result in results:
-            console.print(f"rows: {result['rows']}", soft_wrap=True)
+        rows = [f"rows: {result['rows']}" for result in results]
+        print_tables([*split_tables(results), *ensemble_tables(results)], *rows)
     missed = [result for result in results if (result["accuracy"] or 0.0) < (min_accuracy or 0.0)]
     for result in missed:
         display.note(f"{result['split']}: accuracy {result['accuracy']} is below --min-accuracy {min_accuracy}")

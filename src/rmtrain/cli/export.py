@@ -1,28 +1,25 @@
 """`rmtrain export`: a checkpoint as one plain sequence-classification folder."""
 
-import json as jsonlib
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from typer import Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import choose
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import print_json
 from rmtrain.errors import InputError, RunFailedError, first_line
 
 
+@options.grouped
 def export(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the model.")],
+    output: Path = Option(..., metavar="DIR", help="New folder for the model."),
     ckpt: options.Ckpt = None,
-    dtype: Annotated[
-        options.DtypeName | None, typer.Option(help="Precision of the stored weights; default: as trained.")
-    ] = None,
-    push: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="Upload the folder to this hub repository.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dtype: options.DtypeName | None = Option(None, help="Precision of the stored weights; default: as trained."),
+    push: str | None = Option(None, metavar="ORG/NAME", help="Upload the folder to this hub repository."),
+    private: bool = Option(False, "--private", help="Make a new repository private."),
     no_verify: options.NoVerify = False,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
@@ -53,7 +50,10 @@ def export(
     with processes.alone(output):
         result = export_model(where, output, dtype, revision, not no_verify, display.note, finish)
     result["pushed"] = _push(output, push, private) if push is not None else None
-    print(jsonlib.dumps(result, indent=2) if json else _told(result))
+    if json:
+        print_json(result)
+    else:
+        print(_told(result))
 
 
 def _told(result: dict[str, Any]) -> str:

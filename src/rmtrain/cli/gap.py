@@ -1,17 +1,16 @@
 """`rmtrain gap`: how well a policy, its ideal optimum and reward models rank the same preferences."""
 
-import json as jsonlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
+from typer import Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import choose
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import show
 from rmtrain.errors import InputError
 from rmtrain.json_values import JsonObject
 from rmtrain.scoring.scorer import ScoringOptions, short_digest
@@ -28,48 +27,36 @@ _SMALLEST_BETA = 1e-6
 class Question:
     """Settings of the measurement."""
 
-    beta: Annotated[
-        list[float] | None,
-        typer.Option(
-            min=_SMALLEST_BETA,
-            help="KL coefficient of an ideal policy; may be repeated. Default: 0.01, 0.1, 1, 5 and 10.",
-        ),
-    ] = None
-    alpha: Annotated[
-        str,
-        typer.Option(
-            help="Share of raters who prefer the better completion: a number, `votes` (from the rows), `scores` or "
-            "`scores:SCALE` (sigmoid of the score gap), or `rewards` (sigmoid of the first reward model's gap)."
-        ),
-    ] = "0.75"
-    gold: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RM", help="Reward model whose rewards replace the rows' graded scores for best-of-N and rankings."
-        ),
-    ] = None
-    dpo_beta: Annotated[
-        float, typer.Option(min=_SMALLEST_BETA, help="The beta of the policy's DPO training, for its DPO loss.")
-    ] = 0.1
+    beta: list[float] | None = Option(
+        None,
+        min=_SMALLEST_BETA,
+        help="KL coefficient of an ideal policy; may be repeated. Default: 0.01, 0.1, 1, 5 and 10.",
+    )
+    alpha: str = Option(
+        "0.75",
+        help="Share of raters who prefer the better completion: a number, `votes` (from the rows), `scores` or "
+        "`scores:SCALE` (sigmoid of the score gap), or `rewards` (sigmoid of the first reward model's gap).",
+    )
+    gold: str | None = Option(
+        None,
+        metavar="RM",
+        help="Reward model whose rewards replace the rows' graded scores for best-of-N and rankings.",
+    )
+    dpo_beta: float = Option(0.1, min=_SMALLEST_BETA, help="The beta of the policy's DPO training, for its DPO loss.")
 
 
 @options.grouped
 def gap(
     *,
-    policy: Annotated[str, typer.Option(metavar="P", help="Language model or its LoRA adapter: folder or hub id.")],
-    data: Annotated[str, typer.Option(metavar="SOURCE", help="Preferences: hub dataset id, local file, or demo.")],
-    reference: Annotated[
-        str | None, typer.Option(metavar="REF", help="The model from which the policy was trained: folder or hub id.")
-    ] = None,
-    ckpt: Annotated[
-        list[str] | None, typer.Option("--ckpt", metavar="RM", help="Reward model; may be repeated.")
-    ] = None,
+    policy: str = Option(..., metavar="P", help="Language model or its LoRA adapter: folder or hub id."),
+    data: str = Option(..., metavar="SOURCE", help="Preferences: hub dataset id, local file, or demo."),
+    reference: str | None = Option(
+        None, metavar="REF", help="The model from which the policy was trained: folder or hub id."
+    ),
+    ckpt: list[str] | None = Option(None, "--ckpt", metavar="RM", help="Reward model; may be repeated."),
     question: Question,
-    raw: Annotated[
-        bool,
-        typer.Option("--raw", help='Score the text prompt + " " + completion, without a chat template.'),
-    ] = False,
-    split: Annotated[str | None, typer.Option(help="Split of the data; default: the only one.")] = None,
+    raw: bool = Option(False, "--raw", help='Score the text prompt + " " + completion, without a chat template.'),
+    split: str | None = Option(None, help="Split of the data; default: the only one."),
     prompt: options.Prompt = None,
     reading: options.Reading,
     max_length: options.MaxLength = None,
@@ -136,19 +123,13 @@ def _show(
     """Write the report, add it to the runs of the reward models, and print the result."""
     from rmtrain.evaluation.gap_figures import GapResult
     from rmtrain.reporting.gap import gap_tables, write_page
-    from rmtrain.reporting.table import to_terminal
 
     shown = GapResult.from_json(result)
     page = write_page(path, shown)
     for each in models:
         if each.run is not None and each.results == each.run:
             _show_in(each.run, display)
-    if as_json:
-        print(jsonlib.dumps(result, indent=2))
-        return
-    console = Console(highlight=False)
-    console.print(to_terminal(*gap_tables(shown)))
-    console.print(f"report: {page}", soft_wrap=True)
+    show(result, as_json, lambda _: gap_tables(shown), f"report: {page}")
 
 
 def _show_in(run: Path, display: TerminalDisplay) -> None:

@@ -1,34 +1,26 @@
 """`rmtrain leaderboard`: published reward models and your own results in one table."""
 
-import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import typer
-from rich.console import Console
+from typer import Argument, Option
 
 from rmtrain.cli import options
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import print_json, print_tables
 
 
+@options.grouped
 def leaderboard(
-    results: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="[RESULT]...", help="Further results: files of `rmtrain rewardbench`, or published accuracies."
-        ),
-    ] = None,
-    era: Annotated[
-        Literal["current", "2024-04", "2024-03", "subset_mean"], typer.Option(help="Version of the formulas.")
-    ] = "current",
-    sort: Annotated[
-        Literal["mean", "with-prior", "published", "chat", "chat-hard", "safety", "reasoning"],
-        typer.Option(help="Figure to rank by, such as the mean of four sections or the score with prior sets."),
-    ] = "mean",
-    form: Annotated[Literal["text", "markdown", "json"], typer.Option("--format", help="Output format.")] = "text",
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also plot the table; the file is a .png, .svg or .pdf.")
-    ] = None,
+    results: list[Path] | None = Argument(
+        None, metavar="[RESULT]...", help="Further results: files of `rmtrain rewardbench`, or published accuracies."
+    ),
+    era: Literal["current", "2024-04", "2024-03", "subset_mean"] = Option("current", help="Version of the formulas."),
+    sort: Literal["mean", "with-prior", "published", "chat", "chat-hard", "safety", "reasoning"] = Option(
+        "mean", help="Figure to rank by, such as the mean of four sections or the score with prior sets."
+    ),
+    form: Literal["text", "markdown", "json"] = Option("text", "--format", help="Output format."),
+    plot: Path | None = Option(None, metavar="FILE", help="Also plot the table; the file is a .png, .svg or .pdf."),
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:
@@ -40,7 +32,7 @@ def leaderboard(
     from rmtrain.evaluation.leaderboard import leaderboard as make_board
     from rmtrain.evaluation.leaderboard import own_entries
     from rmtrain.reporting.leaderboard import leaderboard_tables, save_plot
-    from rmtrain.reporting.table import to_markdown, to_terminal
+    from rmtrain.reporting.table import to_markdown
 
     own, faults = own_entries([runs, Path("results")], results or [], era)
     display = TerminalDisplay()
@@ -51,8 +43,8 @@ def leaderboard(
         save_plot(board, plot)
         display.note(f"plot: {plot}")
     if json or form == "json":
-        print(jsonlib.dumps(board.to_json(), indent=2, ensure_ascii=False))
+        print_json(board.to_json(), ascii_only=False)
     elif form == "markdown":
         print("\n\n".join(map(to_markdown, leaderboard_tables(board))))
     else:
-        Console(highlight=False).print(to_terminal(*leaderboard_tables(board, digits=1)))
+        print_tables(leaderboard_tables(board, digits=1))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
-import typer
+from typer import Option
 
 from rmtrain.data.benchmarks import BENCHMARKS
 from rmtrain.errors import InputError
@@ -18,52 +18,50 @@ if TYPE_CHECKING:
 
 Ckpt = Annotated[
     str | None,
-    typer.Option("--ckpt", help="Run folder, checkpoint folder or hub id; default: the newest finished run."),
+    Option("--ckpt", help="Run folder, checkpoint folder or hub id; default: the newest finished run."),
 ]
 Prompt = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="NAME",
         help="Third-party models: name of a built-in prompt, or a .jinja chat template; default: the model's own.",
     ),
 ]
 Label = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Models with several labels: name or number of the reward's label.")
+    str | None, Option(metavar="NAME", help="Models with several labels: name or number of the reward's label.")
 ]
 Reference = Annotated[
-    str | None, typer.Option(metavar="REF", help="Score CKPT as a policy, trained by DPO from this reference model.")
+    str | None, Option(metavar="REF", help="Score CKPT as a policy, trained by DPO from this reference model.")
 ]
 PolicyReading = Literal["avg", "sum", "norm"]
 ReferenceFree = Annotated[
     PolicyReading | None,
-    typer.Option(
+    Option(
         help="Score CKPT as a policy without a reference: by the mean, the sum or the negative L2 norm of the "
         "completion's log-probabilities."
     ),
 ]
 Calibrated = Annotated[
     bool,
-    typer.Option("--calibrated", help="Apply the checkpoint's calibration, as fitted by `rmtrain calibrate`."),
+    Option("--calibrated", help="Apply the checkpoint's calibration, as fitted by `rmtrain calibrate`."),
 ]
 Combine = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="HOW",
         help="Score by several checkpoints, as in --ckpt A,B,C: mean, min, or mean-minus-variance of their rewards.",
     ),
 ]
 MaxLength = Annotated[
     int | None,
-    typer.Option(
+    Option(
         min=16, help="Maximum tokens of prompt and completion; default: as trained, or up to 4,096 for other models."
     ),
 ]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"] | None,
-    typer.Option(
-        help="Precision of the weights; auto: the fastest here; default: as trained, or as in the model's config."
-    ),
+    Option(help="Precision of the weights; auto: the fastest here; default: as trained, or as in the model's config."),
 ]
 if TYPE_CHECKING:
     BenchmarkName = str
@@ -71,22 +69,22 @@ else:
     BenchmarkName = Literal[*BENCHMARKS]
 Columns = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="KEY=COLUMN,…",
         help="Columns to read, such as chosen=answer_a; default: as in training if they exist, else detected.",
     ),
 ]
-RowSchema = Annotated[str | None, typer.Option(metavar="NAME", help="Row schema; default: as for --columns.")]
-Tokens = Annotated[int | None, typer.Option(min=1, help="Maximum tokens per forward pass; default: as in the recipe.")]
+RowSchema = Annotated[str | None, Option(metavar="NAME", help="Row schema; default: as for --columns.")]
+Tokens = Annotated[int | None, Option(min=1, help="Maximum tokens per forward pass; default: as in the recipe.")]
 Processes = Annotated[
-    int | None, typer.Option(help="Processes to start on this machine; default: one per GPU, or one without GPUs.")
+    int | None, Option(help="Processes to start on this machine; default: one per GPU, or one without GPUs.")
 ]
-Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
+Runs = Annotated[Path, Option(help="Folder of the runs.")]
 NoVerify = Annotated[
-    bool, typer.Option("--no-verify", help="Load the checkpoint even if its files changed since they were saved.")
+    bool, Option("--no-verify", help="Load the checkpoint even if its files changed since they were saved.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace an existing output file.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON document to standard output.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +132,10 @@ class Work:
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn each field of a command's dataclass parameters into an option of the command."""
+    """Turn each field of a command's dataclass parameters into an option of the command.
+
+    Called from Python, the command takes the defaults of options that are left out.
+    """
     types = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in types.items() if isinstance(kind, type) and is_dataclass(kind)}
     options: list[inspect.Parameter] = []
@@ -145,8 +146,11 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         else:
             options.append(parameter)
 
+    declared = {option.name: getattr(option.default, "default", option.default) for option in options}
+    defaults = {name: value for name, value in declared.items() if value not in (..., inspect.Parameter.empty)}
+
     def flat(*values: object, **named: object) -> None:
-        named |= zip((option.name for option in options), values, strict=False)
+        named = defaults | named | dict(zip((option.name for option in options), values, strict=False))
         for name, group in groups.items():
             named[name] = group(**{each.name: named.pop(each.name) for each in fields(group) if each.name in named})
         command(**named)

@@ -1,26 +1,26 @@
 """`rmtrain recipes`: the bundled recipes, and the JSON schema of a recipe."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from typer import Argument
 
+from rmtrain.cli.output import print_json, print_tables
 from rmtrain.recipe import bundled
 
 app = typer.Typer(no_args_is_help=True, help="List, show or copy the bundled recipes; print their JSON schema.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A bundled recipe, such as mistral_lora.")]
+Name = Annotated[str, Argument(metavar="NAME", help="A bundled recipe, such as mistral_lora.")]
 
 
 @app.command("list")
 def list_recipes() -> None:
     """List the bundled recipes and their purpose."""
-    from rmtrain.reporting.table import Table, to_terminal
+    from rmtrain.reporting.table import Table
 
     rows = [(recipe.name, recipe.purpose) for recipe in bundled.bundled_recipes()]
-    Console(highlight=False).print(to_terminal(Table(("recipe", "for"), rows, texts=2)))
+    print_tables([Table(("recipe", "for"), rows, texts=2)])
 
 
 @app.command()
@@ -32,10 +32,9 @@ def show(name: Name) -> None:
 @app.command()
 def copy(
     name: Name,
-    destination: Annotated[
-        Path | None,
-        typer.Argument(metavar="DEST", help="File or folder for the copy; default: NAME.yaml in this folder."),
-    ] = None,
+    destination: Path | None = Argument(
+        None, metavar="DEST", help="File or folder for the copy; default: NAME.yaml in this folder."
+    ),
 ) -> None:
     """Copy a bundled recipe to edit and train with; never overwrites a file."""
     target = bundled.copy(name, destination)
@@ -47,4 +46,4 @@ def schema() -> None:
     """Print the JSON schema of a recipe, with which editors complete and check YAML."""
     from rmtrain.recipe.load import json_schema
 
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    print_json(json_schema(), ascii_only=False)

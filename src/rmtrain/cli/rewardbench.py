@@ -1,18 +1,18 @@
 """`rmtrain rewardbench`: RewardBench and similar benchmarks, scored by every published version of the formulas."""
 
-import json as jsonlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
 from rich.console import Console
 from rich.text import Text
+from typer import Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import choose, load
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import print_json
 from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.errors import InputError
 
@@ -29,20 +29,14 @@ Runner = Literal["float16", "bfloat16", "float32", "int8"]
 class Asked:
     """The benchmark, and its rows."""
 
-    benchmark: Annotated[options.BenchmarkName, typer.Option(help="The benchmark to score.")] = "rewardbench-1"
-    data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Rows of the benchmark; default: its dataset on the hub.")
-    ] = None
-    split: Annotated[
-        str | None, typer.Option(help="Split of the rows; default: the benchmark's own split, or the only one.")
-    ] = None
-    prior_data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SOURCE",
-            help="Also score the prior sets: a hub id, a folder (shp.jsonl, …), or NAME=FILE; may be repeated.",
-        ),
-    ] = None
+    benchmark: options.BenchmarkName = Option("rewardbench-1", help="The benchmark to score.")
+    data: str | None = Option(None, metavar="SOURCE", help="Rows of the benchmark; default: its dataset on the hub.")
+    split: str | None = Option(None, help="Split of the rows; default: the benchmark's own split, or the only one.")
+    prior_data: list[str] | None = Option(
+        None,
+        metavar="SOURCE",
+        help="Also score the prior sets: a hub id, a folder (shp.jsonl, …), or NAME=FILE; may be repeated.",
+    )
 
     @property
     def definition(self) -> "Benchmark":
@@ -56,23 +50,17 @@ def rewardbench(
     ckpt: options.Ckpt = None,
     scoring: options.Scoring,
     asked: Asked,
-    results: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Score published subset accuracies instead, with no model; may be repeated, as for prior sets.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write subset accuracies as the leaderboard's flat JSON, which --results reads."
-        ),
-    ] = None,
-    parity: Annotated[
-        Runner | None,
-        typer.Option(help="Also score rewardbench-1 as the leaderboard's runner did, in this precision, and compare."),
-    ] = None,
+    results: list[Path] | None = Option(
+        None,
+        metavar="FILE",
+        help="Score published subset accuracies instead, with no model; may be repeated, as for prior sets.",
+    ),
+    output: Path | None = Option(
+        None, metavar="FILE", help="Write subset accuracies as the leaderboard's flat JSON, which --results reads."
+    ),
+    parity: Runner | None = Option(
+        None, help="Also score rewardbench-1 as the leaderboard's runner did, in this precision, and compare."
+    ),
     work: options.Work,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
@@ -163,7 +151,7 @@ def _write_flat(output: Path | None, results: Sequence[Mapping[str, object]]) ->
 
 def _render(result: Any, as_json: bool) -> None:
     if as_json:
-        print(jsonlib.dumps(result, indent=2))
+        print_json(result)
         return
     from rmtrain.reporting.ensembles import ensemble_tables
     from rmtrain.reporting.table import to_terminal

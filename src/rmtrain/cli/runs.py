@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from rmtrain.cli import options
+from rmtrain.cli.output import print_json, print_tables
 from rmtrain.errors import InputError
 from rmtrain.runs import MANIFEST, list_runs, offline_wandb
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="List the runs, or show one of them.")
 
-Folder = Annotated[Path, typer.Option("--folder", "--runs", help="Folder of the runs.")]
+Folder = Annotated[Path, Option("--folder", "--runs", help="Folder of the runs.")]
 
 _LOCK_HOLDER = re.compile(r"process (\d+) on (.+)")  # the content of .lock, as rmtrain.runs.locked writes it
 
@@ -68,27 +70,25 @@ def list_folder(folder: Folder = Path("runs"), json: options.Json = False) -> No
     unread = [(RunSummary(str(path), path.name), faults[path]) for path in sorted(faults)]
     if json:
         values = [run._asdict() for run in runs] + [{**run._asdict(), "error": error} for run, error in unread]
-        print(jsonlib.dumps(values, indent=2, ensure_ascii=False))
+        print_json(values, ascii_only=False)
         return
-    from rmtrain.reporting.table import Table, safe_text, to_terminal
+    from rmtrain.reporting.table import Table
 
-    console = Console(highlight=False)
     if not runs and not unread:
-        console.print(safe_text(f"no runs under {folder}/"))
+        print_tables([], f"no runs under {folder}/")
         return
     rows = [
         (run.name, "died" if run.alive is False else run.state, str(run.started or "")[:10], run.progress, run.ranking)
         for run in runs
     ]
     rows += [(run.name, "can't be read", "", "", "") for run, _ in unread]
-    console.print(to_terminal(Table(("run", "state", "started", "steps", "test accuracy"), rows, texts=3)))
-    for _, error in unread:
-        console.print(safe_text(error), soft_wrap=True)
+    table = Table(("run", "state", "started", "steps", "test accuracy"), rows, texts=3)
+    print_tables([table], *(error for _, error in unread))
 
 
 @app.command()
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the name of a run under --folder.")],
+    run: Path = Argument(..., metavar="RUN", help="A run folder, or the name of a run under --folder."),
     folder: Folder = Path("runs"),
     json: options.Json = False,
 ) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import CheckpointRef, choose, load
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SkipRefused = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--skip-refused",
         help="Write null rewards for rows that the chat template refuses, and the reason into `refused`.",
     ),
@@ -33,24 +33,19 @@ ApiName = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
 @options.grouped
 def score(
     *,
-    input_file: Annotated[
-        str,
-        typer.Argument(metavar="INPUT", help="Rows with prompt and completions, or with prompt, chosen and rejected."),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="OUT", help="The input rows with their rewards added; for several files, a folder."),
-    ] = None,
+    input_file: str = Argument(
+        ..., metavar="INPUT", help="Rows with prompt and completions, or with prompt, chosen and rejected."
+    ),
+    output: Path | None = Option(
+        None, metavar="OUT", help="The input rows with their rewards added; for several files, a folder."
+    ),
     ckpt: options.Ckpt = None,
-    url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Get the rewards from a running server, in place of --ckpt.")
-    ] = None,
-    api: Annotated[ApiName, typer.Option(help="With --url: the API that the server speaks.")] = "vllm",
-    verify: Annotated[
-        str | None,
-        typer.Option(metavar="CKPT", help="With --url: first compare the server's rewards with CKPT's on some rows."),
-    ] = None,
-    allowed: Annotated[float, typer.Option(min=0, help="With --verify: the largest accepted difference.")] = 1e-4,
+    url: str | None = Option(None, metavar="URL", help="Get the rewards from a running server, in place of --ckpt."),
+    api: ApiName = Option("vllm", help="With --url: the API that the server speaks."),
+    verify: str | None = Option(
+        None, metavar="CKPT", help="With --url: first compare the server's rewards with CKPT's on some rows."
+    ),
+    allowed: float = Option(1e-4, min=0, help="With --verify: the largest accepted difference."),
     skip_refused: SkipRefused = False,
     scoring: options.Scoring,
     reading: options.Reading,

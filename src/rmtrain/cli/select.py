@@ -1,16 +1,16 @@
 """`rmtrain select`: best-of-N, preference pairs or filtered answers, chosen by reward."""
 
-import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import typer
+from typer import Argument, Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import CheckpointRef, choose, load
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import show
 from rmtrain.cli.score import open_input, open_rows
 from rmtrain.errors import InputError, RunFailedError
 
@@ -35,27 +35,16 @@ _MODES = {  # modes by option, for options that not all modes take
 class Choice:
     """How answers are chosen by their rewards."""
 
-    mode: Annotated[
-        Mode, typer.Option(help="Take the best answers, preference pairs, or all answers above a threshold.")
-    ] = "best"
-    top_k: Annotated[int | None, typer.Option(min=1, help="best: answers to keep of each prompt; default: 1.")] = None
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="best: sample the answers with probabilities proportional to exp(reward / TEMPERATURE)."),
-    ] = None
-    threshold: Annotated[float | None, typer.Option(help="best, filter: the lowest reward to keep.")] = None
-    against: Annotated[
-        Literal["worst", "random"] | None, typer.Option(help="pairs: which answer is rejected; default: worst.")
-    ] = None
-    min_margin: Annotated[
-        float | None, typer.Option(min=0, help="pairs: smallest difference of the two rewards; default: any.")
-    ] = None
-    length_ratio: Annotated[
-        float | None, typer.Option(min=1, help="pairs: largest ratio of the answers' lengths in characters.")
-    ] = None
-    quantile: Annotated[
-        float | None, typer.Option(help="filter: share of all answers to drop, lowest rewards first.")
-    ] = None
+    mode: Mode = Option("best", help="Take the best answers, preference pairs, or all answers above a threshold.")
+    top_k: int | None = Option(None, min=1, help="best: answers to keep of each prompt; default: 1.")
+    temperature: float | None = Option(
+        None, help="best: sample the answers with probabilities proportional to exp(reward / TEMPERATURE)."
+    )
+    threshold: float | None = Option(None, help="best, filter: the lowest reward to keep.")
+    against: Literal["worst", "random"] | None = Option(None, help="pairs: which answer is rejected; default: worst.")
+    min_margin: float | None = Option(None, min=0, help="pairs: smallest difference of the two rewards; default: any.")
+    length_ratio: float | None = Option(None, min=1, help="pairs: largest ratio of the answers' lengths in characters.")
+    quantile: float | None = Option(None, help="filter: share of all answers to drop, lowest rewards first.")
 
     def check(self) -> None:
         """Refuse options that the mode does not take, and invalid values."""
@@ -87,22 +76,16 @@ class Choice:
 @options.grouped
 def select(
     *,
-    input_file: Annotated[
-        str,
-        typer.Argument(
-            metavar="ANSWERS", help="Rows with prompt and completions, and their rewards if already scored."
-        ),
-    ],
-    output: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="File for the chosen rows, in TRL's formats.")],
-    ckpt: Annotated[
-        str | None,
-        typer.Option(help="Model that gives the rewards; default: those in the rows, else the newest finished run."),
-    ] = None,
+    input_file: str = Argument(
+        ..., metavar="ANSWERS", help="Rows with prompt and completions, and their rewards if already scored."
+    ),
+    output: Path = Option(..., metavar="OUT.jsonl", help="File for the chosen rows, in TRL's formats."),
+    ckpt: str | None = Option(
+        None, help="Model that gives the rewards; default: those in the rows, else the newest finished run."
+    ),
     choice: Choice,
-    form: Annotated[
-        Literal["messages", "text"], typer.Option("--format", help="Write messages, or plain text.")
-    ] = "messages",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random choices.")] = 0,
+    form: Literal["messages", "text"] = Option("messages", "--format", help="Write messages, or plain text."),
+    seed: int = Option(0, min=0, help="Seed of the random choices."),
     scoring: options.Scoring,
     reading: options.Reading,
     work: options.Work,
@@ -139,7 +122,11 @@ def select(
                 return
             report = _select(rows, files, choice, parts, output, form, seed)
         parts.remove()
-        _show(report, json, display)
+        from rmtrain.reporting.selection import selection_tables
+
+        show(report, json, selection_tables)
+        if not json:
+            display.note(f"written: {output}")
         if stream.has_changed():
             raise RunFailedError(
                 f"{input_file} changed while it was read: {output} holds a choice from the earlier rows",
@@ -182,16 +169,3 @@ def _select(
     with replaced(output) as file:
         report = Selection(choice.rule(threshold), form, seed).write(read_answers(rows, files), file).to_json()
     return {**report, "output": str(output), "threshold": threshold}
-
-
-def _show(report: dict[str, object], json: bool, display: TerminalDisplay) -> None:
-    if json:
-        print(jsonlib.dumps(report, indent=2))
-        return
-    from rich.console import Console
-
-    from rmtrain.reporting.selection import selection_tables
-    from rmtrain.reporting.table import to_terminal
-
-    Console(highlight=False).print(to_terminal(*selection_tables(report)))
-    display.note(f"written: {report['output']}")

@@ -4,13 +4,14 @@ import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
-from rich.console import Console
+from typer import Argument, Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import print_tables, show
 from rmtrain.errors import InputError
 from rmtrain.json_values import JsonObject
 
@@ -30,22 +31,19 @@ _PROBE_ROWS = 1000  # of validation
 class Ranking:
     """How settings are tried and ranked."""
 
-    method: Annotated[
-        Literal["grid", "lr-probe"], typer.Option(help="Train all combinations, or find a learning rate by short runs.")
-    ] = "grid"
-    rank_by: Annotated[
-        Literal["accuracy", "loss"] | None,
-        typer.Option(help="Validation figure to rank by; default: accuracy, or loss for lr-probe."),
-    ] = None
-    probe_steps: Annotated[int, typer.Option(min=1, help="Steps per run of lr-probe.")] = 40
-    halving: Annotated[
-        bool,
-        typer.Option(
-            "--halving",
-            help="Successive halving: train all settings for a quarter of the run, the better half for half of it, and "
-            "the rest in full.",
-        ),
-    ] = False
+    method: Literal["grid", "lr-probe"] = Option(
+        "grid", help="Train all combinations, or find a learning rate by short runs."
+    )
+    rank_by: Literal["accuracy", "loss"] | None = Option(
+        None, help="Validation figure to rank by; default: accuracy, or loss for lr-probe."
+    )
+    probe_steps: int = Option(40, min=1, help="Steps per run of lr-probe.")
+    halving: bool = Option(
+        False,
+        "--halving",
+        help="Successive halving: train all settings for a quarter of the run, the better half for half of it, and "
+        "the rest in full.",
+    )
 
     @property
     def metric(self) -> "Metric":
@@ -56,18 +54,15 @@ class Ranking:
 @options.grouped
 def sweep(
     *,
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")],
-    values: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=A,B,C]...", help="Values to combine; a single value overrides the recipe."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Runs per setting, with consecutive seeds.")] = 1,
+    recipe: Path = Argument(..., metavar="RECIPE", help="Recipe file (YAML)."),
+    values: list[str] | None = Argument(
+        None, metavar="[KEY=A,B,C]...", help="Values to combine; a single value overrides the recipe."
+    ),
+    seeds: int = Option(1, min=1, max=100, help="Runs per setting, with consecutive seeds."),
     ranking: Ranking,
-    final: Annotated[
-        bool, typer.Option("--final", help="Name the winner, and score its runs on the test split.")
-    ] = False,
-    parallel: Annotated[int, typer.Option(min=1, max=256, help="Runs at the same time, each on one GPU.")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs without training.")] = False,
+    final: bool = Option(False, "--final", help="Name the winner, and score its runs on the test split."),
+    parallel: int = Option(1, min=1, max=256, help="Runs at the same time, each on one GPU."),
+    dry_run: bool = Option(False, "--dry-run", help="List the runs without training."),
     json: options.Json = False,
 ) -> None:
     """Train a grid of settings, each with several seeds, and rank them by validation.
@@ -99,10 +94,7 @@ def sweep(
             ranked = asked.trained(_halved(asked, settings, workers) if ranking.halving else settings, workers)
         result = _result(asked, ranking.method, ranked, _final(ranked[0], workers) if final and ranked else None)
         page = _write(asked.folder / ranking.method, result)
-    if json:
-        print(jsonlib.dumps(result, indent=2))
-    else:
-        _render(result, page)
+    _show(result, json, page)
     if asked.failed:
         raise typer.Exit(1)
 
@@ -256,24 +248,20 @@ def _write(stem: Path, result: dict[str, Any]) -> Path:
     return write_page(stem.with_suffix(".html"), jsonlib.loads(jsonlib.dumps(result)))
 
 
-def _render(result: dict[str, Any], page: Path) -> None:
+def _show(result: dict[str, Any], as_json: bool, page: Path) -> None:
     from rmtrain.reporting.sweep import sweep_tables
-    from rmtrain.reporting.table import safe_text, to_terminal
 
-    console = Console(highlight=False)
-    console.print(to_terminal(*sweep_tables(jsonlib.loads(jsonlib.dumps(result)))))
-    for name in result["failed"]:
-        console.print(safe_text(f"failed: {name}"), soft_wrap=True)
+    lines = [f"failed: {name}" for name in result["failed"]]
     if result["learning_rate"] is not None:
-        console.print(f"recommended: {_RATE}={result['learning_rate']:g}")
-    console.print(f"report: {page}", soft_wrap=True)
+        lines.append(f"recommended: {_RATE}={result['learning_rate']:g}")
+    show(jsonlib.loads(jsonlib.dumps(result)), as_json, sweep_tables, *lines, f"report: {page}")
 
 
 def _list(asked: _Asked, settings: "Sequence[Setting]") -> None:
     """Print the runs and their states."""
-    from rmtrain.reporting.table import Table, to_terminal
+    from rmtrain.reporting.table import Table
     from rmtrain.training.sweep import plan
 
     runs = plan(settings, asked.seeds, asked.folder)
     rows = [(run.setting.number, run.setting.label, run.seed, str(run.finished() or "not trained yet")) for run in runs]
-    Console(highlight=False).print(to_terminal(Table(("", "setting", "seed", "run"), rows, texts=4)))
+    print_tables([Table(("", "setting", "seed", "run"), rows, texts=4)])

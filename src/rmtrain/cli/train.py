@@ -2,13 +2,14 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from typer import Argument, Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.output import print_json, print_tables
 from rmtrain.errors import CheckpointError, InputError, RecipeError, masked, printable
 from rmtrain.runs import offline_wandb
 
@@ -18,28 +19,19 @@ if TYPE_CHECKING:
     from rmtrain.recipe.load import LoadedRecipe
 
 
+@options.grouped
 def train(
-    recipe: Annotated[
-        Path | None,
-        typer.Argument(metavar="RECIPE", help="Recipe file (YAML); optional with --resume.", show_default=False),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values that override the recipe, such as optim.epochs=2."),
-    ] = None,
+    recipe: Path | None = Argument(
+        None, metavar="RECIPE", help="Recipe file (YAML); optional with --resume.", show_default=False
+    ),
+    overrides: list[str] | None = Argument(
+        None, metavar="[KEY=VALUE]...", help="Values that override the recipe, such as optim.epochs=2."
+    ),
     num_processes: options.Processes = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Resume this run from its newest valid checkpoint.")
-    ] = None,
-    allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="Resume even if the recipe or the data have changed.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print the plan, without training.")
-    ] = False,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print every value and its origin, without training.")
-    ] = False,
+    resume: Path | None = Option(None, metavar="RUN", help="Resume this run from its newest valid checkpoint."),
+    allow_changes: bool = Option(False, "--allow-changes", help="Resume even if the recipe or the data have changed."),
+    dry_run: bool = Option(False, "--dry-run", help="Check everything and print the plan, without training."),
+    print_config: bool = Option(False, "--print-config", help="Print every value and its origin, without training."),
     no_verify: options.NoVerify = False,
     json: options.Json = False,
 ) -> None:
@@ -71,9 +63,9 @@ def train(
     if not processes.is_main_process():
         return
     if json:
-        print(jsonlib.dumps(result, indent=2))
-        return
-    _render(result)
+        print_json(result)
+    else:
+        _show(result)
 
 
 def _load(recipe: Path | None, overrides: list[str], resume: Path | None) -> "LoadedRecipe":
@@ -153,18 +145,15 @@ def _train_and_score(
     return {**trained._asdict(), "run": str(trained.run), "splits": {result["split"]: result for result in results}}
 
 
-def _render(result: dict[str, Any]) -> None:
-    from rmtrain.reporting.table import to_terminal
+def _show(result: dict[str, Any]) -> None:
     from rmtrain.reporting.tables import split_tables
 
-    console = Console(highlight=False)
-    console.print(to_terminal(*split_tables(list(result["splits"].values()))))
     speed = result["tokens_per_second"]
-    console.print(f"{result['steps']} steps, {result['tokens']:,} tokens, {speed:,.0f} tokens/s" if speed else "")
-    console.print(f"results: {result['run']}", soft_wrap=True)
-    console.print(f"report:  {result['run']}/report.html", soft_wrap=True)
+    lines = [f"{result['steps']} steps, {result['tokens']:,} tokens, {speed:,.0f} tokens/s" if speed else ""]
+    lines += [f"results: {result['run']}", f"report:  {result['run']}/report.html"]
     if records := offline_wandb(Path(result["run"])):
-        console.print(f"wandb is offline; upload with: wandb sync {' '.join(map(str, records))}", soft_wrap=True)
+        lines.append(f"wandb is offline; upload with: wandb sync {' '.join(map(str, records))}")
+    print_tables(split_tables(list(result["splits"].values())), *lines)
 
 
 def _print_config(loaded: "LoadedRecipe", as_json: bool) -> None:
