@@ -11,13 +11,12 @@ from rmtrain.metrics.alignment_gap import (
     bar_edges,
     count_flips,
     dpo_losses,
-    fit_scale,
     ideal_gaps,
     loss_bounds,
     median_gap_draws,
-    share_of_gaps,
 )
-from rmtrain.metrics.rankings import credits_of
+from rmtrain.metrics.calibration import fit_scale
+from rmtrain.metrics.rankings import credits_of, sigmoid
 
 
 @pytest.fixture
@@ -88,7 +87,7 @@ def test_the_calibrating_scale_is_the_most_likely_one(rng: np.random.Generator) 
         lambda k: np.logaddexp(0, -k * gaps).mean(), bounds=(0, 20), method="bounded", options={"xatol": 1e-10}
     ).x
     assert fit_scale(gaps) == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose(share_of_gaps(gaps, 0.7), expit(0.7 * gaps), rtol=1e-12)
+    np.testing.assert_allclose(sigmoid(0.7 * gaps), expit(0.7 * gaps), rtol=1e-12)
     assert fit_scale(-np.abs(gaps)) == 0
     assert fit_scale(np.abs(gaps)) == 1e6
     assert fit_scale(np.array([])) == 0

@@ -194,9 +194,9 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path: Path) -> Non
     manifest["files"] = {"../../secret": manifest["files"]["a"]}
     shutil.rmtree(path)
     path.mkdir()
-    from rmtrain.training.checkpointing import _digest
+    from rmtrain.model.digests import digest_of_values
 
-    (path / MANIFEST).write_text(json.dumps({**manifest, "digest": _digest(manifest)}), encoding="utf-8")
+    (path / MANIFEST).write_text(json.dumps({**manifest, "digest": digest_of_values(manifest)}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="outside the folder"):
         verify(path)
 

@@ -79,6 +79,7 @@ def dry_run(
 def _show(answer: dict[str, Any], report: "DataReport") -> None:
     from rmtrain.reporting.data_report import report_tables
     from rmtrain.reporting.table import to_terminal
+    from rmtrain.reporting.text import shortened
 
     derived, memory, first = (answer[key] for key in ("derived", "memory", "first_group"))
     console = Console(highlight=False, markup=False)
@@ -90,7 +91,8 @@ def _show(answer: dict[str, Any], report: "DataReport") -> None:
         console.print(f"note: {note}")
     console.print(f"\nfirst group: {first['id']}, preferences {first['preferences']}")
     for index, sequence in enumerate(first["sequences"]):
-        console.print(f"completion {index} ({sequence['tokens']} tokens): {_shorten(sequence['text'])}")
+        text = "".join(c if c.isprintable() or c == "\n" else "�" for c in sequence["text"])
+        console.print(f"completion {index} ({sequence['tokens']} tokens): {shortened(text, 600)}")
 
 
 def _memory(plan: "RunPlan") -> dict[str, Any]:
@@ -139,8 +141,3 @@ def _first_group(split: "ReadySplit", renderer: "Renderer") -> dict[str, Any]:
         "shared_prefix_tokens": len(group.prefix),
         "sequences": [{"tokens": len(ids), "text": renderer.tokenizer.decode(ids), "ids": ids} for ids in sequences],
     }
-
-
-def _shorten(text: str, limit: int = 600) -> str:
-    shown = "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
-    return shown if len(shown) <= limit else f"{shown[: limit // 2]} […] {shown[-limit // 2 :]}"

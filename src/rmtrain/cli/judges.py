@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rmtrain.errors import DataError, InputError, Interrupted, RmtrainError, RunFailedError
+from rmtrain.errors import DataError, InputError, Interrupted, RunFailedError
 from rmtrain.files import write_atomic
-from rmtrain.runs import list_runs, locate_model
+from rmtrain.runs import locate_model
 
 if TYPE_CHECKING:
     from rmtrain.data.judged import Judge
@@ -63,6 +63,7 @@ class Judges:
     def _fold(self, recipe: "Recipe", number: int, folds: Sequence[int]) -> str:
         from rmtrain.data.judged import has_votes, has_weights
         from rmtrain.recipe.load import dump_recipe
+        from rmtrain.training.sweep import begun_run, finished_run
 
         own = [group for group, fold in zip(self.groups, folds, strict=True) if fold == number]
         columns = {"votes": "votes" if has_votes(self.groups) else None}
@@ -70,27 +71,11 @@ class Judges:
         whole = fold_recipe(recipe, self._write(own, f"fold-{number}"), f"fold-{number}", self.folder, columns)
         path = self.folder / f"fold-{number}.yaml"
         write_atomic(path, dump_recipe(whole))
-        done, begun = self._runs(whole)
-        if not done:
+        if finished_run(whole, self.folder) is None:
             self.display.note(f"fold {number + 1} of {max(folds) + 1}: {len(own)} groups")
-            self._command("train", *(["--resume", str(begun[-1])] if begun else [str(path)]), "--json")
-            done, _ = self._runs(whole)
-        return str(done[-1])
-
-    def _runs(self, recipe: "Recipe") -> tuple[list[Path], list[Path]]:
-        """The finished runs of a recipe, and those that have a checkpoint to resume from."""
-        from rmtrain.recipe.load import load_recipe
-        from rmtrain.training.choices import as_begun
-
-        own = []
-        for run, manifest in list_runs(self.folder):
-            try:
-                recorded = load_recipe(run / "recipe.yaml").recipe
-                own += [(run, manifest["state"])] if recorded == as_begun(recipe, recorded) else []
-            except RmtrainError:
-                continue
-        begun = [run for run, _ in own if any(run.glob("checkpoints/checkpoint-*"))]
-        return [run for run, state in own if state == "finished"], begun
+            begun = begun_run(whole, self.folder)
+            self._command("train", *(["--resume", str(begun)] if begun else [str(path)]), "--json")
+        return str(finished_run(whole, self.folder))
 
     def _write(self, groups: "Sequence[PreferenceGroup]", name: str) -> Path:
         """Write groups to a source named by the digest of its content, unless that file exists."""

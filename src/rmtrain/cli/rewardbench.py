@@ -19,8 +19,6 @@ from rmtrain.errors import InputError
 if TYPE_CHECKING:
     from rmtrain.cli.checkpoints import CheckpointRef
     from rmtrain.data.benchmarks.definition import Benchmark
-    from rmtrain.data.benchmarks.load import BenchmarkRows
-    from rmtrain.evaluation.parity import Parity
 
 Runner = Literal["float16", "bfloat16", "float32", "int8"]
 
@@ -89,7 +87,11 @@ def rewardbench(
 
         definition, folder = asked.definition, ref.results / "rewardbench"
         rows = read_benchmark(definition, asked.data, asked.split, asked.prior_data or [], display.note)
-        steps = _as_runner(ref, parity, rows, folder / f".{definition.name}.parity", display) if parity else None
+        steps = None
+        if parity:
+            from rmtrain.evaluation.parity import score_as_runner
+
+            steps = score_as_runner(ref.request, parity, rows, folder / f".{definition.name}.parity", display)
         scorer = load(ref, display, definition.name if definition.needs_rewards else "")
         budget = work.tokens_per_batch or scorer.info.tokens_per_batch
         beside = {"asked": _given(scoring), "training_check": _training_check(ref, definition.name)}
@@ -115,14 +117,6 @@ def _published(paths: list[Path], benchmark: "Benchmark", output: Path | None, a
     published = [result.to_json() for result in published_results(paths, benchmark)]
     _write_flat(output, published)
     _render(published[0] if len(published) == 1 else published, as_json)
-
-
-def _as_runner(
-    ref: "CheckpointRef", precision: Runner, rows: "BenchmarkRows", folder: Path, display: TerminalDisplay
-) -> "Parity":
-    from rmtrain.evaluation.parity import score_as_runner
-
-    return score_as_runner(ref.request, precision, rows, folder, display)
 
 
 def _given(scoring: options.Scoring) -> dict[str, object]:

@@ -9,8 +9,8 @@ from rmtrain.data.schemas import votes
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import InputError
 from rmtrain.evaluation.results import ScoredRow, gaps_of
-from rmtrain.metrics.alignment_gap import fit_scale, share_of_gaps
-from rmtrain.metrics.rankings import Floats
+from rmtrain.metrics.calibration import fit_scale
+from rmtrain.metrics.rankings import Floats, sigmoid
 from rmtrain.places import name_only
 
 _FORMS = "a share such as 0.75, `votes`, `scores`, `scores:SCALE` or `rewards`"
@@ -81,12 +81,12 @@ def find_alpha(
         if unknown is not None:
             raise InputError(f"--alpha scores: group {unknown} has no scores", f"give {_FORMS}")
         gaps = np.array([preference.gap for _, preference in preferences], dtype=np.float64)
-        return Alpha(share_of_gaps(gaps, source.value), f"sigmoid of {source.value:g} times the score gap")
+        return Alpha(sigmoid(source.value * gaps), f"sigmoid of {source.value:g} times the score gap")
     name, scored = next(iter(reward_models.items()))
     gaps = gaps_of(scored).gaps
     scale = fit_scale(gaps)
     origin = f"sigmoid of {scale:.3g} times the reward gap of {name_only(name)}, the scale fitted on these preferences"
-    return Alpha(share_of_gaps(gaps, scale), origin, circular_for=name)
+    return Alpha(sigmoid(scale * gaps), origin, circular_for=name)
 
 
 def vote_share(row: Mapping[str, Any], group: PreferenceGroup) -> float:

@@ -16,7 +16,6 @@ from rmtrain.metrics.rankings import Floats, Labels, bradley_terry_losses
 
 BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)  # KL coefficients over which the paper takes the median
 EPSILON = 0.001  # shares are kept this far from 0 and 1, so that their odds are finite
-_LARGEST_SCALE = 1e6  # result of `fit_scale` if every preference is ranked right
 
 
 def ideal_gaps(reference_gaps: Floats, alpha: ArrayLike, beta: float) -> Floats:
@@ -71,32 +70,6 @@ def count_flips(policy_gaps: Floats, reference_gaps: Floats) -> Flips:
         return int(((reference == first) & (policy == second)).sum())
 
     return Flips(of(1, 1), of(1, -1), of(-1, 1), of(-1, -1), int(((policy == 0) | (reference == 0)).sum()))
-
-
-def share_of_gaps(gaps: Floats, scale: float) -> Floats:
-    """alpha = sigmoid(scale * gap): the share of raters under a Bradley-Terry model of score or reward gaps."""
-    return np.asarray(np.exp(-bradley_terry_losses(scale * gaps)))
-
-
-def fit_scale(gaps: Floats) -> float:
-    """The scale above 0 that maximises the likelihood of sigmoid(scale * gap): calibration by a single temperature.
-
-    The likelihood is concave in the scale; its derivative is bisected. 0 if the gaps rank no better than chance, and a
-    million if they rank every preference right.
-    """
-
-    def slope(scale: float) -> float:
-        return float((gaps * share_of_gaps(-gaps, scale)).mean())
-
-    low, high = 0.0, _LARGEST_SCALE
-    if not len(gaps) or slope(low) <= 0:
-        return 0.0
-    if slope(high) > 0 or gaps.min() >= 0:
-        return high
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-    return high
 
 
 def median_gap_draws(ideal: Float64[np.ndarray, "n B"], policy: Floats, clusters: Labels) -> Float64[np.ndarray, " R"]:

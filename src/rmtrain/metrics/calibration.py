@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rmtrain.metrics.rankings import Floats, credits_of
+from rmtrain.metrics.rankings import Floats, credits_of, sigmoid
 
 BINS = 15
+_LARGEST_SCALE = 1e6  # result of `fit_scale` if every preference is ranked right
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def reliability_bins(gaps: Floats, bins: int = BINS) -> tuple[ReliabilityBin, ..
     # equal confidences share their mean credit, so that bins do not depend on the order of rows
     shared = np.bincount(inverse, weights=credits_of(gaps)) / np.bincount(inverse) if len(gaps) else gaps
     order = np.argsort(inverse, kind="stable")
-    confidence, credit = _sigmoid(magnitudes)[inverse][order], shared[inverse][order]
+    confidence, credit = sigmoid(magnitudes)[inverse][order], shared[inverse][order]
     return tuple(
         ReliabilityBin(len(part), float(confidence[part].mean()), float(credit[part].mean()))
         for part in np.array_split(np.arange(len(gaps)), bins)
@@ -47,31 +48,37 @@ def expected_calibration_error(gaps: Floats, bins: int = BINS) -> float | None:
 
 def brier_score(gaps: Floats) -> float | None:
     """Mean of (1 - sigmoid(gap))^2 (Brier 1950), whichever completion is listed first; None without preferences."""
-    return float((_sigmoid(-gaps) ** 2).mean()) if len(gaps) else None
+    return float((sigmoid(-gaps) ** 2).mean()) if len(gaps) else None
 
 
 def fit_temperature(gaps: Floats) -> float | None:
     """The T > 0 for which sigmoid(gap / T) has the lowest loss, -mean log sigmoid(gap / T) (arXiv 1706.04599).
 
-    The loss is convex in 1 / T, whose optimum is found by bisection. None if there is no optimum: for a mean gap of 0
-    or less, a larger T is always better, and without a gap below 0, a smaller T.
+    None if there is no optimum: for a mean gap of 0 or less, a larger T is always better, and without a gap below 0, a
+    smaller T.
     """
     if not len(gaps) or gaps.mean() <= 0 or gaps.min() >= 0:
         return None
-    scale = float(np.abs(gaps).mean())
-    low, high = 0.0, 1.0 / scale
-    while _slope(gaps, high) < 0:
-        low, high = high, 2 * high
+    unit = float(np.abs(gaps).mean())
+    return unit / fit_scale(gaps / unit)
+
+
+def fit_scale(gaps: Floats) -> float:
+    """The scale above 0 that maximises the likelihood of sigmoid(scale * gap): calibration by a single temperature.
+
+    The likelihood is concave in the scale; its derivative is bisected. 0 if the gaps rank no better than chance, and a
+    million if they rank every preference right.
+    """
+
+    def slope(scale: float) -> float:
+        return float((gaps * sigmoid(-scale * gaps)).mean())
+
+    low, high = 0.0, _LARGEST_SCALE
+    if not len(gaps) or slope(low) <= 0:
+        return 0.0
+    if slope(high) > 0 or gaps.min() >= 0:
+        return high
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if _slope(gaps, middle) < 0 else (low, middle)
-    return 2 / (low + high)
-
-
-def _slope(gaps: Floats, inverse: float) -> float:
-    """Of the loss by 1 / T."""
-    return float(-(gaps * _sigmoid(-inverse * gaps)).mean())
-
-
-def _sigmoid(x: Floats) -> Floats:
-    return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
+        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+    return high

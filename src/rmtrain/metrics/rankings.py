@@ -83,6 +83,11 @@ def bradley_terry_losses(gaps: Floats) -> Floats:
     return np.asarray(np.logaddexp(0.0, -gaps))
 
 
+def sigmoid(x: Floats) -> Floats:
+    """1 / (1 + exp(-x)), without overflow."""
+    return np.asarray(np.exp(-bradley_terry_losses(x)))
+
+
 def ranking_accuracy(gaps: Floats) -> RankingAccuracy:
     """Accuracy, ties, loss and mean gap, with the same weight for every preference."""
     n, ties = len(gaps), int((gaps == 0).sum())

@@ -53,12 +53,12 @@ def check_finite(module: Any, where: str) -> None:
     """Refuse weights that are not finite, by name."""
     for name, parameter in module.named_parameters():
         # a weight that is not finite makes the sum so, in a tenth of the time; a sum can overflow without one
-        if parameter.is_floating_point() and not _sum(parameter).isfinite() and not parameter.isfinite().all():
+        if (
+            parameter.is_floating_point()
+            and not parameter.detach().sum(dtype=torch.float32).isfinite()
+            and not parameter.isfinite().all()
+        ):
             raise CheckpointError(f"{where}: {name} is not finite", "the weights are damaged; use another checkpoint")
-
-
-def _sum(parameter: Any) -> Any:
-    return parameter.detach().sum(dtype=torch.float32)
 
 
 def dtype_in_config(folder: Path, adapter: dict[str, Any] | None) -> str:

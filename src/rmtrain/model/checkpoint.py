@@ -102,6 +102,13 @@ class CheckpointFiles:
         """How the files were published; checkpoints of ours and adapters are plain."""
         return self.published.layout if self.published else PLAIN
 
+    def reading(self) -> tuple[Scoring, Renderer]:
+        """How a checkpoint of ours or an adapter is scored, and how it reads conversations, as its contract says."""
+        scoring = read_scoring(self.sidecar, self.folder / SIDECAR) if self.sidecar else Scoring()
+        renderer = make_renderer(str(tokenizer_place(self.folder, None if self.sidecar else self.adapter)), self.prompt)
+        contract = scoring.contract
+        return scoring, renderer if contract is None else renderer.check_contract(contract, self.where)
+
     def load(
         self,
         options: BackboneOptions | None = None,
@@ -163,10 +170,7 @@ def _load_own(
 ) -> Checkpoint:
     """A checkpoint trained here, or anyone's LoRA adapter."""
     where, folder, sidecar, adapter = files.where, files.folder, files.sidecar, files.adapter
-    scoring = read_scoring(sidecar, folder / SIDECAR) if sidecar else Scoring()
-    renderer = make_renderer(str(tokenizer_place(folder, None if sidecar else adapter)), files.prompt)
-    if scoring.contract is not None:
-        renderer = renderer.check_contract(scoring.contract, where)
+    scoring, renderer = files.reading()
     options = options or scoring.options(dtype_in_config(folder, adapter), adapter is not None)
     options = replace(options, dtype=dtype or options.dtype)
     config_pad = load_config(*config_place(folder, adapter)).get_text_config().pad_token_id

@@ -73,7 +73,7 @@ def _digests(paths: Iterable[Path]) -> dict[str, str]:
 def _digest(path: Path) -> str:
     if path.name != ADAPTER:
         return digest_of(path)
-    return _digest_of_values({**read_object(path), "base_model_name_or_path": None})  # which may have moved
+    return digest_of_values({**read_object(path), "base_model_name_or_path": None})  # which may have moved
 
 
 def _check(folder: Path, recorded: Any, what: str) -> None:
@@ -92,7 +92,7 @@ def _of_manifest(path: Path) -> JsonObject:
     """Digests of a training checkpoint's model, as the manifest beside it has them."""
     try:
         values = read_object(path)
-        whole = values.pop("digest") == _digest_of_values(values)
+        whole = values.pop("digest") == digest_of_values(values)
         entries = {name: entry["sha256"] for name, entry in values["files"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its digests can't be read ({type(error).__name__})", _HINT) from error
@@ -104,8 +104,9 @@ def _of_manifest(path: Path) -> JsonObject:
 
 
 def _digest_of_block(block: JsonObject) -> str:
-    return _digest_of_values({key: value for key, value in block.items() if key != "sha256"})
+    return digest_of_values({key: value for key, value in block.items() if key != "sha256"})
 
 
-def _digest_of_values(values: JsonObject) -> str:
+def digest_of_values(values: JsonObject) -> str:
+    """SHA-256 of a JSON object, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -11,16 +11,14 @@ from safetensors import safe_open
 
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError, RmtrainError, first_line
-from rmtrain.model.adapter_files import config_place, tokenizer_place
+from rmtrain.model.adapter_files import config_place
 from rmtrain.model.checkpoint import CheckpointFiles, find_checkpoint
 from rmtrain.model.forward import HEAD
 from rmtrain.model.published.layouts import PLAIN
-from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import load_config
-from rmtrain.model.sidecar import Scoring, read_scoring
+from rmtrain.model.sidecar import Scoring
 from rmtrain.model.start import Start, find_start, require_one_label
 from rmtrain.model.weights import (
-    SIDECAR,
     cached_folder,
     digest_of,
     fingerprint_of,
@@ -147,7 +145,7 @@ def open_part(where: str, verify: bool = True) -> Part:
     if files.layout is not PLAIN:
         raise InputError(f"{where} is {files.layout.name}, which can't be averaged", "average plain models or adapters")
     require_one_label(files.folder)
-    sidecar, adapter = files.sidecar, files.adapter
+    adapter = files.adapter
     if adapter is not None:
         if adapter.get("peft_type", "LORA") != "LORA":
             raise InputError(f"{where} is an adapter of the kind {adapter['peft_type']}", "only LoRA is averaged")
@@ -156,11 +154,7 @@ def open_part(where: str, verify: bool = True) -> Part:
                 f"{where} is a LoRA adapter with {other}: an average of its factors is not that of its weights",
                 "`rmtrain export` each adapter, and average the whole models",
             )
-    scoring = read_scoring(sidecar, files.folder / SIDECAR) if sidecar else Scoring()
-    renderer = make_renderer(str(tokenizer_place(files.folder, None if sidecar else adapter)), None)
-    if scoring.contract is not None:
-        renderer = renderer.check_contract(scoring.contract, where)
-    return Part(where, files, scoring, renderer)
+    return Part(where, files, *files.reading())
 
 
 def require_alike(parts: Sequence[Part]) -> None:

@@ -27,11 +27,7 @@ def checkpointing_options(kind: str, rank: int, reentrant: bool = False) -> dict
     """
     if kind == "full":
         return {"use_reentrant": reentrant}
-    return {"use_reentrant": False, "context_fn": partial(_contexts, rank)}
-
-
-def _contexts(rank: int) -> Any:
-    return create_selective_checkpoint_contexts(partial(_policy, rank))  # type: ignore[no-untyped-call]
+    return {"use_reentrant": False, "context_fn": partial(create_selective_checkpoint_contexts, partial(_policy, rank))}
 
 
 def _policy(rank: int, context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -14,12 +14,12 @@ from rmtrain.model.portable import serve_command
 from rmtrain.places import name_only, without_places
 from rmtrain.recipe.yaml12 import dump_values
 from rmtrain.reporting.averages import average_tables
-from rmtrain.reporting.data_report import check_tables, entry_tables
+from rmtrain.reporting.data_report import used_tables
 from rmtrain.reporting.gap import gap_summary
 from rmtrain.reporting.metadata import HUB_ID, front_matter, is_dataset_id, sources
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, training_lines, version_text
-from rmtrain.reporting.summary import Line, mapping
+from rmtrain.reporting.summary import mapping
 from rmtrain.reporting.table import Table, to_markdown
 from rmtrain.reporting.tables import benchmark_tables, split_tables
 from rmtrain.reporting.text import block, count, markdown, plain, python_literal, render
@@ -92,6 +92,8 @@ def _card(record: RunRecord, adapter: bool) -> str:
     base_id = base.name if _is_hub_id(base.name, base.commit) else None
     quantization = record.setting("model", "quantization")
     dtype = exported.get("dtype") or record.setting("model", "dtype")
+    # the first sentence names the base model
+    settings = [line for line in training_lines(record) if line.label not in ("base model", "commit of the base model")]
     values = {
         "record": record,
         "adapter": adapter,
@@ -111,17 +113,10 @@ def _card(record: RunRecord, adapter: bool) -> str:
             *split_tables(list(record.splits.values())),
             *(table for result in record.benchmarks.values() for table in benchmark_tables(result)),
         ],
-        "training": Table(("setting", "value"), _settings(record), texts=2),
+        "training": Table(("setting", "value"), settings, texts=2),
         "data": [
             _data_table(record),
-            *(
-                table
-                for name, split in mapping(record.manifest.get("data")).items()
-                for table in (
-                    *entry_tables(name, mapping(mapping(split).get("entries"))),
-                    *check_tables(mapping(split)),
-                )
-            ),
+            *(table for name, split in _splits(record).items() for table in used_tables(name, split)),
         ],
         "versions": version_text(record),
         "recipe": Markup(_recipe(record)),
@@ -131,16 +126,15 @@ def _card(record: RunRecord, adapter: bool) -> str:
     return render("card.md.j2", lambda value: Markup(markdown(value)), values, filters)
 
 
-def _settings(record: RunRecord) -> list[Line]:
-    """How the model was trained; the card's first sentence names the base model."""
-    return [line for line in training_lines(record) if line.label not in ("base model", "commit of the base model")]
+def _splits(record: RunRecord) -> dict[str, Mapping[str, Any]]:
+    """The splits of the manifest, each a mapping."""
+    return {name: mapping(split) for name, split in mapping(record.manifest.get("data")).items()}
 
 
 def _data_table(record: RunRecord) -> Table:
     """One row per split: kept rows, and dropped rows by cause."""
     rows = []
-    for name, split in mapping(record.manifest.get("data")).items():
-        entry = mapping(split)
+    for name, entry in _splits(record).items():
         ledger = mapping(entry.get("rows"))
         dropped = ", ".join(f"{cause} {count(n)}" for cause, n in mapping(ledger.get("dropped")).items()) or "none"
         kept = count(ledger.get("total")), count(ledger.get("kept"))

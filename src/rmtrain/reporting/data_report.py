@@ -158,6 +158,11 @@ def ledger_table(split: Mapping[str, Any], ledgers: Sequence[str], title: str = 
     return Table(("", *ledgers), rows, title=title, bold=[len(rows) - 1], notes=notes)
 
 
+def used_tables(name: str, split: Mapping[str, Any]) -> list[Table]:
+    """The entries of a split of the manifest, and the benchmarks with which it was compared."""
+    return [*entry_tables(name, mapping(split.get("entries"))), *check_tables(split)]
+
+
 def check_tables(split: Mapping[str, Any]) -> list[Table]:
     """The benchmarks with which a split's rows were compared, as in the manifest; nothing if there are none."""
     checks = [mapping(check) for check in split.get("checks") or ()]

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from rmtrain.data.examples import Example
 from rmtrain.reporting.table import safe_text, spaced
-from rmtrain.reporting.text import block
+from rmtrain.reporting.text import block, shortened
 
 _SHOWN = 1200  # characters of a text
 
@@ -23,10 +23,6 @@ def _example(example: Example) -> Group:
     table = Table(box=None, show_header=True, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), expand=True)
     for side in sides:
         table.add_column(safe_text(side.place), overflow="fold", ratio=1)
-    table.add_row(*(Text(block(_shortened(side.text))) for side in sides))
+    table.add_row(*(Text(block(shortened(side.text, _SHOWN))) for side in sides))
     why = f": {example.why}" if example.why else ""
     return Group(safe_text(f"{example.split}, {example.cause}{why}", "bold"), table)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} […] {text[-_SHOWN // 2 :]}"

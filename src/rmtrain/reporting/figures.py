@@ -14,6 +14,7 @@ from rmtrain.evaluation.gap_figures import Bar
 from rmtrain.metrics.calibration import ReliabilityBin
 from rmtrain.metrics.intervals import wilson_interval
 from rmtrain.metrics.rankings import Floats
+from rmtrain.reporting.text import is_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,6 +65,12 @@ class Curve(NamedTuple):
     steps: Sequence[int]
     values: Sequence[float]
     second: bool = False
+
+    @classmethod
+    def of(cls, label: str, lines: Sequence[Mapping[str, Any]], key: str, scale: int) -> "Curve":
+        """The values of one key of log lines, times a scale; lines without a number are left out."""
+        known = [(line["step"], scale * line[key]) for line in lines if is_figure(line.get(key))]
+        return cls(label, [step for step, _ in known], [value for _, value in known])
 
 
 class Spot(NamedTuple):

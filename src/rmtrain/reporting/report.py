@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from markupsafe import Markup
 
@@ -14,28 +14,19 @@ from rmtrain.files import read_bytes, write_atomic
 from rmtrain.metrics.calibration import reliability_bins
 from rmtrain.metrics.intervals import effective_size
 from rmtrain.metrics.rankings import credits_of
-from rmtrain.reporting.data_report import check_tables, entry_tables, ledger_table
+from rmtrain.reporting.data_report import ledger_table, used_tables
 from rmtrain.reporting.figures import POINTS, Curve, Figure, curves, gap_histogram, reliability_diagram
 from rmtrain.reporting.gap import shown_gap
 from rmtrain.reporting.metadata import sources
 from rmtrain.reporting.record import RunRecord, read_run
 from rmtrain.reporting.setup import base_model, run_lines, training_lines
 from rmtrain.reporting.summary import benchmark_title, eras, mapping
-from rmtrain.reporting.table import Table, to_html
+from rmtrain.reporting.table import to_html
 from rmtrain.reporting.tables import benchmark_tables, split_tables
 from rmtrain.reporting.text import block, count, decimal, interval, is_figure, percent, plain, render
 
 NAME = "report.html"
 _HEADLINE_SPLITS = ("test", "validation")  # the report begins with the first of these that is scored
-
-
-class Benchmark(NamedTuple):
-    """A scored benchmark."""
-
-    title: str
-    n: Any
-    current: Mapping[str, Any]  # score by the current formulas
-    tables: list[Table]
 
 
 def write_report(run: Path) -> Path:
@@ -66,8 +57,7 @@ def _render(record: RunRecord) -> str:
                 mapping(split),
                 [
                     ledger_table(mapping(split), ("rows", "preferences")),
-                    *entry_tables(name, mapping(mapping(split).get("entries"))),
-                    *check_tables(mapping(split)),
+                    *used_tables(name, mapping(split)),
                 ],
             )
             for name, split in mapping(record.manifest.get("data")).items()
@@ -80,7 +70,15 @@ def _render(record: RunRecord) -> str:
             for name, result in record.splits.items()
             if any(row.preferences for row in record.rows.get(name, []))
         ],
-        "benchmarks": [_benchmark(result) for result in record.benchmarks.values()],
+        "benchmarks": [
+            {
+                "title": benchmark_title(result.get("benchmark")),
+                "n": result.get("n"),
+                "current": eras(result).get("current", {}),
+                "tables": benchmark_tables(result),
+            }
+            for result in record.benchmarks.values()
+        ],
         "gaps": [shown_gap(result) for result in record.gaps],
     }
     return render("report.html.j2", plain, values, {"to_html": to_html})
@@ -105,8 +103,8 @@ def _curves(record: RunRecord) -> list[Figure]:
     )
     figures = []
     for title, unit, key, validated, scale in panels:
-        training = _curve("training", record.steps, key, scale)
-        validation = _curve("validation", record.validations, validated, scale)._replace(second=True)
+        training = Curve.of("training", record.steps, key, scale)
+        validation = Curve.of("validation", record.validations, validated, scale)._replace(second=True)
         sentences = []
         if training.steps:
             sentences.append(f"n = {count(len(training.steps))} logged steps.")
@@ -121,19 +119,16 @@ def _curves_by_entry(record: RunRecord) -> list[Figure]:
     """The accuracy of each entry of a validation split that is a mixture, and their mean."""
     keys = dict.fromkeys(key for line in record.validations for key in line if key.startswith(ENTRY_ACCURACY))
     names = {key: key.removeprefix(ENTRY_ACCURACY) for key in keys}
-    own = [_curve(name, record.validations, key, 100) for key, name in names.items() if re.fullmatch(r"[\w.-]+", name)]
+    own = [
+        Curve.of(name, record.validations, key, 100) for key, name in names.items() if re.fullmatch(r"[\w.-]+", name)
+    ]
     if not own:
         return []
-    mean = _curve("mean of the entries", record.validations, "eval_mean_accuracy", 100)._replace(second=True)
+    mean = Curve.of("mean of the entries", record.validations, "eval_mean_accuracy", 100)._replace(second=True)
     caption = f"Validated {count(len(record.validations))} times; every entry has the same weight in the mean."
     return [
         Figure("Accuracy by entry", caption, curves([curve for curve in (*own, mean) if curve.steps], "accuracy, %"))
     ]
-
-
-def _curve(label: str, lines: Sequence[Mapping[str, Any]], key: str, scale: int) -> Curve:
-    points = [(line["step"], scale * line[key]) for line in lines if is_figure(line.get(key))]
-    return Curve(label, [step for step, _ in points], [value for _, value in points])
 
 
 def _validated_on(record: RunRecord) -> str:
@@ -165,8 +160,3 @@ def _distributions(result: Mapping[str, Any], rows: Sequence[ScoredRow]) -> list
             reliability_diagram(bins, design_effect),
         ),
     ]
-
-
-def _benchmark(result: Mapping[str, Any]) -> Benchmark:
-    current = eras(result).get("current", {})
-    return Benchmark(benchmark_title(result.get("benchmark")), result.get("n"), current, benchmark_tables(result))

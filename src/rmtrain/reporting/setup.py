@@ -23,6 +23,7 @@ def training_lines(record: RunRecord) -> list[Line]:
     base, seed = base_model(record), record.manifest.get("seed")
     model, data, loss, optim = (mapping(record.recipe.get(name)) for name in ("model", "data", "loss", "optim"))
     head = optim.get("head_learning_rate")
+    objective = str(loss.get("objective") or "bradley_terry")  # older recipes name none
     return _lines(
         {
             "base model": base.name,
@@ -32,7 +33,7 @@ def training_lines(record: RunRecord) -> list[Line]:
             "packing": model.get("packing"),
             "loss": loss
             and _joined(
-                f"{_objective(loss)}, with the same weight for every group",
+                f"{_OBJECTIVES.get(objective, objective)}, with the same weight for every group",
                 loss.get("margin") and f"margin {scientific(loss['margin'])} times the score gap",
                 loss.get("centering") and f"centring {scientific(loss['centering'])}",
                 loss.get("label_smoothing") and f"label smoothing {scientific(loss['label_smoothing'])}",
@@ -56,11 +57,6 @@ def training_lines(record: RunRecord) -> list[Line]:
             "seed": None if seed is None else str(seed),
         }
     )
-
-
-def _objective(loss: Mapping[str, Any]) -> str:
-    name = str(loss.get("objective") or "bradley_terry")  # older recipes name none
-    return _OBJECTIVES.get(name, name)
 
 
 def run_lines(record: RunRecord) -> list[Line]:

@@ -135,7 +135,5 @@ def _curves(runs: Sequence[str], key: str, scale: int) -> list[Curve]:
     for run in runs:
         record = read_run(Path(run), with_rows=False)
         lines = record.validations if key.startswith("eval_") else record.steps
-        known = [(line["step"], scale * line[key]) for line in lines if is_figure(line.get(key))]  # type: ignore[literal-required]
-        if len(known) > 1:
-            curves.append(Curve("", [step for step, _ in known], [value for _, value in known]))
-    return curves
+        curves.append(Curve.of("", lines, key, scale))
+    return [curve for curve in curves if len(curve.steps) > 1]

@@ -29,6 +29,11 @@ def block(value: Any) -> str:
     return "\n".join(_clean(line).rstrip() for line in str(value).splitlines())
 
 
+def shortened(text: str, most: int) -> str:
+    """The text, or the beginning and the end of one that has more characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} […] {text[-most // 2 :]}"
+
+
 def _clean(text: str) -> str:
     return "".join(_harmless(character) for character in _ESCAPE_SEQUENCE.sub("", text))
 

@@ -79,30 +79,26 @@ def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
     return Gate(app, limits, figures, frozenset(app.openapi()["paths"]))
 
 
+_ROUTES: dict[str, tuple[Any, str | None]] = {  # the form of a path's requests, and what /docs says of it
+    "/reward": (RewardForm, "Rewards, for requests of rmtrain, OpenRLHF, LLaMA-Factory and slime"),
+    "/": (RewardForm, None),
+    "/classify": (ClassifyForm, "As vLLM (`input`, `messages`) or SGLang (`text`)"),
+    "/pooling": (VllmPooling, "As vLLM"),
+    "/v1/embeddings": (Embeddings, "As SGLang, for verl"),
+    "/score": (VllmScore, "As vLLM: prompts as `queries`, answers as `documents`"),
+    "/v1/score": (VllmScore, None),
+}
+
+
 def _add_forms(app: FastAPI, desk: "Desk") -> None:
     """The routes that give rewards."""
+    for path, (kind, summary) in _ROUTES.items():
 
-    @app.post("/reward", summary="Rewards, for requests of rmtrain, OpenRLHF, LLaMA-Factory and slime")
-    @app.post("/", include_in_schema=False)
-    async def reward(form: RewardForm, request: Request) -> Response:
-        return await desk.answer(form, request)
+        async def answer(form: kind, request: Request) -> Response:  # type: ignore[valid-type]
+            return await desk.answer(form, request)
 
-    @app.post("/classify", summary="As vLLM (`input`, `messages`) or SGLang (`text`)")
-    async def classify(form: ClassifyForm, request: Request) -> Response:
-        return await desk.answer(form, request)
-
-    @app.post("/pooling", summary="As vLLM")
-    async def pooling(form: VllmPooling, request: Request) -> Response:
-        return await desk.answer(form, request)
-
-    @app.post("/v1/embeddings", summary="As SGLang, for verl")
-    async def embeddings(form: Embeddings, request: Request) -> Response:
-        return await desk.answer(form, request)
-
-    @app.post("/score", summary="As vLLM: prompts as `queries`, answers as `documents`")
-    @app.post("/v1/score", include_in_schema=False)
-    async def score(form: VllmScore, request: Request) -> Response:
-        return await desk.answer(form, request)
+        name = path.rpartition("/")[2] or "reward"
+        app.post(path, name=name, summary=summary, include_in_schema=summary is not None)(answer)
 
 
 @dataclass(frozen=True)

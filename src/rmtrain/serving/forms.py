@@ -30,9 +30,15 @@ class Form(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    @abstractmethod
     def ask(self, reader: TextReader) -> Asked:
         """The rows to score; raises InputError if the request can't be read at all."""
+        asked = Asked(reader)
+        self._add_rows(asked)
+        return asked
+
+    @abstractmethod
+    def _add_rows(self, asked: Asked) -> None:
+        """Add what is to be scored."""
 
     @abstractmethod
     def reply(self, answer: Answer, model: str) -> Any:
@@ -63,14 +69,12 @@ class Completions(Arguments):
     messages: Objects = None
     completions: Annotated[list[Conversation], Rows]
 
-    def ask(self, reader: TextReader) -> Asked:
+    def _add_rows(self, asked: Asked) -> None:
         """All completions of the prompt, which is computed once."""
-        asked = Asked(reader)
         prompt = self.prompt if self.messages is None else self.messages
         if (self.prompt is None) == (self.messages is None):
             raise InputError("give either prompt or messages beside completions", "leave one of them out")
         asked.completions(prompt, self.completions, "completions", self.arguments)
-        return asked
 
 
 class Dialogue(Arguments):
@@ -78,11 +82,8 @@ class Dialogue(Arguments):
 
     messages: Annotated[list[Annotated[Any, WithJsonSchema({"type": "object"})]], Rows]
 
-    def ask(self, reader: TextReader) -> Asked:
-        """One reward."""
-        asked = Asked(reader)
+    def _add_rows(self, asked: Asked) -> None:
         asked.dialogue(self.messages, "messages", self.arguments)
-        return asked
 
 
 class OpenRLHF(Form):
@@ -92,13 +93,10 @@ class OpenRLHF(Form):
     prompts: list[Text] | None = None
     labels: Any = None
 
-    def ask(self, reader: TextReader) -> Asked:
-        """A reward for each text."""
-        asked = Asked(reader)
+    def _add_rows(self, asked: Asked) -> None:
         if self.prompts and len(self.prompts) != len(self.query):
             raise InputError(f"prompts: {len(self.prompts)} for {len(self.query)} texts in query", "give one per text")
         asked.texts(self.query, "query", self.prompts or None)
-        return asked
 
     def reply(self, answer: Answer, model: str) -> Any:
         """OpenRLHF filters by `scores` and logs `extra_logs`."""
@@ -111,11 +109,8 @@ class LlamaFactory(Form):
 
     messages: Annotated[list[Text], Rows]
 
-    def ask(self, reader: TextReader) -> Asked:
-        """A reward for each text."""
-        asked = Asked(reader)
+    def _add_rows(self, asked: Asked) -> None:
         asked.texts(self.messages, "messages")
-        return asked
 
     def reply(self, answer: Answer, model: str) -> Any:
         """The scores."""
@@ -129,14 +124,11 @@ class Slime(Form):
     response: Text
     label: Any = None
 
-    def ask(self, reader: TextReader) -> Asked:
-        """One reward."""
-        asked = Asked(reader)
-        if isinstance(self.prompt, str) and isinstance(self.response, str) and reader.is_rendered(self.prompt):
+    def _add_rows(self, asked: Asked) -> None:
+        if isinstance(self.prompt, str) and isinstance(self.response, str) and asked.reader.is_rendered(self.prompt):
             asked.texts([self.prompt + self.response], "response", [self.prompt])
         else:
             asked.completions(self.prompt, [self.response], "response", {})
-        return asked
 
     def reply(self, answer: Answer, model: str) -> Any:
         """Only the reward."""
@@ -150,16 +142,13 @@ class VllmInput(Form):
     messages: Objects = None
     use_activation: Annotated[Any, Field(description="of no effect: rewards have no activation")] = None
 
-    def ask(self, reader: TextReader) -> Asked:
-        """A reward for each text."""
-        asked = Asked(reader)
+    def _add_rows(self, asked: Asked) -> None:
         if (self.input is None) == (self.messages is None):
             raise InputError("give either input or messages", "leave one of them out")
         if self.messages is not None:
             asked.dialogue(self.messages, "messages", {})
         else:
             asked.texts(listed(self.input, "input"), "input")
-        return asked
 
     def reply(self, answer: Answer, model: str) -> Any:
         """A list with one entry per text."""
@@ -197,11 +186,8 @@ class SglangClassify(Form):
 
     text: Texts
 
-    def ask(self, reader: TextReader) -> Asked:
-        """A reward for each text."""
-        asked = Asked(reader)
+    def _add_rows(self, asked: Asked) -> None:
         asked.texts(listed(self.text, "text"), "text")
-        return asked
 
     def reply(self, answer: Answer, model: str) -> Any:
         """One object per text; for a single text, the object without a list."""
@@ -219,9 +205,8 @@ class VllmScore(Form):
     text_1: Any = None
     text_2: Any = None
 
-    def ask(self, reader: TextReader) -> Asked:
+    def _add_rows(self, asked: Asked) -> None:
         """A reward for each answer; a single prompt applies to all answers."""
-        asked = Asked(reader)
         prompts = listed(self.queries if self.queries is not None else self.text_1, "queries")
         answers = listed(self.documents if self.documents is not None else self.text_2, "documents")
         if len(prompts) == 1:
@@ -231,7 +216,6 @@ class VllmScore(Form):
                 asked.completions(prompt, [value], "documents", {})
         else:
             raise InputError(f"{len(prompts)} queries and {len(answers)} documents", "give one query, or as many")
-        return asked
 
     def reply(self, answer: Answer, model: str) -> Any:
         """A list of scores."""

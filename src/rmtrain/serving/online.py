@@ -3,13 +3,14 @@
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
 from rmtrain.data.types import PreferenceGroup, ids_in
+from rmtrain.display import Silent
 from rmtrain.errors import InputError, RmtrainError, RunFailedError, first_line
 from rmtrain.runs import locate_model
 from rmtrain.scoring.kinds import open_scorer
@@ -20,7 +21,7 @@ _logger = logging.getLogger("rmtrain")
 _SHARED = 300  # characters of token ids as JSON, about 50 tokens: worth sharing
 
 
-class LogOnce:
+class LogOnce(Silent):
     """A display that writes each line once to the log of Python, under the name `rmtrain`."""
 
     def __init__(self) -> None:
@@ -31,12 +32,6 @@ class LogOnce:
         if line not in self._seen:
             self._seen.add(line)
             _logger.warning(line)
-
-    def progress(self, task: str, done: int, total: int) -> None:
-        """Show nothing."""
-
-    def metrics(self, figures: Mapping[str, Any]) -> None:
-        """Show nothing."""
 
 
 class RowScore(NamedTuple):

@@ -4,7 +4,6 @@ A checkpoint is written in a staging folder, described by a manifest with a dige
 into place; only then may an older one go. A folder without a valid manifest is never resumed from.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError
 from rmtrain.files import read_text, sha256_file, sync_folder, sync_tree, write_json
 from rmtrain.json_values import Json, JsonObject
-from rmtrain.model.digests import seal
+from rmtrain.model.digests import digest_of_values, seal
 from rmtrain.model.saving import check_weights, write_companions
 from rmtrain.model.sidecar import Scoring
 from rmtrain.model.weights import MANIFEST
@@ -116,7 +115,7 @@ def commit(staged: Path, target: Path, manifest: JsonObject, required: Iterable[
             continue
         files[str(path.relative_to(staged))] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
     described: JsonObject = {**manifest, "files": files}
-    write_json(staged / MANIFEST, {**described, "digest": _digest(described)})
+    write_json(staged / MANIFEST, {**described, "digest": digest_of_values(described)})
     for folder in folders:
         sync_tree(folder)
     aside = target.with_name(_ASIDE + target.name)
@@ -140,7 +139,7 @@ def verify(path: Path) -> JsonObject:
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: no valid {MANIFEST} ({type(error).__name__})") from error
-    if digest != _digest(manifest):
+    if digest != digest_of_values(manifest):
         raise CheckpointError(f"{path}: {MANIFEST} has changed since it was written")
     for name, (size, sha256) in files.items():
         file = path / name
@@ -153,10 +152,6 @@ def verify(path: Path) -> JsonObject:
         if sha256_file(file) != sha256:
             raise CheckpointError(f"{path}: {name} has changed since it was written")
     return manifest  # type: ignore[no-any-return]
-
-
-def _digest(manifest: JsonObject) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:

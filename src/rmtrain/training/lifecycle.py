@@ -174,20 +174,14 @@ def _running(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit]) -> JsonObje
         "error": None,
         "seed": loaded.recipe.run.seed,
         "data": {name: _describe(split) for name, split in splits.items()},
-        **_environment(),
+        "processes": process_state().num_processes,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
     }
 
 
 def _command() -> list[str]:
     return ["rmtrain", *map(masked, sys.argv[1:])]  # argv[0] is __main__.py in a process that was started by rmtrain
-
-
-def _environment() -> JsonObject:
-    return {
-        "processes": process_state().num_processes,
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-    }
 
 
 def _describe(split: ReadySplit) -> JsonObject:

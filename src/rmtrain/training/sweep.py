@@ -38,21 +38,14 @@ class Planned:
 
     def finished(self) -> Path | None:
         """The newest finished run of this recipe under the folder."""
-        return next((path for path, state in self._runs() if state == "finished"), None)
+        return finished_run(self.recipe, self.folder)
 
     def arguments(self) -> list[str]:
         """The arguments of the command that trains it: a new run, or one that is resumed from its checkpoint."""
-        begun = next((path for path, _ in self._runs() if numbered(path / "checkpoints")), None)
-        if begun is not None:
+        if begun := begun_run(self.recipe, self.folder):
             return ["train", "--resume", str(begun)]
         own = (f"run.seed={self.seed}", f"run.folder={self.folder}")
         return ["train", str(self.setting.loaded.path), *self.setting.overrides, *own]
-
-    def _runs(self) -> Iterator[tuple[Path, str]]:
-        """Runs of this recipe, whatever their names, with their states; the newest first."""
-        for path, manifest in reversed(list_runs(self.folder)):
-            if _is_of(path, self.recipe):
-                yield path, str(manifest["state"])
 
 
 def plan(settings: Sequence[Setting], seeds: int, folder: Path) -> list[Planned]:
@@ -61,12 +54,22 @@ def plan(settings: Sequence[Setting], seeds: int, folder: Path) -> list[Planned]
     return [Planned(setting, recipe.run.seed, recipe, folder) for setting, recipe in runs]
 
 
-def _is_of(run: Path, recipe: Recipe) -> bool:
-    """Whether a run has this recipe, whatever its name and its folder."""
-    if (recorded := _recorded(run)) is None:
-        return False
-    named = recorded.run.model_copy(update={"name": recipe.run.name, "folder": recipe.run.folder})
-    return recorded.model_copy(update={"run": named}) == as_begun(recipe, recorded)
+def finished_run(recipe: Recipe, folder: Path) -> Path | None:
+    """The newest finished run of a recipe under a folder, whatever its name."""
+    return next((run for run, state in _runs_of(recipe, folder) if state == "finished"), None)
+
+
+def begun_run(recipe: Recipe, folder: Path) -> Path | None:
+    """The newest run of a recipe under a folder that has a checkpoint to resume from."""
+    return next((run for run, _ in _runs_of(recipe, folder) if numbered(run / "checkpoints")), None)
+
+
+def _runs_of(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
+    for run, manifest in reversed(list_runs(folder)):
+        if (recorded := _recorded(run)) is not None:
+            named = recorded.run.model_copy(update={"name": recipe.run.name, "folder": recipe.run.folder})
+            if recorded.model_copy(update={"run": named}) == as_begun(recipe, recorded):
+                yield run, str(manifest["state"])
 
 
 @cache
