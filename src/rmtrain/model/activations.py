@@ -35,12 +35,12 @@ _LAYERS = 2
 class Activations(NamedTuple):
     """Bytes that one micro-batch takes on its device, beside parameters and gradients."""
 
-    kept: int  # from the forward pass to the backward pass
-    peak: int  # at any time
-    largest: int  # of one tensor
+    kept: int  # those held from the forward pass to the backward pass
+    peak: int  # the most at any time
+    largest: int  # the largest tensor alone
 
     def times(self, factor: float) -> "Activations":
-        """Of a micro-batch with so many times the tokens."""
+        """What a micro-batch with `factor` times as many tokens takes."""
         return Activations(*(round(factor * value) for value in self))
 
 
@@ -154,7 +154,7 @@ def _inner(module: Any) -> Any:
 
 
 def _held(module: Any) -> list[Tensor]:
-    """What the model holds whatever the batch."""
+    """Bytes that the model holds whatever the batch."""
     head = _inner(module).language_head
     return [*module.parameters(), *([head.weight] if head is not None else [])]
 

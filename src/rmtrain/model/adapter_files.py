@@ -50,9 +50,9 @@ def attach_adapter(module: Any, folder: Path, base: str, dropout: float | None =
 
 
 def check_finite(module: Any, where: str) -> None:
-    """Refuse weights that are not finite, by name."""
+    """Refuse weights that are not finite, and name them."""
     for name, parameter in module.named_parameters():
-        # a weight that is not finite makes the sum so, in a tenth of the time; a sum can overflow without one
+        # summing finds such a weight in a tenth of the time, but a sum can also overflow without one
         if (
             parameter.is_floating_point()
             and not parameter.detach().sum(dtype=torch.float32).isfinite()
@@ -62,20 +62,20 @@ def check_finite(module: Any, where: str) -> None:
 
 
 def dtype_in_config(folder: Path, adapter: dict[str, Any] | None) -> str:
-    """The dtype of a model's config, or of its base's."""
+    """The dtype in the config of a model, or in that of an adapter's base."""
     dtype = str(load_config(*config_place(folder, adapter)).dtype).removeprefix("torch.")
     return dtype if dtype in ("bfloat16", "float16") else "float32"
 
 
 def config_place(folder: Path, adapter: dict[str, Any] | None) -> tuple[str, str | None]:
-    """Where a checkpoint's config is, and of which revision: beside an adapter only earlier versions wrote one."""
+    """Folder or hub id of a checkpoint's config, and its revision; only earlier versions wrote one beside adapters."""
     if adapter is not None and not (folder / "config.json").exists():
         return adapter["base_model_name_or_path"], adapter.get("revision")
     return str(folder), None
 
 
 def tokenizer_place(folder: Path, adapter: dict[str, Any] | None) -> Path:
-    """The folder of the tokenizer: an adapter without one has that of its base."""
+    """The folder of the tokenizer: its own, or for an adapter without one that of its base."""
     if adapter is None or any(folder.glob("tokenizer*")):
         return folder
     base = adapter["base_model_name_or_path"]

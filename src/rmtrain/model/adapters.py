@@ -52,7 +52,7 @@ def wrap(module: nn.Module, lora: LoraSection, revision: str | None = None) -> A
     _check_targets(module, lora.targets)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it as GPT-2's layers need it
+            warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets what GPT-2's layers need
             return get_peft_model(module, adapter_config(lora, revision))
     except ValueError as error:
         raise InputError(
@@ -100,8 +100,8 @@ def make_room(module: Any, shapes: Mapping[str, tuple[int, ...]], labels: int) -
     """Fit a base to an adapter: as many embeddings as are saved with it, and a head of as many labels.
 
     Args:
-        module: the base, not yet wrapped.
-        shapes: of the adapter's tensors, by their names there.
+        module: the base, before PEFT wraps it.
+        shapes: the shapes of the adapter's tensors by the names in its file.
     """
     embeddings = next(name for name, layer in module.named_modules() if layer is module.get_input_embeddings())
     saved = shapes.get(f"base_model.model.{embeddings}.weight")

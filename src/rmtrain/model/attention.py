@@ -29,17 +29,12 @@ class Pass:
     """The state of one forward pass over a packed batch, which all its attention layers share.
 
     It is an object because torch.compile guards on the values in a dict, and would recompile for every batch.
-
-    Attributes:
-        layout: of the batch, from `rmtrain.model.batch.pack`.
-        calls: one entry for each attention call so far: whether it had a sliding window.
-        masks: the segments' masks made so far, by shape.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.calls: list[bool] = []
-        self.masks: dict[Any, Tensor] = {}
+        self.calls: list[bool] = []  # for each attention call so far, whether it had a sliding window
+        self.masks: dict[Any, Tensor] = {}  # the segments' masks made so far, by shape
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -58,8 +53,8 @@ def shared_prompt_attention(
     """Causal attention within the segments of a packed row.
 
     Args:
-        query: of T tokens, after rotation.
-        key: not repeated for grouped queries.
+        query: the queries of T tokens, after rotation.
+        key: their keys, not repeated for grouped queries.
         attention_mask: must be None.
         scaling: factor of the scores; None is 1/sqrt(D).
         dropout: must be 0, since all completions of a prompt share its attention.

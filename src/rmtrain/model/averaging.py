@@ -32,16 +32,16 @@ class Average:
     """A weighted mean of checkpoints, and how far it is carried on from the start of their training."""
 
     parts: tuple[Part, ...]  # at least one
-    weights: tuple[float, ...]  # one a part, with the sum 1
+    weights: tuple[float, ...]  # one for each part; their sum is 1
     extrapolate: float = 0.0  # alpha: start + (1 + alpha) (mean - start); 0 is the mean itself
-    rank: int | None = None  # of the averaged adapter; None concatenates those of the parts, which loses nothing
+    rank: int | None = None  # of an averaged adapter; None is the sum of the parts' ranks, which loses nothing
 
 
 class Written(NamedTuple):
-    """What became of the rank of adapters; None for whole models."""
+    """The rank of an averaged adapter, and what it cost; both None for whole models."""
 
     rank: int | None
-    lost: float | None  # of the norm of the change of all layers, the share that a smaller rank leaves out
+    lost: float | None  # the share of the norm of all layers' changes that a smaller rank leaves out
 
 
 def write_average(average: Average, folder: Path, record: Mapping[str, object], replace: bool = False) -> Written:
@@ -52,7 +52,7 @@ def write_average(average: Average, folder: Path, record: Mapping[str, object], 
     be another matrix. The score head and other whole weights of adapters are averaged as they are.
 
     Args:
-        record: what its rmtrain.json says of how it was made.
+        record: how it was made, for its rmtrain.json.
         replace: an existing folder may hold files.
 
     Raises:
@@ -85,7 +85,7 @@ def write_average(average: Average, folder: Path, record: Mapping[str, object], 
 
 
 class _WholeWeights:
-    """Weighted sums of weights that are stored whole, with the start of training where it is extrapolated from."""
+    """Weighted sums of weights that are stored whole, extrapolated from the start of training if that is asked for."""
 
     def __init__(self, average: Average) -> None:
         self._alpha = average.extrapolate
@@ -107,7 +107,7 @@ class _WholeWeights:
         return total.to(own.dtype)
 
     def _begun(self, name: str, own: torch.Tensor) -> torch.Tensor:
-        """A tensor as it was when the training began."""
+        """A tensor as it was when training began."""
         first = self._first
         start = first.start.adapter if first.start is not None else None
         if start is not None and first.files.adapter is None:
@@ -130,7 +130,7 @@ class _WholeWeights:
 
 
 def _overwrite(file: Path, made: Callable[[str], torch.Tensor]) -> None:
-    """Put other values into a copied safetensors file, tensor by tensor: their names, types and shapes stay."""
+    """Replace the values in a copied safetensors file, tensor by tensor; names, types and shapes stay."""
     with open(file, "r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))
@@ -164,7 +164,7 @@ def _write_adapter(average: Average, whole: _WholeWeights, folder: Path) -> Writ
 
 
 def _deltas(average: Average) -> list[tuple[TensorFiles, float]]:
-    """Each adapter's factors, and what their product counts in the sum; an adapter that training began with counts."""
+    """Each adapter's factors, and their product's weight in the sum; an adapter that training began with is one too."""
     alpha, first = average.extrapolate, average.parts[0]
     found = [
         (part.tensors, (1 + alpha) * weight * part.scale)
@@ -177,12 +177,12 @@ def _deltas(average: Average) -> list[tuple[TensorFiles, float]]:
 
 
 def reduce_rank(b: torch.Tensor, a: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float, float]:
-    """The best approximation of B A of a lower rank (Eckart and Young 1936), found without forming the product.
+    """The best approximation of B A by a lower rank (Eckart and Young 1936), found without forming the product.
 
     Args:
         b: [out, R].
         a: [R, in].
-        rank: of the approximation; more than R is R.
+        rank: the rank of the approximation; more than R counts as R.
 
     Returns:
         Factors [out, rank] and [rank, in], the squared Frobenius norm of what is left out, and that of B A.

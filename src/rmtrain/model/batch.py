@@ -21,12 +21,12 @@ Packing = Literal["shared_prompt", "padding_free", "none"]
 class Layout(TypedDict):
     """The S segments of a packed row, for attention."""
 
-    query_starts: Int[Tensor, " S+1"]  # cumulative numbers of queries
-    key_starts: Int[Tensor, " S+1"]  # cumulative numbers of keys
-    max_query: int  # of one segment
-    max_key: int
+    query_starts: Int[Tensor, " S+1"]  # the number of queries before each segment, and in all
+    key_starts: Int[Tensor, " S+1"]  # the same of keys
+    max_query: int  # the most queries of a segment
+    max_key: int  # the most keys of a segment
     segments: list[tuple[int, int, int, int]]  # query start, query length, prompt start, prompt length
-    key_index: NotRequired[Int[Tensor, " keys"]]  # flat positions of the keys, where prompts are shared
+    key_index: NotRequired[Int[Tensor, " keys"]]  # the keys' flat positions; only where prompts are shared
 
 
 class Targets(TypedDict):
@@ -44,14 +44,14 @@ class Batch(TypedDict):
     position_ids: Int[Tensor, "rows columns"]
     ends: Int[Tensor, " N"]  # flat positions at which rewards are read
     layout: Layout | None  # None where rows are padded
-    attention_mask: NotRequired[Int[Tensor, "rows columns"]]  # where they are
-    targets: NotRequired[Int[Tensor, " R"]]  # with the next two: for the text loss
+    attention_mask: NotRequired[Int[Tensor, "rows columns"]]  # where rows are padded
+    targets: NotRequired[Int[Tensor, " R"]]  # these three: see `Targets`; only for the text loss
     predictors: NotRequired[Int[Tensor, " R"]]
     owners: NotRequired[Int[Tensor, " R"]]
 
 
 class GroupSize(NamedTuple):
-    """What a group weighs: tokens of its shared prefix and of each suffix."""
+    """The size of a group: the tokens of its shared prefix and of each suffix."""
 
     prefix: int
     suffixes: tuple[int, ...]
@@ -63,7 +63,7 @@ class GroupSize(NamedTuple):
 
     @property
     def distinct_tokens(self) -> int:
-        """Tokens with the prompt counted once."""
+        """Tokens of the group, its prefix counted once."""
         return self.prefix + sum(self.suffixes)
 
 
@@ -200,7 +200,7 @@ def plan_batches(sizes: Sequence[GroupSize], packing: Packing, max_tokens: int) 
     for index in order:
         size = sizes[index]
         alone = batch_tokens([size], packing)
-        if packing == "none":  # the padded width is that of the first, longest group
+        if packing == "none":  # the first group is the longest, so the batch is padded to its width
             grown = (sequences + len(size.suffixes)) * max(longest, size.prefix + max(size.suffixes))
         else:
             grown = tokens + alone

@@ -27,21 +27,21 @@ class Calibration(BaseModel):
     format: Literal[1, 2] = 2
     """1: lengths were counted after the tokens that all answers of a group begin with. 2: after the rendered prompt."""
     lengths: tuple[_Finite, ...]
-    """G places of the curve in tokens, in ascending order; beyond them it is level. None at all: no curve."""
+    """Lengths in tokens, ascending, at which the curve is given; it is level beyond them. Empty without a curve."""
     curve: tuple[_Finite, ...]
-    """G rewards that are expected of the lengths alone."""
+    """The reward to expect at each of these lengths."""
     offset: _Finite
-    """Mean of r - curve(n) over the rows of the fit."""
+    """Mean of r - curve(n) over the rows that it was fitted on."""
     temperature: _Positive
     """What the difference of two rewards is divided by."""
     reward_mean: _Finite
-    """Of the rewards as they are."""
+    """Mean of the raw rewards."""
     reward_std: _Positive
-    """Standard deviation of these."""
+    """Standard deviation of the raw rewards."""
     weights: str
-    """Digest of the weights that it was fitted for."""
+    """Digest of the weights whose rewards it calibrates."""
     fitted: dict[str, Any] = {}
-    """A record of the rows of the fit, and of the figures before and after on held-out ones."""
+    """A record of the rows that it was fitted on, and of the figures on held-out rows before and after."""
 
     @model_validator(mode="after")
     def _fits(self) -> "Calibration":
@@ -51,7 +51,7 @@ class Calibration(BaseModel):
 
     @property
     def has_old_lengths(self) -> bool:
-        """The curve is over lengths that depend on the other answers of a group, so it fits no answer by itself."""
+        """Whether lengths depended on a group's other answers, so that the curve can't be applied to one answer."""
         return self.format == 1 and bool(self.lengths)
 
     def apply(self, rewards: tuple[float, ...], lengths: tuple[int, ...]) -> tuple[float, ...]:
@@ -89,8 +89,8 @@ def read_calibration(folder: Path) -> Calibration | None:
 def export_calibration(source: Path, folder: Path) -> dict[str, float] | None:
     """Take the calibration of a checkpoint along to the same model in another folder, whose weights are written.
 
-    Its config gets the mean and the standard deviation of the rewards, which OpenRLHF reads as `mean` and `std`; there
-    is no place for a curve over lengths elsewhere.
+    Its config gets the mean and the standard deviation of the rewards, which OpenRLHF reads as `mean` and `std`; no
+    other program has a place for a curve over lengths.
 
     Returns:
         Mean and standard deviation under those names; None where there is no calibration.

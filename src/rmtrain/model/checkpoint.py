@@ -40,21 +40,21 @@ class Checkpoint:
     model: RewardModel
     renderer: Renderer  # how conversations become tokens
     max_length: int  # tokens of prompt and one completion
-    max_positions: int | None  # most that `max_length` could be; None if the model takes any length
+    max_positions: int | None  # the highest `max_length` that the model can take; None is any
     # the content of rmtrain.json, a record of how it was made; empty for other people's checkpoints
     sidecar: dict[str, Any]
     where: str
-    fingerprint: str  # digest of its weights' files, and of how they are read
-    weights: str  # digest of its weights' files alone
+    fingerprint: str  # digest of `weights` and of everything else that rewards depend on
+    weights: str  # digest of its weight files
     published: dict[str, Any] = field(default_factory=dict)  # how other people's were read: layout, prompt and label
-    # the pad id in its config as published, or in its base's, before the renderer's replaced it
+    # the pad id that its published config (an adapter's: its base's) had before the renderer's replaced it
     config_pad: int | None = None
     scoring: Scoring = field(default_factory=Scoring)  # how it is scored: as rmtrain.json says, or by default
     layout: CheckpointFormat = PLAIN  # how its files were published
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how it is run."""
+        """What a user should know about how it is run."""
         contract = self.scoring.contract
         undated = contract and "date" not in contract and "date" in self.renderer.contract()
         older = ("this checkpoint does not record which date its chat template printed in training",) if undated else ()
@@ -93,9 +93,9 @@ class CheckpointFiles:
     folder: Path
     sidecar: dict[str, Any]  # the content of rmtrain.json; empty for other people's checkpoints
     adapter: dict[str, Any] | None  # the content of adapter_config.json; None for a whole model
-    published: Published | None  # other people's whole model, recognised by its files
-    prompt: str | None  # of other people's models, see `make_renderer`
-    label: str | None  # of other people's models with several, the one that is the reward
+    published: Published | None  # the layout of a whole model of other people; None for other checkpoints
+    prompt: str | None  # the prompt for a model of other people; see `make_renderer`
+    label: str | None  # the label that is the reward, for a model of other people with several
 
     @property
     def layout(self) -> CheckpointFormat:

@@ -15,14 +15,15 @@ from rmtrain.errors import RunFailedError
 Value = TypeVar("Value")
 
 DEFAULT_TIMEOUT_MINUTES = 30.0
-_GONE = re.compile("closed by peer|reset by peer|remote process|broken pipe", re.IGNORECASE)  # of gloo and NCCL
+# in the errors of gloo and NCCL
+_GONE = re.compile("closed by peer|reset by peer|remote process|broken pipe", re.IGNORECASE)
 
 
 def process_state(timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> PartialState:
     """Join the process group that the launcher set up, or stand alone; the first call of a process decides.
 
     Args:
-        timeout_minutes: that a collective may wait. Set here, since the Trainer's own option is ignored on the CPU.
+        timeout_minutes: how long a collective may wait; set here, since the Trainer's own option is ignored on the CPU.
     """
     arguments: dict[str, Any] = {}
     if not torch.cuda.is_available():
@@ -52,7 +53,7 @@ def require_agreement(value: str, what: str) -> None:
     """Raise on all processes where they don't have the same value.
 
     Args:
-        value: of this process, such as a fingerprint of what it read.
+        value: what this process has, such as a fingerprint of what it read.
 
     Raises:
         RunFailedError: another process has another value.

@@ -23,7 +23,7 @@ from rmtrain.model.weights import (
     weight_files,
 )
 
-_KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # that make a model and its tokenizer
+_KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # the files that make a model and its tokenizer
 _OTHERS = (SIDECAR, MANIFEST, CALIBRATION, "trainer_state.json")
 _HINT = "the file is damaged: use another checkpoint; if it was changed on purpose, add --no-verify"
 
@@ -32,7 +32,7 @@ def seal(folder: Path, own: bool = True) -> None:
     """Write into a checkpoint's `rmtrain.json` the digests of its files, and of its base's where that is a folder.
 
     Args:
-        folder: of the checkpoint, all of whose other files are written.
+        folder: the checkpoint, whose other files are all written.
         own: False for a training checkpoint, which has the digests of its own files in its manifest.
     """
     sidecar = read_object(folder / SIDECAR)
@@ -52,7 +52,7 @@ def verify_files(folder: Path) -> None:
     """
     sidecar = read_object(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
     if sidecar:
-        read_scoring(sidecar, folder / SIDECAR)  # refuses the block of a later version, whose digests may be others
+        read_scoring(sidecar, folder / SIDECAR)  # a later version may make its digests otherwise: its block is refused
     block: JsonObject = sidecar.get("scoring", {})
     if "sha256" in block and block["sha256"] != _digest_of_block(block):
         raise CheckpointError(f"{folder / SIDECAR}: its scoring block has changed since it was written", _HINT)

@@ -14,11 +14,11 @@ from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.saving import check_weights, write_companions
 from rmtrain.model.sidecar import Scoring
 
-SHARD = "5GB"  # of one weights file, the hub's own size
+SHARD = "5GB"  # the largest weights file, as the hub's own library cuts them
 
 
 def merge(model: RewardModel) -> RewardModel:
-    """The model with its adapters added to the weights; it must be float32 and not quantised. In place.
+    """Add a model's adapters to its weights, in place; it must be float32 and not quantised.
 
     Raises:
         CheckpointError: the sum is not finite, or the base can't store it.
@@ -37,7 +37,7 @@ def merge(model: RewardModel) -> RewardModel:
 
 
 def stored_bytes(module: Any, dtype: str) -> int:
-    """Bytes of the weights' files of a model stored in a dtype."""
+    """Bytes that a model's weight files take in a dtype."""
     size = getattr(torch, dtype).itemsize
     return sum(p.numel() * (4 if name.startswith(f"{HEAD}.") else size) for name, p in module.named_parameters())
 

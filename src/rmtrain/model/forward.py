@@ -68,7 +68,7 @@ class RewardForward(PackedForward):
     """
 
     _keep_in_fp32_modules_strict = (HEAD,)
-    language_head: LanguageHead | None = None  # of the base, where the text loss needs it
+    language_head: LanguageHead | None = None  # the base's, where the text loss needs it
 
     def forward(
         self,
@@ -87,7 +87,7 @@ class RewardForward(PackedForward):
         Args:
             input_ids: one row if packed, else a padded row for each completion.
             ends: flat positions of the N last tokens; without it transformers' own forward answers.
-            layout: of attention; None for padded rows.
+            layout: the segments for attention; None for padded rows.
             targets: with `predictors` and `owners`, what `target_places` gives: tokens whose log-probabilities the
                 model's language head computes too.
 
@@ -114,7 +114,7 @@ class RewardForward(PackedForward):
 
 
 def check_head(module: torch.nn.Module) -> None:
-    """Assert what peers get wrong: the head is trained, float32, finite and not all zero.
+    """Check the score head: it is trained, float32, finite and not all zero.
 
     Raises:
         CheckpointError: says which of these fails.

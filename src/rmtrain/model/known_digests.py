@@ -11,7 +11,7 @@ from rmtrain.errors import InputError, WriteError
 from rmtrain.files import read_text, write_atomic
 
 LEAST_BYTES = 64 << 20  # smaller files are read in less than a tenth of a second
-_SETTLED_NS = 2 * 10**9  # the coarsest clock of a disk: a younger file could change once more without a later time
+_SETTLED_NS = 2 * 10**9  # the coarsest clock of a disk: a file younger than this could change again and keep its time
 
 
 class FileState(NamedTuple):
@@ -19,13 +19,13 @@ class FileState(NamedTuple):
 
     size: int
     modified_ns: int
-    changed_ns: int  # of content or attributes, which no program can set
+    changed_ns: int  # when content or attributes changed; no program can set it
     inode: int
     device: int
 
     @classmethod
     def of(cls, path: Path) -> "FileState":
-        """Of a file that exists."""
+        """The state of an existing file."""
         state = path.stat()
         return cls(state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev)
 

@@ -16,21 +16,21 @@ from rmtrain.errors import InputError
 from rmtrain.model.config_check import model_without_weights
 from rmtrain.model.weights import download, read_tensors
 
-LOGITS_AT_ONCE = 2**26  # 256 MB of float32
-_OLDER_NAMES = ("embed_out",)  # of the head in files, where transformers calls it otherwise today: GPT-NeoX
+LOGITS_AT_ONCE = 2**26  # numbers in memory: 256 MB of float32
+_OLDER_NAMES = ("embed_out",)  # names of the head in files that transformers has renamed: GPT-NeoX's
 
 
 @dataclass
 class LanguageHead:
-    """What makes logits over the vocabulary of last hidden states.
+    """The layer that turns last hidden states into logits over the vocabulary.
 
     It is no module: nothing of it is trained, sharded, or saved with the model.
     """
 
     weight: Float[Tensor, "V H"]  # in the dtype in which the logits are computed
     bias: Float[Tensor, " V"] | None = None  # None for most models
-    scale: float = 1.0  # of the logits; Cohere's and Granite's is not 1
-    cap: float | None = None  # c in c tanh(logits / c), of Gemma 2; None has no cap
+    scale: float = 1.0  # the logits are multiplied by it; not 1 for Cohere and Granite
+    cap: float | None = None  # c in Gemma 2's c tanh(logits / c); None is no cap
 
     @classmethod
     def of(cls, model: Any, weight: Float[Tensor, "V H"], bias: Float[Tensor, " V"] | None) -> "LanguageHead":
@@ -41,7 +41,7 @@ class LanguageHead:
         return cls(weight, bias, scale, getattr(text, "final_logit_softcapping", None))
 
     def logits(self, states: Float[Tensor, "n H"]) -> Float32[Tensor, "n V"]:
-        """Logits over the vocabulary; multiplied in the weights' dtype."""
+        """Logits over the vocabulary; the product is computed in the weights' dtype."""
         with torch.autocast(states.device.type, enabled=False):
             logits = linear(states.to(self.weight.dtype), self.weight, self.bias).float() * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
@@ -85,7 +85,7 @@ class _LogProbs(torch.autograd.Function):
             total = logits.logsumexp(1)
             values[part] = logits.gather(1, ids).squeeze(1) - total
             if gradients is not None:
-                slopes = -torch.exp(logits - total[:, None])  # of the value by the logits: one at the target, less p
+                slopes = -torch.exp(logits - total[:, None])  # d value / d logits: 1 at the target, less p
                 slopes.scatter_add_(1, ids, torch.ones_like(slopes[:, :1]))
                 if head.cap is not None:
                     slopes *= 1 - (logits / head.cap) ** 2
@@ -155,7 +155,7 @@ def load_language_head(
 
 
 def _tensors_of(folder: Path, layers: tuple[str, ...]) -> dict[str, Tensor]:
-    """Weight and bias, as far as they are there, of the layer in a folder's files that has one of these names."""
+    """The tensors, weight and perhaps bias, of the layer in a folder's files that has one of these names."""
 
     def wanted(key: str) -> bool:
         return f".{key}".rpartition(".")[0].endswith(tuple(f".{layer}" for layer in layers))
@@ -164,7 +164,7 @@ def _tensors_of(folder: Path, layers: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 class _Given(nn.Module):
-    """In place of a backbone: the same states whatever the tokens."""
+    """Stands in for a backbone: gives the same states whatever the tokens."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()

@@ -47,11 +47,11 @@ class LogProbForward(PackedForward):
 
         Args:
             input_ids: one row if packed, else a padded row for each completion.
-            targets: ids of all R response tokens; without them transformers' own forward answers.
+            targets: ids of all R response tokens; without them transformers' own forward runs.
             predictors: flat positions of the tokens before these.
-            owners: completions that they belong to.
-            completions: N.
-            layout: of attention; None for padded rows.
+            owners: the completion that each belongs to.
+            completions: their number N.
+            layout: the segments for attention; None for padded rows.
 
         Returns:
             An output whose `logits` are [N] float64: by `reduction` the sum of a completion's token log-probabilities,
@@ -97,13 +97,13 @@ class LanguageModelFiles:
 
     name: str  # folder or hub id, as named by the user
     folder: Path
-    config: PretrainedConfig  # of the model, or of the adapter's base
+    config: PretrainedConfig  # the config of the model, or of the adapter's base
     base: str  # folder or hub id of the weights
-    adapter: dict[str, Any] | None  # what PEFT wrote of an adapter; None for a whole model
+    adapter: dict[str, Any] | None  # the content of adapter_config.json; None for a whole model
 
     @property
     def dtype(self) -> str:
-        """That of the config."""
+        """The dtype in the config."""
         return dtype_in_config(self.folder, self.adapter)
 
     def load(self, reduction: Reduction, dtype: str, device: Any) -> RewardModel:

@@ -14,15 +14,15 @@ from rmtrain.model.forward import HEAD
 from rmtrain.model.reward_model import reward_model_class
 from rmtrain.recipe.schema import LoraSection, ModelSection
 
-MASTER_BYTES = 4  # an element of what is trained (adapters, score head, or the whole model), and of its gradient
-_PAGED_FROM = 100_000  # elements: bitsandbytes pages the state of larger tensors only
-_EIGHT_BIT_FROM = 4096  # elements: it holds the state of smaller ones in 32 bits
-_SCALE_BLOCK = 256  # elements a scale of 8-bit state, and scales a scale of nf4's own
-_NF4_BLOCK = 64  # weights a scale of nf4
+MASTER_BYTES = 4  # of a trained element (of adapters and score head, or of the whole model), and of its gradient
+_PAGED_FROM = 100_000  # elements of a tensor: bitsandbytes pages the state of larger ones only
+_EIGHT_BIT_FROM = 4096  # elements of a tensor: it keeps the state of smaller ones in 32 bits
+_SCALE_BLOCK = 256  # elements of 8-bit state that share a scale; nf4's scales share scales as well
+_NF4_BLOCK = 64  # weights of nf4 that share a scale
 
 
 class TrainedTensor(NamedTuple):
-    """A tensor that is trained."""
+    """What the memory of a trained tensor depends on."""
 
     numel: int
     embedding: bool  # bitsandbytes keeps the state of embeddings in 32 bits
@@ -32,12 +32,12 @@ class TrainedTensor(NamedTuple):
 class ModelSize(NamedTuple):
     """A recipe's model in numbers."""
 
-    frozen_bytes: int  # of what is not trained, as it is stored
+    frozen_bytes: int  # bytes of the parameters that are not trained, as they are stored
     trained: tuple[TrainedTensor, ...]
     layers: int
-    elements: int  # of all parameters
-    outside_bytes: int  # of the embedding and all other parameters that belong to no layer
-    dequantized_bytes: int  # of the largest quantised weight in the compute type; 0 for a base that is not quantised
+    elements: int  # elements of all parameters
+    outside_bytes: int  # bytes of the embedding and of all other parameters that belong to no layer
+    dequantized_bytes: int  # bytes of the largest quantised weight in the compute type; 0 without one
 
     @property
     def trained_bytes(self) -> int:

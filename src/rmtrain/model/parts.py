@@ -64,7 +64,7 @@ class Trait(NamedTuple):
     """Something in which all parts must agree."""
 
     what: str
-    key: object  # equal where it is the same
+    key: object  # equal for two parts that agree
     shown: str
 
 
@@ -72,14 +72,14 @@ class Trait(NamedTuple):
 class Part:
     """A checkpoint that is to be averaged, its weights not yet read."""
 
-    where: str  # as messages name it
+    where: str  # its name in messages
     files: CheckpointFiles
     scoring: Scoring
     renderer: Renderer  # how it reads conversations
 
     @cached_property
     def tensors(self) -> TensorFiles:
-        """Its own tensors: of adapters and head, or of the whole model."""
+        """Its own tensors: those of adapters and head, or of the whole model."""
         return TensorFiles(self.files.folder)
 
     @cached_property
@@ -94,13 +94,13 @@ class Part:
 
     @property
     def seed(self) -> int | None:
-        """The seed of its run, from which a head was drawn that its start did not bring."""
+        """The seed of its run, from which a new score head was drawn."""
         seed = (self.recorded.get("run") or {}).get("seed")
         return seed if isinstance(seed, int) else None
 
     @cached_property
     def start(self) -> Start | None:
-        """What its training started from, as far as its recipe says it and it is still there."""
+        """What its training started from; None if its recipe does not say, or if that is no longer there."""
         model = self.recorded.get("model") or {}
         try:
             return find_start(ModelSection(name=model["name"], revision=model.get("revision")))
@@ -117,7 +117,7 @@ class Part:
 
     @property
     def scale(self) -> float:
-        """That of an adapter; see `scale_of`."""
+        """The scale of an adapter; see `scale_of`."""
         return scale_of(cast(dict[str, Any], self.files.adapter))
 
     def traits(self) -> Iterator[Trait]:
@@ -134,7 +134,7 @@ class Part:
 
 
 def open_part(where: str, verify: bool = True) -> Part:
-    """Read what an average needs to know of a checkpoint.
+    """Read what an average needs to know about a checkpoint.
 
     Raises:
         CheckpointError: it is damaged, or no reward model with one label.
@@ -158,7 +158,7 @@ def open_part(where: str, verify: bool = True) -> Part:
 
 
 def require_alike(parts: Sequence[Part]) -> None:
-    """Refuse parts whose average would be of no model that training could have reached.
+    """Refuse parts that are too unlike for their average to be a working model.
 
     Weights may be averaged where the models come from the same base and the same head, and so lie in one basin of the
     loss (arXiv 2203.05482, 2401.12187).

@@ -9,7 +9,7 @@ from typing import Any
 from rmtrain.files import write_json
 from rmtrain.model.weights import read_object
 
-# beside rope_parameters, which transformers 4 does not know: there is no error, only another rotation
+# keys to write beside rope_parameters, which transformers 4 ignores: without them it silently rotates otherwise
 _OLD_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
 
 
@@ -27,7 +27,7 @@ def make_portable(folder: Path) -> None:
 
 
 def serve_command(folder: str, dtype: str, scale: Mapping[str, float] | None = None) -> str:
-    """The command by which vLLM serves a whole model with the same rewards; its own choice of dtype halves float32.
+    """The command by which vLLM serves a whole model with the same rewards; left to itself, it halves float32 weights.
 
     With a scale, `mean` and `std`, vLLM answers (reward - mean) / std: its pooler takes both, and reads no config's.
     """

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from rmtrain.errors import InputError
 
-_OFFSET = 2  # rows before the first position, at most (OPT, BioGPT)
+_OFFSET = 2  # the most rows that a table has before its first position (OPT, BioGPT)
 
 
 def position_table(module: Any) -> int | None:

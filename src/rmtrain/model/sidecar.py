@@ -11,9 +11,9 @@ from rmtrain.json_values import JsonObject
 from rmtrain.model.reward_model import BackboneOptions
 from rmtrain.recipe.schema import EvaluationSection, Recipe
 
-FORMAT = 1  # of the block; a change that today's readers would misread gets the next number
+FORMAT = 1  # the format of the block; a change that today's readers would misread gets the next number
 
-_PLACES = {  # of each value in a recipe
+_PLACES = {  # where a recipe has each value
     "model": ("dtype", "quantization", "attention", "packing"),
     "data": ("max_length", "over_length"),
     "evaluation": ("tokens_per_batch",),
@@ -30,13 +30,13 @@ class Scoring(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the backbone's weights and arithmetic; None is that of its config."""
     quantization: Literal["none", "nf4", "int8"] = "none"
-    """Of an adapter's base."""
+    """Quantisation of an adapter's base."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention implementation of padded rows."""
     packing: Literal["shared_prompt", "padding_free", "none"] = "shared_prompt"
     """How batches are laid out."""
     max_length: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of prompt and one completion; None is what the model has positions for, at most 4,096."""
+    """Most tokens of a sequence; None is what the model has positions for, up to 4,096."""
     over_length: Literal["truncate_prompt", "truncate_completion"] = "truncate_prompt"
     """What is cut of a longer sequence."""
     tokens_per_batch: Annotated[int, Field(ge=1)] = EvaluationSection.model_fields["tokens_per_batch"].default
@@ -48,7 +48,7 @@ class Scoring(BaseModel):
         return BackboneOptions(self.dtype or dtype, quantization, self.attention, self.packing)
 
     def block(self, contract: JsonObject) -> JsonObject:
-        """The block as it is written, with a rendering contract."""
+        """The block as it is written to the file, with a rendering contract."""
         return {"format": FORMAT, **self.model_dump(), "contract": contract}
 
 

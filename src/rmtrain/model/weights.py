@@ -19,9 +19,9 @@ from rmtrain.runs import MANIFEST as RUN_MANIFEST
 
 SIDECAR = "rmtrain.json"
 ADAPTER = "adapter_config.json"
-MANIFEST = "checkpoint.json"  # of a training checkpoint: the digest of each of its files
+MANIFEST = "checkpoint.json"  # in a training checkpoint: the digest of each of its files
 CALIBRATION = "calibration.json"  # beside the weights, written after them
-MERGED_BASE = "base"  # in a run folder: the adapter that the run started from, merged into its base
+MERGED_BASE = "base"  # in a run folder: the base of the adapter that the run started from, with that adapter merged in
 _COMPANIONS = ["*.json", "*.model", "*.jinja", "*.txt"]
 _PICKLES = ["*.bin", "*.pt"]
 _SAFE = ("model", "adapter_model", "pytorch_model")  # first part of the names of safetensors files of weights

@@ -95,7 +95,7 @@ class EntrySection(Section):
     tied: Tied | None = None
     """What becomes of ties in training."""
     gap_scale: GapScale | None = None
-    """The scale by which a score gap is a probability."""
+    """The scale that turns a score gap into a probability."""
     preference_weights: NonEmpty | None = None
     """The column of the weights of its preferences in the loss."""
     limit: PositiveInt | None = None
@@ -170,36 +170,36 @@ class DataSection(Section):
     tied: Tied = "drop"
     """Training preferences between equal scores or votes: drop them, or (half) keep them with a probability of 0.5."""
     gap_scale: GapScale | None = None
-    """Training takes sigmoid(gap_scale · score gap) as the probability of a scored pair; null: each is certain."""
+    """Training takes sigmoid(gap_scale · score gap) as the probability that the higher score is right; null: always."""
     preference_weights: NonEmpty | None = None
     """The column that says how much a training row counts in the loss beside others: a number for the row, or a list
     with one for each entry of `preferences`, as `rmtrain curate --weight` writes. They are divided by their mean."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows whose prompt and completions were seen before in the split."""
     near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = None
-    """Drop training rows that are at least so similar to an earlier one, such as 0.8: the Jaccard index of the runs of
-    3 words of their prompts, preferred answers and other answers. Needs datasketch; null keeps them."""
+    """Drop training rows that are at least this similar to an earlier one, such as 0.8; null keeps them. Similarity is
+    the Jaccard index of the runs of 3 words in prompt, preferred answers and other answers. Needs datasketch."""
     contradictions: Literal["drop", "first", "keep"] = "drop"
     """Training pairs that another row states the other way round: drop removes all of them; first keeps those of the
     mixture's entry that comes first."""
     leaks: Literal["drop", "keep"] = "drop"
     """Training rows whose prompt is also in validation or test: dropped or kept, and always reported."""
     decontaminate: list[NonEmpty] = []
-    """Benchmarks whose texts no training row may have: rewardbench-1, rewardbench-2, rm-bench, judgebench, prior-sets;
-    `NAME=SOURCE` for their rows in another place or at a revision; or any source."""
+    """Benchmarks whose texts no training row may contain: rewardbench-1, rewardbench-2, rm-bench, judgebench,
+    prior-sets; `NAME=SOURCE` reads one from another place or revision; any other source of rows works too."""
     overlap_words: Annotated[int, Field(ge=5, le=100)] = 13
-    """data.decontaminate: words in a row that a training row and a benchmark must not share."""
+    """For decontaminate: how many words in a row a training row must not share with a benchmark."""
     augment: AugmentSection = AugmentSection()
     """Completions that are added to training groups."""
     max_length: Annotated[int, Field(ge=8, le=2**24)] = 2048
-    """Tokens of prompt and one completion together."""
+    """Most tokens of a sequence, which is a prompt with one completion."""
     over_length: Literal["truncate_prompt", "truncate_completion", "drop", "error"] = "truncate_prompt"
     """What training does with a longer sequence. Evaluation never drops: it truncates the prompt instead."""
     limit: dict[SplitName, PositiveInt] = {}
     """Maximum groups of a split, drawn with the run's seed."""
     repeat: bool = False
-    """Weighted mixtures: repeat the groups of entries that are too small for their weight (true), or use fewer groups
-    of the others (false)."""
+    """Where an entry of a weighted mixture has too few groups for its weight: repeat them (true), or use fewer groups
+    of the other entries (false)."""
     demo_groups: dict[SplitName, Annotated[int, Field(ge=1, le=10**6)]] = {"train": 600, "validation": 100, "test": 200}
     """Rows of the built-in `demo` source to use, by split: at most 4000 for train, 2000 for each other split."""
 

@@ -44,7 +44,7 @@ class ModelSection(Section):
     dropout: bool = False
     """Apply the dropout of the base's config in training; false keeps only lora.dropout."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention implementation of the padded path (packing: none); auto is transformers' own choice."""
+    """Attention implementation for packing: none, the only packing with a choice; auto leaves it to transformers."""
     packing: Literal["shared_prompt", "padding_free", "none"] = "shared_prompt"
     """shared_prompt: each prompt goes through the backbone once per group; padding_free: once per completion, without
     padding; none: padded rows."""
@@ -79,19 +79,19 @@ class LossSection(Section):
     centering: Coefficient = 0.0
     """Coefficient of (r_better + r_worse)^2, which keeps rewards near 0 (arXiv 2312.09244); 0 is off."""
     margin: Coefficient = 0.0
-    """Subtract this times the score gap from the reward gap in the sigmoid (arXiv 2307.09288, eq. 2); 0 is off."""
+    """This times the score gap is subtracted from the reward gap in the sigmoid (arXiv 2307.09288, eq. 2); 0 is off."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Probability that a preference is stated the wrong way round; 0 is off."""
     gap_unit: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    """Objective scaled: the score gap of a preference that weighs 1."""
+    """For objective scaled: the score gap at which a preference weighs 1."""
     weight_range: Annotated[tuple[Coefficient, Coefficient], Field(strict=False)] = (0.5, 3.0)
-    """Objective scaled: the smallest and the largest weight of a preference."""
+    """For objective scaled: the smallest and the largest weight of a preference."""
     grades: list[Annotated[float, Field(ge=0, le=1e6)]] = []
-    """Objective ordinal: score gaps between one grade of preference and the next, ascending."""
+    """For objective ordinal: the score gaps at which a new grade of preference begins, ascending."""
     sum_to_zero: Coefficient = 0.0
-    """Coefficient of the squared mean reward of the step (arXiv 2505.07271); 0 is off, else one more forward pass."""
+    """Coefficient of the squared mean reward of the step (arXiv 2505.07271); 0 is off. Costs one more forward pass."""
     length_decorrelation: Coefficient = 0.0
-    """Coefficient of the squared correlation of reward and length in the step; 0 is off, else one more forward pass."""
+    """Coefficient of the squared correlation of reward and length in the step; 0 is off. Costs the same."""
     text_loss: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share a of a text loss (arXiv 2406.10216): (1 - a) * objective + a * negative log-likelihood, in nats a token, of
     the better completion through the base's frozen language head; 0 is off."""
@@ -109,7 +109,7 @@ class OptimSection(Section):
     max_steps: PositiveInt | None = None
     """Stop after this many optimiser steps; null trains all epochs."""
     global_batch_size: PositiveInt = 64
-    """Groups an optimiser step, over all processes; accumulation follows from it."""
+    """Groups per optimiser step, over all processes. How many micro-batches are accumulated follows from it."""
     tokens_per_microbatch: PositiveInt | None = 16384
     """Maximum tokens per forward pass on a process (a longer group goes alone); null limits by `microbatch_size`."""
     microbatch_size: PositiveInt | None = None
@@ -138,26 +138,26 @@ class DistributedSection(Section):
     """How the work is spread over processes."""
 
     strategy: Literal["auto", "ddp", "zero2", "zero3", "fsdp"] = "auto"
-    """auto: the least sharding that fits the GPUs' free memory, of ddp (none for one process), zero2 and zero3; fsdp is
-    FSDP2."""
+    """How weights, gradients and optimiser state are sharded. auto takes the first of ddp (nothing sharded), zero2
+    and zero3 that fits the GPUs' free memory; fsdp is FSDP2."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep the optimiser's state (and with zero3 or fsdp the parameters) in host memory."""
     deepspeed_config: str | None = None
     """Path of a DeepSpeed JSON file that replaces the one made from this recipe."""
     timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 30.0
-    """A collective that waits longer ends the run."""
+    """The run ends if its processes wait longer than this for each other."""
 
 
 class EvaluationSection(Section):
     """Validation during training, and the splits scored after it."""
 
     every: Interval = 0.25
-    """Validate every so many steps (1 or more), or at every such share of the run (below 1); 0 is never."""
+    """Time between validations: from 1 up in steps, below 1 as a share of the run; 0 is never."""
     limit: PositiveInt | None = None
     """Validation groups used during training; null is all. The figures after training always use all."""
     select: Literal["accuracy", "mean_accuracy", "loss", "last"] = "accuracy"
-    """The checkpoint that becomes the final model: best validation accuracy (where two are equal, the lower loss is
-    better), best mean of the accuracies of a mixture's entries, best validation loss, or the last one."""
+    """The checkpoint that becomes the final model: the one with the best validation accuracy (the lower loss breaks a
+    tie), the best mean of the accuracies of a mixture's entries, the lowest validation loss, or the last one."""
     stop_after: PositiveInt | None = None
     """Stop training after this many validations in a row without an improvement; null is never."""
     splits: list[Literal["validation", "test"]] = ["validation", "test"]
@@ -187,8 +187,8 @@ class RunSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seeds the score head, the adapters and the order of the data."""
     save_every: Interval = 0.25
-    """Save a checkpoint every so many steps (1 or more), or at every such share of the run (below 1); 0 saves only the
-    last. Every validation also saves one."""
+    """Time between checkpoints: from 1 up in steps, below 1 as a share of the run; 0 saves only the last. Every
+    validation also saves one."""
     keep_checkpoints: Annotated[int, Field(ge=2, le=MOST)] = 2
     """Newest checkpoints to keep, besides the best one."""
 

@@ -89,7 +89,7 @@ def mark_answers(
             kept = truncate_group(group, whole, renderer, max_length, over_length == "truncate_prompt")[0]
         borders = renderer.borders([kept.prompt + completion for completion in kept.completions])
         numbers = tokens.suffix_of or range(len(borders))
-        starts = dict(zip(numbers, borders, strict=True))  # by suffix
+        starts = dict(zip(numbers, borders, strict=True))  # the answer's first token in each suffix
         marked.append(tokens._replace(starts=tuple(starts[number] for number in range(len(tokens.suffixes)))))
     return marked
 
@@ -119,7 +119,7 @@ class TextPairRenderer(Renderer):
 
     @property
     def reads_pairs(self) -> bool:
-        """There is no chat template."""
+        """Whether question and answer are encoded as a pair of texts: there is no chat template."""
         return self.tokenizer.chat_template is None
 
     def contract(self) -> JsonObject:

@@ -15,17 +15,17 @@ class CheckpointFormat:
     """One way in which the files of a reward model were published."""
 
     name: str
-    ids: tuple[str, ...] = ()  # on the hub
-    head: str = HEAD  # linear module that makes the last token's state a reward
-    bias: bool = False  # the head has one
-    backbone: str | None = None  # transformers' name of the architecture; None for that of the config
-    prefixes: Mapping[str, str] | None = None  # of the backbone's tensors, each with what transformers calls it
+    ids: tuple[str, ...] = ()  # hub ids of the models published so
+    head: str = HEAD  # the linear module that turns the last token's state into a reward
+    bias: bool = False  # whether the head has one
+    backbone: str | None = None  # transformers' name of the architecture; None takes that of the config
+    prefixes: Mapping[str, str] | None = None  # prefixes of the backbone's tensors: published → transformers'
     ignored: str | None = None  # pattern of tensors on which no reward depends
     prompt: str | None = None  # name of its prompt; None is the tokenizer's own template
     tokenizer: str | None = None  # hub id of the tokenizer where none lies with the weights
-    max_length: int | None = None  # tokens of prompt and one completion; None is what the backbone takes
-    model_type: str | None = None  # in its config, where that is a name of its own
-    runner_prompt: str | None = None  # with which RewardBench's runner read it, where that is another prompt
+    max_length: int | None = None  # most tokens of a sequence; None is what the backbone takes
+    model_type: str | None = None  # the model_type of its config, where that is one of its own
+    runner_prompt: str | None = None  # the prompt of RewardBench's runner, where that is another
     # where the runner found a row's score: by the `pad` id, before the `first_unk` (the first id of the tokenised unk
     # token), or by the `mask`
     runner_reads: Literal["pad", "first_unk", "mask"] = "pad"
@@ -40,7 +40,7 @@ class CheckpointFormat:
         return name
 
     def ours(self, name: str) -> str | None:
-        """transformers' name of a published tensor; "" if it bears on no reward, None if it has no place."""
+        """transformers' name of a published tensor; "" if no reward depends on it, None if it has no place."""
         if name in (f"{self.head}.weight", f"{self.head}.bias"):
             return HEAD + name.removeprefix(self.head)
         if self.ignored and re.search(self.ignored, name):

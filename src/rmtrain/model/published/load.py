@@ -51,7 +51,7 @@ class Published:
     where: str  # folder or hub id, as the user named it
     folder: Path
     layout: CheckpointFormat  # the format in which it was published
-    config: PretrainedConfig  # of the backbone
+    config: PretrainedConfig  # the backbone's
     tensors: dict[str, Tensor]  # its weights, by their names in the files
     prompt: str | None  # name of a prompt, or a Jinja template; None is the tokenizer's own chat template
     label: int | None  # the label whose logit is the reward, counted from 0; None where the head has only one
@@ -194,7 +194,7 @@ def find_published(where: str, folder: Path, prompt: str | None = None, label: s
     if not values and layout.backbone is not None:
         values = _stand_in_values(where, layout, tensors)
     config = load_config(str(folder), None) if layout.backbone is None else _config(where, layout, values)
-    heads = (f"{layout.head}.weight", f"{layout.head}.out_proj.weight")  # the second of RoBERTa's kind of head
+    heads = (f"{layout.head}.weight", f"{layout.head}.out_proj.weight")  # the second is RoBERTa's kind of head
     head = next((tensors[name] for name in heads if name in tensors), None)
     if head is None:
         hint = "choose an encoder with a classification head" if layout is ENCODER else NO_HEAD

@@ -118,7 +118,7 @@ class PairRenderer(Renderer):
         return tokenized, lengths
 
     def _encode_whole(self, text: str) -> list[int]:
-        """With [CLS] and [SEP]."""
+        """The tokens of a text between [CLS] and [SEP]."""
         return self.tokenizer(text, verbose=False)["input_ids"]  # type: ignore[no-any-return]
 
 

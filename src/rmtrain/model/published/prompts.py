@@ -21,7 +21,7 @@ class Prompt(NamedTuple):
 
     @property
     def chat_template(self) -> str:
-        """The same in Jinja, for conversations that alternate."""
+        """The prompt as a Jinja template, for conversations that alternate between user and assistant."""
         question, answer, end, between = (json.dumps(text) for text in self[:4])
         return (
             "{% for m in messages %}{% if m['role'] == 'user' %}"
@@ -39,7 +39,7 @@ PROMPTS = {
     "starling-34b-fastchat": Prompt("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"),
     "ultrarm": Prompt("Human: ", "\n\nAssistant: ", "", "\n\n", append_eos=False),
     "ultrarm-fastchat": Prompt("User: ", "\n\nAssistant: ", "\n\n", append_eos=True),  # openbmb
-    "ultrarm-billa": Prompt("\nHuman: ", "\nAssistant: ", "\n", append_eos=True),  # the runner's earlier one
+    "ultrarm-billa": Prompt("\nHuman: ", "\nAssistant: ", "\n", append_eos=True),  # what the runner used earlier
     "ziya": Prompt("Human:", "\n\nAssistant:", "", "\n\n", append_eos=True),
     "ziya-fastchat": Prompt("\n\nHuman: ", "\n\nAssistant: ", "\n\n", append_eos=True),
     "oasst": Prompt("<|prompter|>", "<|endoftext|><|assistant|>", "<|endoftext|>"),
