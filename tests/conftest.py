@@ -1,6 +1,8 @@
 """Tiny models and groups; no network, no telemetry."""
 
+import functools
 import gc
+import importlib.metadata
 import os
 import sys
 import time
@@ -25,6 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jinja2
 import measured
 import numpy as np
 import pytest
@@ -42,6 +45,10 @@ CHECKED = (  # modules whose annotations, with the shapes of arrays, are checked
     "rmtrain.training.objectives",
 )
 install_import_hook(CHECKED, "shape_checks.check")
+
+# libraries ask for the version of another, and translate the template of a model card, at every run and every save
+importlib.metadata.version = functools.cache(importlib.metadata.version)
+jinja2.Environment.compile = functools.lru_cache(jinja2.Environment.compile)  # type: ignore[method-assign,assignment]
 
 from rmtrain import signals
 from rmtrain.data.types import Message, Preference, PreferenceGroup

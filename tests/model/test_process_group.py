@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import warm
 
 FIRST = {
     "require_agreement": ("devices.require_agreement('same', 'rows')", "None"),
@@ -28,7 +29,7 @@ def test_the_first_call_joins_the_group(first: str) -> None:
         "print(found, state.process_index, state.num_processes)"
     )
     ranks = [
-        subprocess.Popen(
+        warm.Popen(
             [sys.executable, "-c", script],
             env={
                 **os.environ,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 from rmtrain.cli.app import run as rmtrain
 
@@ -115,7 +116,7 @@ def test_every_form_gives_the_rewards_of_the_model(models: Path, capsys: Any) ->
     ckpt = str(models / "rm")
     assert rmtrain(["score", "in.jsonl", "--ckpt", ckpt, "--output", "own.jsonl"]) == 0
     command = [sys.executable, "-m", "rmtrain", "serve", "--ckpt", ckpt, "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    with warm.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         line = next(line for line in server.stderr if " at http://" in line)
         url = line.split(" at ")[1].split(";")[0]

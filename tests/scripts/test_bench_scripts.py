@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from conftest import write_base
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -30,7 +31,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, dict[str, A
             write_base(base, "mistral")
         command = [script, "--model", str(base), "--json", str(folder / "out.json"), *options]
         output = io.StringIO()
-        with monkeypatch.context() as patch, contextlib.redirect_stdout(output), warnings.catch_warnings():
+        streams = contextlib.redirect_stdout(output)
+        with monkeypatch.context() as patch, streams, warnings.catch_warnings(), warm.starting():
             warnings.simplefilter("ignore")
             patch.setattr(sys, "argv", command)
             patch.syspath_prepend(str(SCRIPTS))
@@ -109,7 +111,7 @@ def test_random_model_is_one_that_can_be_trained(run: Any, tmp_path: Path) -> No
     write_base(tmp_path / "small", "mistral")
     target = tmp_path / "base"  # what `run` then takes
     options = ["--tokenizer", str(tmp_path / "small"), "--output", str(target), "--hidden", "128", "--layers", "1"]
-    subprocess.run([sys.executable, str(SCRIPTS / "random_model.py"), *options], check=True, timeout=120)
+    warm.run([sys.executable, str(SCRIPTS / "random_model.py"), *options], check=True, timeout=120)
     _, found = run("bench_scoring.py", tmp_path, "--limit", "4", "--repeats", "1", "--dtype", "bfloat16")
     assert len(found["runs"]["padded"][0]["rewards"]) == 4
 
@@ -144,7 +146,8 @@ def test_serving_sides_give_the_same_rewards(
     options = ["--ckpt", str(models / "rm"), "--clients", "8", "--requests", "16", "--repeats", "1", "--words", "30"]
     out = ["--workload", workload, "--json", str(tmp_path / "out.json")]
     monkeypatch.setattr(sys, "argv", ["bench_serving.py", *options, *out])
-    importlib.import_module("bench_serving").main()
+    with warm.starting():
+        importlib.import_module("bench_serving").main()
     assert f"16 requests of 8 clients, prompts {workload}" in capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["reward_difference"] < 1e-5

@@ -1,5 +1,6 @@
 """Launches for the tests: a script imports all once and forks the processes of each, and writes what they found."""
 
+import importlib
 import json
 import os
 import shutil
@@ -18,6 +19,14 @@ STEP = 3  # the first that is validated after
 LORA: dict[str, Any] = {"lora__dropout": 0.0}
 FULL: dict[str, Any] = {"lora": None, "optim__learning_rate": 1e-3}
 COMPILER = shutil.which("c++") is not None  # DeepSpeed builds a small extension where there is no GPU
+
+
+def import_deepspeed() -> None:
+    """Import DeepSpeed once for the processes of all launches, without what it builds where there is no GPU.
+
+    That takes a C++ compiler a minute, and only a reduction for inference would use it.
+    """
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
 def results_of(script: str, folder: Path) -> dict[str, Any]:

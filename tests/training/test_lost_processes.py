@@ -1,6 +1,5 @@
 """Processes that fail, hang or are killed end together, say why, and leave a run that goes on."""
 
-import importlib
 import json
 import os
 import random
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import write_base
-from launches import COMPILER, LORA, STEP, STEPS, launch, of, results_of
+from launches import COMPILER, LORA, STEP, STEPS, import_deepspeed, launch, of, results_of
 from training_cases import at_step, fork, import_all, only_run, run, wait
 
 pytestmark = pytest.mark.slow
@@ -207,6 +206,11 @@ def _overflow_at(step: int) -> None:
     GroupRewardTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
 
 
+def _until(written: Path) -> None:
+    while not written.exists():
+        time.sleep(0.05)
+
+
 def _no_room() -> None:
     from rmtrain.training import lifecycle
 
@@ -235,7 +239,7 @@ def _fail_in_second_save() -> None:
 
 def _main(folder: Path) -> None:
     if COMPILER:
-        importlib.import_module("deepspeed")  # once here, in place of once in each process
+        import_deepspeed()
     import_all()
     assert wait(fork(1, lambda: write_base(folder / "base"), folder / "log")) == [0]
     results = {"lora one": launch(folder, "lora one", 1, LORA)}
@@ -251,7 +255,8 @@ def _main(folder: Path) -> None:
     results["raised"] = launch(folder, "raised", 2, LORA, lambda: at_step(2, _divide, process=1))
     for name in STOPPED[:2]:  # DeepSpeed has a process group of its own
         hung = LORA | {"distributed__timeout_minutes": 0.1, "distributed__strategy": name}
-        prepare = lambda: at_step(2, lambda: time.sleep(12), process=1)  # noqa: E731
+        ended = folder / f"hung-{name}" / "told.json"  # of the other process
+        prepare = lambda ended=ended: at_step(2, lambda: _until(ended), process=1)  # noqa: E731
         results[f"hung {name}"] = launch(folder, f"hung {name}", 2, hung, prepare)
     results |= _fill_a_disk(folder)
     results["no room"] = launch(folder, "no room", 2, LORA, _no_room)

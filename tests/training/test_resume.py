@@ -550,7 +550,7 @@ def test_the_lock_goes_with_a_killed_process(killed: dict[str, Any]) -> None:
     assert killed["locked"] == [2, 0]  # refused while it lived, taken up when it was gone
 
 
-KILLS = 20
+KILLS = 12
 
 
 def _main(folder: Path) -> None:
