@@ -24,7 +24,9 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
 
 echo "installing into $venv (a few minutes the first time)" >&2
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt)
+pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint scripts/constraints.txt)
 "${pip[@]}" "torch==2.13.0"  # first and pinned: any other package would pull a newer build beside it
 "${pip[@]}" --editable ".${extra:+[$extra]}"
+# as pip would, file after file, but on all cores; some files are for other versions of Python
+"$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || true
 echo "$wanted" > "$stamp"
