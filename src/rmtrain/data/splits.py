@@ -45,8 +45,10 @@ def hold_out(keys: Digests, shares: Mapping[str, int | float], seed: int) -> lis
         DataError: the shares leave no training rows.
     """
     prompts, number, rows = np.unique(keys, return_inverse=True, return_counts=True)
-    ranks = (hashlib.sha256(b"%d:%b" % (seed, key.tobytes())).digest() for key in prompts)
-    remaining = iter(np.argsort(np.frombuffer(b"".join(ranks), "V32")).tolist())
+    ranks = bytearray()
+    for key in prompts:
+        ranks += hashlib.sha256(b"%d:%b" % (seed, key.tobytes())).digest()
+    remaining = map(int, np.argsort(np.frombuffer(ranks, "V32")))
     of_prompt: list[str | None] = [None] * len(prompts)
     taken = 0
     for split, share in shares.items():
