@@ -13,7 +13,7 @@ from conftest import make_tokenizer
 from test_decontaminate import LONG, pair, write
 
 from rmtrain.data import curated_store
-from rmtrain.data.curated_store import open_stored, stored_data
+from rmtrain.data.curated_store import known_splits, open_stored, stored_data
 from rmtrain.data.group_table import GroupTable, PlacedGroup, write_groups
 from rmtrain.data.load import CuratedData, load_data
 from rmtrain.data.render import Renderer
@@ -131,6 +131,24 @@ def test_stored_data_are_those_curated_directly(name: str, tmp_path: Path, monke
             assert made.fingerprint == expected.fingerprint
             assert tuple(made)[2:] == tuple(expected)[2:]
             assert made.table.to_list() == expected.table.to_list()
+
+
+@pytest.mark.parametrize("name", ["lines", "held out", "held-out mixture"])
+def test_splits_are_taken_from_the_cache_if_it_has_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = DataSection(**sections(tmp_path)[name])
+    alone = known_splits(section, 3, ["test"], tmp_path / "cache")["test"]
+    assert not (tmp_path / "cache").exists()
+    stored_data(section, 3, tmp_path / "cache", print)
+    monkeypatch.setattr(curated_store, "load_data", lambda *_: pytest.fail("the source was read again"))
+    found = known_splits(section, 3, ["test"], tmp_path / "cache")["test"]
+    assert (found.groups, found.rows, found.report, found.origin) == (
+        alone.groups,
+        alone.rows,
+        alone.report,
+        alone.origin,
+    )
 
 
 def test_what_the_groups_depend_on_makes_another_entry(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Curated data in the cache: tables of groups, and what became of the rows, made once from sources in one state."""
 
+import contextlib
 import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -70,6 +71,24 @@ def stored_data(data: DataSection, seed: int, folder: Path, notify: Callable[[st
 def open_stored(folder: Path, data: DataSection) -> CuratedData | None:
     """The curated splits in a folder that `stored_data` made for the same recipe; None if they are damaged or gone."""
     return opened(folder, lambda place: _read(place, folder, data))
+
+
+def known_splits(data: DataSection, seed: int, names: Sequence[str], folder: Path) -> dict[str, SplitData]:
+    """Splits of a recipe with their groups in memory: from the cache if it has them, as after training, otherwise read
+    and curated without the other splits.
+
+    The cache is left alone where its name depends on benchmarks, which would have to be read.
+
+    Raises:
+        DataError: as `load_data`.
+    """
+    known = None
+    if not data.decontaminate:
+        with contextlib.suppress(InputError, OSError):
+            known = open_stored(folder / _name(data, seed), data)
+    if known is None or not {*names} <= {*known.splits}:
+        return load_data(data, seed, names).splits
+    return {name: replace(known.splits[name], groups=[*known.splits[name].groups]) for name in names}
 
 
 def _name(data: DataSection, seed: int) -> str:

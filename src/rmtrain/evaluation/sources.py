@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rmtrain.data.load import load_data, mappings_of, read_source
+from rmtrain.data.cache_entry import cache_folder
+from rmtrain.data.curated_store import known_splits
+from rmtrain.data.load import mappings_of, read_source
 from rmtrain.data.split_data import ReadAs, SplitData
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.weights import SIDECAR, local_folder, read_object
@@ -76,7 +78,7 @@ def splits_of_recipe(
             "leave out --columns and --row-schema, or name other rows with --data",
         )
     section = recorded.data.model_copy(update=mapping)
-    splits = load_data(section, recorded.seed, names or recorded.splits).splits
+    splits = known_splits(section, recorded.seed, names or recorded.splits, cache_folder() / "curated")
     return {split_name(name): split for name, split in splits.items()}
 
 
