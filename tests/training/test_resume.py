@@ -532,6 +532,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_at_any_time_it_ends_as_if_it_had_not_been(killed: dict[str, Any]) -> None:
     assert len(killed["kills"]) == KILLS
     assert any(kill["ended"] == -signal.SIGKILL for kill in killed["kills"])
