@@ -114,9 +114,9 @@ def _error_number(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     text = str(error)
-    if match := re.search(r"os error (\d+)", text):  # of safetensors
+    if match := re.search(r"os error (\d+)", text):  # the error is from safetensors
         return int(match[1])
-    if isinstance(error, RuntimeError) and re.search("unexpected pos|PytorchStreamWriter", text):  # of torch.save
+    if isinstance(error, RuntimeError) and re.search("unexpected pos|PytorchStreamWriter", text):  # from torch.save
         limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
         return errno.EFBIG if limited else errno.ENOSPC
     return None
@@ -132,7 +132,7 @@ def writing(path: Path, needed: int | None = None, left: str = "") -> Iterator[N
     """Turn system errors into errors that name the file being written.
 
     Args:
-        needed: its size in bytes, if known.
+        needed: the size of the file in bytes, if known.
         left: a sentence on files that were written before.
 
     Raises:
@@ -165,7 +165,7 @@ def replaced(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
     """A temporary file to write into, which is synced and gets the name `path` at the end of the block.
 
     Args:
-        needed: its size in bytes, if known.
+        needed: the size of the file in bytes, if known.
 
     Raises:
         WriteError: as `write_atomic`.

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-_OPTIONS = {  # by the equivalent key of a recipe
+_OPTIONS = {  # the options by the recipe key that does the same
     "data.columns": "--columns",
     "data.row_schema": "--row-schema",
     "data.max_length": "--max-length",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _RATE = "optim.learning_rate"
 _RUNGS = (0.25, 0.5)  # shares of the run after which successive halving drops the worse half
 _EXTENSIONS = 3  # rates that a probe adds if the best one is at an end of its range
-_PROBE_ROWS = 1000  # of validation
+_PROBE_ROWS = 1000  # validation rows of a probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class _Asked:
     seeds: int
     metric: "Metric"
     name: str
-    folder: Path  # of the runs
+    folder: Path  # where the runs are
     notes: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # runs in words
 

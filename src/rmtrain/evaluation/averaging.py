@@ -26,7 +26,7 @@ class Validation:
     """The rows that choose and compare models."""
 
     split: SplitData
-    folder: Path  # of the rows files
+    folder: Path  # where the rows files are
     tokens_per_batch: int | None  # maximum tokens per forward pass; None takes each checkpoint's own
     display: Display
     verify: bool = True  # check the checkpoints' files against their recorded digests

@@ -19,7 +19,7 @@ class BenchmarkResult:
     benchmark: Benchmark
     ckpt: str | None
     subsets: Mapping[str, Subset]
-    prior: Mapping[str, Subset]  # by prior set; empty if not scored
+    prior: Mapping[str, Subset]  # the prior sets by name; empty if not scored
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # section → name → figure of its rows
     terms: Mapping[str, Mapping[str, float | None]] = field(
         default_factory=dict

@@ -17,7 +17,7 @@ from rmtrain.metrics.lowess import lowess
 from rmtrain.metrics.rankings import Floats, Ints, bradley_terry_losses, credits_of, spearman
 from rmtrain.model.calibration import Calibration
 
-_PLACES = 65  # of the curve
+_PLACES = 65  # the number of lengths at which a curve is given
 _RESAMPLES = 500
 _LEAST = 20  # preferences and completions
 
@@ -54,7 +54,7 @@ def split_by_prompt(
     """Groups for the fit and groups for its measurement; a prompt's digest decides to which of the two it belongs.
 
     Args:
-        share: of the prompts that are held out.
+        share: the share of the prompts that are held out.
     """
     sides: tuple[list[PreferenceGroup], list[PreferenceGroup]] = [], []
     for group in groups:

@@ -44,7 +44,7 @@ class Side:
 
     rows: Path | None = None
     model: ModelRef | None = None
-    scored: Mapping[str, Path] | None = None  # by split or benchmark
+    scored: Mapping[str, Path] | None = None  # its rows file for each split or benchmark
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Target:
 class Plan:
     """The rows files to compare, and the models to score first."""
 
-    paths: Sequence[Path]  # of A and of B
+    paths: Sequence[Path]  # the files of A and of B
     target: Target | None  # rows to score; None if all are scored
     missing: Sequence[tuple[ModelRef, Path]]
 

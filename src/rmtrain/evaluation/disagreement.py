@@ -32,7 +32,7 @@ class Disagreement:
 
     n: int  # preferences
     members: tuple[MemberFigures, ...]  # in the order of the ensemble
-    accuracy: float | None  # of the ensemble on all preferences; a tie counts 1/2
+    accuracy: float | None  # the ensemble's, on all preferences; a tie counts 1/2
     reward_deviation: float  # mean over completions of the standard deviation of their rewards over the members
     split_preferences: float | None  # share of preferences on which the members disagree
     accuracy_agreed: float | None  # the ensemble's accuracy where the members agree

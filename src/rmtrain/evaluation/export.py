@@ -56,7 +56,7 @@ def export(
 
     Args:
         output: the folder to write; it appears complete or not at all.
-        dtype: of the stored backbone; None as in training.
+        dtype: the dtype to store the backbone in; None is that of training.
         finish: adds files to the folder before it appears; takes the folder and the content of rmtrain.json.
 
     Returns:

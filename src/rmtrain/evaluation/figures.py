@@ -26,7 +26,7 @@ class Subset:
     """A subset's figures; None if unknown, as when only the accuracy was published."""
 
     n: int  # rows
-    accuracy: float  # by the benchmark's own rule
+    accuracy: float  # counted by the benchmark's own rule
     size: float  # effective number of independent rows
     accuracy_half: float | None = None  # a tie counts 1/2
     ties: int | None = None

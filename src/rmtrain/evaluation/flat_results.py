@@ -14,7 +14,7 @@ from rmtrain.evaluation.figures import Subset
 from rmtrain.json_values import JsonObject, read_json
 
 _FORMS = 'expected {"subset": accuracy, …}, or {"model": {"subsets": {…}, "prior_sets": {…}}, …}'
-_DESCRIPTION = ("model_type", "ref_model", "log_probabilities", "chat_template")  # of the model, in flat files
+_DESCRIPTION = ("model_type", "ref_model", "log_probabilities", "chat_template")  # what flat files say of the model
 
 
 @dataclass(frozen=True)

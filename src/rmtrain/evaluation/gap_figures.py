@@ -22,7 +22,7 @@ class Accuracy:
     high: float | None
     n: int
     ties: int
-    normalised: "Accuracy | None" = None  # by mean log-probabilities, of the same preferences
+    normalised: "Accuracy | None" = None  # the same preferences, by mean log-probabilities
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RewardModelFigures:
     minus_ideal: Difference
     minus_ideal_normalised: Difference
     closed: Mean | None = None  # (reward model - policy) / (ideal - policy); None if the gap's interval includes 0
-    closed_normalised: Mean | None = None  # of the length-normalised gap
+    closed_normalised: Mean | None = None  # the same for the length-normalised gap
 
     @property
     def beside_policy(self) -> Difference:
@@ -109,8 +109,8 @@ class GapFigures:
     alpha: str
     circular_for: str | None
     ideal_of: str  # the model from which the ideal starts: reference or policy
-    idealised: dict[str, Accuracy]  # by beta
-    gap: dict[str, Difference]  # by beta, and `median`
+    idealised: dict[str, Accuracy]  # for each beta
+    gap: dict[str, Difference]  # for each beta, and for `median`
     reward_models: dict[str, RewardModelFigures]
     flips: Flips | None
     flip_rate: float | None

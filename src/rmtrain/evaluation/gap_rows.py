@@ -33,10 +33,10 @@ class ScoredGroups:
     """Rows of every model on the groups that all models could score."""
 
     groups: list[PreferenceGroup]
-    rows: GapRows  # of every model, in the order of the groups
+    rows: GapRows  # every model's, in the order of the groups
     refused: int  # groups left out because a chat template refuses them
     infos: dict[str, ScorerInfo]  # what scored the rows, by name
-    paths: dict[str, str]  # of the rows files, by name
+    paths: dict[str, str]  # the rows files by name
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class GapTask:
     source_rows: Sequence[Mapping[str, Any]]  # the rows that they were made of, for the votes of raters
     alpha: AlphaSource  # where the share of raters comes from
     betas: tuple[float, ...]  # KL coefficients of the ideal policies
-    dpo_beta: float  # that the policy was trained with
-    name: str  # of the policy and the data, for the results of the reward models
-    rows_folder: Path  # of the rows of this data, by whichever model
+    dpo_beta: float  # the beta that the policy was trained with
+    name: str  # names the policy and the data in the results of the reward models
+    rows_folder: Path  # where every model's rows of this data are
     gold: str | None = None  # the reward model whose rewards are the graded scores; None: those of the rows
     tokens_per_batch: int | None = None  # maximum tokens per forward pass; None leaves it to each scorer
 

@@ -36,7 +36,7 @@ class Figures:
     with_prior_low: float | None = None
     with_prior_high: float | None = None
     interval: str | None = None
-    source: str | None = None  # of the figures
+    source: str | None = None  # where the figures are from
 
     def by(self, sort: str) -> float | None:
         """The figure by which this sort orders the table."""
@@ -51,7 +51,7 @@ class Entry:
 
     model: str
     ckpt: str | None  # hub id or folder
-    scored: Figures  # by the table's era
+    scored: Figures  # by the formulas of the table's era
     published: Figures | None = None  # the published figures of a published model
     path: str | None = None  # file of a user's own result
     length_baseline: Figures | None = None  # scores of preferring the longer completion on the same rows

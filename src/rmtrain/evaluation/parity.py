@@ -72,7 +72,7 @@ def score_as_runner(
 
     Args:
         request: names a reward model with a decoder.
-        rows: of the benchmark and of the prior sets, which the runner scores separately.
+        rows: the rows of the benchmark and of the prior sets, which the runner scores separately.
         partial: beginning of the paths of files that keep finished batches, so that the scoring can be resumed.
     """
     dtype, quantization = ("float16", "int8") if precision == "int8" else (precision, "none")
@@ -134,7 +134,7 @@ def _rows_by_step(
 class StepFigures:
     """Figures of a step, and the benchmark's rows whose credit differs from the previous step."""
 
-    rung: str  # its name
+    rung: str  # the name of the step
     accuracy: float | None  # over rows
     mean_of_sections: float | None
     flipped: int
@@ -144,7 +144,7 @@ class StepFigures:
     flipped_rows: list[str]
     subsets: dict[str, float]
     prior_sets: dict[str, float] | None
-    scores: dict[str, dict[str, float | None]]  # by era
+    scores: dict[str, dict[str, float | None]]  # the scores by the formulas of each era
 
 
 def step_figures(steps: Sequence[ParityStep]) -> list[StepFigures]:

@@ -115,7 +115,7 @@ class VoteFigures:
     accuracy: float  # agreement with the majority; a tie of rewards counts 1/2
     raters: float  # mean share of the raters who agree with the majority
     log_likelihood: float  # nats per vote: mean of p log sigmoid(d) + (1 - p) log sigmoid(-d), d the reward gap
-    log_likelihood_best: float  # of a model that predicts the raters' shares exactly: minus their entropy
+    log_likelihood_best: float  # that of a model which predicts the raters' shares exactly: minus their entropy
 
 
 @dataclass(frozen=True)

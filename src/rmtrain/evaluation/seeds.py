@@ -117,7 +117,7 @@ def seed_difference(a: Seeds, b: Seeds, metric: Metric = "accuracy", each_source
     means = resampled_means(values, ours.clusters, strata)
     interval = difference_interval(np.asarray(means.mean(axis=1)), prompts)
     shares = np.full(means.shape[1], 1 / means.shape[1])
-    weights = (shares / np.bincount(strata))[strata]  # of each preference; they sum to 1
+    weights = (shares / np.bincount(strata))[strata]  # one for each preference; their sum is 1
     return SeedDifference(
         metric=metric,
         seeds=len(shared),

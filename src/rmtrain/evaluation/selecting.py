@@ -129,7 +129,7 @@ class Selection:
 
     rule: Rule
     form: Form = "messages"  # write conversations, or plain texts
-    seed: int = 0  # of random choices; a row's draw depends only on the seed and the row's number
+    seed: int = 0  # for random choices; a row's draw depends only on the seed and the row's number
 
     def write(self, answers: Iterator[Answers], file: BinaryIO) -> Report:
         """Write the chosen answers of each prompt, and report on the choice."""

@@ -40,7 +40,7 @@ def score_rows(
 
     Args:
         groups: what to score; long ones are truncated.
-        split: of the groups; messages say where its rows are.
+        split: the split that the groups are of; messages say where its rows are.
         drops: leave out groups that the chat template refuses, up to a fifth of all.
 
     Returns:
@@ -78,7 +78,7 @@ def score_once(
     """Rows of a split in a file named after scorer and data; an existing file is reused.
 
     Args:
-        name: of the scorer, for the display and the file.
+        name: the scorer's name, for the display and the file.
         split: what to score; groups that the chat template refuses are left out.
     """
     what = f"{scorer.info.fingerprint} {split.fingerprint} {split.read_as} {len(split.groups)}"

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from rmtrain.metrics.rankings import Floats, Ints, Labels
 
 Z = 1.959963984540054  # the normal's 97.5 % quantile
-Z_POWER = 0.8416212335729143  # its 80 % quantile
+Z_POWER = 0.8416212335729143  # the 80 % quantile of the normal distribution
 RESAMPLES = 10_000
 _BLOCK = 4_000_000  # number of counts drawn at once: 32 MB
 
@@ -38,7 +38,7 @@ def effective_size(credit: Floats, clusters: Labels) -> float:
     the preferences of a prompt count as dependent even near an accuracy of 0 or 1, where the data can't show it.
 
     Args:
-        credit: of each preference, 0 to 1; n > 0.
+        credit: the credit of each preference, 0 to 1; n > 0.
     """
     _, labels = np.unique(clusters, return_inverse=True)
     sizes = np.bincount(labels)
@@ -58,7 +58,7 @@ def clustered_interval(credit: Floats, clusters: Labels) -> Interval | None:
     Survey Stat. Methodol. 7). Without clustering and ties it equals Wilson's interval; its width is never 0.
 
     Args:
-        credit: of each preference, 0 to 1.
+        credit: the credit of each preference, 0 to 1.
     """
     return wilson_interval(float(credit.mean()), effective_size(credit, clusters)) if len(credit) else None
 
@@ -148,7 +148,7 @@ def detectable_difference(
     Args:
         differences: credit of A minus that of B.
         strata: stratum of each preference, 0 to S - 1.
-        shares: of the strata in the mean, summing to 1.
+        shares: how much each stratum counts in the mean; their sum is 1.
     """
     names, labels = np.unique(clusters, return_inverse=True)
     if len(names) < 2 or not differences.any():

@@ -17,8 +17,8 @@ def lowess(x: Floats, y: Floats, at: Points, share: float = 0.5, rounds: int = 3
     Args:
         x, y: n > 0 points.
         at: places in ascending order; between them residuals are taken from straight lines.
-        share: of the points in each fit. As in arXiv 2409.17407, whose released code takes 0.5.
-        rounds: of fitting again with bisquare weights of the residuals.
+        share: the share of the points in each fit, as in arXiv 2409.17407, whose released code takes 0.5.
+        rounds: how often to fit again with bisquare weights of the residuals.
     """
     nearest = max(1, min(len(x), int(np.ceil(share * len(x)))))
     trust, curve = np.ones(len(x)), np.zeros(len(at))

@@ -51,7 +51,7 @@ class Span(NamedTuple):
 class Fault(NamedTuple):
     """A single fault."""
 
-    path: KeyPath  # of the key; empty for the file as a whole
+    path: KeyPath  # the key at fault; empty for the file as a whole
     message: str
     where: Span | Source  # the source, if there is no place in the text
     hint: str = ""

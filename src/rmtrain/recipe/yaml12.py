@@ -17,7 +17,7 @@ from rmtrain.recipe.faults import Fault, KeyPath, Source, Span
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _MAX_CHARACTERS = 100_000
 _MAX_VALUES = 1000  # keys and items; the schema has fewer than a hundred keys
-_MAX_DIGITS = 100  # of one number
+_MAX_DIGITS = 100  # in one number
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _SIMPLE = re.compile(r"[\w ./@:-]*")  # texts that never need escapes
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -37,7 +37,7 @@ _SCALARS: dict[
 class Place(NamedTuple):
     """The place of a value."""
 
-    key: Span  # of its key; for an item of a list, its own place
+    key: Span  # where its key is; for an item of a list, where the item is
     value: Span
 
 

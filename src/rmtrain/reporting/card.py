@@ -70,7 +70,7 @@ def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, An
     """Write README.md into the folder of an exported or averaged model, with the results of its run if it has one.
 
     Args:
-        run: its run folder; None if it has none.
+        run: the checkpoint's run folder; None if it has none.
         sidecar: content of the model's rmtrain.json.
 
     Raises:

@@ -57,7 +57,7 @@ class SplitSummary:
     tokens: TokenCounts
     length_baseline: float | None  # accuracy of "the longer completion wins"
     completions_per_group: float | None  # mean
-    entries: dict[str, EntryFigures]  # of a mixture, by name
+    entries: dict[str, EntryFigures]  # the entries of a mixture by name
 
 
 class DataReport(NamedTuple):

@@ -19,7 +19,7 @@ from rmtrain.reporting.text import is_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POINTS = 100  # of a curve at most
+POINTS = 100  # the most points that are drawn of a curve
 _BARS = 40
 
 # Okabe and Ito's palette, distinct for every kind of colour vision
@@ -47,7 +47,7 @@ class Image(NamedTuple):
     """A drawing for an <img> element."""
 
     source: str  # a data URI
-    description: str  # its alternative text
+    description: str  # the alternative text of the image
 
 
 class Figure(NamedTuple):
@@ -76,7 +76,7 @@ class Curve(NamedTuple):
 class Spot(NamedTuple):
     """The accuracy of a setting, its interval, and the accuracy of each seed."""
 
-    number: int  # of the setting
+    number: int  # the setting's number
     accuracy: float
     interval: tuple[float, float]
     seeds: Sequence[float]
@@ -188,7 +188,7 @@ def log_ratio_histogram(bars: Sequence[Bar]) -> Image:
     """Histogram of log-ratios; preferences that the policy ranks wrongly are stacked on top in another colour.
 
     Args:
-        bars: of one width; at least one.
+        bars: at least one, all of the same width.
     """
     with _style():
         figure, axes = _new_figure()

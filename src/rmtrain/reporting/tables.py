@@ -139,7 +139,7 @@ def _era_table(
     """Each era's parts and its score with interval; if rows are known, also half credit and baseline.
 
     Args:
-        keys: of the score, both ends of its interval, the score with ties counting 1/2, and its length baseline.
+        keys: the score, both ends of its interval, the score with ties counting 1/2, and its length baseline.
     """
     score_key, low, high, *optional = keys
     beside = [

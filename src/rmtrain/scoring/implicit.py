@@ -39,7 +39,7 @@ class PolicyScorer:
     renderer: Renderer  # turns conversations into tokens, for both models
     models: tuple[LanguageModelFiles, ...]  # the policy, and the reference if there is one
     reduction: Reduction  # how the tokens' log-probabilities are combined; with a reference, their sum
-    dtypes: tuple[str, ...]  # of each model
+    dtypes: tuple[str, ...]  # one for each model
     _loaded: dict[int, RewardModel] = field(default_factory=dict, repr=False)  # kept between calls
 
     @classmethod

@@ -28,7 +28,7 @@ class Ask(NamedTuple):
 
     path: str
     body: Mapping[str, object]
-    read: Callable[[Any], Any]  # of the answer: a list of rewards, or one
+    read: Callable[[Any], Any]  # answer → a list of rewards, or one reward
 
 
 def _messages(group: PreferenceGroup, k: int) -> list[JsonObject]:

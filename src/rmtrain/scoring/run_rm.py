@@ -62,7 +62,7 @@ class PadIds:
 
     fill: int
     skip: int
-    side: str  # of the padding: the tokenizer's default
+    side: str  # on which rows are padded, by the tokenizer's default
 
     @classmethod
     def of(cls, tokenizer: Any, config_pad: int | None) -> "PadIds":

@@ -35,7 +35,7 @@ class GroupScore(NamedTuple):
     truncated: bool
     identical: int = 0  # preferences between completions of the same tokens, which are ties
     margins: tuple[float, ...] = ()  # one per preference (better over worse), if the scorer only compares
-    members: tuple[tuple[float, ...], ...] = ()  # of an ensemble, M times K: the rewards of each member
+    members: tuple[tuple[float, ...], ...] = ()  # M times K, only of an ensemble: the rewards of each member
     omitted: tuple[Omission, ...] = ()  # what the chat template leaves out, if the process scores alone
     tokens: tuple[int, ...] = ()  # K, tokens of each completion with its prompt
 
@@ -52,7 +52,7 @@ class ScorerInfo:
     where: str  # folder or hub id, as named by the user
     fingerprint: str  # digest of everything that rewards depend on: weights, prompt, label, length and dtype
     weights: str  # digest of the weights' files
-    dtype: str  # of weights and arithmetic
+    dtype: str  # the type of weights and arithmetic
     max_length: int  # tokens of prompt and one completion
     tokens_per_batch: int = TOKENS_PER_BATCH  # maximum tokens per forward pass, unless the user asks for another number
     rendering: JsonObject = field(default_factory=dict)  # how conversations become tokens
@@ -60,7 +60,7 @@ class ScorerInfo:
     notes: tuple[str, ...] = ()  # lines for the user
     gives_rewards: bool = True  # every completion gets a reward; otherwise each preference gets a margin
     renderer: "Renderer | None" = None  # turns conversations into tokens; None if the scorer has none
-    members: tuple[str, ...] = ()  # of an ensemble, as named by the user
+    members: tuple[str, ...] = ()  # the members of an ensemble, as the user named them
     # rewards depend on the answer's length, so a whole text must be split into prompt and answer
     by_length: bool = False
 
@@ -86,7 +86,7 @@ class ScorerInfo:
 class ScoringTask:
     """Groups to score, and where progress goes."""
 
-    name: str  # of the groups, for messages
+    name: str  # what messages call the groups
     groups: Sequence[PreferenceGroup]
     tokens_per_batch: int  # maximum tokens per forward pass
     # files that keep finished batches; None keeps none and scores in this process alone
@@ -193,7 +193,7 @@ class ScorerRequest:
     where: str  # folder or hub id
     options: ScoringOptions = ScoringOptions()
     verify: bool = True  # check its files against the digests that were recorded with them
-    device: str | None = None  # of the weights; None is this process's own
+    device: str | None = None  # where the weights go; None is this process's own device
 
     @cached_property
     def files(self) -> "CheckpointFiles":

@@ -11,7 +11,7 @@ from rmtrain.model.reward_model import RewardModel
 CPU_PASS = 2048  # tokens: larger passes exceed a CPU's caches and are no faster
 _SHARE = 0.5  # share of the free memory to use; the rest covers what the prediction omits
 _LEAST = 256  # tokens: with fewer, the first pass runs out of memory anyway and reports it
-_budgets: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # by module: sizes that did not fit
+_budgets: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # for each module, the tokens of a pass that fit
 
 
 def token_budget(model: RewardModel) -> int | None:

@@ -18,7 +18,7 @@ class TokenizedTask:
     """The tokenised groups of a task."""
 
     groups: Sequence[PreferenceGroup]  # those that the chat template accepts
-    tokens: Sequence[TokenizedGroup]  # of each
+    tokens: Sequence[TokenizedGroup]  # those of each group
     fingerprint: str  # digest of the groups, the rendering and the rules
     # tokens of each completion after its prompt, by group; None if not asked for
     counts: Sequence[tuple[int, ...]] | None = None

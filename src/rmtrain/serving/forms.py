@@ -16,7 +16,7 @@ from rmtrain.errors import InputError
 from rmtrain.serving.asked import Answer, Asked
 from rmtrain.serving.texts import TextReader
 
-MOST_ROWS = 1024  # of a request
+MOST_ROWS = 1024  # in a request
 _OBJECTS = {"type": "array", "items": {"type": "object"}}
 Conversation = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _OBJECTS]})]  # text, or messages
 Text = Annotated[Any, WithJsonSchema({"type": "string"})]

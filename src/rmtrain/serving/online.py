@@ -39,7 +39,7 @@ class RowScore(NamedTuple):
 
     reward: float
     truncated: bool
-    tokens: int = 0  # of prompt and completion
+    tokens: int = 0  # tokens of prompt and completion
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class OnlineScorer:
     """A scorer in this process, shared by any number of threads."""
 
     scorer: Scorer
-    name: str  # of the model, for logs and replies
+    name: str  # the model's name in logs and replies
     tokens_per_batch: int  # maximum tokens per forward pass
     reader: TextReader  # reads conversations that a chat template has already rendered
     _display: LogOnce = field(default_factory=LogOnce)
@@ -66,7 +66,7 @@ class OnlineScorer:
 
         Args:
             ckpt: a run folder, a checkpoint or adapter folder, or a hub id.
-            device: of the weights; None is the GPU of this process, or else the CPU.
+            device: where the weights go; None is the GPU of this process, or else the CPU.
             tokens_per_batch: maximum tokens per forward pass; None takes the checkpoint's own.
             verify: check the weights' files against their recorded digests.
 

@@ -16,7 +16,7 @@ from rmtrain.serving.online import OnlineScorer, require_strings, rewards_or_rai
 
 Messages = Sequence[dict[str, Any]]
 LogMetric = Callable[[str, float], None]
-_COLUMNS = ("tools", "documents", "chat_template_kwargs")  # of a data set, passed to the chat template
+_COLUMNS = ("tools", "documents", "chat_template_kwargs")  # columns of a data set that go to the chat template
 
 
 class RewardFunction:
@@ -31,7 +31,7 @@ class RewardFunction:
 
     Args:
         ckpt: a run folder, a checkpoint or adapter folder, or a hub id.
-        device: of the weights, such as "cuda:1"; None is the trainer's device: the GPU of this process, or the CPU.
+        device: for the weights, such as "cuda:1"; None is the trainer's device: the GPU of this process, or the CPU.
         name: the name under which trainers log the rewards; None is the name of the run or folder.
         dtype: float32, bfloat16, float16, or auto for the fastest here, in place of the checkpoint's.
         max_length: maximum tokens of prompt and one completion, in place of the checkpoint's.

@@ -37,7 +37,7 @@ class _Frame(NamedTuple):
 class TextReader:
     """Reads whole conversations as text; a text in the model's template gets the tokens of its messages."""
 
-    renderer: Renderer | None  # of the reward model; None if it has none
+    renderer: Renderer | None  # the reward model's; None if it has none
     max_length: int  # tokens of a conversation; longer ones are truncated at the start, after BOS
     # split whole texts into prompt and answer, for rewards that depend on the length of the answer
     splits: bool = False

@@ -94,7 +94,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
     """Writes each log line to metrics.jsonl and hands it to the display.
 
     Args:
-        steps_per_epoch: of the data; the Trainer itself counts the whole run as one epoch.
+        steps_per_epoch: steps for one pass over the data; the Trainer itself counts the whole run as one epoch.
     """
 
     def __init__(self, path: Path, steps_per_epoch: int, emit: Emit) -> None:

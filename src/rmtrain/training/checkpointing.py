@@ -36,8 +36,8 @@ class CheckpointWriter:
     renderer: Renderer
     scoring: Scoring  # how the model is scored, as rmtrain.json says
     record: Mapping[str, object]  # what rmtrain.json says besides
-    fingerprint: dict[str, Any]  # of recipe and data, compared on resume
-    shapes: dict[str, tuple[int, ...]]  # of the tensors that must be saved
+    fingerprint: dict[str, Any]  # what identifies recipe and data; compared on resume
+    shapes: dict[str, tuple[int, ...]]  # shapes of the tensors that must be saved
     keep: int  # newest checkpoints, beside the best one
 
     def complete(self, folder: Path, config: Any) -> None:
@@ -95,7 +95,7 @@ def commit(staged: Path, target: Path, manifest: JsonObject, required: Iterable[
     """Describe, sync and rename a staged checkpoint.
 
     Args:
-        target: its final place; a folder there is replaced.
+        target: where it is in the end; a folder there is replaced.
         manifest: what is stored beside the digests, such as step and fingerprint.
         required: patterns of files that must exist.
 
@@ -191,7 +191,7 @@ def rotate(folder: Path, step: int, keep: int, protected: Iterable[int]) -> None
     """Remove the oldest committed checkpoints, once a new one has been committed.
 
     Args:
-        step: of the new one; newer ones were passed over by the resumed run and do not count.
+        step: the step of the new one; newer ones were passed over by the resumed run and do not count.
         keep: how many to keep, up to `step`.
         protected: steps that are kept as well.
     """

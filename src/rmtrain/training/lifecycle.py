@@ -43,7 +43,7 @@ class OpenRun(NamedTuple):
 
     folder: Path
     resumed: ResumePoint | None = None  # the checkpoint to resume from
-    commit: str | None = None  # of the base model, with which the run began
+    commit: str | None = None  # the base model's hub commit when the run began
 
 
 def open_run(

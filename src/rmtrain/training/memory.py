@@ -17,7 +17,7 @@ class TokenLoad(NamedTuple):
     """The tokens that go through the backbone, at once and in all."""
 
     batch: tuple[GroupSize, ...]  # the largest micro-batch of the plan
-    largest: int  # its tokens
+    largest: int  # tokens of the largest micro-batch
     longest: int  # tokens of the longest group alone, which no limit on tokens can split
     scoring: int  # tokens when scoring
     packing: Packing = "shared_prompt"
@@ -54,7 +54,7 @@ class MemoryEstimate(NamedTuple):
     parameters: int
     gradients: int
     optimizer: int  # without what is paged
-    buffers: int  # of the strategy
+    buffers: int  # bytes of the strategy's buffers
     activations: int | None  # None where the architecture can't be predicted
     peak: int | None
     host: int  # offloaded, or paged out where the device is full

@@ -23,7 +23,7 @@ from rmtrain.recipe.schema import Recipe
 from rmtrain.training.memory import GIB, MemoryEstimate, Sharding, TokenLoad, estimate_states
 from rmtrain.training.strategies import strategy_of
 
-_FITS = 0.92  # of the free memory: the allocator leaves gaps
+_FITS = 0.92  # share of the free memory that a run may take: the allocator leaves gaps
 _SUGGESTED = 3  # overrides, where a run does not fit
 _MEASURED: JsonObject = {}  # models, by their settings: each suggestion asks for some again
 # bytes that the first step adds: code of the libraries, the Trainer, and buffers of matrix products; an upper bound of
@@ -38,7 +38,7 @@ class MemoryPlan:
     """The memory that a recipe's run takes, and that it would take with other settings."""
 
     recipe: Recipe
-    config: PretrainedConfig  # of its backbone
+    config: PretrainedConfig  # the backbone's
     load: TokenLoad
     processes: int  # in all
     free: int | None  # bytes of the fullest GPU; None without GPUs

@@ -21,8 +21,8 @@ class Microbatch(Batch):
 
     preferences: Preferences
     completions: Completions
-    ids: list[str]  # of its groups
-    counts: dict[str, int]  # of its tokens, pairs and groups; 0 where it only fills a place
+    ids: list[str]  # the ids of its groups
+    counts: dict[str, int]  # numbers of its tokens, pairs and groups; 0 where it only fills a place
 
 
 class MicrobatchDataset(Dataset[Microbatch]):

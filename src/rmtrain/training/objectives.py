@@ -38,7 +38,7 @@ class Preferences(NamedTuple):
     worse: Int[Tensor, " M"]
     weights: Float[Tensor, " M"]  # the group's weight / preferences of the group
     gaps: Float[Tensor, " M"]  # score differences on the source's scale, 0 where it has no scores
-    probabilities: Float[Tensor, " M"]  # that `better` is the better one; 1 unless the row says less
+    probabilities: Float[Tensor, " M"]  # how certain it is that `better` is better; 1 unless the row says less
 
 
 class Completions(NamedTuple):
@@ -85,7 +85,7 @@ class Objective:
     loss: Loss
     whole_step: bool = False  # it is no weighted sum: it sees all completions of the global batch
     observe: Observe | None = None  # sums and weights of what is averaged over steps, by name
-    decay: float = 0.9  # of these averages
+    decay: float = 0.9  # how much of these averages stays at each step
     text_loss: float = 0.0  # share of the text loss, which step_loss.py adds
 
 
@@ -283,7 +283,7 @@ OBJECTIVES: dict[str, Callable[[LossSection], Objective]] = {
 UNWEIGHTED = ("plackett_luce", "regression")  # objectives over whole groups, which can't weigh single preferences
 SOFT = ("bradley_terry", "scaled", "norm_bt")  # objectives that read the probabilities of preferences
 READS = {"scaled": "gaps", "ordinal": "gaps", "regression": "scores"}  # what an objective needs of every training row
-TERMS: dict[str, Loss] = {  # of the whole step, added with the coefficient of the same name in the loss section
+TERMS: dict[str, Loss] = {  # terms of the whole step; the loss section's key of the same name is the coefficient
     "sum_to_zero": sum_to_zero,
     "length_decorrelation": length_decorrelation,
 }

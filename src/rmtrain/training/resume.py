@@ -32,10 +32,10 @@ FREE = {
     "distributed": ("timeout_minutes", "deepspeed_config"),
 }
 _DROPOUT = "dropout of the base (model.dropout)"
-_PIECES, _PIECE = 64, 1 << 16  # of a file, and bytes of a piece: 4 MiB of each, whatever its size
+_PIECES, _PIECE = 64, 1 << 16  # pieces that are read of a file, and their bytes: 4 MiB of any file
 
 
-_STATE = {  # by the Trainer's method that reads them
+_STATE = {  # the files, by the Trainer's method that reads them
     "_load_optimizer_and_scheduler": ("optimizer.*", "scheduler.pt"),
     "_load_rng_state": ("rng_state*.pth",),
     "_load_scaler": ("scaler.pt",),

@@ -69,7 +69,7 @@ def loss_of_step(objective: Objective, parts: Sequence[RewardBatch], place: int,
     Args:
         objective: with `whole_step`.
         parts: the step's micro-batches over all processes, without gradients; their weights sum to their number.
-        place: of the part whose rewards carry gradients.
+        place: the place of the part whose rewards carry gradients.
         live: that part.
 
     Returns:

@@ -84,7 +84,7 @@ def _recorded(run: Path) -> Recipe | None:
 class Workers:
     """Runs commands of rmtrain, some beside each other; each has one of the devices to itself."""
 
-    number: int  # of commands at a time
+    number: int  # how many commands run at a time
     devices: Sequence[str]  # ids for CUDA_VISIBLE_DEVICES, one a worker; empty: every command sees all
     logs: Path  # folder for what commands say that run beside others; one that runs alone says it here
     notify: Notify

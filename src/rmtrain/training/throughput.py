@@ -15,7 +15,7 @@ from rmtrain.model.forward import HEAD
 from rmtrain.training.objectives import RewardBatch
 
 COUNTS = ("tokens", "distinct_tokens", "pairs", "groups")
-_SIDE = 8192  # of the square matrices whose product is timed: large enough to fill any GPU
+_SIDE = 8192  # side of the square matrices whose product is timed: large enough to fill any GPU
 _PRODUCTS = 20
 
 

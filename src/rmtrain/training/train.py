@@ -55,7 +55,7 @@ class TrainingResult(NamedTuple):
     run: Path
     steps: int
     train_loss: float | None  # mean over the run's steps, nats
-    tokens: int  # that went through the backbone
+    tokens: int  # tokens that went through the backbone
     tokens_per_second: float | None
     pairs_per_second: float | None
     peak_memory_bytes: int | None

@@ -38,7 +38,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
     Args:
         args: the Trainer's arguments; `output_dir` takes the checkpoints.
         data: this process's micro-batches.
-        head_learning_rate: of the score head; None is that of the rest.
+        head_learning_rate: the learning rate of the score head; None is that of the rest.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         self._batches: Any = None  # the iterator that the Trainer takes micro-batches from, and its like with a thread
         self._ahead: Any = None
         self._step_samples: list[Microbatch] = []
-        self._step_parts: list[RewardBatch] = []  # of all processes, for an objective that needs the whole step
+        self._step_parts: list[RewardBatch] = []  # every process's, for an objective that needs the whole step
         self._observed: list[Mapping[str, torch.Tensor]] = []  # what is averaged, by micro-batch of the step
-        self.averages: dict[str, float] = {}  # of that, over steps
+        self.averages: dict[str, float] = {}  # their averages over steps
         self.totals: dict[str, float] = dict.fromkeys([*COUNTS, "seconds", "loss_sum", "steps"], 0.0)
         rate = measure_matrix_rate(args.device, model.module.compute_dtype)
         self._meter = Meter(operations_per_token(model.module), rate)
