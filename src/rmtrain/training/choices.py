@@ -91,7 +91,7 @@ def settle_compiling(settled: Settled, plan: RunPlan) -> Settled:
 
 def _unsupported(recipe: Recipe, strategy: str) -> str | None:
     """Why a run's layers can't be compiled, whatever the machine; None if they can."""
-    if strategy in ("zero2", "zero3"):
+    if strategy == "zero3":
         return f"not tested with {strategy}"
     if recipe.optim.gradient_checkpointing == "selective":
         return "not possible with optim.gradient_checkpointing: selective"
