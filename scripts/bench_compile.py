@@ -1,10 +1,11 @@
-"""What compiled layers take and save, in seconds of the processor: the two sides take turns on the same micro-batches.
+"""What compiled layers take and save: the two sides take turns on the same micro-batches.
 
     python scripts/bench_compile.py --model models/smollm2-135m-instruct --data pairs.jsonl --groups 4 --batches 12
 
-One process holds the model twice, as it comes and compiled. Compiling is what the first batches take beyond the median
-of the ratios of the others; the break-even is the number of tokens after which it is paid back. The cache of compiled
-code is empty at first, or kept with --warm-cache. Peak memory needs a process a side: bench_training.py has it.
+One process holds the model twice, as it comes and compiled. Times are seconds of the processor, on a GPU of the clock.
+Compiling is what the first batches take beyond the median of the ratios of the others; the break-even is the number of
+tokens after which it is paid back. The cache of compiled code is empty at first, or kept with --warm-cache. Peak memory
+needs a process a side: bench_training.py has it.
 """
 
 import argparse
@@ -16,18 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from bench_training import prepare, write_groups
-from sides import machine, spread, write_json
+from sides import machine, spread, synchronize, write_json
+
+
+def seconds() -> float:
+    """Of the processor, which other work on the machine does not change; with a GPU, of the clock, once it is idle."""
+    import torch
+
+    synchronize()
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def step(module: Any, batch: Any) -> tuple[float, Any]:
-    """Seconds of the processor for a forward and a backward pass, and the rewards."""
+    """Seconds for a forward and a backward pass, and the rewards."""
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "ends", "layout")}
     for parameter in module.parameters():
         parameter.grad = None
-    start = time.process_time()
+    start = seconds()
     rewards = module(**inputs).logits
     rewards.square().mean().backward()
-    return time.process_time() - start, rewards.detach()
+    return seconds() - start, rewards.detach()
 
 
 def main() -> None:
@@ -40,7 +49,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3, help="of them, in which the layers are compiled")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="float32", help="auto: the fastest of this machine")
     parser.add_argument("--warm-cache", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -52,24 +61,30 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: str) -> None:
+    import torch
+    from accelerate.utils import send_to_device
     from torch._dynamo.utils import counters
 
     from rmtrain.model.compiling import compile_layers
     from rmtrain.model.start import build_model
     from rmtrain.training.build import make_plan
+    from rmtrain.training.choices import settle
     from rmtrain.training.microbatches import MicrobatchDataset
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = Path(folder) / "rows.jsonl"
     write_groups(options, rows)
     settings = {**vars(options), "data": str(rows), "folder": folder, "over_length": "error", "recompute": False}
     loaded, splits, renderer = prepare(settings, "shared_prompt")
-    plan = make_plan(loaded.recipe, splits["train"], "shared_prompt", 1)
+    settled = settle(loaded.recipe, None)
+    print("\n".join(settled.notes))
+    plan = make_plan(settled.recipe, splits["train"], "shared_prompt", 1)
     data = MicrobatchDataset(splits["train"].tokens, plan, 0, "shared_prompt", renderer.pad_id)
-    plain, changed = (build_model(loaded.recipe, renderer.pad_id).module.train() for _ in range(2))
+    plain, changed = (build_model(settled.recipe, renderer.pad_id).module.train().to(device) for _ in range(2))
     compile_layers(changed, print)
     lines = []
     for number in range(options.batches):
-        batch = data[number]
+        batch = send_to_device(data[number], device)
         (before, expected), (after, rewards) = step(plain, batch), step(changed, batch)
         graphs = counters["stats"]["unique_graphs"]
         difference = (rewards - expected).abs().max().item()
@@ -87,8 +102,8 @@ def report(lines: list[dict[str, Any]], parameters: int, options: argparse.Names
     saved = 1 / statistics.median(rates["plain"]) * (1 - 1 / gain)  # seconds a token
     found = {
         "ratio": spread(ratios),
-        "tokens_per_cpu_second": {side: spread(values) for side, values in rates.items()},
-        "compiling_cpu_seconds": compiling,
+        "tokens_per_second": {side: spread(values) for side, values in rates.items()},
+        "compiling_seconds": compiling,
         "break_even_tokens": compiling / saved if saved > 0 else None,
         "parameters": parameters,
         "graphs_after_warmup": lines[-1]["graphs"] - first[-1]["graphs"],

@@ -6,11 +6,12 @@
 #   suite      all fast tests, on the GPU
 #   train      7B, LoRA: rmtrain, the prompt twice, and TRL, all with recomputation, as TRL needs it
 #   variants   7B, LoRA, nothing recomputed: as it comes, compiled layers, Liger, dropout, selective recomputation
+#   compile    compiled layers: how long compiling takes, when it is won back, and with recomputation
 #   four       four answers a prompt
 #   memory     predicted and measured peaks with 24, 40 and 80 GiB free
 #   quantized  nf4 with 16 GiB free
 #   scoring    800 preferences, against padded batches of 8
-#   learn      a 135M model on PAIRS, with its accuracy on the held-out tenth
+#   learn      a 135M model on PAIRS, with its accuracy on the held-out tenth; dtype and compile: auto
 #   faults     killed, interrupted, out of memory and not finite: the tests of these, on the GPU
 #   sharing    the gain over prompt lengths and numbers of answers
 #   profile    where a step's time goes
@@ -82,6 +83,12 @@ case $stage in
       training "variant_$side" --sides rmtrain "$side" --groups $groups --warmup $compiling --repeats 1
     done
     ;;
+  compile)
+    make_model
+    bench bench_compile compile --dtype auto --data "$pairs" --rank 32 --max-length $length --groups 4 \
+      --batches $((compiling + 6)) --warmup $((compiling + 1))
+    training compiled_recomputed --sides rmtrain compiled --recompute --groups 8 --warmup $compiling --repeats 1
+    ;;
   four)
     make_model
     training train_four --recompute --ways 4 --groups 4 --warmup 1
@@ -103,7 +110,7 @@ case $stage in
   learn)
     steps=()
     [ -n "$on_gpu" ] || { make_model; small=$model steps=(optim.max_steps=2 "data.limit={train: 32}"); }
-    "$python" -m rmtrain train configs/smollm2_135m.yaml "model.name=$small" \
+    "$python" -m rmtrain train configs/smollm2_135m.yaml "model.name=$small" model.dtype=auto model.compile=auto \
       "data.source={train: $pairs}" "data.holdout={validation: 0.05, test: 0.1}" "run.folder=$out/runs" "${steps[@]}" \
       --json > "$out/learn.json"
     ;;

@@ -92,11 +92,11 @@ def settle_compiling(settled: Settled, plan: RunPlan) -> Settled:
 def _unsupported(recipe: Recipe, strategy: str) -> str | None:
     """Why a run's layers can't be compiled, whatever the machine; None if they can."""
     if strategy == "zero3":
-        return f"not tested with {strategy}"
+        return "not useful with zero3, whose hooks divide the layers into many small graphs"
     if recipe.optim.gradient_checkpointing == "selective":
         return "not possible with optim.gradient_checkpointing: selective"
-    if recipe.model.quantization != "none":
-        return f"not tested with {recipe.model.quantization}"
+    if recipe.model.quantization == "int8":
+        return "not tested with int8"
     return None
 
 
@@ -106,6 +106,8 @@ def _pays(plan: RunPlan, unsupported: str | None) -> tuple[bool, str]:
         return False, "not measured on GPUs yet"
     if unsupported is not None:
         return False, unsupported
+    if plan.memory.recipe.model.quantization != "none":
+        return False, f"not measured with {plan.memory.recipe.model.quantization}"
     parameters = count_parameters(plan.memory.config, plan.memory.recipe.lora)["parameters"]
     tokens = f"{plan.memory.load.run:,} tokens of a model of {parameters / 1e6:,.0f} million parameters"
     if plan.memory.load.run * parameters < PAYS:
