@@ -215,6 +215,16 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def leave_out_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs end without their report, whose figures take longer to draw than a tiny model takes to train."""
+    monkeypatch.setattr("rmtrain.reporting.report.write_report", lambda run: run / "report.html")
+
+
+@pytest.fixture
+def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out_reports(monkeypatch)
+
+
 def make_groups(count: int, seed: int = 0, k: int = 4) -> list[PreferenceGroup]:
     """Groups that a tiny model can learn: the better completion has the larger share of the first eight words."""
     rng = np.random.default_rng(seed)

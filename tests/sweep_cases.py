@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from conftest import leave_out_reports
 
 from rmtrain.cli.app import run
 from rmtrain.training import sweep
@@ -26,13 +27,14 @@ class Here:
 
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Have the commands run here; returns the list to which their arguments are added."""
+    """Have the commands run here, and no reports drawn; returns the list to which their arguments are added."""
     commands: list[list[str]] = []
 
     def command(self: sweep.Workers, arguments: Sequence[str], device: str, name: str) -> int:
         commands.append([*arguments])
         return run([*arguments])
 
+    leave_out_reports(monkeypatch)
     monkeypatch.setattr(sweep, "ThreadPoolExecutor", Here)
     monkeypatch.setattr(sweep.Workers, "_command", command)
     return commands

@@ -13,7 +13,7 @@ from rmtrain.cli.judges import Judges
 from rmtrain.data.judged import folds_of
 from rmtrain.data.load import read_source
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_reports")]
 
 RECIPE = """
 model: {{name: {folder}/base, dtype: float32}}

@@ -14,7 +14,7 @@ from training_cases import at_step, only_run
 from rmtrain.cli import app, evaluate
 from rmtrain.training.trainer import GroupRewardTrainer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_reports")]
 
 RECIPE = """
 model: {{name: {model}, dtype: float32}}
