@@ -58,25 +58,29 @@ settings.register_profile("unhurried", settings.default, deadline=None, suppress
 settings.load_profile("unhurried")
 
 TESTS = Path(__file__).parent
-LONGEST = (  # files whose tests take minutes begin first, so that no worker waits for another in the end
+LONGEST = (  # files that take longest begin first, so that no worker waits for another in the end
     "training/test_processes.py",
-    "training/test_resume.py",
-    "training/test_lost_processes.py",
-    "cli/test_sweep_command.py",
-    "scripts/test_bench_scripts.py",
-    "cli/test_end_to_end.py",
     "cli/test_processes_launched.py",
-    "training/test_mixed_processes.py",
-    "model/test_checkpoint.py",
-    "cli/test_shipped_dry_run.py",
-    "cli/test_curate_command.py",
-    "cli/test_gap_command.py",
-    "cli/test_score_streams.py",
-    "cli/test_export_command.py",
-    "training/test_failing_commands.py",
-    "training/test_selection.py",
+    "training/test_resume.py",
+    "cli/test_end_to_end.py",
+    "scripts/test_bench_scripts.py",
+    "cli/test_sweep_command.py",
     "training/test_trainer.py",
+    "model/test_compiling.py",
+    "training/test_compiled_processes.py",
     "training/test_memory_plan.py",
+    "training/test_lost_processes.py",
+    "training/test_start.py",
+    "cli/test_shipped_dry_run.py",
+    "training/test_selection.py",
+    "model/test_checkpoint.py",
+    "cli/test_curate_command.py",
+    "cli/test_export_command.py",
+    "training/test_mixed_processes.py",
+    "training/test_optimizer.py",
+    "training/test_checkpointing.py",
+    "cli/test_gap_command.py",
+    "cli/test_calibrate_command.py",
 )
 WORDS = [f"w{i}" for i in range(60)]
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import write_base
-from launches import COMPILER, LORA, STEPS, launch, of, results_of
+from launches import COMPILER, LORA, STEPS, import_deepspeed, launch, of, results_of
 from training_cases import fork, import_all, wait
 
 pytestmark = pytest.mark.slow
@@ -71,9 +71,10 @@ def _traced_only(folder: Path, split: bool) -> None:
 
 def _main(folder: Path) -> None:
     # once here, in place of once in each of the processes below
-    modules = ("torch.distributed.fsdp", "torch.distributed.tensor", "torch._inductor.compile_fx")
-    for name in (*modules, *(["deepspeed"] if COMPILER else [])):
+    for name in ("torch.distributed.fsdp", "torch.distributed.tensor", "torch._inductor.compile_fx"):
         importlib.import_module(name)
+    if COMPILER:
+        import_deepspeed()
     import_all()
     assert wait(fork(1, lambda: write_base(folder / "base", head=True), folder / "log")) == [0]
     results = {"one": launch(folder, "one", 1, LORA)}
