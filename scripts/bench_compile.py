@@ -28,14 +28,19 @@ def seconds() -> float:
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
-def step(module: Any, batch: Any) -> tuple[float, Any]:
-    """Seconds for a forward and a backward pass, and the rewards."""
+def step(module: Any, batch: Any, scoring: bool) -> tuple[float, Any]:
+    """Seconds for a forward and a backward pass, or for the forward pass of scoring alone, and the rewards."""
+    import torch
+
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "ends", "layout")}
     for parameter in module.parameters():
         parameter.grad = None
+    module.train(not scoring)
     start = seconds()
-    rewards = module(**inputs).logits
-    rewards.square().mean().backward()
+    with torch.set_grad_enabled(not scoring):
+        rewards = module(**inputs).logits
+    if not scoring:
+        rewards.square().mean().backward()
     return seconds() - start, rewards.detach()
 
 
@@ -50,6 +55,9 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--dtype", default="float32", help="auto: the fastest of this machine")
+    parser.add_argument(
+        "--scoring", action="store_true", help="time forward passes alone, without dropout and gradients"
+    )
     parser.add_argument("--warm-cache", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -80,12 +88,12 @@ def measure(options: argparse.Namespace, folder: str) -> None:
     print("\n".join(settled.notes))
     plan = make_plan(settled.recipe, splits["train"], "shared_prompt", 1)
     data = MicrobatchDataset(splits["train"].tokens, plan, 0, "shared_prompt", renderer.pad_id)
-    plain, changed = (build_model(settled.recipe, renderer.pad_id).module.train().to(device) for _ in range(2))
+    plain, changed = (build_model(settled.recipe, renderer.pad_id).module.to(device) for _ in range(2))
     compile_layers(changed, print)
     lines = []
     for number in range(options.batches):
         batch = send_to_device(data[number], device)
-        (before, expected), (after, rewards) = step(plain, batch), step(changed, batch)
+        (before, expected), (after, rewards) = (step(module, batch, options.scoring) for module in (plain, changed))
         graphs = counters["stats"]["unique_graphs"]
         difference = (rewards - expected).abs().max().item()
         lines.append({"tokens": batch["input_ids"].numel(), "plain": before, "compiled": after, "graphs": graphs})
