@@ -66,6 +66,7 @@ LONGEST = (  # files that take longest begin first, so that no worker waits for 
     "scripts/test_bench_scripts.py",
     "cli/test_sweep_command.py",
     "training/test_trainer.py",
+    "model/test_memory.py",
     "model/test_compiling.py",
     "training/test_compiled_processes.py",
     "training/test_memory_plan.py",
