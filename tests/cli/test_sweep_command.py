@@ -82,9 +82,9 @@ def test_a_grid_is_ranked_by_validation_and_trained_once(
     assert 0 <= final["low"] <= final["accuracy"] <= final["high"] <= 1
 
     # a run that was stopped goes on from its checkpoint, and one that is gone is trained again
-    (first, _), (second, _), *_ = list_runs(work / "runs/tiny-sweep")
-    update_manifest(first, state="interrupted")
-    shutil.rmtree(second)
+    one, two = sorted(result["settings"], key=lambda of: of["setting"])
+    update_manifest(work / one["runs"]["0"], state="interrupted")  # the first one trained
+    shutil.rmtree(work / two["runs"]["1"])  # the last
     commands.clear()
     again = sweep(RATES, "--seeds", "2")
     assert [command[:2] for command in commands] == [["train", "--resume"], ["train", "tiny.yaml"]]
