@@ -77,7 +77,7 @@ def test_rows_that_a_judge_refuses_are_booked_and_shown(
     assert strict["rows"]["kept"] == result["rows"]["kept"] - 2
     weighted = (*command[:-1], tmp_path / "weighted.jsonl", "--weight")
     shown = rmtrain(*weighted, "0.25").stdout
-    assert "rejected ones with the weight 0.25" in shown
+    assert "rejected preferences have the weight 0.25" in shown
     assert "rejected: most judges reject it" in shown
     new = [f"data.source={{train: {tmp_path}/weighted.jsonl}}", "data.preference_weights=weights"]
     assert f"with its weights: {' '.join(new)}" in " ".join(shown.split())

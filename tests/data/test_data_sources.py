@@ -68,10 +68,10 @@ def test_a_file_has_the_one_split_train(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS)))
     read = read_rows(str(path), "train")
-    assert (read.rows, read.split, read.splits, read.revision) == (ROWS, "train", ("train",), None)
+    assert ([*read.rows], read.split, read.splits, read.revision) == (ROWS, "train", ("train",), None)
     assert read.where(1) == f"{path}:2"
     assert read_rows(str(path)).split == "pairs"
-    assert read_rows(str(path), "test", any_split=True).rows == ROWS
+    assert [*read_rows(str(path), "test", any_split=True).rows] == ROWS
     with pytest.raises(MissingSplitError) as caught:
         read_rows(str(path), "test")
     assert str(caught.value) == f"{path}: no split 'test'\n  hint: it has: train"
@@ -81,7 +81,7 @@ def test_splits_of_a_json_file(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"train": ROWS, "test": ROWS[1:]}))
     read = read_rows(str(path), "test")
-    assert read.rows == ROWS[1:]
+    assert [*read.rows] == ROWS[1:]
     assert read.where(0) == f"{path} (test) row 1"
     with pytest.raises(MissingSplitError, match="several splits, and none named"):
         read_rows(str(path))

@@ -114,7 +114,7 @@ def test_without_a_curve_every_text_has_a_reward(models: Path, tmp_path: Path) -
     calibrate(folder, lengths=(), curve=(), format=1)  # of an earlier version, which is as good
     plain = RewardFunction(models / "rm").score_texts(["w1 w2 w3"])
     found = RewardFunction(folder, calibrated=True).score_texts(["w1 w2 w3"])
-    near(found, [(plain[0] - 0.5) / 2.0])
+    assert found == pytest.approx([(plain[0] - 0.5) / 2.0])
 
 
 def test_a_curve_over_lengths_of_earlier_versions_is_refused(models: Path, tmp_path: Path, capsys: Any) -> None:

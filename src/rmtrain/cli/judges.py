@@ -75,7 +75,10 @@ class Judges:
             self.display.note(f"fold {number + 1} of {max(folds) + 1}: {len(own)} groups")
             begun = begun_run(whole, self.folder)
             self._command("train", *(["--resume", str(begun)] if begun else [str(path)]), "--json")
-        return str(finished_run(whole, self.folder))
+        finished = finished_run(whole, self.folder)
+        if finished is None:
+            raise RunFailedError(f"the model of fold {number + 1} was trained, and its run is gone from {self.folder}")
+        return str(finished)
 
     def _write(self, groups: "Sequence[PreferenceGroup]", name: str) -> Path:
         """Write groups to a source named by the digest of its content, unless that file exists."""

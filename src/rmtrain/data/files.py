@@ -257,7 +257,9 @@ def _read_json(path: Path) -> tuple[dict[str, list[Row]], bool]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
-    previous_limit = csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is too small for long completions
+    csv.field_size_limit(
+        sys.maxsize
+    )  # for good: of several files read in turns, none may put back 128 KiB for the rest
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -274,8 +276,6 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
         raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}", _CELLS) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (near line {reader.line_num + 1}): {error.reason}", _ENCODING) from None
-    finally:
-        csv.field_size_limit(previous_limit)
 
 
 def _csv_row(path: Path, line: int, header: list[str], cells: list[str]) -> Row:

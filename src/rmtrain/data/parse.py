@@ -134,8 +134,8 @@ def parse_by(
     """Read every row by a given schema.
 
     Args:
-        choice: the schema, and the rows of `source` with their columns renamed.
-        source: gives their places.
+        choice: the schema, and the recipe's names of columns.
+        source: the rows.
         split, empty_is_fault: as for `parse_rows`.
         most_malformed: the largest share of malformed rows that is not an error.
 

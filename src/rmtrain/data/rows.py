@@ -38,11 +38,6 @@ class StoredRows(Sequence[Row]):
             return next(islice(self, chosen, None))
         return list(islice(self, chosen.start, chosen.stop, chosen.step))
 
-    def __eq__(self, other: object) -> bool:
-        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
-
 
 def take(rows: Iterable[Row], places: Iterable[int]) -> Iterator[Row]:
     """The rows at ascending places, read once in order."""

@@ -30,8 +30,8 @@ def _what_became(result: Mapping[str, Any]) -> list[str]:
         return []
     weight = result.get("weight")
     if weight is None:
-        return ["The new source holds all of them, and `verdicts` what the rules say."]
-    return [f"The new source holds all of them, rejected ones with the weight {weight:g}."]
+        return ["The new source holds all rows, and its `verdicts` say what the rules reject."]
+    return [f"The new source holds all rows; rejected preferences have the weight {weight:g}."]
 
 
 def _judges(judges: Sequence[Mapping[str, Any]]) -> Table:
