@@ -1,9 +1,10 @@
 import logging
+from pathlib import Path
 
 import pytest
 
 from rmtrain.cli.app import run as rmtrain
-from rmtrain.errors import InputError, masked, printable
+from rmtrain.errors import InputError, command_line, masked, printable
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,9 @@ def test_no_command_sends_an_argument_to_the_terminal_raw(
     told = capsys.readouterr()
     assert "\x1b" not in told.out + told.err
     assert "\x07" not in told.out + told.err
+
+
+def test_a_command_is_quoted_as_a_shell_needs_it() -> None:
+    assert command_line("train", "--resume", Path("runs/a")) == "rmtrain train --resume runs/a"
+    line = command_line("train", "my recipe.yaml", "data.source={train: rows.jsonl}")
+    assert line == "rmtrain train 'my recipe.yaml' 'data.source={train: rows.jsonl}'"

@@ -4,6 +4,7 @@ Every error has a message (what is wrong, and where), a hint (how to fix it) and
 """
 
 import re
+import shlex
 import unicodedata
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def printable(text: str) -> str:
 def _shown(character: str) -> str:
     kept = character == "\n" or character.isprintable() or unicodedata.category(character) == "Zs"
     return character if kept else ascii(character)[1:-1]
+
+
+def command_line(*words: object) -> str:
+    """A command of rmtrain as a shell takes it, with quotes where they are needed."""
+    return shlex.join(["rmtrain", *map(str, words)])
 
 
 def first_line(error: BaseException) -> str:

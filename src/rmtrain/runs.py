@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmtrain.errors import CheckpointError, InputError
+from rmtrain.errors import CheckpointError, InputError, command_line
 from rmtrain.files import held, read_text, sync_folder, write_json
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def locate_model(ckpt: str) -> tuple[str, Path | None]:
         if not (path / "final").is_dir():
             raise InputError(
                 f"{path} has no final model: the run is not finished",
-                f"resume it with `rmtrain train --resume {path}`, or name one of its checkpoints/",
+                f"resume it with `{command_line('train', '--resume', path)}`, or name one of its checkpoints/",
             )
         return str(path / "final"), path
     if path.is_dir():

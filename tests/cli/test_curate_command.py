@@ -1,6 +1,7 @@
 """`rmtrain curate` as a user runs it: judges that are given and judges from folds, stopped and run again."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def test_rows_that_a_judge_refuses_are_booked_and_shown(
     assert "rejected preferences have the weight 0.25" in shown
     assert "rejected: most judges reject it" in shown
     new = [f"data.source={{train: {tmp_path}/weighted.jsonl}}", "data.preference_weights=weights"]
-    assert f"with its weights: {' '.join(new)}" in " ".join(shown.split())
+    assert f"with its weights: rmtrain train {tmp_path}/recipe.yaml {shlex.join(new)}" in " ".join(shown.split())
     new += [f"model.name={models}/rm", "data.duplicates=keep"]
     report = answer(rmtrain("data", tmp_path / "recipe.yaml", *new, "--json"))
     counts = strict["preferences"]["dropped"]["most judges reject it"], result["preferences"]["total"]

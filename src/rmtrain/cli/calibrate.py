@@ -7,7 +7,7 @@ from typer import Argument, Option
 from rmtrain.cli import options, output, processes
 from rmtrain.cli.checkpoints import CheckpointRef, choose, load
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.errors import CheckpointError, InputError
+from rmtrain.errors import CheckpointError, InputError, command_line
 from rmtrain.json_values import JsonObject
 
 
@@ -68,7 +68,7 @@ def calibrate(
     result |= {**record, **shown}
     from rmtrain.reporting.calibration import calibration_tables
 
-    how = f"rmtrain eval --ckpt {ref.where} --calibrated applies the calibration"
+    how = f"{command_line('eval', '--ckpt', ref.where, '--calibrated')} applies the calibration"
     output.show(result, json, calibration_tables, f"written: {path}; {how}")
 
 

@@ -10,7 +10,7 @@ from typer import Argument, Option
 from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.output import print_json
-from rmtrain.errors import InputError
+from rmtrain.errors import InputError, command_line
 from rmtrain.json_values import JsonObject
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def curate(
     if not show:
         console.print(f"written: {output}", soft_wrap=True)
         if weight is not None:
-            keys = f"data.source={{train: {output}}} data.preference_weights=weights"
-            console.print(f"to train with its weights: {keys}", soft_wrap=True)
+            keys = (f"data.source={{train: {output}}}", "data.preference_weights=weights")
+            console.print(f"to train with its weights: {command_line('train', recipe, *keys)}", soft_wrap=True)
 
 
 def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":

@@ -7,6 +7,7 @@ import typer
 from typer import Argument
 
 from rmtrain.cli.output import print_json, print_tables
+from rmtrain.errors import command_line
 from rmtrain.recipe import bundled
 
 app = typer.Typer(no_args_is_help=True, help="List, show or copy the bundled recipes; print their JSON schema.")
@@ -38,7 +39,7 @@ def copy(
 ) -> None:
     """Copy a bundled recipe to edit and train with; never overwrites a file."""
     target = bundled.copy(name, destination)
-    print(f"wrote {target}\nnext: rmtrain train {target}")
+    print(f"wrote {target}\nnext: {command_line('train', target)}")
 
 
 @app.command()

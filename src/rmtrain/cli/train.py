@@ -10,7 +10,7 @@ from typer import Argument, Option
 from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.output import print_json, print_tables
-from rmtrain.errors import CheckpointError, InputError, RecipeError, masked, printable
+from rmtrain.errors import CheckpointError, InputError, RecipeError, command_line, masked, printable
 from rmtrain.runs import offline_wandb
 
 if TYPE_CHECKING:
@@ -95,9 +95,10 @@ def _recipe_of_run(path: Path, overrides: list[str]) -> "LoadedRecipe":
     try:
         load_recipe(path)
     except RecipeError as error:
+        command = command_line("train", "RECIPE", "--resume", path.parent)
         raise CheckpointError(
             f"the run's own recipe is damaged, or of another version: {error}",
-            f"name the recipe that the run was started with: rmtrain train RECIPE --resume {path.parent}",
+            f"name the recipe that the run was started with: {command}",
         ) from error
     return load_recipe(path, overrides)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rmtrain.errors import InputError
+from rmtrain.errors import InputError, command_line
 from rmtrain.model.calibration import Calibration, read_calibration
 from rmtrain.model.weights import fingerprint_read, local_folder
 from rmtrain.scoring.scorer import GroupScore, Scorer, ScorerInfo, ScorerRequest, ScoringTask
@@ -29,13 +29,14 @@ class CalibratedScorer:
         calibration = read_calibration(Path(local_folder(request.where)))
         if calibration is None:
             raise InputError(
-                f"{request.where} has no calibration", f"fit one: rmtrain calibrate {request.where} --data SOURCE"
+                f"{request.where} has no calibration",
+                f"fit one: {command_line('calibrate', request.where, '--data', 'SOURCE')}",
             )
         if calibration.has_old_lengths:
             raise InputError(
                 f"the calibration of {request.where} is of an earlier version of rmtrain, which counted the tokens of "
                 "an answer after those that all answers of its group begin with; now they are counted after the prompt",
-                f"fit it again: rmtrain calibrate {request.where} --data SOURCE, or with --no-length",
+                f"fit it again: {command_line('calibrate', request.where, '--data', 'SOURCE')}, or with --no-length",
             )
         scorer = opener(replace(request, options=replace(request.options, calibrated=False)))
         scorer.info.require_rewards("--calibrated")

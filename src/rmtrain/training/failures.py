@@ -9,7 +9,16 @@ from pathlib import Path
 
 import torch
 
-from rmtrain.errors import InputError, Interrupted, LostProcessError, RmtrainError, RunFailedError, WriteError, masked
+from rmtrain.errors import (
+    InputError,
+    Interrupted,
+    LostProcessError,
+    RmtrainError,
+    RunFailedError,
+    WriteError,
+    command_line,
+    masked,
+)
 from rmtrain.files import why_unwritten
 from rmtrain.model.devices import lost_another, process_state
 from rmtrain.runs import MANIFEST, read_manifest, update_manifest
@@ -99,7 +108,9 @@ def recording_what_follows(folder: Path) -> Iterator[None]:
             raise
         if lost_another(error):
             raise LostProcessError(_message(error), folder) from error
-        whole = f"the model is complete: rmtrain eval --ckpt {folder}; the traceback is in {folder / 'log.txt'}"
+        whole = (
+            f"the model is complete: {command_line('eval', '--ckpt', folder)}; the traceback is in {folder / 'log.txt'}"
+        )
         hint = "; ".join(filter(None, [getattr(error, "hint", ""), whole]))
         raise RunFailedError(f"training is finished, what follows failed: {_message(error)}", hint) from error
 
@@ -115,7 +126,7 @@ def _fail_in_place(folder: Path) -> None:
 
 def resume_hint(folder: Path) -> str:
     """The command that resumes a run."""
-    return f"resume with: rmtrain train --resume {folder}"
+    return f"resume with: {command_line('train', '--resume', folder)}"
 
 
 def _log(folder: Path, error: BaseException) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PretrainedConfig
 
-from rmtrain.errors import InputError, RunFailedError
+from rmtrain.errors import InputError, RunFailedError, command_line
 from rmtrain.json_values import JsonObject
 from rmtrain.model.activations import Activations, trial
 from rmtrain.model.batch import GroupSize, batch_tokens
@@ -264,7 +264,7 @@ def memory_failure(
     """The error to show where training ended because memory ran out, with what to resume it with; else None."""
     if not is_out_of_memory(error):
         return None
-    savings, command = plan.milder(sharding), f"rmtrain train --resume {folder}"
+    savings, command = plan.milder(sharding), command_line("train", "--resume", folder)
     hint = f"resume with any of:\n{list_overrides(savings, f'{command} ')}"
     if not savings:
         hint = f"resume on a machine with more memory: {command}"

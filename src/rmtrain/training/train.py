@@ -12,7 +12,7 @@ import torch
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.render import Renderer
 from rmtrain.display import Display, Silent
-from rmtrain.errors import CheckpointError, Interrupted, RmtrainError, RunFailedError
+from rmtrain.errors import CheckpointError, Interrupted, RmtrainError, RunFailedError, command_line
 from rmtrain.json_values import JsonObject
 from rmtrain.model.compiling import compile_layers, compiler_obstacle
 from rmtrain.model.devices import gather_values, process_state, require_agreement
@@ -202,9 +202,10 @@ def _selected_checkpoint(folder: Path, trainer: GroupRewardTrainer) -> Path:
     try:
         verify(path)
     except CheckpointError as error:
+        command = command_line("train", "--resume", folder, "--allow-changes", "evaluation.select=last")
         raise RunFailedError(
             f"the checkpoint that should become the final model is damaged: {error.message}",
-            f"take the last one: rmtrain train --resume {folder} --allow-changes evaluation.select=last",
+            f"take the last one: {command}",
         ) from error
     return path
 
