@@ -68,7 +68,8 @@ def evaluate(
         print_tables([*split_tables(results), *ensemble_tables(results)], *rows)
     missed = [result for result in results if (result["accuracy"] or 0.0) < (min_accuracy or 0.0)]
     for result in missed:
-        display.note(f"{result['split']}: accuracy {result['accuracy']} is below --min-accuracy {min_accuracy}")
+        accuracy = result["accuracy"] or 0.0
+        display.note(f"{result['split']}: accuracy {accuracy:.6g} is below --min-accuracy {min_accuracy:g}")
     if missed:
         raise typer.Exit(1)
 
