@@ -21,10 +21,17 @@ def hints() -> list[str]:
     for path in Path(rmtrain.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Error"):
-                for part in node.args[1:2]:
-                    texts = [each.value for each in ast.walk(part) if isinstance(each, ast.Constant)]
-                    found.append("".join(text for text in texts if isinstance(text, str)))
+                found.extend(map(text_of, node.args[1:2]))
     return found
+
+
+def text_of(node: ast.AST) -> str:
+    """The strings below a node in their order; a printed command as it will be read."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "command_line":
+        return " ".join(["rmtrain", *(text_of(word) or "X" for word in node.args)])
+    return "".join(map(text_of, ast.iter_child_nodes(node)))
 
 
 @pytest.mark.parametrize("command", _options())
