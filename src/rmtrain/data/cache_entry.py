@@ -33,8 +33,6 @@ def cached(
     The first of several processes does the work; the others wait for a file lock, without a time limit.
 
     Args:
-        folder: of the entry.
-        what: name of the content, for messages.
         write: writes the files of the entry into an empty folder.
         read: reads the content from the files. It may raise OSError and ValueError if they are damaged.
         notify: receives one line for the user if a damaged entry is made again.

@@ -106,7 +106,6 @@ def open_stream(text: str, scale: int = 1) -> RowStream:
     """Find the chunks of a SOURCE, reading all of its rows once.
 
     Args:
-        text: SOURCE.
         scale: factor for the size of chunks.
 
     Raises:

@@ -39,12 +39,6 @@ def stored_data(data: DataSection, seed: int, folder: Path, notify: Callable[[st
     They are curated if the cache has none of the same recipe, from sources in the same state, by the same code. Text
     that Arrow can't store, which is half of a surrogate pair, is kept in memory instead.
 
-    Args:
-        data: the recipe's section.
-        seed: of the run.
-        folder: of the cache.
-        notify: receives one line for the user.
-
     Raises:
         DataError: as `load_data`, or a source has changed while it was read.
     """

@@ -169,8 +169,6 @@ class Curation:
         """Take in rows one by one.
 
         Args:
-            candidates: the rows.
-            prompts: their leak keys.
             keep: puts their groups into a store.
             compared: whether rules will compare the rows, by digests.
         """
@@ -227,10 +225,7 @@ class Curation:
         """Count what was kept and dropped.
 
         Args:
-            split: its name.
-            schema: of its rows.
             total_rows: before curation.
-            place: the place of a source row, for messages.
 
         Raises:
             AssertionError: a row, completion or preference is unaccounted for, which is a bug.

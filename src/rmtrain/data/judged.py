@@ -55,7 +55,6 @@ class Rule(NamedTuple):
         """Whether each preference is rejected; only `refused` rejects a preference without judgements.
 
         Args:
-            margins: of the judges.
             refused: [P] whether the chat template of a judge refuses its row.
         """
         if self.kind == "refused":

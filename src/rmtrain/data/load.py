@@ -160,9 +160,6 @@ def read_source(
     for scoring, every row becomes a group with all its completions and preferences.
 
     Args:
-        source: SOURCE, or its rows.
-        split: the source's name of it.
-        data: how to read it.
         evaluation: rows are to be ranked, not only scored.
         trained: mappings of checkpoints' training (see `mappings_of`). The first that fits the columns is used, and
             `data` if none fits.

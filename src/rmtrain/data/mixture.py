@@ -36,7 +36,6 @@ def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -
     """Drop preferences that are also stated the other way round, and rows that then have none left.
 
     Args:
-        entries: of the split, in their order.
         first_wins: if two entries contradict each other, keep the preferences of the first. Preferences that one entry
             states both ways are dropped anyway, and then do not contradict another entry.
     """
@@ -139,7 +138,6 @@ def one_pass(kept: Sequence[int], repeated: Sequence[int | None], seed: int) -> 
     Args:
         kept: rows of each entry.
         repeated: to how many an epoch repeats them, each equally often or once more; None: each is taken once.
-        seed: for the draw of rows that are taken once more.
     """
     rows: list[int] = []
     for place, (count, most, end) in enumerate(zip(kept, repeated, accumulate(kept), strict=True)):

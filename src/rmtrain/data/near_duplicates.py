@@ -79,12 +79,7 @@ def require_datasketch() -> None:
 
 
 def drop_near_duplicates(entries: Sequence[Curation], least: float) -> None:
-    """Drop each row that is a near duplicate of an earlier kept row, of its own or an earlier entry.
-
-    Args:
-        entries: of the split, in their order.
-        least: the threshold of similarity.
-    """
+    """Drop each row that is a near duplicate of an earlier kept row, of its own or an earlier entry."""
     from datasketch import MinHash, MinHashLSH
 
     empty, index = MinHash(PERMUTATIONS, hashfunc=zlib.crc32), MinHashLSH(min(least, _LARGEST), PERMUTATIONS, _WEIGHTS)

@@ -111,8 +111,6 @@ def parse_rows(source: SourceRows, data: DataSection, split: str, *, empty_is_fa
     """Read every row by the recipe's schema, or by the one that fits the columns.
 
     Args:
-        source: the rows.
-        data: how to read them.
         split: names the rows without an id.
         empty_is_fault: rows with empty texts count as malformed.
 
@@ -134,9 +132,6 @@ def parse_by(
     """Read every row by a given schema.
 
     Args:
-        choice: the schema, and the recipe's names of columns.
-        source: the rows.
-        split, empty_is_fault: as for `parse_rows`.
         most_malformed: the largest share of malformed rows that is not an error.
 
     Raises:

@@ -70,7 +70,6 @@ class Renderer:
         """Render a probe conversation to find out what the template omits.
 
         Args:
-            tokenizer: fast tokenizer with a chat template.
             append_eos: whether to append an EOS; None: if the template writes no end token.
 
         Raises:

@@ -23,9 +23,7 @@ def mark_responses(
     boundary belong to the response. It has at least one token, and at least one token precedes it.
 
     Args:
-        groups: the groups.
         tokenized: the result of `tokenize_groups` by the same rule, with no group dropped.
-        renderer, max_length, over_length: as in `tokenize_groups`.
 
     Raises:
         TemplateRefusalError: the chat template refuses a prompt without an answer.

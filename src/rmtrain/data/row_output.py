@@ -39,10 +39,8 @@ def encode_rows(chunk: ChunkRows, columns: Mapping[str, Sequence[Any]], kind: Ki
     """The rows of a chunk with further columns, as the bytes of a part.
 
     Args:
-        chunk: the rows.
         columns: a value for each row, by column; JSON values for lines, lists of numbers for Parquet, or the texts of
             `REFUSED`.
-        kind: of the output.
     """
     if kind == "parquet":
         return _encode_table(chunk.table, columns)

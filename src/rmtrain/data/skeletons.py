@@ -59,7 +59,6 @@ def _harmless(node: nodes.Node, names: Set[str], printed: bool) -> bool:
     """Whether a node does not depend on the text of a message.
 
     Args:
-        node: of the syntax tree.
         names: of the variables that hold a message.
         printed: the node's value is printed unchanged.
     """

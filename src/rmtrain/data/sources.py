@@ -159,7 +159,6 @@ class OpenSource:
         """Read a split; None stands for the only one.
 
         Args:
-            split: the source's name of it.
             any_split: take files without split names as the requested split.
 
         Raises:
@@ -192,7 +191,6 @@ def open_source(source: Source, demo_groups: Mapping[str, int] | None = None) ->
     """Open a source in its newest state, or at its revision.
 
     Args:
-        source: what to open.
         demo_groups: rows of the demo source to use, by split; missing splits take the recipe's defaults.
 
     Raises:

@@ -107,11 +107,7 @@ def apply_to_all(
     """The result of transformers' `apply_chat_template` for each of at least one conversation, in one call.
 
     Args:
-        tokenizer: with a chat template.
-        conversations: what to render.
         today: the date that `strftime_now` returns to the template; None is the real one.
-        arguments: as in PreferenceGroup.
-        generation: end with the generation prompt.
         template: replaces the tokenizer's own.
 
     Raises:
@@ -238,7 +234,6 @@ def bake(template: str, bos: bool, end: bool, today: str | None) -> str:
     """A template that itself writes what the renderer adds.
 
     Args:
-        template: the original.
         bos: write BOS at the start.
         end: write EOS at the end, but not after a generation prompt.
         today: the date to print, if the template prints a date that is not fixed; None changes nothing.

@@ -125,13 +125,7 @@ def tokenize_split(
     The first of several processes does the work; the others wait for a file lock, without a time limit.
 
     Args:
-        groups: the split's groups.
-        renderer: the rendering contract.
-        max_length: tokens of prompt and one completion.
-        over_length: what happens to longer ones.
-        cache: folder that holds cached splits.
         progress: called with the number of groups done.
-        notify: receives one line for the user.
         drop_identical: drop the preferences between completions of the same tokens, and groups that have no other.
 
     Raises:

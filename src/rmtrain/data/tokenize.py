@@ -100,9 +100,6 @@ def tokenize_groups(
     All completions of a group keep the same part of their prompt, so that they answer the same question.
 
     Args:
-        groups: what to tokenise.
-        renderer: the rendering contract.
-        max_length: tokens of prompt and one completion.
         over_length: `truncate_prompt` cuts the oldest prompt text first, and completions only if that does not suffice;
             `truncate_completion` cuts the end of long completions, and the prompt only if that does not suffice; `drop`
             yields None; `error` raises. Template tokens, BOS and end token are never cut.
@@ -210,10 +207,7 @@ def truncate_group(
     """A group cut to fit, and its sequences.
 
     Args:
-        group: an over-length group.
         sequences: its tokens, untruncated.
-        renderer: the rendering contract.
-        max_length: tokens of prompt and one completion.
         prompt_first: cut completions only if cutting the prompt does not suffice; otherwise the reverse.
 
     Raises:

@@ -23,12 +23,8 @@ _MOST = 8  # processes: beyond that, this one is busy with their results
 def in_parts(work: Work[Result], groups: Sequence[PreferenceGroup]) -> Iterator[Result]:
     """What `work` makes of each `PART` groups, in their order; the results do not depend on the number of processes.
 
-    Several processes work on the groups of a table, which each of them maps into memory. They are started afresh
-    rather than forked, since the threads of a tokenizer, of Arrow or of torch do not survive a fork.
-
-    Args:
-        work: a function of a module, or an object, that can be pickled.
-        groups: a table from the cache, or groups in memory.
+    Several processes work on the groups of a table, which each of them maps into memory; `work` is pickled. They are
+    started afresh rather than forked, since the threads of a tokenizer, of Arrow or of torch do not survive a fork.
 
     Raises:
         RunFailedError: a process was ended from outside. And whatever `work` raises.

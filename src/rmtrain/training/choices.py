@@ -59,7 +59,6 @@ def settle(recipe: Recipe, resume: Path | None) -> Settled:
     """Decide what must be known before a run is planned: its compute type, on all processes alike.
 
     Args:
-        recipe: of the run.
         resume: the folder of the run that is resumed, whose own recipe holds what was decided then.
     """
     began = _recorded(resume) if resume is not None else None

@@ -64,11 +64,7 @@ def ties_score(prompts: Sequence[ScoredPrompt], seed: int = 0) -> FormulaScore:
     With M = lowest right - highest wrong reward and D = highest - lowest right reward of the tied form, a prompt is
     accurate if M > 0. As in the `rewardbench` package up to 0.1.4, the margin is a mean over the prompts with D > 0,
     and 0 without such prompts; its main branch now gives the other prompts +-1, which changes the score by 0.02 at
-    most. Both forms of a prompt are resampled together.
-
-    Args:
-        prompts: both forms of each prompt; the last three terms are over prompts that have both.
-        seed: of the resampling.
+    most. The last three terms are over prompts that have both forms, which are resampled together.
 
     Raises:
         ValueError: a form of a prompt occurs twice, or has no right or no wrong completion.
@@ -81,13 +77,7 @@ def ties_score(prompts: Sequence[ScoredPrompt], seed: int = 0) -> FormulaScore:
 
 
 def ties_difference_draws(a: Sequence[ScoredPrompt], b: Sequence[ScoredPrompt], seed: int = 0) -> Floats:
-    """[R] scores of A minus those of B on the same resampled prompts; NaN where a resample leaves one undefined.
-
-    Args:
-        a: prompts with the rewards of A.
-        b: the same prompts, in any order, with those of B.
-        seed: of the resampling.
-    """
+    """[R] scores of A minus those of B on the same resampled prompts, in any order; NaN where undefined."""
     of_a, of_b = _by_number(a), _by_number(b)
     sums = np.array([_prompt_sums(of_a[n]) + _prompt_sums(of_b[n]) for n in of_a], dtype=np.float64)
     drawn = resampled_sums(sums, seed=seed)

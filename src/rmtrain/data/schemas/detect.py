@@ -123,7 +123,6 @@ def find_schema(columns: Collection[str], sample: Row, data: DataSection) -> Row
     Args:
         columns: of the rows, as `data.columns` renames them.
         sample: a value of each column that has one.
-        data: the recipe's section.
 
     Raises:
         DataError: no schema fits, or several do; the hint says how to choose one.
@@ -258,10 +257,8 @@ def unread_columns(schema: RowSchema, rows: Sequence[Row], columns: Collection[s
     """The columns that the schema does not read.
 
     Args:
-        schema: of the rows.
         rows: as `data.columns` renames them.
         columns: their columns after the renames.
-        data: the recipe's section.
 
     Raises:
         DataError: the renames hide a column that labels the better answer or holds a part of the prompt.

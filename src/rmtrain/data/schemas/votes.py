@@ -29,10 +29,8 @@ def with_votes(row: ParsedRow, value: object, column: str) -> ParsedRow:
     """A row with the preferences of the majority of raters, each with its share of raters as probability.
 
     Args:
-        row: the parsed row, with two answers, or more with stated preferences.
         value: the share of raters for the first of two answers, or their votes; for more answers a share for each
             stated preference.
-        column: its name.
 
     Raises:
         RowFault: the value is missing or invalid.

@@ -10,9 +10,7 @@ def with_weights(row: ParsedRow, value: object, column: str) -> ParsedRow:
     """A row with the weights of its preferences.
 
     Args:
-        row: as its schema and its votes read it.
         value: of the column: a number for the whole row, or a list with one for each stated preference.
-        column: its name.
 
     Raises:
         RowFault: the value is missing or something else.
