@@ -190,7 +190,7 @@ def test_token_ids_that_the_tokenizer_lacks(renderer: Renderer, tmp_path: Path) 
     made = split(groups, renderer, tmp_path)
     assert len(made) == 9
     why = "it holds the token id 65, but the tokenizer's ids go from 0 to 64"
-    assert made.refused == ("of token ids that the tokenizer does not have", Lost(1, 2, 1, "beyond", why))
+    assert made.report.refused == ("of token ids that the tokenizer does not have", Lost(1, 2, 1, "beyond", why))
     with pytest.raises(DataError, match="group beyond: it holds the token id 65"):
         list(tokenize_groups(groups, renderer, 99, "error"))
 
@@ -392,10 +392,10 @@ def test_kept_and_dropped_make_the_whole(renderer: Renderer, tmp_path: Path) -> 
     dropped = split(groups, renderer, tmp_path, limit, "drop")
     long = [group for group, n in zip(groups, longest, strict=True) if n > limit]
     lost = Lost(len(long), 4 * len(long), sum(len(group.preferences) for group in long), long[0].id)
-    assert dropped.dropped == {OVER_LENGTH: lost}
+    assert dropped.report.dropped == {OVER_LENGTH: lost}
     assert len(dropped) + lost.rows == 30
     cut = split(groups, renderer, tmp_path, limit, "truncate_prompt")
-    assert (len(cut), cut.dropped, cut.truncated) == (30, {}, lost.rows)
+    assert (len(cut), cut.report.dropped, cut.report.truncated) == (30, {}, lost.rows)
 
 
 def test_whatever_changes_the_tokens_changes_the_key(renderer: Renderer, tmp_path: Path, counted: list[int]) -> None:
@@ -476,8 +476,8 @@ def test_training_drops_preferences_between_the_same_tokens(renderer: Renderer, 
         made = tokenize_split(groups, renderer, 64, "error", tmp_path, drop_identical=True)
         assert [one.id for one in made.groups()] == ["four", "other"]
         assert [[p[:2] for p in one.preferences] for one in made.groups()] == [[(0, 2), (3, 1)], [(1, 0)]]
-        assert made.dropped == {"identical after rendering": Lost(1, 2, 4, "four")}
-        assert made.identical == {}
+        assert made.report.dropped == {"identical after rendering": Lost(1, 2, 4, "four")}
+        assert made.report.identical == {}
         assert not any(same for one in made.groups() for same in one.identical)
 
 
@@ -488,11 +488,11 @@ def test_evaluation_keeps_and_counts_them(renderer: Renderer, tmp_path: Path) ->
     for _ in range(2):
         made = split(groups, renderer, tmp_path, 16, CUT)
         assert [one.preferences for one in made.groups()] == [one.preferences for one in groups]
-        assert made.dropped == {}
-        assert made.identical == {"identical after rendering": 4, "identical after truncation": 1}
+        assert made.report.dropped == {}
+        assert made.report.identical == {"identical after rendering": 4, "identical after truncation": 1}
     trained = tokenize_split(groups, renderer, 16, CUT, tmp_path, drop_identical=True)
-    assert trained.dropped["identical after truncation"] == Lost(1, 2, 1, "long")
-    assert trained.truncated == 0
+    assert trained.report.dropped["identical after truncation"] == Lost(1, 2, 1, "long")
+    assert trained.report.truncated == 0
     assert trained.fingerprint != made.fingerprint
 
 
@@ -522,7 +522,7 @@ def test_a_damaged_entry_is_made_anew(
         file.write_bytes(content[:length] + b" " * (damage == "longer"))
     again = tokenize_split(groups, renderer, 64, "drop", tmp_path, notify=told.append)
     assert [sequences(made) for made in again.groups()] == before
-    assert (again.dropped, again.identical, again.truncated) == (first.dropped, first.identical, first.truncated)
+    assert again.report == first.report
     assert told == [f"the cached tokens in {entry(first, tmp_path)} are damaged, so they are made again"]
     tokenize_split(groups, renderer, 64, "drop", tmp_path, notify=told.append)
     assert (counted, len(told)) == ([6, 6], 1)

@@ -61,8 +61,8 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path: Path, monkeypatc
     monkeypatch.undo()
     direct = tokenize_split(with_faults(), refusing(), 20, "drop", tmp_path / "memory", drop_identical=True)
     assert (direct[:1] + direct[2:], direct.table.to_list()) == (found[0][0], made.table.to_list())
-    assert len(made) + sum(lost.rows for lost in made.dropped.values()) == 60
-    assert {"over length", "identical after rendering", "refused by the chat template"} <= {*made.dropped}
+    assert len(made) + sum(lost.rows for lost in made.report.dropped.values()) == 60
+    assert {"over length", "identical after rendering", "refused by the chat template"} <= {*made.report.dropped}
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -25,12 +25,19 @@ if TYPE_CHECKING:
 class How:
     """How the weights are averaged."""
 
-    weights: str | None = Option(None, metavar="W,W,…", help="A weight for each checkpoint; default: all the same.")
-    greedy: bool = Option(False, "--greedy", help="Keep only checkpoints that do not lower the validation accuracy.")
-    extrapolate: float | None = Option(
-        None, metavar="ALPHA", help="Extrapolate from the start of training: start + (1 + ALPHA) (average - start)."
-    )
-    rank: int | None = Option(None, min=1, help="Rank of an averaged adapter; default: the sum of all, which is exact.")
+    weights: Annotated[
+        str | None, Option(metavar="W,W,…", help="A weight for each checkpoint; default: all the same.")
+    ] = None
+    greedy: Annotated[
+        bool, Option("--greedy", help="Keep only checkpoints that do not lower the validation accuracy.")
+    ] = False
+    extrapolate: Annotated[
+        float | None,
+        Option(metavar="ALPHA", help="Extrapolate from the start of training: start + (1 + ALPHA) (average - start)."),
+    ] = None
+    rank: Annotated[
+        int | None, Option(min=1, help="Rank of an averaged adapter; default: the sum of all, which is exact.")
+    ] = None
 
     @property
     def method(self) -> str:
@@ -41,13 +48,13 @@ class How:
 @options.grouped
 def average(
     *,
-    ckpts: list[str] = Argument(..., metavar="CKPT", help="Run folders, checkpoint folders or hub ids."),
-    output: Path = Option(..., metavar="DIR", help="New folder for the average."),
+    ckpts: Annotated[list[str], Argument(metavar="CKPT", help="Run folders, checkpoint folders or hub ids.")],
+    output: Annotated[Path, Option(metavar="DIR", help="New folder for the average.")],
     how: How,
-    data: str | None = Option(None, metavar="SOURCE", help="Score the average and its parts on these rows."),
-    split: str | None = Option(
-        None, help="Score them on this split of the recipe, or of --data; --greedy: validation."
-    ),
+    data: Annotated[str | None, Option(metavar="SOURCE", help="Score the average and its parts on these rows.")] = None,
+    split: Annotated[
+        str | None, Option(help="Score them on this split of the recipe, or of --data; --greedy: validation.")
+    ] = None,
     reading: options.Reading,
     work: options.Work,
     json: options.Json = False,

@@ -1,6 +1,7 @@
 """`rmtrain calibrate`: what length alone explains of a checkpoint's rewards, and their scale."""
 
 from pathlib import Path
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -14,15 +15,19 @@ from rmtrain.json_values import JsonObject
 @options.grouped
 def calibrate(
     *,
-    ckpt: str | None = Argument(
-        None, metavar="CKPT", help="Run or checkpoint folder; default: the newest finished run."
-    ),
-    data: str | None = Option(None, metavar="SOURCE", help="Rows; default: the validation split of the recipe."),
-    split: str | None = Option(None, help="Split of --data or of the recipe; default: validation."),
-    holdout: float = Option(0.5, min=0.05, max=0.95, help="Share of the prompts held out to measure the calibration."),
-    length: bool = Option(
-        True, "--length/--no-length", help="Subtract what an answer's length explains of its reward."
-    ),
+    ckpt: Annotated[
+        str | None, Argument(metavar="CKPT", help="Run or checkpoint folder; default: the newest finished run.")
+    ] = None,
+    data: Annotated[
+        str | None, Option(metavar="SOURCE", help="Rows; default: the validation split of the recipe.")
+    ] = None,
+    split: Annotated[str | None, Option(help="Split of --data or of the recipe; default: validation.")] = None,
+    holdout: Annotated[
+        float, Option(min=0.05, max=0.95, help="Share of the prompts held out to measure the calibration.")
+    ] = 0.5,
+    length: Annotated[
+        bool, Option("--length/--no-length", help="Subtract what an answer's length explains of its reward.")
+    ] = True,
     reading: options.Reading,
     work: options.Work,
     runs: options.Runs = Path("runs"),

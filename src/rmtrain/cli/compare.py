@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 from typer import Argument, Option
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _of_side(option: str, side: str, text: str) -> Any:
-    return Option(None, f"--{option}-{side.lower()}", help=f"Model {side}: {text}")
+    return Option(f"--{option}-{side.lower()}", help=f"Model {side}: {text}")
 
 
 _PROMPT, _LABEL = "the prompt's name, or a .jinja chat template.", "name or number of the reward's label."
@@ -32,14 +32,14 @@ _FREE = "score it as a policy by its log-probabilities alone."
 class Sides:
     """How each of the two models gives rewards."""
 
-    prompt_a: str | None = _of_side("prompt", "A", _PROMPT)
-    prompt_b: str | None = _of_side("prompt", "B", _PROMPT)
-    label_a: str | None = _of_side("label", "A", _LABEL)
-    label_b: str | None = _of_side("label", "B", _LABEL)
-    reference_a: str | None = _of_side("reference", "A", _REFERENCE)
-    reference_b: str | None = _of_side("reference", "B", _REFERENCE)
-    reference_free_a: options.PolicyReading | None = _of_side("reference-free", "A", _FREE)
-    reference_free_b: options.PolicyReading | None = _of_side("reference-free", "B", _FREE)
+    prompt_a: Annotated[str | None, _of_side("prompt", "A", _PROMPT)] = None
+    prompt_b: Annotated[str | None, _of_side("prompt", "B", _PROMPT)] = None
+    label_a: Annotated[str | None, _of_side("label", "A", _LABEL)] = None
+    label_b: Annotated[str | None, _of_side("label", "B", _LABEL)] = None
+    reference_a: Annotated[str | None, _of_side("reference", "A", _REFERENCE)] = None
+    reference_b: Annotated[str | None, _of_side("reference", "B", _REFERENCE)] = None
+    reference_free_a: Annotated[options.PolicyReading | None, _of_side("reference-free", "A", _FREE)] = None
+    reference_free_b: Annotated[options.PolicyReading | None, _of_side("reference-free", "B", _FREE)] = None
 
     def asked(self, letter: str) -> dict[str, str]:
         """The options given for model a or b, by their names in `ScoringOptions`."""
@@ -50,17 +50,20 @@ class Sides:
 @options.grouped
 def compare(
     *,
-    a: str = Argument(
-        ..., metavar="A", help="A file of scored rows, a result .json, gap.json:MODEL, RUN[:split], or a checkpoint."
-    ),
-    b: str = Argument(..., metavar="B", help="The other model, in the same forms."),
-    data: str | None = Option(
-        None, metavar="SOURCE", help="Rows to compare on; default: those already scored with both."
-    ),
-    split: str | None = Option(None, help="Split of --data or --benchmark, or of both runs."),
-    benchmark: options.BenchmarkName | None = Option(
-        None, help="Compare on this benchmark, with the rows of --data if given."
-    ),
+    a: Annotated[
+        str,
+        Argument(
+            metavar="A", help="A file of scored rows, a result .json, gap.json:MODEL, RUN[:split], or a checkpoint."
+        ),
+    ],
+    b: Annotated[str, Argument(metavar="B", help="The other model, in the same forms.")],
+    data: Annotated[
+        str | None, Option(metavar="SOURCE", help="Rows to compare on; default: those already scored with both.")
+    ] = None,
+    split: Annotated[str | None, Option(help="Split of --data or --benchmark, or of both runs.")] = None,
+    benchmark: Annotated[
+        options.BenchmarkName | None, Option(help="Compare on this benchmark, with the rows of --data if given.")
+    ] = None,
     sides: Sides,
     reading: options.Reading,
     max_length: options.MaxLength = None,

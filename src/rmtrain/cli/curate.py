@@ -19,48 +19,39 @@ if TYPE_CHECKING:
     from rmtrain.recipe.schema import Recipe
 
 
-Folds = Annotated[
-    int | None,
-    Option(min=2, max=50, help="Train a model on each of so many folds; it judges the rows of the other folds."),
-]
-Rules = Annotated[
-    list[str] | None,
-    Option(help="Reject by majority (the default), hardest=SHARE, easiest=SHARE or refused; may be repeated."),
-]
-Mark = Annotated[
-    bool, Option("--mark", help="Keep every row, and write the verdicts of the rules into its `verdicts` field.")
-]
-
-
 def _between_0_and_1(weight: float | None) -> float | None:
     if weight is not None and not 0 < weight < 1:
         raise InputError(f"--weight {weight:g}: must be above 0 and below 1", "without it, rejected rows are dropped")
     return weight
 
 
-Weight = Annotated[
-    float | None,
-    Option(
-        help="Keep every row, and give rejected preferences this weight, above 0 and below 1.",
-        callback=_between_0_and_1,
-    ),
-]
-
-
-@options.grouped
 def curate(
-    recipe: Path = Argument(..., metavar="RECIPE", help="Recipe file (YAML)."),
-    output: Path = Option(..., metavar="OUT.jsonl", help="The new source."),
-    overrides: list[str] | None = Argument(None, metavar="[KEY=VALUE]..."),
-    judge: list[str] | None = Option(
-        None, metavar="CKPT", help="Reward model: run folder, folder or hub id; may be repeated."
-    ),
-    folds: Folds = None,
-    rule: Rules = None,
-    mark: Mark = False,
-    weight: Weight = None,
-    examples: int = Option(2, min=0, help="Examples to show per cause."),
-    show: str | None = Option(None, metavar="CAUSE", help="Only show examples of this cause."),
+    recipe: Annotated[Path, Argument(metavar="RECIPE", help="Recipe file (YAML).")],
+    output: Annotated[Path, Option(metavar="OUT.jsonl", help="The new source.")],
+    overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...")] = None,
+    judge: Annotated[
+        list[str] | None, Option(metavar="CKPT", help="Reward model: run folder, folder or hub id; may be repeated.")
+    ] = None,
+    folds: Annotated[
+        int | None,
+        Option(min=2, max=50, help="Train a model on each of so many folds; it judges the rows of the other folds."),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        Option(help="Reject by majority (the default), hardest=SHARE, easiest=SHARE or refused; may be repeated."),
+    ] = None,
+    mark: Annotated[
+        bool, Option("--mark", help="Keep every row, and write the verdicts of the rules into its `verdicts` field.")
+    ] = False,
+    weight: Annotated[
+        float | None,
+        Option(
+            help="Keep every row, and give rejected preferences this weight, above 0 and below 1.",
+            callback=_between_0_and_1,
+        ),
+    ] = None,
+    examples: Annotated[int, Option(min=0, help="Examples to show per cause.")] = 2,
+    show: Annotated[str | None, Option(metavar="CAUSE", help="Only show examples of this cause.")] = None,
     json: options.Json = False,
 ) -> None:
     """Judge the training pairs of a recipe by reward models, and write the pairs that no rule rejects as a new source.

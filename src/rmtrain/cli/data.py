@@ -1,7 +1,7 @@
 """`rmtrain data`: what a recipe's data holds."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from typer import Argument, Option
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from rmtrain.data.prepare import ReadyData
 
 
-@options.grouped
 def data(
-    recipe: Path = Argument(..., metavar="RECIPE", help="Recipe file (YAML)."),
-    overrides: list[str] | None = Argument(None, metavar="[KEY=VALUE]..."),
-    show: str | None = Option(
-        None,
-        metavar="CAUSE",
-        help="Show rows dropped for this cause, beside the rows that they repeat or overlap with.",
-    ),
-    examples: int = Option(3, min=1, help="With --show: maximum rows per source."),
+    recipe: Annotated[Path, Argument(metavar="RECIPE", help="Recipe file (YAML).")],
+    overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...")] = None,
+    show: Annotated[
+        str | None,
+        Option(
+            metavar="CAUSE", help="Show rows dropped for this cause, beside the rows that they repeat or overlap with."
+        ),
+    ] = None,
+    examples: Annotated[int, Option(min=1, help="With --show: maximum rows per source.")] = 3,
     json: options.Json = False,
 ) -> None:
     """Report the data of a recipe: rows kept and dropped by cause, preferences, lengths, leaks.
@@ -68,7 +68,7 @@ def _examples(ready: "ReadyData", rows: "list[CuratedRows]", show: str, most: in
     """
     from rmtrain.data.examples import causes_of, examples_of, matching, token_examples
 
-    causes = [*causes_of(rows), *(cause for split in ready.splits.values() for cause in split.tokens.dropped)]
+    causes = [*causes_of(rows), *(cause for split in ready.splits.values() for cause in split.tokens.report.dropped)]
     return [
         one
         for cause in matching(show, causes)

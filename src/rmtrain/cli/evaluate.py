@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
@@ -22,13 +22,13 @@ def evaluate(
     *,
     ckpt: options.Ckpt = None,
     scoring: options.Scoring,
-    split: list[str] | None = Option(None, help="Split of the recipe, or of --data; may be repeated."),
-    data: str | None = Option(
-        None, metavar="SOURCE", help="Other data to evaluate on: hub dataset id, local file, or demo."
-    ),
-    min_accuracy: float | None = Option(
-        None, min=0, max=1, help="Exit with code 1 if the accuracy of a split is lower."
-    ),
+    split: Annotated[list[str] | None, Option(help="Split of the recipe, or of --data; may be repeated.")] = None,
+    data: Annotated[
+        str | None, Option(metavar="SOURCE", help="Other data to evaluate on: hub dataset id, local file, or demo.")
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, Option(min=0, max=1, help="Exit with code 1 if the accuracy of a split is lower.")
+    ] = None,
     reading: options.Reading,
     work: options.Work,
     runs: options.Runs = Path("runs"),

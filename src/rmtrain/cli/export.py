@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
@@ -13,13 +13,15 @@ from rmtrain.cli.output import print_json
 from rmtrain.errors import InputError, RunFailedError, first_line
 
 
-@options.grouped
 def export(
-    output: Path = Option(..., metavar="DIR", help="New folder for the model."),
+    output: Annotated[Path, Option(metavar="DIR", help="New folder for the model.")],
     ckpt: options.Ckpt = None,
-    dtype: options.DtypeName | None = Option(None, help="Precision of the stored weights; default: as trained."),
-    push: str | None = Option(None, metavar="ORG/NAME", help="Upload the folder to this hub repository."),
-    private: bool = Option(False, "--private", help="Make a new repository private."),
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Option(help="Precision of the stored weights; default: as trained."),
+    ] = None,
+    push: Annotated[str | None, Option(metavar="ORG/NAME", help="Upload the folder to this hub repository.")] = None,
+    private: Annotated[bool, Option("--private", help="Make a new repository private.")] = False,
     no_verify: options.NoVerify = False,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
@@ -27,36 +27,45 @@ _SMALLEST_BETA = 1e-6
 class Question:
     """Settings of the measurement."""
 
-    beta: list[float] | None = Option(
-        None,
-        min=_SMALLEST_BETA,
-        help="KL coefficient of an ideal policy; may be repeated. Default: 0.01, 0.1, 1, 5 and 10.",
-    )
-    alpha: str = Option(
-        "0.75",
-        help="Share of raters who prefer the better completion: a number, `votes` (from the rows), `scores` or "
-        "`scores:SCALE` (sigmoid of the score gap), or `rewards` (sigmoid of the first reward model's gap).",
-    )
-    gold: str | None = Option(
-        None,
-        metavar="RM",
-        help="Reward model whose rewards replace the rows' graded scores for best-of-N and rankings.",
-    )
-    dpo_beta: float = Option(0.1, min=_SMALLEST_BETA, help="The beta of the policy's DPO training, for its DPO loss.")
+    beta: Annotated[
+        list[float] | None,
+        Option(
+            min=_SMALLEST_BETA,
+            help="KL coefficient of an ideal policy; may be repeated. Default: 0.01, 0.1, 1, 5 and 10.",
+        ),
+    ] = None
+    alpha: Annotated[
+        str,
+        Option(
+            help="Share of raters who prefer the better completion: a number, `votes` (from the rows), `scores` or "
+            "`scores:SCALE` (sigmoid of the score gap), or `rewards` (sigmoid of the first reward model's gap)."
+        ),
+    ] = "0.75"
+    gold: Annotated[
+        str | None,
+        Option(
+            metavar="RM", help="Reward model whose rewards replace the rows' graded scores for best-of-N and rankings."
+        ),
+    ] = None
+    dpo_beta: Annotated[
+        float, Option(min=_SMALLEST_BETA, help="The beta of the policy's DPO training, for its DPO loss.")
+    ] = 0.1
 
 
 @options.grouped
 def gap(
     *,
-    policy: str = Option(..., metavar="P", help="Language model or its LoRA adapter: folder or hub id."),
-    data: str = Option(..., metavar="SOURCE", help="Preferences: hub dataset id, local file, or demo."),
-    reference: str | None = Option(
-        None, metavar="REF", help="The model from which the policy was trained: folder or hub id."
-    ),
-    ckpt: list[str] | None = Option(None, "--ckpt", metavar="RM", help="Reward model; may be repeated."),
+    policy: Annotated[str, Option(metavar="P", help="Language model or its LoRA adapter: folder or hub id.")],
+    data: Annotated[str, Option(metavar="SOURCE", help="Preferences: hub dataset id, local file, or demo.")],
+    reference: Annotated[
+        str | None, Option(metavar="REF", help="The model from which the policy was trained: folder or hub id.")
+    ] = None,
+    ckpt: Annotated[list[str] | None, Option("--ckpt", metavar="RM", help="Reward model; may be repeated.")] = None,
     question: Question,
-    raw: bool = Option(False, "--raw", help='Score the text prompt + " " + completion, without a chat template.'),
-    split: str | None = Option(None, help="Split of the data; default: the only one."),
+    raw: Annotated[
+        bool, Option("--raw", help='Score the text prompt + " " + completion, without a chat template.')
+    ] = False,
+    split: Annotated[str | None, Option(help="Split of the data; default: the only one.")] = None,
     prompt: options.Prompt = None,
     reading: options.Reading,
     max_length: options.MaxLength = None,

@@ -1,7 +1,7 @@
 """`rmtrain leaderboard`: published reward models and your own results in one table."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -10,17 +10,24 @@ from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.output import print_json, print_tables
 
 
-@options.grouped
 def leaderboard(
-    results: list[Path] | None = Argument(
-        None, metavar="[RESULT]...", help="Further results: files of `rmtrain rewardbench`, or published accuracies."
-    ),
-    era: Literal["current", "2024-04", "2024-03", "subset_mean"] = Option("current", help="Version of the formulas."),
-    sort: Literal["mean", "with-prior", "published", "chat", "chat-hard", "safety", "reasoning"] = Option(
-        "mean", help="Figure to rank by, such as the mean of four sections or the score with prior sets."
-    ),
-    form: Literal["text", "markdown", "json"] = Option("text", "--format", help="Output format."),
-    plot: Path | None = Option(None, metavar="FILE", help="Also plot the table; the file is a .png, .svg or .pdf."),
+    results: Annotated[
+        list[Path] | None,
+        Argument(
+            metavar="[RESULT]...", help="Further results: files of `rmtrain rewardbench`, or published accuracies."
+        ),
+    ] = None,
+    era: Annotated[
+        Literal["current", "2024-04", "2024-03", "subset_mean"], Option(help="Version of the formulas.")
+    ] = "current",
+    sort: Annotated[
+        Literal["mean", "with-prior", "published", "chat", "chat-hard", "safety", "reasoning"],
+        Option(help="Figure to rank by, such as the mean of four sections or the score with prior sets."),
+    ] = "mean",
+    form: Annotated[Literal["text", "markdown", "json"], Option("--format", help="Output format.")] = "text",
+    plot: Annotated[
+        Path | None, Option(metavar="FILE", help="Also plot the table; the file is a .png, .svg or .pdf.")
+    ] = None,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,
 ) -> None:

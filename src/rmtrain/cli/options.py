@@ -30,27 +30,10 @@ Prompt = Annotated[
 Label = Annotated[
     str | None, Option(metavar="NAME", help="Models with several labels: name or number of the reward's label.")
 ]
-Reference = Annotated[
-    str | None, Option(metavar="REF", help="Score CKPT as a policy, trained by DPO from this reference model.")
-]
 PolicyReading = Literal["avg", "sum", "norm"]
-ReferenceFree = Annotated[
-    PolicyReading | None,
-    Option(
-        help="Score CKPT as a policy without a reference: by the mean, the sum or the negative L2 norm of the "
-        "completion's log-probabilities."
-    ),
-]
 Calibrated = Annotated[
     bool,
     Option("--calibrated", help="Apply the checkpoint's calibration, as fitted by `rmtrain calibrate`."),
-]
-Combine = Annotated[
-    str | None,
-    Option(
-        metavar="HOW",
-        help="Score by several checkpoints, as in --ckpt A,B,C: mean, min, or mean-minus-variance of their rewards.",
-    ),
 ]
 MaxLength = Annotated[
     int | None,
@@ -58,7 +41,6 @@ MaxLength = Annotated[
         min=16, help="Maximum tokens of prompt and completion; default: as trained, or up to 4,096 for other models."
     ),
 ]
-DtypeName = Literal["float32", "bfloat16", "float16"]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"] | None,
     Option(help="Precision of the weights; auto: the fastest here; default: as trained, or as in the model's config."),
@@ -67,14 +49,6 @@ if TYPE_CHECKING:
     BenchmarkName = str
 else:
     BenchmarkName = Literal[*BENCHMARKS]
-Columns = Annotated[
-    str | None,
-    Option(
-        metavar="KEY=COLUMN,…",
-        help="Columns to read, such as chosen=answer_a; default: as in training if they exist, else detected.",
-    ),
-]
-RowSchema = Annotated[str | None, Option(metavar="NAME", help="Row schema; default: as for --columns.")]
 Tokens = Annotated[int | None, Option(min=1, help="Maximum tokens per forward pass; default: as in the recipe.")]
 Processes = Annotated[
     int | None, Option(help="Processes to start on this machine; default: one per GPU, or one without GPUs.")
@@ -93,9 +67,24 @@ class Scoring:
 
     prompt: Prompt = None
     label: Label = None
-    reference: Reference = None
-    reference_free: ReferenceFree = None
-    combine: Combine = None
+    reference: Annotated[
+        str | None, Option(metavar="REF", help="Score CKPT as a policy, trained by DPO from this reference model.")
+    ] = None
+    reference_free: Annotated[
+        PolicyReading | None,
+        Option(
+            help="Score CKPT as a policy without a reference: by the mean, the sum or the negative L2 norm of the "
+            "completion's log-probabilities."
+        ),
+    ] = None
+    combine: Annotated[
+        str | None,
+        Option(
+            metavar="HOW",
+            help="Score by several checkpoints, as in --ckpt A,B,C: mean, min, or mean-minus-variance of their "
+            "rewards.",
+        ),
+    ] = None
     calibrated: Calibrated = False
     max_length: MaxLength = None
     dtype: Dtype = None
@@ -110,8 +99,14 @@ class Scoring:
 class Reading:
     """How rows are read."""
 
-    columns: Columns = None
-    row_schema: RowSchema = None
+    columns: Annotated[
+        str | None,
+        Option(
+            metavar="KEY=COLUMN,…",
+            help="Columns to read, such as chosen=answer_a; default: as in training if they exist, else detected.",
+        ),
+    ] = None
+    row_schema: Annotated[str | None, Option(metavar="NAME", help="Row schema; default: as for --columns.")] = None
 
     def mapping(self) -> "ReadAs | None":
         """The keys of a data section that the options set; None if neither is given.
@@ -119,7 +114,25 @@ class Reading:
         Raises:
             InputError: one of them is malformed, or the schema does not exist.
         """
-        return _mapping(self.columns, self.row_schema)
+        if self.columns is None and self.row_schema is None:
+            return None
+        from pydantic import ValidationError
+
+        from rmtrain.recipe.data_schema import MAPPING, DataSection
+
+        pairs = [pair.partition("=") for pair in self.columns.split(",")] if self.columns is not None else []
+        renamed = {key: column for key, _, column in pairs if key and column}
+        if len(renamed) < len(pairs):
+            raise InputError(
+                f"--columns {self.columns}: must be KEY=COLUMN,…", "such as chosen=answer_a,rejected=answer_b"
+            )
+        try:
+            values = {"source": "demo", "columns": renamed, "row_schema": self.row_schema or "auto"}
+            section = DataSection.model_validate(values)
+        except ValidationError as error:
+            known = error.errors()[0].get("ctx", {}).get("expected", "")
+            raise InputError(f"--row-schema {self.row_schema}: no such row schema", f"choose from {known}") from None
+        return {name: getattr(section, name) for name in MAPPING}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +145,7 @@ class Work:
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn each field of a command's dataclass parameters into an option of the command.
-
-    Called from Python, the command takes the defaults of options that are left out.
-    """
+    """Turn each field of a command's dataclass parameters into an option of the command."""
     types = get_type_hints(command, include_extras=True)
     groups = {name: kind for name, kind in types.items() if isinstance(kind, type) and is_dataclass(kind)}
     options: list[inspect.Parameter] = []
@@ -146,11 +156,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         else:
             options.append(parameter)
 
-    declared = {option.name: getattr(option.default, "default", option.default) for option in options}
-    defaults = {name: value for name, value in declared.items() if value not in (..., inspect.Parameter.empty)}
-
     def flat(*values: object, **named: object) -> None:
-        named = defaults | named | dict(zip((option.name for option in options), values, strict=False))
+        named |= dict(zip((option.name for option in options), values, strict=False))
         for name, group in groups.items():
             named[name] = group(**{each.name: named.pop(each.name) for each in fields(group) if each.name in named})
         command(**named)
@@ -183,23 +190,3 @@ def check_output(path: Path, overwrite: bool = False, folder: bool = False) -> N
         raise InputError(f"{path} exists", "choose another --output")
     if not path.parent.is_dir():
         raise InputError(f"{path.parent}: no such folder", "make it, or choose another --output")
-
-
-def _mapping(columns: str | None, row_schema: str | None) -> "ReadAs | None":
-    if columns is None and row_schema is None:
-        return None
-    from pydantic import ValidationError
-
-    from rmtrain.recipe.data_schema import MAPPING, DataSection
-
-    pairs = [pair.partition("=") for pair in columns.split(",")] if columns is not None else []
-    renamed = {key: column for key, _, column in pairs if key and column}
-    if len(renamed) < len(pairs):
-        raise InputError(f"--columns {columns}: must be KEY=COLUMN,…", "such as chosen=answer_a,rejected=answer_b")
-    try:
-        values = {"source": "demo", "columns": renamed, "row_schema": row_schema or "auto"}
-        section = DataSection.model_validate(values)
-    except ValidationError as error:
-        known = error.errors()[0].get("ctx", {}).get("expected", "")
-        raise InputError(f"--row-schema {row_schema}: no such row schema", f"choose from {known}") from None
-    return {name: getattr(section, name) for name in MAPPING}

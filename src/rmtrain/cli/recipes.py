@@ -33,9 +33,9 @@ def show(name: Name) -> None:
 @app.command()
 def copy(
     name: Name,
-    destination: Path | None = Argument(
-        None, metavar="DEST", help="File or folder for the copy; default: NAME.yaml in this folder."
-    ),
+    destination: Annotated[
+        Path | None, Argument(metavar="DEST", help="File or folder for the copy; default: NAME.yaml in this folder.")
+    ] = None,
 ) -> None:
     """Copy a bundled recipe to edit and train with; never overwrites a file."""
     target = bundled.copy(name, destination)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -27,14 +27,20 @@ Runner = Literal["float16", "bfloat16", "float32", "int8"]
 class Asked:
     """The benchmark, and its rows."""
 
-    benchmark: options.BenchmarkName = Option("rewardbench-1", help="The benchmark to score.")
-    data: str | None = Option(None, metavar="SOURCE", help="Rows of the benchmark; default: its dataset on the hub.")
-    split: str | None = Option(None, help="Split of the rows; default: the benchmark's own split, or the only one.")
-    prior_data: list[str] | None = Option(
-        None,
-        metavar="SOURCE",
-        help="Also score the prior sets: a hub id, a folder (shp.jsonl, …), or NAME=FILE; may be repeated.",
-    )
+    benchmark: Annotated[options.BenchmarkName, Option(help="The benchmark to score.")] = "rewardbench-1"
+    data: Annotated[
+        str | None, Option(metavar="SOURCE", help="Rows of the benchmark; default: its dataset on the hub.")
+    ] = None
+    split: Annotated[
+        str | None, Option(help="Split of the rows; default: the benchmark's own split, or the only one.")
+    ] = None
+    prior_data: Annotated[
+        list[str] | None,
+        Option(
+            metavar="SOURCE",
+            help="Also score the prior sets: a hub id, a folder (shp.jsonl, …), or NAME=FILE; may be repeated.",
+        ),
+    ] = None
 
     @property
     def definition(self) -> "Benchmark":
@@ -48,17 +54,21 @@ def rewardbench(
     ckpt: options.Ckpt = None,
     scoring: options.Scoring,
     asked: Asked,
-    results: list[Path] | None = Option(
-        None,
-        metavar="FILE",
-        help="Score published subset accuracies instead, with no model; may be repeated, as for prior sets.",
-    ),
-    output: Path | None = Option(
-        None, metavar="FILE", help="Write subset accuracies as the leaderboard's flat JSON, which --results reads."
-    ),
-    parity: Runner | None = Option(
-        None, help="Also score rewardbench-1 as the leaderboard's runner did, in this precision, and compare."
-    ),
+    results: Annotated[
+        list[Path] | None,
+        Option(
+            metavar="FILE",
+            help="Score published subset accuracies instead, with no model; may be repeated, as for prior sets.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Write subset accuracies as the leaderboard's flat JSON, which --results reads."),
+    ] = None,
+    parity: Annotated[
+        Runner | None,
+        Option(help="Also score rewardbench-1 as the leaderboard's runner did, in this precision, and compare."),
+    ] = None,
     work: options.Work,
     runs: options.Runs = Path("runs"),
     json: options.Json = False,

@@ -88,7 +88,7 @@ def list_folder(folder: Folder = Path("runs"), json: options.Json = False) -> No
 
 @app.command()
 def show(
-    run: Path = Argument(..., metavar="RUN", help="A run folder, or the name of a run under --folder."),
+    run: Annotated[Path, Argument(metavar="RUN", help="A run folder, or the name of a run under --folder.")],
     folder: Folder = Path("runs"),
     json: options.Json = False,
 ) -> None:

@@ -20,33 +20,35 @@ if TYPE_CHECKING:
     from rmtrain.data.split_data import ReadAs
     from rmtrain.scoring.scorer import Scorer
 
-SkipRefused = Annotated[
-    bool,
-    Option(
-        "--skip-refused",
-        help="Write null rewards for rows that the chat template refuses, and the reason into `refused`.",
-    ),
-]
 ApiName = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
 
 
 @options.grouped
 def score(
     *,
-    input_file: str = Argument(
-        ..., metavar="INPUT", help="Rows with prompt and completions, or with prompt, chosen and rejected."
-    ),
-    output: Path | None = Option(
-        None, metavar="OUT", help="The input rows with their rewards added; for several files, a folder."
-    ),
+    input_file: Annotated[
+        str, Argument(metavar="INPUT", help="Rows with prompt and completions, or with prompt, chosen and rejected.")
+    ],
+    output: Annotated[
+        Path | None, Option(metavar="OUT", help="The input rows with their rewards added; for several files, a folder.")
+    ] = None,
     ckpt: options.Ckpt = None,
-    url: str | None = Option(None, metavar="URL", help="Get the rewards from a running server, in place of --ckpt."),
-    api: ApiName = Option("vllm", help="With --url: the API that the server speaks."),
-    verify: str | None = Option(
-        None, metavar="CKPT", help="With --url: first compare the server's rewards with CKPT's on some rows."
-    ),
-    allowed: float = Option(1e-4, min=0, help="With --verify: the largest accepted difference."),
-    skip_refused: SkipRefused = False,
+    url: Annotated[
+        str | None, Option(metavar="URL", help="Get the rewards from a running server, in place of --ckpt.")
+    ] = None,
+    api: Annotated[ApiName, Option(help="With --url: the API that the server speaks.")] = "vllm",
+    verify: Annotated[
+        str | None,
+        Option(metavar="CKPT", help="With --url: first compare the server's rewards with CKPT's on some rows."),
+    ] = None,
+    allowed: Annotated[float, Option(min=0, help="With --verify: the largest accepted difference.")] = 1e-4,
+    skip_refused: Annotated[
+        bool,
+        Option(
+            "--skip-refused",
+            help="Write null rewards for rows that the chat template refuses, and the reason into `refused`.",
+        ),
+    ] = False,
     scoring: options.Scoring,
     reading: options.Reading,
     work: options.Work,

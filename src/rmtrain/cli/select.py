@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
@@ -35,16 +35,25 @@ _MODES = {  # modes by option, for options that not all modes take
 class Choice:
     """How answers are chosen by their rewards."""
 
-    mode: Mode = Option("best", help="Take the best answers, preference pairs, or all answers above a threshold.")
-    top_k: int | None = Option(None, min=1, help="best: answers to keep of each prompt; default: 1.")
-    temperature: float | None = Option(
-        None, help="best: sample the answers with probabilities proportional to exp(reward / TEMPERATURE)."
+    mode: Annotated[Mode, Option(help="Take the best answers, preference pairs, or all answers above a threshold.")] = (
+        "best"
     )
-    threshold: float | None = Option(None, help="best, filter: the lowest reward to keep.")
-    against: Literal["worst", "random"] | None = Option(None, help="pairs: which answer is rejected; default: worst.")
-    min_margin: float | None = Option(None, min=0, help="pairs: smallest difference of the two rewards; default: any.")
-    length_ratio: float | None = Option(None, min=1, help="pairs: largest ratio of the answers' lengths in characters.")
-    quantile: float | None = Option(None, help="filter: share of all answers to drop, lowest rewards first.")
+    top_k: Annotated[int | None, Option(min=1, help="best: answers to keep of each prompt; default: 1.")] = None
+    temperature: Annotated[
+        float | None,
+        Option(help="best: sample the answers with probabilities proportional to exp(reward / TEMPERATURE)."),
+    ] = None
+    threshold: Annotated[float | None, Option(help="best, filter: the lowest reward to keep.")] = None
+    against: Annotated[
+        Literal["worst", "random"] | None, Option(help="pairs: which answer is rejected; default: worst.")
+    ] = None
+    min_margin: Annotated[
+        float | None, Option(min=0, help="pairs: smallest difference of the two rewards; default: any.")
+    ] = None
+    length_ratio: Annotated[
+        float | None, Option(min=1, help="pairs: largest ratio of the answers' lengths in characters.")
+    ] = None
+    quantile: Annotated[float | None, Option(help="filter: share of all answers to drop, lowest rewards first.")] = None
 
     def check(self) -> None:
         """Refuse options that the mode does not take, and invalid values."""
@@ -76,16 +85,19 @@ class Choice:
 @options.grouped
 def select(
     *,
-    input_file: str = Argument(
-        ..., metavar="ANSWERS", help="Rows with prompt and completions, and their rewards if already scored."
-    ),
-    output: Path = Option(..., metavar="OUT.jsonl", help="File for the chosen rows, in TRL's formats."),
-    ckpt: str | None = Option(
-        None, help="Model that gives the rewards; default: those in the rows, else the newest finished run."
-    ),
+    input_file: Annotated[
+        str, Argument(metavar="ANSWERS", help="Rows with prompt and completions, and their rewards if already scored.")
+    ],
+    output: Annotated[Path, Option(metavar="OUT.jsonl", help="File for the chosen rows, in TRL's formats.")],
+    ckpt: Annotated[
+        str | None,
+        Option(help="Model that gives the rewards; default: those in the rows, else the newest finished run."),
+    ] = None,
     choice: Choice,
-    form: Literal["messages", "text"] = Option("messages", "--format", help="Write messages, or plain text."),
-    seed: int = Option(0, min=0, help="Seed of the random choices."),
+    form: Annotated[
+        Literal["messages", "text"], Option("--format", help="Write messages, or plain text.")
+    ] = "messages",
+    seed: Annotated[int, Option(min=0, help="Seed of the random choices.")] = 0,
     scoring: options.Scoring,
     reading: options.Reading,
     work: options.Work,

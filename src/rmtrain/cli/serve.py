@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from pathlib import Path
+from typing import Annotated
 
 from typer import Option
 
@@ -15,21 +16,26 @@ from rmtrain.scoring.scorer import ScoringOptions
 TOKEN = "RMTRAIN_SERVE_TOKEN"  # the environment variable
 
 
-@options.grouped
 def serve(
     ckpt: options.Ckpt = None,
-    host: str = Option("127.0.0.1", help="Address to listen on; 0.0.0.0 listens on all network interfaces."),
-    port: int = Option(8000, min=0, max=65535, help="Port to listen on; 0 takes a free one."),
-    device: str | None = Option(None, help="Device, such as cuda:1 or cpu; default: the first GPU, or the CPU."),
+    host: Annotated[str, Option(help="Address to listen on; 0.0.0.0 listens on all network interfaces.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    device: Annotated[
+        str | None, Option(help="Device, such as cuda:1 or cpu; default: the first GPU, or the CPU.")
+    ] = None,
     prompt: options.Prompt = None,
     label: options.Label = None,
     calibrated: options.Calibrated = False,
     max_length: options.MaxLength = None,
     dtype: options.Dtype = None,
     tokens_per_batch: options.Tokens = None,
-    wait_ms: float = Option(3.0, min=0, max=1000, help="How long to wait for further requests to fill a batch."),
-    max_queue: int = Option(8192, min=1, help="Maximum waiting completions; further requests get status 429."),
-    max_body_mib: int = Option(8, min=1, max=1024, help="Maximum size of a request body."),
+    wait_ms: Annotated[
+        float, Option(min=0, max=1000, help="How long to wait for further requests to fill a batch.")
+    ] = 3.0,
+    max_queue: Annotated[
+        int, Option(min=1, help="Maximum waiting completions; further requests get status 429.")
+    ] = 8192,
+    max_body_mib: Annotated[int, Option(min=1, max=1024, help="Maximum size of a request body.")] = 8,
     no_verify: options.NoVerify = False,
     runs: options.Runs = Path("runs"),
 ) -> None:

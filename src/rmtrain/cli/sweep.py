@@ -4,7 +4,7 @@ import json as jsonlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -31,19 +31,22 @@ _PROBE_ROWS = 1000  # validation rows of a probe
 class Ranking:
     """How settings are tried and ranked."""
 
-    method: Literal["grid", "lr-probe"] = Option(
-        "grid", help="Train all combinations, or find a learning rate by short runs."
-    )
-    rank_by: Literal["accuracy", "loss"] | None = Option(
-        None, help="Validation figure to rank by; default: accuracy, or loss for lr-probe."
-    )
-    probe_steps: int = Option(40, min=1, help="Steps per run of lr-probe.")
-    halving: bool = Option(
-        False,
-        "--halving",
-        help="Successive halving: train all settings for a quarter of the run, the better half for half of it, and "
-        "the rest in full.",
-    )
+    method: Annotated[
+        Literal["grid", "lr-probe"], Option(help="Train all combinations, or find a learning rate by short runs.")
+    ] = "grid"
+    rank_by: Annotated[
+        Literal["accuracy", "loss"] | None,
+        Option(help="Validation figure to rank by; default: accuracy, or loss for lr-probe."),
+    ] = None
+    probe_steps: Annotated[int, Option(min=1, help="Steps per run of lr-probe.")] = 40
+    halving: Annotated[
+        bool,
+        Option(
+            "--halving",
+            help="Successive halving: train all settings for a quarter of the run, the better half for half of it, and "
+            "the rest in full.",
+        ),
+    ] = False
 
     @property
     def metric(self) -> "Metric":
@@ -54,15 +57,16 @@ class Ranking:
 @options.grouped
 def sweep(
     *,
-    recipe: Path = Argument(..., metavar="RECIPE", help="Recipe file (YAML)."),
-    values: list[str] | None = Argument(
-        None, metavar="[KEY=A,B,C]...", help="Values to combine; a single value overrides the recipe."
-    ),
-    seeds: int = Option(1, min=1, max=100, help="Runs per setting, with consecutive seeds."),
+    recipe: Annotated[Path, Argument(metavar="RECIPE", help="Recipe file (YAML).")],
+    values: Annotated[
+        list[str] | None,
+        Argument(metavar="[KEY=A,B,C]...", help="Values to combine; a single value overrides the recipe."),
+    ] = None,
+    seeds: Annotated[int, Option(min=1, max=100, help="Runs per setting, with consecutive seeds.")] = 1,
     ranking: Ranking,
-    final: bool = Option(False, "--final", help="Name the winner, and score its runs on the test split."),
-    parallel: int = Option(1, min=1, max=256, help="Runs at the same time, each on one GPU."),
-    dry_run: bool = Option(False, "--dry-run", help="List the runs without training."),
+    final: Annotated[bool, Option("--final", help="Name the winner, and score its runs on the test split.")] = False,
+    parallel: Annotated[int, Option(min=1, max=256, help="Runs at the same time, each on one GPU.")] = 1,
+    dry_run: Annotated[bool, Option("--dry-run", help="List the runs without training.")] = False,
     json: options.Json = False,
 ) -> None:
     """Train a grid of settings, each with several seeds, and rank them by validation.

@@ -2,7 +2,7 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -19,19 +19,27 @@ if TYPE_CHECKING:
     from rmtrain.recipe.load import LoadedRecipe
 
 
-@options.grouped
 def train(
-    recipe: Path | None = Argument(
-        None, metavar="RECIPE", help="Recipe file (YAML); optional with --resume.", show_default=False
-    ),
-    overrides: list[str] | None = Argument(
-        None, metavar="[KEY=VALUE]...", help="Values that override the recipe, such as optim.epochs=2."
-    ),
+    recipe: Annotated[
+        Path | None, Argument(metavar="RECIPE", help="Recipe file (YAML); optional with --resume.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        Argument(metavar="[KEY=VALUE]...", help="Values that override the recipe, such as optim.epochs=2."),
+    ] = None,
     num_processes: options.Processes = None,
-    resume: Path | None = Option(None, metavar="RUN", help="Resume this run from its newest valid checkpoint."),
-    allow_changes: bool = Option(False, "--allow-changes", help="Resume even if the recipe or the data have changed."),
-    dry_run: bool = Option(False, "--dry-run", help="Check everything and print the plan, without training."),
-    print_config: bool = Option(False, "--print-config", help="Print every value and its origin, without training."),
+    resume: Annotated[
+        Path | None, Option(metavar="RUN", help="Resume this run from its newest valid checkpoint.")
+    ] = None,
+    allow_changes: Annotated[
+        bool, Option("--allow-changes", help="Resume even if the recipe or the data have changed.")
+    ] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Check everything and print the plan, without training.")
+    ] = False,
+    print_config: Annotated[
+        bool, Option("--print-config", help="Print every value and its origin, without training.")
+    ] = False,
     no_verify: options.NoVerify = False,
     json: options.Json = False,
 ) -> None:
@@ -117,10 +125,11 @@ def _prepare(loaded: "LoadedRecipe", verify: bool, display: TerminalDisplay) -> 
     for note in ready.data.notes:
         display.note_once(f"note: {note}")
     for name, part in parts:
-        if part.tokens.truncated:
+        report = part.tokens.report
+        if report.truncated:
             most = f"{loaded.recipe.data.max_length} tokens"
-            display.note_once(f"{name}: {part.tokens.truncated} of {len(part.tokens)} groups truncated to {most}")
-        for cause, lost in part.tokens.dropped.items():
+            display.note_once(f"{name}: {report.truncated} of {len(part.tokens)} groups truncated to {most}")
+        for cause, lost in report.dropped.items():
             which = f"{lost.preferences} preferences {cause}"
             display.note_once(f"{name}: {which}, dropped; {lost.rows} rows had no other preference")
     return ready

@@ -75,7 +75,7 @@ def token_examples(ready: ReadyData, cause: str) -> list[Example]:
     """The first row of each split that tokenisation dropped for a cause."""
     found = []
     for name, split in ready.splits.items():
-        if (lost := split.tokens.dropped.get(cause)) is not None:
+        if (lost := split.tokens.report.dropped.get(cause)) is not None:
             group = next(group for group in split.data.groups if group.id == lost.first)
             found.append(Example(name, cause, Side(split.data.place(group.id), _text(group)), lost.why))
     return found

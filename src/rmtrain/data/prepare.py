@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 from rmtrain.data.cache_entry import cache_folder
 from rmtrain.data.curate import CuratedRows
 from rmtrain.data.curated_store import open_stored, stored_data
-from rmtrain.data.joined_tokens import join_splits
 from rmtrain.data.ledgers import Ledger, join_ledgers
 from rmtrain.data.load import CuratedData, load_data
 from rmtrain.data.mixture import one_pass
@@ -19,7 +18,7 @@ from rmtrain.data.parse import MAX_MALFORMED
 from rmtrain.data.render import Renderer
 from rmtrain.data.split_data import SplitData, SplitPart
 from rmtrain.data.template import UNKNOWN
-from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
+from rmtrain.data.token_cache import TokenizedSplit, join_splits, tokenize_split
 from rmtrain.data.token_report import TokenReport
 from rmtrain.data.tokenize import OverLength
 from rmtrain.data.types import TOKENS, PreferenceGroup
@@ -48,7 +47,7 @@ class ReadyPart(NamedTuple):
         tokens, curated = self.tokens, getattr(self.data.report, name)
         column = {"completions": "suffix_of", "preferences": "preferences"}.get(name)
         kept = len(tokens) if column is None else len(tokens.column(column).flatten())
-        dropped = {cause: n for cause, lost in tokens.dropped.items() if (n := getattr(lost, name))}
+        dropped = {cause: n for cause, lost in tokens.report.dropped.items() if (n := getattr(lost, name))}
         return Ledger(curated.total, kept, {**curated.dropped, **dropped})
 
 
@@ -103,7 +102,7 @@ def prepare(recipe: Recipe, renderer: Renderer, display: Display, keep: list[Cur
         for name, split in splits.items()
         for (part, groups), ready in zip(split.data.by_part(), split.parts, strict=True)
         for note in token_notes(
-            ready.tokens, split.data.place, groups if part.report.schema == TOKENS else (), renderer
+            ready.tokens.report, split.data.place, groups if part.report.schema == TOKENS else (), renderer
         )
     ]
     return ReadyData(replace(data, notes=[*dict.fromkeys(notes)]), renderer, splits)
@@ -151,7 +150,7 @@ def merge_notes(notes: Iterable[TokenNote]) -> list[TokenNote]:
 
 
 def token_notes(
-    tokens: TokenizedSplit | TokenReport,
+    report: TokenReport,
     place: Callable[[str], str],
     groups: Sequence[PreferenceGroup],
     renderer: Renderer | None,
@@ -159,14 +158,14 @@ def token_notes(
     """Notes on tokenised groups; `place` names the row of a group."""
     notes = [
         TokenNote(f"preferences between completions that are {cause}, kept as ties", n)
-        for cause, n in tokens.identical.items()
+        for cause, n in report.identical.items()
     ]
-    if tokens.refused:
-        cause, lost = tokens.refused
+    if report.refused:
+        cause, lost = report.refused
         notes.append(TokenNote(f"rows {cause}, dropped", lost.rows, f"{place(lost.first)}: {lost.why}"))
     if renderer is not None:
         notes += _ids_notes(groups, renderer, place)
-    for what, omitted in tokens.omitted.items():
+    for what, omitted in report.omitted.items():
         text = what if what in NO_ROLES else f"{what} text"
         left_out = f"rows whose {text} the chat template leaves out, wholly or in part"
         notes.append(TokenNote(left_out, omitted.rows, f"{place(omitted.first)}: {omitted.words!r}"))
@@ -195,8 +194,8 @@ def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
     Raises:
         DataError: names the first such row.
     """
-    cause, lost = tokens.refused or ("", None)
-    total = len(tokens) + sum(lost.rows for lost in tokens.dropped.values())
+    cause, lost = tokens.report.refused or ("", None)
+    total = len(tokens) + sum(lost.rows for lost in tokens.report.dropped.values())
     if lost and lost.rows > MAX_MALFORMED * total:
         raise DataError(
             f"{lost.rows} of {total} rows are {cause}; the first: {place(lost.first)}: {lost.why}",

@@ -12,7 +12,7 @@ import numpy as np
 from rmtrain.data.cache_entry import cached
 from rmtrain.data.render import Renderer
 from rmtrain.data.template import TemplateRefusalError
-from rmtrain.data.token_report import Lost, Omitted, TokenReport, find_refused
+from rmtrain.data.token_report import Lost, Omitted, TokenReport
 from rmtrain.data.token_table import FIGURES, Sizes, features_of
 from rmtrain.data.tokenize import OverLength, TokenizedGroup, Value, tokenize_groups
 from rmtrain.data.types import Preference, PreferenceGroup, Row
@@ -28,23 +28,10 @@ class TokenizedSplit(NamedTuple):
 
     fingerprint: str  # of groups, tokenizer, rendering and rules
     table: Any  # datasets.Dataset; its rows are made by group_to_row
-    dropped: dict[str, Lost]  # by cause
-    identical: dict[str, int]  # kept preferences between completions of the same tokens, by cause
-    truncated: int  # groups
-    omitted: dict[str, Omitted]  # by what the chat template leaves out of kept groups: a role's text, tools, calls
+    report: TokenReport
 
     def __len__(self) -> int:
         return len(self.table)
-
-    @property
-    def refused(self) -> tuple[str, Lost] | None:
-        """Why the renderer refused rows, and the dropped rows: one cause for texts, another for token ids."""
-        return find_refused(self.dropped)
-
-    @property
-    def report(self) -> TokenReport:
-        """What happened to the groups."""
-        return TokenReport(False, self.dropped, self.identical, self.truncated, self.omitted)
 
     def group(self, index: int) -> TokenizedGroup:
         """The group at a row."""
@@ -139,8 +126,20 @@ def tokenize_split(
         _write(folder, _counted(progress, in_parts(work, groups), len(groups)), features_of(figures))
 
     folder = cache / f"{fingerprint[:32]}-{_LAYOUT}"
-    table, report = cached(folder, "cached tokens", write, _read, notify)
-    return TokenizedSplit(fingerprint, table, report.dropped, report.identical, report.truncated, report.omitted)
+    return TokenizedSplit(fingerprint, *cached(folder, "cached tokens", write, _read, notify))
+
+
+def join_splits(parts: Sequence[TokenizedSplit]) -> TokenizedSplit:
+    """The parts of a mixture as one split; its fingerprint is computed from theirs."""
+    from datasets import concatenate_datasets
+
+    if len(parts) == 1:
+        return parts[0]
+    report = TokenReport()
+    for part in parts:
+        report.add(part.report)
+    fingerprint = hashlib.sha256(" ".join(part.fingerprint for part in parts).encode()).hexdigest()
+    return TokenizedSplit(fingerprint, concatenate_datasets([part.table for part in parts]), report)
 
 
 class _Fingerprint(NamedTuple):

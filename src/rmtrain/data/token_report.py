@@ -1,6 +1,5 @@
 """What a split loses when it is tokenised, what is kept as a tie, and what the chat template leaves out."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import NamedTuple
@@ -36,11 +35,6 @@ class Omitted(NamedTuple):
     words: str  # the beginning of its omitted text
 
 
-def find_refused(dropped: Mapping[str, Lost]) -> tuple[str, Lost] | None:
-    """Why the renderer refused rows, and the dropped rows; None if it accepted all."""
-    return next(((cause, dropped[cause]) for cause in (REFUSED, UNKNOWN) if cause in dropped), None)
-
-
 @dataclass
 class TokenReport:
     """What happened to the groups and preferences of a split."""
@@ -53,8 +47,8 @@ class TokenReport:
 
     @property
     def refused(self) -> tuple[str, Lost] | None:
-        """As in TokenizedSplit."""
-        return find_refused(self.dropped)
+        """Why the renderer refused rows (one cause for texts, another for token ids), and these; None: it took all."""
+        return next(((cause, self.dropped[cause]) for cause in (REFUSED, UNKNOWN) if cause in self.dropped), None)
 
     def keep(
         self, group: PreferenceGroup, tokens: TokenizedGroup | None, refusal: TemplateRefusalError | None

@@ -86,7 +86,7 @@ def _summary(split: ReadySplit) -> SplitSummary:
     sizes = tokens.sizes()
     lengths = sizes.sequences
     figures = token_figures(tokens)
-    first_lost = {cause: split.data.place(lost.first) for cause, lost in tokens.dropped.items()}
+    first_lost = {cause: split.data.place(lost.first) for cause, lost in tokens.report.dropped.items()}
     return SplitSummary(
         source=split.data.source,
         revision=split.data.revision,
@@ -96,11 +96,11 @@ def _summary(split: ReadySplit) -> SplitSummary:
         completions=split.ledger("completions"),
         preferences=split.ledger("preferences"),
         first_dropped={**split.data.report.examples, **first_lost},
-        truncated=tokens.truncated,
-        identical=sum(tokens.identical.values()),
+        truncated=tokens.report.truncated,
+        identical=sum(tokens.report.identical.values()),
         checks=[check.record() for check in split.data.report.checks],
         added=split.data.report.added._asdict(),
-        left_out_by_template={what: omitted.rows for what, omitted in tokens.omitted.items()},
+        left_out_by_template={what: omitted.rows for what, omitted in tokens.report.omitted.items()},
         lengths=_spread(lengths) if len(lengths) else None,
         tokens=TokenCounts(sizes.tokens, sizes.tokens_repeated),
         length_baseline=figures.length_baseline,

@@ -71,13 +71,13 @@ def _tokenize_together(
 ) -> TokenizedTask:
     """Tokenise a task through the token cache, once for all processes."""
     made = tokenize_named(task.name, task.groups, renderer, max_length, over_length, task.display)
-    cause, lost = made.refused or ("", None)
+    cause, lost = made.report.refused or ("", None)
     if lost and not task.drop_refused:
         raise InputError(
             f"{task.place(lost.first)}: {lost.why}", f"every row must be scored; rows that are {cause}: {lost.rows}"
         )
     require_most(made, task.place)
-    for note in token_notes(made, task.place, task.groups, renderer):
+    for note in token_notes(made.report, task.place, task.groups, renderer):
         task.display.note(f"{task.name}: {note}")
     kept = set(made.table["id"]) if lost else None
     groups = task.groups if kept is None else [group for group in task.groups if group.id in kept]

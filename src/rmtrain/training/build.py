@@ -79,7 +79,7 @@ def plan_run(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int) -
 
 
 def _nothing_left(split: ReadySplit, recipe: Recipe) -> DataError:
-    dropped = split.tokens.dropped
+    dropped = split.tokens.report.dropped
     causes = ", ".join(f"{lost.preferences} are {cause}" for cause, lost in dropped.items())
     hints = []
     if {OVER_LENGTH, IDENTICAL[1]} & {*dropped}:
