@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmtrain.data.chunk_files import ChunkFile, Content, HeldRows, LineFile, ParquetFile, Place
-from rmtrain.data.files import suffix_of
+from rmtrain.data.files import FileState, file_state, stem_of, suffix_of
 from rmtrain.data.local_files import Shard, find_files
 from rmtrain.data.rows import Sample
 from rmtrain.data.sources import Source, SourceRows, has_changed, parse_source, read_rows
@@ -49,7 +49,7 @@ class RowStream:
     names: Sequence[str]
     chunks: Sequence[Chunk]
     _files: Sequence[ChunkFile]
-    _states: Sequence[Any]  # of the files, when they were first read
+    _states: Sequence[FileState]  # of the files, when they were first read
     _whole: SourceRows | None = None  # the rows, if they are in memory
     _last: tuple[Chunk, ChunkRows] | None = field(default=None, repr=False)
 
@@ -94,7 +94,7 @@ class RowStream:
         if self._whole is not None:
             return has_changed(self._whole)
         try:
-            if [_state(name) for name in self.names] == self._states:
+            if [file_state(name) for name in self.names] == self._states:
                 return False
             self.close()  # the handle of a replaced file would still show the old content
             return [chunk for chunk, _ in _find_chunks(self._files)] != self.chunks
@@ -119,14 +119,13 @@ def open_stream(text: str, scale: int = 1) -> RowStream:
         return _stream_of(read_rows(source), scale)
     (split,) = splits
     opened = [_opened(path, scale) for path in files]
-    return _scan(_sample_of(source, split, files), opened, [_state(str(path)) for path in files])
+    return _scan(_sample_of(source, split, files), opened, [file_state(path) for path in files])
 
 
 def _sample_of(source: Source, split: str, files: Sequence[Path]) -> SourceRows:
     """What is known about a source's rows before they are read."""
     description = f"{source} ({split})" if split else str(source)
-    name = os.path.basename(os.path.abspath(source.files[0]))
-    name = split or name[: len(name) - len(suffix_of(name) or "")]
+    name = split or stem_of(os.path.basename(os.path.abspath(source.files[0])))
     location = list(source.files) if len(source.files) > 1 else str(source)
     return SourceRows([], "", [], files, name, None, description, (split or "train",), location, split or None)
 
@@ -141,7 +140,7 @@ def _stream_of(rows: SourceRows, scale: int) -> RowStream:
     return stream
 
 
-def _scan(about: SourceRows, files: Sequence[ChunkFile], states: Sequence[Any]) -> RowStream:
+def _scan(about: SourceRows, files: Sequence[ChunkFile], states: Sequence[FileState]) -> RowStream:
     chunks: list[Chunk] = []
     sample, last = Sample(len(files)), None
     for chunk, content in _find_chunks(files):
@@ -172,8 +171,3 @@ def _find_chunks(files: Sequence[ChunkFile]) -> Iterator[tuple[Chunk, Content]]:
 
 def _opened(path: Path, scale: int) -> ChunkFile:
     return ParquetFile(path, scale) if suffix_of(path.name) == ".parquet" else LineFile(path, scale)
-
-
-def _state(name: str) -> tuple[int, int, int]:
-    state = os.stat(name)
-    return state.st_ino, state.st_size, state.st_mtime_ns

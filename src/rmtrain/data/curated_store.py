@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from itertools import chain
@@ -16,7 +16,7 @@ import numpy as np
 from rmtrain.data.benchmarks.texts import read_benchmark_texts
 from rmtrain.data.cache_entry import cached, opened
 from rmtrain.data.decontaminate import Check, Compared, Overlap
-from rmtrain.data.entries import Entry, entries_of
+from rmtrain.data.entries import entries_of
 from rmtrain.data.group_table import GroupStore, GroupTable
 from rmtrain.data.ledgers import Added, Ledger, SplitReport
 from rmtrain.data.load import SCRATCH, CuratedData, load_data, recipe_splits
@@ -53,7 +53,9 @@ def stored_data(data: DataSection, seed: int, folder: Path, notify: Callable[[st
             path.unlink()
         if _name(data, seed) != name:
             raise DataError("a source of the data changed while it was read", "run the command again")
-        _write(staging, made, data)
+        splits = [_books_of(staging, number, split, data) for number, split in enumerate(made.splits.values())]
+        books = {"splits": splits, "leaks": made.leaks, "notes": made.notes}
+        (staging / _BOOKS).write_text(json.dumps(books))
 
     own = folder / name
     try:
@@ -92,15 +94,12 @@ def _name(data: DataSection, seed: int) -> str:
         InputError: a source can't be read.
     """
     given = data.model_dump(exclude=_NOT_CURATION)
-    sources: dict[str, Any] = {str(entry.section.source): entry.section.source for entry in _entries(data)}
+    entries = chain.from_iterable(entries_of(data, split) for split in dict.fromkeys(("train", *recipe_splits(data))))
+    sources: dict[str, Any] = {str(entry.section.source): entry.section.source for entry in entries}
     states = {text: state_of(parse_source(source)) for text, source in sources.items()}
     compared = [read_benchmark_texts(each, lambda line: None).compared for each in data.decontaminate]
     marks = [_LAYOUT, _code(), given, seed, sorted(states.items()), compared]
     return hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _entries(data: DataSection) -> Iterator[Entry]:
-    return chain.from_iterable(entries_of(data, split) for split in dict.fromkeys(("train", *recipe_splits(data))))
 
 
 @cache
@@ -114,12 +113,6 @@ def _code() -> str:
 
 
 # --- writing
-
-
-def _write(folder: Path, made: CuratedData, data: DataSection) -> None:
-    splits = [_books_of(folder, number, split, data) for number, split in enumerate(made.splits.values())]
-    books = {"splits": splits, "leaks": made.leaks, "notes": made.notes}
-    (folder / _BOOKS).write_text(json.dumps(books))
 
 
 def _books_of(folder: Path, number: int, split: SplitData, data: DataSection) -> JsonObject:

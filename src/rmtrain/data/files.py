@@ -45,6 +45,20 @@ def suffix_of(name: str) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
 
 
+def stem_of(name: str) -> str:
+    """A file's name without its supported suffix."""
+    return name[: len(name) - len(suffix_of(name) or "")]
+
+
+FileState = tuple[int, int, int]  # differs after every change of a file
+
+
+def file_state(path: str | Path) -> FileState:
+    """The present state of a file."""
+    state = os.stat(path)
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
 def read_file(path: Path) -> FileRows:
     """Read a whole file by the reader that its suffix names. Only the rows of a .json file stay in memory; those of
     other files are read again from the file, one after the other.
@@ -53,7 +67,7 @@ def read_file(path: Path) -> FileRows:
         DataError: the file is missing, empty, damaged, or does not match its suffix; names the line, if any.
     """
     suffix = check_file(path)
-    before = _state(path)
+    before = file_state(path)
     with _reading(path, before), open_regular(path, DataError) as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         if suffix == ".json":
@@ -75,27 +89,19 @@ def _numbered_rows(path: Path) -> Iterator[tuple[int, Row]]:
     return (parquet_rows if suffix == ".parquet" else _read_csv if suffix == ".csv" else _read_jsonl)(path)
 
 
-def _rows_again(path: Path, before: "_State") -> Iterator[Row]:
+def _rows_again(path: Path, before: FileState) -> Iterator[Row]:
     """The rows of a file in the state in which it was read before."""
     with _reading(path, before):
         for _, row in _numbered_rows(path):
             yield row
 
 
-_State = tuple[int, int, int]
-
-
-def _state(path: Path) -> _State:
-    state = os.stat(path)
-    return state.st_ino, state.st_size, state.st_mtime_ns
-
-
 @contextlib.contextmanager
-def _reading(path: Path, before: _State) -> Iterator[None]:
+def _reading(path: Path, before: FileState) -> Iterator[None]:
     """Refuse a file that can't be read, or that was changed since or meanwhile."""
     try:
         yield
-        after = _state(path)
+        after = file_state(path)
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
     if before != after:
@@ -257,9 +263,7 @@ def _read_json(path: Path) -> tuple[dict[str, list[Row]], bool]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(
-        sys.maxsize
-    )  # for good: of several files read in turns, none may put back 128 KiB for the rest
+    csv.field_size_limit(sys.maxsize)  # for good: files are read in turns, so none may restore the 128 KiB for the rest
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)

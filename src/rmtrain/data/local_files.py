@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmtrain.data.files import SUFFIXES, FileRows, read_file, suffix_of
+from rmtrain.data.files import SUFFIXES, FileRows, read_file, stem_of, suffix_of
 from rmtrain.data.hub import HubDataset, rows_of
 from rmtrain.data.rows import StoredRows
 from rmtrain.data.types import Row
@@ -103,7 +103,7 @@ def _splits_of(folder: Path) -> dict[str, list[Path]]:
         raise DataError(f"{folder}: no data files in this folder", f"data files end in {', '.join(SUFFIXES)}")
     splits: dict[str, list[Path]] = {}
     for path in files:
-        match = _SPLIT.fullmatch(path.name[: -len(suffix_of(path.name) or "")])
+        match = _SPLIT.fullmatch(stem_of(path.name))
         splits.setdefault(match[1] if match else "", []).append(path)
     if len(splits) > 1 and "" in splits:
         raise DataError(

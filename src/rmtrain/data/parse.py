@@ -107,20 +107,6 @@ def parse_splits(data: DataSection, needed: Sequence[str]) -> tuple[dict[str, li
     return parsed, notes
 
 
-def parse_rows(source: SourceRows, data: DataSection, split: str, *, empty_is_fault: bool = True) -> ParsedRows:
-    """Read every row by the recipe's schema, or by the one that fits the columns.
-
-    Args:
-        split: names the rows without an id.
-        empty_is_fault: rows with empty texts count as malformed.
-
-    Raises:
-        SchemaError: as `choose_schema`.
-        DataError: as `parse_by`.
-    """
-    return parse_by(choose_schema(source, data), source, split, empty_is_fault=empty_is_fault)
-
-
 def parse_by(
     choice: SchemaChoice,
     source: SourceRows,
@@ -132,6 +118,8 @@ def parse_by(
     """Read every row by a given schema.
 
     Args:
+        split: names the rows without an id.
+        empty_is_fault: rows with empty texts count as malformed.
         most_malformed: the largest share of malformed rows that is not an error.
 
     Raises:
@@ -162,7 +150,12 @@ def parse_by(
         )
     arrays = np.array(rows), digests(prompts), np.array(suspects)
     found = ParsedRows(source, choice, own_names, *arrays, unusable, len(source.rows))
-    return found._replace(names=own_names._replace(changed=_changed_names(found, digests(names))))
+    taken = digests(names)
+    again = found.rows[repeated_places(taken)]
+    if not len(again):
+        return found
+    changed = renamed(((index, name) for index, name, _ in found.read(again)), taken)
+    return found._replace(names=own_names._replace(changed=changed))
 
 
 def _unusable(source: SourceRows, index: int, fault: RowFault) -> UnusableRow:
@@ -173,12 +166,6 @@ def _unusable(source: SourceRows, index: int, fault: RowFault) -> UnusableRow:
             "and data.better with the answer, 0 or 1, that `positive` and `negative` mean",
         ) from None
     return UnusableRow(index, fault.cause, fault.detail)
-
-
-def _changed_names(parsed: ParsedRows, names: Digests) -> Mapping[int, str]:
-    """New names for rows whose names earlier rows have."""
-    repeated = parsed.rows[repeated_places(names)]
-    return renamed(((index, name) for index, name, _ in parsed.read(repeated)), names) if len(repeated) else {}
 
 
 def _assign(
@@ -233,7 +220,8 @@ class _Sources:
                 f"{error.hint}; data.splits says which splits are used, data.holdout draws some from train",
             ) from None
         # evaluation counts every preference alike, and its rows need not have weights
-        return parse_rows(rows, entry.section if split == "train" else unweighted(entry.section), split)
+        section = entry.section if split == "train" else unweighted(entry.section)
+        return parse_by(choose_schema(rows, section), rows, split)
 
     def _of(self, entry: Entry) -> OpenSource:
         text: Any = entry.section.source

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rmtrain.data import demo
-from rmtrain.data.files import SUFFIXES, suffix_of
+from rmtrain.data.files import SUFFIXES, stem_of, suffix_of
 from rmtrain.data.hub import HubDataset, load_hub, resolve_commit, rows_of
 from rmtrain.data.local_files import Shard, SplitRows, find_files, fingerprint_files, is_glob, open_local
 from rmtrain.data.rows import Sample
@@ -172,8 +172,7 @@ class OpenSource:
         if self.named:
             description = f"{description} ({chosen})"
         elif split is None:
-            name = os.path.basename(os.path.abspath(self.source.files[0]))
-            name = name[: len(name) - len(suffix_of(name) or "")]
+            name = stem_of(os.path.basename(os.path.abspath(self.source.files[0])))
         source = list(self.source.files) if len(self.source.files) > 1 else location
         asked = chosen if self.named else None
         return SourceRows(*content, name, self.revision, description, tuple(self.splits), source, asked)

@@ -161,12 +161,10 @@ def _fingerprint(groups: Sequence[PreferenceGroup], rule: list[Any], renderer: R
     def write(folder: Path) -> None:
         (folder / "fingerprint.json").write_text(json.dumps(_of_groups(groups, digest)))
 
-    return cached(known, "cached fingerprint", write, _read_fingerprint, lambda line: None)
+    def read(folder: Path) -> _Fingerprint:
+        return _Fingerprint(*json.loads((folder / "fingerprint.json").read_bytes()))
 
-
-def _read_fingerprint(folder: Path) -> _Fingerprint:
-    digest, figures = json.loads((folder / "fingerprint.json").read_bytes())
-    return _Fingerprint(digest, figures)
+    return cached(known, "cached fingerprint", write, read, lambda line: None)
 
 
 def _of_groups(groups: Sequence[PreferenceGroup], digest: Any) -> _Fingerprint:

@@ -21,11 +21,6 @@ class Lost(NamedTuple):
     first: str  # id of the first group
     why: str = ""  # details on the first group
 
-    def plus(self, other: "Lost") -> "Lost":
-        """The sum of both; the first group is this one's."""
-        rows, completions = self.rows + other.rows, self.completions + other.completions
-        return self._replace(rows=rows, completions=completions, preferences=self.preferences + other.preferences)
-
 
 class Omitted(NamedTuple):
     """What a chat template leaves out of a split's rows."""
@@ -56,39 +51,47 @@ class TokenReport:
         """Count a group, and return its kept part."""
         if tokens is None:
             cause, why = (refusal.cause, refusal.message) if refusal else (OVER_LENGTH, "")
-            self._lose(cause, group, len(group.preferences), whole=True, why=why)
+            self._lose(cause, Lost(1, len(group.completions), len(group.preferences), group.id, why))
             return None
         if identical := sum(tokens.identical):
             cause = IDENTICAL[tokens.truncated]
             if not self.drop_identical:
-                self.identical[cause] = self.identical.get(cause, 0) + identical
+                self.tie(cause, identical)
             else:
                 left = tuple(compress(tokens.preferences, (not same for same in tokens.identical)))
-                self._lose(cause, group, identical, whole=not left)
+                rows, completions = (0, 0) if left else (1, len(group.completions))
+                self._lose(cause, Lost(rows, completions, identical, group.id))
                 if not left:
                     return None
                 tokens = tokens._replace(preferences=left)
         self.truncated += tokens.truncated
         for omission in tokens.omitted:
-            before = self.omitted.get(omission.what, Omitted(0, group.id, omission.words))
-            self.omitted[omission.what] = before._replace(rows=before.rows + 1)
+            self.omit(omission.what, Omitted(1, group.id, omission.words))
         return tokens
 
-    def _lose(self, cause: str, group: PreferenceGroup, preferences: int, whole: bool, why: str = "") -> None:
-        before = self.dropped.get(cause, Lost(0, 0, 0, group.id, why))
+    def tie(self, cause: str, preferences: int) -> None:
+        """Count preferences between completions of the same tokens that are kept."""
+        self.identical[cause] = self.identical.get(cause, 0) + preferences
+
+    def omit(self, what: str, omitted: Omitted) -> None:
+        """Count what the chat template leaves out of further groups."""
+        before = self.omitted.get(what, omitted._replace(rows=0))
+        self.omitted[what] = before._replace(rows=before.rows + omitted.rows)
+
+    def _lose(self, cause: str, lost: Lost) -> None:
+        before = self.dropped.get(cause, lost._replace(rows=0, completions=0, preferences=0))
         self.dropped[cause] = before._replace(
-            rows=before.rows + whole,
-            completions=before.completions + whole * len(group.completions),
-            preferences=before.preferences + preferences,
+            rows=before.rows + lost.rows,
+            completions=before.completions + lost.completions,
+            preferences=before.preferences + lost.preferences,
         )
 
     def add(self, other: "TokenReport") -> None:
         """Count what another report counts, of groups that come after those of this one."""
         for cause, lost in other.dropped.items():
-            self.dropped[cause] = self.dropped[cause].plus(lost) if cause in self.dropped else lost
+            self._lose(cause, lost)
         for cause, count in other.identical.items():
-            self.identical[cause] = self.identical.get(cause, 0) + count
+            self.tie(cause, count)
         self.truncated += other.truncated
         for what, omitted in other.omitted.items():
-            before = self.omitted.get(what, omitted._replace(rows=0))
-            self.omitted[what] = before._replace(rows=before.rows + omitted.rows)
+            self.omit(what, omitted)

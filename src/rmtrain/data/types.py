@@ -65,6 +65,11 @@ class Preference(NamedTuple):
         return f"Preference(better={self.better!r}, worse={self.worse!r}, gap={self.gap!r}{soft}{weight})"
 
 
+def right_over_wrong(right: int, wrong: int) -> tuple[Preference, ...]:
+    """Each of the first `right` completions is preferred to each of the `wrong` ones after them."""
+    return tuple(Preference(better, worse) for better in range(right) for worse in range(right, right + wrong))
+
+
 class PreferenceGroup(NamedTuple):
     """A prompt with K completions and the preferences among them.
 

@@ -144,11 +144,9 @@ def _report(pairs: Sequence[tuple[PreferenceGroup, GroupScore]]) -> TokenReport:
     report = TokenReport()
     for group, score in pairs:
         if score.identical:
-            cause = IDENTICAL[score.truncated]
-            report.identical[cause] = report.identical.get(cause, 0) + score.identical
+            report.tie(IDENTICAL[score.truncated], score.identical)
         for omission in score.omitted:
-            before = report.omitted.get(omission.what, Omitted(0, group.id, omission.words))
-            report.omitted[omission.what] = before._replace(rows=before.rows + 1)
+            report.omit(omission.what, Omitted(1, group.id, omission.words))
     return report
 
 

@@ -1,12 +1,11 @@
 """Typed fields of a benchmark's published row, and the preference group made of them; faults are ValueErrors."""
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 from rmtrain.data.schemas.messages import conversation
 from rmtrain.data.schemas.rows import RowFault, is_texts, row_id
-from rmtrain.data.types import Conversation, Message, Preference, PreferenceGroup, Row
+from rmtrain.data.types import Conversation, Message, PreferenceGroup, Row, right_over_wrong
 
 
 def text_in(row: Row, column: str) -> str:
@@ -52,12 +51,11 @@ def right_and_wrong(
     name: str, prompt: Conversation, right: Sequence[str], wrong: Sequence[str], subset: str
 ) -> PreferenceGroup:
     """A group in which every right completion is preferred to every wrong one."""
-    pairs = product(range(len(right)), range(len(right), len(right) + len(wrong)))
     return PreferenceGroup(
         id=name,
         prompt=prompt,
         completions=tuple((Message("assistant", text),) for text in [*right, *wrong]),
-        preferences=tuple(Preference(better, worse) for better, worse in pairs),
+        preferences=right_over_wrong(len(right), len(wrong)),
         source=subset,
     )
 

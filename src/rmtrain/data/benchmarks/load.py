@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rmtrain.data.benchmarks.definition import Benchmark, PriorSets
 from rmtrain.data.digests import unique_ids
-from rmtrain.data.files import suffix_of
+from rmtrain.data.files import stem_of, suffix_of
 from rmtrain.data.sources import MissingSplitError, SourceRows, parse_source, pin_source, read_rows
 from rmtrain.data.types import PreferenceGroup, Row
 from rmtrain.errors import DataError, InputError
@@ -175,5 +175,5 @@ def _folder_parts(folder: Path, prior: PriorSets) -> list[_Part]:
 
 def _set_of(path: Path, prior: PriorSets) -> str | None:
     """The prior set that a file is named after."""
-    stem = _SHARD.sub("", path.name.removesuffix(suffix_of(path.name) or ""))
+    stem = _SHARD.sub("", stem_of(path.name))
     return stem if stem in _splits(prior) else None

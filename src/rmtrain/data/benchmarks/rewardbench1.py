@@ -64,16 +64,14 @@ def _weights(counts: Mapping[str, float]) -> dict[str, Weights]:
     return {section: {name: counts[name] for name in names} for section, names in SECTIONS.items()}
 
 
-def _misaligned(weights: Mapping[str, Weights]) -> dict[str, Weights]:
-    """The section's weights assigned to its subsets in alphabetical order (capitals first)."""
-    return {section: dict(zip(sorted(by_name), by_name.values(), strict=True)) for section, by_name in weights.items()}
-
-
 _UNTIL_2024_09 = _weights({**COUNTS, **_SWAPPED, "math-prm": _MATH_WEIGHT})
 SECTION_WEIGHTS: dict[str, dict[str, Weights]] = {  # of the eras that have sections
     "current": _weights({**COUNTS, "math-prm": _MATH_WEIGHT}),
     "2024-04": _UNTIL_2024_09,
-    "2024-03": _misaligned(_UNTIL_2024_09),
+    "2024-03": {  # the weights assigned to a section's subsets in alphabetical order, capitals first
+        section: dict(zip(sorted(weights), weights.values(), strict=True))
+        for section, weights in _UNTIL_2024_09.items()
+    },
     "subset_mean": _weights(dict.fromkeys(SUBSETS, 1)),
 }
 ERAS = (*SECTION_WEIGHTS, "micro_accuracy")
@@ -94,10 +92,7 @@ def eras(sizes: Sizes, prior: Collection[str]) -> dict[str, Era]:
     given = [name for name in PRIOR_COUNTS if name in PRIOR_SETS or name in prior]
     plain = Era(_mean(by_subset), by_subset, dict.fromkeys(given, 1), dict.fromkeys([*SUBSETS, *given], 1))
     return {
-        **{
-            era: _era(era, prior_share)
-            for era, prior_share in (("current", 1 / 9), ("2024-04", 1 / 9), ("2024-03", 1 / 5))
-        },
+        **{era: _era(era, share) for era, share in (("current", 1 / 9), ("2024-04", 1 / 9), ("2024-03", 1 / 5))},
         "subset_mean": plain,
         "micro_accuracy": Era({name: sizes.get(name, n) for name, n in COUNTS.items()}),
     }

@@ -125,7 +125,8 @@ def split_ids(
     """
     whole = [token_ids(value, of_one) for of_one, value in answers]
     if given in (None, "", "[]", []):
-        prompt = [same[0] for same in takewhile(_are_equal, zip(*(ids[:-1] for ids in whole), strict=False))]
+        columns = zip(*(ids[:-1] for ids in whole), strict=False)
+        prompt = [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, columns)]
         if not prompt:
             raise RowFault(NO_COMMON_PROMPT)
     else:
@@ -133,10 +134,6 @@ def split_ids(
     repeated = all(ids[: len(prompt)] == prompt and len(ids) > len(prompt) for ids in whole)
     rest = [ids[len(prompt) :] for ids in whole] if repeated else whole
     return (of_ids(prompt),), tuple((of_ids(ids),) for ids in rest)
-
-
-def _are_equal(tokens: tuple[int, ...]) -> bool:
-    return len({*tokens}) == 1
 
 
 def common_prefix(first: Sequence[Message], second: Sequence[Message]) -> int:

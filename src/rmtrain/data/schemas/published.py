@@ -35,10 +35,6 @@ def _holds_prompt(row: Row) -> bool:
     )
 
 
-def _has_lists(row: Row) -> bool:
-    return is_texts(row.get("chosen"))
-
-
 PAIR = ("chosen", "rejected")
 _AB = ("response_a", "response_b")
 SUBSETS = ("subset", "domain", "source")
@@ -58,7 +54,7 @@ SCHEMAS = (
     ),
     RowSchema("rewardbench", ("prompt", *PAIR, "subset"), source=SUBSETS),
     RowSchema("rewardbench", ("prompt", *PAIR, "domain"), source=SUBSETS),
-    RowSchema("rewardbench", ("prompt", *PAIR), source=SUBSETS, when=_has_lists),
+    RowSchema("rewardbench", ("prompt", *PAIR), source=SUBSETS, when=lambda row: is_texts(row.get("chosen"))),
     RowSchema("pair", ("prompt", *PAIR)),
     RowSchema("pair", ("question", *PAIR), prompt="question"),
     RowSchema("pair", PAIR, prompt="", when=_holds_prompt),

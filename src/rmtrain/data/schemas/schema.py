@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
 from rmtrain.data.schemas.messages import as_messages, begins_as_transcript, completion_of, listed
@@ -31,7 +30,7 @@ from rmtrain.data.schemas.rows import (
 )
 from rmtrain.data.schemas.votes import with_votes
 from rmtrain.data.schemas.weights import with_weights
-from rmtrain.data.types import Conversation, Preference, Row
+from rmtrain.data.types import Conversation, Preference, Row, right_over_wrong
 
 NEGATIVE_MARGIN = "negative margin"
 UNKNOWN_LABEL = "unknown label"
@@ -223,11 +222,10 @@ class RowSchema:
             if not is_texts(texts):
                 raise RowFault(WRONG_TYPE, column, texts, "a list of texts") if texts else RowFault(MISSING, column)
         right, wrong = (texts for _, texts in cells)
-        pairs = product(range(len(right)), range(len(right), len(right) + len(wrong)))
         return ParsedRow(
             prompt=self.read_prompt(row, self.prompt),
             completions=tuple(completion_of(text) for text in [*right, *wrong]),
-            stated=tuple(Preference(better, worse) for better, worse in pairs),
+            stated=right_over_wrong(len(right), len(wrong)),
         )
 
     def _scores(self, row: Row, k: int) -> Scores | None:
