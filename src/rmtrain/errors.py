@@ -85,11 +85,7 @@ class NonFiniteError(RunFailedError):
 
 
 class LostProcessError(RunFailedError):
-    """Another process of the run ended first.
-
-    Args:
-        run: the run folder, to find the process that ended first.
-    """
+    """Another process of the run ended first; its run folder helps to find which."""
 
     def __init__(self, message: str, run: Path) -> None:
         super().__init__(message, "read the error of the process that ended first")

@@ -99,8 +99,7 @@ def _find_several(ckpts: str, combine: str | None) -> CheckpointRef:
 def load(ref: "ModelRef", display: Display, needs_rewards: str = "") -> Scorer:
     """Open a checkpoint as a scorer on this process's device, and show its notes.
 
-    Args:
-        needs_rewards: names the work, if a model that only compares completions can't do it.
+    `needs_rewards` names work that a model which only compares completions can't do.
 
     Raises:
         CheckpointError: it can't be loaded.

@@ -112,12 +112,8 @@ def compare(
 def _side(
     letter: str, text: str, own: dict[str, Any], both: ScoringOptions, verify: bool, display: TerminalDisplay
 ) -> "Side":
-    """Find what A or B names: scored rows, or a checkpoint with the rows scored by it.
-
-    Args:
-        own: options for this model alone.
-        both: options for both models.
-    """
+    """Find what A or B names: scored rows, or a checkpoint with the rows that it scores by its own and the shared
+    options."""
     from rmtrain.evaluation.compare import Side, rows_named, scored_rows
 
     side = rows_named(text)

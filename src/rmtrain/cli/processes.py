@@ -140,8 +140,7 @@ _MOST_PLANNED = 1024  # for another machine
 def processes_wanted(number: int | None, here: bool = True) -> int:
     """How many processes to start: the requested number, else one per GPU, else one.
 
-    Args:
-        here: whether they run on this machine.
+    Without `here`, they are only planned, for a machine with other GPUs.
 
     Raises:
         InputError: fewer than one, more than this machine's GPUs, or far more than its cores.

@@ -17,10 +17,7 @@ _ROWS = 32  # rows to compare
 
 
 def open_server(url: str, api: "Api", own: "Scorer | None") -> "RemoteScorer":
-    """A server as a scorer.
-
-    Args:
-        own: the checkpoint whose tokenizer renders text, for APIs that take text.
+    """A server as a scorer; for APIs that take text, the tokenizer of the checkpoint `own` renders it.
 
     Raises:
         InputError: the address is invalid, or the API needs a checkpoint.

@@ -166,11 +166,8 @@ def open_input(path: str | Path, scoring: options.Scoring) -> "contextlib.closin
 def open_rows(
     stream: "RowStream", where: str | None, mapping: "ReadAs | None", display: TerminalDisplay
 ) -> "SourceReader":
-    """The rows of a stream, read by the schema of the checkpoint's training data; all rows are checked.
-
-    Args:
-        where: the checkpoint; None without a model.
-        mapping: from --columns and --row-schema.
+    """The rows of a stream, all checked, read by `mapping`, else by the schema of the training data of the checkpoint
+    `where`.
 
     Raises:
         DataError: a row can't be read.

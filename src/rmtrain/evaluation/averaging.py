@@ -67,10 +67,7 @@ def choose_greedily(
     """The greedy soup (arXiv 2203.05482).
 
     Models are tried by accuracy, the best first, and a model is kept if the average with it is at least as accurate as
-    without it.
-
-    Args:
-        candidate: a folder for trial averages; it is overwritten.
+    without it. Trial averages are written to the folder `candidate`.
     """
     figures = {part.where: summarise(validation.rows(part.where, part.files.folder)) for part in parts}
     ranked = sorted(parts, key=lambda part: (-(figures[part.where].accuracy or 0.0), figures[part.where].loss or 0.0))

@@ -103,14 +103,10 @@ def _score_json(score: Score | None, mean: str, half: str, prefix: str) -> JsonO
 def benchmark_result(
     benchmark: Benchmark, rows: Sequence[ScoredRow], prior_rows: Sequence[ScoredRow] = (), ckpt: str | None = None
 ) -> BenchmarkResult:
-    """The result of scored rows.
+    """The result of scored rows, whose `source` is the subset, or of a prior set's rows the set.
 
     The accuracy of a subset follows the benchmark's rule, and `accuracy_half` counts a tie 1/2. Intervals are 95 %,
     clustered by prompt within subsets.
-
-    Args:
-        rows: scored rows, whose `source` is the subset.
-        prior_rows: scored rows of the prior sets, whose `source` is the set.
     """
     groups = by_source(rows)
     with_formula = {name: groups.pop(name) for name in benchmark.own_formulas if name in groups}

@@ -51,11 +51,7 @@ class Shown:
 def split_by_prompt(
     groups: Sequence[PreferenceGroup], share: float
 ) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
-    """Groups for the fit and groups for its measurement; a prompt's digest decides to which of the two it belongs.
-
-    Args:
-        share: the share of the prompts that are held out.
-    """
+    """Groups for the fit, and the share held out to measure it; a digest of the prompt decides which."""
     sides: tuple[list[PreferenceGroup], list[PreferenceGroup]] = [], []
     for group in groups:
         name = prompt_key(group.prompt) if group.prompt else group.id
@@ -65,11 +61,7 @@ def split_by_prompt(
 
 
 def fit(rows: Sequence[ScoredRow], weights: str, by_length: bool, fitted: JsonObject) -> Calibration:
-    """The calibration of a checkpoint from its rows.
-
-    Args:
-        rows: scored without calibration.
-        fitted: a record of the rows.
+    """The calibration of a checkpoint from its rows, scored without calibration; `fitted` is the record of these rows.
 
     Raises:
         InputError: too few rows, or no temperature fits the rows.

@@ -210,8 +210,7 @@ def _own_scores(
 def _of_scores(units: _Units, weights: Weights, own: Mapping[str, _OwnScore | None] | None = None) -> Difference | None:
     """The difference of a weighted mean of subsets' scores; None if a subset is missing or its score is undefined.
 
-    Args:
-        own: scores of subsets with their own formula. The score of every other subset is the mean of its units.
+    A subset's score is its own formula's, as in `own`, or else the mean of its units.
     """
     scores, units = own or {}, units.of(list(weights))
     if not weights or not set(weights) <= set(units.sources) or any(scores.get(name, 0) is None for name in weights):

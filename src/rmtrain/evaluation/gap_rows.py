@@ -63,10 +63,7 @@ def evaluate_gap(
 ) -> JsonObject:
     """Score the groups by every model and measure the gap, as in `gap --json`; writes `gap.json` and rows files.
 
-    The results folder of each reward model gets the result and its rows too.
-
-    Args:
-        reward_models: by the names that the user gave them.
+    The results folder of each reward model, by the name that the user gave it, gets the result and its rows too.
 
     Raises:
         InputError: the rows lack the values for alpha.

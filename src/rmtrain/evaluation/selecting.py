@@ -173,9 +173,7 @@ class Selection:
 def reward_quantile(answers: Iterator[Answers], share: float, scratch: Path) -> float:
     """The smallest reward that a filter keeps: at most this share of all answers has a lower one.
 
-    Args:
-        answers: all of them, read once.
-        scratch: file for the rewards, 8 bytes each; removed at the end.
+    The answers are read once; their rewards, 8 bytes each, are kept in the file `scratch` until the end.
     """
     count = 0
     try:

@@ -75,12 +75,7 @@ class RowsOnce(NamedTuple):
 def score_once(
     scorer: Scorer, name: str, split: SplitData, tokens_per_batch: int | None, folder: Path, display: Display
 ) -> RowsOnce:
-    """Rows of a split in a file named after scorer and data; an existing file is reused.
-
-    Args:
-        name: the scorer's name, for the display and the file.
-        split: what to score; groups that the chat template refuses are left out.
-    """
+    """Rows of a split in a file named after scorer and data; an existing one is reused. Refused groups are left out."""
     what = f"{scorer.info.fingerprint} {split.fingerprint} {split.read_as} {len(split.groups)}"
     path = folder / f"{_file_name(name)}-{short_digest(what)}{ROWS_SUFFIX}"
     if (rows := _written(path, split.groups)) is not None:
@@ -173,9 +168,7 @@ def evaluate_benchmark(
 ) -> Result:
     """The result of a benchmark, as in `rewardbench --json`; writes the result, its flat form and its rows.
 
-    Args:
-        parity: the steps from the leaderboard's runner, to be completed with these rows.
-        beside: further fields of the result.
+    These rows complete `parity`, the steps from the leaderboard's runner; `beside` are further fields of the result.
     """
     path = folder / f"{benchmark.name}{ROWS_SUFFIX}"
     scored = score_rows(scorer, benchmark.name, rows.groups, tokens_per_batch, path, display)

@@ -22,11 +22,8 @@ def ideal_gaps(reference_gaps: Floats, alpha: ArrayLike, beta: float) -> Floats:
     """Log-probability gaps of the objective's optimal policy (theorem 3.1, corollary 3.3).
 
     log pi*(y_w) - log pi*(y_l) = log pi_ref(y_w) - log pi_ref(y_l) + logit(alpha) / beta. With length-normalised gaps
-    of the reference it gives the paper's length-normalised ideal.
-
-    Args:
-        alpha: n numbers or one, share of raters who prefer the better completion.
-        beta: KL coefficient of the objective, above 0.
+    of the reference it gives the paper's length-normalised ideal. alpha, one number or n, is the share of raters who
+    prefer the better completion; beta > 0 is the KL coefficient of the objective.
     """
     share = np.clip(np.asarray(alpha, dtype=np.float64), EPSILON, 1 - EPSILON)
     return np.asarray(reference_gaps + np.log(share / (1 - share)) / beta)
@@ -75,9 +72,7 @@ def count_flips(policy_gaps: Floats, reference_gaps: Floats) -> Flips:
 def median_gap_draws(ideal: Float64[np.ndarray, "n B"], policy: Floats, clusters: Labels) -> Float64[np.ndarray, " R"]:
     """Alignment gaps of R resampled clusters: the median over beta of the ideal accuracy, minus the measured one.
 
-    Args:
-        ideal: credit of the ideal policy at each of B betas.
-        policy: credit of the policy.
+    `ideal` is the credit of the ideal policy at each of B betas, `policy` that of the policy.
     """
     names, places = np.unique(clusters, return_inverse=True)
     sums = np.zeros((len(names), ideal.shape[1] + 2))

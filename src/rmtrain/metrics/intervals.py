@@ -36,9 +36,7 @@ def effective_size(credit: Floats, clusters: Labels) -> float:
     It is n divided by the design effect: the variance of the mean under clustering over that of n independent draws, at
     least 1. The estimate adds two entirely right and two entirely wrong clusters, as in Agresti & Coull 1998, so that
     the preferences of a prompt count as dependent even near an accuracy of 0 or 1, where the data can't show it.
-
-    Args:
-        credit: the credit of each preference, 0 to 1; n > 0.
+    Each credit is between 0 and 1; n > 0.
     """
     _, labels = np.unique(clusters, return_inverse=True)
     sizes = np.bincount(labels)
@@ -52,13 +50,10 @@ def effective_size(credit: Floats, clusters: Labels) -> float:
 
 
 def clustered_interval(credit: Floats, clusters: Labels) -> Interval | None:
-    """Wilson's interval at the effective size of clustered data; None without data.
+    """Wilson's interval at the effective size of clustered credit between 0 and 1; None without data.
 
     The method of Korn & Graubard 1998 with Wilson's limits, one of the best in the comparison of Franco et al. 2019 (J.
     Survey Stat. Methodol. 7). Without clustering and ties it equals Wilson's interval; its width is never 0.
-
-    Args:
-        credit: the credit of each preference, 0 to 1.
     """
     return wilson_interval(float(credit.mean()), effective_size(credit, clusters)) if len(credit) else None
 
@@ -160,13 +155,10 @@ def detectable_difference(
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Two-sided exact McNemar test: p that discordant units split this unevenly by chance (McNemar 1947).
+    """Two-sided exact McNemar test: p that the units on which one model alone is right split this unevenly by chance.
 
-    Twice the binomial(only_a + only_b, 1/2) tail, at most 1; summed in log space, so large counts do not underflow.
-
-    Args:
-        only_a: units on which A alone is right.
-        only_b: units on which B alone is right.
+    Twice the binomial(only_a + only_b, 1/2) tail, at most 1 (McNemar 1947); summed in log space, so large counts do not
+    underflow.
     """
     n, least = only_a + only_b, min(only_a, only_b)
     k = np.arange(1, least + 1)

@@ -35,11 +35,7 @@ class RankingAccuracy:
 def reward_gaps(
     rewards: Sequence[Sequence[float]], preferences: Sequence[Sequence[Sequence[int]]], ids: Sequence[str]
 ) -> RewardGaps:
-    """Reward gaps of all preferences, in order.
-
-    Args:
-        rewards: K_g values for each of G groups.
-        preferences: for each group its (better, worse, ...) index pairs.
+    """Reward gaps of all preferences, each a (better, worse, ...) index pair of its group's rewards, in order.
 
     Raises:
         ValueError: a value is not finite, or a preference has the index of a missing completion.

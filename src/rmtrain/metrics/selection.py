@@ -26,12 +26,7 @@ class Rule(Protocol):
     """A rule that chooses completions of a group."""
 
     def take(self, rewards: Sequence[float], lengths: Sequence[int], rng: np.random.Generator) -> Taken:
-        """The choice among K completions.
-
-        Args:
-            lengths: K, in characters.
-            rng: for this group only.
-        """
+        """The choice among K completions, whose lengths are in characters; `rng` is for this group alone."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +88,8 @@ class BestAgainst:
 def order_statistic(read: Callable[[], Iterable[Float64[np.ndarray, " n"]]], rank: int) -> float:
     """The value at `rank` (from 0) of all values in ascending order, exactly and in constant memory.
 
-    A radix search: values are counted by their leading 16 bits, then the values with the right bits by the next 16.
-
-    Args:
-        read: gives all values, in pieces, at each call.
+    A radix search: values are counted by their leading 16 bits, then the values with the right bits by the next 16. So
+    `read` must give all values, in pieces, at each call.
     """
     prefix = 0
     for shift in (48, 32, 16, 0):

@@ -97,11 +97,10 @@ def prepare_adapters(module: Any) -> None:
 
 
 def make_room(module: Any, shapes: Mapping[str, tuple[int, ...]], labels: int) -> None:
-    """Fit a base to an adapter: as many embeddings as are saved with it, and a head of as many labels.
+    """Fit a base, before PEFT wraps it, to an adapter: as many embeddings as are saved with it, and a head of as many
+    labels.
 
-    Args:
-        module: the base, before PEFT wraps it.
-        shapes: the shapes of the adapter's tensors by the names in its file.
+    `shapes` are those of the adapter's tensors, by the names in its file.
     """
     embeddings = next(name for name, layer in module.named_modules() if layer is module.get_input_embeddings())
     saved = shapes.get(f"base_model.model.{embeddings}.weight")

@@ -216,8 +216,7 @@ def _varlen_function() -> Any:
 def check_calls(calls: list[bool], config: PretrainedConfig) -> None:
     """Refuse a model in which some layer mixes tokens without calling the registered attention.
 
-    Args:
-        calls: one entry for each attention call of a forward pass: whether it had a sliding window.
+    `calls` says of each attention call of a forward pass whether it had a sliding window.
 
     Raises:
         InputError: the calls do not match the layers of the config.

@@ -22,8 +22,7 @@ _GONE = re.compile("closed by peer|reset by peer|remote process|broken pipe", re
 def process_state(timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> PartialState:
     """Join the process group that the launcher set up, or stand alone; the first call of a process decides.
 
-    Args:
-        timeout_minutes: how long a collective may wait; set here, since the Trainer's own option is ignored on the CPU.
+    It also sets how long a collective may wait, since the Trainer's own option is ignored on the CPU.
     """
     arguments: dict[str, Any] = {}
     if not torch.cuda.is_available():
@@ -50,10 +49,7 @@ def value_of_main(value: Value) -> Value:
 
 
 def require_agreement(value: str, what: str) -> None:
-    """Raise on all processes where they don't have the same value.
-
-    Args:
-        value: what this process has, such as a fingerprint of what it read.
+    """Raise on all processes where they don't have the same value, such as a fingerprint of what each has read.
 
     Raises:
         RunFailedError: another process has another value.

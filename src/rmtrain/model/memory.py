@@ -60,11 +60,7 @@ def meta_model(config: PretrainedConfig, lora: LoraSection | None) -> Any:
 
 
 def count_parameters(config: PretrainedConfig, lora: LoraSection | None) -> dict[str, int]:
-    """Parameters in all, trained, and of the score head.
-
-    Args:
-        lora: the recipe's section; None trains everything.
-    """
+    """Parameters in all, trained (all of them without a lora section), and of the score head."""
     parameters = dict(meta_model(config, lora).named_parameters())
     return {
         "parameters": sum(p.numel() for n, p in parameters.items() if ".original_module." not in n),
@@ -76,10 +72,7 @@ def count_parameters(config: PretrainedConfig, lora: LoraSection | None) -> dict
 
 
 def measure_model(config: PretrainedConfig, model: ModelSection, lora: LoraSection | None) -> ModelSize:
-    """The size of a recipe's model.
-
-    Args:
-        lora: the recipe's section; None trains everything.
+    """The size of a recipe's model, which is trained as a whole without a lora section.
 
     Raises:
         InputError: transformers has no sequence-classification head for the architecture, or no layer is a target.

@@ -12,11 +12,7 @@ _OFFSET = 2  # the most rows that a table has before its first position (OPT, Bi
 
 
 def position_table(module: Any) -> int | None:
-    """Positions of a model that looks them up in a table; None if it computes them for any position.
-
-    Args:
-        module: with weights or on the meta device.
-    """
+    """Positions of a model, perhaps on the meta device, that looks them up in a table; None if it computes them."""
     text = module.config.get_text_config()
     if longest := getattr(text, "max_seq_len", None):  # MPT: its biases are made for so many tokens
         return int(longest)
@@ -53,10 +49,7 @@ def rotary_window(config: PretrainedConfig) -> int | None:
 
 
 def check_positions(config: PretrainedConfig, model_class: type, max_length: int, longest: int) -> list[str]:
-    """Refuse a length that a model's table of positions has no room for; a note on rows beyond a rotary window.
-
-    Args:
-        longest: tokens of the longest row.
+    """Refuse a length beyond a model's table of positions; a note if the longest row is beyond its rotary window.
 
     Raises:
         InputError: says how many positions there are.

@@ -24,10 +24,7 @@ def fixed_rotation(config: PretrainedConfig) -> int | None:
 
 
 def require_fixed_rotation(config: PretrainedConfig, longest: int) -> None:
-    """Refuse rows beyond `fixed_rotation`: transformers would turn all rows of their batch by other frequencies.
-
-    Args:
-        longest: tokens of the longest row.
+    """Refuse rows longer than `fixed_rotation`: transformers would turn all rows of their batch by other frequencies.
 
     Raises:
         InputError: says up to which length rows can be scored.

@@ -36,10 +36,8 @@ def write_companions(
 def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:
     """Copy the model out of a training checkpoint, without the state of optimiser and schedule.
 
-    A fully fine-tuned backbone, trained in float32, is stored in the recipe's dtype; the score head stays float32.
-
-    Args:
-        folder: written under a temporary name and renamed.
+    A fully fine-tuned backbone, trained in float32, is stored in the recipe's dtype; the score head stays float32. The
+    folder is written under a temporary name and renamed.
 
     Raises:
         RunFailedError: it can't be written, on a full disk say; nothing of it is left.
@@ -84,10 +82,8 @@ def saved_shapes(module: Any) -> dict[str, tuple[int, ...]]:
 
 
 def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]] | None = None) -> None:
-    """Read every tensor of a saved model back: the head there and all finite, none empty.
-
-    Args:
-        expected: names and shapes that must be there.
+    """Read every tensor of a saved model back: the head is there, all are finite, none is empty, and names and shapes
+    are as expected.
 
     Raises:
         CheckpointError: names the tensor or file.

@@ -24,12 +24,7 @@ _OWN_WORDS = {  # replaces pydantic's messages that name a Python class or a pat
 
 
 def check(document: Document, source: Source) -> tuple[Recipe | None, list[Fault]]:
-    """Validate a complete document.
-
-    Args:
-        document: values and their places. Values already reported as faults are skipped.
-        source: the file, for faults without a place.
-    """
+    """Validate a document, but skip values already reported as faults; faults without a place name the source."""
     try:
         return Recipe.model_validate(document.value), []
     except ValidationError as error:

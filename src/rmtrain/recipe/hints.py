@@ -75,11 +75,7 @@ def description(path: KeyPath) -> str:
 
 
 def value_hint(path: KeyPath, value: object, kinds: set[str]) -> str:
-    """How to correct a wrong value, or else the key's description.
-
-    Args:
-        kinds: types of pydantic's errors about it.
-    """
+    """How to correct a wrong value, by the types of pydantic's errors about it, or else the key's description."""
     choices = _choices(path)
     word = value.lower() if isinstance(value, str) else ""
     if word and word not in ("yes", "on", "true") and (near := _nearest(word, choices)):

@@ -51,11 +51,7 @@ class Document(NamedTuple):
 
 
 def parse_document(source: Source, start: int = 0, root: KeyPath = ()) -> Document:
-    """Read the YAML that begins at character `start` of a source; never raises.
-
-    Args:
-        root: path of the value in the recipe, which prefixes every path of the result.
-    """
+    """Read the YAML from character `start` of a source on; never raises. Paths in the result begin with `root`."""
     reader = _Reader(source, start)
     try:
         return Document(reader.read(root), reader.places, reader.faults, complete=True)

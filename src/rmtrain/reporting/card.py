@@ -69,9 +69,7 @@ def _marked(card: str) -> str:
 def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, Any]) -> Path:
     """Write README.md into the folder of an exported or averaged model, with the results of its run if it has one.
 
-    Args:
-        run: the checkpoint's run folder; None if it has none.
-        sidecar: content of the model's rmtrain.json.
+    `sidecar` is the content of the model's rmtrain.json.
 
     Raises:
         OSError: the file can't be written.

@@ -172,11 +172,8 @@ def check_tables(split: Mapping[str, Any]) -> list[Table]:
 
 
 def entry_tables(split: str, entries: Mapping[str, Any]) -> list[Table]:
-    """The entries of a mixture, one per row: what each adds to the split, and what it loses by which cause.
-
-    Args:
-        entries: by name, as in the manifest; a missing number is `n/a`.
-    """
+    """The entries of a mixture, by name as in the manifest: what each adds to the split, and what it loses by which
+    cause. A missing number is `n/a`."""
     known = {name: mapping(entry) for name, entry in entries.items()}
     if not known:
         return []

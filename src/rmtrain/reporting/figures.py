@@ -83,11 +83,7 @@ class Spot(NamedTuple):
 
 
 def curves(panel: Sequence[Curve], unit: str) -> Image:
-    """Training curves; a curve of more than 100 points is drawn as means of neighbouring points, with their range.
-
-    Args:
-        unit: label of the vertical axis.
-    """
+    """Training curves; a curve of more than 100 points is drawn as means of neighbouring points, with their range."""
     with _style():
         figure, axes = _new_figure()
         for place, curve in enumerate(panel):
@@ -133,9 +129,7 @@ def gap_histogram(gaps: Floats) -> Image:
 def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) -> Image:
     """Accuracy against confidence sigmoid(|gap|), with 95 % intervals; the diagonal is perfect calibration.
 
-    Args:
-        bins: with equal numbers of preferences.
-        design_effect: number of preferences over their effective number, which widens the intervals.
+    The design effect, the number of preferences over their effective number, widens the intervals.
     """
     confidence = np.array([part.confidence for part in bins])
     accuracy = np.array([part.accuracy for part in bins])
@@ -165,11 +159,7 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) ->
 
 
 def gap_over_beta(ideal: Mapping[str, tuple[float, float]], policy: tuple[float, float]) -> Image:
-    """Accuracy of the ideal policy over beta, and of the policy; with summed and length-normalised log-probabilities.
-
-    Args:
-        ideal: by beta.
-    """
+    """Accuracy of the ideal policy by beta, and of the policy; with summed and length-normalised log-probabilities."""
     with _style():
         figure, axes = _new_figure()
         betas = sorted(ideal, key=float)
@@ -185,11 +175,8 @@ def gap_over_beta(ideal: Mapping[str, tuple[float, float]], policy: tuple[float,
 
 
 def log_ratio_histogram(bars: Sequence[Bar]) -> Image:
-    """Histogram of log-ratios; preferences that the policy ranks wrongly are stacked on top in another colour.
-
-    Args:
-        bars: at least one, all of the same width.
-    """
+    """Histogram of log-ratios, in bars of one width; preferences that the policy ranks wrongly are stacked on top in
+    another colour."""
     with _style():
         figure, axes = _new_figure()
         lefts, right, wrong = [bar.low for bar in bars], [bar.right for bar in bars], [bar.wrong for bar in bars]
@@ -224,11 +211,7 @@ def best_of_n_curves(kl: Sequence[float], curves: Mapping[str, Sequence[float]])
 
 
 def setting_curves(panel: Sequence[tuple[int, Curve]], unit: str) -> Image:
-    """Curves of the runs of several settings, thinned as in `curves`; one colour per setting.
-
-    Args:
-        panel: the setting's number and a curve of one of its runs.
-    """
+    """Curves of runs, each with the number of its setting, thinned as in `curves`; one colour per setting."""
     with _style():
         figure, axes = _new_figure()
         named = set[int]()

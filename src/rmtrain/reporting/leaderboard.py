@@ -20,11 +20,8 @@ _PUBLISHED, _OWN = "#4c72b0", "#c44e52"  # colours of the plot
 
 
 def leaderboard_tables(board: Board, digits: int | None = None) -> list[Table]:
-    """The title, the models, each followed by its further rows, and the notes.
-
-    Args:
-        digits: decimals of a figure; without it, figures have up to four digits.
-    """
+    """The title, the models, each followed by its further rows, and the notes; figures have so many decimals, or up to
+    four digits."""
 
     def shown(value: float | None) -> str:
         if digits is not None:

@@ -175,12 +175,8 @@ def _term_tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def comparison_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Result of `compare`: one row each for all rows, the benchmark's score, its sections and the sources; then the
-    verdict.
-
-    Args:
-        result: of `compare`, with the paths of both rows files under `rows`.
-    """
+    """Result of `compare`, with the paths of both rows files under `rows`: one row each for all rows, the benchmark's
+    score, its sections and the sources; then the verdict."""
     headings = ("accuracy, in %", "n", "A", "B", "A−B", "95 % interval", "McNemar p", "detectable")
     score = {"benchmark score": result["score"]} if result["score"] else {}
     # a source that is a section already has its row, and a single source has all rows

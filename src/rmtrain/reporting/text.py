@@ -118,12 +118,8 @@ def is_figure(value: object) -> TypeGuard[float]:
 def render(
     template: str, shown: Callable[[Any], str], values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]]
 ) -> str:
-    """Fill in one of this folder's templates, which may include others.
-
-    Args:
-        shown: turns each value into text.
-        values: by name; a missing value gives no text.
-    """
+    """Fill in one of this folder's templates, which may include others; `shown` turns each value into text, a missing
+    one into none."""
     from jinja2 import ChainableUndefined, Environment, FunctionLoader
     from markupsafe import Markup
 

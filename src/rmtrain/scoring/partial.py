@@ -16,11 +16,7 @@ Value = TypeVar("Value")
 
 
 class OnePartial:
-    """The files of finished batches of a process that scores alone, one for each scorer.
-
-    Args:
-        file: the start of their names, which identifies the rows.
-    """
+    """The files of finished batches of a process that scores alone, one for each scorer; `file` starts their names."""
 
     alone = True
 
@@ -43,10 +39,7 @@ class Partials:
     def path(self, what: str, tokens: str, scorer: str) -> Path:
         """A file name that identifies the rows and the scorer, so that only the same scoring continues from the file.
 
-        Args:
-            what: name of the groups.
-            tokens: digest of what is scored.
-            scorer: fingerprint of the scorer.
+        `what` names the groups, `tokens` is the digest of what is scored, `scorer` the scorer's fingerprint.
 
         Raises:
             RunFailedError: the processes have read different rows or weights.

@@ -32,11 +32,9 @@ class Tally(NamedTuple):
 
 
 class Parts:
-    """The parts of an output. A part's name identifies the rows and the scorer, so that only the same scoring continues
-    from it.
+    """The parts of an output, which are joined into its file or folder at the end.
 
-    Args:
-        output: the file or folder into which the parts will be joined.
+    A part's name identifies the rows and the scorer, so that only the same scoring continues from it.
     """
 
     def __init__(self, output: Path, display: Display) -> None:

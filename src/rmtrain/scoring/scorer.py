@@ -207,8 +207,7 @@ class ScorerRequest:
     def load(self, backbone: "BackboneOptions | None" = None) -> "Checkpoint":
         """The reward model on this process's device, with the options applied; its fingerprint covers them.
 
-        Args:
-            backbone: dtype, quantisation, attention and packing, which override the options and the checkpoint.
+        `backbone` (dtype, quantisation, attention and packing) overrides the options and the checkpoint.
         """
         from dataclasses import replace
 

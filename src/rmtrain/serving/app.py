@@ -149,11 +149,8 @@ async def _unless_gone(request: Request, batcher: Batcher, groups: list[Any]) ->
 
 
 class Gate:
-    """The middleware: checks the token and the size of the body, counts requests, and answers unexpected errors.
-
-    Args:
-        paths: those counted by name.
-    """
+    """The middleware: checks the token and the size of the body, counts requests (those of `paths` by name), and
+    answers unexpected errors."""
 
     def __init__(self, app: ASGIApp, limits: ServerLimits, figures: Figures, paths: frozenset[str]) -> None:
         self._app, self._limits, self._figures, self._paths = app, limits, figures, paths

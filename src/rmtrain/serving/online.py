@@ -92,8 +92,7 @@ class OnlineScorer:
     def score(self, groups: Sequence[PreferenceGroup], counts: bool = False) -> list[GroupScore | RmtrainError]:
         """A score for each group, or the reason why it has none, which does not affect other groups.
 
-        Args:
-            counts: count the tokens of each completion after its prompt.
+        With `counts`, it has the number of tokens of each completion after its prompt.
         """
         if not groups:
             return []

@@ -74,11 +74,7 @@ def mark_answers(
     max_length: int,
     over_length: OverLength,
 ) -> list[TokenizedGroup]:
-    """The tokenised groups with `starts`, the first token of type 1, where the encoder has types for two texts.
-
-    Args:
-        tokenized: of `tokenize_groups`, by the same rule, with none dropped.
-    """
+    """Set `starts` of tokenised groups, as `mark_responses` does: the first token of type 1, where there are types."""
     if not (renderer.types and renderer.reads_pairs):
         return list(tokenized)
     marked = []

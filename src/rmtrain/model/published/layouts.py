@@ -133,11 +133,8 @@ LAYOUTS = (
 
 
 def recognise(where: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> CheckpointFormat:
-    """The format of a checkpoint, by its head's name, by its hub id or its folder's name, or by its config.
-
-    Args:
-        where: folder or hub id, as named by the user.
-        config: the content of its config.json.
+    """The format of a checkpoint, by its head's name, by the hub id or folder `where`, or by the content of its
+    config.json.
 
     Raises:
         CheckpointError: several fit, which differ in the prompt.
