@@ -1,5 +1,6 @@
 """`rmtrain calibrate`: what length alone explains of a checkpoint's rewards, and their scale."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,18 @@ from rmtrain.errors import CheckpointError, InputError, command_line
 from rmtrain.json_values import JsonObject
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How the calibration is fitted and measured."""
+
+    holdout: Annotated[
+        float, Option(min=0.05, max=0.95, help="Share of the prompts held out to measure the calibration.")
+    ] = 0.5
+    length: Annotated[
+        bool, Option("--length/--no-length", help="Subtract what an answer's length explains of its reward.")
+    ] = True
+
+
 @options.grouped
 def calibrate(
     *,
@@ -22,12 +35,7 @@ def calibrate(
         str | None, Option(metavar="SOURCE", help="Rows; default: the validation split of the recipe.")
     ] = None,
     split: Annotated[str | None, Option(help="Split of --data or of the recipe; default: validation.")] = None,
-    holdout: Annotated[
-        float, Option(min=0.05, max=0.95, help="Share of the prompts held out to measure the calibration.")
-    ] = 0.5,
-    length: Annotated[
-        bool, Option("--length/--no-length", help="Subtract what an answer's length explains of its reward.")
-    ] = True,
+    fitting: Fit,
     reading: options.Reading,
     work: options.Work,
     runs: options.Runs = Path("runs"),
@@ -54,16 +62,16 @@ def calibrate(
         name, rows = one_split(ref.where, data, split, mapping, display.note)
         scorer = load(ref, display, needs_rewards="calibrate")
         scored = score_once(scorer, name, rows, work.tokens_per_batch, ref.results / "calibration", display).rows
-        held_out = {group.id for group in split_by_prompt(rows.groups, holdout)[1]}
+        held_out = {group.id for group in split_by_prompt(rows.groups, fitting.holdout)[1]}
         shown_rows = [row for row in scored if row.id in held_out]
         if not shown_rows or len(shown_rows) == len(scored):
             raise InputError(
-                f"{name}: no prompt would be left to fit or to measure with --holdout {holdout}",
+                f"{name}: no prompt would be left to fit or to measure with --holdout {fitting.holdout}",
                 "give more prompts, or another share",
             )
         record: JsonObject = {"data": rows.origin, "groups": len(scored) - len(shown_rows), "held_out": len(shown_rows)}
         fitted = [row for row in scored if row.id not in held_out]
-        made = fit(fitted, scorer.info.weights, length, record)
+        made = fit(fitted, scorer.info.weights, fitting.length, record)
         shown = show(made, shown_rows).to_json()
         path = Path(ref.where) / CALIBRATION
         if not processes.is_main_process():

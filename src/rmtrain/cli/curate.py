@@ -1,6 +1,7 @@
 """`rmtrain curate`: reward models judge training pairs, and the pairs that no rule rejects become a new source."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,37 +20,47 @@ if TYPE_CHECKING:
     from rmtrain.recipe.schema import Recipe
 
 
-def _between_0_and_1(weight: float | None) -> float | None:
-    if weight is not None and not 0 < weight < 1:
-        raise InputError(f"--weight {weight:g}: must be above 0 and below 1", "without it, rejected rows are dropped")
-    return weight
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """Who judges the preferences, and what becomes of those that the rules reject."""
 
-
-def curate(
-    recipe: Annotated[Path, Argument(metavar="RECIPE", help="Recipe file (YAML).")],
-    output: Annotated[Path, Option(metavar="OUT.jsonl", help="The new source.")],
-    overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...")] = None,
     judge: Annotated[
         list[str] | None, Option(metavar="CKPT", help="Reward model: run folder, folder or hub id; may be repeated.")
-    ] = None,
+    ] = None
     folds: Annotated[
         int | None,
         Option(min=2, max=50, help="Train a model on each of so many folds; it judges the rows of the other folds."),
-    ] = None,
+    ] = None
     rule: Annotated[
         list[str] | None,
         Option(help="Reject by majority (the default), hardest=SHARE, easiest=SHARE or refused; may be repeated."),
-    ] = None,
+    ] = None
     mark: Annotated[
         bool, Option("--mark", help="Keep every row, and write the verdicts of the rules into its `verdicts` field.")
-    ] = False,
+    ] = False
     weight: Annotated[
-        float | None,
-        Option(
-            help="Keep every row, and give rejected preferences this weight, above 0 and below 1.",
-            callback=_between_0_and_1,
-        ),
-    ] = None,
+        float | None, Option(help="Keep every row, and give rejected preferences this weight, above 0 and below 1.")
+    ] = None
+
+    def check(self) -> None:
+        """Refuse no judges or two kinds of them, and a weight out of range."""
+        if bool(self.judge) == bool(self.folds):
+            raise InputError(
+                "curate needs judges", "name reward models with --judge, or let --folds train them; not both"
+            )
+        if self.weight is not None and not 0 < self.weight < 1:
+            raise InputError(
+                f"--weight {self.weight:g}: must be above 0 and below 1", "without it, rejected rows are dropped"
+            )
+
+
+@options.grouped
+def curate(
+    *,
+    recipe: Annotated[Path, Argument(metavar="RECIPE", help="Recipe file (YAML).")],
+    output: Annotated[Path, Option(metavar="OUT.jsonl", help="The new source.")],
+    overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...")] = None,
+    judging: Judging,
     examples: Annotated[int, Option(min=0, help="Examples to show per cause.")] = 2,
     show: Annotated[str | None, Option(metavar="CAUSE", help="Only show examples of this cause.")] = None,
     json: options.Json = False,
@@ -62,9 +73,8 @@ def curate(
     [dim]rmtrain curate my.yaml --folds 5 --rule majority --rule easiest=0.1 --output kept.jsonl[/]
     [dim]rmtrain curate my.yaml --folds 5 --weight 0.25 --output weighted.jsonl[/]
     """
+    judging.check()
     options.check_output(output, overwrite=show is not None)
-    if bool(judge) == bool(folds):
-        raise InputError("curate needs judges", "name reward models with --judge, or let --folds train them; not both")
     if processes.joined():
         raise InputError("curate starts its own processes", "run it without a launcher")
     from rmtrain.data.curated_source import write_curated
@@ -75,16 +85,16 @@ def curate(
     from rmtrain.reporting.examples import to_terminal as show_examples
     from rmtrain.reporting.table import to_terminal
 
-    rules = [Rule.of(text) for text in rule or ["majority"]]
+    rules = [Rule.of(text) for text in judging.rule or ["majority"]]
     loaded = load_recipe(recipe, overrides or []).recipe
     with TerminalDisplay() as display, processes.alone(output):
         split = _training_split(loaded, display)
-        judged = Judged.by(rules, split.groups, _judge(loaded, split, output, judge or [], folds or 0, display))
+        judged = Judged.by(rules, split.groups, _judge(loaded, split, output, judging, display))
         causes = causes_of(judged)
         shown = [*example_rows(judged, split.place, matching(show, causes) if show else causes, examples)]
-        result = _record(rules, judged, split, mark or weight is not None, weight)
+        result = _record(rules, judged, split, judging)
         if not show:
-            write_curated(output, judged.source(mark, weight), result)
+            write_curated(output, judged.source(judging.mark, judging.weight), result)
     if json:
         found = [one.as_json() for one in shown] if show else {"output": str(output), **result}
         print_json(found, ascii_only=not show)
@@ -95,7 +105,7 @@ def curate(
     console.print(show_examples(shown))
     if not show:
         console.print(f"written: {output}", soft_wrap=True)
-        if weight is not None:
+        if judging.weight is not None:
             keys = (f"data.source={{train: {output}}}", "data.preference_weights=weights")
             console.print(f"to train with its weights: {command_line('train', recipe, *keys)}", soft_wrap=True)
 
@@ -124,7 +134,7 @@ def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":
 
 
 def _judge(
-    recipe: "Recipe", split: "SplitData", output: Path, ckpts: Sequence[str], folds: int, display: TerminalDisplay
+    recipe: "Recipe", split: "SplitData", output: Path, judging: Judging, display: TerminalDisplay
 ) -> "list[Judge]":
     """The rewards of the judges: a named judge scores every row, a fold's model scores the rows of the other folds."""
     from rmtrain.cli.judges import Judges
@@ -133,8 +143,8 @@ def _judge(
     folder = output.with_name(f"{output.name}.judges")
     folder.mkdir(exist_ok=True)
     judges, groups = Judges(folder, split.groups, display), split.groups
-    if not folds:
-        return [judges.judge(ckpt, groups) for ckpt in ckpts]
+    if not (folds := judging.folds):
+        return [judges.judge(ckpt, groups) for ckpt in judging.judge or ()]
     fold_of = folds_of(groups, folds, recipe.run.seed)
     if len({*fold_of}) < folds:
         raise InputError(f"--folds {folds}: the data has only {len({*fold_of})} prompts", "ask for fewer")
@@ -142,18 +152,14 @@ def _judge(
     return [judges.judge(*judged) for judged in zip(judges.train(recipe, fold_of), others, strict=True)]
 
 
-def _record(
-    rules: "Sequence[Rule]", judged: "Judged", split: "SplitData", mark: bool, weight: float | None
-) -> JsonObject:
+def _record(rules: "Sequence[Rule]", judged: "Judged", split: "SplitData", judging: Judging) -> JsonObject:
     """The record beside the rows: what was judged, by which models and rules, and with which result."""
-    from dataclasses import asdict
-
     from rmtrain.data.judged import histogram
 
     return {
         "rules": [rule.cause for rule in rules],
-        "marked": mark,
-        "weight": weight,
+        "marked": judging.mark or judging.weight is not None,
+        "weight": judging.weight,
         "judges": [judge.figures(judged.groups) for judge in judged.judges],
         "rows": asdict(judged.rows()),
         "preferences": asdict(judged.preferences()),

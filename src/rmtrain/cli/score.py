@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,6 +24,21 @@ if TYPE_CHECKING:
 ApiName = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class FromServer:
+    """The server that gives the rewards."""
+
+    url: Annotated[
+        str | None, Option(metavar="URL", help="Get the rewards from a running server, in place of --ckpt.")
+    ] = None
+    api: Annotated[ApiName, Option(help="With --url: the API that the server speaks.")] = "vllm"
+    verify: Annotated[
+        str | None,
+        Option(metavar="CKPT", help="With --url: first compare the server's rewards with CKPT's on some rows."),
+    ] = None
+    allowed: Annotated[float, Option(min=0, help="With --verify: the largest accepted difference.")] = 1e-4
+
+
 @options.grouped
 def score(
     *,
@@ -33,15 +49,7 @@ def score(
         Path | None, Option(metavar="OUT", help="The input rows with their rewards added; for several files, a folder.")
     ] = None,
     ckpt: options.Ckpt = None,
-    url: Annotated[
-        str | None, Option(metavar="URL", help="Get the rewards from a running server, in place of --ckpt.")
-    ] = None,
-    api: Annotated[ApiName, Option(help="With --url: the API that the server speaks.")] = "vllm",
-    verify: Annotated[
-        str | None,
-        Option(metavar="CKPT", help="With --url: first compare the server's rewards with CKPT's on some rows."),
-    ] = None,
-    allowed: Annotated[float, Option(min=0, help="With --verify: the largest accepted difference.")] = 1e-4,
+    server: FromServer,
     skip_refused: Annotated[
         bool,
         Option(
@@ -64,38 +72,39 @@ def score(
     rmtrain score shards/ --output scored/
     rmtrain score answers.jsonl --url http://127.0.0.1:8000 --verify mistral-rm[/]
     """
-    _check_options(output, ckpt, url, verify, skip_refused)
+    _check_options(output, ckpt, server, skip_refused)
     if output is not None:
         options.check_output(output, overwrite, folder=True)
     mapping = reading.mapping()
     from rmtrain.data.row_output import output_kind
 
     with TerminalDisplay() as display, processes.alone(output) if output else contextlib.nullcontext():
-        alone = url is not None and verify is None  # a server, and no checkpoint
-        named = None if alone else choose(verify or ckpt, runs, display, scoring.asked, not work.no_verify)
+        alone = server.url is not None and server.verify is None  # a server, and no checkpoint
+        named = None if alone else choose(server.verify or ckpt, runs, display, scoring.asked, not work.no_verify)
         with open_input(input_file, scoring) as stream:
             rows = open_rows(stream, named.first if named is not None else None, mapping, display)
             kind = output_kind(output, stream) if output is not None else "lines"
             opened: Callable[[], Scorer]
-            if url is None and named is not None:
+            if server.url is None and named is not None:
                 processes.spread(work.num_processes)
                 opened = partial(load, named, display, needs_rewards="score")
             else:
-                opened = _verified_server(url or "", api, named, rows, allowed, display)
+                opened = _verified_server(server, named, rows, display)
             if output is not None:
                 score_stream(opened, rows, output, kind, work.tokens_per_batch, display, skip_refused)
 
 
 def _verified_server(
-    url: str, api: ApiName, named: CheckpointRef | None, rows: "SourceReader", allowed: float, display: TerminalDisplay
+    asked: FromServer, named: CheckpointRef | None, rows: "SourceReader", display: TerminalDisplay
 ) -> "Callable[[], Scorer]":
     """Opens a server as a scorer, and compares its rewards with those of a checkpoint if one is named."""
     from rmtrain.cli.remote import open_server, verify_server
 
     own = load(named, display, needs_rewards="score") if named is not None else None
+    url, api = asked.url or "", asked.api
     server = open_server(url, api, own)
     if own is not None:
-        verify_server(server, own, rows, allowed, display)
+        verify_server(server, own, rows, asked.allowed, display)
     return partial(open_server, url, api, own)
 
 
@@ -142,17 +151,15 @@ def score_stream(
         )
 
 
-def _check_options(
-    output: Path | None, ckpt: str | None, url: str | None, verify: str | None, skip_refused: bool
-) -> None:
+def _check_options(output: Path | None, ckpt: str | None, server: FromServer, skip_refused: bool) -> None:
     """Refuse options that need or exclude each other."""
-    if output is None and verify is None:
+    if output is None and server.verify is None:
         raise InputError("no --output", "name the output file")
-    if url is None and verify is not None:
+    if server.url is None and server.verify is not None:
         raise InputError("--verify compares a server with a checkpoint", "name the server with --url")
-    if url is not None and skip_refused:
+    if server.url is not None and skip_refused:
         raise InputError("--skip-refused is for checkpoints, whose chat template says why", "leave it out")
-    if url is not None and ckpt is not None:
+    if server.url is not None and ckpt is not None:
         raise InputError("--url and --ckpt exclude each other", "to compare the two, give --url and --verify CKPT")
 
 

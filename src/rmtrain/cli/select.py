@@ -33,7 +33,7 @@ _MODES = {  # modes by option, for options that not all modes take
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How answers are chosen by their rewards."""
+    """How answers are chosen by their rewards, and written."""
 
     mode: Annotated[Mode, Option(help="Take the best answers, preference pairs, or all answers above a threshold.")] = (
         "best"
@@ -54,6 +54,8 @@ class Choice:
         float | None, Option(min=1, help="pairs: largest ratio of the answers' lengths in characters.")
     ] = None
     quantile: Annotated[float | None, Option(help="filter: share of all answers to drop, lowest rewards first.")] = None
+    form: Annotated[Literal["messages", "text"], Option("--format", help="Write messages, or plain text.")] = "messages"
+    seed: Annotated[int, Option(min=0, help="Seed of the random choices.")] = 0
 
     def check(self) -> None:
         """Refuse options that the mode does not take, and invalid values."""
@@ -94,10 +96,6 @@ def select(
         Option(help="Model that gives the rewards; default: those in the rows, else the newest finished run."),
     ] = None,
     choice: Choice,
-    form: Annotated[
-        Literal["messages", "text"], Option("--format", help="Write messages, or plain text.")
-    ] = "messages",
-    seed: Annotated[int, Option(min=0, help="Seed of the random choices.")] = 0,
     scoring: options.Scoring,
     reading: options.Reading,
     work: options.Work,
@@ -132,7 +130,7 @@ def select(
             files = _score(ref, rows, parts, work.tokens_per_batch, display) if ref is not None else None
             if not processes.is_main_process():
                 return
-            report = _select(rows, files, choice, parts, output, form, seed)
+            report = _select(rows, files, choice, parts, output)
         parts.remove()
         from rmtrain.reporting.selection import selection_tables
 
@@ -168,8 +166,6 @@ def _select(
     choice: Choice,
     parts: "Parts",
     output: Path,
-    form: Literal["messages", "text"],
-    seed: int,
 ) -> dict[str, object]:
     """Write the chosen answers, and return the report."""
     from rmtrain.evaluation.selecting import Selection, read_answers, reward_quantile
@@ -179,5 +175,7 @@ def _select(
     if choice.quantile is not None:
         threshold = reward_quantile(read_answers(rows, files), choice.quantile, parts.folder / "rewards")
     with replaced(output) as file:
-        report = Selection(choice.rule(threshold), form, seed).write(read_answers(rows, files), file).to_json()
+        report = (
+            Selection(choice.rule(threshold), choice.form, choice.seed).write(read_answers(rows, files), file).to_json()
+        )
     return {**report, "output": str(output), "threshold": threshold}
