@@ -17,12 +17,21 @@ from rmtrain.reporting.text import (
     markdown,
     percent,
     plain,
+    points,
     python_literal,
     scientific,
 )
 
 ANYTHING = st.text(st.characters(codec=None), max_size=60)
 NASTY = st.text(st.sampled_from("\x1b[]31m\x07\r\n\t \\`*_{}()<>#|~!$&:@.-=ab"), max_size=40)
+
+
+@pytest.mark.parametrize(("whole", "shown"), [(0.0375, "+3.8"), (-0.1125, "-11.2"), (0.0, "+0.0")])
+def test_sums_in_another_order_are_printed_alike(whole: float, shown: str) -> None:
+    for near in (whole - 1e-16, whole, whole + 1e-16):
+        assert points(near, 1, "+") == shown
+        assert percent(near) == f"{shown.removeprefix('+')} %"
+        assert interval(near, near) == f"{shown.removeprefix('+')} to {shown.removeprefix('+')} %"
 
 
 @given(ANYTHING | NASTY)

@@ -64,12 +64,15 @@ def python_literal(value: Any) -> str:
 
 def percent(fraction: Any, digits: int = 1) -> str:
     """A fraction as a percentage, such as `72.3 %`."""
-    return f"{100 * fraction:.{digits}f} %" if is_figure(fraction) else MISSING
+    return f"{points(fraction, digits)} %" if is_figure(fraction) else MISSING
 
 
 def points(fraction: Any, digits: int = 2, sign: str = "") -> str:
     """A fraction in per cent without the sign, for columns whose heading has it."""
-    return f"{100 * fraction:{sign}.{digits}f}" if is_figure(fraction) else MISSING
+    if not is_figure(fraction):
+        return MISSING
+    # processors add in different orders: 3.75 or 0 must not be printed as its neighbour on one of them
+    return f"{round(100 * fraction, 9) + 0.0:{sign}.{digits}f}"
 
 
 def dash(low: Any, high: Any, digits: int = 2) -> str:
@@ -79,7 +82,7 @@ def dash(low: Any, high: Any, digits: int = 2) -> str:
 
 def interval(low: Any, high: Any, digits: int = 1) -> str:
     """Both ends of an interval of a fraction, such as `70.1 to 74.4 %`."""
-    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f} %" if is_figure(low) and is_figure(high) else MISSING
+    return f"{points(low, digits)} to {points(high, digits)} %" if is_figure(low) and is_figure(high) else MISSING
 
 
 def decimal(value: Any, digits: int = 3) -> str:
