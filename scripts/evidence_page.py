@@ -28,8 +28,8 @@ python scripts/evidence.py write                                       # this pa
 ```
 
 Arms are compared on the same test prompts, which no run trained on. The base model is SmolLM2-135M-Instruct, in float32
-where nothing else is said, with LoRA of rank 16 on all linear layers. Each section has a protocol in `scripts/evidence` and its results in
-`docs/evidence`; no figure here is written by hand.
+where nothing else is said, with LoRA of rank 16 on all linear layers. Each section has a protocol in `scripts/evidence`
+and its results in `docs/evidence`; no figure here is written by hand.
 
 Intervals are 95 %, over prompts: they say what other prompts would give with these seeds. A difference counts as
 found where its interval excludes 0 and all seeds have its sign. Detectable: the smallest true difference that a
