@@ -127,5 +127,5 @@ def test_the_only_split_there_is_will_do(tmp_path: Path) -> None:
     file.write_text(json.dumps({"test": ROWS["rm-bench"]}))
     assert len(core_groups(benchmark_named("rm-bench"), str(file), None, print)[0]) == 5
     file.write_text(json.dumps({"a": ROWS["rm-bench"], "b": ROWS["rm-bench"]}))
-    with pytest.raises(DataError, match="several splits, and none named"):
+    with pytest.raises(DataError, match="it has several splits, so one must be named"):
         core_groups(benchmark_named("rm-bench"), str(file), None, print)

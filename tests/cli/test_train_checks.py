@@ -110,7 +110,7 @@ def says(overrides: str) -> Callable[..., str]:
         (says("lora.targets=[nope]"), "is called nope"),
         (says("lora.targets=nope.*"), "no layer's whole name fits"),
         (says("model.attention=flash_attention_2 model.packing=none"), "model.attention: FlashAttention2"),
-        (says("distributed.strategy=fsdp distributed.offload=all"), "fsdp on a single process moves nothing"),
+        (says("distributed.strategy=fsdp distributed.offload=all"), "fsdp on a single process can't move anything"),
         (says("distributed.deepspeed_config=nowhere.json"), "nowhere.json can't be read"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value))[:40],

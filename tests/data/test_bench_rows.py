@@ -136,7 +136,7 @@ def test_rows_of_one_id_are_renamed_and_that_is_said_once():
     groups = with_unique_ids(benchmark_groups(benchmark_named("rewardbench-1"), rows), said.append)
     ids = ["hep-go/7", "hep-go/8", "hep-go/7#3", "hep-go/7#4", "hep-go/7#2", "hep-js/7"]
     assert [group.id for group in groups] == ids
-    assert said == ["rows with the id of an earlier row: 2, renamed with a number, such as hep-go/7#3"]
+    assert said == ["2 rows have the id of an earlier row; a number is added to it, as in hep-go/7#3"]
     twice = benchmark_groups(benchmark_named("rewardbench-2"), [TIES, TIES])
     assert [ties_id(group.id)[1] for group in with_unique_ids(twice, said.append)] == ["3", "3#2"]
 

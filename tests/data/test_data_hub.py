@@ -144,11 +144,11 @@ def test_a_configuration_is_named_after_a_colon(online: Online) -> None:
     ("asked", "message", "hint"),
     [
         (("org/pairs", "validation"), "org/pairs: no split 'validation'", "it has: train, test"),
-        (("org/pairs", None), "org/pairs: several splits, and none named", "name one of: train, test"),
+        (("org/pairs", None), "org/pairs: it has several splits, so one must be named", "name one of: train, test"),
         (("org/pairs@nope", "test"), "org/pairs: no revision 'nope'", "/datasets/org/pairs/commits"),
         ((f"org/pairs@{COMMIT}", "test"), f"org/pairs: no revision '{COMMIT}'", "/datasets/org/pairs/commits"),
         (("org/pairs:nope", "test"), "org/pairs: no such configuration", "it has: default"),
-        (("org/configs", None), "org/configs: several configurations, and none named", "org/configs:NAME, of: en, de"),
+        (("org/configs", None), "org/configs: name one of its configurations", "org/configs:NAME, with one of: en, de"),
         (("org/broken", None), "org/broken: can't be loaded: JSON parse error", ""),
         (("org/none", None), "org/none: no such dataset on http://127.0.0.1", "hf auth login"),
         (("org/gated", None), "org/gated: the dataset is gated and this account has no access", "accept its terms at"),

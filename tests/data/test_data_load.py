@@ -119,7 +119,7 @@ def test_leaks_are_reported_and_dropped_from_train_alone(tmp_path: Path, leaks: 
     assert split_sizes(found) == {"train": left, "test": 2}
     assert found.leaks == [("train", "test", 1, 1, leaks == "drop")]
     assert found.splits["train"].report.rows.dropped == ({"leak": 1} if leaks == "drop" else {})
-    assert found.notes == [f"prompts in both train and test: 1; rows of train with one: 1, {fate}"]
+    assert found.notes == [f"prompts in both train and test: 1; rows of train with such a prompt: 1, {fate}"]
     alone = load(source=source, leaks=leaks, only=["train"])
     assert alone.splits["train"].groups == found.splits["train"].groups
     assert list(alone.splits) == ["train"]

@@ -83,7 +83,7 @@ def test_splits_of_a_json_file(tmp_path: Path) -> None:
     read = read_rows(str(path), "test")
     assert [*read.rows] == ROWS[1:]
     assert read.where(0) == f"{path} (test) row 1"
-    with pytest.raises(MissingSplitError, match="several splits, and none named"):
+    with pytest.raises(MissingSplitError, match="it has several splits, so one must be named"):
         read_rows(str(path))
     with pytest.raises(MissingSplitError, match="no split 'validation'"):
         read_rows(str(path), "validation", any_split=True)

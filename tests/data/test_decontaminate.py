@@ -207,7 +207,7 @@ def test_names_sources_and_faults_of_the_list(tmp_path: Path) -> None:
     texts = read_benchmark_texts(str(tmp_path / "all.json"), notes.append)
     assert [passage.text for passage in texts.passages if passage.part == "prompt"] == ["d e f", "g h i", "j k l"]
     assert texts.compared.benchmark_rows == 3
-    assert notes == ["data.decontaminate: of all.json, the splits dev, test are compared"]
+    assert notes == ["data.decontaminate: only the splits dev, test of all.json are compared"]
     prior = write(tmp_path / "shp.jsonl", [pair("a b", subset="x", id=1)])
     assert read_benchmark_texts(f"prior-sets=shp={prior}", notes.append).compared.name == "prior-sets"
     with pytest.raises(DataError, match=r"data\.decontaminate: 'rewardbench1' is not a source") as caught:

@@ -624,7 +624,7 @@ def test_a_key_that_does_nothing_and_an_unknown_label_are_told(tmp_path: Path) -
     path = write_csv(tmp_path / "x.csv", "prompt,a,b,verdict", "q,good,bad,A", "r,good,bad,B")
     read_so: dict[str, Any] = {"source": {"train": path}, "answers": ["a", "b"], "label": "verdict"}
     data = load_data(DataSection(**read_so, better={"A": 0, "B": 1}, min_gap=0.5), 0)
-    assert data.notes == ["train: data.min_gap does not apply to preferences without scores: 2"]
+    assert data.notes == ["train: preferences without scores, to which data.min_gap does not apply: 2"]
     with pytest.raises(DataError, match="unknown label") as caught:
         load_data(DataSection(**read_so, better={"C": 0, "B": 1}), 0)
     assert "data.better says which answer each value means" in caught.value.hint

@@ -84,7 +84,7 @@ def test_terms_over_both_forms_are_none_where_no_prompt_has_both():
     ("prompts", "message"),
     [
         ([ScoredPrompt("ref:3", [1.0], 1)], "ref:3 has 1 right of 1"),
-        ([ScoredPrompt("tied:3", [1.0, 2.0, 0.0], 2)] * 2, "tied:3 comes twice"),
+        ([ScoredPrompt("tied:3", [1.0, 2.0, 0.0], 2)] * 2, "tied:3 occurs twice"),
     ],
 )
 def test_prompts_that_can_not_be_scored_are_refused(prompts, message):

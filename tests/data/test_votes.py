@@ -93,7 +93,7 @@ def test_score_gaps_are_probabilities_by_their_scale(tmp_path: Path) -> None:
 
 
 def test_a_column_of_votes_that_is_missing_or_something_else_is_said(source: str) -> None:
-    with pytest.raises(DataError, match="there is no column 'raters' of votes"):
+    with pytest.raises(DataError, match="there is no column 'raters' with votes"):
         loaded(source, votes="raters")
     with pytest.raises(DataError, match="holds the text 'w1', expected a share of raters"):
         loaded(source, votes="prompt")
@@ -127,7 +127,7 @@ def test_probabilities_reach_the_loss_and_only_tables_with_some_have_the_column(
     found = _preferences(groups, 1.0)
     torch.testing.assert_close(found.probabilities, torch.tensor([5 / 6, 2 / 3, 0.5, 0.75, 0.75, 1.0]))
     _require_soft("bradley_terry", ready)
-    with pytest.raises(DataError, match="hinge does not read the votes of raters"):
+    with pytest.raises(DataError, match="hinge can't use raters' votes"):
         _require_soft("hinge", ready)
     _require_soft("hinge", ready._replace(tokens=ready.parts[1].tokens))
 

@@ -78,7 +78,7 @@ def test_what_fails_after_training_is_written_down(
         assert app.run(["train", str(recipe)]) == 1
     folder = only_run(tmp_path)
     told = capsys.readouterr().err
-    assert "training is finished, what follows failed: ZeroDivisionError: by nought" in told
+    assert "training is finished, but what follows it failed: ZeroDivisionError: by nought" in told
     assert f"rmtrain eval --ckpt {folder}" in told
     assert (manifest(folder)["state"], manifest(folder)["error"]) == (
         "finished",

@@ -43,7 +43,7 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both_before_the_step(
     found = results[f"nan {name}"]
     assert found["codes"] == [1, 1], found["log"]
     assert found["state"] == "failed"
-    assert "step 3: loss or gradient norm is not finite (groups g" in found["error"]
+    assert "step 3: loss or gradient norm is not finite (in groups g" in found["error"]
     assert found["finite"] == [True, True]
     assert found["losses"] == pytest.approx(of(results, "lora one")["losses"][:2], abs=1e-5)
 

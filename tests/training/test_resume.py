@@ -250,7 +250,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(base: Path, tmp_path: Path
     newest.write_bytes(content)
     display = Recorder()
     run(base, tmp_path, resume=folder, display=display, **CASE)
-    passed = f"skipped {newest.parent}: optimizer.pt has changed since it was written"
+    passed = f"skipped a checkpoint: {newest.parent}: optimizer.pt has changed since it was written"
     assert passed in display.notes
     assert any(note.startswith("resuming from checkpoint-") for note in display.notes)
     assert_equal_runs(folder, whole)

@@ -80,7 +80,7 @@ RISE = [(0.5, 0.7), (0.6, 0.6), (0.9, 0.8), (0.8, 0.3), (0.8, 0.5), (0.7, 0.9)]
             [],
             4,
             "loss",
-            "the best checkpoint by validation loss, of those kept, is step 4",
+            "the kept checkpoint with the best validation loss: step 4",
         ),
         ("accuracy", "loss", [4], 5, "loss", "is step 5"),
         ("loss", "accuracy", [3], 4, "accuracy", "is step 4"),  # of two with 0.8 the one with the lower loss

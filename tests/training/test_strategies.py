@@ -69,7 +69,7 @@ def test_a_deepspeed_file_that_is_none_is_refused(
 
 
 def test_fsdp_offloading_on_one_process_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="fsdp on a single process moves nothing"):
+    with pytest.raises(InputError, match="fsdp on a single process can't move anything"):
         require_strategy(recipe(tmp_path, strategy="fsdp", offload="all"), "none", 1)
 
 

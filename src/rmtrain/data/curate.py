@@ -35,7 +35,9 @@ def curate(entry: Entry, parsed: ParsedRows, purpose: Purpose, keep: Keep = Held
     if suspect := int(parsed.suspects.sum()):
         left_out = entry.section.score == "overall" and purpose != "scoring"
         fate = "left out" if left_out else "kept"
-        curation.notes.append(f"completions with an {RECORDING_FAULT}, a known error of the source: {suspect}, {fate}")
+        curation.notes.append(
+            f"completions with an {RECORDING_FAULT}, a known error of the source: {suspect}, which are {fate}"
+        )
     if purpose == "evaluation" and (duplicates := len(repeated_places(curation.facts.contents[curation.kept]))):
         curation.notes.append(f"duplicates, which evaluation splits keep: {duplicates}")
     curation.notes += parsed.notes

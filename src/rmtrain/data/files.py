@@ -242,7 +242,7 @@ def _kind(value: object) -> str:
 
 
 def _read_json(path: Path) -> tuple[dict[str, list[Row]], bool]:
-    hint = "a .json file holds an array of objects, or an object of split names and such arrays; a .jsonl file, lines"
+    hint = "a .json file holds an array of objects, or one array for each split; a .jsonl file, an object a line"
     try:
         value = parse_json(path.read_bytes().decode("utf-8-sig").strip())
     except UnicodeDecodeError as error:

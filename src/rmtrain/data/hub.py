@@ -182,7 +182,7 @@ def _explain_loading(chain: list[BaseException], dataset: str) -> DataError:
     text = " ".join(str(chain[0]).split())
     names = ", ".join(re.findall(r"'([^']+)'", text[text.find("[") : text.find("]")]))
     if "onfig name is missing" in text:
-        return DataError(f"{dataset}: several configurations, and none named", f"use {dataset}:NAME, of: {names}")
+        return DataError(f"{dataset}: name one of its configurations", f"write {dataset}:NAME, with one of: {names}")
     if "BuilderConfig" in text and "not found" in text:
         return DataError(f"{dataset}: no such configuration", f"it has: {names}")
     if isinstance(chain[0], StopIteration):  # `datasets` gives no more detail

@@ -42,7 +42,9 @@ class Rule(NamedTuple):
         if text in ("majority", "refused"):
             return cls("majority" if text == "majority" else "refused")
         if found is None or not 0 < float(found[2]) < 1:
-            raise InputError(f"--rule {text}: no such rule", "give majority, refused, hardest=0.1 or easiest=0.2, say")
+            raise InputError(
+                f"--rule {text}: no such rule", "give majority, refused, or a share such as hardest=0.1 or easiest=0.2"
+            )
         return cls("hardest" if found[1] == "hardest" else "easiest", float(found[2]))
 
     @property

@@ -200,7 +200,7 @@ def read_all(rows: SourceRows, reading: Reading, most_malformed: float = MAX_MAL
         fault = parsed.unusable[0]
         raise DataError(
             f"{rows.where(fault.row)}: {fault.detail}",
-            f"row schema {parsed.schema}; every row must be readable for scoring",
+            f"for scoring, every row must fit its row schema, {parsed.schema}",
         )
     return _only_part(rows, parsed, reading.data, "scoring")
 
@@ -227,7 +227,7 @@ def choose_reading(
     if mappings:
         given = " or ".join(map(_as_overrides, mappings))
         name = reading.choice.schema.name
-        notify(f"{rows.description}: the columns do not fit {given} of training; read as {name} rows")
+        notify(f"{rows.description}: the columns do not fit {given}, as in training; the rows are read as {name} rows")
     return reading
 
 

@@ -22,14 +22,14 @@ def notes_on(splits: Mapping[str, SplitData], leaks: Sequence[Leak]) -> Iterator
     yield from (f"{', '.join(names)}: {note}" for note, names in by_note.items())
     yield from (f"{name}: {check}" for name, split in splits.items() for check in split.report.checks)
     for leak in leaks:
-        end = f"rows of {leak.first} with one: {leak.rows}, {'dropped' if leak.dropped else 'kept'}"
+        end = f"rows of {leak.first} with such a prompt: {leak.rows}, {'dropped' if leak.dropped else 'kept'}"
         yield f"prompts in both {leak.first} and {leak.second}: {leak.prompts}; {end}"
 
 
 def _gaps_note(groups: Sequence[PreferenceGroup]) -> list[str]:
     """To how many preferences the smallest gap does not apply."""
     gapless = sum(preference.gap is None for group in groups for preference in group.preferences)
-    return [f"data.min_gap does not apply to preferences without scores: {gapless:,}"] if gapless else []
+    return [f"preferences without scores, to which data.min_gap does not apply: {gapless:,}"] if gapless else []
 
 
 def _weights_note(groups: Sequence[PreferenceGroup]) -> list[str]:

@@ -162,8 +162,8 @@ def _unusable(source: SourceRows, index: int, fault: RowFault) -> UnusableRow:
     if fault.cause == NEGATIVE_MARGIN:
         raise DataError(
             f"{source.where(index)}: {fault.detail}",
-            "if its sign says which answer is better: data.answers: [chosen, rejected], data.label: margin, "
-            "and data.better with the answer, 0 or 1, that `positive` and `negative` mean",
+            "if its sign says which answer is better, set data.answers: [chosen, rejected], data.label: margin, "
+            "and data.better, which names the better answer, 0 or 1, for `positive` and for `negative`",
         ) from None
     return UnusableRow(index, fault.cause, fault.detail)
 

@@ -23,7 +23,10 @@ def output_kind(output: Path, stream: RowStream) -> Kind:
         InputError: Parquet output from another kind of source, or a folder instead of a file or the reverse.
     """
     if output.exists() and output.is_dir() != is_folder(output, stream):
-        raise InputError(f"{output} is {'a folder' if output.is_dir() else 'a file'}", "choose another --output")
+        kind, wanted = (
+            ("a folder", "one file") if output.is_dir() else ("a file", "a folder with a file for each input")
+        )
+        raise InputError(f"{output} is {kind}, and the output is {wanted}", "choose another --output")
     given = suffix_of(stream.names[0]) == ".parquet"
     if suffix_of(output.name) == ".parquet" and not given:
         raise InputError(f"--output {output}: Parquet output needs a Parquet source", "choose a name ending in .jsonl")

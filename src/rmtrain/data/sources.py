@@ -180,7 +180,9 @@ class OpenSource:
     def _choose(self, split: str | None) -> str:
         names = ", ".join(self.splits)
         if split is None and len(self.splits) > 1:
-            raise MissingSplitError(f"{self.source.name}: several splits, and none named", f"name one of: {names}")
+            raise MissingSplitError(
+                f"{self.source.name}: it has several splits, so one must be named", f"name one of: {names}"
+            )
         if split is not None and split not in self.splits:
             raise MissingSplitError(f"{self.source.name}: no split {split!r}", f"it has: {names}")
         return split or next(iter(self.splits))

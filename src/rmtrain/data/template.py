@@ -138,9 +138,7 @@ def apply_to_all(
 
 
 def _runaway(tokenizer: Any, what: str) -> RunawayTemplateError:
-    return RunawayTemplateError(
-        f"{name_of(tokenizer)} {what} on one conversation", "give another as model.chat_template"
-    )
+    return RunawayTemplateError(f"{name_of(tokenizer)} {what} on one conversation", "give another model.chat_template")
 
 
 @contextmanager

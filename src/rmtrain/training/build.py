@@ -108,8 +108,8 @@ def _require_soft(objective: str, split: ReadySplit) -> None:
     """Refuse probabilities of preferences where the objective would take each as certain."""
     if objective not in SOFT and "probabilities" in split.tokens.table.column_names:
         raise DataError(
-            f"loss.objective: {objective} does not read the votes of raters or ties of one half, and the training rows "
-            "have some",
+            f"loss.objective: {objective} can't use raters' votes or ties with a probability of one half, which the "
+            "training rows have",
             f"set loss.objective to {' or '.join(SOFT)}, or leave out data.votes, data.tied and data.gap_scale",
         )
 
@@ -118,7 +118,7 @@ def _require_weights(objective: str, split: ReadySplit) -> None:
     """Refuse weights of preferences where the objective is one over whole groups."""
     if objective in UNWEIGHTED and "weights" in split.tokens.table.column_names:
         raise DataError(
-            f"loss.objective: {objective} is over whole groups, and does not read the weights of preferences",
+            f"loss.objective: {objective} compares whole groups, so it can't use the weights of preferences",
             "set loss.objective to bradley_terry, or leave out data.preference_weights",
         )
 

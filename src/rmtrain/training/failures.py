@@ -95,7 +95,7 @@ def recording_what_follows(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as signal:
-        stop = Interrupted("the model is trained; stopped before all of it was scored", resume_hint(folder))
+        stop = Interrupted("the model is trained; stopped before all splits were scored", resume_hint(folder))
         with contextlib.suppress(OSError, RmtrainError):
             update_manifest(folder, state="interrupted", error=stop.message)
         raise stop from signal
@@ -112,7 +112,7 @@ def recording_what_follows(folder: Path) -> Iterator[None]:
             f"the model is complete: {command_line('eval', '--ckpt', folder)}; the traceback is in {folder / 'log.txt'}"
         )
         hint = "; ".join(filter(None, [getattr(error, "hint", ""), whole]))
-        raise RunFailedError(f"training is finished, what follows failed: {_message(error)}", hint) from error
+        raise RunFailedError(f"training is finished, but what follows it failed: {_message(error)}", hint) from error
 
 
 def _fail_in_place(folder: Path) -> None:

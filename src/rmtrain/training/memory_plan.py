@@ -154,14 +154,14 @@ class MemoryPlan:
         if host > host_memory():
             held = "holds" if self.free is not None else f"takes, at {self.load.largest:,} tokens a micro-batch,"
             raise InputError(
-                f"the run {held} {host / GIB:.1f} GiB of the host's memory on {local} processes ({sharding}), and this "
+                f"the run {held} {host / GIB:.1f} GiB of the host's memory on {local} processes ({sharding}), but this "
                 f"machine has {host_memory() / GIB:.1f} GiB",
                 self._hint(host_memory() // local) if self.free is None else "use fewer processes, or a smaller model",
             )
         if self.free is not None and found.peak is not None and found.peak > self.free:
             raise InputError(
                 f"the run takes {found.peak / GIB:.1f} GiB a GPU ({sharding}; {self.load.largest:,} tokens a "
-                f"micro-batch), and {self.free / GIB:.1f} GiB are free",
+                f"micro-batch), but only {self.free / GIB:.1f} GiB are free",
                 self._hint(self.free),
             )
 

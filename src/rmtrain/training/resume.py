@@ -100,7 +100,7 @@ def choose_checkpoint(
     """
     found = newest_valid(folder / "checkpoints")
     for _, reason in found.passed_over:
-        display.note(f"skipped {reason}")
+        display.note(f"skipped a checkpoint: {reason}")
     if found.path is None:
         display.note("no valid checkpoint: starting at step 0")
         return None
@@ -154,7 +154,7 @@ def _require_readable(checkpoint: Path, before: dict[str, Any], now: dict[str, A
         )
     if now[key] in ("zero2", "zero3") and count != now["processes"]:
         raise InputError(
-            f"{checkpoint}: {now[key]} checkpoints resume only on the same number of processes: {count}, and this run "
+            f"{checkpoint}: {now[key]} checkpoints resume only on the same number of processes: {count}, but this run "
             f"has {now['processes']}",
             f"resume on as many processes (--num-processes {count})",
         )

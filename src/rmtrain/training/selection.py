@@ -60,7 +60,7 @@ class Selection(TrainerCallback):  # type: ignore[misc]
             kept = [step for step, _ in numbered(self.checkpoints) if step <= state.global_step]
             self._choose(state, [line for line in _validations(state) if line["step"] in kept])
             best = f"step {state.best_global_step}" if state.best_global_step else "none"
-            self.notify(f"the best checkpoint by validation {_in_words(self.by)}, of those kept, is {best}")
+            self.notify(f"the kept checkpoint with the best validation {_in_words(self.by)}: {best}")
         self.stop_if_stale(state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -76,7 +76,7 @@ class Selection(TrainerCallback):  # type: ignore[misc]
         if best is not None and self.by != "loss" and self._rank(metrics)[0] == self._rank(best)[0]:
             self.notify(
                 f"validation {_in_words(self.by)} is the same at steps {best['step']} and {state.global_step}: "
-                f"step {state.global_step if better else best['step']} is preferred for its loss"
+                f"step {state.global_step if better else best['step']} is chosen, whose loss is not higher"
             )
         if better:
             state.best_metric, state.best_global_step = self._metric(metrics), state.global_step

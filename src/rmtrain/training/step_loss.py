@@ -53,7 +53,7 @@ def text_loss(batch: RewardBatch) -> Float[Tensor, ""]:
     """
     if batch.log_probs is None:
         raise ValueError(
-            "the text loss reads the log-probabilities of each micro-batch, and can't be of the whole step"
+            "the text loss reads the log-probabilities of each micro-batch, so it can't be computed over a whole step"
         )
     return -(batch.preferences.weights * batch.log_probs[batch.preferences.better]).sum()
 

@@ -95,7 +95,8 @@ def require_strategy(recipe: Recipe, strategy: str, processes: int) -> None:
         raise InputError("distributed.strategy: fsdp needs GPUs", "set distributed.strategy to ddp, zero2 or zero3")
     if processes == 1 and recipe.distributed.offload != "none":
         raise InputError(
-            "distributed.offload: fsdp on a single process moves nothing", "set distributed.strategy to zero2 or zero3"
+            "distributed.offload: fsdp on a single process can't move anything to the host",
+            "set distributed.strategy to zero2 or zero3",
         )
 
 
@@ -166,5 +167,7 @@ def _deepspeed_faults(config: JsonObject) -> list[str]:
     for key in ("fp16", "bf16"):
         section = config.get(key, {})
         if section not in ({}, None) and not (isinstance(section, dict) and section.get("enabled") is False):
-            faults.append(f"{key} would take the float32 score head with it: leave it out, model.dtype says it")
+            faults.append(
+                f"{key} would also convert the float32 score head: leave it out, since model.dtype sets the precision"
+            )
     return faults

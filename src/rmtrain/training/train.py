@@ -154,7 +154,7 @@ def _train(
             state.wait_for_everyone()  # a launcher ends the other processes once one has ended
             raise
     if stop.requested:
-        raise Interrupted("trained; stopped before anything was scored", resume_hint(folder))
+        raise Interrupted("the model is trained; stopped before any split was scored", resume_hint(folder))
     if state.is_main_process:
         _record_finish(folder, trainer, recipe.evaluation)
     state.wait_for_everyone()

@@ -191,7 +191,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
             if x - x != 0
         ]
         bad = gather_values(bad)
-        rows = f"groups {', '.join(dict.fromkeys(bad))}" if bad else "no single group; the gradients overflowed"
+        rows = f"in groups {', '.join(dict.fromkeys(bad))}" if bad else "in no single group: the gradients overflowed"
         taken = self.is_deepspeed_enabled and norm is not None  # within the backward pass
         raise NonFiniteError(
             f"step {self.state.global_step + 1}: loss or gradient norm is not finite ({rows}); the step was "

@@ -87,7 +87,7 @@ def with_unique_ids(groups: Sequence[PreferenceGroup], notify: Notify) -> list[P
     ids = unique_ids([group.id for group in groups])
     renamed = [name for group, name in zip(groups, ids, strict=True) if group.id != name]
     if renamed:
-        notify(f"rows with the id of an earlier row: {len(renamed)}, renamed with a number, such as {renamed[0]}")
+        notify(f"{len(renamed)} rows have the id of an earlier row; a number is added to it, as in {renamed[0]}")
     return [group._replace(id=name) for group, name in zip(groups, ids, strict=True)]
 
 
@@ -133,7 +133,9 @@ def prior_groups(
     for name, n in left_out.items():
         notify(f"{name}: {n} rows are left out, as on the leaderboard")
     if not groups:
-        raise DataError(f"{', '.join(given)}: holds no rows of scored prior sets", "leave out --prior-data")
+        raise DataError(
+            f"{', '.join(given)}: none of its rows belongs to a prior set that is scored", "leave out --prior-data"
+        )
     return with_unique_ids(groups, notify), [rows.origin for _, rows in parts]
 
 

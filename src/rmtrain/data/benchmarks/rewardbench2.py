@@ -92,7 +92,7 @@ def _by_number(prompts: Sequence[ScoredPrompt]) -> dict[str, dict[str, ScoredPro
         if not 0 < prompt.right < len(prompt.rewards):
             raise ValueError(f"{prompt.id} has {prompt.right} right of {len(prompt.rewards)} completions")
         if form in numbered.setdefault(number, {}):
-            raise ValueError(f"{prompt.id} comes twice")
+            raise ValueError(f"{prompt.id} occurs twice")
         numbered[number][form] = prompt
     return numbered
 

@@ -63,7 +63,7 @@ def read_benchmark_texts(name: str, notify: Callable[[str], None]) -> BenchmarkT
     name = os.path.basename(os.path.abspath(name)) if parsed.kind == "file" else name  # because reports show it
     splits = [split for split in opened.splits if "train" not in split.lower()] or list(opened.splits)
     if len(splits) < len(opened.splits):
-        notify(f"data.decontaminate: of {name}, the splits {', '.join(splits)} are compared")
+        notify(f"data.decontaminate: only the splits {', '.join(splits)} of {name} are compared")
     read = [opened.read(split) for split in splits]
     passages = [passage for each in read for passage in _passages(each)]
     rows = sum(len(each.rows) for each in read)

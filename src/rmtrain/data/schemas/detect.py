@@ -66,7 +66,7 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
         for key, column in (("votes", data.votes), ("preference_weights", data.preference_weights)):
             if column is not None and column not in columns:
                 raise DataError(
-                    f"there is no column {column!r} of {key.rpartition('_')[2]}",
+                    f"there is no column {column!r} with {key.rpartition('_')[2]}",
                     f"correct data.{key}; the columns are: {', '.join(sorted(columns))}",
                 )
         sample = _sample(rows, columns)
@@ -277,8 +277,8 @@ def unread_columns(schema: RowSchema, rows: Sequence[Row], columns: Collection[s
             f"which one is better (its values: {', '.join(values[:6])})",
             f"leave data.columns out: row schema {native} reads these columns"
             if native
-            else f"data.answers: [{chosen}, {rejected}], data.label: {labels[0]} and data.better (the meaning of its "
-            f"values) read it; with data.row_schema: pair, {chosen} is always the better answer",
+            else f"to read it, set data.answers: [{chosen}, {rejected}], data.label: {labels[0]}, and data.better, "
+            f"which says what its values mean; if {chosen} is always the better answer, set data.row_schema: pair",
         )
     parts = [column for column in ("input", "history") if column in unread and any(row.get(column) for row in rows)]
     if parts and renamed.get("prompt") == "instruction":
