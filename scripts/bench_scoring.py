@@ -25,6 +25,7 @@ def load(settings: dict[str, Any], packing: str) -> Any:
     from rmtrain.data.load import load_data
     from rmtrain.data.prepare import tokenize_splits
     from rmtrain.data.render import Renderer
+    from rmtrain.data.tokenize import Tokenization
     from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.display import Silent
     from rmtrain.model.reward_model import BackboneOptions, load_backbone
@@ -37,7 +38,9 @@ def load(settings: dict[str, Any], packing: str) -> Any:
     recipe = parse_recipe_text(text.format(**settings, source=json.dumps(settings["data"])), "rows.yaml").recipe
     renderer = Renderer.for_tokenizer(load_tokenizer(settings["model"]))
     data = load_data(recipe.data, recipe.run.seed, ["train"])
-    tokens = tokenize_splits(data, renderer, settings["max_length"], "truncate_prompt", Silent())["train"].tokens
+    tokens = tokenize_splits(data, Tokenization(renderer, settings["max_length"], "truncate_prompt"), Silent())[
+        "train"
+    ].tokens
     groups = [tokens.group(i) for i in range(len(tokens))]
     options = BackboneOptions(settings["dtype"], packing=packing)
     return load_backbone(settings["model"], None, options, renderer.pad_id, seed=0), groups, renderer.pad_id

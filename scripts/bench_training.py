@@ -52,6 +52,7 @@ def prepare(settings: dict[str, Any], packing: str) -> Any:
     from rmtrain.data.load import load_data
     from rmtrain.data.prepare import tokenize_splits
     from rmtrain.data.render import Renderer
+    from rmtrain.data.tokenize import Tokenization
     from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.display import Silent
     from rmtrain.recipe.load import parse_recipe_text
@@ -65,7 +66,7 @@ def prepare(settings: dict[str, Any], packing: str) -> Any:
     section = loaded.recipe.data
     renderer = Renderer.for_tokenizer(load_tokenizer(settings["model"]))
     data = load_data(section, loaded.recipe.run.seed)
-    splits = tokenize_splits(data, renderer, section.max_length, section.over_length, Silent())
+    splits = tokenize_splits(data, Tokenization(renderer, section.max_length, section.over_length), Silent())
     return loaded, splits, renderer
 
 

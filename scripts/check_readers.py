@@ -93,7 +93,7 @@ def write_exports(reader: str, folder: Path) -> None:
     from rmtrain.cli.app import quiet_libraries
     from rmtrain.data.load import read_source
     from rmtrain.data.render import Renderer
-    from rmtrain.data.tokenize import tokenize_groups
+    from rmtrain.data.tokenize import Tokenization, tokenize_groups
     from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.evaluation.export import export
     from rmtrain.model.adapters import add_lora
@@ -125,7 +125,7 @@ def write_exports(reader: str, folder: Path) -> None:
         write_companions(model.module.config, renderer, place / "trained", scoring, {})
         export(str(place / "trained"), place / "export")
         checkpoint = load_checkpoint(str(place / "trained"))
-        tokens = [g for g in tokenize_groups(groups, renderer, POSITIONS // 4, "error") if g is not None]
+        tokens = [g for g in tokenize_groups(groups, Tokenization(renderer, POSITIONS // 4, "error")) if g is not None]
         rewards = score_groups(checkpoint.model, tokens, renderer.pad_id, 4096)
         ids = [[*map(int, g.prefix), *map(int, suffix)] for g in tokens for suffix in g.suffixes]
         truth = {"rows": rows, "ids": ids, "rewards": [reward for group in rewards for reward in group]}

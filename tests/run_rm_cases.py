@@ -9,7 +9,7 @@ from conftest import TEMPLATE, make_config, make_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification
 
-from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.reward_model import BackboneOptions
@@ -53,7 +53,9 @@ def scorer(
 ) -> RunnerScorer:
     loaded = BackboneOptions(dtype, quantization, packing="none")
     checkpoint = load_checkpoint(str(folder), options=loaded, prompt=options.pop("prompt", None))
-    tokenized = [g for g in tokenize_groups(groups, checkpoint.renderer, max_length, "truncate_prompt") if g]
+    tokenized = [
+        g for g in tokenize_groups(groups, Tokenization(checkpoint.renderer, max_length, "truncate_prompt")) if g
+    ]
     return RunnerScorer(checkpoint, groups, tokenized, **options)
 
 

@@ -18,6 +18,7 @@ from rmtrain.data.group_table import GroupTable, PlacedGroup, write_groups
 from rmtrain.data.load import CuratedData, load_data
 from rmtrain.data.render import Renderer
 from rmtrain.data.token_cache import tokenize_split
+from rmtrain.data.tokenize import Tokenization
 from rmtrain.data.types import Message, Preference, PreferenceGroup
 from rmtrain.errors import DataError
 from rmtrain.recipe.data_schema import DataSection
@@ -125,9 +126,11 @@ def test_stored_data_are_those_curated_directly(name: str, tmp_path: Path, monke
     assert told == []
     renderer = Renderer.for_tokenizer(make_tokenizer())
     for own, split in direct.splits.items():
-        expected = tokenize_split(split.groups, renderer, 64, "truncate_prompt", tmp_path / "direct")
+        expected = tokenize_split(split.groups, Tokenization(renderer, 64, "truncate_prompt"), tmp_path / "direct")
         for _ in range(2):
-            made = tokenize_split(first.splits[own].groups, renderer, 64, "truncate_prompt", tmp_path / "tokens")
+            made = tokenize_split(
+                first.splits[own].groups, Tokenization(renderer, 64, "truncate_prompt"), tmp_path / "tokens"
+            )
             assert made.fingerprint == expected.fingerprint
             assert tuple(made)[2:] == tuple(expected)[2:]
             assert made.table.to_list() == expected.table.to_list()

@@ -17,6 +17,7 @@ from rmtrain.data.load import CuratedData, load_data
 from rmtrain.data.mixture import one_pass, weighted
 from rmtrain.data.prepare import tokenize_splits
 from rmtrain.data.render import Renderer
+from rmtrain.data.tokenize import Tokenization
 from rmtrain.display import Silent
 from rmtrain.errors import DataError
 from rmtrain.recipe.data_schema import DataSection
@@ -206,7 +207,7 @@ def test_a_pass_takes_each_row_equally_often_or_once_more(entries: list[tuple[in
 
 def tokenized(data: CuratedData, split: str = "train") -> Any:
     renderer = Renderer.for_tokenizer(make_tokenizer())
-    return tokenize_splits(data, renderer, 30, "drop", Silent())[split]
+    return tokenize_splits(data, Tokenization(renderer, 30, "drop"), Silent())[split]
 
 
 def test_the_figures_of_entries_add_up_to_those_of_the_split(load: Any) -> None:

@@ -20,7 +20,7 @@ from rmtrain.data.responses import mark_responses
 from rmtrain.data.template import TemplateRefusalError
 from rmtrain.data.token_cache import TokenizedSplit, group_to_row, row_to_group, tokenize_split
 from rmtrain.data.token_report import OVER_LENGTH, Lost
-from rmtrain.data.tokenize import OverLength, TokenizedGroup, split_prefix, tokenize_groups
+from rmtrain.data.tokenize import OverLength, Tokenization, TokenizedGroup, split_prefix, tokenize_groups
 from rmtrain.data.types import Message, Preference, PreferenceGroup, of_ids
 from rmtrain.data.workers import PART
 from rmtrain.errors import DataError
@@ -68,7 +68,7 @@ def test_equal_sequences_share_all_but_the_last_token() -> None:
 
 def test_groups_are_the_rendered_sequences(renderer: Renderer) -> None:
     groups = make_groups(5)
-    for made, tokenized in zip(groups, tokenize_groups(groups, renderer, 4096, "error"), strict=True):
+    for made, tokenized in zip(groups, tokenize_groups(groups, Tokenization(renderer, 4096, "error")), strict=True):
         assert tokenized is not None
         assert sequences(tokenized) == renderer.tokenize([made.prompt + completion for completion in made.completions])
         assert tokenized.lengths == tuple(map(len, sequences(tokenized)))
@@ -80,7 +80,7 @@ def test_groups_are_the_rendered_sequences(renderer: Renderer) -> None:
 
 
 def one(renderer: Renderer, made: PreferenceGroup, length: int, rule: OverLength) -> TokenizedGroup:
-    (tokenized,) = tokenize_groups([made], renderer, length, rule)
+    (tokenized,) = tokenize_groups([made], Tokenization(renderer, length, rule))
     assert tokenized is not None
     return tokenized
 
@@ -170,12 +170,12 @@ def test_which_token_ids_a_rule_cuts(renderer: Renderer) -> None:
         [BOS, 11, 12, 13, 14, 31, EOS],
     ]
     assert sequences(one(renderer, group, 3, "truncate_prompt")) == [[BOS, 21, EOS], [BOS, 31, EOS]]
-    assert list(tokenize_groups([group], renderer, 8, "drop")) == [None]
+    assert list(tokenize_groups([group], Tokenization(renderer, 8, "drop"))) == [None]
 
 
 def test_token_ids_and_texts_in_one_call(renderer: Renderer) -> None:
     groups = [of_tokens([7, 8], [9], [10]), group(("w1",), ("w2", "w3")), of_tokens([64], [0], [4])]
-    made = list(tokenize_groups(groups, renderer, 99, "error"))
+    made = list(tokenize_groups(groups, Tokenization(renderer, 99, "error")))
     assert [sequences(tokens)[0] for tokens in made if tokens] == [
         [7, 8, 9],
         renderer.tokenize([groups[1].prompt + groups[1].completions[0]])[0],
@@ -192,23 +192,23 @@ def test_token_ids_that_the_tokenizer_lacks(renderer: Renderer, tmp_path: Path) 
     why = "it holds the token id 65, but the tokenizer's ids go from 0 to 64"
     assert made.report.refused == ("of token ids that the tokenizer does not have", Lost(1, 2, 1, "beyond", why))
     with pytest.raises(DataError, match="group beyond: it holds the token id 65"):
-        list(tokenize_groups(groups, renderer, 99, "error"))
+        list(tokenize_groups(groups, Tokenization(renderer, 99, "error")))
 
 
 def test_the_response_to_token_ids_starts_behind_the_prompt(renderer: Renderer) -> None:
     group = of_tokens([BOS, 11, 12, 13], [21, 22, EOS], [21, EOS])
     for length, start in ((99, 4), (6, 3)):
         made = one(renderer, group, length, "truncate_prompt")
-        (marked,) = mark_responses([group], [made], renderer, length, "truncate_prompt")
+        (marked,) = mark_responses([group], [made], Tokenization(renderer, length, "truncate_prompt"))
         assert marked.starts == (start, start)
 
 
 def test_drop_and_error_do_what_they_say(renderer: Renderer) -> None:
     groups = [group(("w1",), ("w2",), "short"), group(("w1 w2 w3",), ("w2", "w1"), "long")]
-    short, long = tokenize_groups(groups, renderer, 6, "drop")
+    short, long = tokenize_groups(groups, Tokenization(renderer, 6, "drop"))
     assert (short is None, long is None) == (False, True)
     with pytest.raises(DataError, match=r"group long: 8 tokens, more than data\.max_length 6"):
-        list(tokenize_groups(groups, renderer, 6, "error"))
+        list(tokenize_groups(groups, Tokenization(renderer, 6, "error")))
 
 
 @pytest.mark.parametrize("rule", ["truncate_prompt", "truncate_completion"])
@@ -300,7 +300,7 @@ def test_completions_of_the_same_tokens_are_held_once(renderer: Renderer) -> Non
     texts = ("w1 w2", "w3", "w1 w2", "w1  w2", "w3 ", "w1 w2 w4")
     preferences = (Preference(0, 1), Preference(2, 3), Preference(5, 4))
     made = group(("w9",), texts)._replace(preferences=preferences)
-    (tokenized,) = (one for one in tokenize_groups([made], renderer, 64, "error") if one is not None)
+    (tokenized,) = (one for one in tokenize_groups([made], Tokenization(renderer, 64, "error")) if one is not None)
     assert (tokenized.suffix_of, len(tokenized.suffixes)) == ((0, 1, 0, 0, 1, 2), 3)
     assert sequences(tokenized) == renderer.tokenize([made.prompt + completion for completion in made.completions])
     assert tokenized.preferences == preferences  # between completions as the source has them
@@ -308,14 +308,20 @@ def test_completions_of_the_same_tokens_are_held_once(renderer: Renderer) -> Non
 
 
 def test_a_group_of_equal_completions_is_one_sequence(renderer: Renderer) -> None:
-    (tokenized,) = (one for one in tokenize_groups([group(("w9",), ("w1",) * 5)], renderer, 64, "error") if one)
+    (tokenized,) = (
+        one for one in tokenize_groups([group(("w9",), ("w1",) * 5)], Tokenization(renderer, 64, "error")) if one
+    )
     assert (tokenized.suffix_of, [len(suffix) for suffix in tokenized.suffixes]) == ((0,) * 5, [1])
 
 
 def test_what_the_length_makes_equal_is_held_once(renderer: Renderer) -> None:
     long = " ".join(["w1"] * 30)
     (tokenized,) = (
-        one for one in tokenize_groups([group(("w9",), (f"{long} w2", f"{long} w3", "w4"))], renderer, 16, CUT) if one
+        one
+        for one in tokenize_groups(
+            [group(("w9",), (f"{long} w2", f"{long} w3", "w4"))], Tokenization(renderer, 16, CUT)
+        )
+        if one
     )
     assert tokenized.truncated
     assert tokenized.suffix_of == (0, 0, 1)
@@ -325,7 +331,9 @@ def test_equal_texts_are_tokenised_once(renderer: Renderer, monkeypatch: pytest.
     seen: list[int] = []
     original = Renderer.encode
     monkeypatch.setattr(Renderer, "encode", lambda self, texts: (seen.append(len(texts)), original(self, texts))[1])
-    (tokenized,) = (one for one in tokenize_groups([group(("w9",), ("w1", "w2") * 500)], renderer, 64, "error") if one)
+    (tokenized,) = (
+        one for one in tokenize_groups([group(("w9",), ("w1", "w2") * 500)], Tokenization(renderer, 64, "error")) if one
+    )
     assert (seen, len(tokenized.suffix_of), len(tokenized.suffixes)) == ([2], 1000, 2)
 
 
@@ -354,7 +362,7 @@ def test_a_row_is_a_group_again(k: int, pairs: list[tuple[int, int]], scored: bo
 def split(
     groups: list[PreferenceGroup], renderer: Renderer, cache: Path, length: int = 64, rule: OverLength = "drop"
 ) -> TokenizedSplit:
-    return tokenize_split(groups, renderer, length, rule, cache)
+    return tokenize_split(groups, Tokenization(renderer, length, rule), cache)
 
 
 @pytest.fixture
@@ -377,7 +385,7 @@ def test_a_split_comes_back_from_the_cache(renderer: Renderer, tmp_path: Path, c
     second = split(groups, renderer, tmp_path)
     assert counted == [6]
     assert first.fingerprint == second.fingerprint
-    direct = [made for made in tokenize_groups(groups, renderer, 64, "drop") if made is not None]
+    direct = [made for made in tokenize_groups(groups, Tokenization(renderer, 64, "drop")) if made is not None]
     for made, cached in zip(direct, second.groups(), strict=True):
         assert sequences(cached) == sequences(made)
         assert cached.preferences == made.preferences
@@ -454,7 +462,7 @@ def test_a_batch_that_the_template_refuses_loses_the_refused_group_alone(rendere
     )
     refusing, refused = Renderer.for_tokenizer(tokenizer), dict[str, TemplateRefusalError]()
     groups = [group(("w1",), ("w2", "w3"), "a"), group(("w7",), ("w2", "w3"), "b"), group(("w4",), ("w5", "w6"), "c")]
-    made = list(tokenize_groups(groups, refusing, 64, "error", refused))
+    made = list(tokenize_groups(groups, Tokenization(refusing, 64, "error"), refused))
     assert [one and one.id for one in made] == ["a", None, "c"]
     assert [*refused] == ["b"]
 
@@ -473,7 +481,7 @@ def with_identical() -> list[PreferenceGroup]:
 def test_training_drops_preferences_between_the_same_tokens(renderer: Renderer, tmp_path: Path) -> None:
     groups = with_identical()
     for _ in range(2):  # made, and from the cache
-        made = tokenize_split(groups, renderer, 64, "error", tmp_path, drop_identical=True)
+        made = tokenize_split(groups, Tokenization(renderer, 64, "error"), tmp_path, drop_identical=True)
         assert [one.id for one in made.groups()] == ["four", "other"]
         assert [[p[:2] for p in one.preferences] for one in made.groups()] == [[(0, 2), (3, 1)], [(1, 0)]]
         assert made.report.dropped == {"identical after rendering": Lost(1, 2, 4, "four")}
@@ -490,7 +498,7 @@ def test_evaluation_keeps_and_counts_them(renderer: Renderer, tmp_path: Path) ->
         assert [one.preferences for one in made.groups()] == [one.preferences for one in groups]
         assert made.report.dropped == {}
         assert made.report.identical == {"identical after rendering": 4, "identical after truncation": 1}
-    trained = tokenize_split(groups, renderer, 16, CUT, tmp_path, drop_identical=True)
+    trained = tokenize_split(groups, Tokenization(renderer, 16, CUT), tmp_path, drop_identical=True)
     assert trained.report.dropped["identical after truncation"] == Lost(1, 2, 1, "long")
     assert trained.report.truncated == 0
     assert trained.fingerprint != made.fingerprint
@@ -520,11 +528,11 @@ def test_a_damaged_entry_is_made_anew(
     if damage != "gone":
         length = {"cut": len(content) // 2, "empty": 0}.get(damage, len(content))
         file.write_bytes(content[:length] + b" " * (damage == "longer"))
-    again = tokenize_split(groups, renderer, 64, "drop", tmp_path, notify=told.append)
+    again = tokenize_split(groups, Tokenization(renderer, 64, "drop"), tmp_path, notify=told.append)
     assert [sequences(made) for made in again.groups()] == before
     assert again.report == first.report
     assert told == [f"the cached tokens in {entry(first, tmp_path)} are damaged, so they are made again"]
-    tokenize_split(groups, renderer, 64, "drop", tmp_path, notify=told.append)
+    tokenize_split(groups, Tokenization(renderer, 64, "drop"), tmp_path, notify=told.append)
     assert (counted, len(told)) == ([6, 6], 1)
     assert [sequences(made) for made in first.groups()] == before  # whoever had it open reads on
 
@@ -545,7 +553,7 @@ def test_every_flipped_bit_is_found(renderer: Renderer, tmp_path: Path) -> None:
 
 def test_the_display_is_told_of_each_part(renderer: Renderer, tmp_path: Path) -> None:
     seen: list[int] = []
-    tokenize_split(make_groups(PART + 3), renderer, 64, "drop", tmp_path, seen.append)
+    tokenize_split(make_groups(PART + 3), Tokenization(renderer, 64, "drop"), tmp_path, seen.append)
     assert seen == [PART, PART + 3]
 
 

@@ -16,6 +16,7 @@ from rmtrain.data.load import load_data
 from rmtrain.data.prepare import tokenize_splits
 from rmtrain.data.render import Renderer
 from rmtrain.data.schemas.votes import vote_share
+from rmtrain.data.tokenize import Tokenization
 from rmtrain.data.types import Preference
 from rmtrain.display import Silent
 from rmtrain.errors import DataError
@@ -120,7 +121,7 @@ def test_probabilities_reach_the_loss_and_only_tables_with_some_have_the_column(
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "w9", "chosen": "w1", "rejected": "w2"}) + "\n")
     entries = [{"source": source, "votes": "votes", "tied": "half"}, {"source": str(tmp_path / "p.jsonl")}]
     data = load_data(DataSection(source={"train": entries}), 0)
-    ready = tokenize_splits(data, Renderer.for_tokenizer(make_tokenizer()), 60, "drop", Silent())["train"]
+    ready = tokenize_splits(data, Tokenization(Renderer.for_tokenizer(make_tokenizer()), 60, "drop"), Silent())["train"]
     assert ["probabilities" in part.tokens.table.column_names for part in ready.parts] == [True, False]
     groups = ready.tokens.groups()
     assert [group.preferences for group in groups] == [group.preferences for group in data.splits["train"].groups]

@@ -16,6 +16,7 @@ from rmtrain.data.ledgers import Ledger
 from rmtrain.data.load import load_data, read_source
 from rmtrain.data.prepare import ReadySplit, tokenize_splits
 from rmtrain.data.render import Renderer
+from rmtrain.data.tokenize import Tokenization
 from rmtrain.data.types import Preference
 from rmtrain.display import Silent
 from rmtrain.errors import DataError, RecipeError
@@ -48,7 +49,7 @@ def section(train: str, **data: Any) -> DataSection:
 
 def ready(data: DataSection) -> ReadySplit:
     renderer = Renderer.for_tokenizer(make_tokenizer())
-    return tokenize_splits(load_data(data, 0), renderer, 64, "drop", Silent())["train"]
+    return tokenize_splits(load_data(data, 0), Tokenization(renderer, 64, "drop"), Silent())["train"]
 
 
 def test_rows_weigh_as_they_say_and_all_are_booked(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rmtrain.data import workers
 from rmtrain.data.group_table import GroupTable, PlacedGroup, write_groups
 from rmtrain.data.render import Renderer
 from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
-from rmtrain.data.tokenize import OverLength
+from rmtrain.data.tokenize import OverLength, Tokenization
 from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.errors import DataError, RunFailedError
 
@@ -45,7 +45,7 @@ def refusing() -> Renderer:
 
 
 def tokenised(groups: GroupTable, cache: Path, length: int = 20, rule: OverLength = "drop") -> TokenizedSplit:
-    return tokenize_split(groups, refusing(), length, rule, cache, drop_identical=True)
+    return tokenize_split(groups, Tokenization(refusing(), length, rule), cache, drop_identical=True)
 
 
 @pytest.mark.slow
@@ -59,7 +59,9 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path: Path, monkeypatc
         found.append((made[:1] + made[2:], {path.name: path.read_bytes() for path in folder.iterdir()}))
     assert found[0] == found[1]
     monkeypatch.undo()
-    direct = tokenize_split(with_faults(), refusing(), 20, "drop", tmp_path / "memory", drop_identical=True)
+    direct = tokenize_split(
+        with_faults(), Tokenization(refusing(), 20, "drop"), tmp_path / "memory", drop_identical=True
+    )
     assert (direct[:1] + direct[2:], direct.table.to_list()) == (found[0][0], made.table.to_list())
     assert len(made) + sum(lost.rows for lost in made.report.dropped.values()) == 60
     assert {"over length", "identical after rendering", "refused by the chat template"} <= {*made.report.dropped}

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.errors import InputError, RunFailedError
 from rmtrain.evaluation import export as module_under_test
 from rmtrain.evaluation.export import export
@@ -73,7 +73,7 @@ def write(wide: Path, renderer: Renderer, tmp_path: Path) -> Write:
 
 
 def rewards_of(model: RewardModel, renderer: Renderer) -> torch.Tensor:
-    tokenized = [group for group in tokenize_groups(GROUPS, renderer, 96, "error") if group is not None]
+    tokenized = [group for group in tokenize_groups(GROUPS, Tokenization(renderer, 96, "error")) if group is not None]
     return torch.tensor(score_groups(model, tokenized, renderer.pad_id, 2048))
 
 
@@ -150,7 +150,7 @@ def test_proof_is_what_an_independent_reading_finds(write: Write, tmp_path: Path
     plain = AutoModelForSequenceClassification.from_pretrained(output, dtype=torch.float32).eval()
     before: list[torch.Tensor] = []
     after: list[torch.Tensor] = []
-    for group in tokenize_groups(groups, checkpoint.renderer, 96, "truncate_prompt"):
+    for group in tokenize_groups(groups, Tokenization(checkpoint.renderer, 96, "truncate_prompt")):
         assert group is not None
         before.append(torch.tensor(score_groups(checkpoint.model, [group], 0, 2048)[0]))
         rows = [torch.tensor([[*group.prefix, *suffix]]) for suffix in group.spread(group.suffixes)]

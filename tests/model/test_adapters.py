@@ -8,7 +8,7 @@ import torch
 from conftest import make_config, make_groups, make_tokenizer
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.evaluation.export import export
 from rmtrain.model.batch import pack
@@ -44,7 +44,9 @@ def write_adapter(
 
 
 def rewards_of(checkpoint: Checkpoint) -> torch.Tensor:
-    tokenized = [group for group in tokenize_groups(GROUPS, checkpoint.renderer, 64, "error") if group is not None]
+    tokenized = [
+        group for group in tokenize_groups(GROUPS, Tokenization(checkpoint.renderer, 64, "error")) if group is not None
+    ]
     with torch.no_grad():
         batch = pack(tokenized, checkpoint.model.packing, checkpoint.renderer.pad_id)
         return checkpoint.model.module(**batch).logits  # type: ignore[no-any-return]

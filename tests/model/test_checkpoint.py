@@ -15,7 +15,7 @@ from conftest import make_groups, make_tokenizer, save_reward_model, write_base
 from safetensors.torch import load_file, save_file
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapters import add_lora
 from rmtrain.model.batch import pack
@@ -77,7 +77,7 @@ def trained(base: Path, lora: bool, renderer: Renderer) -> RewardModel:
 
 
 def rewards_of(model: RewardModel, renderer: Renderer) -> torch.Tensor:
-    tokenized = [group for group in tokenize_groups(GROUPS, renderer, 64, "error") if group is not None]
+    tokenized = [group for group in tokenize_groups(GROUPS, Tokenization(renderer, 64, "error")) if group is not None]
     with torch.no_grad():
         return model.module(**pack(tokenized, model.packing, renderer.pad_id)).logits  # type: ignore[no-any-return]
 

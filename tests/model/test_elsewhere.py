@@ -8,7 +8,7 @@ import torch
 from conftest import WORDS, make_config, make_tokenizer, save_reward_model, write_base
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.model.adapters import add_lora
 from rmtrain.model.checkpoint import load_checkpoint
@@ -71,7 +71,9 @@ def test_grpo_gives_the_rewards_of_rmtrain(tmp_path: Path, pad: int | None) -> N
         for index, ((prompt, completion), _) in enumerate(seen)
     ]
     checkpoint = load_checkpoint(str(final))
-    tokens = [group for group in tokenize_groups(groups, checkpoint.renderer, 64, "error") if group is not None]
+    tokens = [
+        group for group in tokenize_groups(groups, Tokenization(checkpoint.renderer, 64, "error")) if group is not None
+    ]
     mine = torch.tensor([rewards[0] for rewards in score_groups(checkpoint.model, tokens, renderer.pad_id, 1000)])
     assert mine.std() > 0.05
     torch.testing.assert_close(torch.tensor([reward for _, reward in seen]), mine, atol=1e-5, rtol=0)

@@ -16,7 +16,7 @@ from rmtrain import RewardFunction
 from rmtrain.cli.evaluate import evaluate
 from rmtrain.cli.rewardbench import rewardbench
 from rmtrain.cli.score import score
-from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.data.types import Message, PreferenceGroup, of_ids
 from rmtrain.errors import CheckpointError, DataError, InputError
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
@@ -114,8 +114,8 @@ def rewards_of(
 ) -> torch.Tensor:
     renderer, length = checkpoint.renderer, checkpoint.max_length
     assert isinstance(renderer, TextPairRenderer)
-    tokenized = [g for g in tokenize_groups(groups, renderer, length, "truncate_prompt") if g]
-    marked = mark_answers(groups, tokenized, renderer, length, "truncate_prompt")
+    tokenized = [g for g in tokenize_groups(groups, Tokenization(renderer, length, "truncate_prompt")) if g]
+    marked = mark_answers(groups, tokenized, Tokenization(renderer, length, "truncate_prompt"))
     return torch.tensor(score_groups(checkpoint.model, marked, renderer.pad_id, tokens_per_batch))
 
 
@@ -180,7 +180,7 @@ def test_long_questions_lose_their_beginning_and_are_counted(kind: str, limit: i
     long = GROUPS[0]._replace(
         prompt=(Message("user", " ".join(words)),), completions=((Message("assistant", "w1 w2"),),), preferences=()
     )
-    (tokenized,) = tokenize_groups([long], checkpoint.renderer, limit, "truncate_prompt")
+    (tokenized,) = tokenize_groups([long], Tokenization(checkpoint.renderer, limit, "truncate_prompt"))
     assert tokenized is not None
     assert (tokenized.truncated, tokenized.lengths) == (True, (limit,))
     room = limit - len(make_tokenizer(kind)("", "w1 w2")["input_ids"])

@@ -9,7 +9,7 @@ import torch
 from conftest import make_groups, make_tokenizer, write_base
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.model import activations
 from rmtrain.model.activations import Activations, trial
 from rmtrain.model.adapters import add_lora
@@ -125,7 +125,9 @@ def test_only_large_tensors_are_paged() -> None:
 
 def tokenized(count: int) -> list[Any]:
     renderer = Renderer.for_tokenizer(make_tokenizer())
-    return [group for group in tokenize_groups(make_groups(count, seed=1), renderer, 128, "error") if group]
+    return [
+        group for group in tokenize_groups(make_groups(count, seed=1), Tokenization(renderer, 128, "error")) if group
+    ]
 
 
 def packed(count: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from conftest import make_config, make_tokenizer
 from published_cases import CASES, GROUPS, Case, Tensors, save_pickles
 from transformers import AutoTokenizer
 
-from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
@@ -22,7 +22,9 @@ from rmtrain.scoring.batches import score_groups
 
 def rewards_of(checkpoint: Checkpoint, tokens_per_batch: int = 4096) -> torch.Tensor:
     renderer = checkpoint.renderer
-    tokenized = [g for g in tokenize_groups(GROUPS, renderer, checkpoint.max_length, "error") if g is not None]
+    tokenized = [
+        g for g in tokenize_groups(GROUPS, Tokenization(renderer, checkpoint.max_length, "error")) if g is not None
+    ]
     return torch.tensor(score_groups(checkpoint.model, tokenized, renderer.pad_id, tokens_per_batch))
 
 
@@ -48,7 +50,7 @@ def test_rewards_are_those_of_the_published_computation_in_any_batch(case: Case,
     assert checkpoint.model.packing == "shared_prompt"
     torch.testing.assert_close(rewards_of(checkpoint), truth, atol=2e-5, rtol=0)
     torch.testing.assert_close(rewards_of(checkpoint, 1), truth, atol=2e-5, rtol=0)
-    padded = [g for g in tokenize_groups(GROUPS, checkpoint.renderer, 512, "error") if g is not None]
+    padded = [g for g in tokenize_groups(GROUPS, Tokenization(checkpoint.renderer, 512, "error")) if g is not None]
     checkpoint.model.module.set_attn_implementation("sdpa")
     with torch.no_grad():
         rewards = checkpoint.model.module(**pack(padded, "none", checkpoint.renderer.pad_id)).logits

@@ -12,6 +12,7 @@ from rich.console import Console
 from rmtrain.data.load import load_data
 from rmtrain.data.prepare import LEDGERS, tokenize_splits
 from rmtrain.data.render import Renderer
+from rmtrain.data.tokenize import Tokenization
 from rmtrain.display import Silent
 from rmtrain.recipe.data_schema import DataSection
 from rmtrain.reporting.data_report import DataReport, data_report, report_tables
@@ -29,7 +30,9 @@ def report(tmp_path: Path) -> DataReport:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     section = DataSection(source={name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")})
     data = load_data(section, seed=0)
-    return data_report(data, tokenize_splits(data, Renderer.for_tokenizer(make_tokenizer()), 30, "drop", Silent()))
+    return data_report(
+        data, tokenize_splits(data, Tokenization(Renderer.for_tokenizer(make_tokenizer()), 30, "drop"), Silent())
+    )
 
 
 def test_every_ledger_balances(report: DataReport) -> None:

@@ -231,7 +231,7 @@ def test_the_snippet_gives_rmtrain_s_own_reward(
     from conftest import save_reward_model
 
     from rmtrain.data.render import Renderer
-    from rmtrain.data.tokenize import tokenize_groups
+    from rmtrain.data.tokenize import Tokenization, tokenize_groups
     from rmtrain.data.tokenizer import load_tokenizer
     from rmtrain.data.types import Message, PreferenceGroup
     from rmtrain.model.adapters import add_lora
@@ -261,7 +261,9 @@ def test_the_snippet_gives_rmtrain_s_own_reward(
     exec(code, {})
     checkpoint = load_checkpoint(str(run / "final"))
     group = PreferenceGroup("a", (Message("user", question),), ((Message("assistant", answer),),), ())
-    tokens = [found for found in tokenize_groups([group], checkpoint.renderer, 64, "error") if found is not None]
+    tokens = [
+        found for found in tokenize_groups([group], Tokenization(checkpoint.renderer, 64, "error")) if found is not None
+    ]
     ((reward,),) = score_groups(checkpoint.model, tokens, checkpoint.renderer.pad_id, 1000)
     assert float(capsys.readouterr().out.split()[-1]) == pytest.approx(reward, rel=1e-5)
 

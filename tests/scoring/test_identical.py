@@ -18,7 +18,7 @@ from rmtrain.cli.evaluate import evaluate
 from rmtrain.cli.score import score
 from rmtrain.cli.train import train
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.errors import DataError
 from rmtrain.model.batch import Packing
@@ -57,7 +57,11 @@ def test_equal_tokens_have_one_reward_however_they_are_scored(
     made = with_repetitions(groups, orders)
     length = drawn.draw(st.sampled_from([12, 64]))
     renderer = Renderer.for_tokenizer(make_tokenizer())
-    tokenized = [group for group in tokenize_groups(made, renderer, length, "truncate_completion") if group is not None]
+    tokenized = [
+        group
+        for group in tokenize_groups(made, Tokenization(renderer, length, "truncate_completion"))
+        if group is not None
+    ]
     model = packed[drawn.draw(st.sampled_from(PACKINGS))]
     rewards = score_groups(model, tokenized, 0, drawn.draw(st.sampled_from([1, 40, 100_000])))
     for group, values, order in zip(tokenized, rewards, orders, strict=True):
@@ -70,7 +74,9 @@ def test_a_completion_is_scored_once_however_often_a_group_holds_it(
     packed: dict[Packing, RewardModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = with_repetitions(make_groups(3, seed=4, k=2), [[0, 1] * 20] * 3)
-    tokenized = [g for g in tokenize_groups(made, Renderer.for_tokenizer(make_tokenizer()), 64, "error") if g]
+    tokenized = [
+        g for g in tokenize_groups(made, Tokenization(Renderer.for_tokenizer(make_tokenizer()), 64, "error")) if g
+    ]
     assert [len(group.suffixes) for group in tokenized] == [2] * 3
     alone = [group._replace(suffix_of=()) for group in tokenized]
     expected = score_groups(packed["none"], alone, 0, 1)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.token_cache import group_to_row
-from rmtrain.data.tokenize import TokenizedGroup, tokenize_groups
+from rmtrain.data.tokenize import Tokenization, TokenizedGroup, tokenize_groups
 from rmtrain.errors import RunFailedError
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
@@ -45,7 +45,7 @@ def groups() -> list[TokenizedGroup]:
     renderer = Renderer.for_tokenizer(make_tokenizer())
     made = make_groups(17, seed=1) + make_groups(6, seed=2, k=2)
     made = [group._replace(id=f"g{i}") for i, group in enumerate(made)]
-    return [group for group in tokenize_groups(made, renderer, 512, "error") if group is not None]
+    return [group for group in tokenize_groups(made, Tokenization(renderer, 512, "error")) if group is not None]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.responses import mark_responses
-from rmtrain.data.tokenize import TokenizedGroup, tokenize_groups
+from rmtrain.data.tokenize import Tokenization, TokenizedGroup, tokenize_groups
 from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.display import Silent
 from rmtrain.errors import CheckpointError, InputError, RmtrainError
@@ -71,8 +71,8 @@ def groups_to_score() -> list[PreferenceGroup]:
 
 def tokenized(where: Path, groups: list[PreferenceGroup], max_length: int = 512) -> list[TokenizedGroup]:
     renderer = Renderer.for_tokenizer(load_policy(str(where), None).renderer.tokenizer)
-    plain = [g for g in tokenize_groups(groups, renderer, max_length, "truncate_prompt") if g is not None]
-    return mark_responses(groups, plain, renderer, max_length, "truncate_prompt")
+    plain = [g for g in tokenize_groups(groups, Tokenization(renderer, max_length, "truncate_prompt")) if g is not None]
+    return mark_responses(groups, plain, Tokenization(renderer, max_length, "truncate_prompt"))
 
 
 def token_log_probs(where: Path, group: PreferenceGroup) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from test_server import ANSWERS, OPENING, TEXTS, USER, near, served
 from rmtrain import RewardFunction
 from rmtrain.cli.app import run as rmtrain
 from rmtrain.data.responses import count_responses
-from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.model.calibration import Calibration, export_calibration, write_calibration
 from rmtrain.model.published.encoder import TextPairRenderer
@@ -138,6 +138,6 @@ def test_answers_of_encoders_are_counted_by_themselves() -> None:
     answers = tuple((Message("assistant", text),) for text in (*ANSWERS, *OTHERS))
     for completions in (answers, answers[:1], answers[2:5]):
         group = PreferenceGroup("g", (Message("user", "w1 w2"),), completions, ())
-        tokens = [made for made in tokenize_groups([group], renderer, 99, "error") if made is not None]
-        counts = count_responses([group], tokens, renderer, 99, "error")
+        tokens = [made for made in tokenize_groups([group], Tokenization(renderer, 99, "error")) if made is not None]
+        counts = count_responses([group], tokens, Tokenization(renderer, 99, "error"))
         assert counts == [tuple(len(completion[0].content.split()) for completion in completions)]

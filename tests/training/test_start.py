@@ -10,7 +10,7 @@ import torch
 from conftest import make_groups, make_tokenizer
 from training_cases import MAX_LENGTH, Recorder, flipped, make_recipe, make_renderer, make_splits, run, weights
 
-from rmtrain.data.tokenize import tokenize_groups
+from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.errors import CheckpointError, RunFailedError
 from rmtrain.evaluation.export import export
 from rmtrain.model.batch import pack
@@ -32,7 +32,11 @@ def first(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewards(model: RewardModel) -> torch.Tensor:
-    tokenized = [group for group in tokenize_groups(GROUPS, make_renderer(), MAX_LENGTH, "error") if group is not None]
+    tokenized = [
+        group
+        for group in tokenize_groups(GROUPS, Tokenization(make_renderer(), MAX_LENGTH, "error"))
+        if group is not None
+    ]
     with torch.no_grad():
         return model.module.eval()(**pack(tokenized, model.packing, 0)).logits  # type: ignore[no-any-return]
 

@@ -64,6 +64,7 @@ def make_splits(folder: Path, train: Sequence[Any], validation: Sequence[Any] = 
     from rmtrain.data.sources import RowPlaces
     from rmtrain.data.split_data import SplitData, SplitPart
     from rmtrain.data.token_cache import tokenize_split
+    from rmtrain.data.tokenize import Tokenization
     from rmtrain.recipe.data_schema import DataSection
 
     ready = {}
@@ -74,7 +75,7 @@ def make_splits(folder: Path, train: Sequence[Any], validation: Sequence[Any] = 
             rows, origin = tuple(range(len(groups))), {"source": "made", "revision": None, "fingerprint": "made"}
             entry = Entry(DataSection(source="demo"), name)
             data = SplitData(name, list(groups), (SplitPart(entry, report, rows, RowPlaces("made"), origin),))
-            tokens = tokenize_split(groups, make_renderer(), MAX_LENGTH, "truncate_prompt", folder)
+            tokens = tokenize_split(groups, Tokenization(make_renderer(), MAX_LENGTH, "truncate_prompt"), folder)
             ready[name] = ReadySplit(data, tokens, (ReadyPart(data.parts[0], tokens),))
     return ready
 

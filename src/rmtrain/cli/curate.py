@@ -112,8 +112,8 @@ def curate(
 
 def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":
     """The curated training split, without added completions and without ties, whose labels can't be wrong."""
-    from rmtrain.data.judged import has_votes, has_weights
     from rmtrain.data.load import load_data
+    from rmtrain.data.types import has_votes, has_weights
     from rmtrain.recipe.data_schema import AugmentSection
 
     section = recipe.data.model_copy(update={"augment": AugmentSection(), "tied": "drop", "gap_scale": None})

@@ -61,7 +61,7 @@ class Judges:
         return judge
 
     def _fold(self, recipe: "Recipe", number: int, folds: Sequence[int]) -> str:
-        from rmtrain.data.judged import has_votes, has_weights
+        from rmtrain.data.types import has_votes, has_weights
         from rmtrain.recipe.load import dump_recipe
         from rmtrain.training.sweep import begun_run, finished_run
 
@@ -82,7 +82,8 @@ class Judges:
 
     def _write(self, groups: "Sequence[PreferenceGroup]", name: str) -> Path:
         """Write groups to a source named by the digest of its content, unless that file exists."""
-        from rmtrain.data.judged import has_votes, has_weights, source_row
+        from rmtrain.data.judged import source_row
+        from rmtrain.data.types import has_votes, has_weights
 
         soft, weighted = has_votes(self.groups), has_weights(self.groups)
         text = "".join(json.dumps(source_row(group, soft, weighted), ensure_ascii=False) + "\n" for group in groups)

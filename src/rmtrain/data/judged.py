@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rmtrain.data.curation import NONE_LEFT
 from rmtrain.data.ledgers import Ledger
 from rmtrain.data.splits import leak_key
-from rmtrain.data.types import TOKENS, Preference, PreferenceGroup, Row
+from rmtrain.data.types import TOKENS, Preference, PreferenceGroup, Row, has_votes, has_weights
 from rmtrain.errors import DataError, InputError
 from rmtrain.json_values import JsonObject
 
@@ -187,16 +187,6 @@ def _ledger(verdicts: Sequence[str]) -> Ledger:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def has_votes(groups: Sequence[PreferenceGroup]) -> bool:
-    """Whether any preference has a probability below 1, so that every row of the source needs its raters' share."""
-    return any(preference.probability != 1.0 for group in groups for preference in group.preferences)
-
-
-def has_weights(groups: Sequence[PreferenceGroup]) -> bool:
-    """Whether any preference has another weight than 1, so that every row of a source needs its weights."""
-    return any(preference.weight != 1.0 for group in groups for preference in group.preferences)
 
 
 def source_row(group: PreferenceGroup, soft: bool = False, weighted: bool = False) -> Row:

@@ -20,7 +20,7 @@ from rmtrain.data.split_data import SplitData, SplitPart
 from rmtrain.data.template import UNKNOWN
 from rmtrain.data.token_cache import TokenizedSplit, join_splits, tokenize_split
 from rmtrain.data.token_report import TokenReport
-from rmtrain.data.tokenize import OverLength
+from rmtrain.data.tokenize import OverLength, Tokenization
 from rmtrain.data.types import TOKENS, PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.errors import DataError
@@ -90,7 +90,7 @@ def prepare(recipe: Recipe, renderer: Renderer, display: Display, keep: list[Cur
             that refuses more than a fifth of a split.
     """
     data = _curated(recipe, display) if keep is None else load_data(recipe.data, recipe.run.seed, keep=keep)
-    splits = tokenize_splits(data, renderer, recipe.data.max_length, recipe.data.over_length, display)
+    splits = tokenize_splits(data, Tokenization(renderer, recipe.data.max_length, recipe.data.over_length), display)
     notes = [*data.notes, *renderer.notes]
     baked = renderer.baked()
     if baked.prepend_bos or baked.append_eos:
@@ -208,9 +208,7 @@ def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
 def tokenize_named(
     name: str,
     groups: Sequence[PreferenceGroup],
-    renderer: Renderer,
-    max_length: int,
-    over_length: OverLength,
+    how: Tokenization,
     display: Display,
     drop_identical: bool = False,
 ) -> TokenizedSplit:
@@ -220,22 +218,20 @@ def tokenize_named(
         display.progress(f"tokenise {name}", done, len(groups))
 
     cache = cache_folder() / "tokens"
-    return tokenize_split(groups, renderer, max_length, over_length, cache, progress, display.note, drop_identical)
+    return tokenize_split(groups, how, cache, progress, display.note, drop_identical)
 
 
-def tokenize_splits(
-    data: CuratedData, renderer: Renderer, max_length: int, over_length: OverLength, display: Display
-) -> dict[str, ReadySplit]:
+def tokenize_splits(data: CuratedData, how: Tokenization, display: Display) -> dict[str, ReadySplit]:
     """Tokenise the splits of a recipe; only in training are rows dropped or refused for length, or dropped as
     identical."""
     ready = {}
     for name, split in data.splits.items():
         trains = name == "train"
-        rule = over_length if trains else evaluation_rule(over_length)
+        rule = how if trains else how._replace(over_length=evaluation_rule(how.over_length))
         parts = []
         for part, groups in split.by_part():
             title = part.label(name)
-            tokens = tokenize_named(title, groups, renderer, max_length, rule, display, drop_identical=trains)
+            tokens = tokenize_named(title, groups, rule, display, drop_identical=trains)
             require_most(tokens, split.place)
             parts.append(ReadyPart(part, tokens))
         ready[name] = ReadySplit(split, join_splits([part.tokens for part in parts]), tuple(parts))

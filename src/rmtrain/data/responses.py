@@ -4,42 +4,31 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rmtrain.data.render import Renderer
 from rmtrain.data.template import TemplateRefusalError
-from rmtrain.data.tokenize import OverLength, TokenizedGroup, Tokens, truncate_group
+from rmtrain.data.tokenize import Tokenization, TokenizedGroup, Tokens, truncate_group
 from rmtrain.data.types import Conversation, PreferenceGroup
 
 
 def mark_responses(
-    groups: Sequence[PreferenceGroup],
-    tokenized: Sequence[TokenizedGroup],
-    renderer: Renderer,
-    max_length: int,
-    over_length: OverLength,
+    groups: Sequence[PreferenceGroup], tokenized: Sequence[TokenizedGroup], how: Tokenization
 ) -> list[TokenizedGroup]:
     """Set `starts` of tokenised groups: where each sequence departs from the prompt with its generation prompt.
 
     A response is everything after the longest common token prefix with that prompt, so tokens that merge at the
-    boundary belong to the response. It has at least one token, and at least one token precedes it.
-
-    Args:
-        tokenized: the result of `tokenize_groups` by the same rule, with no group dropped.
+    boundary belong to the response. It has at least one token, and at least one token precedes it. `tokenized` lacks
+    none of the groups.
 
     Raises:
         TemplateRefusalError: the chat template refuses a prompt without an answer.
     """
     return [
-        _mark(tokens, renderer.tokenize_prompt(prompt, group.arguments) if prompt else [])
-        for group, tokens, prompt in _prompts(groups, tokenized, renderer, max_length, over_length)
+        _mark(tokens, how.renderer.tokenize_prompt(prompt, group.arguments) if prompt else [])
+        for group, tokens, prompt in _prompts(groups, tokenized, how)
     ]
 
 
 def count_responses(
-    groups: Sequence[PreferenceGroup],
-    tokenized: Sequence[TokenizedGroup],
-    renderer: Renderer,
-    max_length: int,
-    over_length: OverLength,
+    groups: Sequence[PreferenceGroup], tokenized: Sequence[TokenizedGroup], how: Tokenization
 ) -> list[tuple[int, ...]]:
     """The number of tokens of each of the K responses of each group, independent of the other responses; see
     `mark_responses`.
@@ -47,9 +36,9 @@ def count_responses(
     If the chat template refuses the prompt alone, all tokens but the first are counted.
     """
     counts = []
-    for group, tokens, prompt in _prompts(groups, tokenized, renderer, max_length, over_length):
+    for group, tokens, prompt in _prompts(groups, tokenized, how):
         try:
-            before = renderer.tokenize_prompt(prompt, group.arguments) if prompt else []
+            before = how.renderer.tokenize_prompt(prompt, group.arguments) if prompt else []
         except TemplateRefusalError:
             before = []
         counts.append(_mark(tokens, before).response_lengths)
@@ -57,18 +46,16 @@ def count_responses(
 
 
 def _prompts(
-    groups: Sequence[PreferenceGroup],
-    tokenized: Sequence[TokenizedGroup],
-    renderer: Renderer,
-    max_length: int,
-    over_length: OverLength,
+    groups: Sequence[PreferenceGroup], tokenized: Sequence[TokenizedGroup], how: Tokenization
 ) -> Iterator[tuple[PreferenceGroup, TokenizedGroup, Conversation]]:
     """Each group, its tokens, and its prompt after truncation."""
     for group, tokens in zip(groups, tokenized, strict=True):
         prompt = group.prompt
         if tokens.truncated:
-            whole = renderer.tokenize([group.prompt + completion for completion in group.completions], group.arguments)
-            prompt = truncate_group(group, whole, renderer, max_length, over_length == "truncate_prompt")[0].prompt
+            whole = how.renderer.tokenize(
+                [group.prompt + completion for completion in group.completions], group.arguments
+            )
+            prompt = truncate_group(group, whole, how)[0].prompt
         yield group, tokens, prompt
 
 

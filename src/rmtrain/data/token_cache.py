@@ -14,8 +14,8 @@ from rmtrain.data.render import Renderer
 from rmtrain.data.template import TemplateRefusalError
 from rmtrain.data.token_report import Lost, Omitted, TokenReport
 from rmtrain.data.token_table import FIGURES, Sizes, features_of
-from rmtrain.data.tokenize import OverLength, TokenizedGroup, Value, tokenize_groups
-from rmtrain.data.types import Preference, PreferenceGroup, Row
+from rmtrain.data.tokenize import Tokenization, TokenizedGroup, Value, tokenize_groups
+from rmtrain.data.types import Preference, PreferenceGroup, Row, has_votes, has_weights
 from rmtrain.data.workers import PART, in_parts
 
 _VERSION = "3"  # raise this if tokenisation or rendering gives other tokens, or if the rows' format changes
@@ -99,9 +99,7 @@ def group_to_row(group: TokenizedGroup) -> Row:
 
 def tokenize_split(
     groups: Sequence[PreferenceGroup],
-    renderer: Renderer,
-    max_length: int,
-    over_length: OverLength,
+    how: Tokenization,
     cache: Path,
     progress: Callable[[int], None] = lambda done: None,
     notify: Callable[[str], None] = lambda line: None,
@@ -118,11 +116,11 @@ def tokenize_split(
     Raises:
         DataError: as tokenize_groups.
     """
-    rule = [_VERSION, renderer.contract(), max_length, over_length, drop_identical]
-    fingerprint, figures = _fingerprint(groups, rule, renderer, cache)
+    rule = [_VERSION, how.renderer.contract(), how.max_length, how.over_length, drop_identical]
+    fingerprint, figures = _fingerprint(groups, rule, how.renderer, cache)
 
     def write(folder: Path) -> None:
-        work = _Tokenize(renderer, max_length, over_length, drop_identical, figures)
+        work = _Tokenize(how, drop_identical, figures)
         _write(folder, _counted(progress, in_parts(work, groups), len(groups)), features_of(figures))
 
     folder = cache / f"{fingerprint[:32]}-{_LAYOUT}"
@@ -179,9 +177,8 @@ def _texts_of(groups: Sequence[PreferenceGroup]) -> tuple[bytes, set[str]]:
     """What the fingerprint is made of, and which of FIGURES are not 1 for some preference."""
     groups = list(groups)
     text = "".join(map(repr, groups)).encode("utf-8", "surrogatepass")
-    preferences = [preference for group in groups for preference in group.preferences]
-    soft, weighted = any(p.probability != 1.0 for p in preferences), any(p.weight != 1.0 for p in preferences)
-    return text, {name for name, needed in zip(FIGURES, (soft, weighted), strict=True) if needed}
+    needed = zip(FIGURES, (has_votes(groups), has_weights(groups)), strict=True)
+    return text, {name for name, is_needed in needed if is_needed}
 
 
 class _Tokenized(NamedTuple):
@@ -195,9 +192,7 @@ class _Tokenized(NamedTuple):
 class _Tokenize:
     """How groups are tokenised."""
 
-    renderer: Renderer
-    max_length: int
-    over_length: OverLength
+    how: Tokenization
     drop_identical: bool
     figures: Sequence[str]
 
@@ -205,7 +200,7 @@ class _Tokenize:
         import pyarrow as pa
 
         groups, report, refused = list(groups), TokenReport(self.drop_identical), dict[str, TemplateRefusalError]()
-        tokenized = tokenize_groups(groups, self.renderer, self.max_length, self.over_length, refused)
+        tokenized = tokenize_groups(groups, self.how, refused)
         pairs = zip(groups, tokenized, strict=True)
         kept = (report.keep(group, tokens, refused.pop(group.id, None)) for group, tokens in pairs)
         rows = [group_to_row(each) for each in kept if each is not None]

@@ -22,6 +22,20 @@ Value = TypeVar("Value")
 _CHUNK = 512  # groups tokenised in one call of the fast tokenizer, which runs in parallel
 
 
+class Tokenization(NamedTuple):
+    """How groups become tokens.
+
+    A sequence of more than `max_length` tokens, a prompt with one completion, is cut or not by `over_length`:
+    `truncate_prompt` cuts the oldest prompt text first, and completions only if that does not suffice;
+    `truncate_completion` cuts the end of long completions, and the prompt only if that does not suffice; `drop` drops
+    the group; `error` raises. Template tokens, BOS and end token are never cut.
+    """
+
+    renderer: Renderer
+    max_length: int
+    over_length: OverLength
+
+
 class TokenizedGroup(NamedTuple):
     """A group's sequences, split at their longest common token prefix; equal sequences are stored once.
 
@@ -89,21 +103,12 @@ def split_prefix(sequences: Sequence[Sequence[int]]) -> tuple[Tokens, tuple[Toke
 
 
 def tokenize_groups(
-    groups: Sequence[PreferenceGroup],
-    renderer: Renderer,
-    max_length: int,
-    over_length: OverLength,
-    refused: dict[str, TemplateRefusalError] | None = None,
+    groups: Sequence[PreferenceGroup], how: Tokenization, refused: dict[str, TemplateRefusalError] | None = None
 ) -> Iterator[TokenizedGroup | None]:
     """Tokenise groups in order; None for a group that is dropped as over-length or refused by the template.
 
-    All completions of a group keep the same part of their prompt, so that they answer the same question.
-
-    Args:
-        over_length: `truncate_prompt` cuts the oldest prompt text first, and completions only if that does not suffice;
-            `truncate_completion` cuts the end of long completions, and the prompt only if that does not suffice; `drop`
-            yields None; `error` raises. Template tokens, BOS and end token are never cut.
-        refused: receives, by group id, why the renderer refuses a group; None raises instead.
+    All completions of a group keep the same part of their prompt, so that they answer the same question. `refused`
+    receives, by group id, why the renderer refuses a group; without it, a refusal is an error.
 
     Raises:
         DataError: an over-length group under `error`, a template that alone exceeds max_length, or a refused group.
@@ -112,13 +117,13 @@ def tokenize_groups(
     for start in range(0, len(groups), _CHUNK):
         chunk = list(groups[start : start + _CHUNK])
         distinct = [group._replace(completions=tuple(dict.fromkeys(group.completions))) for group in chunk]
-        texts = _texts_of_all(distinct, renderer, refused)  # equal completions only once
-        flat = iter(renderer.encode([text for of_one in texts for text in of_one]))
+        texts = _texts_of_all(distinct, how.renderer, refused)  # equal completions only once
+        flat = iter(how.renderer.encode([text for of_one in texts for text in of_one]))
         for group, own, rendered in zip(chunk, distinct, texts, strict=True):
             sequences = list(islice(flat, len(rendered)))
-            truncated = max(map(len, sequences), default=0) > max_length
+            truncated = max(map(len, sequences), default=0) > how.max_length
             if truncated:
-                sequences = _fit(own, sequences, renderer, max_length, over_length, refused)
+                sequences = _fit(own, sequences, how, refused)
             if not sequences:
                 yield None
                 continue
@@ -141,21 +146,19 @@ def tokenize_groups(
 def _fit(
     group: PreferenceGroup,
     sequences: list[list[int]],
-    renderer: Renderer,
-    max_length: int,
-    over_length: OverLength,
+    how: Tokenization,
     refused: dict[str, TemplateRefusalError] | None,
 ) -> list[list[int]]:
     """The sequences of an over-length group by the rule; empty if the group is dropped or refused."""
-    if over_length == "drop":
+    if how.over_length == "drop":
         return []
-    if over_length == "error":
+    if how.over_length == "error":
         raise DataError(
-            f"group {group.id}: {max(map(len, sequences))} tokens, more than data.max_length {max_length}",
+            f"group {group.id}: {max(map(len, sequences))} tokens, more than data.max_length {how.max_length}",
             "raise data.max_length or choose another data.over_length",
         )
     try:
-        return truncate_group(group, sequences, renderer, max_length, over_length == "truncate_prompt")[1]
+        return truncate_group(group, sequences, how)[1]
     except TemplateRefusalError as error:
         _refuse(group, error, refused)
         return []
@@ -202,17 +205,14 @@ def _omitted(group: PreferenceGroup, rendered: list[Any]) -> tuple[Omission, ...
 
 
 def truncate_group(
-    group: PreferenceGroup, sequences: list[list[int]], renderer: Renderer, max_length: int, prompt_first: bool
+    group: PreferenceGroup, sequences: list[list[int]], how: Tokenization
 ) -> tuple[PreferenceGroup, list[list[int]]]:
-    """A group cut to fit, and its sequences.
-
-    Args:
-        sequences: its tokens, untruncated.
-        prompt_first: cut completions only if cutting the prompt does not suffice; otherwise the reverse.
+    """A group cut to fit, and its sequences, which come untruncated.
 
     Raises:
         DataError: the template alone exceeds max_length.
     """
+    renderer, max_length, prompt_first = how.renderer, how.max_length, how.over_length == "truncate_prompt"
     prompt, completions = group.prompt, list(group.completions)
     for cut_prompt in (prompt_first, not prompt_first):
         # each pass cuts the measured excess; tokens that merge differently at the cut may need another pass

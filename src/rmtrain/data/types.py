@@ -1,6 +1,7 @@
 """The central value: a prompt, its K completions, and the preferences among them."""
 
 import json
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from rmtrain.json_values import JsonObject
@@ -84,3 +85,13 @@ class PreferenceGroup(NamedTuple):
     source: str = ""  # the subset or origin, for figures by source
     scores: tuple[float, ...] | None = None  # K graded scores, if the source has them
     arguments: str = ""  # JSON of the chat template's other arguments, such as tools
+
+
+def has_votes(groups: Iterable[PreferenceGroup]) -> bool:
+    """Whether any preference has a probability below 1."""
+    return any(preference.probability != 1.0 for group in groups for preference in group.preferences)
+
+
+def has_weights(groups: Iterable[PreferenceGroup]) -> bool:
+    """Whether any preference has another weight than 1."""
+    return any(preference.weight != 1.0 for group in groups for preference in group.preferences)

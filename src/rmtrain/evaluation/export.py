@@ -103,7 +103,7 @@ class _Proof:
 
     def __init__(self, checkpoint: Checkpoint, notify: Callable[[str], None]) -> None:
         groups = read_source(SAMPLE, "test", evaluation=True).groups[:SAMPLE_GROUPS]
-        made = tokenize_groups(groups, checkpoint.renderer, checkpoint.max_length, "truncate_prompt")
+        made = tokenize_groups(groups, checkpoint.tokenization._replace(over_length="truncate_prompt"))
         self.sample = [group for group in made if group is not None]
         notify(
             f"scoring {sum(len(group.suffixes) for group in self.sample)} completions of {SAMPLE} data before merging"

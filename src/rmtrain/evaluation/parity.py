@@ -94,8 +94,7 @@ def runner_steps(
     partial.parent.mkdir(parents=True, exist_ok=True)
 
     def open_scorer(groups: Sequence[PreferenceGroup]) -> RunnerScorer:
-        rule = checkpoint.scoring.over_length
-        tokens = tokenize_named(BENCHMARK.name, groups, checkpoint.renderer, checkpoint.max_length, rule, display)
+        tokens = tokenize_named(BENCHMARK.name, groups, checkpoint.tokenization, display)
         return RunnerScorer(checkpoint, groups, tokens.groups(), own_prompt)
 
     scorer = open_scorer(rows.groups)

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
-from rmtrain.data.types import Conversation, PreferenceGroup
+from rmtrain.data.types import Conversation, PreferenceGroup, has_votes
 from rmtrain.errors import DataError, RunFailedError
 from rmtrain.files import read_text, write_atomic
 from rmtrain.metrics.calibration import brier_score, expected_calibration_error
@@ -68,12 +68,8 @@ def scored_row(group: PreferenceGroup, score: GroupScore) -> ScoredRow:
         margins=score.margins,
         identical=score.identical,
         members=score.members,
-        probabilities=tuple(p.probability for p in group.preferences) if _is_soft(group) else (),
+        probabilities=tuple(p.probability for p in group.preferences) if has_votes([group]) else (),
     )
-
-
-def _is_soft(group: PreferenceGroup) -> bool:
-    return any(preference.probability != 1.0 for preference in group.preferences)
 
 
 def gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps:

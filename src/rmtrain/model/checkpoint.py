@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtrain.data.render import Renderer
+from rmtrain.data.tokenize import Tokenization
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapter_files import attach_adapter, check_finite, config_place, dtype_in_config, tokenizer_place
 from rmtrain.model.adapters import keep_label, make_room
@@ -59,6 +60,11 @@ class Checkpoint:
         undated = contract and "date" not in contract and "date" in self.renderer.contract()
         older = ("this checkpoint does not record which date its chat template printed in training",) if undated else ()
         return (*self.model.notes, *self.renderer.notes, *older)
+
+    @property
+    def tokenization(self) -> Tokenization:
+        """How it tokenises groups."""
+        return Tokenization(self.renderer, self.max_length, self.scoring.over_length)
 
     def require_decoder(self, what: str) -> None:
         """Raises InputError for encoders and for PairRM."""

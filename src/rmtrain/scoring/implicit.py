@@ -12,7 +12,7 @@ import numpy as np
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.responses import mark_responses
-from rmtrain.data.tokenize import OverLength, TokenizedGroup
+from rmtrain.data.tokenize import OverLength, Tokenization, TokenizedGroup
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import InputError
 from rmtrain.model.devices import free_memory, process_state
@@ -82,8 +82,9 @@ class PolicyScorer:
 
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
         """Implicit rewards; see `Scorer`."""
-        made = tokenize_task(replace(task, counts=False), self.renderer, self.info.max_length, OVER_LENGTH)
-        marked = mark_responses(made.groups, made.tokens, self.renderer, self.info.max_length, OVER_LENGTH)
+        how = Tokenization(self.renderer, self.info.max_length, OVER_LENGTH)
+        made = tokenize_task(replace(task, counts=False), how)
+        marked = mark_responses(made.groups, made.tokens, how)
         partial = task.partial(made.fingerprint, self.info.fingerprint)
         rewards = self.rewards(marked, task.tokens_per_batch, partial, task.progress, task.display.note, task.alone)
         return replace(made, counts=[group.response_lengths for group in marked]).scores(rewards, task)

@@ -8,12 +8,12 @@ from typing import cast
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import InputError
 from rmtrain.model.checkpoint import Checkpoint
-from rmtrain.model.published.encoder import TextPairRenderer, mark_answers
+from rmtrain.model.published.encoder import mark_answers
 from rmtrain.model.published.layouts import ENCODER, PAIR_RM
 from rmtrain.model.published.pair_rm import PairRenderer
 from rmtrain.scoring.batches import Rewards, score_groups
 from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScorerRequest, ScoringTask
-from rmtrain.scoring.tokens import TokenizedTask, tokenize_task
+from rmtrain.scoring.tokens import tokenize_task
 
 
 def describe(checkpoint: Checkpoint, gives_rewards: bool = True) -> ScorerInfo:
@@ -33,11 +33,6 @@ def describe(checkpoint: Checkpoint, gives_rewards: bool = True) -> ScorerInfo:
     )
 
 
-def tokenize_for(checkpoint: Checkpoint, task: ScoringTask) -> TokenizedTask:
-    """Tokenise a task's groups with the checkpoint's rendering, maximum length and truncation rule."""
-    return tokenize_task(task, checkpoint.renderer, checkpoint.max_length, checkpoint.scoring.over_length)
-
-
 @dataclass(frozen=True)
 class RewardModelScorer:
     """A decoder with a score head; the reward is read at the last token."""
@@ -53,7 +48,7 @@ class RewardModelScorer:
 
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
         """Rewards; see `Scorer`."""
-        made = tokenize_for(self.checkpoint, task)
+        made = tokenize_task(task, self.checkpoint.tokenization)
         return made.scores(_rewards(self.checkpoint, made.tokens, made.fingerprint, task), task)
 
 
@@ -74,9 +69,8 @@ class EncoderScorer:
 
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
         """Rewards; see `Scorer`."""
-        made = tokenize_for(self.checkpoint, task)
-        renderer, rule = cast(TextPairRenderer, self.checkpoint.renderer), self.checkpoint.scoring.over_length
-        marked = mark_answers(made.groups, made.tokens, renderer, self.info.max_length, rule)
+        made = tokenize_task(task, self.checkpoint.tokenization)
+        marked = mark_answers(made.groups, made.tokens, self.checkpoint.tokenization)
         return made.scores(_rewards(self.checkpoint, marked, made.fingerprint, task), task)
 
 

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rmtrain.data.prepare import require_most, token_notes, tokenize_named
-from rmtrain.data.render import Renderer
 from rmtrain.data.responses import count_responses
 from rmtrain.data.template import TemplateRefusalError
-from rmtrain.data.tokenize import OverLength, TokenizedGroup, tokenize_groups
+from rmtrain.data.tokenize import Tokenization, TokenizedGroup, tokenize_groups
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import InputError
 from rmtrain.scoring.scorer import GroupScore, ScoringTask
@@ -41,10 +40,10 @@ class TokenizedTask:
         return [next(scores) if group.id in kept else None for group in task.groups]
 
 
-def _tokenize_alone(task: ScoringTask, renderer: Renderer, max_length: int, over_length: OverLength) -> TokenizedTask:
+def _tokenize_alone(task: ScoringTask, how: Tokenization) -> TokenizedTask:
     """Tokenise a task without the token cache and without other processes."""
     refused: dict[str, TemplateRefusalError] = {}
-    made = [*tokenize_groups(task.groups, renderer, max_length, over_length, refused)]
+    made = [*tokenize_groups(task.groups, how, refused)]
     if refused and not task.drop_refused:
         first = next(group.id for group in task.groups if group.id in refused)
         raise type(refused[first])(f"{task.place(first)}: {refused[first].message}", refused[first].hint)
@@ -53,31 +52,28 @@ def _tokenize_alone(task: ScoringTask, renderer: Renderer, max_length: int, over
     return TokenizedTask([group for group, _ in kept], [tokens for _, tokens in kept], "")
 
 
-def tokenize_task(task: ScoringTask, renderer: Renderer, max_length: int, over_length: OverLength) -> TokenizedTask:
+def tokenize_task(task: ScoringTask, how: Tokenization) -> TokenizedTask:
     """Tokenise the groups of a task.
 
     Raises:
         InputError: the chat template refuses a group, or with `drop_refused` more than a fifth of all.
     """
-    tokenize = _tokenize_alone if task.alone else _tokenize_together
-    made = tokenize(task, renderer, max_length, over_length)
+    made = _tokenize_alone(task, how) if task.alone else _tokenize_together(task, how)
     if not task.counts:
         return made
-    return replace(made, counts=count_responses(made.groups, made.tokens, renderer, max_length, over_length))
+    return replace(made, counts=count_responses(made.groups, made.tokens, how))
 
 
-def _tokenize_together(
-    task: ScoringTask, renderer: Renderer, max_length: int, over_length: OverLength
-) -> TokenizedTask:
+def _tokenize_together(task: ScoringTask, how: Tokenization) -> TokenizedTask:
     """Tokenise a task through the token cache, once for all processes."""
-    made = tokenize_named(task.name, task.groups, renderer, max_length, over_length, task.display)
+    made = tokenize_named(task.name, task.groups, how, task.display)
     cause, lost = made.report.refused or ("", None)
     if lost and not task.drop_refused:
         raise InputError(
             f"{task.place(lost.first)}: {lost.why}", f"every row must be scored; rows that are {cause}: {lost.rows}"
         )
     require_most(made, task.place)
-    for note in token_notes(made.report, task.place, task.groups, renderer):
+    for note in token_notes(made.report, task.place, task.groups, how.renderer):
         task.display.note(f"{task.name}: {note}")
     kept = set(made.table["id"]) if lost else None
     groups = task.groups if kept is None else [group for group in task.groups if group.id in kept]

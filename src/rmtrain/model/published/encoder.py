@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.tokenize import OverLength, TokenizedGroup, truncate_group
+from rmtrain.data.tokenize import Tokenization, TokenizedGroup, truncate_group
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.data.types import Conversation, Message, PreferenceGroup, ids_in
 from rmtrain.errors import DataError
@@ -68,13 +68,10 @@ def longest(module: Any, tokenizer: Any) -> int:
 
 
 def mark_answers(
-    groups: Sequence[PreferenceGroup],
-    tokenized: Sequence[TokenizedGroup],
-    renderer: "TextPairRenderer",
-    max_length: int,
-    over_length: OverLength,
+    groups: Sequence[PreferenceGroup], tokenized: Sequence[TokenizedGroup], how: Tokenization
 ) -> list[TokenizedGroup]:
     """Set `starts` of tokenised groups, as `mark_responses` does: the first token of type 1, where there are types."""
+    renderer = cast(TextPairRenderer, how.renderer)
     if not (renderer.types and renderer.reads_pairs):
         return list(tokenized)
     marked = []
@@ -82,7 +79,7 @@ def mark_answers(
         kept = group
         if tokens.truncated:
             whole = renderer.tokenize([group.prompt + completion for completion in group.completions], group.arguments)
-            kept = truncate_group(group, whole, renderer, max_length, over_length == "truncate_prompt")[0]
+            kept = truncate_group(group, whole, how)[0]
         borders = renderer.borders([kept.prompt + completion for completion in kept.completions])
         numbers = tokens.suffix_of or range(len(borders))
         starts = dict(zip(numbers, borders, strict=True))  # the answer's first token in each suffix
