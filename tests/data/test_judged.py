@@ -21,7 +21,6 @@ from rmtrain.data.judged import (
     Rule,
     agreements,
     folds_of,
-    has_votes,
     mean_margins,
     source_row,
 )
