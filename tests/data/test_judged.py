@@ -25,7 +25,7 @@ from rmtrain.data.judged import (
     source_row,
 )
 from rmtrain.data.load import read_source
-from rmtrain.data.types import Message, Preference, PreferenceGroup
+from rmtrain.data.types import Message, Preference, PreferenceGroup, has_votes
 from rmtrain.errors import DataError, InputError
 from rmtrain.recipe.data_schema import DataSection
 

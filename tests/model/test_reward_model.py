@@ -14,12 +14,7 @@ from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapters import add_lora
 from rmtrain.model.forward import check_head
 from rmtrain.model.memory import count_parameters
-from rmtrain.model.reward_model import (
-    BackboneOptions,
-    RewardModel,
-    load_backbone,
-    load_config,
-)
+from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config
 from rmtrain.model.start import recipe_renderer
 from rmtrain.recipe.schema import LoraSection, ModelSection
 

@@ -21,13 +21,7 @@ from rmtrain.model.batch import GroupSize
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
 from rmtrain.training.checkpointing import verify
 from rmtrain.training.microbatches import MicrobatchDataset
-from rmtrain.training.objectives import (
-    OBJECTIVES,
-    Objective,
-    RewardBatch,
-    bradley_terry,
-    make_objective,
-)
+from rmtrain.training.objectives import OBJECTIVES, Objective, RewardBatch, bradley_terry, make_objective
 from rmtrain.training.plan import plan_training
 from rmtrain.training.step_loss import join, loss_of_step, move_averages
 

@@ -6,32 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rmtrain.evaluation.gap_figures import (
-    Accuracy,
-    Bar,
-    Difference,
-    Ends,
-    GapFigures,
-    LossBound,
-    RewardModelFigures,
-)
+from rmtrain.evaluation.gap_figures import Accuracy, Bar, Difference, Ends, GapFigures, LossBound, RewardModelFigures
 from rmtrain.evaluation.graded_groups import best_of_n, rankings, share_of_sums
 from rmtrain.evaluation.rater_shares import Alpha
 from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of
-from rmtrain.metrics.alignment_gap import (
-    bar_edges,
-    count_flips,
-    dpo_losses,
-    ideal_gaps,
-    loss_bounds,
-    median_gap_draws,
-)
-from rmtrain.metrics.intervals import (
-    clustered_interval,
-    difference_interval,
-    mcnemar_exact,
-    resampled_means,
-)
+from rmtrain.metrics.alignment_gap import bar_edges, count_flips, dpo_losses, ideal_gaps, loss_bounds, median_gap_draws
+from rmtrain.metrics.intervals import clustered_interval, difference_interval, mcnemar_exact, resampled_means
 from rmtrain.metrics.rankings import Floats, Labels, credits_of
 
 

@@ -8,12 +8,7 @@ import numpy as np
 
 from rmtrain.errors import DataError
 from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of, summarise
-from rmtrain.metrics.intervals import (
-    clustered_interval,
-    detectable_difference,
-    difference_interval,
-    resampled_means,
-)
+from rmtrain.metrics.intervals import clustered_interval, detectable_difference, difference_interval, resampled_means
 from rmtrain.metrics.rankings import Floats, Labels, bradley_terry_losses, credits_of
 
 Metric = Literal["accuracy", "loss"]

@@ -18,14 +18,7 @@ from rmtrain.model.published.layouts import PLAIN
 from rmtrain.model.reward_model import load_config
 from rmtrain.model.sidecar import Scoring
 from rmtrain.model.start import Start, find_start, require_one_label
-from rmtrain.model.weights import (
-    cached_folder,
-    digest_of,
-    fingerprint_of,
-    hub_name,
-    local_folder,
-    weight_files,
-)
+from rmtrain.model.weights import cached_folder, digest_of, fingerprint_of, hub_name, local_folder, weight_files
 from rmtrain.recipe.schema import ModelSection
 
 UNKNOWN = "not recorded"

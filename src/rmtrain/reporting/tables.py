@@ -5,15 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from rmtrain.data.benchmarks import BENCHMARKS, benchmark_named
-from rmtrain.reporting.summary import (
-    benchmark_title,
-    era_sections,
-    eras,
-    mapping,
-    remarks,
-    section_size,
-    split_lines,
-)
+from rmtrain.reporting.summary import benchmark_title, era_sections, eras, mapping, remarks, section_size, split_lines
 from rmtrain.reporting.table import Interval, Table
 from rmtrain.reporting.text import MISSING, count, dash, decimal, interval, percent, points
 

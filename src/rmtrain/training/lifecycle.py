@@ -16,14 +16,7 @@ from rmtrain.data.curated_source import curation_of
 from rmtrain.data.entry_figures import entry_figures
 from rmtrain.data.prepare import ReadySplit
 from rmtrain.display import Display
-from rmtrain.errors import (
-    CheckpointError,
-    InputError,
-    RmtrainError,
-    RunFailedError,
-    WriteError,
-    masked,
-)
+from rmtrain.errors import CheckpointError, InputError, RmtrainError, RunFailedError, WriteError, masked
 from rmtrain.files import why_unwritten, write_atomic
 from rmtrain.json_values import JsonObject
 from rmtrain.model.devices import process_state, value_of_main
