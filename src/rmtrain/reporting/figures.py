@@ -5,7 +5,8 @@ They are drawn for a light page; a dark page inverts them by its style sheet.
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -84,8 +85,7 @@ class Spot(NamedTuple):
 
 def curves(panel: Sequence[Curve], unit: str) -> Image:
     """Training curves; a curve of more than 100 points is drawn as means of neighbouring points, with their range."""
-    with _style():
-        figure, axes = _new_figure()
+    with _drawing("step", unit) as axes:
         for place, curve in enumerate(panel):
             colour = f"C{place}" if len(panel) > 2 else _SECOND if curve.second else _FIRST
             steps, means, lows, highs = thin(curve)
@@ -95,10 +95,8 @@ def curves(panel: Sequence[Curve], unit: str) -> Image:
             axes.plot(steps, means, color=colour, marker=marker, markersize=3.5, label=curve.label)
         if len(panel) > 1:
             axes.legend(loc="best", fontsize=8)
-        axes.set_xlabel("step")
-        axes.set_ylabel(unit)
         axes.locator_params(axis="x", nbins=6, integer=True)
-        return _image(figure, f"{unit} over training steps")
+        return _image(axes, f"{unit} over training steps")
 
 
 def gap_bars(gaps: Floats) -> tuple[Floats, Floats, float]:
@@ -114,16 +112,13 @@ def gap_bars(gaps: Floats) -> tuple[Floats, Floats, float]:
 def gap_histogram(gaps: Floats) -> Image:
     """Histogram of reward gaps [n], n > 0; gaps below 0 (ranked wrongly) have another colour."""
     lefts, heights, width = gap_bars(gaps)
-    with _style():
-        figure, axes = _new_figure()
+    with _drawing("reward gap, better less worse completion", "preferences") as axes:
         colours = [_SECOND if left < -width / 2 else _FIRST for left in lefts]
         axes.bar(lefts, heights, width=0.92 * width, align="edge", color=colours)
         axes.axvline(0, color=_INK, linewidth=0.8)
-        axes.set_xlabel("reward gap, better less worse completion")
-        axes.set_ylabel("preferences")
         axes.grid(visible=False, axis="x")
         axes.locator_params(axis="x", nbins=7)
-        return _image(figure, "histogram of reward gaps")
+        return _image(axes, "histogram of reward gaps")
 
 
 def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) -> Image:
@@ -136,8 +131,7 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) ->
     intervals = [wilson_interval(part.accuracy, part.n / design_effect) for part in bins]
     below = np.maximum(0, accuracy - [ends.low for ends in intervals])
     above = np.maximum(0, [ends.high for ends in intervals] - accuracy)
-    with _style():
-        figure, axes = _new_figure()
+    with _drawing("confidence, sigmoid of |reward gap|", "accuracy") as axes:
         axes.plot([0.5, 1], [0.5, 1], color=_INK, linewidth=0.8, linestyle=(0, (4, 3)), label="perfect calibration")
         axes.errorbar(
             confidence,
@@ -152,43 +146,35 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) ->
         right = min(1.01, max(0.55, 0.5 + 1.1 * (float(confidence.max()) - 0.5)))
         axes.set_xlim(0.5 - 0.02 * (right - 0.5), right)
         axes.set_ylim(min(0.48, float((accuracy - below).min()) - 0.02), 1.02)
-        axes.set_xlabel("confidence, sigmoid of |reward gap|")
-        axes.set_ylabel("accuracy")
         axes.legend(loc="lower right", fontsize=8)
-        return _image(figure, "reliability diagram: accuracy by confidence")
+        return _image(axes, "reliability diagram: accuracy by confidence")
 
 
 def gap_over_beta(ideal: Mapping[str, tuple[float, float]], policy: tuple[float, float]) -> Image:
     """Accuracy of the ideal policy by beta, and of the policy; with summed and length-normalised log-probabilities."""
-    with _style():
-        figure, axes = _new_figure()
+    with _drawing("beta", "ranking accuracy, %") as axes:
         betas = sorted(ideal, key=float)
         for kind, (colour, label) in enumerate(((_FIRST, "summed"), (_SECOND, "length-normalised"))):
             values = [100 * ideal[beta][kind] for beta in betas]
             axes.plot([float(beta) for beta in betas], values, color=colour, marker="o", markersize=3.5, label=label)
             axes.axhline(100 * policy[kind], color=colour, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xscale("log")
-        axes.set_xlabel("beta")
-        axes.set_ylabel("ranking accuracy, %")
         axes.legend(loc="best", fontsize=8)
-        return _image(figure, "ranking accuracy of the ideal policy and of the policy over beta")
+        return _image(axes, "ranking accuracy of the ideal policy and of the policy over beta")
 
 
 def log_ratio_histogram(bars: Sequence[Bar]) -> Image:
     """Histogram of log-ratios, in bars of one width; preferences that the policy ranks wrongly are stacked on top in
     another colour."""
-    with _style():
-        figure, axes = _new_figure()
+    with _drawing("log-ratio, better less worse completion, nats", "preferences") as axes:
         lefts, right, wrong = [bar.low for bar in bars], [bar.right for bar in bars], [bar.wrong for bar in bars]
         width = 0.92 * (bars[0].high - bars[0].low)
         axes.bar(lefts, right, width=width, align="edge", color=_FIRST, label="policy right")
         axes.bar(lefts, wrong, width=width, align="edge", color=_SECOND, bottom=right, label="policy wrong")
         axes.axvline(0, color=_INK, linewidth=0.8)
-        axes.set_xlabel("log-ratio, better less worse completion, nats")
-        axes.set_ylabel("preferences")
         axes.grid(visible=False, axis="x")
         axes.legend(loc="best", fontsize=8)
-        return _image(figure, "histogram of log-ratios")
+        return _image(axes, "histogram of log-ratios")
 
 
 def best_of_n_curves(kl: Sequence[float], curves: Mapping[str, Sequence[float]]) -> Image:
@@ -198,22 +184,18 @@ def best_of_n_curves(kl: Sequence[float], curves: Mapping[str, Sequence[float]])
         kl: nats, of N = 1 ...
         curves: scores by label; labels are not text from data.
     """
-    with _style():
-        figure, axes = _new_figure()
+    with _drawing("KL = ln N - (N - 1) / N, nats", "mean score") as axes:
         for number, (label, values) in enumerate(curves.items()):
             colour = (_INK, _FIRST, _FIRST, _SECOND)[min(number, 3)]
             style = ("dotted", "solid", "dashed", "solid", "dashed", "dashdot")[min(number, 5)]
             axes.plot(kl, values, color=colour, linestyle=style, marker=".", markersize=4, label=label)
-        axes.set_xlabel("KL = ln N - (N - 1) / N, nats")
-        axes.set_ylabel("mean score")
         axes.legend(loc="best", fontsize=8)
-        return _image(figure, "mean score of the best of N over its KL divergence")
+        return _image(axes, "mean score of the best of N over its KL divergence")
 
 
 def setting_curves(panel: Sequence[tuple[int, Curve]], unit: str) -> Image:
     """Curves of runs, each with the number of its setting, thinned as in `curves`; one colour per setting."""
-    with _style():
-        figure, axes = _new_figure()
+    with _drawing("step", unit) as axes:
         named = set[int]()
         for number, curve in panel:
             label = None if number in named else str(number)
@@ -222,16 +204,13 @@ def setting_curves(panel: Sequence[tuple[int, Curve]], unit: str) -> Image:
             axes.plot(steps, means, color=_colour(number), linewidth=1, alpha=0.8, label=label)
         if len(named) <= 10:
             axes.legend(loc="best", fontsize=8, title="setting", ncols=2)
-        axes.set_xlabel("step")
-        axes.set_ylabel(unit)
         axes.locator_params(axis="x", nbins=6, integer=True)
-        return _image(figure, f"{unit} over training steps, by setting")
+        return _image(axes, f"{unit} over training steps, by setting")
 
 
 def setting_spots(spots: Sequence[Spot]) -> Image:
     """Accuracy of each setting with its interval, in the order of the grid; crosses mark its seeds."""
-    with _style():
-        figure, axes = _new_figure()
+    with _drawing("setting", "validation accuracy, %") as axes:
         for place, spot in enumerate(spots):
             low, high = (100 * end for end in spot.interval)
             axes.plot([place, place], [low, high], color=_colour(spot.number), linewidth=1)
@@ -239,10 +218,8 @@ def setting_spots(spots: Sequence[Spot]) -> Image:
             seeds = [100 * value for value in spot.seeds]
             axes.plot([place] * len(seeds), seeds, color=_INK, marker="x", markersize=4, linestyle="none")
         axes.set_xticks(range(len(spots)), [str(spot.number) for spot in spots])
-        axes.set_xlabel("setting")
-        axes.set_ylabel("validation accuracy, %")
         axes.grid(visible=False, axis="x")
-        return _image(figure, "validation accuracy of each setting")
+        return _image(axes, "validation accuracy of each setting")
 
 
 def _colour(number: int) -> str:
@@ -260,23 +237,22 @@ def thin(curve: Curve) -> tuple[Floats, Floats, Floats, Floats]:
     return means[0], means[1], np.array([run.min() for run in runs]), np.array([run.max() for run in runs])
 
 
-def _style() -> Any:
-    """Our settings over matplotlib's defaults; a user's matplotlibrc is ignored."""
+@contextmanager
+def _drawing(horizontal: str, vertical: str) -> "Iterator[Axes]":
+    """Axes with labels, in our settings over matplotlib's defaults; a user's matplotlibrc is ignored."""
     import matplotlib
     from matplotlib import style
-
-    matplotlib.use("Agg", force=False)
-    return style.context(["default", _STYLE])
-
-
-def _new_figure() -> "tuple[Any, Axes]":
     from matplotlib.figure import Figure  # not pyplot, which keeps figures in memory and chooses a display
 
-    figure = Figure(figsize=(4.6, 2.7))
-    return figure, figure.subplots()
+    matplotlib.use("Agg", force=False)
+    with style.context(["default", _STYLE]):
+        axes = Figure(figsize=(4.6, 2.7)).subplots()
+        axes.set_xlabel(horizontal)
+        axes.set_ylabel(vertical)
+        yield axes
 
 
-def _image(figure: Any, description: str) -> Image:
+def _image(axes: Any, description: str) -> Image:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    axes.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return Image(f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}", description)
