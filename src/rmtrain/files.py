@@ -85,12 +85,7 @@ def require_regular(folder: Path, error: type[InputError] = InputError) -> None:
 
 
 def why_unwritten(error: BaseException, place: Path, needed: int | None = None) -> tuple[str, str] | None:
-    """Why a file could not be written, and a hint; None for errors that have another cause.
-
-    Args:
-        place: the file or folder; it need not exist.
-        needed: size of the file in bytes, if known.
-    """
+    """Why a file of so many bytes could not be written, and a hint; None for errors that have another cause."""
     number = _error_number(error)
     if number is None:
         return None
@@ -131,9 +126,7 @@ def _size(count: int) -> str:
 def writing(path: Path, needed: int | None = None, left: str = "") -> Iterator[None]:
     """Turn system errors into errors that name the file being written.
 
-    Args:
-        needed: the size of the file in bytes, if known.
-        left: a sentence on files that were written before.
+    `needed` is its size in bytes, if known; `left` is a sentence on files that were written before.
 
     Raises:
         WriteError: the file can't be written.
@@ -163,9 +156,6 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 @contextlib.contextmanager
 def replaced(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
     """A temporary file to write into, which is synced and gets the name `path` at the end of the block.
-
-    Args:
-        needed: the size of the file in bytes, if known.
 
     Raises:
         WriteError: as `write_atomic`.
@@ -219,9 +209,7 @@ def sync_folder(path: Path) -> None:
 def staged_folder(folder: Path, left: str = "", replace: bool = False, durable: bool = True) -> Iterator[Path]:
     """A hidden folder beside `folder`, renamed to `folder` at the end of the block; after an error nothing is left.
 
-    Args:
-        replace: an existing folder may hold files; otherwise only an empty one is replaced.
-        durable: have the files on disk before the folder appears.
+    Only with `replace` may an existing folder hold files. A durable one has its files on disk before it appears.
 
     Raises:
         WriteError: as `writing`.

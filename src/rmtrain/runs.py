@@ -127,10 +127,7 @@ def newest_finished(parent: Path, faults: dict[Path, str] | None = None) -> Path
 
 
 def locate_model(ckpt: str) -> tuple[str, Path | None]:
-    """Where the weights of CKPT are: a folder or a hub id, and the run folder if they are a run's final model.
-
-    Args:
-        ckpt: a run folder, a folder with weights, or a hub id.
+    """Where the weights of a run folder, another folder or a hub id are, and the run if they are its final model.
 
     Raises:
         InputError: the run is not finished.

@@ -103,10 +103,7 @@ class RowStream:
 
 
 def open_stream(text: str, scale: int = 1) -> RowStream:
-    """Find the chunks of a SOURCE, reading all of its rows once.
-
-    Args:
-        scale: factor for the size of chunks.
+    """Find the chunks of a SOURCE, `scale` times as large as usual, reading all of its rows once.
 
     Raises:
         DataError: it can't be read, has several splits, or holds no rows; names the first invalid line.

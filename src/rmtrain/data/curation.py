@@ -166,12 +166,7 @@ class Curation:
     def of(
         cls, candidates: Iterable[Candidate], prompts: Digests, keep: Keep = HeldGroups.of, compared: bool = True
     ) -> "Curation":
-        """Take in rows one by one.
-
-        Args:
-            keep: puts their groups into a store.
-            compared: whether rules will compare the rows, by digests.
-        """
+        """Take in rows one by one; `keep` puts their groups into a store, and `compared` asks for their digests."""
         facts, fates = Facts(), Fates()
 
         def taken() -> Iterator[PlacedGroup]:
@@ -222,10 +217,7 @@ class Curation:
                 self.fates.causes[place] = cause
 
     def report(self, split: str, schema: str, total_rows: int, place: Callable[[int], str]) -> SplitReport:
-        """Count what was kept and dropped.
-
-        Args:
-            total_rows: before curation.
+        """Count what was kept and dropped of the source's rows.
 
         Raises:
             AssertionError: a row, completion or preference is unaccounted for, which is a bug.

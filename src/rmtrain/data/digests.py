@@ -36,11 +36,9 @@ def repeated_places(of: Digests) -> list[int]:
 
 
 def renamed(repeated: Iterable[tuple[int, str]], taken: Digests) -> Mapping[int, str]:
-    """Names for rows whose own name an earlier row has: it gets `#2`, `#3` and so on at its end.
+    """Names for rows, by place, whose own name an earlier row has: it gets `#2`, `#3` and so on at its end.
 
-    Args:
-        repeated: place and name of such rows, in order.
-        taken: digests of all names.
+    `taken` are the digests of all names.
     """
     known, last, found = np.unique(taken), dict[str, int](), dict[int, str]()
     for place, name in repeated:

@@ -54,10 +54,9 @@ class Rule(NamedTuple):
         return named.get(self.kind, f"{self.kind} {100 * self.share:g} %")
 
     def rejects(self, margins: Margins, refused: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Whether each preference is rejected; only `refused` rejects a preference without judgements.
+        """Whether each preference is rejected; only `refused` rejects one without judgements.
 
-        Args:
-            refused: [P] whether the chat template of a judge refuses its row.
+        `refused` says of each preference whether the chat template of a judge refuses its row.
         """
         if self.kind == "refused":
             return refused

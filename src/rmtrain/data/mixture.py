@@ -35,9 +35,8 @@ def drop_duplicates(entries: Sequence[Curation]) -> None:
 def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -> None:
     """Drop preferences that are also stated the other way round, and rows that then have none left.
 
-    Args:
-        first_wins: if two entries contradict each other, keep the preferences of the first. Preferences that one entry
-            states both ways are dropped anyway, and then do not contradict another entry.
+    If `first_wins` and two entries contradict each other, the preferences of the first are kept. Preferences that one
+    entry states both ways are dropped anyway, and then do not contradict another entry.
     """
     contested = _contested([curation.facts.statements(curation.kept) for curation in entries])
     stated: dict[tuple[bytes, int], int] = {}  # bit mask of the entries that state it

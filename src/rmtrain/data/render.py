@@ -67,10 +67,7 @@ class Renderer:
 
     @classmethod
     def for_tokenizer(cls, tokenizer: Any, append_eos: bool | None = None) -> "Renderer":
-        """Render a probe conversation to find out what the template omits.
-
-        Args:
-            append_eos: whether to append an EOS; None: if the template writes no end token.
+        """Render a probe to find out what the template omits; by default an EOS is appended if it writes none.
 
         Raises:
             InputError: the template can't render a prompt and an answer, or there is no end token to append.

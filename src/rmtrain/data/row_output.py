@@ -39,11 +39,9 @@ def is_folder(output: Path, stream: RowStream) -> bool:
 
 
 def encode_rows(chunk: ChunkRows, columns: Mapping[str, Sequence[Any]], kind: Kind) -> bytes:
-    """The rows of a chunk with further columns, as the bytes of a part.
+    """The rows of a chunk as the bytes of a part, with further columns that have a value for each row.
 
-    Args:
-        columns: a value for each row, by column; JSON values for lines, lists of numbers for Parquet, or the texts of
-            `REFUSED`.
+    Values are JSON for lines, lists of numbers for Parquet, or the texts of `REFUSED`.
     """
     if kind == "parquet":
         return _encode_table(chunk.table, columns)

@@ -56,11 +56,9 @@ def prints_alone(template: str) -> bool:
 
 
 def _harmless(node: nodes.Node, names: Set[str], printed: bool) -> bool:
-    """Whether a node does not depend on the text of a message.
+    """Whether a node, whose value may be printed unchanged, does not depend on the text of a message.
 
-    Args:
-        names: of the variables that hold a message.
-        printed: the node's value is printed unchanged.
+    `names` are those of the variables that hold a message.
     """
     if isinstance(node, (nodes.Getattr, nodes.Getitem)):
         return _reads_harmlessly(node, names, printed)

@@ -156,10 +156,7 @@ class OpenSource:
     revision: str | None = None  # commit of a hub dataset
 
     def read(self, split: str | None = None, *, any_split: bool = False) -> SourceRows:
-        """Read a split; None stands for the only one.
-
-        Args:
-            any_split: take files without split names as the requested split.
+        """Read a split; None stands for the only one. `any_split` takes files without split names as the split.
 
         Raises:
             MissingSplitError: names the splits of the source.
@@ -191,8 +188,7 @@ class OpenSource:
 def open_source(source: Source, demo_groups: Mapping[str, int] | None = None) -> OpenSource:
     """Open a source in its newest state, or at its revision.
 
-    Args:
-        demo_groups: rows of the demo source to use, by split; missing splits take the recipe's defaults.
+    `demo_groups` are the rows of the demo source to use, by split; missing splits take the recipe's defaults.
 
     Raises:
         DataError: the source can't be read.

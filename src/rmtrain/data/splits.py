@@ -67,12 +67,7 @@ def hold_out(keys: Digests, shares: Mapping[str, int | float], seed: int) -> lis
 
 
 def find_leaks(keys: Mapping[str, Digests], drop: bool) -> list[Leak]:
-    """The prompts that each two of the splits share.
-
-    Args:
-        keys: for each split, the leak keys of its groups.
-        drop: whether the rows of `train` with such a prompt will be dropped.
-    """
+    """The prompts that each two splits share, by leak keys; `drop` says that the rows of `train` go."""
     leaks = []
     for first, second in combinations(keys, 2):
         shared = np.isin(keys[first], keys[second])

@@ -106,9 +106,8 @@ def apply_to_all(
 ) -> list[str]:
     """The result of transformers' `apply_chat_template` for each of at least one conversation, in one call.
 
-    Args:
-        today: the date that `strftime_now` returns to the template; None is the real one.
-        template: replaces the tokenizer's own.
+    `today` is the date that `strftime_now` returns to the template, None the real one; `template` replaces the
+    tokenizer's.
 
     Raises:
         TemplateRefusalError: the template raises an error, of its own or another, for any of them.

@@ -107,11 +107,9 @@ def tokenize_split(
 ) -> TokenizedSplit:
     """Tokenise a split, or take it from the cache.
 
-    The first of several processes does the work; the others wait for a file lock, without a time limit.
-
-    Args:
-        progress: called with the number of groups done.
-        drop_identical: drop the preferences between completions of the same tokens, and groups that have no other.
+    The first of several processes does the work; the others wait for a file lock, without a time limit. `progress` is
+    called with the number of groups done. `drop_identical` drops the preferences between completions of the same
+    tokens, and groups that have no other.
 
     Raises:
         DataError: as tokenize_groups.

@@ -16,11 +16,8 @@ def load_tokenizer(
 ) -> Any:
     """Load a fast tokenizer from a folder or the hub.
 
-    Args:
-        name: folder or hub id.
-        revision: branch, tag or commit of the hub id.
-        chat_template: Jinja text, the path of a .jinja file, or `raw`, that replaces the tokenizer's own.
-        template_needed: refuse a tokenizer without one.
+    `chat_template` (Jinja text, the path of a .jinja file, or `raw`) replaces its own; without `template_needed` it may
+    have none.
 
     Raises:
         InputError: there is no tokenizer, or no chat template.

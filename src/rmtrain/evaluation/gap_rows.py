@@ -106,8 +106,7 @@ def _write(path: Path, result: Mapping[str, Any]) -> None:
 def open_policies(request: ScorerRequest, plain_text: bool) -> dict[str, PolicyScorer]:
     """Scorers of summed log-probabilities: `policy`, and `reference` if the options name one.
 
-    Args:
-        plain_text: score prompt + " " + completion after BOS, without a template, as the paper does.
+    `plain_text` scores prompt + " " + completion after BOS, without a template, as the paper does.
 
     Raises:
         CheckpointError: one of them is not a language model, or can't be downloaded.

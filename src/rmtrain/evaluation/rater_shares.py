@@ -60,9 +60,7 @@ def find_alpha(
 ) -> Alpha:
     """The share of raters for the better completion of every preference of the groups.
 
-    Args:
-        rows: the source row of each group, by group id.
-        reward_models: the groups as scored by each; `rewards` takes the first.
+    `rows` are the source rows by group id; of the reward models, `rewards` takes the first.
 
     Raises:
         InputError: a preference has no votes or no score gap.

@@ -49,11 +49,8 @@ def write_average(average: Average, folder: Path, record: Mapping[str, object], 
 
     Whole models are averaged one tensor at a time. Factors of adapters are concatenated: sum_i w_i s_i B_i A_i has the
     factors [w_1 s_1 B_1, w_2 s_2 B_2, ...] and [A_1; A_2; ...], while a mean of the A_i times a mean of the B_i would
-    be another matrix. The score head and other whole weights of adapters are averaged as they are.
-
-    Args:
-        record: how it was made, for its rmtrain.json.
-        replace: an existing folder may hold files.
+    be another matrix. The score head and other whole weights of adapters are averaged as they are. The record says in
+    its rmtrain.json how it was made. Only with `replace` may an existing folder hold files.
 
     Raises:
         InputError: the parts can't be averaged, or not extrapolated.

@@ -29,11 +29,9 @@ _HINT = "the file is damaged: use another checkpoint; if it was changed on purpo
 
 
 def seal(folder: Path, own: bool = True) -> None:
-    """Write into a checkpoint's `rmtrain.json` the digests of its files, and of its base's where that is a folder.
+    """Write the digests of a complete checkpoint's files, and of its base's if that is a folder, into `rmtrain.json`.
 
-    Args:
-        folder: the checkpoint, whose other files are all written.
-        own: False for a training checkpoint, which has the digests of its own files in its manifest.
+    A training checkpoint has the digests of its own files in its manifest.
     """
     sidecar = read_object(folder / SIDECAR)
     block = {key: value for key, value in sidecar["scoring"].items() if key != "sha256"}

@@ -62,10 +62,9 @@ def find(name: str) -> BundledRecipe:
 
 
 def copy(name: str, destination: Path | str | None = None) -> Path:
-    """Copy a bundled recipe for editing; returns the path of the copy.
+    """Copy a bundled recipe for editing to a file, or as NAME.yaml into a folder, by default the working folder.
 
-    Args:
-        destination: a file, or a folder to put NAME.yaml in; default: the working folder. Missing parents are made.
+    Missing parents are made; returns the path of the copy.
 
     Raises:
         RecipeError: no such recipe, the file exists, or it can't be written. An existing file is never overwritten.

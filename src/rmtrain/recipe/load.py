@@ -32,11 +32,7 @@ class LoadedRecipe:
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read a recipe file.
-
-    Args:
-        overrides: `KEY=VALUE`, the key dotted and the value YAML; later ones override earlier ones, and all override
-            the file.
+    """Read a recipe file; `KEY=VALUE` overrides its values, the key dotted and the value YAML, and later ones win.
 
     Raises:
         RecipeError: the file can't be read, or it or an override has faults; the message lists all of them.

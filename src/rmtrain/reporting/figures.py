@@ -178,12 +178,7 @@ def log_ratio_histogram(bars: Sequence[Bar]) -> Image:
 
 
 def best_of_n_curves(kl: Sequence[float], curves: Mapping[str, Sequence[float]]) -> Image:
-    """Mean score of the completion chosen among N, over the KL divergence of best-of-N.
-
-    Args:
-        kl: nats, of N = 1 ...
-        curves: scores by label; labels are not text from data.
-    """
+    """Mean score of the completion chosen among N = 1 ..., by label, over the KL divergence of best-of-N in nats."""
     with _drawing("KL = ln N - (N - 1) / N, nats", "mean score") as axes:
         for number, (label, values) in enumerate(curves.items()):
             colour = (_INK, _FIRST, _FIRST, _SECOND)[min(number, 3)]

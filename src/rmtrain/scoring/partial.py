@@ -79,9 +79,8 @@ def read_partial(
 ) -> dict[Key, Value]:
     """Results of an interrupted scoring, on every process. A damaged line and all lines after it are removed.
 
-    Args:
-        path: of JSON lines, as the main process sees it; None, or a missing file, holds no results.
-        parse: turns a line's value into results; it rejects a line by None, ValueError or TypeError.
+    The JSON lines are those that the main process sees; no path, or a missing file, holds no results. `parse` turns a
+    line's value into results, and rejects a line by None, ValueError or TypeError.
     """
     if alone:
         return _read(path, parse) if path is not None else {}

@@ -167,11 +167,8 @@ class RunnerScorer:
         """Rewards of all completions by each step's settings, in the order of the groups, on every process.
 
         Consecutive steps with the same rows and batches share forward passes, for example if they differ only in where
-        the score is read.
-
-        Args:
-            partial: beginning of the paths of the files that keep finished batches, which are not run again.
-            progress: called with the number of batches done and of all batches of the step.
+        the score is read. `partial` begins the paths of the files that keep finished batches; `progress` takes the
+        batches done and all of a step.
         """
 
         def pass_of(settings: RunnerSettings) -> tuple[Sequences, bool, bool]:

@@ -62,13 +62,7 @@ class OnlineScorer:
         tokens_per_batch: int | None = None,
         verify: bool = True,
     ) -> "OnlineScorer":
-        """Load a reward model.
-
-        Args:
-            ckpt: a run folder, a checkpoint or adapter folder, or a hub id.
-            device: where the weights go; None is the GPU of this process, or else the CPU.
-            tokens_per_batch: maximum tokens per forward pass; None takes the checkpoint's own.
-            verify: check the weights' files against their recorded digests.
+        """Load a reward model on a device, by default the GPU of this process; see `RewardFunction` for the others.
 
         Raises:
             CheckpointError: it can't be loaded.

@@ -41,10 +41,8 @@ def style_accuracy(rewards: Floats) -> dict[str, float]:
     """Accuracy by whether style helps or hides the right completion; their mean is the accuracy over all nine pairs.
 
     `hard` is over the pairs whose right completion has the plainer style, `normal` over those of one style, `easy` over
-    those whose right completion has the richer style.
-
-    Args:
-        rewards: [n, 6] rewards of the three right completions, then of the three wrong ones; n > 0.
+    those whose right completion has the richer style. The [n, 6] rewards, n > 0, are of three right completions, then
+    of three wrong ones.
     """
     # [3, 3] share of prompts on which right completion i has a strictly higher reward than wrong completion j
     wins = (rewards[:, :STYLES, None] > rewards[:, None, STYLES:]).mean(axis=0)

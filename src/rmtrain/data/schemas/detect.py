@@ -118,11 +118,7 @@ def _columns_of_some_files(source: SourceRows, rows: Sequence[Row], schema: RowS
 
 
 def find_schema(columns: Collection[str], sample: Row, data: DataSection) -> RowSchema:
-    """The recipe's schema, or the one that fits the columns.
-
-    Args:
-        columns: of the rows, as `data.columns` renames them.
-        sample: a value of each column that has one.
+    """The recipe's schema, or the one that fits the renamed columns; `sample` has a value of each.
 
     Raises:
         DataError: no schema fits, or several do; the hint says how to choose one.
@@ -254,11 +250,7 @@ def _other_spelling(columns: Collection[str]) -> str:
 
 
 def unread_columns(schema: RowSchema, rows: Sequence[Row], columns: Collection[str], data: DataSection) -> list[str]:
-    """The columns that the schema does not read.
-
-    Args:
-        rows: as `data.columns` renames them.
-        columns: their columns after the renames.
+    """The columns of rows, as `data.columns` renames them, that the schema does not read.
 
     Raises:
         DataError: the renames hide a column that labels the better answer or holds a part of the prompt.

@@ -28,9 +28,8 @@ def vote_share(value: object) -> float | None:
 def with_votes(row: ParsedRow, value: object, column: str) -> ParsedRow:
     """A row with the preferences of the majority of raters, each with its share of raters as probability.
 
-    Args:
-        value: the share of raters for the first of two answers, or their votes; for more answers a share for each
-            stated preference.
+    `value` is the share of raters for the first of two answers, or their votes; for more answers a share for each
+    stated preference.
 
     Raises:
         RowFault: the value is missing or invalid.

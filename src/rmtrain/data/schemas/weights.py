@@ -7,10 +7,7 @@ _MOST = 1e6
 
 
 def with_weights(row: ParsedRow, value: object, column: str) -> ParsedRow:
-    """A row with the weights of its preferences.
-
-    Args:
-        value: of the column: a number for the whole row, or a list with one for each stated preference.
+    """A row with the weights of its preferences: a number for all, or a list with one for each stated preference.
 
     Raises:
         RowFault: the value is missing or something else.
