@@ -55,7 +55,7 @@ def assert_final(folder: Path, step: int, by: str, made: int = 6) -> None:
 
 @pytest.mark.parametrize(
     ("losses", "step", "said"),
-    [((0.5, 0.4), 2, "step 2 is preferred"), ((0.4, 0.5), 1, "step 1 is preferred"), ((0.4, 0.4), 1, "step 1 is")],
+    [((0.5, 0.4), 2, "step 2 is chosen"), ((0.4, 0.5), 1, "step 1 is chosen"), ((0.4, 0.4), 1, "step 1 is")],
 )
 def test_of_equal_accuracies_the_lower_loss_decides(
     base: Path, tmp_path: Path, figures: Any, losses: tuple[float, float], step: int, said: str
