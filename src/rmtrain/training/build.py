@@ -189,10 +189,7 @@ def make_checkpoint_writer(
 
 
 def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strategy: str) -> RewardConfig:
-    """Arguments of a planned run.
-
-    Args:
-        strategy: none, ddp, zero2, zero3 or fsdp.
+    """Arguments of a planned run under a strategy: none, ddp, zero2, zero3 or fsdp.
 
     Raises:
         InputError: these processes can't run the recipe's strategy.

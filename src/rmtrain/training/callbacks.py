@@ -28,11 +28,8 @@ def interval_steps(every: float, total: int) -> int:
 class Schedule(TrainerCallback):  # type: ignore[misc]
     """Validates and saves at fixed steps and at the end; every validation is followed by a checkpoint.
 
-    Every checkpoint has a log line of its step, so that its totals leave no step out.
-
-    Args:
-        evaluate_every: steps; 0 is never.
-        save_every: steps; 0 is only at the end.
+    Every checkpoint has a log line of its step, so that its totals leave no step out. With 0 steps between them,
+    validations are never made, and checkpoints only at the end.
     """
 
     def __init__(self, evaluate_every: int, save_every: int) -> None:
@@ -93,8 +90,7 @@ class GroupTimeouts(TrainerCallback):  # type: ignore[misc]
 class MetricsLog(TrainerCallback):  # type: ignore[misc]
     """Writes each log line to metrics.jsonl and hands it to the display.
 
-    Args:
-        steps_per_epoch: steps for one pass over the data; the Trainer itself counts the whole run as one epoch.
+    Epochs are counted by their steps, since the Trainer itself counts the whole run as one epoch.
     """
 
     def __init__(self, path: Path, steps_per_epoch: int, emit: Emit) -> None:

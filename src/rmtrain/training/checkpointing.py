@@ -76,10 +76,7 @@ class NewestCheckpoint(NamedTuple):
 def state_files(strategy: str, processes: int, scaled: bool) -> list[str]:
     """Patterns of the files without which a resumed run would end elsewhere, or not begin; each must match one.
 
-    Args:
-        strategy: ddp (or none), zero2, zero3 or fsdp.
-        processes: that wrote it; each writes its random state, and under ZeRO its part of the optimiser's state.
-        scaled: a loss scaler is in use.
+    Each process writes its random state, and under ZeRO its part of the optimiser's state; a loss scaler has its own.
     """
     ranks = range(processes)
     files = ["trainer_state.json", "scheduler.pt", *(["scaler.pt"] if scaled else [])]
@@ -188,12 +185,10 @@ def newest_valid(folder: Path) -> NewestCheckpoint:
 
 
 def rotate(folder: Path, step: int, keep: int, protected: Iterable[int]) -> None:
-    """Remove the oldest committed checkpoints, once a new one has been committed.
+    """Remove the oldest committed checkpoints, once that of a step has been committed; `protected` steps are kept as
+    well.
 
-    Args:
-        step: the step of the new one; newer ones were passed over by the resumed run and do not count.
-        keep: how many to keep, up to `step`.
-        protected: steps that are kept as well.
+    Checkpoints of later steps were passed over by the resumed run, and do not count.
     """
     committed = [(n, path) for n, path in numbered(folder) if n <= step and (path / MANIFEST).is_file()]
     for number, path in committed[:-keep]:

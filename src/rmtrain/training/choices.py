@@ -58,8 +58,7 @@ class Settled:
 def settle(recipe: Recipe, resume: Path | None) -> Settled:
     """Decide what must be known before a run is planned: its compute type, on all processes alike.
 
-    Args:
-        resume: the folder of the run that is resumed, whose own recipe holds what was decided then.
+    In the folder `resume`, the run's own recipe holds what was decided when it began.
     """
     began = _recorded(resume) if resume is not None else None
     settled = Settled(recipe, {}, began)

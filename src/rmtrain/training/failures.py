@@ -34,8 +34,7 @@ def now() -> str:
 def recording_failure(folder: Path, new: bool) -> Iterator[None]:
     """Record an error that ends a run, on every process, and raise what the user is shown in its place.
 
-    Args:
-        new: this command made it, and did not resume it.
+    A new run is one that this command made, and did not resume.
     """
     try:
         yield

@@ -54,11 +54,7 @@ class ResumePoint(NamedTuple):
 def run_fingerprint(
     recipe: Recipe, splits: Mapping[str, ReadySplit], renderer: Renderer, strategy: str, processes: int
 ) -> dict[str, Any]:
-    """What must be equal for a resumed run to end as the uninterrupted one would, by dotted key.
-
-    Args:
-        strategy: none, ddp, zero2, zero3 or fsdp: as chosen for this run.
-    """
+    """What must be equal for a resumed run to end as the uninterrupted one would, by dotted key."""
     values = recipe.model_dump(mode="json")
     settings = {f"{section}.{key}": value for section, part in values.items() for key, value in (part or {}).items()}
     settings["distributed.strategy"] = "ddp" if strategy == "none" else strategy  # their checkpoints are alike

@@ -45,10 +45,7 @@ def strategy_configs(recipe: Recipe) -> dict[str, JsonObject]:
 
 
 def strategy_arguments(recipe: Recipe, strategy: str, processes: int) -> JsonObject:
-    """The Trainer's arguments for a strategy.
-
-    Args:
-        strategy: none, ddp, zero2, zero3 or fsdp: the recipe's own, or the one that auto chose.
+    """The Trainer's arguments for the recipe's own strategy, or for the one that auto chose.
 
     Raises:
         InputError: the recipe's DeepSpeed file can't be used.

@@ -35,11 +35,7 @@ def check_login(mode: str) -> None:
 
 
 class WandbLog(TrainerCallback):  # type: ignore[misc]
-    """Logs every line of the run to wandb, under the run folder's name, which a resumed run continues.
-
-    Args:
-        folder: the run folder; its name is the wandb run's id.
-    """
+    """Logs every line of the run to wandb, under the run folder's name, which a resumed run continues."""
 
     def __init__(self, section: TrackingSection, folder: Path, config: JsonObject) -> None:
         self.section, self.folder, self.config = section, folder, config
