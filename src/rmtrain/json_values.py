@@ -45,10 +45,7 @@ def _items(value: Any) -> Iterable[Any]:
 
 
 def read_json(
-    path: Path,
-    hint: str = "",
-    error: type[InputError] = DataError,
-    odd: Callable[[str], Any] = lambda number: None,
+    path: Path, hint: str = "", error: type[InputError] = DataError, odd: Callable[[str], Any] = lambda number: None
 ) -> Any:
     """The value in a JSON file.
 

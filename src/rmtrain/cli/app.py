@@ -198,10 +198,7 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
     if isinstance(error, RmtrainError):
         return error.exit_code, f"error: {error}"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return (
-            2,
-            f"error: {str(error.filename)[:80]}…: the name is too long\n  hint: use at most 255 bytes",
-        )
+        return (2, f"error: {str(error.filename)[:80]}…: the name is too long\n  hint: use at most 255 bytes")
     if isinstance(error, OSError) and (why := why_unwritten(error, Path(error.filename or "."))):
         where = error.filename or "standard output, or another file"
         return 1, f"error: {where}: {why[0]}\n  hint: {why[1]}"

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from rmtrain.data.split_data import ReadAs
 
 Ckpt = Annotated[
-    str | None,
-    Option("--ckpt", help="Run folder, checkpoint folder or hub id; default: the newest finished run."),
+    str | None, Option("--ckpt", help="Run folder, checkpoint folder or hub id; default: the newest finished run.")
 ]
 Prompt = Annotated[
     str | None,
@@ -32,8 +31,7 @@ Label = Annotated[
 ]
 PolicyReading = Literal["avg", "sum", "norm"]
 Calibrated = Annotated[
-    bool,
-    Option("--calibrated", help="Apply the checkpoint's calibration, as fitted by `rmtrain calibrate`."),
+    bool, Option("--calibrated", help="Apply the checkpoint's calibration, as fitted by `rmtrain calibrate`.")
 ]
 MaxLength = Annotated[
     int | None,

@@ -161,11 +161,7 @@ def _score(
 
 
 def _select(
-    rows: "SourceReader",
-    files: Sequence[Path] | None,
-    choice: Choice,
-    parts: "Parts",
-    output: Path,
+    rows: "SourceReader", files: Sequence[Path] | None, choice: Choice, parts: "Parts", output: Path
 ) -> dict[str, object]:
     """Write the chosen answers, and return the report."""
     from rmtrain.evaluation.selecting import Selection, read_answers, reward_quantile

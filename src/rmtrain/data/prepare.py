@@ -150,10 +150,7 @@ def merge_notes(notes: Iterable[TokenNote]) -> list[TokenNote]:
 
 
 def token_notes(
-    report: TokenReport,
-    place: Callable[[str], str],
-    groups: Sequence[PreferenceGroup],
-    renderer: Renderer | None,
+    report: TokenReport, place: Callable[[str], str], groups: Sequence[PreferenceGroup], renderer: Renderer | None
 ) -> list[TokenNote]:
     """Notes on tokenised groups; `place` names the row of a group."""
     notes = [
@@ -206,11 +203,7 @@ def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
 
 
 def tokenize_named(
-    name: str,
-    groups: Sequence[PreferenceGroup],
-    how: Tokenization,
-    display: Display,
-    drop_identical: bool = False,
+    name: str, groups: Sequence[PreferenceGroup], how: Tokenization, display: Display, drop_identical: bool = False
 ) -> TokenizedSplit:
     """Tokenise groups through the cache, and show the progress under the split's name."""
 

@@ -142,10 +142,7 @@ def _plain_text(renderer: Renderer) -> Renderer:
 
 
 def score_all(
-    policies: Mapping[str, PolicyScorer],
-    reward_models: Mapping[str, ModelRef],
-    task: GapTask,
-    display: Display,
+    policies: Mapping[str, PolicyScorer], reward_models: Mapping[str, ModelRef], task: GapTask, display: Display
 ) -> ScoredGroups:
     """Score the groups of a split by every model, one model in memory at a time, and write their rows files.
 

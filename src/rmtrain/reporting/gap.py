@@ -193,7 +193,7 @@ def _best_of_n(best: Choices | None, gold: str | None) -> Table | None:
     notes += [
         f"Mean score of the completion chosen among all of a group, over {count(best.groups)} groups; share of the "
         "possible gain: from a random choice to the best one. Peak: the KL, in nats, at which the fit of "
-        "arXiv 2210.10760 to the best-of-N curve is the highest, where it has a maximum.",
+        "arXiv 2210.10760 to the best-of-N curve is the highest, where it has a maximum."
     ]
     columns = ("chosen by", "score", "95 % interval", "share of gain", "95 % interval", "peak KL")
     return Table(columns, rows, notes=notes)

@@ -55,10 +55,7 @@ def _render(record: RunRecord) -> str:
         "data": {
             name: (
                 mapping(split),
-                [
-                    ledger_table(mapping(split), ("rows", "preferences")),
-                    *used_tables(name, mapping(split)),
-                ],
+                [ledger_table(mapping(split), ("rows", "preferences")), *used_tables(name, mapping(split))],
             )
             for name, split in mapping(record.manifest.get("data")).items()
         },

@@ -66,12 +66,7 @@ class ScorerInfo:
 
     def record(self) -> JsonObject:
         """The fields of a result that say what scored it."""
-        return {
-            **self.details,
-            "dtype": self.dtype,
-            "max_length": self.max_length,
-            "weights_fingerprint": self.weights,
-        }
+        return {**self.details, "dtype": self.dtype, "max_length": self.max_length, "weights_fingerprint": self.weights}
 
     def require_rewards(self, what: str) -> None:
         """Raises InputError for a scorer that only compares completions."""

@@ -169,11 +169,7 @@ def make_validation(
 
 
 def make_checkpoint_writer(
-    recipe: Recipe,
-    splits: Mapping[str, ReadySplit],
-    renderer: Renderer,
-    model: RewardModel,
-    fingerprint: JsonObject,
+    recipe: Recipe, splits: Mapping[str, ReadySplit], renderer: Renderer, model: RewardModel, fingerprint: JsonObject
 ) -> CheckpointWriter:
     """What every checkpoint is written with beside the weights."""
     base = base_name(recipe.model)
