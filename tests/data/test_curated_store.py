@@ -180,7 +180,7 @@ def test_the_code_that_curates_is_a_part_of_the_name(tmp_path: Path, monkeypatch
     assert stored_data(section, 0, tmp_path / "cache", print).folder != before
 
 
-@pytest.mark.parametrize("file", ["0.arrow", "books.json", "0-0-lines.npy", "checksums"])
+@pytest.mark.parametrize("file", ["0.arrow", "record.json", "0-0-lines.npy", "checksums"])
 def test_a_damaged_entry_is_made_anew(tmp_path: Path, file: str) -> None:
     section, told = DataSection(source=write(tmp_path / "x.jsonl", pairs(20)), splits={"train": "train"}), list[str]()
     first = stored_data(section, 0, tmp_path / "cache", told.append)

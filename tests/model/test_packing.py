@@ -216,7 +216,7 @@ SMALL: dict[str, Any] = {
     ("name", "changes", "reason"),
     [
         ("GptOssConfig", {}, "its attention has s_aux"),  # sinks
-        ("PhimoeConfig", {"sliding_window": 6}, "0 of its 2 layers with a sliding window tell it to their attention"),
+        ("PhimoeConfig", {"sliding_window": 6}, "0 of its 2 sliding windows are passed to the attention function"),
         ("NemotronConfig", {}, "no layout of a packed batch reaches its attention"),
         ("MiniMaxConfig", {}, "1 of its 2 layers use transformers' exchangeable attention"),  # a recurrent layer
         ("DiffLlamaConfig", {}, "4 of its 2 layers use transformers' exchangeable attention"),

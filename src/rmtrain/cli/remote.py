@@ -47,13 +47,13 @@ def verify_server(
         for scorer in (server, own)
     ]
     found = compare_rewards(server.score(tasks[0]), own.score(tasks[1]))
-    told = (
+    result = (
         f"{server.info.where} and {own.info.where}: {found.n} rewards of {len(groups)} rows differ by "
         f"{found.largest:.1e} at most (standard deviation of the rewards {found.spread:.3g})"
     )
     if not found.largest <= allowed:
         raise RunFailedError(
-            f"{told}; {allowed:.1e} is allowed",
+            f"{result}; {allowed:.1e} is allowed",
             "check that the server runs this model in float32 with its own chat template, or raise --allowed",
         )
-    display.note(told)
+    display.note(result)

@@ -171,13 +171,13 @@ def _print_config(loaded: "LoadedRecipe", as_json: bool) -> None:
     from rmtrain.recipe.yaml12 import inline
     from rmtrain.training.strategies import strategy_configs
 
-    rows, engines = list_settings(loaded), strategy_configs(loaded.recipe)
+    rows, strategies = list_settings(loaded), strategy_configs(loaded.recipe)
     if as_json:
         settings: dict[str, Any] = {key: {"value": value, "origin": origin} for key, value, origin in rows}
-        engine = {"value": engines, "origin": "made from the recipe"}
+        engine = {"value": strategies, "origin": "made from the recipe"}
         print(masked(jsonlib.dumps({**settings, "engine": engine}, indent=2)))
         return
     for key, value, origin in rows:
         print(printable(f"{f'{key}: {inline(value)}':<60}  # {origin}"))
-    for name, config in engines.items():
+    for name, config in strategies.items():
         print(f"\n# {name}, made from the recipe\n{jsonlib.dumps(config, indent=2)}")

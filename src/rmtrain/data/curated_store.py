@@ -29,7 +29,7 @@ from rmtrain.json_values import JsonObject
 from rmtrain.recipe.data_schema import DataSection
 
 _LAYOUT = "1"  # raise when entries change in form
-_BOOKS = "books.json"  # the file with all but the groups
+_RECORD = "record.json"  # the file with all but the groups
 _NOT_CURATION = {"max_length", "over_length"}  # keys that say what is done with curated groups
 
 
@@ -53,9 +53,9 @@ def stored_data(data: DataSection, seed: int, folder: Path, notify: Callable[[st
             path.unlink()
         if _name(data, seed) != name:
             raise DataError("a source of the data changed while it was read", "run the command again")
-        splits = [_books_of(staging, number, split, data) for number, split in enumerate(made.splits.values())]
-        books = {"splits": splits, "leaks": made.leaks, "notes": made.notes}
-        (staging / _BOOKS).write_text(json.dumps(books))
+        splits = [_split_record(staging, number, split, data) for number, split in enumerate(made.splits.values())]
+        record = {"splits": splits, "leaks": made.leaks, "notes": made.notes}
+        (staging / _RECORD).write_text(json.dumps(record))
 
     own = folder / name
     try:
@@ -115,7 +115,7 @@ def _code() -> str:
 # --- writing
 
 
-def _books_of(folder: Path, number: int, split: SplitData, data: DataSection) -> JsonObject:
+def _split_record(folder: Path, number: int, split: SplitData, data: DataSection) -> JsonObject:
     own = entries_of(data, split.name) if split.name in recipe_splits(data) else []
     parts: list[JsonObject] = []
     for place, part in enumerate(split.parts):
@@ -140,10 +140,10 @@ def _books_of(folder: Path, number: int, split: SplitData, data: DataSection) ->
 
 
 def _read(folder: Path, name: Path, data: DataSection) -> CuratedData:
-    books = json.loads((folder / _BOOKS).read_bytes())
-    splits = [_read_split(folder, number, split, name, data) for number, split in enumerate(books["splits"])]
-    leaks = [Leak(*leak) for leak in books["leaks"]]
-    return CuratedData({split.name: split for split in splits}, leaks, books["notes"], name)
+    record = json.loads((folder / _RECORD).read_bytes())
+    splits = [_read_split(folder, number, split, name, data) for number, split in enumerate(record["splits"])]
+    leaks = [Leak(*leak) for leak in record["leaks"]]
+    return CuratedData({split.name: split for split in splits}, leaks, record["notes"], name)
 
 
 def _read_split(folder: Path, number: int, split: Mapping[str, Any], name: Path, data: DataSection) -> SplitData:

@@ -172,8 +172,8 @@ def _check_head(path: Path, suffix: str, head: bytes) -> None:
         raise DataError(f"{path}:1: an HTML or XML page instead of the data", "the download failed: repeat it")
     magic = _MAGIC.get(suffix, b"")
     if not head.startswith(magic):
-        told = f"{path}: not a {suffix} file: its first bytes are {head[:4]!r}, not {magic!r}"
-        raise DataError(told, "rename it to match its content, or download it again")
+        message = f"{path}: not a {suffix} file: its first bytes are {head[:4]!r}, not {magic!r}"
+        raise DataError(message, "rename it to match its content, or download it again")
     if suffix == ".jsonl" and head.startswith(_MAGIC[".jsonl.gz"]):
         raise DataError(f"{path}: gzip data, but the name is that of a text file", "rename it to end in .jsonl.gz")
 

@@ -15,9 +15,9 @@ def notes_on(splits: Mapping[str, SplitData], leaks: Sequence[Leak]) -> Iterator
     for name, split in splits.items():
         for part, groups in split.by_part():
             section, trains = part.entry.section, name == "train"
-            told = _gaps_note(groups) if trains and section.min_gap else []
-            told += _weights_note(groups) if trains and section.preference_weights else []
-            for note in (*part.report.notes, *told):
+            own = _gaps_note(groups) if trains and section.min_gap else []
+            own += _weights_note(groups) if trains and section.preference_weights else []
+            for note in (*part.report.notes, *own):
                 by_note.setdefault(note, []).append(part.label(name))
     yield from (f"{', '.join(names)}: {note}" for note, names in by_note.items())
     yield from (f"{name}: {check}" for name, split in splits.items() for check in split.report.checks)

@@ -102,8 +102,8 @@ def _join_tables(file: BinaryIO, parts: Sequence[Path]) -> None:
     try:
         schema = pa.unify_schemas([pq.read_schema(part) for part in parts])
     except pa.ArrowException as error:
-        told = f"the files' columns do not fit into one Parquet file: {first_line(error)}"
-        raise InputError(told, "name a folder as --output, or a .jsonl file") from None
+        message = f"the files' columns do not fit into one Parquet file: {first_line(error)}"
+        raise InputError(message, "name a folder as --output, or a .jsonl file") from None
     with pq.ParquetWriter(file, schema) as writer:
         for part in parts:  # a column that a file lacks is null
             writer.write_table(pa.concat_tables([schema.empty_table(), pq.read_table(part)], promote_options="default"))

@@ -21,9 +21,7 @@ class BenchmarkResult:
     subsets: Mapping[str, Subset]
     prior: Mapping[str, Subset]  # the prior sets by name; empty if not scored
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # section → name → figure of its rows
-    terms: Mapping[str, Mapping[str, float | None]] = field(
-        default_factory=dict
-    )  # subset with its own formula → terms of the formula
+    terms: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # subset with its own formula → terms
     truncated: int | None = None  # truncated rows; None if no rows were scored
     identical: int | None = None  # preferences between completions of the same tokens; None if no rows were scored
 

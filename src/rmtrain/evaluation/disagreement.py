@@ -46,10 +46,10 @@ class Disagreement:
         spread = max(means) - min(means)
         if max(deviations) <= _SAME_SCALE * min(deviations) and spread <= max(deviations):
             return []
-        told = ", ".join(f"{m.ckpt} {m.reward_mean:.3g} ± {m.reward_std:.3g}" for m in self.members)
+        scales = ", ".join(f"{m.ckpt} {m.reward_mean:.3g} ± {m.reward_std:.3g}" for m in self.members)
         return [
-            f"the members' rewards have unequal scales (mean ± standard deviation: {told}), so one of them dominates: "
-            "run `rmtrain calibrate` on each, and add --calibrated"
+            f"the members' rewards have unequal scales (mean ± standard deviation: {scales}), so one of them "
+            "dominates: run `rmtrain calibrate` on each, and add --calibrated"
         ]
 
 

@@ -71,7 +71,7 @@ def splits_of_recipe(
     """
     recorded = recorded_recipe(where, notify)
     if recorded is None:
-        raise InputError(f"{where}: no recipe lies beside the weights", "name the data with --data SOURCE")
+        raise InputError(f"{where} has no recipe beside its weights", "name the data with --data SOURCE")
     if mapping and (mixed := [name for name in names or recorded.splits if recorded.data.entries(name)]):
         raise InputError(
             f"the split {mixed[0]} is a mixture, whose entries define how their rows are read",

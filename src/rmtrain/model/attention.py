@@ -232,7 +232,7 @@ def check_calls(calls: list[bool], config: PretrainedConfig) -> None:
     everywhere = hasattr(type(text), "sliding_window") and text.sliding_window
     windowed = types.count("sliding_attention") if types else layers * bool(everywhere)
     if sum(calls) != windowed:  # a model that applies the window only in its masks would lose it
-        raise _unpackable(f"{sum(calls)} of its {windowed} layers with a sliding window tell it to their attention")
+        raise _unpackable(f"{sum(calls)} of its {windowed} sliding windows are passed to the attention function")
 
 
 def _unpackable(reason: str) -> InputError:

@@ -81,7 +81,7 @@ def read_calibration(folder: Path) -> Calibration | None:
         ) from error
     if found.weights != fingerprint_of(folder):
         raise CheckpointError(
-            f"{path} was fitted for other weights than lie beside it", "run `rmtrain calibrate` again"
+            f"{path} was fitted for other weights than those beside it", "run `rmtrain calibrate` again"
         )
     return found
 

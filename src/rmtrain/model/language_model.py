@@ -173,5 +173,5 @@ def _check_logits(module: Any, name: str) -> None:
     if not torch.allclose(mine, theirs, rtol=0, atol=0.02 * float(theirs.abs().max())):  # 2 %: half precision
         raise CheckpointError(
             f"{name}: {type(module).__name__} computes its logits in a way that rmtrain does not support",
-            "its log-probabilities can't be had",
+            "its log-probabilities can't be computed here",
         )

@@ -36,11 +36,11 @@ class Scoring(BaseModel):
     packing: Literal["shared_prompt", "padding_free", "none"] = "shared_prompt"
     """How batches are laid out."""
     max_length: Annotated[int, Field(ge=1)] | None = None
-    """Most tokens of a sequence; None is what the model has positions for, up to 4,096."""
+    """Maximum tokens of a sequence; None is what the model has positions for, up to 4,096."""
     over_length: Literal["truncate_prompt", "truncate_completion"] = "truncate_prompt"
     """What is cut of a longer sequence."""
     tokens_per_batch: Annotated[int, Field(ge=1)] = EvaluationSection.model_fields["tokens_per_batch"].default
-    """Most tokens that go through the backbone at once."""
+    """Maximum tokens per forward pass."""
 
     def options(self, dtype: str, is_adapter: bool) -> BackboneOptions:
         """How the backbone is loaded; `dtype` is that of its config. Weights that were merged are not quantised."""

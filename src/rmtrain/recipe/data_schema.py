@@ -192,7 +192,7 @@ class DataSection(Section):
     augment: AugmentSection = AugmentSection()
     """Completions that are added to training groups."""
     max_length: Annotated[int, Field(ge=8, le=2**24)] = 2048
-    """Most tokens of a sequence, which is a prompt with one completion."""
+    """Maximum tokens of a sequence, which is a prompt with one completion."""
     over_length: Literal["truncate_prompt", "truncate_completion", "drop", "error"] = "truncate_prompt"
     """What training does with a longer sequence. Evaluation never drops: it truncates the prompt instead."""
     limit: dict[SplitName, PositiveInt] = {}

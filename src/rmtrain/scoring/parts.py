@@ -87,8 +87,7 @@ class Parts:
             if os.environ.get("RANK", "0") == "0":  # the process group may not exist yet
                 kept = [path for path in self.folder.iterdir() if path.name != _CLAIMS and path.stat().st_size]
                 if kept:
-                    told = f"finished parts are kept in {self.folder}; run the same command to continue"
-                    self._display.note(told)
+                    self._display.note(f"finished parts are kept in {self.folder}; run the same command to continue")
                 else:
                     self.remove()
             raise

@@ -155,20 +155,20 @@ class Server:
         for ask in _FORMS[self.api](group, self):
             status, answer = self._send("POST", ask.path, ask.body)
             if 400 <= status < 500:
-                told = f"{self.url} refuses it ({status}): {_told(answer)}"
-                raise InputError(f"{place(group.id)}: {told}", "mend the row")
+                fault = f"{self.url} refuses it ({status}): {_stated_fault(answer)}"
+                raise InputError(f"{place(group.id)}: {fault}", "mend the row")
             try:
                 value = ask.read(answer) if status == 200 else math.nan
                 values = [float(one) for one in (value if isinstance(value, list) else [value])]
             except (KeyError, IndexError, TypeError, ValueError):
                 values = [math.nan]
             if not all(map(math.isfinite, values)):
-                told = f"{self.url}{ask.path} gives no reward ({status}): {_told(answer)}"
-                raise RunFailedError(f"{place(group.id)}: {told}", "check --api")
+                fault = f"{self.url}{ask.path} gives no reward ({status}): {_stated_fault(answer)}"
+                raise RunFailedError(f"{place(group.id)}: {fault}", "check --api")
             found += values
         if len(found) != len(group.completions):
-            told = f"{len(found)} rewards for {len(group.completions)} answers"
-            raise RunFailedError(f"{place(group.id)}: {told}", "check --api")
+            fault = f"{len(found)} rewards for {len(group.completions)} answers"
+            raise RunFailedError(f"{place(group.id)}: {fault}", "check --api")
         return found
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, Any]:
@@ -215,7 +215,7 @@ def _parsed(text: bytes) -> Any:
         return text.decode(errors="replace")
 
 
-def _told(answer: Any) -> str:
+def _stated_fault(answer: Any) -> str:
     """What a server says of a fault, in a line."""
     found = answer.get("error", answer) if isinstance(answer, dict) else answer
     message = found.get("message", found) if isinstance(found, dict) else found

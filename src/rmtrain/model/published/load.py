@@ -89,7 +89,7 @@ class Published:
         """Build the backbone and its head.
 
         Raises:
-            CheckpointError: names the tensors that are missing, have a wrong shape, or that the model has no use for.
+            CheckpointError: names the tensors that are missing, have a wrong shape, or are unexpected.
         """
         set_pad(self.config, pad_id, self.where)
         model_class = reward_model_class(self.config)
