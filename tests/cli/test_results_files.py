@@ -66,7 +66,7 @@ def test_prior_sets_are_read_from_a_folder_from_named_files_and_from_mixed_rows(
         (["any.jsonl"], "any.jsonl:1: its subset 'split of its own' is not a prior set"),
         (["shq=any.jsonl"], "'shq' is not a prior set"),
         (["folder"], "any.jsonl is not named after a prior set"),
-        (["pku_safer=any.jsonl"], "holds no rows of scored prior sets"),
+        (["pku_safer=any.jsonl"], "none of its rows belongs to a prior set that is scored"),
     ],
 )
 def test_rows_of_no_prior_set_are_refused(tmp_path: Path, given: list[str], said: str) -> None:

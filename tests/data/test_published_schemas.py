@@ -539,7 +539,7 @@ def test_a_negative_margin_contradicts_chosen_and_a_margin_is_noted(tmp_path: Pa
     rows[2]["margin"] = -2
     with pytest.raises(DataError, match=r"x\.jsonl:3: negative margin: column margin holds the number -2") as caught:
         load(tmp_path / "x.jsonl", rows)
-    assert "data.label: margin, and data.better with the answer, 0 or 1" in caught.value.hint
+    assert "data.label: margin, and data.better, which names the better answer, 0 or 1" in caught.value.hint
     turned = load(
         tmp_path / "x.jsonl",
         rows,
