@@ -163,9 +163,7 @@ def mean_distance(batch: RewardBatch) -> dict[str, Float[Tensor, "2"]]:
 
 def _distances(batch: RewardBatch) -> Float[Tensor, " M"]:
     if batch.states is None:
-        raise ValueError(
-            "norm_bt reads the hidden states of each micro-batch, so it can't be computed over a whole step"
-        )
+        raise ValueError("norm_bt reads the hidden states of a micro-batch, and a whole step has none")
     states = batch.states.detach().float()
     distances: Float[Tensor, " M"] = torch.linalg.vector_norm(
         states[batch.preferences.better] - states[batch.preferences.worse], dim=-1
