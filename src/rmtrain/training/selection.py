@@ -60,7 +60,7 @@ class Selection(TrainerCallback):  # type: ignore[misc]
             kept = [step for step, _ in numbered(self.checkpoints) if step <= state.global_step]
             self._choose(state, [line for line in _validations(state) if line["step"] in kept])
             best = f"step {state.best_global_step}" if state.best_global_step else "none"
-            self.notify(f"the kept checkpoint with the best validation {_in_words(self.by)}: {best}")
+            self.notify(f"of the kept checkpoints, {best} has the best validation {_in_words(self.by)}")
         self.stop_if_stale(state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
