@@ -35,7 +35,7 @@ class ModelSection(Section):
     """Jinja text, a .jinja file, or `raw` (prompt, completion, end token); replaces the tokenizer's own template."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"
     """Type of the backbone's weights and arithmetic; auto is the fastest on the machine at hand: bfloat16 on GPUs that
-    have it and on CPUs with AMX, else float32. The score head and the rewards are always float32."""
+    have it and on CPUs that are fast in it, else float32. The score head and the rewards are always float32."""
     compile: bool | Literal["auto"] = False
     """Compile each decoder layer for training; auto does so on CPUs where a run is long enough to win back the time.
     Not with gradient checkpointing."""
