@@ -38,7 +38,7 @@ class ModelSection(Section):
     have it and on CPUs that are fast in it, else float32. The score head and the rewards are always float32."""
     compile: bool | Literal["auto"] = False
     """Compile each decoder layer for training; auto does so on CPUs where a run is long enough to win back the time.
-    Not with gradient checkpointing."""
+    Not with gradient_checkpointing: selective, zero3 or int8."""
     quantization: Literal["none", "nf4", "int8"] = "none"
     """bitsandbytes quantisation of the frozen base; needs a lora section."""
     dropout: bool = False
