@@ -2,10 +2,10 @@
 
     python scripts/bench_compile.py --model models/smollm2-135m-instruct --data pairs.jsonl --groups 4 --batches 12
 
-One process holds the model twice, as it comes and compiled. Times are seconds of the processor, on a GPU of the clock.
-Compiling is what the first batches take beyond the median of the ratios of the others; the break-even is the number of
-tokens after which it is paid back. The cache of compiled code is empty at first, or kept with --warm-cache. Peak memory
-needs a process a side: bench_training.py has it.
+One process holds the model twice, as it comes and compiled. Times are seconds of the processor, the C++ compiler's
+included, or on a GPU of the clock. Compiling is what the first batches take beyond the median of the ratios of the
+others; the break-even is the number of tokens after which it is paid back. The cache of compiled code is empty at
+first, or kept with --warm-cache. Peak memory needs a process a side: bench_training.py has it.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from sides import machine, spread, synchronize, write_json
 
 
 def seconds() -> float:
-    """Of the processor, which other work on the machine does not change; with a GPU, of the clock, once it is idle."""
+    """Of the processor, the C++ compiler's included, which other work hardly changes; with a GPU, of the clock."""
     import torch
 
     synchronize()
-    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+    return time.perf_counter() if torch.cuda.is_available() else sum(os.times()[:4])
 
 
 def step(module: Any, batch: Any, scoring: bool) -> tuple[float, Any]:
