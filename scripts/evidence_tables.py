@@ -155,11 +155,11 @@ def _mean_accuracy(seeds: Seeds, names: Sequence[str]) -> float:
 
 
 def trained_table(results: Mapping[str, Any], protocol: Protocol) -> Table:
-    """The prompts that each arm trained on, once ties and faulty rows are dropped, and what it cost."""
+    """The prompts that each arm of rmtrain trained on, once ties and faulty rows are dropped, and what it cost."""
     names = [name for name, of in protocol["data"]["sources"].items() if "train" in of]
     rows = []
     for arm in protocol["arms"]:
-        runs = [run for name, run in results["runs"].items() if name.startswith(f"{arm}:")]
+        runs = [run for name, run in results["runs"].items() if name.startswith(f"{arm}:") and "prompts" in run]
         if runs:
             prompts = [count(runs[0]["prompts"].get(name, 0)) for name in names]
             rows.append((arm, *prompts, *(mean_of(runs, key) for key in ("steps", "tokens", "seconds"))))

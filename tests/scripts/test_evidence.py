@@ -115,7 +115,9 @@ def test_a_table_of_sources_counts_each_set_alike() -> None:
     ]
     assert [row[:2] for row in differences.rows] == [("a", "+50.0"), ("b", "+100.0"), ("mean over the sets", "+75.0")]
     assert differences.columns[0] == "many − one, points"
-    assert evidence_tables.trained_table(results, protocol).rows == [
+    results["runs"]["peer:0"] = {"steps": 40, "pairs_seen": 320}  # TRL's, which counts neither prompts nor tokens
+    with_peer = {**protocol, "arms": {**arms, "peer": {"trl": "one"}}}
+    assert evidence_tables.trained_table(results, with_peer).rows == [
         (arm, "0", "2", "3", "100", "5") for arm in ("one", "many")
     ]
 
