@@ -112,7 +112,7 @@ def planned(protocol: Protocol, arm: str, seed: int, recipe: Path) -> Planned:
     if "validation" not in of["splits"]:
         settings["evaluation.splits"] = of["splits"]
     if "base" in of:  # another base model, which lies beside the protocol's
-        settings["model.name"] = str(Path(load_recipe(recipe).model.name).parent / of["base"])
+        settings["model.name"] = str(Path(load_recipe(recipe).recipe.model.name).parent / of["base"])
     if "train" in of:
         settings["data.source.train"] = [{"source": str(recipe.parent / "train.jsonl"), "name": "train", **of["train"]}]
     if "rows" in of:  # of each source

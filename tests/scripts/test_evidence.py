@@ -32,6 +32,17 @@ def test_long_answers_and_then_prompts_with_few_are_left_out() -> None:
     assert evidence.shortened(row, {"characters": 2, "at_least": 3}) is None
 
 
+def test_an_arm_may_have_a_base_model_of_its_own_beside_the_protocol_s(tmp_path: Path) -> None:
+    data = {"max_length": 9, "train": {"file": "rows.jsonl", "rows": 1}}
+    (tmp_path / "rows.jsonl").write_text('{"id": 1, "prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    arms = {"small": {"set": {}, "splits": ["validation"]}, "large": {"set": {}, "splits": ["validation"]}}
+    arms["large"] |= {"base": "another", "train": {"limit": 1}}
+    protocol: dict[str, Any] = {"data": data, "recipe": {"model": {}}, "arms": arms}
+    recipe = evidence.prepare(protocol, evidence.Place(tmp_path, tmp_path / "one", tmp_path / "work"))
+    names = [evidence.planned(protocol, arm, 0, recipe).setting.loaded.recipe.model.name for arm in arms]
+    assert names == [str(tmp_path / "one"), str(tmp_path / "another")]
+
+
 def test_only_preferences_far_enough_apart_are_counted(tmp_path: Path) -> None:
     rows = [
         ScoredRow("a", "", (1.0, 2.0, 3.0), ((0, 1), (0, 2), (1, 2)), False),
