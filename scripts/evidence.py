@@ -248,8 +248,12 @@ def add(
         same = [{"id": row.id, "preferences": row.preferences, "lengths": row.lengths} for row in rows]
         if "sources" in protocol["data"]:
             same = [{**of, "source": row.source} for of, row in zip(same, rows, strict=True)]
-        known = results["rows"].setdefault(split, json.loads(json.dumps(same)))
-        assert known == json.loads(json.dumps(same)), f"{name}: {split} has other rows than the runs before"
+        same = json.loads(json.dumps(same))
+        known = results["rows"].setdefault(split, same)
+        if "base" in protocol["arms"][name.rpartition(":")[0]]:  # another tokenizer counts other lengths
+            record.setdefault("lengths", {})[split] = [of["lengths"] for of in same]
+            same = [{**of, "lengths": first["lengths"]} for of, first in zip(same, known, strict=True)]
+        assert known == same, f"{name}: {split} has other rows than the runs before"
         record["rewards"][split] = [[float(f"{reward:.6g}") for reward in row.rewards] for row in rows]
     results["protocol"] = {key: protocol[key] for key in ("title", "data", "recipe")}
     results["runs"] = dict(sorted({**results["runs"], name: record}.items()))

@@ -28,6 +28,8 @@ def seeds_of(results: Mapping[str, Any], arm: str, split: str) -> Seeds:
     for name, record in results["runs"].items():
         of, _, seed = name.rpartition(":")
         if of == arm and split in record["rewards"]:
+            rows = results["rows"][split]
+            lengths = record.get("lengths", {}).get(split, [row["lengths"] for row in rows])
             found[int(seed)] = [
                 ScoredRow(
                     id=row["id"],
@@ -35,9 +37,9 @@ def seeds_of(results: Mapping[str, Any], arm: str, split: str) -> Seeds:
                     rewards=tuple(rewards),
                     preferences=tuple((better, worse) for better, worse in row["preferences"]),
                     truncated=False,
-                    lengths=tuple(row["lengths"]),
+                    lengths=tuple(counted),
                 )
-                for row, rewards in zip(results["rows"][split], record["rewards"][split], strict=True)
+                for row, rewards, counted in zip(rows, record["rewards"][split], lengths, strict=True)
             ]
     return dict(sorted(found.items()))
 
@@ -75,7 +77,7 @@ def figures_table(results: Mapping[str, Any], protocol: Protocol, split: str) ->
                 *(mean_of(runs, key) for key in ("tokens", "seconds")),
             )
         )
-        noted = (
+        noted = noted or (  # lengths in tokens of the first arm's model
             f"n = {count(figures.n)} preferences of {count(figures.prompts)} prompts for each seed. The longer "
             f"answer is the better one in {percent(figures.length_baseline)} of them."
         )

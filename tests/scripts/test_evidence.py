@@ -43,6 +43,25 @@ def test_an_arm_may_have_a_base_model_of_its_own_beside_the_protocol_s(tmp_path:
     assert names == [str(tmp_path / "one"), str(tmp_path / "another")]
 
 
+def test_a_tokenizer_of_its_own_counts_lengths_of_its_own(tmp_path: Path) -> None:
+    def rows(lengths: tuple[int, int]) -> list[ScoredRow]:
+        return [ScoredRow("a", "", (1.0, 2.0), ((0, 1),), False, lengths)]
+
+    arms = {"small": {"splits": ["test"]}, "large": {"splits": ["test"], "base": "another"}}
+    protocol: dict[str, Any] = {"title": "", "data": {}, "recipe": {}, "arms": arms}
+    kept, place = tmp_path / "kept.json", evidence.Place(tmp_path, tmp_path, tmp_path)
+    for name, lengths in (("small:0", (3, 4)), ("large:0", (5, 9)), ("large:1", (5, 9))):
+        evidence.add(kept, name, {}, {"test": rows(lengths)}, protocol, place)
+    with pytest.raises(AssertionError, match="small:1: test has other rows"):
+        evidence.add(kept, "small:1", {}, {"test": rows((5, 9))}, protocol, place)
+    results = json.loads(kept.read_text())
+    found = {arm: evidence_tables.seeds_of(results, arm, "test") for arm in arms}
+    assert {arm: [of[0].lengths for of in seeds.values()] for arm, seeds in found.items()} == {
+        "small": [(3, 4)],
+        "large": [(5, 9), (5, 9)],
+    }
+
+
 def test_only_preferences_far_enough_apart_are_counted(tmp_path: Path) -> None:
     rows = [
         ScoredRow("a", "", (1.0, 2.0, 3.0), ((0, 1), (0, 2), (1, 2)), False),
