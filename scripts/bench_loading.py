@@ -9,9 +9,8 @@ answers `/health`. `two rows` is a plain script that also renders two prompts wi
 by one and writes their rewards as JSON; `score` is `rmtrain score` on the same rows. With `--base`, `TRL` is a plain
 script that tokenises 64 pairs and trains adapters of rank 16 on 8 of them with TRL's RewardTrainer, in float32, `loop`
 one that does the same with transformers and PEFT alone, and `train` is `rmtrain train` to the line of its first step,
-with an empty cache. Printed are seconds by the clock and of the
-processor, from the start of Python on; the latter do not count what else the machine does. rmtrain's sides check the
-digests of the weights, as they do for a user.
+with an empty cache. Printed are seconds by the clock and of the processor, from the start of Python on; the latter do
+not count what else the machine does. rmtrain's sides check the digests of the weights, as they do for a user.
 """
 
 import argparse

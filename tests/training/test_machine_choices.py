@@ -12,8 +12,10 @@ import torch
 import torch._inductor.config as inductor
 from training_cases import Recorder, at_step, make_recipe, only_run, run
 
+from rmtrain.cli import evaluate
+from rmtrain.cli.app import run as command_line
 from rmtrain.errors import InputError, Interrupted
-from rmtrain.model import compute_type
+from rmtrain.model import compute_type, devices
 from rmtrain.model.compute_type import ComputeType, fastest_type
 from rmtrain.recipe.load import load_recipe
 from rmtrain.runs import read_manifest
@@ -74,9 +76,22 @@ def test_what_a_recipe_says_itself_is_no_choice(monkeypatch: pytest.MonkeyPatch)
 
 def test_all_processes_take_float32_where_one_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = ComputeType("float32", "this CPU has no bfloat16 arithmetic")
-    monkeypatch.setattr(choices, "gather_values", lambda own: [*own, slow])
+    monkeypatch.setattr(devices, "gather_values", lambda own: [*own, slow])
     on_machine(monkeypatch, amx=True)
     assert settle(make_recipe(Path("base"), Path("runs"), model__dtype="auto"), None).recipe.model.dtype == "float32"
+
+    asked: list[ScoringOptions] = []
+
+    def choose(ckpt: str, runs: Path, display: Any, options: ScoringOptions, verify: bool) -> None:
+        asked.append(options)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(evaluate, "choose", choose)
+    command_line(["eval", "--ckpt", "nowhere", "--dtype", "auto"])  # before any process is started
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command_line(["eval", "--ckpt", "nowhere", "--dtype", "auto"])
+    assert [options.dtype for options in asked] == ["bfloat16", "float32"]
 
 
 def test_a_run_that_goes_on_elsewhere_keeps_its_type(

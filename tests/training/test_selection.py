@@ -83,14 +83,8 @@ RISE = [(0.5, 0.7), (0.6, 0.6), (0.9, 0.8), (0.8, 0.3), (0.8, 0.5), (0.7, 0.9)]
             "of the kept checkpoints, step 4 has the best validation loss",
         ),
         ("accuracy", "loss", [4], 5, "loss", "step 5 has the best validation loss"),
-        (
-            "loss",
-            "accuracy",
-            [3],
-            4,
-            "accuracy",
-            "step 4 has the best validation accuracy",
-        ),  # of two with 0.8 the one with the lower loss
+        # of two with 0.8 the one with the lower loss
+        ("loss", "accuracy", [3], 4, "accuracy", "step 4 has the best validation accuracy"),
         ("last", "accuracy", [], 3, "accuracy", "step 3 has the best validation accuracy"),
         ("loss", "last", [], 6, "last", "changed: evaluation.select: 'loss' in the checkpoint, 'last' now"),
     ],

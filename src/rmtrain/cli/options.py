@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
 from typer import Option
 
+from rmtrain.cli.processes import joined
 from rmtrain.data.benchmarks import BENCHMARKS
 from rmtrain.errors import InputError
 from rmtrain.scoring.scorer import ScoringOptions
@@ -39,9 +40,23 @@ MaxLength = Annotated[
         min=16, help="Maximum tokens of prompt and completion; default: as trained, or up to 4,096 for other models."
     ),
 ]
+
+
+def _same_everywhere(dtype: str | None) -> str | None:
+    """Replace auto where several processes run the command: each may find another type the fastest."""
+    if dtype != "auto" or not joined():
+        return dtype
+    from rmtrain.model.compute_type import fastest_of_all_processes
+
+    return fastest_of_all_processes().name
+
+
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"] | None,
-    Option(help="Precision of the weights; auto: the fastest here; default: as trained, or as in the model's config."),
+    Option(
+        callback=_same_everywhere,
+        help="Precision of the weights; auto: the fastest here; default: as trained, or as in the model's config.",
+    ),
 ]
 if TYPE_CHECKING:
     BenchmarkName = str

@@ -21,7 +21,7 @@ class ComputeType(NamedTuple):
 def fastest_type() -> ComputeType:
     """bfloat16 where the machine multiplies matrices in it much faster, else float32.
 
-    CPUs with AMX do. Of those that have AVX-512 with bfloat16 some do and some are slower in it, so a product is timed.
+    CPUs with AMX do. Some CPUs with bfloat16 in AVX-512 do and others are slower in it, so there a product is timed.
     """
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -34,6 +34,14 @@ def fastest_type() -> ComputeType:
     gain = product_seconds(torch.float32) / product_seconds(torch.bfloat16)
     name: DtypeName = "bfloat16" if gain >= ENOUGH else "float32"
     return ComputeType(name, f"this CPU multiplies matrices in bfloat16 {gain:.1f} times as fast as in float32")
+
+
+def fastest_of_all_processes() -> ComputeType:
+    """bfloat16 only where every process found it faster, so that all compute the same; all processes call it."""
+    from rmtrain.model.devices import gather_values
+
+    own = fastest_type()
+    return next((found for found in gather_values([own]) if found.name == "float32"), own)
 
 
 def product_seconds(dtype: torch.dtype) -> float:

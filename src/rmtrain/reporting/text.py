@@ -121,8 +121,10 @@ def is_figure(value: object) -> TypeGuard[float]:
 def render(
     template: str, shown: Callable[[Any], str], values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]]
 ) -> str:
-    """Fill in one of this folder's templates, which may include others; `shown` turns each value into text, a missing
-    one into none."""
+    """Fill in one of this folder's templates, which may include others.
+
+    `shown` turns each value into text; a missing value gives no text.
+    """
     from jinja2 import ChainableUndefined, Environment, FunctionLoader
     from markupsafe import Markup
 

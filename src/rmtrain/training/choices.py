@@ -9,8 +9,7 @@ import torch
 from rmtrain.errors import InputError, RecipeError
 from rmtrain.json_values import JsonObject
 from rmtrain.model.compiling import compiler_obstacle
-from rmtrain.model.compute_type import ComputeType, fastest_type
-from rmtrain.model.devices import gather_values
+from rmtrain.model.compute_type import fastest_of_all_processes
 from rmtrain.model.memory import count_parameters
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import ModelSection, Recipe
@@ -67,7 +66,7 @@ def settle(recipe: Recipe, resume: Path | None) -> Settled:
         return settled
     if began is not None and began.dtype != "auto":
         return settled.chosen("dtype", began.dtype, _BEGAN)
-    return settled.chosen("dtype", *_of_all_processes(fastest_type()))
+    return settled.chosen("dtype", *fastest_of_all_processes())
 
 
 def settle_compiling(settled: Settled, plan: RunPlan) -> Settled:
@@ -129,9 +128,3 @@ def _recorded(run: Path) -> ModelSection | None:
     with suppress(RecipeError):  # a damaged recipe is of no use here; the checkpoint's fingerprint is checked later
         return load_recipe(run / "recipe.yaml").recipe.model
     return None
-
-
-def _of_all_processes(own: ComputeType) -> ComputeType:
-    """bfloat16 only where every process has it, so that all train the same model."""
-    types = gather_values([own])
-    return next((found for found in types if found.name == "float32"), own)
