@@ -18,7 +18,7 @@
 #
 # Environment: PAIRS (any SOURCE of pairs with a split train; default demo), MODEL (a 7B model's folder; default: a
 # random one is made), SMALL (a small model's folder, default models/smollm2-135m-instruct; its tokenizer goes into the
-# random model), OUT (default bench), RMTRAIN_PYTHON.
+# random model), OUT (default bench), REPEATS (of a comparison, default 2), RMTRAIN_PYTHON.
 # --rehearse runs the stage on a CPU, with two layers and a few rows: what it prints is no measurement.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,7 +42,7 @@ mkdir -p "$out"
 
 if [ -z "$rehearse" ]; then
   "$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "bench_gpu.sh: torch finds no GPU here")'
-  shape=() steps=8 warmup=2 compiling=4 repeats=2 groups=24 length=2048 limit=800 tokens=32768
+  shape=() steps=8 warmup=2 compiling=4 repeats=${REPEATS:-2} groups=16 length=2048 limit=800 tokens=32768
 else
   model=${MODEL:-models/mistral-rehearsal}
   shape=(--hidden 256 --layers 2) steps=2 warmup=0 compiling=0 repeats=1 groups=4 length=256 limit=16 tokens=2048

@@ -34,7 +34,17 @@ from rmtrain.runs import read_manifest
 from rmtrain.training.sweep import Planned, Workers
 
 PROTOCOLS, DOCS = Path(__file__).with_suffix(""), Path(__file__).parents[1] / "docs"
-NAMES = ("truthfulqa", "safety", "graded", "helpful", "helpful_1200", "sources", "scaling")  # in the page's order
+NAMES = (  # in the page's order
+    "truthfulqa",
+    "safety",
+    "graded",
+    "helpful",
+    "helpful_1200",
+    "helpful_all",
+    "sources",
+    "sources_all",
+    "scaling",
+)
 SPLITS = ("train", "validation", "test")
 
 

@@ -15,7 +15,7 @@ python=${PYTHON:-python3}
 loads=(
   "pyarrow"
   "bitsandbytes trl peft datasets dill multiprocess xxhash pydantic pydantic_core annotated-types typing-inspection
-   typer annotated-doc gguf liger-kernel==0.8.5"
+   typer annotated-doc gguf jaxtyping wadler_lindig beartype liger-kernel==0.8.5"
 )
 
 fetch() {  # fetch FOLDER NAME ...: at the versions of constraints.txt, or as the name says
