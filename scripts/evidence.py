@@ -267,6 +267,7 @@ def add(
         record["rewards"][split] = [[float(f"{reward:.6g}") for reward in row.rewards] for row in rows]
     results["protocol"] = {key: protocol[key] for key in ("title", "data", "recipe")}
     results["runs"] = dict(sorted({**results["runs"], name: record}.items()))
+    kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(_lines(results), encoding="utf-8")
 
 
