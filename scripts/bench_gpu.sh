@@ -66,7 +66,7 @@ on_gpu=$([ -z "$rehearse" ] && echo yes || true)  # what a CPU can't run is left
 case $stage in
   check)
     "$python" -m rmtrain doctor || true
-    "$python" -m pytest -q -m gpu tests/model/test_gpu.py tests/training/test_gpu_training.py tests/training/test_throughput.py
+    "$python" -m pytest -q -n "${WORKERS:-8}" -p no:benchmark -m gpu tests/model/test_gpu.py tests/training/test_gpu_training.py tests/training/test_throughput.py
     ;;
   suite)  # some tests need packages that such a machine may lack
     "$python" -m pytest -q -n "${WORKERS:-12}" --dist loadfile -m "not slow" --continue-on-collection-errors \

@@ -92,15 +92,13 @@ def measure(recipe: Path) -> dict[str, Any]:
     overrides: list[str] = []
     while True:
         asked = command(recipe, *overrides, "--dry-run")
-        if asked.returncode:
-            return {"overrides": overrides, "error": asked.stderr.strip()[-1000:]}
-        answer = json.loads(asked.stdout)
-        if not answer["memory"]["too_large"]:
+        if not asked.returncode:
+            answer = json.loads(asked.stdout)
             break
-        offered = re.findall(r"[a-z_]+\.[a-z_]+=\S+?(?=[\s,;)]|$)", answer["memory"]["too_large"])
+        offered = re.findall(r"^ +([a-z_]+\.[a-z_]+=\S+)", asked.stderr, re.MULTILINE)
         new = [override for override in offered if override not in overrides]
         if not new:
-            return {"overrides": overrides, "refused": answer["memory"]["too_large"]}
+            return {"overrides": overrides, "refused": asked.stderr.strip()[-1000:]}
         overrides.append(new[0])
     trained = command(recipe, *overrides)
     if trained.returncode:

@@ -20,7 +20,9 @@ ROWS_AT_ONCE = 8
 
 
 def load(settings: dict[str, Any], packing: str) -> Any:
-    """The model, and groups of one preference each."""
+    """The model on its device, and groups of one preference each."""
+    import torch
+
     from rmtrain.cli.app import quiet_libraries
     from rmtrain.data.load import load_data
     from rmtrain.data.prepare import tokenize_splits
@@ -43,7 +45,9 @@ def load(settings: dict[str, Any], packing: str) -> Any:
     ].tokens
     groups = [tokens.group(i) for i in range(len(tokens))]
     options = BackboneOptions(settings["dtype"], packing=packing)
-    return load_backbone(settings["model"], None, options, renderer.pad_id, seed=0), groups, renderer.pad_id
+    model = load_backbone(settings["model"], None, options, renderer.pad_id, seed=0)
+    model.module.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model, groups, renderer.pad_id
 
 
 def packed(settings: dict[str, Any]) -> Result:
