@@ -2,6 +2,7 @@
 
     python scripts/evidence.py run --data DATA --model MODEL --work WORK
     python scripts/evidence.py run truthfulqa/ours:1 --data DATA --model MODEL --work WORK
+    python scripts/evidence.py merge RESULTS/truthfulqa.json     # runs that another machine has done
     python scripts/evidence.py write
 
 `run` goes through the runs of the protocols, or those named, by `rmtrain train` and `rmtrain eval`: it skips what is
@@ -279,6 +280,18 @@ def _lines(results: Mapping[str, Any]) -> str:
     return f'{{\n{rest}"runs": {{\n{runs}\n}}\n}}\n'
 
 
+def merge(found: Path, kept: Path) -> None:
+    """Add the runs of a results file of the same protocol, which must have the same rows."""
+    other, name = json.loads(found.read_text(encoding="utf-8")), kept.name
+    results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {**other, "runs": {}}
+    for part in ("protocol", "rows"):
+        if results[part] != other[part]:
+            raise SystemExit(f"{found}: its {part} are not those of {name}")
+    results["runs"] = dict(sorted({**results["runs"], **other["runs"]}.items()))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(_lines(results), encoding="utf-8")
+
+
 def protocol_named(name: str) -> Protocol:
     """A protocol of scripts/evidence."""
     protocol: Protocol = yaml.safe_load((PROTOCOLS / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -295,8 +308,8 @@ def written(results: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "write"))
-    parser.add_argument("names", nargs="*", metavar="PROTOCOL/ARM:SEED", help="default: all runs of all protocols")
+    parser.add_argument("action", choices=("run", "merge", "write"))
+    parser.add_argument("names", nargs="*", metavar="PROTOCOL/ARM:SEED", help="default: all runs; for merge, files")
     for name in ("data", "model", "work"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--results", type=Path, default=DOCS / "evidence", help="folder of the protocols' results")
@@ -304,6 +317,10 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.action == "run" and None in (asked.data, asked.model, asked.work):
         parser.error("run needs --data, --model and --work")
+    if asked.action == "merge":
+        for found in map(Path, asked.names):
+            merge(found, asked.results / found.name)
+        return
     if asked.action == "write":
         asked.page.write_text(written(asked.results), encoding="utf-8")
         return

@@ -1,6 +1,7 @@
 """The page docs/evidence.md, made from the protocols and their results alone."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,8 +37,8 @@ found where its interval excludes 0 and all seeds have its sign. Detectable: the
 comparison of this size and disagreement finds four times in five; a smaller one may exist and not show here.
 
 {sections}
-Runs: commit {commits}, torch {torch}, transformers {transformers}, one thread of a CPU ({device}) that other work
-shared, so the seconds of two arms are not to be compared.
+Runs, of commits {commits}: {machines}. On a CPU they had one thread, and other work ran beside them, so the seconds of
+two arms are not to be compared.
 """
 SECTION = """\
 ## {heading}
@@ -132,6 +133,15 @@ def peer_note(arm: str, like: str, runs: Mapping[str, Any]) -> str:
     )
 
 
+def machines_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What the runs ran on, and how many on each."""
+    found = Counter(tuple(run["machine"][key] for key in ("device", "torch", "transformers")) for run in runs)
+    return "; ".join(
+        f"{number} on {device} with torch {torch} and transformers {transformers}"
+        for (device, torch, transformers), number in found.most_common()
+    )
+
+
 def losses_section(losses: Mapping[str, Mapping[str, Any]]) -> str:
     """rmtrain's losses beside those of TRL, by data type."""
     first = next(iter(losses.values()))
@@ -152,7 +162,6 @@ def page(
         losses: of rmtrain and TRL, by data type, by scripts/bench_training.py.
     """
     runs = [run for _, results in sections for run in results["runs"].values()]
-    values = {key: runs[0]["machine"][key] for key in ("torch", "transformers", "device")}
     commits = ", ".join(sorted({run["commit"][:7] for run in runs if run.get("commit")}))
     parts = [section(*pair) for pair in sections]
     if losses:
@@ -164,4 +173,4 @@ def page(
         parts += [
             COSTS.format(table=to_markdown(costs_table(costs)), tokens=costs["tokens_a_step"], load=load, **about)
         ]
-    return PAGE.format(sections="\n".join(parts), commits=commits, **values)
+    return PAGE.format(sections="\n".join(parts), commits=commits, machines=machines_of(runs))

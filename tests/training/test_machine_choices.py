@@ -124,7 +124,7 @@ def planned(tokens: int, strategy: str = "none", **changes: Any) -> Any:
     return SimpleNamespace(memory=memory, sharding=SimpleNamespace(strategy=strategy))
 
 
-ENOUGH = int(PAYS / 1e8) + 1
+ENOUGH, ON_GPU = (int(PAYS[device] / 1e8) + 1 for device in ("cpu", "cuda"))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,8 @@ ENOUGH = int(PAYS / 1e8) + 1
     [
         ({}, ENOUGH, "none", {}, True, "win back the time of compiling"),
         ({}, ENOUGH - 2, "none", {}, False, "are too few to win back the time of compiling"),
-        ({}, ENOUGH, "none", {"cuda": True, "half": True}, False, "not measured on GPUs yet"),
+        ({}, ON_GPU, "none", {"cuda": True, "half": True}, True, "win back the time of compiling"),
+        ({}, ON_GPU - 2, "none", {"cuda": True, "half": True}, False, "are too few to win back the time of compiling"),
         ({}, ENOUGH, "zero3", {}, False, "not useful with zero3, whose hooks divide the layers"),
         ({"model__quantization": "nf4"}, ENOUGH, "none", {}, False, "not measured with nf4"),
         ({"model__quantization": "int8"}, ENOUGH, "none", {}, False, "not tested with int8"),
@@ -166,9 +167,8 @@ def test_layers_are_compiled_where_the_run_is_long_enough(
     assert said in settled.notes[0]
     assert settled.notes[0].startswith(f"model.compile: {str(compiled).lower()} (")
     assert as_begun(recipe, settled.recipe) == settled.recipe
-    began = settled.recipe.model
-    again = settle_compiling(Settled(recipe, {}, began), planned(1))  # resumed: however long it is
-    assert (again.recipe, again.reasons) == (settled.recipe, {"compile": "the run began with it"})
+    again = settle_compiling(Settled(recipe, {}, settled.recipe), planned(1))  # resumed: however long it is
+    assert (again.recipe, again.reasons) == (settled.recipe, {"model.compile": "the run began with it"})
 
 
 def test_a_run_that_shall_be_compiled_goes_on_without_a_compiler_and_keeps_its_recipe() -> None:
@@ -180,7 +180,7 @@ def test_a_run_that_shall_be_compiled_goes_on_without_a_compiler_and_keeps_its_r
     assert settled.notes == [f"model.compile: true (the recipe asks for it, but {reason})"]
     resumed = make_recipe(Path("base"), Path("runs"), model__compile="auto")
     with inductor.patch(without):
-        settled = settle_compiling(Settled(resumed, {}, recipe.model), planned(1))
+        settled = settle_compiling(Settled(resumed, {}, recipe), planned(1))
     assert settled.notes == [f"model.compile: true (the run began with it, but {reason})"]
     assert settled.recipe == recipe
     with pytest.raises(InputError, match="not useful with zero3"):

@@ -36,16 +36,14 @@ def dry_run(
     from rmtrain.model.memory import count_parameters
     from rmtrain.model.start import recipe_renderer, start_config
     from rmtrain.reporting.data_report import data_report
-    from rmtrain.training.build import plan_run
-    from rmtrain.training.choices import settle, settle_compiling
+    from rmtrain.training.choices import settle, settle_plan
     from rmtrain.training.rehearsal import rehearse
 
     with TerminalDisplay() as display:
         data, renderer, splits = prepare(recipe, recipe_renderer(recipe.model, verify), display)
         processes = processes_wanted(num_processes, here=False)
         settled = settle(recipe, resume)
-        plan = plan_run(settled.recipe, splits, processes)
-        settled = settle_compiling(settled, plan)
+        settled, plan = settle_plan(settled, splits, processes)
         recipe = settled.recipe
         rehearsed = rehearse(recipe, splits, renderer, plan, resume, allow_changes, display)
     batches, packing = plan.batches, plan.packing
@@ -67,7 +65,7 @@ def dry_run(
     }
     first = _first_group(splits["train"], renderer)
     report = data_report(data, splits)
-    memory, notes = _memory(plan), [*dict.fromkeys([*plan.notes, *settled.notes, *rehearsed])]
+    memory, notes = _memory(plan), [*dict.fromkeys([*plan.notes, *rehearsed])]
     answer = {"derived": derived, "memory": memory, "data": report.as_json(), "first_group": first, "notes": notes}
     if as_json:
         print_json(answer)

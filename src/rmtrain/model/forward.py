@@ -57,6 +57,7 @@ class RewardOutput(SequenceClassifierOutput):  # type: ignore[misc]
     `log_probs` [N]: the mean log-probability of a completion's tokens, where the batch names such tokens.
     """
 
+    loss: Any = None  # accelerate rebuilds an output of float16 from a dict of its fields, which comes first
     logits: Tensor | None = None  # of any device: transformers names the type of a CPU's tensors
     states: Tensor | None = None
     log_probs: Tensor | None = None

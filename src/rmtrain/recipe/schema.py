@@ -127,9 +127,10 @@ class OptimSection(Section):
     """AdamW's decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1e12)] = 1.0
     """Gradients are clipped to this norm."""
-    gradient_checkpointing: Literal["none", "selective", "full"] = "none"
+    gradient_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
     """Activations recomputed in the backward pass: none; selective: all but matrix products and attention, at little
-    cost; full: all but each layer's input, for about a third more time."""
+    cost; full: all but each layer's input, for about a third more time; auto: none where the run then fits into the
+    GPUs' free memory, if need be with smaller micro-batches than `tokens_per_microbatch`, else full."""
     activation_offloading: bool = False
     """Keep the remaining activations in host memory; best with gradient_checkpointing: full."""
 

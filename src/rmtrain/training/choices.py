@@ -1,26 +1,37 @@
 """What a recipe leaves to the machine and the run (`auto`), decided once: a resumed run keeps what it began with."""
 
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from rmtrain.data.prepare import ReadySplit
 from rmtrain.errors import InputError, RecipeError
 from rmtrain.json_values import JsonObject
 from rmtrain.model.compiling import compiler_obstacle
 from rmtrain.model.compute_type import fastest_of_all_processes
 from rmtrain.model.memory import count_parameters
 from rmtrain.recipe.load import load_recipe
-from rmtrain.recipe.schema import ModelSection, Recipe
-from rmtrain.training.build import RunPlan
+from rmtrain.recipe.schema import Recipe
+from rmtrain.training.build import RunPlan, plan_run
+from rmtrain.training.recomputation import fastest_fit
 
-_OPEN = ("dtype", "compile")  # keys of the model section that may be auto
+_RECOMPUTED = "optim.gradient_checkpointing"
+# keys that may be auto, and the numbers that are made smaller with them
+_OPEN: dict[str, tuple[str, ...]] = {
+    "model.dtype": (),
+    "model.compile": (),
+    _RECOMPUTED: ("optim.tokens_per_microbatch", "evaluation.tokens_per_batch"),
+}
 _BEGAN = "the run began with it"
-# Parameters times tokens through the backbone of a process, above which a CPU wins back the time of compiling: twice
-# the break-even of SmolLM2-135M. scripts/bench_compile.py --groups 2 found 37 s of compiling, 20 of them C++ (n = 1),
-# and 6.9 ms a token (n = 2); 1.2 is the gain that it found before (medians of 5 and of 10 micro-batches).
-PAYS = 2 * 1.39e8 * 32_000
+# Parameters times tokens through the backbone of a process, above which compiling wins back its time: twice the
+# break-even. On a CPU that of SmolLM2-135M: scripts/bench_compile.py --groups 2 found 37 s of compiling, 20 of them C++
+# (n = 1), and 6.9 ms a token (n = 2); 1.2 is the gain that it found before (medians of 5 and of 10 micro-batches).
+# On a GPU that of a Mistral-7B on an H200: 82 s of compiling, and 17 us saved a token (docs/gpu.md).
+PAYS = {"cpu": 2 * 1.39e8 * 32_000, "cuda": 2 * 7.38e9 * 4_800_000}
 
 
 @dataclass(frozen=True)
@@ -29,30 +40,30 @@ class Settled:
 
     Attributes:
         recipe: the run's.
-        reasons: why each choice was made, by key of the model section.
-        began: the model section of the run that is resumed.
+        reasons: why each choice was made, by dotted key.
+        began: the recipe of the run that is resumed.
     """
 
     recipe: Recipe
     reasons: dict[str, str]
-    began: ModelSection | None = None
+    began: Recipe | None = None
 
     @property
     def notes(self) -> list[str]:
         """A line for each choice."""
-        values = {key: _shown(getattr(self.recipe.model, key)) for key in self.reasons}
-        return [f"model.{key}: {values[key]} ({reason})" for key, reason in self.reasons.items()]
+        return [f"{key}: {_shown(_value(self.recipe, key))} ({reason})" for key, reason in self.reasons.items()]
 
     def record(self) -> JsonObject:
         """The choices as the manifest holds them."""
-        values = {key: getattr(self.recipe.model, key) for key in self.reasons}
-        return {f"model.{key}": {"value": values[key], "reason": reason} for key, reason in self.reasons.items()}
+        return {key: {"value": _value(self.recipe, key), "reason": reason} for key, reason in self.reasons.items()}
 
     def chosen(self, key: str, value: object, reason: str) -> "Settled":
         """The recipe with one more choice."""
-        model = self.recipe.model.model_copy(update={key: value})
-        recipe = self.recipe.model_copy(update={"model": model})
-        return replace(self, recipe=recipe, reasons={**self.reasons, key: reason})
+        return self.changed(_set(self.recipe, {key: value}), key, reason)
+
+    def changed(self, recipe: Recipe, key: str, reason: str) -> "Settled":
+        """Another recipe, by one more choice; one without a reason is not worth a line."""
+        return replace(self, recipe=recipe, reasons={**self.reasons, **({key: reason} if reason else {})})
 
 
 def settle(recipe: Recipe, resume: Path | None) -> Settled:
@@ -64,9 +75,31 @@ def settle(recipe: Recipe, resume: Path | None) -> Settled:
     settled = Settled(recipe, {}, began)
     if recipe.model.dtype != "auto":
         return settled
-    if began is not None and began.dtype != "auto":
-        return settled.chosen("dtype", began.dtype, _BEGAN)
-    return settled.chosen("dtype", *fastest_of_all_processes())
+    if began is not None and began.model.dtype != "auto":
+        return settled.chosen("model.dtype", began.model.dtype, _BEGAN)
+    return settled.chosen("model.dtype", *fastest_of_all_processes())
+
+
+def settle_plan(settled: Settled, splits: Mapping[str, ReadySplit], processes: int) -> tuple[Settled, RunPlan]:
+    """Plan a run, and decide with its memory what it recomputes, and then whether its layers are compiled.
+
+    Raises:
+        InputError: as `plan_run`; or the recipe asks for compiled layers, which its other settings do not allow.
+    """
+    left_open, gpu = settled.recipe.optim.gradient_checkpointing == "auto", torch.cuda.is_available()
+    if left_open and settled.began is not None:
+        begun = as_begun(settled.recipe, settled.began, [_RECOMPUTED])
+        settled = settled.changed(begun, _RECOMPUTED, _BEGAN if gpu else "")
+    elif left_open:
+        settled = settled.chosen(_RECOMPUTED, "none", "")
+    plan = plan_run(settled.recipe, splits, processes)
+    if left_open and settled.began is None and gpu:
+        changes, reason = fastest_fit(plan.memory)
+        settled = settled.changed(_set(settled.recipe, changes), _RECOMPUTED, reason)
+        plan = plan_run(settled.recipe, splits, processes) if changes else plan
+    settled = settle_compiling(settled, plan)
+    plan.notes.extend(settled.notes)
+    return settled, plan
 
 
 def settle_compiling(settled: Settled, plan: RunPlan) -> Settled:
@@ -79,11 +112,11 @@ def settle_compiling(settled: Settled, plan: RunPlan) -> Settled:
     if wanted is True and unsupported:
         raise InputError(f"model.compile: true is {unsupported}", "set it to auto or false")
     if wanted == "auto":  # runs from before this key were not compiled
-        began = settled.began and (settled.began.compile is True, _BEGAN)
-        settled = settled.chosen("compile", *(began or _pays(plan, unsupported)))
+        began = settled.began and (settled.began.model.compile is True, _BEGAN)
+        settled = settled.chosen("model.compile", *(began or _pays(plan, unsupported)))
     if settled.recipe.model.compile and (missing := compiler_obstacle()):  # still the same recipe, to resume or to find
-        reason = settled.reasons.get("compile", "the recipe asks for it")
-        return settled.chosen("compile", True, f"{reason}, but {missing}: the layers run uncompiled")
+        reason = settled.reasons.get("model.compile", "the recipe asks for it")
+        return settled.chosen("model.compile", True, f"{reason}, but {missing}: the layers run uncompiled")
     return settled
 
 
@@ -100,31 +133,47 @@ def _unsupported(recipe: Recipe, strategy: str) -> str | None:
 
 def _pays(plan: RunPlan, unsupported: str | None) -> tuple[bool, str]:
     """Whether a run is compiled where the recipe leaves it open, and why."""
-    if torch.cuda.is_available():
-        return False, "not measured on GPUs yet"
     if unsupported is not None:
         return False, unsupported
     if plan.memory.recipe.model.quantization != "none":
         return False, f"not measured with {plan.memory.recipe.model.quantization}"
     parameters = count_parameters(plan.memory.config, plan.memory.recipe.lora)["parameters"]
     tokens = f"{plan.memory.load.run:,} tokens of a model of {parameters / 1e6:,.0f} million parameters"
-    if plan.memory.load.run * parameters < PAYS:
+    if plan.memory.load.run * parameters < PAYS["cuda" if torch.cuda.is_available() else "cpu"]:
         return False, f"{tokens} are too few to win back the time of compiling"
     obstacle = compiler_obstacle()
     return obstacle is None, obstacle or f"{tokens} win back the time of compiling"
 
 
-def as_begun(recipe: Recipe, recorded: Recipe) -> Recipe:
+def as_begun(recipe: Recipe, recorded: Recipe, keys: Iterable[str] = tuple(_OPEN)) -> Recipe:
     """The recipe with each `auto` replaced by what a run decided; a run of this recipe has an equal one."""
-    decided = {key: getattr(recorded.model, key) for key in _OPEN if getattr(recipe.model, key) == "auto"}
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=decided)})
+    decided: dict[str, object] = {}
+    for key in keys:
+        if _value(recipe, key) == "auto":
+            decided[key] = _value(recorded, key)
+            limits = {name: (_value(recipe, name), _value(recorded, name)) for name in _OPEN[key]}
+            decided |= {name: min(both) if None not in both else both[0] for name, both in limits.items()}
+    return _set(recipe, decided)
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(recipe, section), name)
+
+
+def _set(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        changed = getattr(recipe, section).model_copy(update={name: value})
+        recipe = recipe.model_copy(update={section: changed})
+    return recipe
 
 
 def _shown(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _recorded(run: Path) -> ModelSection | None:
+def _recorded(run: Path) -> Recipe | None:
     with suppress(RecipeError):  # a damaged recipe is of no use here; the checkpoint's fingerprint is checked later
-        return load_recipe(run / "recipe.yaml").recipe.model
+        return load_recipe(run / "recipe.yaml").recipe
     return None

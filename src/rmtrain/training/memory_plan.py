@@ -23,7 +23,7 @@ from rmtrain.recipe.schema import Recipe
 from rmtrain.training.memory import GIB, MemoryEstimate, Sharding, TokenLoad, estimate_states
 from rmtrain.training.strategies import strategy_of
 
-_FITS = 0.92  # share of the free memory that a run may take: the allocator leaves gaps
+FITS = 0.92  # share of the free memory that a run may take: the allocator leaves gaps
 _SUGGESTED = 3  # overrides, where a run does not fit
 _MEASURED: JsonObject = {}  # models, by their settings: each suggestion asks for some again
 # bytes that the first step adds: code of the libraries, the Trainer, and buffers of matrix products; an upper bound of
@@ -132,7 +132,7 @@ class MemoryPlan:
             if sharding.offload != "none":
                 continue
             peaks[sharding] = found.peak
-            if found.peak <= _FITS * free:
+            if found.peak <= FITS * free:
                 return sharding, f"{_listed(peaks)} of the {free / GIB:.1f} GiB free on a GPU"
         least = min(peaks, key=peaks.__getitem__)
         return least, f"{_listed(peaks)}: more than the {free / GIB:.1f} GiB free on a GPU; {least} needs the least"
@@ -178,14 +178,14 @@ class MemoryPlan:
             return []
         found: list[Saving] = []
         for changes in moves:
-            if (peak := self._peak_under(changes)) is not None and peak <= _FITS * free:
+            if (peak := self._peak_under(changes)) is not None and peak <= FITS * free:
                 found.append(Saving(changes, before - peak))
         together: JsonObject = {}
         for changes in moves if not found else ():
             peak = self._peak_under(together | changes)
             if peak is not None and peak < (self._peak_under(together) or before):
                 together |= changes
-                if peak <= _FITS * free:
+                if peak <= FITS * free:
                     return [Saving(together, before - peak)]
         return found[:_SUGGESTED]
 
@@ -206,7 +206,7 @@ class MemoryPlan:
             peak = changed.estimate(sharding).stepping if changed is not None else None
             if before is None and changed is not None:
                 found.append(Saving(changes, None))
-            elif before is not None and peak is not None and peak <= _FITS * before:
+            elif before is not None and peak is not None and peak <= FITS * before:
                 found.append(Saving(changes, before - peak))
         return found[:_SUGGESTED]
 

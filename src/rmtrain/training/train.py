@@ -26,17 +26,10 @@ from rmtrain.recipe.load import LoadedRecipe
 from rmtrain.recipe.schema import EvaluationSection, Recipe
 from rmtrain.runs import update_manifest
 from rmtrain.signals import on_signal
-from rmtrain.training.build import (
-    RunPlan,
-    describe_plan,
-    make_checkpoint_writer,
-    make_validation,
-    plan_run,
-    training_arguments,
-)
+from rmtrain.training.build import RunPlan, describe_plan, make_checkpoint_writer, make_validation, training_arguments
 from rmtrain.training.callbacks import GracefulStop, GroupTimeouts, MetricsLog, Schedule, interval_steps
 from rmtrain.training.checkpointing import verify
-from rmtrain.training.choices import settle, settle_compiling
+from rmtrain.training.choices import settle, settle_plan
 from rmtrain.training.failures import now, recording_failure, resume_hint
 from rmtrain.training.lifecycle import OpenRun, open_run
 from rmtrain.training.memory_plan import memory_failure
@@ -86,9 +79,7 @@ def train(
     display = display if state.is_main_process else Silent()
     settled = settle(loaded.recipe, resume)
     keep_tensors_whole()
-    plan = plan_run(settled.recipe, splits, state.num_processes)
-    settled = settle_compiling(settled, plan)
-    plan.notes.extend(settled.notes)
+    settled, plan = settle_plan(settled, splits, state.num_processes)
     recipe, loaded = settled.recipe, replace(loaded, recipe=settled.recipe)
     plan.memory.require_fit()
     fingerprint = run_fingerprint(recipe, splits, renderer, plan.sharding.strategy, state.num_processes)
