@@ -284,9 +284,10 @@ def merge(found: Path, kept: Path) -> None:
     """Add the runs of a results file of the same protocol, which must have the same rows."""
     other, name = json.loads(found.read_text(encoding="utf-8")), kept.name
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {**other, "runs": {}}
-    for part in ("protocol", "rows"):
-        if results[part] != other[part]:
-            raise SystemExit(f"{found}: its {part} are not those of {name}")
+    for part, where in (("data", "protocol"), ("recipe", "protocol"), ("rows", None)):
+        mine, theirs = ((of[where] if where else of)[part] for of in (results, other))
+        if mine != theirs:
+            raise SystemExit(f"{found}: other {part} than in {name}")
     results["runs"] = dict(sorted({**results["runs"], **other["runs"]}.items()))
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(_lines(results), encoding="utf-8")

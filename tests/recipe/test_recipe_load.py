@@ -130,7 +130,7 @@ def test_a_fault_of_the_command_line_shows_the_argument() -> None:
         ("optim: {activation_offloading: on}", 'expected true or false, found "on"', "write true"),
         (
             "optim: {gradient_checkpointing: on}",
-            "expected 'none', 'selective' or 'full', found \"on\"",
+            "expected 'auto', 'none', 'selective' or 'full', found \"on\"",
             "Activations recomputed",
         ),
         ("optim: {warmup_ratio: 1.5}", "expected less than or equal to 1, found 1.5", "Share of"),

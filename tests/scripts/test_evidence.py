@@ -63,7 +63,8 @@ def test_a_tokenizer_of_its_own_counts_lengths_of_its_own(tmp_path: Path) -> Non
 
 
 def test_runs_of_another_machine_are_added_if_their_rows_are_the_same(tmp_path: Path) -> None:
-    mine = {"protocol": {"title": "t"}, "rows": {"test": [{"id": "a"}]}, "runs": {"plain:1": {"steps": 2}}}
+    protocol = {"data": {"max_length": 8}, "recipe": {}}
+    mine: dict[str, Any] = {"protocol": protocol, "rows": {"test": [{"id": "a"}]}, "runs": {"plain:1": {"steps": 2}}}
     theirs = {**mine, "runs": {"plain:0": {"steps": 1}, "ours:0": {"steps": 3}}}
     found, kept = tmp_path / "there" / "made.json", tmp_path / "here" / "made.json"
     found.parent.mkdir()
@@ -72,9 +73,13 @@ def test_runs_of_another_machine_are_added_if_their_rows_are_the_same(tmp_path: 
         evidence.merge(found, kept)
     assert json.loads(kept.read_text(encoding="utf-8")) == {**mine, "runs": {**theirs["runs"], **mine["runs"]}}
     before = kept.read_text(encoding="utf-8")
-    for part in ("protocol", "rows"):
-        found.write_text(json.dumps({**theirs, part: {}}), encoding="utf-8")
-        with pytest.raises(SystemExit, match=f"its {part} are not those of made.json"):
+    for part, changed in (
+        ("data", {"protocol": {"data": {}, "recipe": {}}}),
+        ("recipe", {"protocol": {**mine["protocol"], "recipe": {"run": {}}}}),
+        ("rows", {"rows": {}}),
+    ):
+        found.write_text(json.dumps({**theirs, **changed}), encoding="utf-8")
+        with pytest.raises(SystemExit, match=f"other {part} than in made.json"):
             evidence.merge(found, kept)
     assert kept.read_text(encoding="utf-8") == before
 
