@@ -64,6 +64,16 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
+def test_where_only_the_source_is_at_hand_no_version_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", absent)
+    (check,) = doctor._packages()
+    assert (check.state, check.hint) == ("warning", "pip install .")
+    assert "rmtrain is not installed" in check.detail
+
+
 def test_versions_are_held_against_the_package_s_own_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ["numpy>=2", "trl<2,>=1.16", "torch>=2.11", "gone>=1", "ruff>=99; extra == 'test'"]
     there = {"numpy": "1.26.4", "trl": "2.0.0", "torch": "2.13.0+cpu"}

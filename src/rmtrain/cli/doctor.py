@@ -84,7 +84,12 @@ def _packages() -> Iterator[Check]:
     from packaging.requirements import Requirement
 
     installed = []
-    for line in metadata.requires("rmtrain") or []:
+    try:
+        lines = metadata.requires("rmtrain") or []
+    except metadata.PackageNotFoundError:  # run from its source folder
+        yield Check("packages", "warning", "rmtrain is not installed, so versions are not compared", "pip install .")
+        return
+    for line in lines:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
