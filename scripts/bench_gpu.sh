@@ -5,26 +5,29 @@
 #   check      what this machine is, and the tests marked gpu
 #   suite      all fast tests, on the GPU
 #   train      7B, LoRA: rmtrain, the prompt twice, and TRL, all with recomputation, as TRL needs it
-#   variants   7B, LoRA, nothing recomputed: as it comes, compiled layers, Liger, dropout, selective recomputation
+#   variants   7B, LoRA, nothing recomputed: as it comes, compiled layers, Liger, dropout, selective recomputation,
+#              each for itself; a process takes 50 to 60 seconds, most of them before its first step (on an H200)
 #   compile    compiled layers: how long compiling takes, when it is won back, and with recomputation
 #   four       four answers a prompt
 #   memory     predicted and measured peaks with 24, 40 and 80 GiB free
 #   quantized  nf4 with 16 GiB free
 #   scoring    800 preferences, against padded batches of 8
 #   learn      a 135M model on PAIRS, with its accuracy on the held-out tenth; dtype and compile: auto
+#   evidence   the runs of scripts/evidence.py that the file RUNS names, with the rows in DATA, several at a time
 #   faults     killed, interrupted, out of memory and not finite: the tests of these, on the GPU
 #   sharing    the gain over prompt lengths and numbers of answers
 #   profile    where a step's time goes
 #
 # Environment: PAIRS (any SOURCE of pairs with a split train; default demo), MODEL (a 7B model's folder; default: a
 # random one is made), SMALL (a small model's folder, default models/smollm2-135m-instruct; its tokenizer goes into the
-# random model), OUT (default bench), REPEATS (of a comparison, default 2), RMTRAIN_PYTHON.
+# random model), RUNS and DATA (of evidence), WORKERS (processes at a time), OUT (default bench), REPEATS (of a
+# comparison, default 2), RMTRAIN_PYTHON.
 # --rehearse runs the stage on a CPU, with two layers and a few rows: what it prints is no measurement.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stage=${1:-}
-stages=$(sed -n 's/^#   \([a-z]*\)  .*/\1/p' "$0")
+stages=$(sed -n 's/^#   \([a-z][a-z]*\)  .*/\1/p' "$0")
 if ! grep -qx "$stage" <<< "$stages"; then
   echo "usage: scripts/bench_gpu.sh STAGE [--rehearse]; stages: $(tr '\n' ' ' <<< "$stages")" >&2
   exit 2
@@ -79,8 +82,8 @@ case $stage in
     ;;
   variants)
     make_model
-    for side in compiled ${on_gpu:+liger} dropout selective; do  # each writes its own file
-      training "variant_$side" --sides rmtrain "$side" --groups $groups --warmup $compiling --repeats 1
+    for side in rmtrain compiled ${on_gpu:+liger} dropout selective; do  # each writes its own file
+      training "variant_$side" --sides "$side" --groups $groups --warmup 2 --repeats 1
     done
     ;;
   compile)
@@ -113,6 +116,17 @@ case $stage in
     "$python" -m rmtrain train configs/smollm2_135m.yaml "model.name=$small" model.dtype=auto model.compile=auto \
       "data.source={train: $pairs}" "data.holdout={validation: 0.05, test: 0.1}" "run.folder=$out/runs" "${steps[@]}" \
       --json > "$out/learn.json"
+    ;;
+  evidence)
+    [ -z "$rehearse" ] || { make_model; small=$model; }
+    mkdir -p "$out/evidence"
+    # shellcheck disable=SC2016 # the inner shell reads its arguments
+    xargs -P "${WORKERS:-8}" -I{} bash -c '
+      place=$1/evidence/$(tr "/:" "__" <<< "$2")
+      "$3" scripts/evidence.py run "$2" --data "$4" --model "$5" --work "$place" --results "$place/results" \
+        > "$place.log" 2>&1 || { echo "$2 failed: $place.log"; exit 1; }
+      flock "$1/evidence.lock" "$3" scripts/evidence.py merge "$place"/results/*.json --results "$1/evidence"
+      echo "$2 done"' _ "$out" {} "$python" "$DATA" "$small" < "$RUNS"
     ;;
   faults)
     "$python" -m pytest -q -n "${WORKERS:-8}" --dist loadfile tests/training/test_resume.py \
