@@ -116,7 +116,7 @@ def test_a_fault_of_the_command_line_shows_the_argument() -> None:
         ("optim: {lr: 8}", "optim.lr: unknown key", "did you mean learning_rate?"),
         ("num_train_epochs: 8", "num_train_epochs: unknown key", "did you mean optim.epochs?"),
         ("distributd: {}", "distributd: unknown key", "did you mean distributed?"),
-        ("loss: {qqq: 1}", "loss.qqq: unknown key", "its keys are objective, centering, margin"),
+        ("loss: {qqq: 1}", "loss.qqq: unknown key", "its keys are objective, average_over, centering, margin"),
         (
             "distributed: {strategy: zeor2}",
             "distributed.strategy: expected 'auto', 'ddp', 'zero2', 'zero3' or 'fsdp', found \"zeor2\"",

@@ -12,7 +12,7 @@ from conftest import make_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 from training_cases import Recorder, make_recipe, make_renderer, make_splits, reward_batch, run
 from transformers import AutoModelForSequenceClassification
 
@@ -112,7 +112,12 @@ PLAIN = Objective(partial(bradley_terry, margin=0.5, centering=0.01))
 
 
 def of_microbatches(
-    split: Any, rewards: Tensor, objective: Objective = PLAIN, reads: dict[str, Any] | None = None, **changes: Any
+    split: Any,
+    rewards: Tensor,
+    objective: Objective = PLAIN,
+    reads: dict[str, Any] | None = None,
+    by_preference: bool = False,
+    **changes: Any,
 ) -> list[Tensor]:
     """Each step's loss as the trainer sums it: the mean over micro-batches and processes.
 
@@ -134,7 +139,7 @@ def of_microbatches(
     starts = np.cumsum([0] + [len(size.suffixes) for size in sizes])
     steps: list[list[RewardBatch]] = [[] for _ in plan.steps]
     for process in range(plan.processes):
-        data = MicrobatchDataset(split, plan, process, "shared_prompt", 0)
+        data = MicrobatchDataset(split, plan, process, "shared_prompt", 0, by_preference=by_preference)
         for place, members in enumerate(data.share):
             batch = data[place]
             step = place // plan.accumulation
@@ -178,6 +183,30 @@ def test_any_split_into_microbatches_and_processes_is_the_same_step(split: Any) 
         torch.testing.assert_close(torch.stack(cut), torch.stack(whole))
         for loss, gradient in zip(cut, gradients, strict=True):
             torch.testing.assert_close(torch.autograd.grad(loss, rewards)[0], gradient)
+
+
+def test_a_step_may_be_the_mean_over_all_its_preferences(split: Any) -> None:
+    """As one sum over the pairs, for any split into micro-batches and processes; groups have 1 or 6 preferences."""
+    torch.manual_seed(0)
+    rewards = torch.randn(10 * 2 + 9 * 4, requires_grad=True)
+    starts = np.cumsum([0] + [len(suffixes) for _, suffixes in split.lengths()])
+    for changes in ({}, {"max_groups": 1}, {"processes": 5}):
+        losses = of_microbatches(split, rewards, by_preference=True, global_batch_size=19, **changes)
+        margins = [
+            (rewards[starts[i] + p.better], rewards[starts[i] + p.worse], p.gap or 0.0)
+            for i in range(len(split))
+            for p in split.group(i).preferences
+        ]
+        terms = [softplus(0.5 * gap - (good - bad)) + 0.01 * (good + bad) ** 2 for good, bad, gap in margins]
+        expected = torch.stack(terms).mean()
+        torch.testing.assert_close(torch.stack(losses), expected[None])
+        found, wanted = (torch.autograd.grad(loss, rewards, retain_graph=True)[0] for loss in (losses[0], expected))
+        torch.testing.assert_close(found, wanted)
+    objective = Objective(sum_to_zero, whole_step=True)  # it holds that the completions' weights sum to 1
+    torch.testing.assert_close(
+        of_microbatches(split, rewards, objective, by_preference=True, processes=2),
+        of_microbatches(split, rewards, objective, by_preference=True, max_groups=3),
+    )
 
 
 def sum_to_zero(batch: RewardBatch) -> Tensor:

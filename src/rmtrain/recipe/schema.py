@@ -70,12 +70,15 @@ class LoraSection(Section):
 
 
 class LossSection(Section):
-    """What training minimises; every group weighs the same, whatever its number of completions."""
+    """What training minimises."""
 
     objective: Literal["bradley_terry", "scaled", "hinge", "norm_bt", "plackett_luce", "ordinal", "regression"] = (
         "bradley_terry"
     )
     """The training objective; docs/training.md has the formula, the paper and the settings of each."""
+    average_over: Literal["groups", "preferences"] = "groups"
+    """What the loss of a step is the mean over: every prompt weighs the same (groups), or every preference, so that a
+    prompt weighs as much as it has preferences."""
     centering: Coefficient = 0.0
     """Coefficient of (r_better + r_worse)^2, which keeps rewards near 0 (arXiv 2312.09244); 0 is off."""
     margin: Coefficient = 0.0

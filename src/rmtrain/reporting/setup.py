@@ -33,7 +33,7 @@ def training_lines(record: RunRecord) -> list[Line]:
             "packing": model.get("packing"),
             "loss": loss
             and _joined(
-                f"{_OBJECTIVES.get(objective, objective)}, with the same weight for every group",
+                f"{_OBJECTIVES.get(objective, objective)}, with the same weight for every {_weighed(loss)}",
                 loss.get("margin") and f"margin {scientific(loss['margin'])} times the score gap",
                 loss.get("centering") and f"centring {scientific(loss['centering'])}",
                 loss.get("label_smoothing") and f"label smoothing {scientific(loss['label_smoothing'])}",
@@ -141,6 +141,10 @@ def _from_to(key: str, values: Any) -> str:
     """The old and the new value of a setting, unless they may contain a local path."""
     safe = key.startswith(("optim.", "loss.", "lora.", "evaluation.")) and isinstance(values, list) and len(values) == 2
     return f" from {values[0]} to {values[1]}" if safe else ""
+
+
+def _weighed(loss: Mapping[str, Any]) -> str:
+    return "preference" if loss.get("average_over") == "preferences" else "group"  # older recipes do not say
 
 
 def _method(lora: Mapping[str, Any], quantization: Any) -> str:

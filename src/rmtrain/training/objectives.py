@@ -1,9 +1,9 @@
 """Training objectives: pure functions from the rewards of a batch to a loss, in one registry.
 
 The loss of an optimiser step is a mean over the groups of its global batch, so every group has the same weight for any
-number of completions. The weights of a `RewardBatch` include this normaliser: over a whole step the group weights sum
-to 1, and an objective returns a weighted sum. Sums over any split into micro-batches and processes therefore add up to
-the loss of the step, and so do their gradients.
+number of completions; or, as `loss.average_over` says, over its preferences. The weights of a `RewardBatch` include
+this normaliser: over a whole step the group weights sum to 1, and an objective returns a weighted sum. Sums over any
+split into micro-batches and processes therefore add up to the loss of the step, and so do their gradients.
 
 To add an objective: write a function from a `RewardBatch` to a scalar here, with its formula and paper, and name it in
 `OBJECTIVES` with the settings that it takes from the recipe's `loss` section; add the name and the settings to

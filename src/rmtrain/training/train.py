@@ -116,7 +116,8 @@ def _train(
         update_manifest(folder, model=base, steps=len(batches.steps))
 
     tokens, text = splits["train"].tokens, recipe.loss.text_loss > 0
-    data = MicrobatchDataset(tokens, batches, state.process_index, model.packing, renderer.pad_id, text)
+    place, by_preference = state.process_index, recipe.loss.average_over == "preferences"
+    data = MicrobatchDataset(tokens, batches, place, model.packing, renderer.pad_id, text, by_preference)
     validation = make_validation(recipe, splits, len(batches.steps), run, display)
     schedule = Schedule(validation.every, interval_steps(recipe.run.save_every, len(batches.steps)))
     stop, log = GracefulStop(), MetricsLog(folder / "metrics.jsonl", batches.steps_per_epoch, display.metrics)
