@@ -31,7 +31,7 @@ _BEGAN = "the run began with it"
 # break-even. On a CPU that of SmolLM2-135M: scripts/bench_compile.py --groups 2 found 37 s of compiling, 20 of them C++
 # (n = 1), and 6.9 ms a token (n = 2); 1.2 is the gain that it found before (medians of 5 and of 10 micro-batches).
 # On a GPU that of a Mistral-7B on an H200: 82 s of compiling, and 17 us saved a token (docs/gpu.md).
-PAYS = {"cpu": 2 * 1.39e8 * 32_000, "cuda": 2 * 7.38e9 * 4_800_000}
+PAYS = {"cpu": 2 * 1.39e8 * 32_000, "cuda": 2 * 7.18e9 * 4_800_000}
 
 
 @dataclass(frozen=True)
