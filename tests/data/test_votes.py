@@ -123,9 +123,9 @@ def test_probabilities_reach_the_loss_and_only_tables_with_some_have_the_column(
     data = load_data(DataSection(source={"train": entries}), 0)
     ready = tokenize_splits(data, Tokenization(Renderer.for_tokenizer(make_tokenizer()), 60, "drop"), Silent())["train"]
     assert ["probabilities" in part.tokens.table.column_names for part in ready.parts] == [True, False]
-    groups = ready.tokens.groups()
+    groups = [*ready.tokens.groups()]
     assert [group.preferences for group in groups] == [group.preferences for group in data.splits["train"].groups]
-    found = _preferences(groups, 1.0)
+    found = _preferences(groups, [1.0] * len(groups), 1.0)
     torch.testing.assert_close(found.probabilities, torch.tensor([5 / 6, 2 / 3, 0.5, 0.75, 0.75, 1.0]))
     _require_soft("bradley_terry", ready)
     with pytest.raises(DataError, match="hinge can't use raters' votes"):
