@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils.operations import convert_to_fp32
 from conftest import write_base
 from packing_cases import awkward_groups, one_at_a_time, packed
 from safetensors.torch import load_file, save_file
 
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapters import add_lora
-from rmtrain.model.forward import check_head
+from rmtrain.model.forward import RewardOutput, check_head
 from rmtrain.model.memory import count_parameters
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config
 from rmtrain.model.start import recipe_renderer
@@ -275,6 +276,18 @@ def test_a_quantised_base_has_a_float32_head_and_trains_on_the_cpu(tmp_path: Pat
 
 
 # Without positions, transformers' own forward answers
+
+
+def test_accelerate_rebuilds_an_output_of_float16_in_float32() -> None:
+    """As it does after each forward pass under its loss scaler, from a dict of the fields."""
+    half = torch.ones(3, 2, dtype=torch.float16)
+    out = convert_to_fp32(RewardOutput(logits=half[:, 0], states=half))
+    assert (type(out), out.loss, out.logits.dtype, out.states.dtype) == (
+        RewardOutput,
+        None,
+        torch.float32,
+        torch.float32,
+    )
 
 
 def test_without_ends_the_model_is_a_plain_one(base: Path) -> None:
