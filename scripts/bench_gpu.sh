@@ -118,6 +118,7 @@ case $stage in
       --json > "$out/learn.json"
     ;;
   evidence)
+    : "${RUNS:?a file with a line PROTOCOL/ARM:SEED for each run}" "${DATA:?the folder of the rows}"
     [ -z "$rehearse" ] || { make_model; small=$model; }
     mkdir -p "$out/evidence"
     # shellcheck disable=SC2016 # the inner shell reads its arguments

@@ -128,6 +128,7 @@ def test_memory_is_predicted_and_measured(run: Any, tmp_path: Path) -> None:
 
 def test_gpu_script_says_what_it_needs() -> None:
     script = SCRIPTS / "bench_gpu.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)  # the whole of it: bash runs a script as it reads it
     done = subprocess.run([str(script), "nothing"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "usage" in done.stderr

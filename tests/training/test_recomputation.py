@@ -84,6 +84,8 @@ def test_a_choice_is_planned_told_and_kept(monkeypatch: pytest.MonkeyPatch) -> N
     assert made.notes == ["optim.gradient_checkpointing: full (after none)"]
     assert as_begun(recipe, settled.recipe) == settled.recipe
 
+    by_hand, _ = settle_plan(Settled(recipe, {}, recipe), {}, 1)  # auto in the run's own recipe was written by hand
+    assert by_hand.recipe == settled.recipe
     monkeypatch.setattr(choices, "fastest_fit", None)  # nothing is decided anew
     again, _ = settle_plan(Settled(recipe, {}, settled.recipe), {}, 1)
     assert again.recipe == settled.recipe

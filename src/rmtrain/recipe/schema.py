@@ -132,8 +132,8 @@ class OptimSection(Section):
     """Gradients are clipped to this norm."""
     gradient_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
     """Activations recomputed in the backward pass: none; selective: all but matrix products and attention, at little
-    cost; full: all but each layer's input, for about a third more time; auto: none where the run then fits into the
-    GPUs' free memory, if need be with smaller micro-batches than `tokens_per_microbatch`, else full."""
+    cost; full: all but each layer's input, for about a third more time. auto chooses by the GPUs' free memory: none if
+    the run fits, with smaller micro-batches than `tokens_per_microbatch` where it must; otherwise full."""
     activation_offloading: bool = False
     """Keep the remaining activations in host memory; best with gradient_checkpointing: full."""
 

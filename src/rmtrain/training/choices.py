@@ -87,13 +87,16 @@ def settle_plan(settled: Settled, splits: Mapping[str, ReadySplit], processes: i
         InputError: as `plan_run`; or the recipe asks for compiled layers, which its other settings do not allow.
     """
     left_open, gpu = settled.recipe.optim.gradient_checkpointing == "auto", torch.cuda.is_available()
-    if left_open and settled.began is not None:
-        begun = as_begun(settled.recipe, settled.began, [_RECOMPUTED])
+    began = settled.began
+    if began is not None and began.optim.gradient_checkpointing == "auto":  # edited by hand: runs record no auto
+        began = None
+    if left_open and began is not None:
+        begun = as_begun(settled.recipe, began, [_RECOMPUTED])
         settled = settled.changed(begun, _RECOMPUTED, _BEGAN if gpu else "")
     elif left_open:
         settled = settled.chosen(_RECOMPUTED, "none", "")
     plan = plan_run(settled.recipe, splits, processes)
-    if left_open and settled.began is None and gpu:
+    if left_open and began is None and gpu:
         changes, reason = fastest_fit(plan.memory)
         settled = settled.changed(_set(settled.recipe, changes), _RECOMPUTED, reason)
         plan = plan_run(settled.recipe, splits, processes) if changes else plan

@@ -56,7 +56,10 @@ def _tried(plan: MemoryPlan) -> Iterator[tuple[JsonObject, MemoryPlan, int]]:
 
 
 def _ways(plan: MemoryPlan, kind: str) -> Iterator[JsonObject]:
-    """Micro-batches as they are, then half as large, and so on; scoring then takes no more tokens at once than they."""
+    """Micro-batches of the planned size, then of half that size, and so on.
+
+    Where they get smaller, scoring takes no more tokens at once than they do.
+    """
     recipe, load = plan.recipe, plan.load
     changes: JsonObject = {} if kind == "none" else {"optim.gradient_checkpointing": kind}
     yield changes
