@@ -113,13 +113,16 @@ def _each_segment(
     if query.is_meta and len(layout.calls) > 1:  # a trial run without data: checking the first layer is enough
         return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
     grouped = query.shape[1] != key.shape[1]
+    segments = layout.layout["segments"]
+    lengths = [length for _, length, *_ in segments]
+    # split, since the gradient of each slice would be as long as the whole row
+    queries, keys, values = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
+    number = {start: number for number, (start, *_) in enumerate(segments)}
     outputs = []
-    for start, length, prompt_start, prompt in layout.layout["segments"]:
-        own = slice(start, start + length)
-        k, v = key[:, :, own], value[:, :, own]
+    for (_, length, prompt_start, prompt), q, k, v in zip(segments, queries, keys, values, strict=True):
         if prompt:
-            shared = slice(prompt_start, prompt_start + prompt)
-            k, v = torch.cat([key[:, :, shared], k], dim=2), torch.cat([value[:, :, shared], v], dim=2)
+            first = number[prompt_start]  # the segment that begins with the prompt
+            k, v = (torch.cat([rows[first][:, :, :prompt], own], dim=2) for rows, own in ((keys, k), (values, v)))
         mask = None
         if prompt or (window is not None and window < k.shape[2]):
             shape = (length, prompt + length, window)
@@ -128,7 +131,7 @@ def _each_segment(
             mask = layout.masks[shape]
         outputs.append(
             scaled_dot_product_attention(
-                query[:, :, own], k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
