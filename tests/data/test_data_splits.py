@@ -68,6 +68,12 @@ def test_hold_out_leaves_something_to_train_on(share: int | float) -> None:
         hold_out(keys_of(range(10)), {"test": share}, 0)
 
 
+@pytest.mark.parametrize("share", [0.049, 0.001])
+def test_a_share_of_less_than_half_a_row_is_an_error(share: float) -> None:
+    with pytest.raises(DataError, match=f"data.holdout.test = {share} holds out no row: the source has 10 rows"):
+        hold_out(keys_of(range(10)), {"test": share}, 0)
+
+
 def test_leaks_are_counted_between_every_two_splits() -> None:
     splits = {
         "train": keys_of(["a", "A ", "b", "c"]),

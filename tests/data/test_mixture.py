@@ -146,6 +146,8 @@ def test_leaks_and_holdouts_reach_over_all_entries(load: Any, tmp_path: Path) ->
     assert len(kept(held, "test")["again"]) == 3
     shared = {group.prompt for group in held.splits["validation"].groups}
     assert not shared & {group.prompt for group in held.splits["train"].groups}
+    with pytest.raises(DataError, match=r"= 0\.01 holds out no row"):
+        load({"a": pairs(0, 10), "b": pairs(20, 30)}, holdout={"validation": 0.01})
 
 
 def test_weights_are_shares_of_the_groups(load: Any) -> None:

@@ -42,7 +42,7 @@ def hold_out(keys: Digests, shares: Mapping[str, int | float], seed: int) -> lis
     fraction): exactly that many if prompts are unique, otherwise as few more as whole prompts allow.
 
     Raises:
-        DataError: the shares leave no training rows.
+        DataError: a share leaves no training rows, or holds out none.
     """
     prompts, number, rows = np.unique(keys, return_inverse=True, return_counts=True)
     ranks = bytearray()
@@ -53,6 +53,11 @@ def hold_out(keys: Digests, shares: Mapping[str, int | float], seed: int) -> lis
     taken = 0
     for split, share in shares.items():
         target = share if isinstance(share, int) else round(share * len(keys))
+        if isinstance(share, float) and not target:
+            raise DataError(
+                f"data.holdout.{split} = {share} holds out no row: the source has {len(keys)} rows in all",
+                "hold out more",
+            )
         filled = 0
         while filled < target and (prompt := next(remaining, None)) is not None:
             of_prompt[prompt] = split
@@ -67,7 +72,7 @@ def hold_out(keys: Digests, shares: Mapping[str, int | float], seed: int) -> lis
 
 
 def find_leaks(keys: Mapping[str, Digests], drop: bool) -> list[Leak]:
-    """The prompts that each two splits share, by leak keys; `drop` says that the rows of `train` go."""
+    """The prompts that each two splits share, by leak keys; `drop`: `train` loses the rows that have one."""
     leaks = []
     for first, second in combinations(keys, 2):
         shared = np.isin(keys[first], keys[second])
