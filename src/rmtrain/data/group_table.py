@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.types import Conversation, Message, Preference, PreferenceGroup
+from rmtrain.data.types import Message, Preference, PreferenceGroup
 
 Value = TypeVar("Value")
 
@@ -115,68 +115,46 @@ def write_groups(path: Path, groups: Iterable[PlacedGroup]) -> None:
     """
     import pyarrow as pa
 
-    left, empty = iter(groups), _columns_of([])
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, empty.schema) as stream:
-        stream.write(empty)  # datasets can't open a table without any part
+    left, schema = iter(groups), _schema()
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        stream.write(pa.RecordBatch.from_pylist([], schema))  # datasets can't open a table without any part
         while part := list(islice(left, ROWS)):
-            stream.write(_columns_of(part))
+            rows = [{"row": row, **group._asdict()} for row, group in part]
+            stream.write(pa.RecordBatch.from_pylist(rows, schema))
 
 
-def _columns_of(placed: Sequence[PlacedGroup]) -> Any:
+def _schema() -> Any:
+    """A column for the number of the row, and one for each field of a group; Arrow takes named tuples as structs."""
     import pyarrow as pa
 
-    groups = [group for _, group in placed]
-    preferences = [preference for group in groups for preference in group.preferences]
-    columns = {
-        "id": pa.array([group.id for group in groups], pa.string()),
-        "row": pa.array([row for row, _ in placed], pa.int64()),
-        "source": pa.array([group.source for group in groups], pa.string()),
-        "prompt": _conversations([group.prompt for group in groups]),
-        "completions": _lists(
-            [len(group.completions) for group in groups],
-            _conversations([completion for group in groups for completion in group.completions]),
-        ),
-        "preferences": _lists(
-            [len(group.preferences) for group in groups],
-            _structs(Preference._fields, [pa.int32()] * 2 + [pa.float64()] * 3, preferences),
-        ),
-        "scores": pa.array([group.scores for group in groups], pa.list_(pa.float64())),
-        "arguments": pa.array([group.arguments for group in groups], pa.string()),
-    }
-    return pa.RecordBatch.from_pydict(columns)
-
-
-def _conversations(conversations: Sequence[Conversation]) -> Any:
-    import pyarrow as pa
-
-    messages = list(chain.from_iterable(conversations))
-    return _lists(list(map(len, conversations)), _structs(Message._fields, [pa.string()] * 3, messages))
-
-
-def _structs(names: Sequence[str], types: Sequence[Any], values: Sequence[tuple[Any, ...]]) -> Any:
-    import pyarrow as pa
-
-    columns = zip(*values, strict=True) if values else [()] * len(names)
-    return pa.StructArray.from_arrays([pa.array(c, kind) for c, kind in zip(columns, types, strict=True)], [*names])
-
-
-def _lists(lengths: Sequence[int], values: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.ListArray.from_arrays(np.cumsum([0, *lengths], dtype=np.int32), values)
+    conversation = pa.list_(pa.struct([(name, pa.string()) for name in Message._fields]))
+    types = dict.fromkeys(("better", "worse"), pa.int32()) | dict.fromkeys(
+        ("gap", "probability", "weight"), pa.float64()
+    )
+    return pa.schema(
+        {
+            "row": pa.int64(),
+            "id": pa.string(),
+            "prompt": conversation,
+            "completions": pa.list_(conversation),
+            "preferences": pa.list_(pa.struct([(name, types[name]) for name in Preference._fields])),
+            "source": pa.string(),
+            "scores": pa.list_(pa.float64()),
+            "arguments": pa.string(),
+        }
+    )
 
 
 def _groups_in(table: Any) -> list[PreferenceGroup]:
     column = {name: table[name].combine_chunks() for name in table.column_names}
-    completions, preferences = column["completions"], column["preferences"]
     scores = ((None if own is None else tuple(own)) for own in column["scores"].to_pylist())
     return [
         PreferenceGroup(*values)
         for values in zip(
             column["id"].to_pylist(),
-            _conversations_in(column["prompt"]),
-            _cut(_conversations_in(completions.flatten()), completions),
-            _cut(_values_in(Preference, preferences.flatten()), preferences),
+            _tuples_of(Message, column["prompt"]),
+            _cut(_tuples_of(Message, column["completions"].flatten()), column["completions"]),
+            _tuples_of(Preference, column["preferences"]),
             column["source"].to_pylist(),
             scores,
             column["arguments"].to_pylist(),
@@ -185,12 +163,9 @@ def _groups_in(table: Any) -> list[PreferenceGroup]:
     ]
 
 
-def _conversations_in(lists: Any) -> list[Conversation]:
-    return _cut(_values_in(Message, lists.flatten()), lists)
-
-
-def _values_in(kind: type[Value], structs: Any) -> Iterable[Value]:
-    return map(kind, *(column.to_pylist() for column in structs.flatten()))
+def _tuples_of(kind: type[Value], lists: Any) -> list[tuple[Value, ...]]:
+    """The structs of all lists as values of a kind, list by list."""
+    return _cut(map(kind, *(column.to_pylist() for column in lists.flatten().flatten())), lists)
 
 
 def _cut(values: Iterable[Value], lists: Any) -> list[tuple[Value, ...]]:
