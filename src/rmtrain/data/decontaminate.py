@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal, NamedTuple
 
-from rmtrain.data.ngrams import NGramIndex, Owner, Shared, words_of
+from rmtrain.data.ngrams import NGramIndex, Owner, words_of
 from rmtrain.data.types import TOKENS, Conversation, PreferenceGroup
 from rmtrain.errors import DataError
 from rmtrain.json_values import JsonObject
@@ -115,16 +115,6 @@ def passages_of(row: str, prompt: Conversation, completions: Sequence[Conversati
         yield Passage(row, "completion", text)
 
 
-class _Found(NamedTuple):
-    """The benchmark's side of an overlap, as in `Overlap`."""
-
-    row: str
-    part: Part
-    share: float
-    phrase: str
-    text: str
-
-
 class _Indexed(NamedTuple):
     """Passages of benchmarks in an index."""
 
@@ -132,14 +122,23 @@ class _Indexed(NamedTuple):
     owners: Sequence[Owner]  # collection: the number of the benchmark
     passages: Sequence[Passage]
 
-    def found(self, shared: Shared) -> tuple[int, _Found] | None:
-        """The benchmark and its side of an overlap; None if too little of a completion is shared."""
-        passage, share = self.passages[shared.other], shared.covered / self.ngrams.length(shared.other)
-        if passage.part == "completion" and share < COVERED:
-            return None
-        phrase = " ".join(words_of(passage.text)[shared.start : shared.start + self.ngrams.n])
-        found = _Found(passage.row, passage.part, share, phrase, passage.text)
-        return self.owners[shared.other].collection, found
+    @classmethod
+    def of(cls, owned: Sequence[tuple[Owner, Passage]], n: int) -> "_Indexed":
+        """Index passages with n-grams of n words."""
+        owners, passages = [owner for owner, _ in owned], [passage for _, passage in owned]
+        return cls(NGramIndex.of((words_of(passage.text) for passage in passages), n, owners), owners, passages)
+
+    def overlaps(self, rows: Sequence[Passage], words: Sequence[Sequence[str]]) -> Iterator[tuple[int, Overlap]]:
+        """The overlaps of passages of training rows, whose words are given; each with the number of its benchmark."""
+        for shared in self.ngrams.find(words):
+            passage, share = self.passages[shared.other], shared.covered / self.ngrams.length(shared.other)
+            if passage.part == "prompt" or share >= COVERED:
+                phrase = " ".join(words_of(passage.text)[shared.start : shared.start + self.ngrams.n])
+                yield self.owners[shared.other].collection, _overlap(rows[shared.text], passage, share, phrase)
+
+
+def _overlap(row: Passage, benchmark: Passage, share: float, phrase: str) -> Overlap:
+    return Overlap(row.row, row.part, benchmark.row, benchmark.part, share, phrase, benchmark.text)
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class Finder:
             questions: dict[str, int] = {}
             for passage, question in _questions(benchmark.passages):
                 owned.append((Owner(number, questions.setdefault(question, len(questions))), passage))
-        long, least = _indexed(owned, n), min(SHORT, n)
+        long, least = _Indexed.of(owned, n), min(SHORT, n)
         short: list[tuple[Owner, Passage]] = []
         whole: dict[str, list[tuple[int, Passage]]] = {}
         for place, (owner, passage) in enumerate(owned):
@@ -168,34 +167,34 @@ class Finder:
                 short.append((owner, passage))
             elif passage.part == "prompt" and 0 < length < least:
                 whole.setdefault(" ".join(words_of(passage.text)), []).append((owner.collection, passage))
-        return cls([each.compared for each in benchmarks], long, _indexed(short, least), whole)
+        return cls([each.compared for each in benchmarks], long, _Indexed.of(short, least), whole)
 
     def check(self, groups: Iterable[PreferenceGroup]) -> list[Check]:
         """Compare the groups of a training split with each benchmark, by the rules at the top of this file."""
-        best, left, count = [dict[str, Overlap]() for _ in self.benchmarks], iter(groups), 0
+        best, left, count = [dict[str, Overlap]() for _ in self.benchmarks], iter(groups), 0  # by row
         while rows := list(islice(left, _CHUNK)):
             count += len(rows)
             passages = [each for group in rows for each in passages_of(group.id, group.prompt, group.completions)]
-            for number, passage, found in self._find(passages):
-                before = best[number].get(passage.row)
-                if before is None or found.share > before.share:
-                    best[number][passage.row] = Overlap(passage.row, passage.part, *found)
+            for number, overlap in self._find(passages):
+                before = best[number].get(overlap.id)
+                if before is None or overlap.share > before.share:
+                    best[number][overlap.id] = overlap
         n = self.long.ngrams.n
-        found_in = zip(self.benchmarks, best, strict=True)
-        return [Check(compared, n, count, tuple(found.values())) for compared, found in found_in]
+        return [
+            Check(compared, n, count, tuple(of_rows.values()))
+            for compared, of_rows in zip(self.benchmarks, best, strict=True)
+        ]
 
-    def _find(self, passages: Sequence[Passage]) -> Iterator[tuple[int, Passage, _Found]]:
-        """All overlaps of the passages: the benchmark's number, the passage, and the benchmark's side."""
+    def _find(self, passages: Sequence[Passage]) -> Iterator[tuple[int, Overlap]]:
+        """All overlaps of the passages of training rows, each with the number of its benchmark."""
         words = [words_of(passage.text) for passage in passages]
         prompts = [place for place, passage in enumerate(passages) if passage.part == "prompt"]
-        for indexed, places in ((self.long, range(len(passages))), (self.short, prompts)):
-            for shared in indexed.ngrams.find([words[place] for place in places]):
-                if (found := indexed.found(shared)) is not None:
-                    yield found[0], passages[places[shared.text]], found[1]
+        yield from self.long.overlaps(passages, words)
+        yield from self.short.overlaps([passages[place] for place in prompts], [words[place] for place in prompts])
         for place in prompts:
-            same = " ".join(words[place])
-            for number, other in self.whole.get(same, ()):
-                yield number, passages[place], _Found(other.row, other.part, 1.0, same, other.text)
+            phrase = " ".join(words[place])
+            for number, benchmark in self.whole.get(phrase, ()):
+                yield number, _overlap(passages[place], benchmark, 1.0, phrase)
 
 
 def _questions(passages: Iterable[Passage]) -> Iterator[tuple[Passage, str]]:
@@ -207,8 +206,3 @@ def _questions(passages: Iterable[Passage]) -> Iterator[tuple[Passage, str]]:
         if (passage.part, passage.text) not in seen:
             seen.add((passage.part, passage.text))
             yield passage, prompt
-
-
-def _indexed(owned: Sequence[tuple[Owner, Passage]], n: int) -> _Indexed:
-    owners, passages = [owner for owner, _ in owned], [passage for _, passage in owned]
-    return _Indexed(NGramIndex.of((words_of(passage.text) for passage in passages), n, owners), owners, passages)

@@ -1,12 +1,11 @@
 """Figures of the data report for each entry of a mixture: its share of the split, and its dropped rows."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from rmtrain.data.ledgers import Ledger
-from rmtrain.data.prepare import ReadyPart, ReadySplit
+from rmtrain.data.prepare import ReadySplit
 from rmtrain.data.token_cache import TokenizedSplit
 from rmtrain.metrics.rankings import ranking_accuracy
 
@@ -57,43 +56,28 @@ def entry_figures(split: ReadySplit) -> dict[str, EntryFigures]:
     """The figures of each entry by name; none for a split that is no mixture."""
     if not split.data.mixed:
         return {}
-    parts = [(part, token_figures(part.tokens)) for part in split.parts]
-    shares = [_Share.of(part, figures) for part, figures in parts]
-    total = _Share(sum(each.groups for each in shares), sum(each.tokens for each in shares))
+    measured = [token_figures(part.tokens) for part in split.parts]
+    groups = [max(len(part.tokens), part.data.repeated or 0) for part in split.parts]
+    tokens = [
+        figures.tokens * taken // max(1, len(part.tokens))
+        for part, figures, taken in zip(split.parts, measured, groups, strict=True)
+    ]
     return {
-        part.data.entry.name: _figures(part, figures, share, total)
-        for (part, figures), share in zip(parts, shares, strict=True)
+        part.data.entry.name: EntryFigures(
+            source=part.data.origin["source"],
+            revision=part.data.origin["revision"],
+            fingerprint=part.data.origin["fingerprint"],
+            schema=part.data.report.schema,
+            tags=list(part.data.entry.tags),
+            rows=part.ledger("rows"),
+            completions=part.ledger("completions"),
+            preferences=part.ledger("preferences"),
+            groups=own_groups,
+            share_of_groups=own_groups / max(1, sum(groups)),
+            tokens=own_tokens,
+            share_of_tokens=own_tokens / max(1, sum(tokens)),
+            length_baseline=figures.length_baseline,
+            completions_per_group=figures.completions_per_group,
+        )
+        for part, figures, own_groups, own_tokens in zip(split.parts, measured, groups, tokens, strict=True)
     }
-
-
-class _Share(NamedTuple):
-    """The groups and tokens of one epoch, of an entry or of all."""
-
-    groups: int
-    tokens: int
-
-    @classmethod
-    def of(cls, part: ReadyPart, figures: TokenFigures) -> "_Share":
-        kept = len(part.tokens)
-        groups = max(kept, part.data.repeated or 0)
-        return cls(groups, figures.tokens * groups // max(1, kept))
-
-
-def _figures(part: ReadyPart, figures: TokenFigures, share: _Share, total: _Share) -> EntryFigures:
-    origin = part.data.origin
-    return EntryFigures(
-        source=origin["source"],
-        revision=origin["revision"],
-        fingerprint=origin["fingerprint"],
-        schema=part.data.report.schema,
-        tags=list(part.data.entry.tags),
-        rows=part.ledger("rows"),
-        completions=part.ledger("completions"),
-        preferences=part.ledger("preferences"),
-        groups=share.groups,
-        share_of_groups=share.groups / max(1, total.groups),
-        tokens=share.tokens,
-        share_of_tokens=share.tokens / max(1, total.tokens),
-        length_baseline=figures.length_baseline,
-        completions_per_group=figures.completions_per_group,
-    )

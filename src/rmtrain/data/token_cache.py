@@ -138,15 +138,13 @@ def join_splits(parts: Sequence[TokenizedSplit]) -> TokenizedSplit:
     return TokenizedSplit(fingerprint, concatenate_datasets([part.table for part in parts]), report)
 
 
-class _Fingerprint(NamedTuple):
-    """The fingerprint of tokenised groups, and the fact that decides on their columns."""
+def _fingerprint(
+    groups: Sequence[PreferenceGroup], rule: list[Any], renderer: Renderer, cache: Path
+) -> tuple[str, list[str]]:
+    """The fingerprint of groups as tokenised by a rule, and which of FIGURES are not 1 for some preference.
 
-    digest: str
-    figures: Sequence[str]  # of FIGURES, those that are not 1 for some preference
-
-
-def _fingerprint(groups: Sequence[PreferenceGroup], rule: list[Any], renderer: Renderer, cache: Path) -> _Fingerprint:
-    """The fingerprint of groups as tokenised by a rule; that of a named table is kept in the cache."""
+    Those of a named table are kept in the cache.
+    """
     digest = hashlib.sha256(json.dumps(rule, sort_keys=True).encode())
     digest.update(renderer.tokenizer.backend_tokenizer.to_str().encode())
     name = getattr(groups, "name", None)
@@ -157,18 +155,19 @@ def _fingerprint(groups: Sequence[PreferenceGroup], rule: list[Any], renderer: R
     def write(folder: Path) -> None:
         (folder / "fingerprint.json").write_text(json.dumps(_of_groups(groups, digest)))
 
-    def read(folder: Path) -> _Fingerprint:
-        return _Fingerprint(*json.loads((folder / "fingerprint.json").read_bytes()))
+    def read(folder: Path) -> tuple[str, list[str]]:
+        fingerprint, figures = json.loads((folder / "fingerprint.json").read_bytes())
+        return fingerprint, figures
 
     return cached(known, "cached fingerprint", write, read, lambda line: None)
 
 
-def _of_groups(groups: Sequence[PreferenceGroup], digest: Any) -> _Fingerprint:
+def _of_groups(groups: Sequence[PreferenceGroup], digest: Any) -> tuple[str, list[str]]:
     needed: set[str] = set()
     for text, of_part in in_parts(_texts_of, groups):
         digest.update(text)
         needed |= of_part
-    return _Fingerprint(digest.hexdigest(), [name for name in FIGURES if name in needed])
+    return digest.hexdigest(), [name for name in FIGURES if name in needed]
 
 
 def _texts_of(groups: Sequence[PreferenceGroup]) -> tuple[bytes, set[str]]:
@@ -179,13 +178,6 @@ def _texts_of(groups: Sequence[PreferenceGroup]) -> tuple[bytes, set[str]]:
     return text, {name for name, is_needed in needed if is_needed}
 
 
-class _Tokenized(NamedTuple):
-    """Some groups in their order: a batch of the table, and what happened to them."""
-
-    batch: Any  # pyarrow.RecordBatch
-    report: TokenReport
-
-
 @dataclass(frozen=True)
 class _Tokenize:
     """How groups are tokenised."""
@@ -194,7 +186,8 @@ class _Tokenize:
     drop_identical: bool
     figures: Sequence[str]
 
-    def __call__(self, groups: Sequence[PreferenceGroup]) -> _Tokenized:
+    def __call__(self, groups: Sequence[PreferenceGroup]) -> tuple[Any, TokenReport]:
+        """Groups as a batch of the table (pyarrow.RecordBatch), and what happened to them."""
         import pyarrow as pa
 
         groups, report, refused = list(groups), TokenReport(self.drop_identical), dict[str, TemplateRefusalError]()
@@ -202,7 +195,7 @@ class _Tokenize:
         pairs = zip(groups, tokenized, strict=True)
         kept = (report.keep(group, tokens, refused.pop(group.id, None)) for group, tokens in pairs)
         rows = [group_to_row(each) for each in kept if each is not None]
-        return _Tokenized(pa.RecordBatch.from_pylist(rows, features_of(self.figures).arrow_schema), report)
+        return pa.RecordBatch.from_pylist(rows, features_of(self.figures).arrow_schema), report
 
 
 def _counted(progress: Callable[[int], None], parts: Iterable[Value], groups: int) -> Iterator[Value]:
@@ -221,14 +214,14 @@ def _read(folder: Path) -> tuple[Any, TokenReport]:
     return Dataset.from_file(str(folder / _TABLE)), report
 
 
-def _write(folder: Path, parts: Iterable[_Tokenized], features: Any) -> None:
+def _write(folder: Path, parts: Iterable[tuple[Any, TokenReport]], features: Any) -> None:
     """Write a table part by part, and the report of all parts."""
     import pyarrow as pa
 
     schema, report = features.arrow_schema, TokenReport()
     with pa.OSFile(str(folder / _TABLE), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         stream.write(pa.RecordBatch.from_pylist([], schema))  # datasets can't open a table without any part
-        for part in parts:
-            report.add(part.report)
-            stream.write(part.batch)
+        for batch, of_batch in parts:
+            report.add(of_batch)
+            stream.write(batch)
     (folder / _REPORT).write_text(json.dumps(asdict(report)))
