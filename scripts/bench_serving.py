@@ -32,7 +32,7 @@ WARMING = 8  # requests before those that count
 
 def requests(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The bodies of all requests."""
-    from rmtrain.data.load import read_source
+    from rmtrain.data.reader import read_source
 
     groups = read_source("demo", "train", evaluation=False).groups
     rows = [

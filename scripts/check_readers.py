@@ -91,7 +91,7 @@ def write_exports(reader: str, folder: Path) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from rmtrain.cli.app import quiet_libraries
-    from rmtrain.data.load import read_source
+    from rmtrain.data.reader import read_source
     from rmtrain.data.render import Renderer
     from rmtrain.data.tokenize import Tokenization, tokenize_groups
     from rmtrain.data.tokenizer import load_tokenizer

@@ -29,7 +29,7 @@ START_SECONDS = 300
 
 def write_rows(path: Path) -> list[str]:
     """Demo rows as a file; returns their texts."""
-    from rmtrain.data.load import read_source
+    from rmtrain.data.reader import read_source
 
     groups = read_source("demo", "test", evaluation=True).groups[:GROUPS]
     rows = [

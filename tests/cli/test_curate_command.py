@@ -12,7 +12,7 @@ from test_end_to_end import answer, rmtrain
 
 from rmtrain.cli.judges import Judges
 from rmtrain.data.judged import folds_of
-from rmtrain.data.load import read_source
+from rmtrain.data.reader import read_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_reports")]
 

@@ -99,7 +99,7 @@ def test_best_of_n_with_a_model_and_with_the_rewards_in_the_rows(scored: Any, ck
 
 
 def test_pairs_are_rows_that_training_reads(scored: Any, capsys: Any) -> None:
-    from rmtrain.data.load import read_source
+    from rmtrain.data.reader import read_source
 
     options = ["--mode", "pairs", "--against", "random", "--min-margin", "0.01", "--seed", "3"]
     report, pairs = select(capsys, "scored.jsonl", *options)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 # when they are imported, hence a process of its own.
 READER = """
 import json, sys
-from rmtrain.data.load import read_source
+from rmtrain.data.reader import read_source
 from rmtrain.errors import DataError
 
 results = []

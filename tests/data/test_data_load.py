@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from rmtrain.data.ledgers import Ledger
-from rmtrain.data.load import CuratedData, load_data, read_source, recipe_splits
+from rmtrain.data.load import CuratedData, load_data, recipe_splits
+from rmtrain.data.reader import read_source
 from rmtrain.data.types import Message, Preference
 from rmtrain.errors import DataError
 from rmtrain.recipe.data_schema import DataSection

@@ -1,6 +1,7 @@
 """What `rmtrain data --show CAUSE` shows: dropped rows, beside what they repeat, contradict or overlap with."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,11 @@ def recipe_data(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> list[CuratedRows]:
-    rows: list[CuratedRows] = []
-    load_data(DataSection(**recipe_data(tmp_path)), 0, keep=rows)
-    return rows
+def kept(tmp_path: Path) -> Sequence[CuratedRows]:
+    return load_data(DataSection(**recipe_data(tmp_path)), 0).rows
 
 
-def example(kept: list[CuratedRows], cause: str) -> Example:
+def example(kept: Sequence[CuratedRows], cause: str) -> Example:
     found = examples_of(kept, cause, 3)
     assert {each.cause for each in found} == {cause}
     return found[0]
@@ -59,13 +58,13 @@ def lines(shown: Example) -> tuple[str, str]:
     return shown.row.place.rpartition(":")[2], shown.other.place.rpartition(":")[2]
 
 
-def test_every_cause_of_the_ledgers_has_examples(kept: list[CuratedRows]) -> None:
+def test_every_cause_of_the_ledgers_has_examples(kept: Sequence[CuratedRows]) -> None:
     causes = {"duplicate", "contradiction", "leak", "overlap with rewardbench-1", "tie", "wrong type"}
     assert set(causes_of(kept)) == causes
     assert all(examples_of(kept, cause, 1) for cause in causes)
 
 
-def test_each_is_beside_what_it_repeats_contradicts_or_overlaps_with(kept: list[CuratedRows]) -> None:
+def test_each_is_beside_what_it_repeats_contradicts_or_overlaps_with(kept: Sequence[CuratedRows]) -> None:
     again, against = example(kept, "duplicate"), example(kept, "contradiction")
     assert [lines(again), lines(against)] == [("2", "1"), ("3", "4")]
     assert against.row.text == "[prompt] second\n[completion 0, score 2] b\n[completion 1, score 1] a"

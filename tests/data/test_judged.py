@@ -24,7 +24,7 @@ from rmtrain.data.judged import (
     mean_margins,
     source_row,
 )
-from rmtrain.data.load import read_source
+from rmtrain.data.reader import read_source
 from rmtrain.data.types import Message, Preference, PreferenceGroup, has_votes
 from rmtrain.errors import DataError, InputError
 from rmtrain.recipe.data_schema import DataSection

@@ -11,7 +11,6 @@ from conftest import TEMPLATE  # noqa: F401  (sets the environment before anythi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.curate import CuratedRows
 from rmtrain.data.curation import Candidate, Curation
 from rmtrain.data.digests import digests
 from rmtrain.data.examples import examples_of
@@ -117,7 +116,7 @@ def test_equal_answers_within_a_group_are_no_matter_and_chains_end_at_kept_rows(
 
 @pytest.fixture
 def load(tmp_path: Path) -> Any:
-    def loaded(keep: list[CuratedRows] | None = None, **keys: Any) -> CuratedData:
+    def loaded(**keys: Any) -> CuratedData:
         near = {"prompt": LONG, "chosen": f"{LONG} again", "rejected": f"{LONG} never"}
         rows = {
             "a": [near, {**near, "prompt": f"{LONG}, please"}, {"prompt": "p", "chosen": "x", "rejected": "y"}],
@@ -127,19 +126,18 @@ def load(tmp_path: Path) -> Any:
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
         entries = [{"source": str(tmp_path / f"{name}.jsonl")} for name in rows]
         section = DataSection(source={"train": entries, "test": str(tmp_path / "b.jsonl")}, **keys)
-        return load_data(section, 0, keep=keep)
+        return load_data(section, 0)
 
     return loaded
 
 
 def test_the_books_of_entries_and_examples_name_the_row_that_comes_first(load: Any) -> None:
     assert not any("near" in cause for cause in load(leaks="keep").splits["train"].report.rows.dropped)
-    rows: list[CuratedRows] = []
-    data = load(keep=rows, near_duplicates=0.8, leaks="keep")
+    data = load(near_duplicates=0.8, leaks="keep")
     books = {part.entry.name: dict(part.report.rows.dropped) for part in data.splits["train"].parts}
     assert books == {"a": {NEAR_DUPLICATE: 1}, "b": {NEAR_DUPLICATE_ELSEWHERE: 1}}
     assert len(data.splits["test"].groups) == 2
-    (own,), (other,) = (examples_of(rows, cause, 2) for cause in (NEAR_DUPLICATE, NEAR_DUPLICATE_ELSEWHERE))
+    (own,), (other,) = (examples_of(data.rows, cause, 2) for cause in (NEAR_DUPLICATE, NEAR_DUPLICATE_ELSEWHERE))
     assert own.why == "prompts 95% the same, preferred answers 100% the same, other answers 100% the same"
     assert other.why == "prompts 100% the same, preferred answers 100% the same, other answers 100% the same"
     for example in (own, other):

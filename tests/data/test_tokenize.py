@@ -20,10 +20,11 @@ from rmtrain.data.responses import mark_responses
 from rmtrain.data.template import TemplateRefusalError
 from rmtrain.data.token_cache import TokenizedSplit, group_to_row, row_to_group, tokenize_split
 from rmtrain.data.token_report import OVER_LENGTH, Lost
-from rmtrain.data.tokenize import OverLength, Tokenization, TokenizedGroup, split_prefix, tokenize_groups
+from rmtrain.data.tokenize import Tokenization, TokenizedGroup, split_prefix, tokenize_groups
 from rmtrain.data.types import Message, Preference, PreferenceGroup, of_ids
 from rmtrain.data.workers import PART
 from rmtrain.errors import DataError
+from rmtrain.recipe.data_schema import OverLength
 
 BOS, EOS = 1, 2
 CUT: OverLength = "truncate_completion"

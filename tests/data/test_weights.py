@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from rmtrain.data.judged import KEPT, Judge, Judged, Rule
 from rmtrain.data.ledgers import Ledger
-from rmtrain.data.load import load_data, read_source
+from rmtrain.data.load import load_data
 from rmtrain.data.prepare import ReadySplit, tokenize_splits
+from rmtrain.data.reader import read_source
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import Tokenization
 from rmtrain.data.types import Preference

@@ -16,9 +16,10 @@ from rmtrain.data import workers
 from rmtrain.data.group_table import GroupTable, PlacedGroup, write_groups
 from rmtrain.data.render import Renderer
 from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
-from rmtrain.data.tokenize import OverLength, Tokenization
+from rmtrain.data.tokenize import Tokenization
 from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.errors import DataError, RunFailedError
+from rmtrain.recipe.data_schema import OverLength
 
 
 def table(folder: Path, groups: Sequence[PreferenceGroup]) -> GroupTable:

@@ -141,7 +141,7 @@ def test_quantised_base_is_merged_as_it_was_trained(write: Write, tmp_path: Path
 def test_proof_is_what_an_independent_reading_finds(write: Write, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    from rmtrain.data.load import read_source
+    from rmtrain.data.reader import read_source
 
     folder, output = write(), tmp_path / "plain"
     result = export(str(folder), output, "bfloat16")

@@ -11,7 +11,6 @@ from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.output import print_json, print_tables
 
 if TYPE_CHECKING:
-    from rmtrain.data.curate import CuratedRows
     from rmtrain.data.examples import Example
     from rmtrain.data.prepare import ReadyData
 
@@ -40,12 +39,11 @@ def data(
     from rmtrain.reporting.data_report import data_report, report_tables
 
     loaded = load_recipe(recipe, overrides or []).recipe
-    rows: list[CuratedRows] = []
     with TerminalDisplay() as display:
-        ready = prepare(loaded, start_renderer(loaded.model), display, keep=rows if show else None)
+        ready = prepare(loaded, start_renderer(loaded.model), display, with_rows=bool(show))
     console = Console(highlight=False)
     if show:
-        found = _examples(ready, rows, show, examples)
+        found = _examples(ready, show, examples)
         if json:
             print_json([example.as_json() for example in found], ascii_only=False)
         else:
@@ -60,7 +58,7 @@ def data(
         console.print(f"note: {note}", markup=False)
 
 
-def _examples(ready: "ReadyData", rows: "list[CuratedRows]", show: str, most: int) -> "list[Example]":
+def _examples(ready: "ReadyData", show: str, most: int) -> "list[Example]":
     """The examples of a cause: the cause of exactly this name, otherwise all causes whose names contain it.
 
     Raises:
@@ -68,6 +66,7 @@ def _examples(ready: "ReadyData", rows: "list[CuratedRows]", show: str, most: in
     """
     from rmtrain.data.examples import causes_of, examples_of, matching, token_examples
 
+    rows = ready.data.rows
     causes = [*causes_of(rows), *(cause for split in ready.splits.values() for cause in split.tokens.report.dropped)]
     return [
         one

@@ -116,7 +116,7 @@ def _read(
     data: str, split: str | None, mapping: "ReadAs | None", display: TerminalDisplay
 ) -> "tuple[Sequence[Row], SplitData, str]":
     """The rows of the data, their preferences, and the name of the data in paths."""
-    from rmtrain.data.load import read_source
+    from rmtrain.data.reader import read_source
     from rmtrain.data.sources import read_rows
     from rmtrain.evaluation.sources import data_name, section_for
 

@@ -179,8 +179,7 @@ def open_rows(
     Raises:
         DataError: a row can't be read.
     """
-    from rmtrain.data.load import choose_reading
-    from rmtrain.data.reader import SourceReader
+    from rmtrain.data.reader import SourceReader, choose_reading
     from rmtrain.evaluation.sources import data_section, section_for
 
     own = data_section(where, display.note_once) if where is not None else None

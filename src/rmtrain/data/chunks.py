@@ -1,7 +1,6 @@
 """The rows of a SOURCE in chunks, for files larger than memory: one file or several shards."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -9,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmtrain.data.chunk_files import ChunkFile, Content, HeldRows, LineFile, ParquetFile, Place
-from rmtrain.data.files import FileState, file_state, stem_of, suffix_of
-from rmtrain.data.local_files import Shard, find_files
+from rmtrain.data.files import FileState, file_state, suffix_of
+from rmtrain.data.local_files import Shard, SplitRows, find_files
 from rmtrain.data.rows import Sample
-from rmtrain.data.sources import Source, SourceRows, has_changed, parse_source, read_rows
+from rmtrain.data.sources import OpenSource, SourceRows, has_changed, parse_source, read_rows
 from rmtrain.errors import DataError, RunFailedError
 
 FOR_SEVERAL_MODELS = 32  # factor for larger chunks, if a model is loaded for each chunk
@@ -116,15 +115,8 @@ def open_stream(text: str, scale: int = 1) -> RowStream:
         return _stream_of(read_rows(source), scale)
     (split,) = splits
     opened = [_opened(path, scale) for path in files]
-    return _scan(_sample_of(source, split, files), opened, [file_state(path) for path in files])
-
-
-def _sample_of(source: Source, split: str, files: Sequence[Path]) -> SourceRows:
-    """What is known about a source's rows before they are read."""
-    description = f"{source} ({split})" if split else str(source)
-    name = split or stem_of(os.path.basename(os.path.abspath(source.files[0])))
-    location = list(source.files) if len(source.files) > 1 else str(source)
-    return SourceRows([], "", [], files, name, None, description, (split or "train",), location, split or None)
+    empty = OpenSource(source, {split or "train": lambda: SplitRows([], "", files=files)}, named=bool(split))
+    return _scan(empty.read(), opened, [file_state(path) for path in files])
 
 
 def _stream_of(rows: SourceRows, scale: int) -> RowStream:

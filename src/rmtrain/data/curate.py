@@ -1,17 +1,20 @@
 """Curation of a source's rows: the group of each row, and the rows, completions and preferences that can't be used."""
 
+from array import array
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from rmtrain.data.curation import NONE_LEFT, Candidate, Curation, Keep
 from rmtrain.data.digests import repeated_places
-from rmtrain.data.entries import Entry
 from rmtrain.data.group_table import HeldGroups
-from rmtrain.data.pairing import Mode, Pairing, make_preferences, with_gap_probability
+from rmtrain.data.ledgers import SplitReport
+from rmtrain.data.pairing import Pairing, make_preferences, with_gap_probability
 from rmtrain.data.parse import ParsedRows
 from rmtrain.data.schemas.readers import RECORDING_FAULT
 from rmtrain.data.schemas.rows import EMPTY_COMPLETION, ParsedRow, empty_cause, is_empty
+from rmtrain.data.split_data import SplitPart, mapping_of
 from rmtrain.data.types import PreferenceGroup
+from rmtrain.recipe.data_schema import Pairs
 
 TOO_FEW = "fewer than two usable completions"
 NO_PREFERENCE = "no preference"  # the row states no preference, and its scores imply none
@@ -20,40 +23,61 @@ Purpose = Literal["train", "evaluation", "scoring"]
 
 
 class CuratedRows(NamedTuple):
-    """The rows of an entry, and the result of their curation."""
+    """The rows of one entry of a split, and the result of their curation so far."""
 
     split: str
     parsed: ParsedRows
     curation: Curation
 
+    @property
+    def report(self) -> SplitReport:
+        """The ledgers of the rows."""
+        return self.curation.report(self.split, self.parsed.schema, self.parsed.total, self.parsed.source.where)
 
-def curate(entry: Entry, parsed: ParsedRows, purpose: Purpose, keep: Keep = HeldGroups.of) -> Curation:
+    def part(self, repeated: int | None = None) -> SplitPart:
+        """The rows as a part of their split; `repeated` as in `SplitPart`."""
+        entry, source = self.parsed.entry, self.parsed.source
+        read_as = mapping_of(entry.section)
+        return SplitPart(
+            entry=entry,
+            report=self.report,
+            rows=array("q", self.curation.rows.tobytes()),
+            places=source.places,
+            origin={**source.origin, **({"read_as": read_as} if read_as else {})},
+            repeated=repeated,
+        )
+
+
+def curate(split: str, parsed: ParsedRows, purpose: Purpose, keep: Keep = HeldGroups.of) -> CuratedRows:
     """Make groups from an entry's rows, which `keep` puts into a store, and drop rows that the split's purpose can't
     use."""
-    curation = Curation.of(_candidates(entry, parsed, purpose), parsed.prompts, keep, compared=purpose != "scoring")
+    curation = Curation.of(_candidates(parsed, purpose), parsed.prompts, keep, compared=purpose != "scoring")
     curation.unusable = parsed.unusable
     if suspect := int(parsed.suspects.sum()):
-        left_out = entry.section.score == "overall" and purpose != "scoring"
+        left_out = parsed.entry.section.score == "overall" and purpose != "scoring"
         fate = "left out" if left_out else "kept"
         curation.notes.append(
             f"completions with an {RECORDING_FAULT}, a known error of the source: {suspect}, which are {fate}"
         )
     if purpose == "evaluation" and (duplicates := len(repeated_places(curation.facts.contents[curation.kept]))):
         curation.notes.append(f"duplicates, which evaluation splits keep: {duplicates}")
-    curation.notes += parsed.notes
-    return curation
+    curation.notes += parsed.choice.notes
+    return CuratedRows(split, parsed, curation)
 
 
-def _candidates(entry: Entry, parsed: ParsedRows, purpose: Purpose) -> Iterator[Candidate]:
-    data, trains = entry.section, purpose == "train"
+def _candidates(parsed: ParsedRows, purpose: Purpose) -> Iterator[Candidate]:
+    entry, trains = parsed.entry, purpose == "train"
+    data = entry.section
     rules = data.preferences, data.min_gap if trains else 0.0, trains and data.tied == "half"
-    for index, group_id, row in parsed.read():
-        each = make_candidate(index, row, entry.group_id(group_id), purpose, *rules)
-        group = each.group._replace(source=entry.group_source(each.group.source)) if entry.name else each.group
+    for index, row_id, row in parsed.read():
+        candidate = make_candidate(index, row, entry.group_id(row_id), purpose, *rules)
+        group = candidate.group
+        if entry.name:
+            group = group._replace(source=entry.group_source(group.source))
         if trains and data.gap_scale is not None:
             soft = tuple(with_gap_probability(preference, data.gap_scale) for preference in group.preferences)
             group = group._replace(preferences=soft)
-        yield each._replace(group=group)
+        yield candidate._replace(group=group)
 
 
 def make_candidate(
@@ -61,7 +85,7 @@ def make_candidate(
     parsed: ParsedRow,
     group_id: str,
     purpose: Purpose,
-    mode: Mode = "all",
+    mode: Pairs = "all",
     min_gap: float = 0.0,
     keep_ties: bool = False,
 ) -> Candidate:

@@ -45,7 +45,7 @@ def stored_data(data: DataSection, seed: int, folder: Path, notify: Callable[[st
     try:
         name = _name(data, seed)
     except (InputError, OSError):
-        return load_data(data, seed)  # which says best what is the matter with a source
+        return load_data(data, seed)  # its error explains best what is wrong with a source
 
     def write(staging: Path) -> None:
         made = load_data(data, seed, store=GroupStore(staging))
@@ -73,7 +73,7 @@ def known_splits(data: DataSection, seed: int, names: Sequence[str], folder: Pat
     """Splits of a recipe with their groups in memory: from the cache if it has them, as after training, otherwise read
     and curated without the other splits.
 
-    The cache is left alone where its name depends on benchmarks, which would have to be read.
+    With `data.decontaminate`, the cache is not used: its name depends on the texts of benchmarks.
 
     Raises:
         DataError: as `load_data`.

@@ -185,6 +185,11 @@ class Curation:
         return self.fates.causes.places(None)
 
     @property
+    def kept_prompts(self) -> Digests:
+        """Leak keys of the rows not dropped so far."""
+        return self.prompts[self.kept]
+
+    @property
     def groups(self) -> Iterator[PreferenceGroup]:
         """The groups of the rows not dropped so far."""
         return self.read(self.kept)

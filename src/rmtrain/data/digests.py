@@ -23,15 +23,15 @@ def digests(content: Iterable[bytes] | bytearray) -> Digests:
     return np.frombuffer(joined, f"V{SIZE}")
 
 
-def first_places(of: Digests) -> NDArray[np.int64]:
+def first_places(texts: Digests) -> NDArray[np.int64]:
     """For each digest, the place of the first one that is equal."""
-    _, first, number = np.unique(of, return_index=True, return_inverse=True)
+    _, first, number = np.unique(texts, return_index=True, return_inverse=True)
     return np.asarray(first[number], dtype=np.int64)
 
 
-def repeated_places(of: Digests) -> list[int]:
+def repeated_places(texts: Digests) -> list[int]:
     """The places of digests that occur before."""
-    places: list[int] = np.flatnonzero(first_places(of) != np.arange(len(of))).tolist()
+    places: list[int] = np.flatnonzero(first_places(texts) != np.arange(len(texts))).tolist()
     return places
 
 
@@ -40,13 +40,13 @@ def renamed(repeated: Iterable[tuple[int, str]], taken: Digests) -> Mapping[int,
 
     `taken` are the digests of all names.
     """
-    known, last, found = np.unique(taken), dict[str, int](), dict[int, str]()
+    known, last, names = np.unique(taken), dict[str, int](), dict[int, str]()
     for place, name in repeated:
         number = last.get(name, 1) + 1
         while _holds(known, f"{name}#{number}"):
             number += 1
-        last[name], found[place] = number, f"{name}#{number}"
-    return found
+        last[name], names[place] = number, f"{name}#{number}"
+    return names
 
 
 def unique_ids(wanted: Sequence[str]) -> list[str]:
@@ -57,6 +57,6 @@ def unique_ids(wanted: Sequence[str]) -> list[str]:
 
 
 def _holds(known: Any, name: str) -> bool:
-    own = digests([digest(name)])
-    place = int(np.searchsorted(known, own)[0])
-    return place < len(known) and bool(known[place] == own[0])
+    wanted = digests([digest(name)])
+    place = int(np.searchsorted(known, wanted)[0])
+    return place < len(known) and bool(known[place] == wanted[0])

@@ -59,11 +59,11 @@ def matching(asked: str, causes: Iterable[str]) -> list[str]:
         InputError: there is no such cause.
     """
     known, part = dict.fromkeys(causes), asked.replace("_", " ").casefold()
-    found = [cause for cause in known if cause.casefold() == part] or [c for c in known if part in c.casefold()]
-    if not found:
+    matches = [cause for cause in known if cause.casefold() == part] or [c for c in known if part in c.casefold()]
+    if not matches:
         hint = f"the causes are: {', '.join(known)}" if known else "nothing was dropped"
         raise InputError(f"--show {asked}: nothing was dropped for such a cause", hint)
-    return found
+    return matches
 
 
 def examples_of(rows: Sequence[CuratedRows], cause: str, most: int) -> list[Example]:
@@ -73,12 +73,12 @@ def examples_of(rows: Sequence[CuratedRows], cause: str, most: int) -> list[Exam
 
 def token_examples(ready: ReadyData, cause: str) -> list[Example]:
     """The first row of each split that tokenisation dropped for a cause."""
-    found = []
+    examples = []
     for name, split in ready.splits.items():
         if (lost := split.tokens.report.dropped.get(cause)) is not None:
             group = next(group for group in split.data.groups if group.id == lost.first)
-            found.append(Example(name, cause, Side(split.data.place(group.id), _text(group)), lost.why))
-    return found
+            examples.append(Example(name, cause, Side(split.data.place(group.id), _text(group)), lost.why))
+    return examples
 
 
 def _examples(own: CuratedRows, cause: str, rows: Sequence[CuratedRows]) -> Iterator[Example]:
@@ -159,18 +159,20 @@ def _near(each: _Dropped, rows: Sequence[CuratedRows]) -> _Partner:
         if other.split == each.rows.split
         for place, group in enumerate(other.curation.read(np.arange(len(other.curation.prompts))))
     )
-    other, place, group = next(found for found in of_split if found[2].id == first)
+    other, place, group = next(row for row in of_split if row[2].id == first)
     shares = zip(("prompts", "preferred answers", "other answers"), similarities(each.group, group), strict=True)
     return _beside(other, place, group, ", ".join(f"{what} {share:.0%} the same" for what, share in shares))
 
 
-def _overlap(group: PreferenceGroup, check: Check, found: Overlap) -> _Partner:
+def _overlap(group: PreferenceGroup, check: Check, overlap: Overlap) -> _Partner:
     """The text of the row, and the benchmark's text with which it overlaps."""
     passages = passages_of(group.id, group.prompt, group.completions)
-    text = next((p.text for p in passages if p.part == found.part and found.phrase in " ".join(words_of(p.text))), "")
-    why = f"{found.share:.0%} of the words of the benchmark's {found.benchmark_part}, first {found.phrase!r}"
-    side = Side(f"{check.compared.name} {found.benchmark_row}", f"[{found.benchmark_part}] {found.text}")
-    return _Partner(why, side, f"[{found.part}] {text}")
+    text = next(
+        (p.text for p in passages if p.part == overlap.part and overlap.phrase in " ".join(words_of(p.text))), ""
+    )
+    why = f"{overlap.share:.0%} of the words of the benchmark's {overlap.benchmark_part}, first {overlap.phrase!r}"
+    side = Side(f"{check.compared.name} {overlap.benchmark_row}", f"[{overlap.benchmark_part}] {overlap.text}")
+    return _Partner(why, side, f"[{overlap.part}] {text}")
 
 
 def _contradicts(one: PreferenceGroup, other: PreferenceGroup) -> bool:

@@ -1,10 +1,8 @@
 """Datasets of the Hugging Face hub at one commit, why a model can't be found, and the hub's errors in one line."""
 
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -111,25 +109,18 @@ def load_hub(dataset: str, config: str | None, commit: str | None) -> HubDataset
     return HubDataset(dataset, cached, splits)
 
 
-def rows_of(dataset: HubDataset, split: str) -> tuple[Sequence[Row], str]:
-    """All rows of a split as plain values, and the SHA-256 of their JSON, since a damaged cache can load silently.
-
-    Raises:
-        DataError: the cached data is damaged.
-    """
-    rows, digest = StoredRows(partial(_rows_in, dataset, split), len(dataset.splits[split])), hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    return rows, digest.hexdigest()
+def rows_of(table: Any, name: str, commit: str | None = None) -> StoredRows:
+    """All rows of a `datasets.Dataset` as plain values; reading them raises DataError if the cached data is damaged."""
+    return StoredRows(partial(_rows_in, table, name, commit), len(table))
 
 
-def _rows_in(dataset: HubDataset, split: str) -> Iterator[Row]:
+def _rows_in(table: Any, name: str, commit: str | None) -> Iterator[Row]:
     try:
-        for batch in dataset.splits[split].iter(batch_size=1000):
+        for batch in table.iter(batch_size=1000):
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
     except Exception as error:
-        raise _explain(error, dataset.name, dataset.commit) from error
+        raise _explain(error, name, commit) from error
 
 
 def _commit_of(tables: Iterable[Any]) -> str | None:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,13 @@ KEPT = "kept"
 MAJORITY = "most judges reject it"
 REFUSED = "refused by the chat template of a judge"
 
+Kind = Literal["majority", "hardest", "easiest", "refused"]
+
 
 class Rule(NamedTuple):
     """A rule that rejects preferences."""
 
-    kind: Literal["majority", "hardest", "easiest", "refused"]
+    kind: Kind
     share: float = 0.0
 
     @classmethod
@@ -38,14 +40,12 @@ class Rule(NamedTuple):
         Raises:
             InputError: it is none of these.
         """
-        found = re.fullmatch(r"(hardest|easiest)=(0?\.\d+)", text)
-        if text in ("majority", "refused"):
-            return cls("majority" if text == "majority" else "refused")
-        if found is None or not 0 < float(found[2]) < 1:
+        match = re.fullmatch(r"(majority|refused)|(hardest|easiest)=(0?\.\d+)", text)
+        if match is None or (match[2] and not float(match[3])):
             raise InputError(
                 f"--rule {text}: no such rule", "give majority, refused, or a share such as hardest=0.1 or easiest=0.2"
             )
-        return cls("hardest" if found[1] == "hardest" else "easiest", float(found[2]))
+        return cls(cast(Kind, match[1] or match[2]), float(match[3] or 0))
 
     @property
     def cause(self) -> str:

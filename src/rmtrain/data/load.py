@@ -1,42 +1,26 @@
-"""A recipe's data section, or a SOURCE → curated splits: parse the rows, curate them, find leaks, limit."""
+"""A recipe's data section → curated splits: parse the rows, curate them, find leaks, limit."""
 
-import contextlib
-import json
-from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from rmtrain.data.augment import add_other_prompts
 from rmtrain.data.benchmarks.texts import drop_overlaps
-from rmtrain.data.curate import CuratedRows, Purpose, curate
+from rmtrain.data.curate import CuratedRows, curate
 from rmtrain.data.curation import Curation, Keep
-from rmtrain.data.entries import Entry
 from rmtrain.data.group_table import IN_MEMORY, GroupStore
 from rmtrain.data.mixture import drop_contradictions, drop_duplicates, limit_entries
 from rmtrain.data.near_duplicates import drop_near_duplicates, require_datasketch
 from rmtrain.data.notes import note_shared_prompts, notes_on
-from rmtrain.data.parse import (
-    MAX_MALFORMED,
-    ParsedEntry,
-    ParsedRows,
-    holdout_shares,
-    open_recipe_source,
-    parse_by,
-    parse_splits,
-    unweighted,
-)
-from rmtrain.data.schemas.detect import SchemaChoice, SchemaError, choose_schema
-from rmtrain.data.sources import SourceRows
-from rmtrain.data.split_data import ReadAs, SplitData, SplitPart
+from rmtrain.data.parse import ParsedRows, holdout_shares, parse_splits
+from rmtrain.data.split_data import SplitData
 from rmtrain.data.splits import LEAK, Leak, find_leaks, mark_leaks
 from rmtrain.errors import DataError
-from rmtrain.recipe.data_schema import MAPPING, DataSection
+from rmtrain.recipe.data_schema import DataSection
 
 SCRATCH = "read-"  # the beginning of the names of tables with every readable row
 
@@ -49,6 +33,7 @@ class CuratedData:
     leaks: list[Leak]
     notes: list[str]
     folder: Path | None = None  # in the cache, if the groups are read from there
+    rows: Sequence[CuratedRows] = field(default=(), repr=False)  # every row; none if they come from the cache
 
 
 def recipe_splits(data: DataSection) -> tuple[str, ...]:
@@ -60,11 +45,7 @@ def recipe_splits(data: DataSection) -> tuple[str, ...]:
 
 
 def load_data(
-    data: DataSection,
-    seed: int,
-    splits: Sequence[str] | None = None,
-    keep: list[CuratedRows] | None = None,
-    store: GroupStore = IN_MEMORY,
+    data: DataSection, seed: int, splits: Sequence[str] | None = None, store: GroupStore = IN_MEMORY
 ) -> CuratedData:
     """Read, parse, curate and limit the splits of a recipe (None: all of them).
 
@@ -72,7 +53,7 @@ def load_data(
     in this order, as the recipe says. From evaluation splits, only rows that can't be scored as a preference are
     dropped: malformed rows, empty prompts and completions, identical completions, ties, rows without any preference.
     `min_gap` does not apply to them, and their duplicates are kept and noted. An evaluation split does not depend on
-    the other loaded splits. A list as `keep` receives every row and its result.
+    the other loaded splits.
 
     The store gets the groups of each split, under its number, and of each entry before any row is dropped, under names
     that begin with `SCRATCH`; only the former are needed afterwards.
@@ -85,42 +66,41 @@ def load_data(
     wanted = known if splits is None else tuple(dict.fromkeys(splits))
     if unknown := [name for name in wanted if name not in known]:
         raise DataError(f"the recipe has no split {unknown[0]!r}", f"it has: {', '.join(known)}")
-    if "train" in wanted and data.near_duplicates is not None:
+    trains = "train" in wanted
+    if trains and data.near_duplicates is not None:
         require_datasketch()
-    needed = known if "train" in wanted else wanted  # training rows are checked against all other splits
-    parsed, notes = parse_splits(data, needed)
-    curations = _curations({name: parsed[name] for name in needed}, store)
-    if "train" in needed:
-        _drop_repeats(curations["train"], data)
-    keys = {name: [curation.prompts[curation.kept] for curation in curations[name]] for name in needed}
-    joined = {name: np.concatenate(own) for name, own in keys.items()}
+    parsed, notes = parse_splits(data, known if trains else wanted)  # training rows are checked against all others
+    curated = _curate_all(parsed, store)
+    train = [rows.curation for rows in curated.get("train", ())]
+    if trains:
+        _drop_repeats(train, data)
+    prompts = {name: [rows.curation.kept_prompts for rows in entries] for name, entries in curated.items()}
+    joined = {name: np.concatenate(of_entries) for name, of_entries in prompts.items()}
     leaks = find_leaks(joined, drop=data.leaks == "drop")
-    if "train" in needed:
-        notes += note_shared_prompts([each.entry.name for each in parsed["train"]], keys["train"])
-    if "train" in needed and data.leaks == "drop":
-        others = [prompts for name, prompts in joined.items() if name != "train"]
-        for curation, own in zip(curations["train"], keys["train"], strict=True):
-            curation.drop(mark_leaks(own, others), LEAK)
-    if "train" in needed:
-        drop_overlaps(curations["train"], data, notes.append)
+    if trains:
+        notes += note_shared_prompts([rows.entry.name for rows in parsed["train"]], prompts["train"])
+        if data.leaks == "drop":
+            others = [of_split for name, of_split in joined.items() if name != "train"]
+            for curation, of_entry in zip(train, prompts["train"], strict=True):
+                curation.drop(mark_leaks(of_entry, others), LEAK)
+        drop_overlaps(train, data, notes.append)
     result = {
-        name: _split_data(name, parsed[name], curations[name], data, seed, partial(store.keep, str(number)))
+        name: _split_data(name, curated[name], data, seed, partial(store.keep, str(number)))
         for number, name in enumerate(wanted)
     }
-    if keep is not None:
-        pairs = ((name, *each) for name in wanted for each in zip(parsed[name], curations[name], strict=True))
-        keep += [CuratedRows(name, entry.parsed, curation) for name, entry, curation in pairs]
-    return CuratedData(result, leaks, [*notes, *notes_on(result, leaks)])
+    rows = [*chain.from_iterable(curated[name] for name in wanted)]
+    return CuratedData(result, leaks, [*notes, *notes_on(result, leaks)], rows=rows)
 
 
-def _curations(parsed: Mapping[str, Sequence[ParsedEntry]], store: GroupStore) -> dict[str, list[Curation]]:
+def _curate_all(parsed: Mapping[str, Sequence[ParsedRows]], store: GroupStore) -> dict[str, list[CuratedRows]]:
     """The entries of each split, curated row by row."""
-    curations: dict[str, list[Curation]] = {}
-    for number, (name, entries) in enumerate(parsed.items()):
-        purpose: Purpose = "train" if name == "train" else "evaluation"
-        keeps = (partial(store.keep, f"{SCRATCH}{number}-{place}") for place in range(len(entries)))
-        curations[name] = [curate(*each, purpose, keep) for each, keep in zip(entries, keeps, strict=True)]
-    return curations
+    return {
+        name: [
+            curate(name, rows, "train" if name == "train" else "evaluation", partial(store.keep, f"{SCRATCH}{n}-{k}"))
+            for k, rows in enumerate(entries)
+        ]
+        for n, (name, entries) in enumerate(parsed.items())
+    }
 
 
 def _drop_repeats(entries: Sequence[Curation], data: DataSection) -> None:
@@ -132,148 +112,27 @@ def _drop_repeats(entries: Sequence[Curation], data: DataSection) -> None:
         drop_near_duplicates(entries, data.near_duplicates)
 
 
-def mapping_of(data: DataSection) -> ReadAs:
-    """The keys by which a recipe says how rows are read, if it does."""
-    return {name: value for name in MAPPING if (value := getattr(data, name)) != DataSection.model_fields[name].default}
-
-
-def mappings_of(data: DataSection) -> list[ReadAs]:
-    """All mappings of a recipe, its own and those of a mixture's entries, each once."""
-    splits = data.source if isinstance(data.source, dict) else ()
-    sections = [data, *(data.of_entry(entry) for split in splits for entry in data.entries(split))]
-    mappings = [mapping_of(section) for section in sections]
-    return [mapping for place, mapping in enumerate(mappings) if mapping and mapping not in mappings[:place]]
-
-
-def read_source(
-    source: str | SourceRows,
-    split: str | None,
-    data: DataSection | None = None,
-    *,
-    evaluation: bool,
-    trained: Sequence[ReadAs] = (),
-    notify: Callable[[str], None] = lambda line: None,
-) -> SplitData:
-    """Read one split of any SOURCE (None: the only one), with the schema, columns and preferences of `data`.
-
-    With `evaluation`, rows that can't be scored as a preference are dropped and counted, as in `load_data`. Without it,
-    for scoring, every row becomes a group with all its completions and preferences.
-
-    Args:
-        evaluation: rows are to be ranked, not only scored.
-        trained: mappings of checkpoints' training (see `mappings_of`). The first that fits the columns is used, and
-            `data` if none fits.
-        notify: receives a line on the mapping that is used.
-
-    Raises:
-        DataError: as in `load_data`; for scoring, also the first row that can't be read.
-    """
-    data = unweighted(data or DataSection(source=source if isinstance(source, str) else source.description))
-    rows = open_recipe_source(source, data).read(split) if isinstance(source, str) else source
-    reading = choose_reading(rows, data, trained, notify)
-    if not evaluation:
-        return read_all(rows, reading)
-    parsed = parse_by(reading.choice, rows, rows.split)
-    return _only_part(rows, parsed, reading.data, "evaluation")
-
-
-class Reading(NamedTuple):
-    """How the rows of a source are read."""
-
-    choice: SchemaChoice
-    data: DataSection
-
-    @property
-    def marks(self) -> list[Any]:
-        """Everything besides the row on which its groups depend."""
-        return [self.choice.schema.name, mapping_of(self.data)]
-
-
-def read_all(rows: SourceRows, reading: Reading, most_malformed: float = MAX_MALFORMED) -> SplitData:
-    """For scoring: every row as a group with all its completions and preferences.
-
-    Raises:
-        DataError: rows can't be read; names the first, or three if they are more than `most_malformed` of all.
-    """
-    parsed = parse_by(reading.choice, rows, rows.split, empty_is_fault=False, most_malformed=most_malformed)
-    if parsed.unusable:
-        fault = parsed.unusable[0]
-        raise DataError(
-            f"{rows.where(fault.row)}: {fault.detail}",
-            f"for scoring, every row must fit its row schema, {parsed.schema}",
-        )
-    return _only_part(rows, parsed, reading.data, "scoring")
-
-
-def _only_part(rows: SourceRows, parsed: ParsedRows, data: DataSection, purpose: Purpose) -> SplitData:
-    """A split that is not a mixture."""
-    entry = Entry(data, rows.named_split or rows.split)
-    curation = curate(entry, parsed, purpose)
-    return SplitData(rows.split, [*curation.groups], (_part(rows.split, ParsedEntry(entry, parsed), curation),))
-
-
-def choose_reading(
-    rows: SourceRows, data: DataSection, trained: Sequence[ReadAs], notify: Callable[[str], None]
-) -> Reading:
-    """How to read rows; see `read_source`. Raises SchemaError if no mapping fits the columns."""
-    mappings = [mapping for mapping in trained if mapping]
-    for mapping in mappings:
-        with contextlib.suppress(SchemaError):
-            section = data.model_copy(update=mapping)
-            reading = Reading(choose_schema(rows, section), section)
-            notify(f"{rows.description}: read as in training, with {_as_overrides(mapping)}")
-            return reading
-    reading = Reading(choose_schema(rows, data), data)
-    if mappings:
-        given = " or ".join(map(_as_overrides, mappings))
-        name = reading.choice.schema.name
-        notify(f"{rows.description}: the columns do not fit {given}, as in training; the rows are read as {name} rows")
-    return reading
-
-
-def _as_overrides(mapping: ReadAs) -> str:
-    return " ".join(f"data.{name}={json.dumps(value).replace(chr(34), '')}" for name, value in mapping.items())
-
-
-def _split_data(
-    name: str, parsed: Sequence[ParsedEntry], curations: Sequence[Curation], data: DataSection, seed: int, keep: Keep
-) -> SplitData:
+def _split_data(name: str, entries: Sequence[CuratedRows], data: DataSection, seed: int, keep: Keep) -> SplitData:
     """The split after all rules: applies its limits, weights and additions."""
+    for rows in entries:
+        _require_rows(rows)
     limit = {str(split): most for split, most in data.limit.items()}.get(name)
-    for each, curation in zip(parsed, curations, strict=True):
-        _require_rows(name, each, curation)
-    repeated = limit_entries([each.entry for each in parsed], curations, limit, data.repeat, seed)
+    curations = [rows.curation for rows in entries]
+    repeated = limit_entries([rows.parsed.entry for rows in entries], curations, limit, data.repeat, seed)
     if name == "train" and data.augment.other_prompts:
         add_other_prompts(curations, data.augment.other_prompts, seed)
-    parts = zip(parsed, curations, repeated, strict=True)
-    return SplitData(
-        name,
-        keep(chain.from_iterable(curation.placed for curation in curations)),
-        tuple(_part(name, each, curation, most) for each, curation, most in parts),
-    )
+    groups = keep(chain.from_iterable(curation.placed for curation in curations))
+    return SplitData(name, groups, tuple(rows.part(most) for rows, most in zip(entries, repeated, strict=True)))
 
 
-def _require_rows(name: str, each: ParsedEntry, curation: Curation) -> None:
-    if not len(curation.kept):
-        parsed = each.parsed
-        report = curation.report(name, parsed.schema, parsed.total, parsed.source.where)
-        causes = report.rows.dropped.items()
-        listed = ", ".join(f"{cause} {n}, first {report.examples.get(cause, 'unknown')}" for cause, n in causes)
-        of = f"{each.entry.name}: " if each.entry.name else ""
-        raise DataError(
-            f"{of}{parsed.source.description}: no row of the {name} split is left ({listed})",
-            f"{'leave the entry out, ' if of else ''}correct these rows, or relax the rule that drops them",
+def _require_rows(rows: CuratedRows) -> None:
+    if not len(rows.curation.kept):
+        report, entry = rows.report, rows.parsed.entry.name
+        listed = ", ".join(
+            f"{cause} {n}, first {report.examples.get(cause, 'unknown')}" for cause, n in report.rows.dropped.items()
         )
-
-
-def _part(name: str, each: ParsedEntry, curation: Curation, repeated: int | None = None) -> SplitPart:
-    entry, parsed = each
-    read_as = mapping_of(entry.section)
-    return SplitPart(
-        entry=entry,
-        report=curation.report(name, parsed.schema, parsed.total, parsed.source.where),
-        rows=array("q", curation.rows.tobytes()),
-        places=parsed.source.places,
-        origin={**parsed.source.origin, **({"read_as": read_as} if read_as else {})},
-        repeated=repeated,
-    )
+        raise DataError(
+            f"{f'{entry}: ' if entry else ''}{rows.parsed.source.description}: no row of the {rows.split} split is "
+            f"left ({listed})",
+            f"{'leave the entry out, ' if entry else ''}correct these rows, or relax the rule that drops them",
+        )

@@ -4,13 +4,14 @@ import glob
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmtrain.data.files import SUFFIXES, FileRows, read_file, stem_of, suffix_of
-from rmtrain.data.hub import HubDataset, rows_of
+from rmtrain.data.hub import rows_of
 from rmtrain.data.rows import StoredRows
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, first_line
@@ -80,7 +81,7 @@ def find_files(names: Sequence[str]) -> dict[str, list[Path]]:
         saved = (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
         return {} if saved else _splits_of(folder)
     files = [file for path in paths for file in _expand(path)]
-    if twice := next((file for file in files if files.count(file) > 1), None):
+    if twice := next((file for file, count in Counter(files).items() if count > 1), None):
         raise DataError(f"{', '.join(names)}: {twice} is named twice", "name each file once")
     return {"": files}
 
@@ -161,7 +162,7 @@ def _open_saved(folder: Path) -> LocalSource:
 
 
 def _read_saved(folder: Path, table: Any) -> SplitRows:
-    rows, _ = rows_of(HubDataset(str(folder), "", {"": table}), "")
+    rows = rows_of(table, str(folder))
     if not rows:
         raise DataError(f"{folder}: the dataset holds no rows")
     files = sorted(folder.glob("*.arrow"))

@@ -63,14 +63,14 @@ def _contested(entries: Sequence[Statements]) -> list[dict[int, list[tuple[bytes
     directions = np.concatenate([each.directions for each in entries])
     _, number = np.unique(np.concatenate([each.pairs for each in entries]), return_inverse=True)
     both = np.bincount(number, directions > 0).astype(bool) & np.bincount(number, directions < 0).astype(bool)
-    ends, found = np.cumsum([len(each.rows) for each in entries]), []
+    ends, contested = np.cumsum([len(each.rows) for each in entries]), []
     for each, end in zip(entries, ends, strict=True):
         mask = np.isin(each.rows, each.rows[both[number[end - len(each.rows) : end]]])
         of_rows: dict[int, list[tuple[bytes, int]]] = {}
         for place, pair, direction in zip(*(values[mask].tolist() for values in each), strict=True):
             of_rows.setdefault(place, []).append((pair, direction))
-        found.append(of_rows)
-    return found
+        contested.append(of_rows)
+    return contested
 
 
 def _lose(curation: Curation, place: int, group: PreferenceGroup, causes: Sequence[str | None]) -> None:

@@ -94,7 +94,9 @@ def drop_near_duplicates(entries: Sequence[Curation], least: float) -> None:
         places = curation.kept
         for place, group in zip(places.tolist(), curation.read(places), strict=True):
             own, hashed = shingles_of(group), empty.copy()
-            hashed.update_batch(f"{part} {each}".encode(errors=_ANY) for part, of in enumerate(own) for each in of)
+            hashed.update_batch(
+                f"{part} {text}".encode(errors=_ANY) for part, texts in enumerate(own) for text in texts
+            )
             near = (number for number in sorted(index.query(hashed)) if min(_jaccards(own, shingles(number))) >= least)
             if (first := next(near, None)) is None:
                 index.insert(len(kept), hashed, check_duplication=False)

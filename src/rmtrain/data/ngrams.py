@@ -67,10 +67,10 @@ class NGramIndex:
         more than `COMMON` owners in a collection.
         """
         numbers: defaultdict[str, int] = defaultdict(count(1).__next__)
-        found = [np.fromiter(map(numbers.__getitem__, words), np.int64, len(words)) for words in texts]
-        lengths = np.array([len(each) for each in found], dtype=np.int64)
-        words = np.concatenate([np.empty(0, np.int64), *found])
-        text = np.repeat(np.arange(len(found)), lengths)
+        numbered = [np.fromiter(map(numbers.__getitem__, words), np.int64, len(words)) for words in texts]
+        lengths = np.array([len(each) for each in numbered], dtype=np.int64)
+        words = np.concatenate([np.empty(0, np.int64), *numbered])
+        text = np.repeat(np.arange(len(numbered)), lengths)
         has_letter = np.array([False, *(any(map(str.isalpha, word)) for word in numbers)])
         places = np.flatnonzero(_whole(text, n) & (_sums(has_letter[words], n) * 2 >= n))
         hashes = _hashes(words, n)[places]
@@ -95,15 +95,15 @@ class NGramIndex:
         hashes = _hashes(words, self.n)
         whole = _whole(owner, self.n) & (_sums(words == 0, self.n) == 0)
         bits = self.seen.size.bit_length() - 1
-        here = np.flatnonzero(whole & self.seen[hashes >> np.uint64(64 - bits)])
-        first, last = (np.searchsorted(self.hashes, hashes[here], side) for side in ("left", "right"))
+        position = np.flatnonzero(whole & self.seen[hashes >> np.uint64(64 - bits)])
+        first, last = (np.searchsorted(self.hashes, hashes[position], side) for side in ("left", "right"))
         counts = last - first
-        here = np.repeat(here, counts)
-        there = self.places[np.arange(len(here)) - np.repeat(np.cumsum(counts) - counts - first, counts)]
-        equal = np.ones(len(here), dtype=np.bool_)
+        position = np.repeat(position, counts)
+        indexed = self.places[np.arange(len(position)) - np.repeat(np.cumsum(counts) - counts - first, counts)]
+        equal = np.ones(len(position), dtype=np.bool_)
         for k in range(self.n):
-            equal &= words[here + k] == self.words[there + k]
-        yield from self._pairs(owner[here[equal]], there[equal])
+            equal &= words[position + k] == self.words[indexed + k]
+        yield from self._pairs(owner[position[equal]], indexed[equal])
 
     def _pairs(self, text: Numbers, place: Numbers) -> Iterator[Shared]:
         """Join the n-grams that a text shares with one text of the index."""

@@ -3,12 +3,11 @@
 import math
 from collections import Counter
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from rmtrain.data.schemas.rows import ParsedRow
 from rmtrain.data.types import Conversation, Preference
-
-Mode = Literal["all", "best_vs_rest", "best_vs_worst", "as_given"]
+from rmtrain.recipe.data_schema import Pairs
 
 TIE = "tie"
 BELOW_MIN_GAP = "below min_gap"
@@ -27,7 +26,7 @@ class Pairing(NamedTuple):
     dropped: Counter[str]  # by cause
 
 
-def make_preferences(row: ParsedRow, mode: Mode, min_gap: float, keep_ties: bool = False) -> Pairing:
+def make_preferences(row: ParsedRow, mode: Pairs, min_gap: float, keep_ties: bool = False) -> Pairing:
     """Choose the preferences of one row.
 
     Stated preferences are taken unchanged in every mode. Otherwise they come from the scores: `all`
@@ -75,7 +74,7 @@ def same_text(a: Conversation, b: Conversation) -> bool:
     )
 
 
-def _from_scores(row: ParsedRow, mode: Mode) -> list[Preference]:
+def _from_scores(row: ParsedRow, mode: Pairs) -> list[Preference]:
     if row.scores is None or mode == "as_given":
         return []
     scores = [(score, k) for k, score in enumerate(row.scores) if score is not None]

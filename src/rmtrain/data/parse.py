@@ -45,11 +45,9 @@ class RowNames(NamedTuple):
 
 
 class ParsedRows(NamedTuple):
-    """A source's N readable rows of one split, which are read anew whenever they are asked for.
+    """The N readable rows of one entry of a split, read again on demand, so that few are in memory at once."""
 
-    So no more than a part of them is in memory at a time.
-    """
-
+    entry: Entry
     source: SourceRows
     choice: SchemaChoice
     names: RowNames
@@ -61,13 +59,8 @@ class ParsedRows(NamedTuple):
 
     @property
     def schema(self) -> str:
-        """Its name."""
+        """The name of their schema."""
         return self.choice.schema.name
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Notes for the user, as in `SchemaChoice`."""
-        return self.choice.notes
 
     def read(self, rows: NDArray[np.int64] | None = None) -> Iterator[tuple[int, str, ParsedRow]]:
         """The index, the id and the content of rows; by default of all."""
@@ -78,39 +71,30 @@ class ParsedRows(NamedTuple):
 
     def chosen(self, mask: NDArray[np.bool_]) -> "ParsedRows":
         """Some of the rows, without the unusable ones."""
-        own = {name: getattr(self, name)[mask] for name in ("rows", "prompts", "suspects")}
-        return self._replace(**own, unusable=[], total=int(mask.sum()))
+        arrays = {name: getattr(self, name)[mask] for name in ("rows", "prompts", "suspects")}
+        return self._replace(**arrays, unusable=[], total=int(mask.sum()))
 
 
-class ParsedEntry(NamedTuple):
-    """The rows of one entry of a split."""
-
-    entry: Entry
-    parsed: ParsedRows
-
-
-def parse_splits(data: DataSection, needed: Sequence[str]) -> tuple[dict[str, list[ParsedEntry]], list[str]]:
-    """Read and parse the needed splits; those that the source lacks are drawn from the training split."""
+def parse_splits(data: DataSection, needed: Sequence[str]) -> tuple[dict[str, list[ParsedRows]], list[str]]:
+    """The rows of each entry of the needed splits, and notes; splits that the source lacks are drawn from training."""
     sources, shares = _Sources(data), holdout_shares(data)
-    parsed: dict[str, list[ParsedEntry]] = {}
+    parsed: dict[str, list[ParsedRows]] = {}
     notes: list[str] = []
     if "train" in needed or any(name in shares for name in needed):
         drawn = {name: share for name, share in shares.items() if not sources.has(name)}
         notes = [f"data.holdout.{name} is not used: the source has that split" for name in shares if name not in drawn]
         if "train" in needed or any(name in drawn for name in needed):
             train = sources.parse("train")
-            keys = np.concatenate([each.parsed.prompts for each in train])
-            parsed = _assign(train, hold_out(keys, drawn, data.holdout.seed), ["train", *drawn])
-    for name in needed:
-        if name not in parsed:
-            parsed[name] = sources.parse(name)
-    return parsed, notes
+            prompts = np.concatenate([rows.prompts for rows in train])
+            parsed = _assign(train, hold_out(prompts, drawn, data.holdout.seed), ["train", *drawn])
+    return {name: parsed[name] if name in parsed else sources.parse(name) for name in needed}, notes
 
 
 def parse_by(
     choice: SchemaChoice,
     source: SourceRows,
     split: str,
+    entry: Entry,
     *,
     empty_is_fault: bool = True,
     most_malformed: float = MAX_MALFORMED,
@@ -125,9 +109,9 @@ def parse_by(
     Raises:
         DataError: a larger share of the rows is malformed; names the first three.
     """
-    rows, suspects, prompts, names = array("q"), array("i"), bytearray(), bytearray()
+    rows, suspects, prompts, ids = array("q"), array("i"), bytearray(), bytearray()
     unusable, empty = list[UnusableRow](), list[UnusableRow]()
-    own_names = RowNames(split, source.shards[0].first if len(source.shards) == 1 else 0)
+    names = RowNames(split, source.shards[0].first if len(source.shards) == 1 else 0)
     for index, row in enumerate(source.rows):
         try:
             parsed = choice.read(row)
@@ -137,7 +121,7 @@ def parse_by(
         rows.append(index)
         suspects.append(parsed.suspect)
         prompts.extend(leak_key(parsed.prompt))
-        names.extend(digest(own_names.of(index, parsed)))
+        ids.extend(digest(names.of(index, parsed)))
         if empty_is_fault and (cause := empty_cause(parsed)):
             empty.append(UnusableRow(index, cause, cause))
     malformed = sorted(unusable + empty)
@@ -149,13 +133,13 @@ def parse_by(
             _READING.get(malformed[0].cause, "data.row_schema names another schema, data.columns renames columns"),
         )
     arrays = np.array(rows), digests(prompts), np.array(suspects)
-    found = ParsedRows(source, choice, own_names, *arrays, unusable, len(source.rows))
-    taken = digests(names)
-    again = found.rows[repeated_places(taken)]
-    if not len(again):
-        return found
-    changed = renamed(((index, name) for index, name, _ in found.read(again)), taken)
-    return found._replace(names=own_names._replace(changed=changed))
+    readable = ParsedRows(entry, source, choice, names, *arrays, unusable, len(source.rows))
+    taken = digests(ids)
+    repeated = readable.rows[repeated_places(taken)]
+    if not len(repeated):
+        return readable
+    changed = renamed(((index, name) for index, name, _ in readable.read(repeated)), taken)
+    return readable._replace(names=names._replace(changed=changed))
 
 
 def _unusable(source: SourceRows, index: int, fault: RowFault) -> UnusableRow:
@@ -169,21 +153,21 @@ def _unusable(source: SourceRows, index: int, fault: RowFault) -> UnusableRow:
 
 
 def _assign(
-    train: Sequence[ParsedEntry], assignment: Sequence[str | None], names: Sequence[str]
-) -> dict[str, list[ParsedEntry]]:
+    train: Sequence[ParsedRows], assignment: Sequence[str | None], names: Sequence[str]
+) -> dict[str, list[ParsedRows]]:
     """The training rows of each entry by their assigned split; unusable rows stay in `train`."""
-    splits: dict[str, list[ParsedEntry]] = {name: [] for name in names}
+    splits: dict[str, list[ParsedRows]] = {name: [] for name in names}
     assigned = iter(assignment)
-    for entry, parsed in train:
-        own = [split or "train" for split in islice(assigned, len(parsed.rows))]
+    for parsed in train:
+        of_rows = [split or "train" for split in islice(assigned, len(parsed.rows))]
         for name in names:
-            mask = np.fromiter((split == name for split in own), np.bool_, len(own))
+            mask = np.fromiter((split == name for split in of_rows), np.bool_, len(of_rows))
             part = parsed.chosen(mask)
             if name == "train":
                 away = [UnusableRow(index, HELD_OUT) for index in parsed.rows[~mask].tolist()]
                 part = part._replace(unusable=[*parsed.unusable, *away], total=parsed.total)
             if part.total or len(train) == 1:  # an entry may have no row in a held-out split
-                splits[name].append(ParsedEntry(entry, part))
+                splits[name].append(part)
     return splits
 
 
@@ -198,20 +182,18 @@ class _Sources:
         """Whether the recipe names a split and its source has it."""
         if isinstance(self._data.source, dict):
             return split in self._data.source
-        return split in self._data.splits and all(e.split in self._of(e).splits for e in self._named(split))
+        return split in self._data.splits and all(
+            entry.split in self._source(entry).splits for entry in entries_of(self._data, split)
+        )
 
-    def parse(self, split: str) -> list[ParsedEntry]:
+    def parse(self, split: str) -> list[ParsedRows]:
         """The rows of each entry of a split of the recipe."""
-        return [ParsedEntry(entry, self._parse(entry, split)) for entry in self._named(split)]
-
-    def _named(self, split: str) -> list[Entry]:
-        if not (entries := entries_of(self._data, split)):
-            has = ", ".join(self._data.source)
-            raise DataError(f"data.source has no entry for the split {split}", f"it has: {has}")
-        return entries
+        if entries := entries_of(self._data, split):
+            return [self._parse(entry, split) for entry in entries]
+        raise DataError(f"data.source has no entry for the split {split}", f"it has: {', '.join(self._data.source)}")
 
     def _parse(self, entry: Entry, split: str) -> ParsedRows:
-        source = self._of(entry)
+        source = self._source(entry)
         try:
             rows = source.read(entry.split, any_split=not entry.named)
         except MissingSplitError as error:
@@ -221,9 +203,9 @@ class _Sources:
             ) from None
         # evaluation counts every preference alike, and its rows need not have weights
         section = entry.section if split == "train" else unweighted(entry.section)
-        return parse_by(choose_schema(rows, section), rows, split)
+        return parse_by(choose_schema(rows, section), rows, split, entry)
 
-    def _of(self, entry: Entry) -> OpenSource:
+    def _source(self, entry: Entry) -> OpenSource:
         text: Any = entry.section.source
         if str(text) not in self._open:
             self._open[str(text)] = open_recipe_source(text, self._data)

@@ -48,8 +48,8 @@ class PieceEncoder:
         return [list(chain.from_iterable(ids[piece] for piece in pieces)) for pieces in cut]
 
     def _pieces(self, text: str) -> list[str]:
-        found = self.tokens.finditer(text) if self.tokens is not None else ()
-        borders = [0, *(match.start() for match in found if match[0] in self.cuts), len(text)]
+        added = self.tokens.finditer(text) if self.tokens is not None else ()
+        borders = [0, *(match.start() for match in added if match[0] in self.cuts), len(text)]
         return [text[start:end] for start, end in pairwise(borders) if start < end]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rmtrain.data.cache_entry import cache_folder
-from rmtrain.data.curate import CuratedRows
 from rmtrain.data.curated_store import open_stored, stored_data
 from rmtrain.data.ledgers import Ledger, join_ledgers
 from rmtrain.data.load import CuratedData, load_data
@@ -20,10 +19,11 @@ from rmtrain.data.split_data import SplitData, SplitPart
 from rmtrain.data.template import UNKNOWN
 from rmtrain.data.token_cache import TokenizedSplit, join_splits, tokenize_split
 from rmtrain.data.token_report import TokenReport
-from rmtrain.data.tokenize import OverLength, Tokenization
+from rmtrain.data.tokenize import Tokenization
 from rmtrain.data.types import TOKENS, PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.errors import DataError
+from rmtrain.recipe.data_schema import OverLength
 from rmtrain.recipe.schema import Recipe
 
 LedgerName = Literal["rows", "completions", "preferences"]
@@ -80,16 +80,16 @@ class ReadyData(NamedTuple):
     splits: dict[str, ReadySplit]
 
 
-def prepare(recipe: Recipe, renderer: Renderer, display: Display, keep: list[CuratedRows] | None = None) -> ReadyData:
+def prepare(recipe: Recipe, renderer: Renderer, display: Display, with_rows: bool = False) -> ReadyData:
     """Load, curate and tokenise the splits of a recipe, or reuse the launching process's curated data.
 
-    A list as `keep` receives every row, as in `load_data`.
+    With `with_rows`, nothing is reused, and `data.rows` holds every row.
 
     Raises:
         DataError: as `load_data`, a sequence that is too long where the recipe makes that an error, or a chat template
             that refuses more than a fifth of a split.
     """
-    data = _curated(recipe, display) if keep is None else load_data(recipe.data, recipe.run.seed, keep=keep)
+    data = load_data(recipe.data, recipe.run.seed) if with_rows else _curated(recipe, display)
     splits = tokenize_splits(data, Tokenization(renderer, recipe.data.max_length, recipe.data.over_length), display)
     notes = [*data.notes, *renderer.notes]
     baked = renderer.baked()

@@ -73,16 +73,19 @@ class SourceRows(NamedTuple):
     split: str  # the source's name of the split, or the file's name
     revision: str | None  # commit of a hub dataset
     description: str
-    splits: tuple[str, ...]  # the number of rows of the source
     location: str | Sequence[str]  # SOURCE for reading them again: a hub dataset at its commit, or files
     named_split: str | None  # the split to read again; None if the source names no splits
 
     @property
     def origin(self) -> JsonObject:
         """The record of the rows in results: a description, and everything needed to read them again."""
-        names = ("revision", "fingerprint", "location")
-        recorded = {"source": self.description, **{name: getattr(self, name) for name in names}}
-        return {**recorded, "split": self.named_split}
+        return {
+            "source": self.description,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+            "location": self.location,
+            "split": self.named_split,
+        }
 
     @property
     def places(self) -> RowPlaces:
@@ -163,16 +166,16 @@ class OpenSource:
             DataError: the rows can't be read; names file and line if the rows have lines.
         """
         chosen = self._choose(None if any_split and not self.named else split)
-        content = self.splits[chosen]()
-        location, name = str(self.source._replace(revision=self.revision)), chosen
-        description = location
-        if self.named:
-            description = f"{description} ({chosen})"
-        elif split is None:
-            name = stem_of(os.path.basename(os.path.abspath(self.source.files[0])))
-        source = list(self.source.files) if len(self.source.files) > 1 else location
-        asked = chosen if self.named else None
-        return SourceRows(*content, name, self.revision, description, tuple(self.splits), source, asked)
+        location, files = str(self.source._replace(revision=self.revision)), self.source.files
+        name = chosen if self.named or split else stem_of(os.path.basename(os.path.abspath(files[0])))
+        return SourceRows(
+            *self.splits[chosen](),
+            split=name,
+            revision=self.revision,
+            description=f"{location} ({chosen})" if self.named else location,
+            location=list(files) if len(files) > 1 else location,
+            named_split=chosen if self.named else None,
+        )
 
     def _choose(self, split: str | None) -> str:
         names = ", ".join(self.splits)
@@ -210,10 +213,12 @@ def read_rows(source: Source | str | Sequence[str], split: str | None = None, *,
 
 
 def _hub_rows(hub: HubDataset, source: Source, split: str) -> SplitRows:
-    rows, fingerprint = rows_of(hub, split)
+    rows, digest = rows_of(hub.splits[split], hub.name, hub.commit), hashlib.sha256()
     if not rows:
         raise DataError(f"{source}: split {split} holds no rows")
-    return SplitRows(rows, fingerprint)
+    for row in rows:  # not the commit alone, since a damaged cache can load silently
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return SplitRows(rows, digest.hexdigest())
 
 
 def _demo_rows(split: str, count: int) -> SplitRows:

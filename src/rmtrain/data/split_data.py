@@ -11,8 +11,14 @@ from rmtrain.data.ledgers import SplitReport, join_reports
 from rmtrain.data.sources import RowPlaces
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.json_values import JsonObject
+from rmtrain.recipe.data_schema import MAPPING, DataSection
 
 ReadAs = dict[str, Any]  # the fields of MAPPING that a recipe sets
+
+
+def mapping_of(data: DataSection) -> ReadAs:
+    """The keys by which a recipe says how rows are read, if it does."""
+    return {name: value for name in MAPPING if (value := getattr(data, name)) != DataSection.model_fields[name].default}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
-from functools import partial
 from typing import Any
 
 from jinja2 import Environment
@@ -83,7 +82,6 @@ def apply_template(
     today: str | None,
     arguments: str = "",
     generation: bool = False,
-    template: str | None = None,
 ) -> str:
     """The result of transformers' `apply_chat_template` for one conversation, with the arguments of `apply_to_all`.
 
@@ -91,8 +89,7 @@ def apply_template(
         TemplateRefusalError: the template raises an error, of its own or another.
         RunawayTemplateError: it takes too much time or memory.
     """
-    given = partial(apply_to_all, today=today, arguments=arguments, generation=generation, template=template)
-    return given(tokenizer, [conversation])[0]
+    return apply_to_all(tokenizer, [conversation], today=today, arguments=arguments, generation=generation)[0]
 
 
 def apply_to_all(
@@ -102,21 +99,18 @@ def apply_to_all(
     today: str | None,
     arguments: str = "",
     generation: bool = False,
-    template: str | None = None,
 ) -> list[str]:
     """The result of transformers' `apply_chat_template` for each of at least one conversation, in one call.
 
-    `today` is the date that `strftime_now` returns to the template, None the real one; `template` replaces the
-    tokenizer's.
+    `today` is the date that `strftime_now` returns to the template; None: the real one.
 
     Raises:
         TemplateRefusalError: the template raises an error, of its own or another, for any of them.
         RunawayTemplateError: it takes too long, or too much memory, for all together.
     """
-    variables = json.loads(arguments) if arguments else {}
+    variables, template = json.loads(arguments) if arguments else {}, None
     if today is not None:
-        template = template or tokenizer.get_chat_template(tools=variables.get("tools"))
-        template = bake(template, False, False, today)
+        template = bake(tokenizer.get_chat_template(tools=variables.get("tools")), False, False, today)
     messages = [[message.as_dict() for message in conversation] for conversation in conversations]
     try:
         with _bounded():

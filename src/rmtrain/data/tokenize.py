@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,9 @@ from rmtrain.data.render import Renderer
 from rmtrain.data.template import RunawayTemplateError, TemplateRefusalError
 from rmtrain.data.types import Conversation, Preference, PreferenceGroup, ids_in, of_ids
 from rmtrain.errors import DataError
+from rmtrain.recipe.data_schema import OverLength
 
 Tokens = NDArray[np.int32]
-OverLength = Literal["truncate_prompt", "truncate_completion", "drop", "error"]
 Value = TypeVar("Value")
 
 _CHUNK = 512  # groups tokenised in one call of the fast tokenizer, which runs in parallel

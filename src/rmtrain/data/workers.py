@@ -46,8 +46,8 @@ def in_parts(work: Work[Result], groups: Sequence[PreferenceGroup]) -> Iterator[
 
 
 def processes_for(groups: Sequence[PreferenceGroup]) -> int:
-    """How many processes work on groups: as many as the cores, or as OMP_NUM_THREADS, as far as a table's groups pay
-    for it.
+    """The number of processes for groups: the cores, or OMP_NUM_THREADS, but at most one for each `_PAYS` groups of a
+    table.
 
     Processes on one machine share its cores: torchrun sets OMP_NUM_THREADS=1 for its processes, which says nothing of
     the cores.

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.data.benchmarks.load import core_groups
-from rmtrain.data.load import load_data, read_source, recipe_splits
+from rmtrain.data.load import load_data, recipe_splits
+from rmtrain.data.reader import read_source
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.documents import Result, sound
 from rmtrain.errors import CheckpointError, DataError, InputError

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from rmtrain.data.load import read_source
+from rmtrain.data.reader import read_source
 from rmtrain.data.tokenize import TokenizedGroup, tokenize_groups
 from rmtrain.errors import InputError, RunFailedError
 from rmtrain.files import staged_folder, write_json

@@ -11,9 +11,8 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.load import read_all
 from rmtrain.data.local_files import Shard
-from rmtrain.data.reader import SourceReader
+from rmtrain.data.reader import SourceReader, read_all
 from rmtrain.data.row_output import part_lines
 from rmtrain.data.schemas.rows import TEMPLATE_COLUMNS
 from rmtrain.data.types import TOKENS, Conversation, PreferenceGroup, Row

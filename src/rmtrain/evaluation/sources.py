@@ -10,7 +10,7 @@ from typing import Any
 
 from rmtrain.data.cache_entry import cache_folder
 from rmtrain.data.curated_store import known_splits
-from rmtrain.data.load import mappings_of, read_source
+from rmtrain.data.reader import mappings_of, read_source
 from rmtrain.data.split_data import ReadAs, SplitData
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.weights import SIDECAR, local_folder, read_object

@@ -32,6 +32,7 @@ Ties = list[str | int | float | bool]
 Pairs = Literal["all", "best_vs_rest", "best_vs_worst", "as_given"]
 Ratings = Literal["fine_grained", "overall"]
 Tied = Literal["drop", "half"]
+OverLength = Literal["truncate_prompt", "truncate_completion", "drop", "error"]
 GapScale = Annotated[float, Field(gt=0, le=1e6)]
 Gap = Annotated[float, Field(ge=0, le=1e12)]
 # fields of DataSection that describe the rows of a source
@@ -193,7 +194,7 @@ class DataSection(Section):
     """Completions that are added to training groups."""
     max_length: Annotated[int, Field(ge=8, le=2**24)] = 2048
     """Maximum tokens of a sequence, which is a prompt with one completion."""
-    over_length: Literal["truncate_prompt", "truncate_completion", "drop", "error"] = "truncate_prompt"
+    over_length: OverLength = "truncate_prompt"
     """What training does with a longer sequence. Evaluation never drops: it truncates the prompt instead."""
     limit: dict[SplitName, PositiveInt] = {}
     """Maximum groups of a split, drawn with the run's seed."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.responses import mark_responses
-from rmtrain.data.tokenize import OverLength, Tokenization, TokenizedGroup
+from rmtrain.data.tokenize import Tokenization, TokenizedGroup
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import InputError
 from rmtrain.model.devices import free_memory, process_state
@@ -20,6 +20,7 @@ from rmtrain.model.language_model import LanguageModelFiles, Reduction, find_lan
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.weights import fingerprint_of, fingerprint_read
+from rmtrain.recipe.data_schema import OverLength
 from rmtrain.scoring.batches import Progress, Rewards, score_groups
 from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScorerRequest, ScoringTask
 from rmtrain.scoring.tokens import tokenize_task

@@ -70,8 +70,8 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
                     f"correct data.{key}; the columns are: {', '.join(sorted(columns))}",
                 )
         sample = _sample(rows, columns)
-        found = find_schema(columns, sample, data)
-        schema = replace(found, votes=data.votes or "", weights=data.preference_weights or "")
+        schema = find_schema(columns, sample, data)
+        schema = replace(schema, votes=data.votes or "", weights=data.preference_weights or "")
         unread = unread_columns(schema, rows, columns, data)
         partly = _columns_of_some_files(source, rows, schema)
     except DataError as error:

@@ -1,6 +1,6 @@
 """Readers of rows that no RowSchema can describe: K completions, raw UltraFeedback, HH-RLHF and ms-swift."""
 
-from typing import Any, Literal
+from typing import Any
 
 from rmtrain.data.schemas.messages import completion_of, list_in, listed, prompt_of, transcript
 from rmtrain.data.schemas.prompts import split_prompt
@@ -18,8 +18,7 @@ from rmtrain.data.schemas.rows import (
 )
 from rmtrain.data.schemas.schema import Scores, pair_scores
 from rmtrain.data.types import Message, Preference, Row
-
-UltraFeedbackScore = Literal["fine_grained", "overall"]
+from rmtrain.recipe.data_schema import Ratings
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 RECORDING_FAULT = "overall score of 10 with a fine-grained mean of 2 or less"
@@ -73,7 +72,7 @@ def _indices(value: object, k: int) -> tuple[int, int]:
     return better, worse
 
 
-def read_ultrafeedback(row: Row, score: UltraFeedbackScore = "fine_grained") -> ParsedRow:
+def read_ultrafeedback(row: Row, score: Ratings = "fine_grained") -> ParsedRow:
     """`instruction` and `completions` with their annotations (arXiv 2310.01377).
 
     `fine_grained` is the mean of the four aspect ratings, "N/A" left out, or the row's `fine-grained_score` if none is
