@@ -101,8 +101,8 @@ class Judge(NamedTuple):
         """[P] margins of the preferences of groups; NaN for groups without rewards."""
         margins: list[float] = []
         for group in groups:
-            own = self.rewards.get(group.id)
-            margins += [np.nan if own is None else own[p.better] - own[p.worse] for p in group.preferences]
+            rewards = self.rewards.get(group.id)
+            margins += [np.nan if rewards is None else rewards[p.better] - rewards[p.worse] for p in group.preferences]
         return np.array(margins, dtype=np.float64)
 
     def figures(self, groups: Sequence[PreferenceGroup]) -> JsonObject:

@@ -136,9 +136,10 @@ def _open_files(splits: dict[str, list[Path]], source: str) -> LocalSource:
 
 def _join(files: list[Path], contents: Sequence[FileRows] = (), split: str = "train") -> SplitRows:
     contents = contents or [read_file(path) for path in files]
-    if len(files) > 1 and (own := next((path for path, file in zip(files, contents, strict=True) if file.named), None)):
+    named = [path for path, file in zip(files, contents, strict=True) if file.named]
+    if len(files) > 1 and named:
         raise DataError(
-            f"{own}: this file names its own splits, so it can't be one of several files", "give only this file"
+            f"{named[0]}: this file names its own splits, so it can't be one of several files", "give only this file"
         )
     parts = [file.splits[split] for file in contents]
     rows = parts[0] if len(parts) == 1 else StoredRows.joined(parts)

@@ -77,10 +77,10 @@ def join_parts(output: Path, stream: RowStream, parts: Sequence[Path], kind: Kin
         return
     with staged_folder(output, replace=True) as folder:
         for number, name in enumerate(stream.names):
-            own = [part for chunk, part in zip(stream.chunks, parts, strict=True) if chunk.shard == number]
+            of_file = [part for chunk, part in zip(stream.chunks, parts, strict=True) if chunk.shard == number]
             path = folder / Path(name).name
             with writing(output), open(path, "xb") as file:
-                _join(file, own, kind, suffix_of(name) == ".jsonl.gz")
+                _join(file, of_file, kind, suffix_of(name) == ".jsonl.gz")
 
 
 def _join(file: BinaryIO, parts: Sequence[Path], kind: Kind, zipped: bool) -> None:

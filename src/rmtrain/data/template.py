@@ -175,9 +175,9 @@ class _Watch:
     @contextmanager
     def over_this_thread(self) -> Iterator[None]:
         """Raise _OutOfTime in this thread once the block has run too long."""
-        own = threading.get_ident()
+        thread = threading.get_ident()
         with self._lock:
-            self._ends[own] = time.monotonic() + _WAITS * _SECONDS
+            self._ends[thread] = time.monotonic() + _WAITS * _SECONDS
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._run, name="rmtrain-templates", daemon=True)
                 self._watcher.start()
@@ -185,7 +185,7 @@ class _Watch:
             yield
         finally:
             with self._lock:
-                self._ends.pop(own, None)
+                self._ends.pop(thread, None)
 
     def _run(self) -> None:
         while True:

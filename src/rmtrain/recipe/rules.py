@@ -52,22 +52,22 @@ def _mixture_conflicts(data: "DataSection", split: str) -> Iterator[Conflict]:
     entries, section = data.entries(split), f"data.source.{split}"
     names = [entry.title for entry in entries]
     for place, entry in enumerate(entries):
-        own = f"{section}.{place}"
+        key_of_entry = f"{section}.{place}"
         if entry.title in names[:place]:
             message = f"the name {entry.title} is that of another entry"
-            yield Conflict((f"{own}.name", own), message, "give one of the two another `name:`")
+            yield Conflict((f"{key_of_entry}.name", key_of_entry), message, "give one of the two another `name:`")
         if entry.weight is not None and split != "train":
             message = "a weight is a share of the training groups"
-            yield Conflict((f"{own}.weight",), message, "leave it out; limit takes a number of groups")
+            yield Conflict((f"{key_of_entry}.weight",), message, "leave it out; limit takes a number of groups")
         for key in TRAINING_ONLY if split != "train" else ():
             if getattr(entry, key) is not None:
                 message = "applies to training rows only: evaluation counts every preference as its row states it"
-                yield Conflict((f"{own}.{key}",), message, "leave it out, or leave such rows out of the file")
+                yield Conflict((f"{key_of_entry}.{key}",), message, "leave it out, or leave such rows out of the file")
         merged = data.of_entry(entry)
         if any(getattr(merged, key) != getattr(data, key) for key in READING):
             for broken in _reading_conflicts(merged):
-                keys = tuple(key.replace("data", own, 1) for key in broken.keys)
-                yield Conflict((*keys, own), broken.message, broken.hint.replace("data.", ""))
+                keys = tuple(key.replace("data", key_of_entry, 1) for key in broken.keys)
+                yield Conflict((*keys, key_of_entry), broken.message, broken.hint.replace("data.", ""))
     without = [entry.title for entry in entries if entry.weight is None]
     if split == "train" and 0 < len(without) < len(entries):
         message = f"some entries have a weight, and {', '.join(without)} has none"

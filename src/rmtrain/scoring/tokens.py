@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rmtrain.data.prepare import require_most, token_notes, tokenize_named
+from rmtrain.data.prepare import require_most, tokenize_named
 from rmtrain.data.responses import count_responses
 from rmtrain.data.template import TemplateRefusalError
+from rmtrain.data.token_notes import token_notes
 from rmtrain.data.tokenize import Tokenization, TokenizedGroup, tokenize_groups
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import InputError
