@@ -115,7 +115,7 @@ def test_duplicates_and_contradictions_are_those_of_the_texts(
     drop_contradictions(curations, first_wins)
     for curation, fates in zip(curations, expected(entries, first_wins), strict=True):
         every = curation.read(np.arange(len(fates)))
-        found = zip(curation.fates.causes, every, curation.fates.lost_preferences, strict=True)
+        found = zip(curation.outcomes.causes, every, curation.outcomes.lost_preferences, strict=True)
         assert [(cause, each.preferences, lost) for cause, each, lost in found] == fates
 
 

@@ -48,7 +48,7 @@ def causes_of(rows: Iterable[CuratedRows]) -> list[str]:
     causes: dict[str, None] = {}
     for _, _, curation in rows:
         causes |= dict.fromkeys(row.cause for row in curation.unusable)
-        causes |= dict.fromkeys(chain.from_iterable(map(curation.fates.causes_of, range(len(curation.prompts)))))
+        causes |= dict.fromkeys(chain.from_iterable(map(curation.outcomes.causes_of, range(len(curation.prompts)))))
     return list(causes)
 
 
@@ -88,8 +88,8 @@ def _examples(entry: CuratedRows, cause: str, rows: Sequence[CuratedRows]) -> It
         if fault.cause == cause:
             text = "\n".join(f"{name}: {value}" for name, value in parsed.source.rows[fault.row].items())
             yield Example(split, cause, Side(where(fault.row), text), "" if fault.detail == cause else fault.detail)
-    fates, indices = curation.fates, curation.facts.rows
-    dropped = np.array([place for place in range(len(indices)) if cause in fates.causes_of(place)], np.int64)
+    outcomes, indices = curation.outcomes, curation.facts.rows
+    dropped = np.array([place for place in range(len(indices)) if cause in outcomes.causes_of(place)], np.int64)
     as_read = parsed.read(np.frombuffer(indices, np.int64)[dropped])
     for place, group, (index, _, row) in zip(dropped.tolist(), curation.read(dropped), as_read, strict=True):
         whole = group._replace(completions=row.completions, preferences=row.stated or (), scores=None)
@@ -121,11 +121,11 @@ def _partner(row: _Dropped, rows: Sequence[CuratedRows]) -> _Partner:
     for check in curation.checks:
         if check.cause == row.cause and (overlap := next((o for o in check.overlaps if o.id == row.group.id), None)):
             return _overlap(row.group, check, overlap)
-    if row.place in curation.repeats and row.cause == curation.fates.causes[row.place]:
+    if row.place in curation.repeats and row.cause == curation.outcomes.causes[row.place]:
         return _near(row, rows)
     for entry in rows if row.cause in (*_REPEATS, *_CONTRADICTIONS, LEAK) else ():
         places = _like(row, entry)
-        groups = entry.curation.made.take(places) if row.cause in _REPEATS else entry.curation.read(places)
+        groups = entry.curation.as_read.take(places) if row.cause in _REPEATS else entry.curation.read(places)
         for place, group in zip(places.tolist(), groups, strict=True):
             if row.cause not in _CONTRADICTIONS or _contradicts(group, row.group):
                 return _beside(entry, place, group)
@@ -140,7 +140,7 @@ def _like(row: _Dropped, entry: CuratedRows) -> Places:
     else:
         alike = others.prompts == curation.prompts[row.place]
     if row.cause in _CONTRADICTIONS:
-        alike &= [cause not in _REPEATS for cause in others.fates.causes]
+        alike &= [cause not in _REPEATS for cause in others.outcomes.causes]
     if others is curation:
         alike[row.place] = False
     return np.flatnonzero(alike & ((entry.split == row.entry.split) != (row.cause == LEAK)))

@@ -27,7 +27,7 @@ def drop_duplicates(entries: Sequence[Curation]) -> None:
     first = first_places(np.concatenate(contents))
     for row in np.flatnonzero(first != np.arange(len(first))):
         same_entry = entry_of[row] == entry_of[first[row]]
-        entries[entry_of[row]].fates.causes[places[row]] = DUPLICATE if same_entry else DUPLICATE_ELSEWHERE
+        entries[entry_of[row]].outcomes.causes[places[row]] = DUPLICATE if same_entry else DUPLICATE_ELSEWHERE
 
 
 def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -> None:
@@ -77,11 +77,11 @@ def _lose(curation: Curation, place: int, group: PreferenceGroup, causes: Sequen
         return
     left = tuple(pair for pair, cause in zip(group.preferences, causes, strict=True) if cause is None)
     curation.change(place, Change(left))
-    fates = curation.fates
-    fates.lost_preferences[place] += lost
+    outcomes = curation.outcomes
+    outcomes.lost_preferences[place] += lost
     if not left:
-        all_lost = {*fates.lost_preferences[place]}
-        fates.causes[place] = all_lost.pop() if len(all_lost) == 1 else NONE_LEFT
+        all_lost = {*outcomes.lost_preferences[place]}
+        outcomes.causes[place] = all_lost.pop() if len(all_lost) == 1 else NONE_LEFT
 
 
 def limit_entries(

@@ -33,7 +33,7 @@ from rmtrain.data.template import (
     templates_of,
 )
 from rmtrain.data.tokenizer import choose_pad, special_tokens
-from rmtrain.data.types import TOKENS, Conversation, Message, ids_in
+from rmtrain.data.types import Conversation, Message, holds_ids, ids_in
 from rmtrain.errors import CheckpointError, InputError, first_line
 from rmtrain.json_values import JsonObject
 
@@ -130,7 +130,7 @@ class Renderer:
         Raises:
             TemplateRefusalError, RunawayTemplateError: as `text`, though `text` may accept them one by one.
         """
-        if any(conversation and conversation[0].role == TOKENS for conversation in conversations):
+        if holds_ids(conversations):
             return [self.text(conversation, arguments) for conversation in conversations]
         if self._prints_alone and not arguments and not any(m.fields for each in conversations for m in each):
             texts = [self._skeleton(tuple(m.role for m in each)).filled(each) for each in conversations]

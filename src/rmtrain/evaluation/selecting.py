@@ -15,7 +15,7 @@ from rmtrain.data.local_files import Shard
 from rmtrain.data.reader import SourceReader, read_all
 from rmtrain.data.row_output import part_lines
 from rmtrain.data.schemas.rows import TEMPLATE_COLUMNS
-from rmtrain.data.types import TOKENS, Conversation, PreferenceGroup, Row
+from rmtrain.data.types import Conversation, PreferenceGroup, Row, holds_ids
 from rmtrain.errors import DataError, InputError
 from rmtrain.json_values import JsonObject
 from rmtrain.metrics.graded import expected_best_of_n
@@ -156,7 +156,7 @@ class Selection:
                 yield {**kept, "prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": margin}
 
     def _shown(self, messages: Conversation, role: str, place: str) -> Any:
-        if any(message.role == TOKENS for message in messages):
+        if holds_ids([messages]):
             raise InputError(
                 f"{place}: the row holds token ids, which TRL's formats do not allow", "give texts or messages"
             )

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.types import TOKENS, PreferenceGroup
+from rmtrain.data.types import PreferenceGroup, from_json, holds_ids
 from rmtrain.errors import InputError, RunFailedError
 from rmtrain.json_values import JsonObject
 from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScoringTask, short_digest
@@ -77,7 +77,7 @@ _TEXTS: tuple[Api, ...] = ("sglang", "openrlhf")  # APIs that take text, which a
 
 
 def _given(group: PreferenceGroup) -> dict[str, object]:
-    given = json.loads(group.arguments) if group.arguments else {}
+    given = from_json(group.arguments)
     own = {name: given.pop(name) for name in ("tools", "documents") if name in given}
     return {**own, **({"chat_template_kwargs": given} if given else {})}
 
@@ -149,7 +149,7 @@ class Server:
             InputError: the server refuses the row.
             RunFailedError: the server fails, or its answer has another form.
         """
-        if any(message.role == TOKENS for answer in group.completions for message in answer):
+        if holds_ids(group.completions):
             raise InputError(f"{place(group.id)}: the row holds token ids", "score such rows without --url")
         found: list[float] = []
         for ask in _FORMS[self.api](group, self):
