@@ -1,6 +1,5 @@
 """Scored rows → best answers, preference pairs or filtered answers in TRL's formats, and a report on the choice."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from rmtrain.data.local_files import Shard
 from rmtrain.data.reader import SourceReader, read_all
-from rmtrain.data.row_output import part_lines
+from rmtrain.data.row_output import json_line, part_lines
 from rmtrain.data.schemas.rows import TEMPLATE_COLUMNS
 from rmtrain.data.types import Conversation, PreferenceGroup, Row, holds_ids
 from rmtrain.errors import DataError, InputError
@@ -138,7 +137,7 @@ class Selection:
             taken = self.rule.take(one.rewards, one.lengths, rng)
             report.count(one, taken)
             for row in self._rows(one, taken):
-                file.write((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode())
+                file.write(json_line(row))
         return report
 
     def _rows(self, answers: Answers, taken: Taken) -> Iterator[Row]:
