@@ -52,7 +52,7 @@ class Change(NamedTuple):
 
 
 class Column(Generic[Value]):
-    """A value for each row, of a few distinct ones that are stored once."""
+    """A column with a value for each row; equal values are stored once."""
 
     def __init__(self) -> None:
         self._codes, self._values, self._known = array("i"), list[Value](), dict[Value, int]()
@@ -87,7 +87,9 @@ class Facts:
 
     rows: "array[int]" = field(default_factory=partial(array, "q"))  # [N] index in the source
     _contents: bytearray = field(default_factory=bytearray)  # [N]
-    _pairs: bytearray = field(default_factory=bytearray)  # [P] of prompt and both completions, whichever is better
+    _pairs: bytearray = field(
+        default_factory=bytearray
+    )  # [P] of prompt and both completions, in the same order whichever is better
     _directions: "array[int]" = field(default_factory=partial(array, "b"))  # [P] ±1: which is better; 0: a tie
     _ends: "array[int]" = field(default_factory=partial(array, "q"))  # [N] preferences up to the row's last one
 
@@ -166,7 +168,7 @@ class Curation:
     def of(
         cls, candidates: Iterable[Candidate], prompts: Digests, keep: Keep = HeldGroups.of, compared: bool = True
     ) -> "Curation":
-        """Take in rows one by one; `keep` puts their groups into a store, and `compared` asks for their digests."""
+        """Take in rows one by one. `keep` stores their groups; only with `compared` can rules compare the rows."""
         facts, outcomes = Facts(), Outcomes()
 
         def taken() -> Iterator[PlacedGroup]:

@@ -93,7 +93,7 @@ class GroupStore:
     folder: Path | None = None
 
     def keep(self, name: str, groups: Iterable[PlacedGroup]) -> Groups:
-        """Take in groups one by one, under a name of their own.
+        """Store groups one by one, under a name.
 
         Raises:
             UnicodeEncodeError: as `write_groups`.

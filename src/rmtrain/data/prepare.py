@@ -124,7 +124,7 @@ def shared_with_processes(data: CuratedData) -> Iterator[None]:
         del os.environ[_CURATED]
 
 
-def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
+def require_few_refusals(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
     """Refuse a split if the renderer refuses more than a fifth of it.
 
     Raises:
@@ -164,7 +164,7 @@ def tokenize_splits(data: CuratedData, how: Tokenization, display: Display) -> d
         for part, groups in split.by_part():
             title = part.label(name)
             tokens = tokenize_named(title, groups, rule, display, drop_identical=trains)
-            require_most(tokens, split.place)
+            require_few_refusals(tokens, split.place)
             parts.append(ReadyPart(part, tokens))
         ready[name] = ReadySplit(split, join_splits([part.tokens for part in parts]), tuple(parts))
     return ready

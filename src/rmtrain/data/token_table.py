@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FIGURES = ("probabilities", "weights")  # of preferences, which a table holds only where one of them is not 1
+FIGURES = ("probabilities", "weights")  # of preferences; a table has a column only if some value is not 1
 
 
 def features_of(figures: Sequence[str]) -> Any:

@@ -44,7 +44,7 @@ def holds_ids(conversations: Iterable[Conversation]) -> bool:
 
 def ids_in(conversation: Conversation) -> list[int] | None:
     """The token ids of a conversation of token ids; None for one of messages."""
-    if not holds_ids([conversation[:1]]):
+    if not conversation or conversation[0].role != TOKENS:
         return None
     return [token for message in conversation for token in json.loads(message.content)]
 

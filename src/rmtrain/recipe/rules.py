@@ -99,7 +99,7 @@ def _reading_conflicts(data: "DataSection") -> Iterator[Conflict]:
         yield Conflict(("data.better",), "has only one of negative and positive", hint)
 
 
-_READERS = {  # the objectives that use each setting of the loss section
+_OBJECTIVES = {  # the objectives that use each setting of the loss section
     "margin": ("bradley_terry", "hinge"),
     "centering": ("bradley_terry", "scaled", "hinge", "norm_bt", "plackett_luce", "ordinal"),
     "label_smoothing": ("bradley_terry", "scaled"),
@@ -112,10 +112,10 @@ _READERS = {  # the objectives that use each setting of the loss section
 
 
 def _loss_conflicts(loss: "LossSection") -> Iterator[Conflict]:
-    for name, readers in _READERS.items():
-        if loss.objective not in readers and getattr(loss, name) != type(loss).model_fields[name].default:
+    for name, objectives in _OBJECTIVES.items():
+        if loss.objective not in objectives and getattr(loss, name) != type(loss).model_fields[name].default:
             message = f"is not supported with the objective {loss.objective}"
-            hint = f"leave it out, or set loss.objective to {' or '.join(readers)}"
+            hint = f"leave it out, or set loss.objective to {' or '.join(objectives)}"
             yield Conflict((f"loss.{name}", "loss.objective"), message, hint)
     if loss.objective == "ordinal" and not loss.grades:
         hint = "give the score gaps at which a preference gets the next grade, such as [1.5, 2.5] for gaps of 1 to 3"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rmtrain.data.prepare import require_most, tokenize_named
+from rmtrain.data.prepare import require_few_refusals, tokenize_named
 from rmtrain.data.responses import count_responses
 from rmtrain.data.template import TemplateRefusalError
 from rmtrain.data.token_notes import token_notes
@@ -73,7 +73,7 @@ def _tokenize_together(task: ScoringTask, how: Tokenization) -> TokenizedTask:
         raise InputError(
             f"{task.place(lost.first)}: {lost.why}", f"every row must be scored; rows that are {cause}: {lost.rows}"
         )
-    require_most(made, task.place)
+    require_few_refusals(made, task.place)
     for note in token_notes(made.report, task.place, task.groups, how.renderer):
         task.display.note(f"{task.name}: {note}")
     kept = set(made.table["id"]) if lost else None
