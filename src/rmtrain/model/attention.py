@@ -162,11 +162,15 @@ def _has_varlen(query: Tensor, value: Tensor) -> bool:
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, window: int | None
 ) -> Tensor:
-    """Variable-length flash attention, whose causal mask aligns the last query to the last key."""
+    """torch's variable-length attention, whose causal mask aligns the last query to the last key."""
+    from torch.nn.attention.varlen import varlen_attn
+
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if "key_index" in layout:
         k, v = (cast(Tensor, _Gather.apply(rows, layout["key_index"])) for rows in (k, v))  # type: ignore[no-untyped-call]
-    output = _varlen_function()(
+    # before 2.12 the kernel takes fewer key heads without being told
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    output = varlen_attn(
         q.contiguous(),
         k.contiguous(),
         v.contiguous(),
@@ -174,8 +178,9 @@ def _varlen(
         layout["key_starts"],
         layout["max_query"],
         layout["max_key"],
-        scaling,
-        -1 if window is None else window - 1,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),  # a tuple: a list is not recognised as causal
+        **grouped,
     )
     return cast(Tensor, output)[None]
 
@@ -196,24 +201,6 @@ class _Gather(torch.autograd.Function):
         (index,) = ctx.saved_tensors
         summed = gradient.new_zeros((ctx.count, *gradient.shape[1:]), dtype=torch.float32)
         return summed.index_add_(0, index, gradient.float()).to(gradient.dtype), None
-
-
-def _varlen_function() -> Any:
-    """torch's variable-length attention, or flash_attn's where only that is installed."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found, unused-ignore]
-
-        return lambda q, k, v, cq, ck, mq, mk, scale, left: flash_attn_varlen_func(
-            q, k, v, cq, ck, mq, mk, softmax_scale=scale, causal=True, window_size=(left, 0)
-        )
-    # before 2.12 the kernel takes fewer key heads without being told
-    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-    # a tuple: a list is not recognised as causal
-    return lambda q, k, v, cq, ck, mq, mk, scale, left: varlen_attn(
-        q, k, v, cq, ck, mq, mk, scale=scale, window_size=(left, 0), **grouped
-    )
 
 
 def check_calls(calls: list[bool], config: PretrainedConfig) -> None:
