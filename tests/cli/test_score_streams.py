@@ -134,20 +134,42 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return run
 
 
-def test_only_what_is_not_finished_is_scored_again(
-    truth: Any, score: Score, small: None, counted: list[int], monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    import rmtrain.scoring.parts as parts
-
-    whole = parts.Parts.finish
+def stop_after_two(patch: pytest.MonkeyPatch) -> None:
+    whole = Parts.finish
 
     def finish(self: Any, *arguments: Any) -> None:
         whole(self, *arguments)
         if len(self.finished()) == 2:
             raise KeyboardInterrupt
 
+    patch.setattr(Parts, "finish", finish)
+
+
+def test_parts_of_another_prompt_are_not_taken(models: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("in.jsonl", ROWS)
+    model = str(models / "rm")
+
+    def score(prompt: str, output: str, code: int = 0) -> list[dict[str, Any]]:
+        Path("own.jinja").write_text(prompt)
+        command = ["score", "in.jsonl", "--ckpt", model, "--prompt", "own.jinja", "--output", output, "--overwrite"]
+        assert rmtrain(command) == code
+        return read(output) if code == 0 else []
+
+    first, second = (
+        "{% for m in messages %}{{ m['content'] + '" + mark + "' }}{% endfor %}" for mark in (" w1", " w2")
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(parts.Parts, "finish", finish)
+        stop_after_two(patch)
+        score(first, "out.jsonl", code=130)
+    continued = score(second, "out.jsonl")
+    assert continued == score(second, "whole.jsonl") != score(first, "whole.jsonl")
+
+
+def test_only_what_is_not_finished_is_scored_again(
+    truth: Any, score: Score, small: None, counted: list[int], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after_two(patch)
         score("in.jsonl", code=130)
     assert "finished parts are kept in .out.jsonl.parts; run the same command to continue" in capsys.readouterr().err
     assert not Path("out.jsonl").exists()

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from rmtrain.data.prepare import TokenNote, token_notes
 from rmtrain.data.reader import SourceReader
 from rmtrain.data.row_output import REFUSED, Kind, encode_rows
-from rmtrain.data.token_notes import TokenNote, token_notes
 from rmtrain.data.token_report import IDENTICAL, Omitted, TokenReport
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
@@ -43,7 +43,8 @@ class StreamScoring:
     def names(self) -> list[str]:
         """The names of the parts, one per chunk; each identifies the rows, their reading and writing, and the
         scorer."""
-        about = [_VERSION, self.scorer.info.fingerprint, self.kind, *self.rows.reading.marks]
+        info = self.scorer.info
+        about = [_VERSION, info.fingerprint, info.rendering, self.kind, *self.rows.reading.marks]
         about += [REFUSED] * self.skip_refused
         return [
             hashlib.sha256(json.dumps([chunk.digest, *about]).encode()).hexdigest()[:32]
