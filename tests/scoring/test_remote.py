@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 import warm
+from conftest import make_tokenizer
 
 from rmtrain.cli.app import run as rmtrain
+from rmtrain.data.render import Renderer
+from rmtrain.data.types import Message, PreferenceGroup
+from rmtrain.scoring.remote import Server
 
 pytestmark = pytest.mark.usefixtures("inside")
 TURNS = [("user", "w1"), ("assistant", "w2"), ("user", "w3")]
@@ -87,6 +91,17 @@ def test_a_server_that_is_busy_is_asked_again_and_what_it_refuses_is_named(fake:
     assert rmtrain(["score", "odd.jsonl", "--url", fake, "--output", "no.jsonl"]) == 1
     assert "gives no reward (200)" in capsys.readouterr().err
     assert not Path("no.jsonl").exists()
+
+
+def test_a_prompt_that_is_sent_as_text_holds_the_rows_tools() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ tools | tojson if tools }}{% for m in messages %} {{ m['content'] }}{% endfor %}"
+    server = Server("http://127.0.0.1", "openrlhf", renderer=Renderer.for_tokenizer(tokenizer))
+    talk = ((Message("user", "w1"),), ((Message("assistant", "w2"),),), ())
+    group = PreferenceGroup("g", *talk, arguments='{"tools": [{"name": "w5"}]}')
+    (text,) = server.texts(group)
+    assert "w5" in server.opening(group)
+    assert text.startswith(server.opening(group))
 
 
 @pytest.mark.parametrize(

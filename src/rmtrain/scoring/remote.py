@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,8 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.types import PreferenceGroup, from_json, holds_ids
+from rmtrain.data.types import TOKENS, Conversation, PreferenceGroup
 from rmtrain.errors import InputError, RunFailedError
-from rmtrain.json_values import JsonObject
 from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScoringTask, short_digest
 
 Api = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
@@ -31,32 +31,29 @@ class Ask(NamedTuple):
     read: Callable[[Any], Any]  # answer → a list of rewards, or one reward
 
 
-def _messages(group: PreferenceGroup, k: int) -> list[JsonObject]:
-    return [message.as_dict() for message in (*group.prompt, *group.completions[k])]
-
-
 def _of_rmtrain(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
     answers = [[message.as_dict() for message in completion] for completion in group.completions]
-    body = {"messages": [message.as_dict() for message in group.prompt], "completions": answers, **_given(group)}
+    body = {"messages": [message.as_dict() for message in group.prompt], "completions": answers, **_variables(group)}
     yield Ask("/reward", body, lambda answer: answer["rewards"])
 
 
 def _of_vllm(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
-    for k in range(len(group.completions)):
-        body = {"model": server.model, "messages": _messages(group, k), "use_activation": False}
-        yield Ask("/classify", body | _template(group), lambda answer: answer["data"][-1]["probs"][-1])
+    for completion in group.completions:
+        yield Ask("/classify", _chat(group, completion, server), lambda answer: answer["data"][-1]["probs"][-1])
 
 
 def _of_pooling(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
-    for k in range(len(group.completions)):
-        body = {"model": server.model, "messages": _messages(group, k), "use_activation": False, "task": "classify"}
-        yield Ask("/pooling", body | _template(group), lambda answer: _last(answer["data"][-1]["data"]))
+    for completion in group.completions:
+        body = {**_chat(group, completion, server), "task": "classify"}
+        yield Ask("/pooling", body, lambda answer: _last(answer["data"][-1]["data"]))
 
 
 def _of_sglang(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
     texts = server.texts(group)
     yield Ask(
-        "/classify", {"model": server.model, "text": texts}, lambda answer: [_last(one["embedding"]) for one in answer]
+        "/classify",
+        {"model": server.model, "text": texts},
+        lambda answer: [_last(text["embedding"]) for text in answer],
     )
 
 
@@ -76,15 +73,18 @@ _FORMS: dict[Api, Callable[[PreferenceGroup, "Server"], Iterator[Ask]]] = {
 _TEXTS: tuple[Api, ...] = ("sglang", "openrlhf")  # APIs that take text, which a local tokenizer renders
 
 
-def _given(group: PreferenceGroup) -> dict[str, object]:
-    given = from_json(group.arguments)
-    own = {name: given.pop(name) for name in ("tools", "documents") if name in given}
-    return {**own, **({"chat_template_kwargs": given} if given else {})}
+def _variables(group: PreferenceGroup) -> dict[str, object]:
+    """The variables of a chat template beside the messages, as `rmtrain serve` takes them."""
+    variables = json.loads(group.arguments) if group.arguments else {}
+    named = {name: variables.pop(name) for name in ("tools", "documents") if name in variables}
+    return {**named, **({"chat_template_kwargs": variables} if variables else {})}
 
 
-def _template(group: PreferenceGroup) -> dict[str, object]:
-    """The variables of a chat template beside the messages, as vLLM takes them."""
-    return {"chat_template_kwargs": json.loads(group.arguments)} if group.arguments else {}
+def _chat(group: PreferenceGroup, completion: Conversation, server: "Server") -> dict[str, object]:
+    """A conversation and the other variables of its chat template, as vLLM takes them."""
+    messages = [message.as_dict() for message in group.prompt + completion]
+    body = {"model": server.model, "messages": messages, "use_activation": False}
+    return body | ({"chat_template_kwargs": json.loads(group.arguments)} if group.arguments else {})
 
 
 def _last(value: Any) -> Any:
@@ -120,8 +120,8 @@ class Server:
         server = cls(url.rstrip("/"), api, token=token, renderer=renderer)
         with contextlib.closing(server):
             status, answer = server._send("GET", "/v1/models" if api in ("vllm", "vllm-pooling") else "/health", None)
-        found = answer.get("data", []) if status == 200 and isinstance(answer, dict) else []
-        return replace(server, model=found[0].get("id", "") if found else "")
+        models = answer.get("data", []) if status == 200 and isinstance(answer, dict) else []
+        return replace(server, model=models[0].get("id", "") if models else "")
 
     @property
     def path(self) -> str:
@@ -140,7 +140,7 @@ class Server:
     def opening(self, group: PreferenceGroup) -> str:
         """The prompt as text, with the generation prompt."""
         assert self.renderer is not None
-        return self.renderer.render(group.prompt, generation=True)
+        return self.renderer.render(group.prompt, group.arguments, generation=True)
 
     def rewards(self, group: PreferenceGroup, place: Callable[[str], str]) -> list[float]:
         """Rewards of a group's completions; `place` names its row.
@@ -149,9 +149,9 @@ class Server:
             InputError: the server refuses the row.
             RunFailedError: the server fails, or its answer has another form.
         """
-        if holds_ids(group.completions):
+        if any(message.role == TOKENS for answer in group.completions for message in answer):
             raise InputError(f"{place(group.id)}: the row holds token ids", "score such rows without --url")
-        found: list[float] = []
+        rewards: list[float] = []
         for ask in _FORMS[self.api](group, self):
             status, answer = self._send("POST", ask.path, ask.body)
             if 400 <= status < 500:
@@ -159,17 +159,17 @@ class Server:
                 raise InputError(f"{place(group.id)}: {fault}", "mend the row")
             try:
                 value = ask.read(answer) if status == 200 else math.nan
-                values = [float(one) for one in (value if isinstance(value, list) else [value])]
+                values = [float(reward) for reward in (value if isinstance(value, list) else [value])]
             except (KeyError, IndexError, TypeError, ValueError):
                 values = [math.nan]
             if not all(map(math.isfinite, values)):
                 fault = f"{self.url}{ask.path} gives no reward ({status}): {_stated_fault(answer)}"
                 raise RunFailedError(f"{place(group.id)}: {fault}", "check --api")
-            found += values
-        if len(found) != len(group.completions):
-            fault = f"{len(found)} rewards for {len(group.completions)} answers"
+            rewards += values
+        if len(rewards) != len(group.completions):
+            fault = f"{len(rewards)} rewards for {len(group.completions)} answers"
             raise RunFailedError(f"{place(group.id)}: {fault}", "check --api")
-        return found
+        return rewards
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, Any]:
         """Status and answer of a request; a server that is busy, or breaks the connection, is asked again."""
@@ -195,7 +195,7 @@ class Server:
         raise AssertionError("the last try returns or raises")
 
     def _connection(self) -> http.client.HTTPConnection:
-        """One that no other thread uses."""
+        """A connection that no other thread uses."""
         with contextlib.suppress(IndexError):
             return self._free.pop()
         parts = urlsplit(self.url)
@@ -217,8 +217,8 @@ def _parsed(text: bytes) -> Any:
 
 def _stated_fault(answer: Any) -> str:
     """What a server says of a fault, in a line."""
-    found = answer.get("error", answer) if isinstance(answer, dict) else answer
-    message = found.get("message", found) if isinstance(found, dict) else found
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    message = error.get("message", error) if isinstance(error, dict) else error
     return " ".join(str(message).split())[:300]
 
 
@@ -237,7 +237,7 @@ class RemoteScorer:
 
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
         """Rewards; see `Scorer`."""
-        found: list[GroupScore | None] = []
+        scores: list[GroupScore | None] = []
 
         def ask(group: PreferenceGroup) -> Sequence[float]:
             return self.server.rewards(group, task.place)
@@ -245,12 +245,12 @@ class RemoteScorer:
         with contextlib.closing(self.server), ThreadPoolExecutor(_IN_FLIGHT) as pool:
             try:
                 for done, rewards in enumerate(pool.map(ask, task.groups), 1):
-                    found.append(GroupScore(tuple(rewards), (), False))
+                    scores.append(GroupScore(tuple(rewards), (), False))
                     task.progress(done, len(task.groups))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return found
+        return scores
 
 
 @dataclass(frozen=True)
@@ -265,12 +265,10 @@ class Comparison:
 def compare_rewards(server: Sequence[GroupScore | None], own: Sequence[GroupScore | None]) -> Comparison:
     """How far a server's rewards are from local ones, over all completions of the same groups."""
     pairs = [
-        (one, other)
+        (served, local)
         for theirs, ours in zip(server, own, strict=True)
         if theirs is not None and ours is not None
-        for one, other in zip(theirs.rewards, ours.rewards, strict=True)
+        for served, local in zip(theirs.rewards, ours.rewards, strict=True)
     ]
-    values = [other for _, other in pairs]
-    mean = math.fsum(values) / len(values)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
-    return Comparison(len(pairs), max(abs(one - other) for one, other in pairs), spread)
+    largest = max(abs(served - local) for served, local in pairs)
+    return Comparison(len(pairs), largest, statistics.pstdev(local for _, local in pairs))
