@@ -16,9 +16,9 @@ from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.averaging import Average, reduce_rank, write_average
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.digests import verify_files
-from rmtrain.model.export import merge
 from rmtrain.model.parts import TensorFiles, open_part
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
+from rmtrain.model.saving import merge
 from rmtrain.recipe.schema import LoraSection
 
 Weights = dict[str, torch.Tensor]

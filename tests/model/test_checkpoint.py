@@ -20,10 +20,9 @@ from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.adapters import add_lora
 from rmtrain.model.batch import pack
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
-from rmtrain.model.export import merge
 from rmtrain.model.memory import count_parameters
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
-from rmtrain.model.saving import save_final
+from rmtrain.model.saving import merge, save_final
 from rmtrain.model.start import recipe_renderer, start_config
 from rmtrain.model.weights import fingerprint_of, weight_files
 from rmtrain.recipe.schema import LoraSection, ModelSection, Recipe
@@ -257,6 +256,12 @@ def test_a_copy_elsewhere_has_the_same_fingerprint_and_other_weights_another(cop
     else:
         edit(copy, lambda tensors: tensors["score.weight"].add_(0.1))
     assert load_checkpoint(str(copy.folder)).fingerprint != first
+
+
+def test_the_fingerprint_of_a_model_of_others_covers_its_prompt(copy: Saved) -> None:
+    copy.contract.unlink()
+    prompts = (None, "raw", "tulu")
+    assert len({load_checkpoint(str(copy.folder), prompt=prompt).fingerprint for prompt in prompts}) == 3
 
 
 def test_the_fingerprint_of_an_adapter_is_also_that_of_its_base(base: Path, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
-"""Small blocks that outlive a tensor do not keep glibc's heap from using the tensor's place again."""
+"""Small blocks that outlive a tensor do not keep glibc's heap from using the tensor's place again; what is free."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from rmtrain.cli import _TUNABLES
+from rmtrain.model import devices
 
 TENSOR, LAYERS = 100_000, 20  # bytes; each layer keeps one of its ten tensors, and some small blocks
 PROGRAM = f"""
@@ -52,3 +54,13 @@ def test_a_freed_tensors_place_is_used_again() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 def test_nothing_is_done_under_settings_of_the_users_own() -> None:
     assert grown("whole", tunables="glibc.malloc.arena_max=1") > 5 * TENSOR * LAYERS
+
+
+@pytest.mark.parametrize(("limit", "free"), [(5000, 3000), (1000, 0), (1 << 62, None)])
+def test_the_limit_of_a_container_bounds_what_is_free(
+    limit: int, free: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "host_memory", lambda: limit)
+    monkeypatch.setattr(devices, "resident_memory", lambda: 2000)
+    found = devices.free_memory(torch.device("cpu"))
+    assert found == free if free is not None else found > 1 << 20

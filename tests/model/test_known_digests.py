@@ -10,10 +10,9 @@ import torch
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import sha256_file
-from rmtrain.model import known_digests, weights
-from rmtrain.model.adapter_files import check_finite
-from rmtrain.model.known_digests import FileState
-from rmtrain.model.weights import digest_of
+from rmtrain.model import known_digests
+from rmtrain.model.forward import check_finite
+from rmtrain.model.known_digests import FileState, digest_of
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
         found.append(path)
         return sha256_file(path)
 
-    monkeypatch.setattr(weights, "sha256_file", whole)
+    monkeypatch.setattr(known_digests, "sha256_file", whole)
     monkeypatch.setattr(known_digests, "LEAST_BYTES", 1)
     monkeypatch.setattr(known_digests, "_SETTLED_NS", -(2**62))
     monkeypatch.setenv("RMTRAIN_CACHE", str(tmp_path / "cache"))
@@ -33,7 +32,7 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
 
 
 def in_another_process(path: Path) -> str:
-    weights._sha256.cache_clear()
+    known_digests._digest_in.cache_clear()
     return digest_of(path)
 
 
@@ -85,11 +84,12 @@ def test_a_file_that_may_still_change_is_read_again(
     in_another_process(path), in_another_process(path)
     assert read == [path, path]
     monkeypatch.setattr(known_digests, "_SETTLED_NS", -(2**62))
-    known_digests.keep_digest(path, FileState.of(path)._replace(size=9), "0" * 64)  # written while it was read
+    known_digests._digest_in(path, FileState.of(path)._replace(size=9))  # it was written while it was read
+    assert not (tmp_path / "cache").exists()
     assert in_another_process(path) == sha256_file(path)
     monkeypatch.setattr(known_digests, "LEAST_BYTES", 6)
     in_another_process(path)
-    assert len(read) == 4  # a small file
+    assert len(read) == 5  # a small file
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b"a\nb\n", b"a\nb\nc\n", None])

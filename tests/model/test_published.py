@@ -173,7 +173,7 @@ def test_a_config_from_elsewhere_says_nothing_of_the_weights_dtype(
     (folder / "config.json").unlink()
     (base / "config.json").write_text(json.dumps({**case.config, "torch_dtype": "float16", "rms_norm_eps": 1e-5}))
     asked: list[str] = []
-    monkeypatch.setattr(load, "download", lambda name, revision, weights: asked.append(name) or base)
+    monkeypatch.setattr(load, "fetch", lambda name, revision, weights: asked.append(name) or base)
     checkpoint = load_checkpoint(str(folder))
     truth = expected(case, folder, case.rendered, case.eos)
     torch.testing.assert_close(rewards_of(checkpoint), truth, atol=2e-5, rtol=0)

@@ -9,8 +9,8 @@ from conftest import make_config, write_base
 
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import InputError
+from rmtrain.model.positions import fixed_rotation, require_fixed_rotation
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone
-from rmtrain.model.rotation import fixed_rotation, require_fixed_rotation
 from rmtrain.scoring import batches
 
 LIMIT = 24

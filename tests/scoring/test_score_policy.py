@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rmtrain.data.types import Message, PreferenceGroup
 from rmtrain.display import Silent
 from rmtrain.errors import CheckpointError, InputError, RmtrainError
 from rmtrain.evaluation.splits import score_rows
-from rmtrain.model import language_model
+from rmtrain.model import language_head, language_model
 from rmtrain.model.language_model import LogProbForward
 from rmtrain.model.reward_model import choose_packing
 from rmtrain.scoring.implicit import PolicyScorer
@@ -157,7 +158,7 @@ def test_few_logits_at_once_change_nothing(
     loaded, marked = load_policy(str(policy), None), tokenized(policy, groups)
     expected = scores(loaded, marked, tmp_path)
     (tmp_path / "partial.0").unlink()
-    monkeypatch.setattr(language_model, "LOGITS_AT_ONCE", 3 * 65)
+    monkeypatch.setattr(language_head, "LOGITS_AT_ONCE", 3 * 65)
     np.testing.assert_allclose(scores(loaded, marked, tmp_path), expected, atol=1e-5, rtol=0)
 
 
@@ -329,9 +330,16 @@ def test_another_tokenizer_is_refused(policy: Path, tmp_path: Path) -> None:
         load_policy(str(policy), str(folder))
 
 
+def test_a_template_that_refuses_a_question_alone_opens(policy: Path, tmp_path: Path) -> None:
+    """The policy and its reference are compared on whole conversations, by the renderer of the rows."""
+    template = "{% for m in messages %} {{ m['content'] }}{% endfor %}{{ messages[1]['content'][:0] }}"
+    folders = [write_policy(tmp_path / name, 6, template=template) for name in ("policy", "reference")]
+    assert load_policy(*map(str, folders)).info.details["policy"]["reference"] == str(folders[1])
+
+
 def test_logits_made_in_another_way_are_refused(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = LogProbForward.token_logits
-    monkeypatch.setattr(LogProbForward, "token_logits", lambda self, states: 1.1 * own(self, states))
+    own = LogProbForward.float_head
+    monkeypatch.setattr(LogProbForward, "float_head", lambda self: replace(own(self), scale=1.1))
     loaded = load_policy(str(policy), None)
     with pytest.raises(
         CheckpointError, match="MistralForCausalLM computes its logits in a way that rmtrain does not support"
@@ -341,6 +349,7 @@ def test_logits_made_in_another_way_are_refused(policy: Path, monkeypatch: pytes
 
 WORKER = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 from rmtrain.display import Silent
 from rmtrain.evaluation.splits import score_rows

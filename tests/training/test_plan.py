@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens
-from rmtrain.training.callbacks import interval_steps
-from rmtrain.training.plan import TrainingPlan, plan_training, whole_steps
+from rmtrain.training.plan import TrainingPlan, interval_steps, plan_training, whole_steps
 
 group_sizes = st.builds(
     GroupSize,

@@ -16,12 +16,13 @@ from rmtrain.files import staged_folder, write_json
 from rmtrain.model.calibration import export_calibration
 from rmtrain.model.checkpoint import Checkpoint, load_checkpoint
 from rmtrain.model.digests import seal
-from rmtrain.model.export import merge, stored_bytes, write_model
 from rmtrain.model.portable import serve_command
 from rmtrain.model.quantization import dequantise, in_float32, is_quantised
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.saving import merge, stored_bytes, write_model
+from rmtrain.model.sidecar import record_in
 from rmtrain.model.start import require_one_label
-from rmtrain.model.weights import SIDECAR, download, local_folder, read_object
+from rmtrain.model.weights import SIDECAR, fetch, local_folder, read_object
 from rmtrain.places import local_name, without_places
 from rmtrain.scoring.batches import score_groups
 
@@ -77,10 +78,10 @@ def export(
     _need_space(stored_bytes(model.module, stored), output)
     exported = {"dtype": stored, "trained_dtype": trained_dtype, "merged": had_adapters, "quantization": quantization}
     with staged_folder(output, left="no part of it is left") as staging:
-        kept = {key: value for key, value in checkpoint.sidecar.items() if key not in ("format", "contract", "scoring")}
         update = {"dtype": stored, "quantization": "none", "max_length": checkpoint.max_length}
         scoring = checkpoint.scoring.model_copy(update=update)
-        write_model(model.module, checkpoint.renderer, scoring, without_places(kept, local_name), staging)
+        record = without_places(record_in(checkpoint.sidecar), local_name)
+        write_model(model.module, checkpoint.renderer, scoring, record, staging)
         del model, checkpoint
         gc.collect()
         notify(f"scoring them with the {stored} folder with transformers only")
@@ -147,7 +148,7 @@ def _load_dequantised(
     where: str, revision: str | None, verify: bool, notify: Callable[[str], None]
 ) -> tuple[Checkpoint, _Proof, str]:
     """The checkpoint in float32, the proof with its rewards, and the quantisation of its base (or `none`)."""
-    require_one_label(Path(where) if Path(where).is_dir() else download(where, revision))
+    require_one_label(fetch(where, revision))
     checkpoint = load_checkpoint(where, revision=revision, verify=verify)
     if checkpoint.published:
         raise InputError(

@@ -19,14 +19,11 @@ from transformers import PretrainedConfig
 
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.model import attention
-from rmtrain.model.adapters import prepare_adapters, wrap
 from rmtrain.model.batch import Batch, GroupSize, Packing, pack, target_places
-from rmtrain.model.config_check import model_without_weights
-from rmtrain.model.dropout import disable_dropout
+from rmtrain.model.forward import unwrapped
 from rmtrain.model.language_head import LanguageHead, head_shape
-from rmtrain.model.memory import decoder_layers
+from rmtrain.model.memory import decoder_layers, meta_model
 from rmtrain.model.recompute import checkpointing_options
-from rmtrain.model.reward_model import reward_model_class
 from rmtrain.recipe.schema import LoraSection, ModelSection
 
 _LAYERS = 2
@@ -72,21 +69,21 @@ def trial(
         batch = {**batch, **target_places([*map(_all_but_shortest, tokens)], batch, packing)}
     batch.pop("attention_mask", None)  # a model would look into it; a causal mask takes as much
     for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):  # a GPU's kernel may know no fakes
-        module, mode = _meta_model(small, model, lora), FakeTensorMode()
+        module, mode = meta_model(small, lora, model), FakeTensorMode()
         with contextlib.suppress(Exception), mode, torch.set_grad_enabled(checkpointing is not None):
             _make_fake(module, getattr(torch, model.dtype), device)
             if with_text:
                 weight = torch.empty(head_shape(config), dtype=getattr(torch, model.dtype), device=device)
-                _inner(module).language_head = LanguageHead(weight)
+                unwrapped(module).language_head = LanguageHead(weight)
             if packing != "none":
                 module.set_attn_implementation(attention.NAME)
             if checkpointing not in (None, "none"):
                 options = checkpointing_options(checkpointing, lora.rank if lora else 0)
                 module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
                 module.enable_input_require_grads()
-            found, layer = _run(module.train(), _faked(batch, mode, device))
-            kept, peak = (value + (layers - _LAYERS) * layer for value in (found.kept, found.peak))
-            return Activations(kept, peak, found.largest)
+            used, of_layer = _run(module.train(), _faked(batch, mode, device))
+            others = (layers - _LAYERS) * of_layer
+            return Activations(used.kept + others, used.peak + others, used.largest)
     return None
 
 
@@ -102,25 +99,13 @@ def _ids(count: int) -> Any:
     return np.zeros(count, dtype=np.int32)
 
 
-def _meta_model(config: PretrainedConfig, section: ModelSection, lora: LoraSection | None) -> Any:
-    module = model_without_weights(reward_model_class(config), config)
-    module.compute_dtype = getattr(torch, section.dtype)
-    if not section.dropout:
-        disable_dropout(module)
-    if lora is not None:
-        with torch.device("meta"):
-            module = wrap(module, lora)
-        prepare_adapters(module)
-    return module
-
-
 def _make_fake(module: nn.Module, dtype: torch.dtype, device: str) -> None:
     """Replace meta tensors by fake ones of the device and the types that a run has."""
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             trained = parameter.requires_grad
-            made = torch.empty(parameter.shape, dtype=torch.float32 if trained else dtype, device=device)
-            setattr(layer, name, nn.Parameter(made, requires_grad=trained))
+            fake = torch.empty(parameter.shape, dtype=torch.float32 if trained else dtype, device=device)
+            setattr(layer, name, nn.Parameter(fake, requires_grad=trained))
             if trained:  # gradients are counted with the parameters
                 getattr(layer, name).register_post_accumulate_grad_hook(_drop_gradient)
         for name, buffer in layer.named_buffers(recurse=False):
@@ -141,21 +126,17 @@ def _run(module: Any, batch: Batch) -> tuple[Activations, int]:
     with _Live(_held(module)) as live:
         for layer in decoder_layers(module, _LAYERS):
             layer.register_forward_hook(lambda *_: after_layer.append(live.now))
-        found = module(**batch)
+        output = module(**batch)
         kept = live.now
         if torch.is_grad_enabled():
-            sum(values.sum() for values in (found.logits, found.log_probs) if values is not None).backward()
+            sum(values.sum() for values in (output.logits, output.log_probs) if values is not None).backward()
     first, second = after_layer[:_LAYERS]
     return Activations(kept, live.peak, live.largest), second - first
 
 
-def _inner(module: Any) -> Any:
-    return module.get_base_model() if hasattr(module, "peft_config") else module
-
-
 def _held(module: Any) -> list[Tensor]:
-    """Bytes that the model holds whatever the batch."""
-    head = _inner(module).language_head
+    """The tensors that the model holds whatever the batch."""
+    head = unwrapped(module).language_head
     return [*module.parameters(), *([head.weight] if head is not None else [])]
 
 
@@ -169,15 +150,15 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and count the storages that it makes."""
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
                 size = storage.nbytes()
                 self._seen.add(storage)
                 weakref.finalize(storage, self._free, size)
                 self.now, self.largest = self.now + size, max(self.largest, size)
         self.peak = max(self.peak, self.now)
-        return made
+        return result
 
     def _free(self, size: int) -> None:
         self.now -= size

@@ -1,19 +1,26 @@
-"""LoRA adapters beside a frozen backbone; the score head is trained in full and saved with them."""
+"""LoRA adapters beside a frozen backbone, new or from files; the score head is trained in full and saved with them."""
 
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from rmtrain.errors import InputError, first_line
+from rmtrain.errors import CheckpointError, InputError, first_line
+from rmtrain.model.config_check import require_bounded
+from rmtrain.model.devices import is_out_of_memory
 from rmtrain.model.forward import HEAD
-from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.reward_model import RewardModel, load_config
+from rmtrain.model.weights import ADAPTER, fetch, read_object, read_tensors
 from rmtrain.recipe.schema import LoraSection
+
+_OTHER = "the checkpoint is damaged or of another model"
 
 
 def adapter_config(lora: LoraSection, revision: str | None = None) -> Any:
@@ -33,31 +40,31 @@ def adapter_config(lora: LoraSection, revision: str | None = None) -> Any:
 
 
 def add_lora(model: RewardModel, lora: LoraSection, seed: int) -> RewardModel:
-    """Freeze the backbone and put LoRA adapters beside it; the score head is trained in full and saved.
+    """Freeze the backbone and put LoRA adapters beside it; errors as of `wrap`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return replace(model, module=wrap(model.module, lora, model.commit))
+
+
+def wrap(module: nn.Module, lora: LoraSection, revision: str | None = None) -> Any:
+    """PEFT's model around a backbone, on the meta device or with weights.
 
     Raises:
         InputError: a target names no layer that can have an adapter.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = wrap(model.module, lora, model.commit)
-    prepare_adapters(module)
-    return replace(model, module=module)
-
-
-def wrap(module: nn.Module, lora: LoraSection, revision: str | None = None) -> Any:
-    """PEFT's model around a backbone, on the meta device or with weights; errors as of `add_lora`."""
     from peft import get_peft_model
 
     _check_targets(module, lora.targets)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets what GPT-2's layers need
-            return get_peft_model(module, adapter_config(lora, revision))
+            wrapped = get_peft_model(module, adapter_config(lora, revision))
     except ValueError as error:
         raise InputError(
             f"lora.targets: {first_line(error)}", "name linear layers of the model, or all-linear"
         ) from error
+    _prepare(wrapped)
+    return wrapped
 
 
 def _check_targets(module: nn.Module, targets: str | list[str]) -> None:
@@ -85,7 +92,7 @@ def _check_targets(module: nn.Module, targets: str | list[str]) -> None:
         )
 
 
-def prepare_adapters(module: Any) -> None:
+def _prepare(module: Any) -> None:
     """Hold adapters and head in float32, whatever PEFT made of them, and let autocast alone cast for the arithmetic."""
     for name, parameter in module.named_parameters():
         if "lora_" in name or f"{HEAD}." in name:
@@ -96,9 +103,41 @@ def prepare_adapters(module: Any) -> None:
                 layer.cast_input_dtype_enabled = False
 
 
+def attach_adapter(module: Any, folder: Path, base: str, dropout: float | None = None) -> Any:
+    """The PEFT model of a base and the adapter in a folder; with a dropout, to be trained further.
+
+    Raises:
+        CheckpointError: names what does not fit.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+
+    require_bounded(read_object(folder / ADAPTER), str(folder / ADAPTER))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+            config = PeftConfig.from_pretrained(folder)
+            if dropout is not None:
+                config.lora_dropout = dropout
+            module = PeftModel.from_pretrained(module, folder, config=config, is_trainable=dropout is not None)
+    except Exception as error:  # every kind of damage has its own class of error
+        if is_out_of_memory(error):
+            raise
+        why = f"{ADAPTER} lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{folder}: the adapter does not fit its base {base}: {why}", _OTHER) from error
+    expected = set(get_peft_model_state_dict(module, save_embedding_layers=False))
+    stored = {name for _, name, _ in read_tensors(folder)}
+    if missing := sorted(expected - stored):
+        raise CheckpointError(f"{folder}: the adapter's file lacks {', '.join(missing[:5])}", _OTHER)
+    if surplus := sorted(name for name in stored - expected if "lora_" in name):
+        raise CheckpointError(
+            f"{folder}: weights that its base {base} lacks a layer for: {', '.join(surplus[:5])}", _OTHER
+        )
+    _prepare(module)
+    return module
+
+
 def make_room(module: Any, shapes: Mapping[str, tuple[int, ...]], labels: int) -> None:
-    """Fit a base, before PEFT wraps it, to an adapter: as many embeddings as are saved with it, and a head of as many
-    labels.
+    """Fit a base, before PEFT wraps it, to an adapter: as many embeddings as are saved with it, and as many labels.
 
     `shapes` are those of the adapter's tensors, by the names in its file.
     """
@@ -108,9 +147,8 @@ def make_room(module: Any, shapes: Mapping[str, tuple[int, ...]], labels: int) -
         module.resize_token_embeddings(saved[0], mean_resizing=False)
     if labels > 1:
         head = getattr(module, HEAD)
-        setattr(
-            module, HEAD, nn.Linear(head.in_features, labels, bias=head.bias is not None, device=head.weight.device)
-        )
+        wider = nn.Linear(head.in_features, labels, bias=head.bias is not None, device=head.weight.device)
+        setattr(module, HEAD, wider)
 
 
 def keep_label(module: Any, label: int) -> None:
@@ -120,3 +158,17 @@ def keep_label(module: Any, label: int) -> None:
             layer.out_features = 1
             for parameter in layer.parameters():
                 parameter.data = parameter.data[label : label + 1].clone()
+
+
+def read_config(folder: Path, adapter: dict[str, Any] | None) -> PretrainedConfig:
+    """The config of a model, or of an adapter's base; only earlier versions wrote one beside adapters."""
+    if adapter is not None and not (folder / "config.json").exists():
+        return load_config(adapter["base_model_name_or_path"], adapter.get("revision"))
+    return load_config(str(folder), None)
+
+
+def tokenizer_folder(folder: Path, adapter: dict[str, Any] | None) -> Path:
+    """The folder of the tokenizer: its own, or for an adapter without one that of its base."""
+    if adapter is None or any(folder.glob("tokenizer*")):
+        return folder
+    return fetch(adapter["base_model_name_or_path"], adapter.get("revision"), weights=False)

@@ -17,11 +17,13 @@ from safetensors.torch import save_file
 
 from rmtrain.errors import InputError
 from rmtrain.files import staged_folder, write_json
+from rmtrain.model.adapters import read_config
 from rmtrain.model.digests import seal
 from rmtrain.model.forward import HEAD
-from rmtrain.model.parts import Part, TensorFiles, base_tensors, config_of, is_factor, require_alike, scale_of
+from rmtrain.model.parts import Part, TensorFiles, base_tensors, is_factor, require_alike, scale_of
 from rmtrain.model.reward_model import drawn_head
 from rmtrain.model.saving import check_weights, write_companions
+from rmtrain.model.sidecar import record_in
 from rmtrain.model.weights import ADAPTER, read_adapter, read_object, weight_files
 
 _PREFIX = "base_model.model."  # before the names of an adapter's tensors
@@ -71,11 +73,10 @@ def write_average(average: Average, folder: Path, record: Mapping[str, object], 
             written = Written(None, None)
         else:
             written = _write_adapter(average, whole, staging)
-        kept = {
-            key: value for key, value in first.files.sidecar.items() if key not in ("format", "contract", "scoring")
-        }
+        config = read_config(first.files.folder, first.files.adapter)
         averaged = {**record, **({"rank": written.rank, "rank_loss": written.lost} if written.rank else {})}
-        write_companions(config_of(first), first.renderer, staging, first.scoring, {**kept, "averaged": averaged})
+        made = {**record_in(first.files.sidecar), "averaged": averaged}
+        write_companions(config, first.renderer, staging, first.scoring, made)
         check_weights(staging)
         seal(staging)
     return written
@@ -115,10 +116,10 @@ class _WholeWeights:
         if start is not None and name in (files := TensorFiles(start)).places:
             return files.get(name).float()  # type: ignore[no-any-return]
         assert self._base is not None
-        found = self._base.find(name.removeprefix(_PREFIX))
-        if found is not None and self._base.kinds[found][1] == tuple(own.shape):
-            return self._base.get(found).float()  # type: ignore[no-any-return]
-        if found is None and name.endswith(f"{HEAD}.weight") and first.seed is not None:
+        stored = self._base.find(name.removeprefix(_PREFIX))
+        if stored is not None and self._base.kinds[stored][1] == tuple(own.shape):
+            return self._base.get(stored).float()  # type: ignore[no-any-return]
+        if stored is None and name.endswith(f"{HEAD}.weight") and first.seed is not None:
             return drawn_head(own.shape, first.seed)
         raise InputError(
             f"{first.where}: its base has no {name} of its shape, so there is nothing to extrapolate from",
@@ -126,7 +127,7 @@ class _WholeWeights:
         )
 
 
-def _overwrite(file: Path, made: Callable[[str], torch.Tensor]) -> None:
+def _overwrite(file: Path, tensor_of: Callable[[str], torch.Tensor]) -> None:
     """Replace the values in a copied safetensors file, tensor by tensor; names, types and shapes stay."""
     with open(file, "r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
@@ -134,7 +135,7 @@ def _overwrite(file: Path, made: Callable[[str], torch.Tensor]) -> None:
         for name, entry in header.items():
             if name != "__metadata__":
                 stream.seek(8 + size + entry["data_offsets"][0])
-                stream.write(made(name).contiguous().flatten().view(torch.uint8).numpy().data)
+                stream.write(tensor_of(name).contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _write_adapter(average: Average, whole: _WholeWeights, folder: Path) -> Written:
@@ -163,14 +164,14 @@ def _write_adapter(average: Average, whole: _WholeWeights, folder: Path) -> Writ
 def _deltas(average: Average) -> list[tuple[TensorFiles, float]]:
     """Each adapter's factors, and their product's weight in the sum; an adapter that training began with is one too."""
     alpha, first = average.extrapolate, average.parts[0]
-    found = [
+    factors = [
         (part.tensors, (1 + alpha) * weight * part.scale)
         for part, weight in zip(average.parts, average.weights, strict=True)
     ]
     start = first.start
     if alpha and start is not None and start.adapter is not None and first.base and start.name == first.base[0]:
-        found.append((TensorFiles(start.adapter), -alpha * scale_of(read_adapter(start.adapter))))
-    return found
+        factors.append((TensorFiles(start.adapter), -alpha * scale_of(read_adapter(start.adapter))))
+    return factors
 
 
 def reduce_rank(b: torch.Tensor, a: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float, float]:

@@ -29,25 +29,25 @@ class Layout(TypedDict):
     key_index: NotRequired[Int[Tensor, " keys"]]  # the keys' flat positions; only where prompts are shared
 
 
-class Targets(TypedDict):
-    """Where R tokens of responses lie in a batch; see `target_places`."""
+class Targets(TypedDict, total=False):
+    """R tokens of responses in a batch, whose log-probabilities are read."""
 
-    targets: Int[Tensor, " R"]
-    predictors: Int[Tensor, " R"]
-    owners: Int[Tensor, " R"]
+    targets: Int[Tensor, " R"]  # their ids
+    predictors: Int[Tensor, " R"]  # flat positions of the tokens before them
+    owners: Int[Tensor, " R"]  # the completions that they belong to, of N
 
 
-class Batch(TypedDict):
-    """What a reward model's forward takes: dicts of tensors, which data loaders pin and trainers move to the device."""
+class Batch(Targets):
+    """What a reward model's forward takes: dicts of tensors, which data loaders pin and trainers move to the device.
 
-    input_ids: Int[Tensor, "rows columns"]
+    It has targets for the text loss alone.
+    """
+
+    input_ids: Int[Tensor, "rows columns"]  # one row of T tokens, or a padded row for each of N completions
     position_ids: Int[Tensor, "rows columns"]
-    ends: Int[Tensor, " N"]  # flat positions at which rewards are read
+    ends: Int[Tensor, " N"]  # flat positions at which rewards are read, group by group
     layout: Layout | None  # None where rows are padded
     attention_mask: NotRequired[Int[Tensor, "rows columns"]]  # where rows are padded
-    targets: NotRequired[Int[Tensor, " R"]]  # these three: see `Targets`; only for the text loss
-    predictors: NotRequired[Int[Tensor, " R"]]
-    owners: NotRequired[Int[Tensor, " R"]]
 
 
 class GroupSize(NamedTuple):
@@ -79,12 +79,7 @@ def pack(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int) -> Bat
     """Lay groups out for one forward pass.
 
     Args:
-        groups: G groups with N completions in all.
         packing: `shared_prompt`, `padding_free` (the prompt once per completion), or `none` (padded rows).
-
-    Returns:
-        `input_ids` and `position_ids` [1, T] (or [N, L] padded, with `attention_mask`), `ends` [N] (flat positions at
-        which rewards are read, group by group), and `layout` for attention (None where padded).
     """
     if packing == "none":
         return _pad([sequence for group in groups for sequence in _whole(group)], pad_id)
@@ -116,14 +111,10 @@ def pack(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int) -> Bat
 
 
 def target_places(groups: Sequence[TokenizedGroup], batch: Batch, packing: Packing) -> Targets:
-    """Where the R tokens of marked responses lie in a batch that `pack` made of the groups.
+    """Where the tokens of marked responses lie in a batch that `pack` made of the groups.
 
     The first token of a response is predicted by the last of its prompt; response tokens that completions share lie in
     the group's prefix, once, and are read for each of them.
-
-    Returns:
-        `targets`: the tokens' ids; `predictors`: flat positions of the tokens before them; `owners`: the completions
-        that they belong to, of N.
     """
     ends = iter(batch["ends"].tolist())
     places: list[np.ndarray] = []

@@ -72,18 +72,18 @@ def read_calibration(folder: Path) -> Calibration | None:
     if not path.exists():
         return None
     try:
-        found = Calibration.model_validate(read_json(path, error=CheckpointError))
+        calibration = Calibration.model_validate(read_json(path, error=CheckpointError))
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(
             f"{path}: can't be used ({'.'.join(map(str, first['loc']))}: {first['msg']})",
             "run `rmtrain calibrate` again",
         ) from error
-    if found.weights != fingerprint_of(folder):
+    if calibration.weights != fingerprint_of(folder):
         raise CheckpointError(
             f"{path} was fitted for other weights than those beside it", "run `rmtrain calibrate` again"
         )
-    return found
+    return calibration
 
 
 def export_calibration(source: Path, folder: Path) -> dict[str, float] | None:

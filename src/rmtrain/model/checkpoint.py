@@ -8,28 +8,28 @@ from typing import Any
 from rmtrain.data.render import Renderer
 from rmtrain.data.tokenize import Tokenization
 from rmtrain.errors import CheckpointError, InputError
-from rmtrain.model.adapter_files import attach_adapter, check_finite, config_place, dtype_in_config, tokenizer_place
-from rmtrain.model.adapters import keep_label, make_room
+from rmtrain.model.adapters import attach_adapter, keep_label, make_room, read_config, tokenizer_folder
 from rmtrain.model.digests import verify_files
-from rmtrain.model.forward import HEAD
+from rmtrain.model.forward import HEAD, check_finite
 from rmtrain.model.positions import max_positions, position_table
 from rmtrain.model.published.encoder import TEXT_PAIR, longest
 from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, CheckpointFormat
 from rmtrain.model.published.load import Published, find_published, label_index
 from rmtrain.model.published.pair_rm import MAX_LENGTH
 from rmtrain.model.published.prompts import make_renderer
-from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
+from rmtrain.model.quantization import is_quantised
+from rmtrain.model.reward_model import BackboneOptions, RewardModel, dtype_of, load_backbone, set_pad
 from rmtrain.model.saving import check_weights
 from rmtrain.model.sidecar import Scoring, read_scoring
 from rmtrain.model.weights import (
     ADAPTER,
     SIDECAR,
-    download,
+    fetch,
     fingerprint_of,
     fingerprint_read,
     read_adapter,
     read_object,
-    read_tensors,
+    read_shapes,
     require_files,
 )
 
@@ -80,15 +80,13 @@ def load_checkpoint(
     *,
     revision: str | None = None,
     options: BackboneOptions | None = None,
-    dtype: str | None = None,
-    device: Any = None,
     prompt: str | None = None,
     label: str | None = None,
     through: Callable[[Any], Any] | None = None,
     verify: bool = True,
 ) -> Checkpoint:
     """Load a reward model for scoring; see `find_checkpoint` and `CheckpointFiles.load`."""
-    return find_checkpoint(where, revision, prompt, label, verify).load(options, dtype, device, through)
+    return find_checkpoint(where, revision, prompt, label, verify).load(options, through=through)
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,9 @@ class CheckpointFiles:
     def reading(self) -> tuple[Scoring, Renderer]:
         """How a checkpoint of ours or an adapter is scored, and how it reads conversations, as its contract says."""
         scoring = read_scoring(self.sidecar, self.folder / SIDECAR) if self.sidecar else Scoring()
-        renderer = make_renderer(str(tokenizer_place(self.folder, None if self.sidecar else self.adapter)), self.prompt)
+        renderer = make_renderer(
+            str(tokenizer_folder(self.folder, None if self.sidecar else self.adapter)), self.prompt
+        )
         contract = scoring.contract
         return scoring, renderer if contract is None else renderer.check_contract(contract, self.where)
 
@@ -132,8 +132,15 @@ class CheckpointFiles:
             CheckpointError: it is no reward model, is damaged, or renders differently from its contract.
         """
         if self.published is not None:
-            return _load_published(self.published, options, dtype, device)
-        return _load_own(self, options, dtype, device, through)
+            checkpoint = _load_published(self.published, options, dtype)
+        else:
+            checkpoint = _load_own(self, options, dtype, through)
+        module = checkpoint.model.module
+        module.eval()
+        if device is not None and not is_quantised(module):
+            module.to(device)
+        check_finite(module, self.where)
+        return checkpoint
 
 
 def find_checkpoint(
@@ -148,10 +155,7 @@ def find_checkpoint(
         CheckpointError: it is no reward model, or is damaged.
         InputError: an unknown label, or a prompt or label for a model that brings its own.
     """
-    folder = Path(where)
-    if not folder.is_dir():
-        folder = download(where, revision)
-    require_files(folder)
+    folder = require_files(fetch(where, revision))
     if verify:
         verify_files(folder)
     sidecar = read_object(folder / SIDECAR) if (folder / SIDECAR).exists() else {}
@@ -171,15 +175,15 @@ def _load_own(
     files: CheckpointFiles,
     options: BackboneOptions | None,
     dtype: str | None,
-    device: Any,
     through: Callable[[Any], Any] | None,
 ) -> Checkpoint:
     """A checkpoint trained here, or anyone's LoRA adapter."""
-    where, folder, sidecar, adapter = files.where, files.folder, files.sidecar, files.adapter
+    folder, sidecar, adapter = files.folder, files.sidecar, files.adapter
     scoring, renderer = files.reading()
-    options = options or scoring.options(dtype_in_config(folder, adapter), adapter is not None)
+    config = read_config(folder, adapter)
+    options = options or scoring.options(dtype_of(config), adapter is not None)
     options = replace(options, dtype=dtype or options.dtype)
-    config_pad = load_config(*config_place(folder, adapter)).get_text_config().pad_token_id
+    config_pad = config.get_text_config().pad_token_id
     published: dict[str, Any] = {}
     if adapter is not None:
         model, index = _load_adapter(files, adapter, options, renderer.pad_id, through)
@@ -188,7 +192,6 @@ def _load_own(
             published = {"layout": "a LoRA adapter", "prompt": files.prompt, "label": index}
     else:
         model = load_backbone(str(folder), None, options, renderer.pad_id, seed=None)
-    _place(model, where, options, device)
     length = scoring.max_length or min(max_positions(model.module) or 4096, 4096)
     table = position_table(model.module)
     if table is not None and length > table:
@@ -201,8 +204,8 @@ def _load_own(
         length,
         max_positions(model.module),
         sidecar=sidecar,
-        where=where,
-        fingerprint=weights if files.label is None else fingerprint_read(weights, published),
+        where=files.where,
+        fingerprint=fingerprint_read(weights, published) if published else weights,
         weights=weights,
         published=published,
         config_pad=config_pad,
@@ -210,36 +213,35 @@ def _load_own(
     )
 
 
-def _load_published(found: Published, options: BackboneOptions | None, dtype: str | None, device: Any) -> Checkpoint:
-    options = options or found.options
+def _load_published(published: Published, options: BackboneOptions | None, dtype: str | None) -> Checkpoint:
+    options = options or published.options
     options = replace(options, dtype=dtype or options.dtype)
-    config_pad = found.config.get_text_config().pad_token_id
-    reading = found.reading
+    config_pad = published.config.get_text_config().pad_token_id
+    reading = published.reading
     renderer: Renderer
-    if found.layout is PAIR_RM:
-        (model, renderer), length = found.load_pairs(options), MAX_LENGTH
-    elif found.layout is ENCODER:
-        model, renderer = found.load_encoder(options)
+    if published.layout is PAIR_RM:
+        (model, renderer), length = published.load_pairs(options), MAX_LENGTH
+    elif published.layout is ENCODER:
+        model, renderer = published.load_encoder(options)
         length = longest(model.module, renderer.tokenizer)
         reading = {**reading, "prompt": TEXT_PAIR} if renderer.reads_pairs else reading
     else:
-        renderer = found.renderer()
-        model = _with_pad_note(found.load(options, renderer.pad_id), renderer, config_pad)
-        length = min(max_positions(model.module) or 4096, found.layout.max_length or 4096)
-    _place(model, found.where, options, device)
-    weights = fingerprint_of(found.folder)
+        renderer = published.renderer()
+        model = _with_pad_note(published.load(options, renderer.pad_id), renderer, config_pad)
+        length = min(max_positions(model.module) or 4096, published.layout.max_length or 4096)
+    weights = fingerprint_of(published.folder)
     return Checkpoint(
         model,
         renderer,
         length,
-        length if found.layout in (ENCODER, PAIR_RM) else max_positions(model.module),
+        length if published.layout in (ENCODER, PAIR_RM) else max_positions(model.module),
         sidecar={},
-        where=found.where,
+        where=published.where,
         fingerprint=fingerprint_read(weights, reading),
         weights=weights,
         published=reading,
         config_pad=config_pad,
-        layout=found.layout,
+        layout=published.layout,
     )
 
 
@@ -255,13 +257,6 @@ def _with_pad_note(model: RewardModel, renderer: Renderer, config_pad: int | Non
     return replace(model, notes=(*model.notes, note))
 
 
-def _place(model: RewardModel, where: str, options: BackboneOptions, device: Any) -> None:
-    model.module.eval()
-    if device is not None and options.quantization == "none":
-        model.module.to(device)
-    check_finite(model.module, where)
-
-
 def _load_adapter(
     files: CheckpointFiles,
     config: dict[str, Any],
@@ -272,7 +267,7 @@ def _load_adapter(
     """The model of an adapter, and the label that is its reward, where its head has several."""
     folder = files.folder
     check_weights(folder)
-    shapes = {name: tuple(tensor.shape) for _, name, tensor in read_tensors(folder)}
+    shapes = read_shapes(folder)
     labels = next(shape[0] for name, shape in shapes.items() if name.endswith(f".{HEAD}.weight"))
     names = read_object(folder / "config.json").get("id2label") if (folder / "config.json").exists() else None
     index = label_index(files.where, labels, names or {}, files.label)

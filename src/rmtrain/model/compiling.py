@@ -30,10 +30,10 @@ def compiler_obstacle() -> str | None:
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
-        found = get_cpp_compiler()
+        compiler = get_cpp_compiler()
     except InvalidCxxCompiler:
         return "there is no C++ compiler"
-    return None if shutil.which(found) else "there is no C++ compiler"
+    return None if shutil.which(compiler) else "there is no C++ compiler"
 
 
 def compile_layers(module: nn.Module, notify: Notify) -> int:
@@ -95,7 +95,7 @@ def uncompiled(module: nn.Module) -> AbstractContextManager[None]:
 
 
 class _Failures(logging.Filter):
-    """Tells the user of the first failure of the compiler; also those that torch only logs, with a traceback.
+    """Reports the compiler's first failure to the user, also one that torch only logs, with a traceback.
 
     The rest runs on uncompiled. With TORCH_LOGS set, torch's own log stays as it is beside it.
     """
@@ -111,7 +111,7 @@ class _Failures(logging.Filter):
             self._notify = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether torch shall log something itself: what it can't trace, or has to trace too often, is told here."""
+        """Whether torch logs a record itself: what it can't trace, or has to trace too often, is reported here."""
         if record.levelno < logging.WARNING:
             return True
         error = (record.exc_info[1] if record.exc_info else None) or RuntimeError(record.getMessage())

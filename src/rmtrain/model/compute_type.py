@@ -1,20 +1,17 @@
 """The compute type that is fastest on the machine at hand: what `auto` stands for as a dtype."""
 
-import time
-from typing import Literal, NamedTuple
+import timeit
+from typing import NamedTuple
 
 import torch
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
-
-ENOUGH = 2.0  # times: matrix products are about half of a step in float32, and bfloat16 adds conversions
-_SHAPE = (128, 576, 576)  # tokens and widths of the product that is timed: small enough to stay in the cache
+_ENOUGH = 2.0  # times as fast: matrix products are about half of a step in float32, and bfloat16 adds conversions
 
 
 class ComputeType(NamedTuple):
     """A type of the backbone's weights and arithmetic, and why it was chosen."""
 
-    name: DtypeName
+    name: str  # float32 or bfloat16
     reason: str
 
 
@@ -32,7 +29,7 @@ def fastest_type() -> ComputeType:
     if not torch.cpu._is_avx512_bf16_supported():
         return ComputeType("float32", "this CPU has no bfloat16 arithmetic")
     gain = product_seconds(torch.float32) / product_seconds(torch.bfloat16)
-    name: DtypeName = "bfloat16" if gain >= ENOUGH else "float32"
+    name = "bfloat16" if gain >= _ENOUGH else "float32"
     return ComputeType(name, f"this CPU multiplies matrices in bfloat16 {gain:.1f} times as fast as in float32")
 
 
@@ -41,22 +38,15 @@ def fastest_of_all_processes() -> ComputeType:
     from rmtrain.model.devices import gather_values
 
     own = fastest_type()
-    return next((found for found in gather_values([own]) if found.name == "float32"), own)
+    return next((other for other in gather_values([own]) if other.name == "float32"), own)
 
 
 def product_seconds(dtype: torch.dtype) -> float:
     """Seconds of a matrix product on one thread: the least of ten, so that other work on the machine counts little."""
-    tokens, width, wider = _SHAPE
-    x, weight = torch.ones(tokens, width, dtype=dtype), torch.ones(wider, width, dtype=dtype)
+    x, weight = torch.ones(128, 576, dtype=dtype), torch.ones(576, 576, dtype=dtype)  # they stay in the cache
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return min(_seconds(x, weight) for _ in range(10))
+        return min(timeit.repeat(lambda: torch.nn.functional.linear(x, weight), number=1, repeat=10))
     finally:
         torch.set_num_threads(threads)
-
-
-def _seconds(x: torch.Tensor, weight: torch.Tensor) -> float:
-    began = time.perf_counter()
-    torch.nn.functional.linear(x, weight)
-    return time.perf_counter() - began

@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 import psutil
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 
 from rmtrain.errors import RunFailedError
+from rmtrain.model.host_memory import host_memory, resident_memory
 
 Value = TypeVar("Value")
 
-DEFAULT_TIMEOUT_MINUTES = 30.0
 # in the errors of gloo and NCCL
 _GONE = re.compile("closed by peer|reset by peer|remote process|broken pipe", re.IGNORECASE)
 
 
-def process_state(timeout_minutes: float = DEFAULT_TIMEOUT_MINUTES) -> PartialState:
+def process_state(timeout_minutes: float = 30.0) -> PartialState:
     """Join the process group that the launcher set up, or stand alone; the first call of a process decides.
 
     It also sets how long a collective may wait, since the Trainer's own option is ignored on the CPU.
@@ -48,6 +48,14 @@ def value_of_main(value: Value) -> Value:
     return held[0]
 
 
+def any_process(flag: bool) -> bool:
+    """Whether a flag is set on one process at least; all processes call it."""
+    state = process_state()
+    if state.num_processes == 1:
+        return flag
+    return bool(reduce(torch.tensor(float(flag), device=state.device), "sum") > 0)
+
+
 def require_agreement(value: str, what: str) -> None:
     """Raise on all processes where they don't have the same value, such as a fingerprint of what each has read.
 
@@ -66,7 +74,7 @@ def lost_another(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether something failed because memory was out, on a GPU or on the host."""
+    """Whether an error says that memory ran out, on a GPU or on the host."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
@@ -76,4 +84,6 @@ def free_memory(device: torch.device) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free, _ = torch.cuda.mem_get_info(device)
         return free + cached
-    return int(psutil.virtual_memory().available // process_state().num_processes)
+    processes = process_state().num_processes
+    in_container = host_memory() // processes - resident_memory()  # its limit is not in what is available
+    return int(max(0, min(psutil.virtual_memory().available // processes, in_container)))

@@ -11,17 +11,9 @@ from typing import Any
 from rmtrain.errors import CheckpointError
 from rmtrain.files import write_json
 from rmtrain.json_values import JsonObject
+from rmtrain.model.known_digests import digest_of
 from rmtrain.model.sidecar import read_scoring
-from rmtrain.model.weights import (
-    ADAPTER,
-    CALIBRATION,
-    MANIFEST,
-    SIDECAR,
-    base_folder,
-    digest_of,
-    read_object,
-    weight_files,
-)
+from rmtrain.model.weights import ADAPTER, CALIBRATION, MANIFEST, SIDECAR, base_folder, read_object, weight_files
 
 _KINDS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")  # the files that make a model and its tokenizer
 _OTHERS = (SIDECAR, MANIFEST, CALIBRATION, "trainer_state.json")
@@ -81,8 +73,8 @@ def _check(folder: Path, recorded: Any, what: str) -> None:
     for path in paths:
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing", "use another checkpoint")
-    found = _digests(paths)
-    if changed := [path for path in paths if found[path.name] != recorded[path.name]]:
+    present = _digests(paths)
+    if changed := [path for path in paths if present[path.name] != recorded[path.name]]:
         raise CheckpointError(f"{changed[0]}: {what}: its SHA-256 differs", _HINT)
 
 

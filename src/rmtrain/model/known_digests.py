@@ -1,6 +1,7 @@
-"""Digests of large files, kept between processes while a file's size, times and place on its disk stay the same."""
+"""SHA-256 of files. That of a large file is kept between processes while its size, times and place stay the same."""
 
 import contextlib
+import functools
 import hashlib
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 from rmtrain.data.cache_entry import cache_folder
 from rmtrain.errors import InputError, WriteError
-from rmtrain.files import read_text, write_atomic
+from rmtrain.files import read_text, sha256_file, write_atomic
 
 LEAST_BYTES = 64 << 20  # smaller files are read in less than a tenth of a second
 _SETTLED_NS = 2 * 10**9  # the coarsest clock of a disk: a file younger than this could change again and keep its time
@@ -30,30 +31,30 @@ class FileState(NamedTuple):
         return cls(state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev)
 
 
-def known_digest(path: Path, state: FileState) -> str | None:
-    """The SHA-256 of a file in the state in which it was read before; None if that is not known."""
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file. A large file is read again only if its state changes, a small one once a process."""
+    return _digest_in(path, FileState.of(path))
+
+
+@functools.cache
+def _digest_in(path: Path, state: FileState) -> str:
+    """The digest of a file in this state, from the cache where it is known."""
     if state.size < LEAST_BYTES:
-        return None
+        return sha256_file(path)
     with contextlib.suppress(InputError, OSError, RuntimeError, ValueError):
-        found, digest = read_text(_entry(path)).splitlines()
-        if found == repr(state) and len(bytes.fromhex(digest)) == 32:
+        known_state, digest = read_text(_entry(path)).splitlines()
+        if known_state == repr(state) and len(bytes.fromhex(digest)) == 32:
             return digest
-    return None
-
-
-def keep_digest(path: Path, state: FileState, digest: str) -> None:
-    """Keep the SHA-256 of a file that was read in a state, unless it is too young or was written meanwhile."""
-    if state.size < LEAST_BYTES:
-        return
+    digest = sha256_file(path)
     with contextlib.suppress(WriteError, OSError, RuntimeError):  # it is read again next time
-        if FileState.of(path) != state or time.time_ns() - max(state.modified_ns, state.changed_ns) < _SETTLED_NS:
-            return
-        entry = _entry(path)
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(entry, f"{state!r}\n{digest}\n")
+        settled = time.time_ns() - max(state.modified_ns, state.changed_ns) >= _SETTLED_NS
+        if settled and FileState.of(path) == state:  # it was not written meanwhile
+            entry = _entry(path)
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(entry, f"{state!r}\n{digest}\n")
+    return digest
 
 
 def _entry(path: Path) -> Path:
-    return (
-        cache_folder() / "digests" / hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
-    )
+    name = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_folder() / "digests" / name

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from rmtrain.errors import InputError
 from rmtrain.model.config_check import model_without_weights
-from rmtrain.model.weights import download, read_tensors
+from rmtrain.model.weights import fetch, read_tensors
 
 LOGITS_AT_ONCE = 2**26  # numbers in memory: 256 MB of float32
 _OLDER_NAMES = ("embed_out",)  # names of the head in files that transformers has renamed: GPT-NeoX's
@@ -46,6 +46,10 @@ class LanguageHead:
             logits = linear(states.to(self.weight.dtype), self.weight, self.bias).float() * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
+    def agrees(self, states: Float[Tensor, "n H"], theirs: Float32[Tensor, "n V"]) -> bool:
+        """Whether this head gives the model's own logits of the states, within 2 %, the rounding of half precision."""
+        return torch.allclose(self.logits(states), theirs, rtol=0, atol=0.02 * float(theirs.abs().max()))
+
     def log_probs(self, states: Float[Tensor, "R H"], targets: Int[Tensor, " R"]) -> Float32[Tensor, " R"]:
         """Log-probabilities of the tokens that follow these states; at no time are all logits in memory."""
         self.weight = self.weight.to(states.device)
@@ -61,10 +65,7 @@ class LanguageHead:
         owners: Int[Tensor, " R"],
         count: int,
     ) -> Float32[Tensor, " N"]:
-        """The mean log-probability of a completion's tokens, for each of `count`; 0 for one without tokens.
-
-        `targets`, `predictors` and `owners` are those of `target_places`.
-        """
+        """The mean log-probability of each of `count` completions' `Targets`; 0 for one without any."""
         values = self.log_probs(states.index_select(0, predictors), targets).double()
         sums = values.new_zeros(count).index_add(0, owners, values)
         tokens = values.new_zeros(count).index_add(0, owners, torch.ones_like(values))
@@ -136,19 +137,18 @@ def load_language_head(
     layer = causal.get_output_embeddings()
     (place,) = [path for path, module in causal.named_modules() if module is layer]
     if getattr(backbone.config, "tie_word_embeddings", False):
-        found = {"weight": backbone.get_input_embeddings().weight.detach()}
+        stored = {"weight": backbone.get_input_embeddings().weight.detach()}
     else:
-        folder = Path(name) if Path(name).is_dir() else download(name, revision)
-        found = _tensors_of(folder, (place, *_OLDER_NAMES))
+        stored = _tensors_of(fetch(name, revision), (place, *_OLDER_NAMES))
     text = backbone.config.get_text_config()
-    if "weight" not in found or len(found["weight"]) < text.vocab_size:
-        has = f"one of {len(found['weight']):,} tokens for {text.vocab_size:,}" if found else f"no {place}.weight"
+    if "weight" not in stored or len(stored["weight"]) < text.vocab_size:
+        has = f"one of {len(stored['weight']):,} tokens for {text.vocab_size:,}" if stored else f"no {place}.weight"
         raise InputError(
             f"loss.text_loss: the text loss needs the base's language head, and {name} has {has}",
             "start from the language model itself, or set loss.text_loss to 0",
         )
-    bias = found["bias"].to(dtype, copy=True) if "bias" in found else None
-    head = LanguageHead.of(causal, found["weight"].to(dtype, copy=True), bias)
+    bias = stored["bias"].to(dtype, copy=True) if "bias" in stored else None
+    head = LanguageHead.of(causal, stored["weight"].to(dtype, copy=True), bias)
     if not on_meta:
         _check_logits(head, causal, name)
     return head
@@ -187,10 +187,10 @@ def _check_logits(head: LanguageHead, causal: Any, name: str) -> None:
     causal.set_output_embeddings(layer)
     try:
         theirs = causal(input_ids=torch.zeros(1, 4, dtype=torch.long, device=states.device)).logits[0].float()
-        same = torch.allclose(head.logits(states[0]), theirs, rtol=0, atol=0.02 * float(theirs.abs().max()))
+        same = head.agrees(states[0], theirs)
     except Exception:  # each architecture could need something else of its backbone
         same = False
-    if not same:  # beyond 2 %, the rounding of half precision
+    if not same:
         raise InputError(
             f"loss.text_loss: {name}: {type(causal).__name__} computes its logits in a way that rmtrain does not know",
             "set loss.text_loss to 0",

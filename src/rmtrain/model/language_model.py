@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
@@ -16,11 +16,11 @@ from transformers.utils import ModelOutput
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError
 from rmtrain.model import attention
-from rmtrain.model.adapter_files import attach_adapter, check_finite, dtype_in_config
+from rmtrain.model.adapters import attach_adapter, read_config
 from rmtrain.model.batch import Layout, Packing, pack, target_places
-from rmtrain.model.forward import PackedForward
-from rmtrain.model.language_head import LOGITS_AT_ONCE, LanguageHead
-from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, load_config, load_module
+from rmtrain.model.forward import PackedForward, check_finite, with_mixin
+from rmtrain.model.language_head import LanguageHead
+from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, dtype_of, load_config, load_module
 from rmtrain.model.weights import ADAPTER, local_folder, read_object
 
 Reduction = Literal["sum", "avg", "norm"]
@@ -43,15 +43,9 @@ class LogProbForward(PackedForward):
         layout: Layout | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """Log-probabilities of a batch made by `target_batch`.
+        """Log-probabilities of N completions, from a batch made by `target_batch`.
 
-        Args:
-            input_ids: one row if packed, else a padded row for each completion.
-            targets: ids of all R response tokens; without them transformers' own forward runs.
-            predictors: flat positions of the tokens before these.
-            owners: the completion that each belongs to.
-            completions: their number N.
-            layout: the segments for attention; None for padded rows.
+        Without `targets` transformers' own forward runs.
 
         Returns:
             An output whose `logits` are [N] float64: by `reduction` the sum of a completion's token log-probabilities,
@@ -62,12 +56,7 @@ class LogProbForward(PackedForward):
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
             )
         states = self.packed_states(cast(Tensor, input_ids), attention_mask, cast(Tensor, position_ids), layout)
-        rows = max(1, LOGITS_AT_ONCE // int(self.get_output_embeddings().weight.shape[0]))  # type: ignore[attr-defined]
-        parts = []
-        for places, ids in zip(torch.split(cast(Tensor, predictors), rows), torch.split(targets, rows), strict=True):
-            logits = self.token_logits(states.index_select(0, places))
-            parts.append(logits.gather(1, ids[:, None]).squeeze(1) - logits.logsumexp(1))
-        values = torch.cat(parts).double()
+        values = self.float_head().log_probs(states.index_select(0, cast(Tensor, predictors)), targets).double()
         zeros = values.new_zeros(completions)
         if self.reduction == "norm":
             return CausalLMOutput(logits=-zeros.index_add(0, cast(Tensor, owners), values**2).sqrt())
@@ -76,11 +65,11 @@ class LogProbForward(PackedForward):
             sums = sums / zeros.index_add(0, cast(Tensor, owners), torch.ones_like(values))
         return CausalLMOutput(logits=sums)
 
-    def token_logits(self, states: Float[Tensor, "n H"]) -> Float32[Tensor, "n V"]:
-        """Logits over the vocabulary, in float32 whatever the model's dtype."""
-        head = self.get_output_embeddings()  # type: ignore[attr-defined]
-        bias = getattr(head, "bias", None)
-        return LanguageHead.of(self, head.weight.float(), None if bias is None else bias.float()).logits(states)
+    def float_head(self) -> LanguageHead:
+        """The model's own head, in float32 whatever the model's dtype."""
+        layer = self.get_output_embeddings()  # type: ignore[attr-defined]
+        bias = getattr(layer, "bias", None)
+        return LanguageHead.of(self, layer.weight.float(), None if bias is None else bias.float())
 
 
 def target_batch(groups: Sequence[TokenizedGroup], packing: Packing, pad_id: int) -> dict[str, object]:
@@ -104,7 +93,7 @@ class LanguageModelFiles:
     @property
     def dtype(self) -> str:
         """The dtype in the config."""
-        return dtype_in_config(self.folder, self.adapter)
+        return dtype_of(read_config(self.folder, self.adapter))
 
     def load(self, reduction: Reduction, dtype: str, device: Any) -> RewardModel:
         """The model ready to run; its forward gives log-probabilities where a reward model's gives rewards.
@@ -113,8 +102,7 @@ class LanguageModelFiles:
             CheckpointError: the weights are incomplete, or their logits are made in an unknown way.
         """
         options, revision = BackboneOptions(dtype), self.adapter.get("revision") if self.adapter else None
-        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)]
-        model_class = type(causal.__name__, (LogProbForward, causal), {"__module__": causal.__module__})
+        model_class = with_mixin(LogProbForward, MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)])
         packing, notes = choose_packing(model_class, self.config, options.packing)
         module, info = load_module(model_class, self.base, revision, self.config, options, packing)
         if lacking := sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
@@ -167,10 +155,10 @@ def find_language_model(name: str) -> LanguageModelFiles:
 def _check_logits(module: Any, name: str) -> None:
     """Compare the logits read here with the model's own, on a few tokens: some scale or cap theirs."""
     ids = torch.arange(1, 9, device=module.device)[None] % module.config.get_text_config().vocab_size
-    mine = module.token_logits(module.packed_states(ids, None, torch.arange(8, device=module.device)[None], None))
+    states = module.packed_states(ids, None, torch.arange(8, device=module.device)[None], None)
     with torch.autocast(ids.device.type, dtype=module.compute_dtype, enabled=module.compute_dtype != torch.float32):
         theirs = module(input_ids=ids).logits[0].float()
-    if not torch.allclose(mine, theirs, rtol=0, atol=0.02 * float(theirs.abs().max())):  # 2 %: half precision
+    if not module.float_head().agrees(states, theirs):
         raise CheckpointError(
             f"{name}: {type(module).__name__} computes its logits in a way that rmtrain does not support",
             "its log-probabilities can't be computed here",

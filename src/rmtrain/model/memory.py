@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rmtrain.model.adapters import wrap
 from rmtrain.model.config_check import model_without_weights
+from rmtrain.model.dropout import disable_dropout
 from rmtrain.model.forward import HEAD
 from rmtrain.model.reward_model import reward_model_class
 from rmtrain.recipe.schema import LoraSection, ModelSection
@@ -50,13 +51,17 @@ class ModelSize(NamedTuple):
         return (self.frozen_bytes + self.trained_bytes - self.outside_bytes) // self.layers
 
 
-def meta_model(config: PretrainedConfig, lora: LoraSection | None) -> Any:
-    """The model with its adapters, without weights."""
+def meta_model(config: PretrainedConfig, lora: LoraSection | None, section: ModelSection | None = None) -> Any:
+    """The model with its adapters, without weights; with a section, in its compute type and with its dropout."""
     module = model_without_weights(reward_model_class(config), config)
-    if lora is not None:
-        with torch.device("meta"):
-            module = wrap(module, lora)
-    return module
+    if section is not None:
+        module.compute_dtype = getattr(torch, section.dtype)
+        if not section.dropout:
+            disable_dropout(module)
+    if lora is None:
+        return module
+    with torch.device("meta"):
+        return wrap(module, lora)
 
 
 def count_parameters(config: PretrainedConfig, lora: LoraSection | None) -> dict[str, int]:

@@ -7,14 +7,15 @@ from typing import Any, cast
 from rmtrain.data.render import Renderer
 from rmtrain.errors import InputError
 from rmtrain.files import staged_folder
-from rmtrain.model.adapter_files import attach_adapter, dtype_in_config
+from rmtrain.model.adapters import attach_adapter, read_config
 from rmtrain.model.digests import seal, verify_files
-from rmtrain.model.export import merge, write_model
+from rmtrain.model.known_digests import digest_of
 from rmtrain.model.quantization import dequantise, in_float32, is_quantised
-from rmtrain.model.reward_model import hub_commit, load_backbone
+from rmtrain.model.reward_model import dtype_of, hub_commit, load_backbone
+from rmtrain.model.saving import merge, write_model
 from rmtrain.model.sidecar import Scoring, read_scoring
 from rmtrain.model.start import Start, fit_to_adapter
-from rmtrain.model.weights import MERGED_BASE, SIDECAR, digest_of, read_adapter, read_object, weight_files
+from rmtrain.model.weights import MERGED_BASE, SIDECAR, read_adapter, read_object, weight_files
 
 
 def merged_start(run: Path) -> Start:
@@ -59,7 +60,7 @@ def _merged(start: Start, commit: str | None, pad_id: int) -> Any:
     folder = cast(Path, start.adapter)
     written = folder / SIDECAR
     scoring = read_scoring(read_object(written), written) if written.exists() else Scoring()
-    options = scoring.options(dtype_in_config(folder, read_adapter(folder)), is_adapter=True)
+    options = scoring.options(dtype_of(read_config(folder, read_adapter(folder))), is_adapter=True)
     model = load_backbone(start.name, commit or start.revision, options, None, seed=0)  # the adapter brings its head
     fit_to_adapter(model.module, start, pad_id)
     plain = dequantise(model.module) if is_quantised(model.module) else model.module

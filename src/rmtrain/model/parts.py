@@ -11,14 +11,13 @@ from safetensors import safe_open
 
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError, RmtrainError, first_line
-from rmtrain.model.adapter_files import config_place
 from rmtrain.model.checkpoint import CheckpointFiles, find_checkpoint
 from rmtrain.model.forward import HEAD
+from rmtrain.model.known_digests import digest_of
 from rmtrain.model.published.layouts import PLAIN
-from rmtrain.model.reward_model import load_config
 from rmtrain.model.sidecar import Scoring
 from rmtrain.model.start import Start, find_start, require_one_label
-from rmtrain.model.weights import cached_folder, digest_of, fingerprint_of, hub_name, local_folder, weight_files
+from rmtrain.model.weights import cached_folder, fetch, fingerprint_of, hub_name, require_files, weight_files
 from rmtrain.recipe.schema import ModelSection
 
 UNKNOWN = "not recorded"
@@ -50,7 +49,7 @@ class TensorFiles:
 
     def find(self, name: str) -> str | None:
         """The name here of a reward model's tensor; a base without a head lacks the prefix of its backbone."""
-        return next((each for each in (name, name.partition(".")[2]) if each in self.places), None)
+        return next((known for known in (name, name.partition(".")[2]) if known in self.places), None)
 
 
 class Trait(NamedTuple):
@@ -161,25 +160,20 @@ def require_alike(parts: Sequence[Part]) -> None:
     """
     first = parts[0]
     for part in parts[1:]:
-        for mine, its in zip(first.traits(), part.traits(), strict=False):
-            if (mine.what, mine.key) != (its.what, its.key):
-                _refuse(first, part, f"they differ in the {mine.what}: {mine.shown}, and {its.shown}")
-        ours, theirs = _shapes(first), _shapes(part)
-        if missing := sorted(ours.keys() ^ theirs.keys()):
+        for trait, other in zip(first.traits(), part.traits(), strict=False):
+            if (trait.what, trait.key) != (other.what, other.key):
+                _refuse(first, part, f"they differ in the {trait.what}: {trait.shown}, and {other.shown}")
+        shapes, others = _shapes(first), _shapes(part)
+        if missing := sorted(shapes.keys() ^ others.keys()):
             _refuse(first, part, f"only one of them has the weights {', '.join(missing[:3])}")
-        if other := next((name for name in ours if ours[name] != theirs[name]), None):
-            _refuse(first, part, f"they differ in {other}: {_told(ours[other])}, and {_told(theirs[other])}")
+        if name := next((name for name in shapes if shapes[name] != others[name]), None):
+            _refuse(first, part, f"they differ in {name}: {_in_words(shapes[name])}, and {_in_words(others[name])}")
 
 
 def scale_of(adapter: dict[str, Any]) -> float:
     """What the product of a LoRA layer's two factors is multiplied by, from PEFT's config."""
     rank = adapter["r"]
     return float(adapter["lora_alpha"] / (rank**0.5 if adapter.get("use_rslora") else rank))
-
-
-def config_of(part: Part) -> Any:
-    """The config of the model, or of an adapter's base."""
-    return load_config(*config_place(part.files.folder, part.files.adapter))
 
 
 def base_tensors(part: Part) -> TensorFiles:
@@ -190,8 +184,7 @@ def base_tensors(part: Part) -> TensorFiles:
     """
     if part.base is None:
         raise CheckpointError(f"{part.where} does not record its base model", "average without --extrapolate")
-    name, revision = part.base
-    return TensorFiles(local_folder(name if Path(name).is_dir() or not revision else f"{name}@{revision}"))
+    return TensorFiles(require_files(fetch(*part.base)))
 
 
 def _refuse(first: Part, other: Part, why: str) -> None:
@@ -226,11 +219,11 @@ def _head_start(part: Part) -> tuple[object, str]:
 
 def _shapes(part: Part) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape by name; an adapter's factors without their rank, in which adapters may differ."""
-    found = {}
+    shapes = {}
     for name, (dtype, shape) in part.tensors.kinds.items():
         side = is_factor(name)
-        found[name] = (dtype, shape if side is None else tuple(n for axis, n in enumerate(shape) if axis != side))
-    return found
+        shapes[name] = (dtype, shape if side is None else tuple(n for axis, n in enumerate(shape) if axis != side))
+    return shapes
 
 
 def is_factor(name: str) -> int | None:
@@ -239,5 +232,5 @@ def is_factor(name: str) -> int | None:
     return next((axis for mark, axis in marks.items() if mark in name.split(".")), None)
 
 
-def _told(kind: tuple[str, tuple[int, ...]]) -> str:
+def _in_words(kind: tuple[str, tuple[int, ...]]) -> str:
     return f"{kind[0]} {list(kind[1])}"

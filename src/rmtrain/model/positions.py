@@ -1,12 +1,13 @@
 """How many tokens a model takes: the rows of its table of positions, or the window of its rotary embeddings."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig
 
 from rmtrain.errors import InputError
+from rmtrain.model.config_check import model_without_weights
 
 _OFFSET = 2  # the most rows that a table has before its first position (OPT, BioGPT)
 
@@ -32,18 +33,23 @@ def max_positions(module: Any) -> int | None:
     return position_table(module) or (int(stated) if stated else None)
 
 
+def _rotations(text: Any) -> list[Mapping[str, Any]]:
+    """The parameters of a model's rotary embeddings: one set for all layers, or one for each type of layer."""
+    parameters = getattr(text, "rope_parameters", None) or {}
+    by_layer = [value for value in parameters.values() if isinstance(value, Mapping)]
+    return by_layer or ([parameters] if parameters else [])
+
+
 def rotary_window(config: PretrainedConfig) -> int | None:
     """The context length of a model, scaled as its rotary embeddings are; None if its config does not state it."""
     text = config.get_text_config()
-    window = getattr(text, "max_position_embeddings", None)
-    parameters: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
-    if not window or not parameters:
+    window, rotations = getattr(text, "max_position_embeddings", None), _rotations(text)
+    if not window or not rotations:
         return None
-    kinds = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
     scaled = [
-        (each.get("factor") or 1.0) * (each.get("original_max_position_embeddings") or window)
-        for each in kinds
-        if each.get("rope_type", "default") != "default"
+        (rotation.get("factor") or 1.0) * (rotation.get("original_max_position_embeddings") or window)
+        for rotation in rotations
+        if rotation.get("rope_type", "default") != "default"
     ]
     return int(max([window, *scaled]))
 
@@ -54,8 +60,7 @@ def check_positions(config: PretrainedConfig, model_class: type, max_length: int
     Raises:
         InputError: says how many positions there are.
     """
-    with torch.device("meta"):
-        table = position_table(model_class(config))
+    table = position_table(model_without_weights(model_class, config))
     if table is not None and max_length > table:
         raise InputError(
             f"data.max_length: {max_length} tokens, and the model has {table} positions", f"set it to at most {table}"
@@ -64,3 +69,34 @@ def check_positions(config: PretrainedConfig, model_class: type, max_length: int
     if window is None or longest <= window:
         return []
     return [f"a row has {longest:,} tokens, and the model was made for {window:,}: rewards beyond may be poor"]
+
+
+def fixed_rotation(config: PretrainedConfig) -> int | None:
+    """Tokens of a row up to which its rotary frequencies are its own, whatever lies beside it; None is any number.
+
+    Beyond, the frequencies of dynamic NTK and LongRoPE follow the longest row of a batch.
+    """
+    text = config.get_text_config()
+    limits: list[Any] = []
+    for rotation in _rotations(text):
+        kind = str(rotation.get("rope_type"))
+        if "dynamic" in kind:
+            limits.append(text.max_position_embeddings)
+        elif kind == "longrope":
+            limits.append(rotation.get("original_max_position_embeddings") or text.max_position_embeddings)
+    return int(min(limits)) if limits else None
+
+
+def require_fixed_rotation(config: PretrainedConfig, longest: int) -> None:
+    """Refuse rows longer than `fixed_rotation`: transformers would turn all rows of their batch by other frequencies.
+
+    Raises:
+        InputError: says up to which length rows can be scored.
+    """
+    limit = fixed_rotation(config)
+    if limit is not None and longest > limit:
+        raise InputError(
+            f"a row has {longest} tokens, and beyond {limit} the rotary frequencies of this model follow the longest "
+            "row of a batch: rewards would depend on what is scored together",
+            f"set data.max_length to at most {limit}",
+        )

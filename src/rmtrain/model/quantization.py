@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from rmtrain.model.forward import HEAD
+from rmtrain.model.forward import HEAD, unwrapped
 
 
 def quantization_config(kind: str, dtype: torch.dtype) -> Any:
@@ -24,8 +24,7 @@ def quantization_config(kind: str, dtype: torch.dtype) -> Any:
 
 def is_quantised(module: Any) -> bool:
     """Whether a model, or the base of a PEFT model, was loaded quantised."""
-    base = module.get_base_model() if hasattr(module, "get_base_model") else module
-    return bool(getattr(base, "is_quantized", False))
+    return bool(getattr(unwrapped(module), "is_quantized", False))
 
 
 def dequantise(module: Any) -> Any:
@@ -42,7 +41,7 @@ def dequantise(module: Any) -> Any:
 
 def in_float32(module: Any) -> None:
     """Convert all unquantised weights to float32, and compute in float32 everywhere, in quantised layers too."""
-    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    base = unwrapped(module)
     base.compute_dtype = torch.float32
     for parameter in module.parameters():
         if parameter.is_floating_point():

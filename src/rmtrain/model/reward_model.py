@@ -23,7 +23,7 @@ from rmtrain.model import attention
 from rmtrain.model.batch import Packing, pack
 from rmtrain.model.config_check import require_bounded
 from rmtrain.model.devices import is_out_of_memory
-from rmtrain.model.forward import HEAD, RewardForward
+from rmtrain.model.forward import HEAD, RewardForward, with_mixin
 from rmtrain.model.quantization import quantization_config
 from rmtrain.model.weights import ADAPTER
 
@@ -41,8 +41,7 @@ def reward_model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
             f"transformers has no sequence-classification head for the architecture {config.model_type!r}",
             "choose another model",
         )
-    base = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    return type(base.__name__, (RewardForward, base), {"__module__": base.__module__})
+    return with_mixin(RewardForward, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -104,12 +103,18 @@ def load_config(name: str, revision: str | None) -> PretrainedConfig:
     return config
 
 
+def dtype_of(config: PretrainedConfig) -> str:
+    """The dtype in a config; float32 unless it is bfloat16 or float16."""
+    dtype = str(config.dtype).removeprefix("torch.")
+    return dtype if dtype in ("bfloat16", "float16") else "float32"
+
+
 def _refuse_what_is_not_run(config: PretrainedConfig, name: str) -> None:
     """Refuse a config that asks for quantised weights, or for another attention than torch's own."""
     adapter = (Path(name) / ADAPTER).exists()  # beside older adapters lies the config of their base as it was loaded
     for part in () if adapter else (config, config.get_text_config()):
-        if found := getattr(part, "quantization_config", None):
-            method = found.get("quant_method") if isinstance(found, dict) else found
+        if quantised := getattr(part, "quantization_config", None):
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
             raise InputError(
                 f"{name}: its config says that its weights are quantised ({method!r}), which can't be used here",
                 "take the model as it was before quantisation; model.quantization: nf4 or int8 quantises it on loading",
@@ -160,10 +165,10 @@ def load_backbone(
     model_class = reward_model_class(config)
     packing, notes = choose_packing(model_class, config, options.packing)
     module, info = load_module(model_class, name, revision, config, options, packing, trainable, on_meta=on_meta)
-    for key, found, expected in sorted(info["mismatched_keys"]):
-        labels = f": its score head has {found[0]} labels, a reward model has one" if key == f"{HEAD}.weight" else ""
+    for key, shape, expected in sorted(info["mismatched_keys"]):
+        labels = f": its score head has {shape[0]} labels, a reward model has one" if key == f"{HEAD}.weight" else ""
         raise CheckpointError(
-            f"{name}: {key} has the shape {tuple(found)}, not {tuple(expected)}{labels}", "choose another checkpoint"
+            f"{name}: {key} has the shape {tuple(shape)}, not {tuple(expected)}{labels}", "choose another checkpoint"
         )
     if not isinstance(getattr(module, HEAD, None), nn.Linear):
         raise InputError(

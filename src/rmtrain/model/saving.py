@@ -1,18 +1,22 @@
-"""Reward models written in the hub's layout, and read back before anything relies on them."""
+"""Reward models written in the hub's layout, adapters merged or not, and read back before anything relies on them."""
 
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from rmtrain.data.render import Renderer
-from rmtrain.errors import CheckpointError
+from rmtrain.errors import CheckpointError, InputError
 from rmtrain.files import staged_folder, write_json
 from rmtrain.model.digests import seal
 from rmtrain.model.forward import HEAD
 from rmtrain.model.portable import make_portable
-from rmtrain.model.reward_model import NO_HEAD
+from rmtrain.model.reward_model import NO_HEAD, RewardModel
 from rmtrain.model.sidecar import Scoring
 from rmtrain.model.weights import ADAPTER, MANIFEST, SIDECAR, read_object, read_tensors
 
@@ -50,25 +54,70 @@ def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:
 
 
 def _copy_model(checkpoint: Path, staging: Path, dtype: str) -> None:
-    import torch
-    from safetensors.torch import load_file, save_file
-
     adapter = (checkpoint / ADAPTER).exists()
-    kept = [p for p in checkpoint.iterdir() if p.suffix in (".json", ".jinja", ".model", ".txt", ".safetensors")]
-    left = ("trainer_state.json", MANIFEST, *(["config.json"] if adapter else []))  # older versions wrote it
-    for path in kept:
-        if path.name in left:
+    left_out = ("trainer_state.json", MANIFEST, *(["config.json"] if adapter else []))  # older versions wrote it
+    for path in checkpoint.iterdir():
+        if path.name in left_out or path.suffix not in (".json", ".jinja", ".model", ".txt", ".safetensors"):
             continue
         if path.suffix != ".safetensors" or adapter or dtype == "float32":
             shutil.copy(path, staging)
             continue
-        tensors = load_file(path)
-        kept_as_is = [n for n, t in tensors.items() if n.startswith(f"{HEAD}.") or not t.is_floating_point()]
-        stored = {n: t if n in kept_as_is else t.to(getattr(torch, dtype)) for n, t in tensors.items()}
+        stored = load_file(path)
+        for name, tensor in stored.items():
+            if tensor.is_floating_point() and not name.startswith(f"{HEAD}."):
+                stored[name] = tensor.to(getattr(torch, dtype))
         save_file(stored, staging / path.name, metadata={"format": "pt"})
     if not adapter:
         config = read_object(staging / "config.json")
         write_json(staging / "config.json", {**config, "dtype": dtype})
+
+
+def merge(model: RewardModel) -> RewardModel:
+    """Add a model's adapters to its weights, in place; it must be float32 and not quantised.
+
+    Raises:
+        CheckpointError: the sum is not finite, or the base can't store it.
+    """
+    if not hasattr(model.module, "merge_and_unload"):
+        return model
+    try:
+        return replace(model, module=model.module.merge_and_unload(safe_merge=True))
+    except (ValueError, RuntimeError) as error:
+        if "merge" not in str(error) and isinstance(error, RuntimeError):  # memory, say
+            raise
+        raise CheckpointError(
+            f"the adapters can't be merged: {error}", "use the adapter as it is, without export"
+        ) from error
+
+
+def stored_bytes(module: Any, dtype: str) -> int:
+    """Bytes that a model's weight files take in a dtype."""
+    size = getattr(torch, dtype).itemsize
+    return sum(p.numel() * (4 if name.startswith(f"{HEAD}.") else size) for name, p in module.named_parameters())
+
+
+def write_model(module: Any, renderer: Renderer, scoring: Scoring, record: Mapping[str, object], folder: Path) -> None:
+    """Write a whole model into a folder, with config, tokenizer and contract; the module is left in the stored dtype.
+
+    Args:
+        module: whole, not quantised.
+        scoring: how it is scored; the backbone is stored in its dtype, and the score head stays float32.
+        folder: exists, and is empty.
+
+    Raises:
+        InputError: a score head with a bias, for which the plain class has no place.
+        CheckpointError: what was written is not finite, as where a weight is too large for float16.
+    """
+    if getattr(module, HEAD).bias is not None:
+        raise InputError("the score head has a bias, which transformers' class leaves out", "it can't be exported")
+    dtype = getattr(torch, str(scoring.dtype))
+    for name, parameter in module.named_parameters():
+        if not name.startswith(f"{HEAD}."):
+            parameter.data = parameter.data.to(dtype)
+    module.save_pretrained(folder, max_shard_size="5GB")  # as the hub's own library cuts them
+    module.config.dtype = dtype
+    write_companions(module.config, renderer, folder, scoring, record)
+    check_weights(folder)
 
 
 def saved_shapes(module: Any) -> dict[str, tuple[int, ...]]:
@@ -101,11 +150,11 @@ def check_weights(folder: Path, expected: Mapping[str, tuple[int, ...]] | None =
         _require_all(folder, names, expected)
 
 
-def _require_all(folder: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    if wrong := [name for name, shape in expected.items() if found.get(name, shape) != shape]:
-        raise CheckpointError(f"{folder}: {wrong[0]} is {found[wrong[0]]} there, and {expected[wrong[0]]} in training")
-    missing, surplus = sorted(expected.keys() - found.keys()), found.keys() - expected.keys()
+def _require_all(folder: Path, saved: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    if wrong := [name for name, shape in expected.items() if saved.get(name, shape) != shape]:
+        raise CheckpointError(f"{folder}: {wrong[0]} is {saved[wrong[0]]} there, and {expected[wrong[0]]} in training")
+    missing, surplus = sorted(expected.keys() - saved.keys()), saved.keys() - expected.keys()
     # transformers stores some architectures cut or joined otherwise, under other names: as many numbers in all
     lost = sum(math.prod(expected[name]) for name in missing)
-    if missing and lost != sum(math.prod(found[name]) for name in surplus):
+    if missing and lost != sum(math.prod(saved[name]) for name in surplus):
         raise CheckpointError(f"{folder}: {', '.join(missing[:5])} is missing in its safetensors files")

@@ -68,15 +68,15 @@ def read_scoring(sidecar: dict[str, Any], path: Path) -> Scoring:
         recipe = sidecar.get("recipe")
         block = {**_of_recipe(recipe if isinstance(recipe, dict) else {}), "contract": sidecar.get("contract")}
     elif not isinstance(block, dict) or block.get("format") != FORMAT:
-        found = block.get("format") if isinstance(block, dict) else block
+        written = block.get("format") if isinstance(block, dict) else block
         raise CheckpointError(
-            f"{path}: its scoring block has the format {found!r}, and this version of rmtrain reads format {FORMAT}",
+            f"{path}: its scoring block has the format {written!r}, and this version of rmtrain reads format {FORMAT}",
             "update rmtrain, or use another checkpoint if the file is damaged",
         )
     try:
         scoring = Scoring(**block)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()[:5])
+        wrong = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5])
         raise CheckpointError(
             f"{path}: can't be used for scoring ({wrong})", "the file is damaged; use another checkpoint"
         ) from error
@@ -85,8 +85,13 @@ def read_scoring(sidecar: dict[str, Any], path: Path) -> Scoring:
     return scoring
 
 
+def record_in(sidecar: dict[str, Any]) -> dict[str, Any]:
+    """What a `rmtrain.json` holds besides how the model is scored: how it was made."""
+    return {key: value for key, value in sidecar.items() if key not in ("format", "contract", "scoring")}
+
+
 def _of_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     """The block's values as a recipe has them, whatever else it holds."""
     sections = {name: values for name in _PLACES if isinstance(values := recipe.get(name), dict)}
-    found = {key: values[key] for name, values in sections.items() for key in _PLACES[name] if key in values}
-    return {**found, "over_length": evaluation_rule(found.get("over_length", "truncate_prompt"))}
+    known = {key: values[key] for name, values in sections.items() for key in _PLACES[name] if key in values}
+    return {**known, "over_length": evaluation_rule(known.get("over_length", "truncate_prompt"))}

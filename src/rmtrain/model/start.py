@@ -14,23 +14,22 @@ from rmtrain.data.render import Renderer
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.files import require_regular
-from rmtrain.model.adapter_files import attach_adapter
-from rmtrain.model.adapters import adapter_config, add_lora, make_room
+from rmtrain.model.adapters import adapter_config, add_lora, attach_adapter, make_room
 from rmtrain.model.digests import verify_files
 from rmtrain.model.dropout import disable_dropout
-from rmtrain.model.export import merge, stored_bytes
 from rmtrain.model.forward import HEAD
 from rmtrain.model.language_head import load_language_head
 from rmtrain.model.memory import meta_model
 from rmtrain.model.published.layouts import ENCODER_TYPES
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, load_backbone, load_config, set_pad
-from rmtrain.model.saving import saved_shapes
+from rmtrain.model.saving import merge, saved_shapes, stored_bytes
 from rmtrain.model.weights import (
     ADAPTER,
     MERGED_BASE,
-    download,
+    fetch,
     read_adapter,
     read_object,
+    read_shapes,
     read_tensors,
     require_files,
     weight_files,
@@ -79,10 +78,10 @@ def _fetch_adapter(name: str, revision: str | None) -> Path | None:
     if why_absent(name, revision):  # loading the config will say why
         return None
     try:
-        found = find_adapter_config_file(name, revision=revision)
+        config = find_adapter_config_file(name, revision=revision)
     except OSError:
         return None
-    return download(name, Path(found).parent.name) if found else None  # .../snapshots/<commit>/adapter_config.json
+    return fetch(name, Path(config).parent.name) if config else None  # .../snapshots/<commit>/adapter_config.json
 
 
 def base_name(section: ModelSection) -> str:
@@ -173,7 +172,7 @@ def build_model(
 def fit_to_adapter(module: Any, start: Start, pad_id: int) -> None:
     """Resize a base's embeddings to those of the adapter that will be put on it, and set its pad id."""
     if start.adapter is not None:
-        make_room(module, {name: tuple(tensor.shape) for _, name, tensor in read_tensors(start.adapter)}, 1)
+        make_room(module, read_shapes(start.adapter), labels=1)
         set_pad(module.config, pad_id, start.name)
 
 
@@ -185,20 +184,24 @@ def shape_differences(recipe: Recipe, start: Start) -> list[str]:
     folder, lora = start.adapter, recipe.lora
     if folder is None or lora is None:
         return []
-    values, wanted = read_object(folder / ADAPTER), adapter_config(lora)
-    keys = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
-    pairs = {f"lora.{ours}": (values.get(key) or False, getattr(wanted, key)) for key, ours in keys.items()}
-    found = [f"{key}: {mine} in the recipe, {its} in the adapter" for key, (its, mine) in pairs.items() if its != mine]
+    adapter, wanted = read_object(folder / ADAPTER), adapter_config(lora)
+    differences = []
+    for key, setting in {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}.items():
+        stated, ours = adapter.get(key) or False, getattr(wanted, key)
+        if stated != ours:
+            differences.append(f"lora.{setting}: {ours} in the recipe, {stated} in the adapter")
     expected = saved_shapes(meta_model(load_config(start.name, start.revision), lora))
-    shapes = {name: tuple(tensor.shape) for _, name, tensor in read_tensors(folder)}
-    ours, its = (
-        {name.partition(".lora_")[0] for name in tensors if ".lora_" in name} for tensors in (expected, shapes)
+    layers, stored = (
+        {name.partition(".lora_")[0] for name in tensors if ".lora_" in name}
+        for tensors in (expected, read_shapes(folder))
     )
-    if ours != its:
-        found.append(f"lora.targets: {len(ours)} layers in the recipe, {len(its)} in the adapter")
-        if only := sorted({name.rpartition(".")[2] for name in ours ^ its}):
-            found[-1] += f", which differ in {', '.join(only)}"
-    return found
+    if layers != stored:
+        kinds = sorted({name.rpartition(".")[2] for name in layers ^ stored})
+        differences.append(
+            f"lora.targets: {len(layers)} layers in the recipe, {len(stored)} in the adapter, which differ in "
+            f"{', '.join(kinds)}"
+        )
+    return differences
 
 
 def merging_note(recipe: Recipe, start: Start, config: PretrainedConfig, place: str) -> list[str]:

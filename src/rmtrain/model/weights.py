@@ -1,6 +1,5 @@
 """Files of a checkpoint: reading tensors by name, its fingerprint, and downloads from the hub."""
 
-import functools
 import hashlib
 import json
 import os
@@ -12,9 +11,9 @@ from typing import Any
 
 from rmtrain.data.hub import why_absent
 from rmtrain.errors import CheckpointError, first_line
-from rmtrain.files import read_text, require_regular, sha256_file
+from rmtrain.files import read_text, require_regular
 from rmtrain.json_values import read_json
-from rmtrain.model.known_digests import FileState, keep_digest, known_digest
+from rmtrain.model.known_digests import digest_of
 from rmtrain.runs import MANIFEST as RUN_MANIFEST
 
 SIDECAR = "rmtrain.json"
@@ -73,6 +72,11 @@ def read_tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True
                 yield file, str(name), tensor
 
 
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a folder's weight files, by name; raises as `read_tensors`."""
+    return {name: tuple(tensor.shape) for _, name, tensor in read_tensors(folder)}
+
+
 def fingerprint_of(*folders: Path) -> str:
     """Digest of the weights and configs in folders; files of 1 GiB and more count by size and time only.
 
@@ -124,20 +128,6 @@ def require_files(folder: Path) -> Path:
     return folder
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file. A large file is read again only if its size or times change, a small one once a process."""
-    return _sha256(path, FileState.of(path))
-
-
-@functools.cache
-def _sha256(path: Path, state: FileState) -> str:
-    known = known_digest(path, state)
-    if known is None:
-        known = sha256_file(path)
-        keep_digest(path, state, known)
-    return known
-
-
 def fingerprint_read(weights: str, *reading: Any) -> str:
     """Digest of a weights' digest and of everything else that the rewards depend on."""
     return hashlib.sha256(" ".join([weights, *map(str, reading)]).encode()).hexdigest()
@@ -161,8 +151,8 @@ def stated_license(name: str, commit: str | None) -> dict[str, str]:
         stated = ModelCard(read_text(card), ignore_metadata_errors=True).data
     except Exception:  # no card, no network, bad YAML: each library has its own errors
         return {}
-    found = {key: stated.get(key) for key in ("license", "license_name", "license_link")}
-    return {key: value for key, value in found.items() if isinstance(value, str)}
+    keys = ("license", "license_name", "license_link")
+    return {key: value for key in keys if isinstance(value := stated.get(key), str)}
 
 
 def hub_name(where: str) -> tuple[str, str | None]:
@@ -175,11 +165,13 @@ def hub_name(where: str) -> tuple[str, str | None]:
 
 def local_folder(where: str) -> Path:
     """A local folder as it is; a hub id, with or without `@revision`, is downloaded first."""
-    return require_files(Path(where) if Path(where).is_dir() else download(*hub_name(where)))
+    return require_files(fetch(*hub_name(where)))
 
 
-def download(where: str, revision: str | None, weights: bool = True) -> Path:
-    """Download config, tokenizer and weights from the hub; pickles only if there are no safetensors files."""
+def fetch(where: str, revision: str | None, weights: bool = True) -> Path:
+    """A local folder as it is; of a hub id config, tokenizer and weights, pickles only without safetensors files."""
+    if Path(where).is_dir():
+        return Path(where)
     wanted = [*_COMPANIONS, *(["*.safetensors"] if weights else [])]
     folder = _snapshot(where, revision, wanted)
     if weights and not any(path.name.startswith(_SAFE) for path in folder.glob("*.safetensors")):

@@ -15,10 +15,10 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import RunFailedError
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens, plan_batches
 from rmtrain.model.devices import gather_values, is_out_of_memory, process_state
+from rmtrain.model.positions import require_fixed_rotation
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.model.rotation import require_fixed_rotation
 from rmtrain.scoring.partial import append_partial, read_partial
-from rmtrain.scoring.token_budget import CPU_PASS, halve_budget, token_budget
+from rmtrain.scoring.token_budget import CPU_PASS, TokenLimit
 
 Rewards = tuple[float, ...]  # K float32 values
 Progress = Callable[[int, int], None]  # groups done, and all groups
@@ -69,7 +69,7 @@ def score_groups(
     batches = _batches(groups, done.keys(), model.packing, planned, tokens_per_batch)
     waiting = Counter(piece.group_index for batch in batches for piece in batch)
     largest = max([planned, *(_tokens_of(batch, model.packing) for batch in batches)])
-    limit, notified = _TokenLimit(model, min(tokens_per_batch, largest)), False
+    limit, notified = TokenLimit(model, min(tokens_per_batch, largest)), False
     with _evaluating(model.module):
         for start in range(0, len(batches), processes):
             # a process without a batch repeats the last one, because all processes must gather sharded weights together
@@ -85,9 +85,11 @@ def score_groups(
                 for piece, values in zip(batches[number], rewards, strict=True):
                     done.update(zip([(piece.group_index, k) for k in piece.completions], values, strict=True))
                     waiting[piece.group_index] -= 1
+                    if waiting[piece.group_index] == 0:
+                        del waiting[piece.group_index]
                 places = [[piece.group_index, piece.completions] for piece in batches[number]]
                 append_partial(partial, [[places, rewards]], alone)
-            progress(len(groups) - sum(count > 0 for count in waiting.values()), len(groups))
+            progress(len(groups) - len(waiting), len(groups))
     return [group.spread([done[i, k] for k in range(len(group.suffixes))]) for i, group in enumerate(groups)]
 
 
@@ -157,31 +159,8 @@ def _only(group: TokenizedGroup, completions: Sequence[int]) -> TokenizedGroup:
     return group._replace(suffixes=suffixes, starts=starts, preferences=(), suffix_of=())
 
 
-class _TokenLimit:
-    """Maximum tokens per forward pass: as the user asked, or fewer if memory is short.
-
-    `note` is the line for the user if memory is short, and empty otherwise.
-    """
-
-    def __init__(self, model: RewardModel, asked: int) -> None:
-        self.model, self.note = model, ""
-        # processes with sharded weights must all run the same passes, so each must use the same limit
-        budget = None if model.sharded else token_budget(model)
-        self.tokens = asked if budget is None else min(asked, budget)
-        if self.tokens < asked:
-            self._report(f"the free memory has space for about {self.tokens:,} tokens per forward pass, not {asked:,}")
-
-    def lower(self, tokens: int) -> None:
-        """Lower the limit after so many tokens did not fit."""
-        self.tokens = halve_budget(self.model, tokens)
-        self._report(f"out of memory at {tokens:,} tokens per forward pass: continuing with at most {self.tokens:,}")
-
-    def _report(self, line: str) -> None:
-        self.note = self.note or f"{line}; lower tokens_per_batch to avoid this"
-
-
 def _score_or_error(
-    model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: _TokenLimit
+    model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: TokenLimit
 ) -> list[Rewards] | RunFailedError:
     """Rewards of a planned batch, or the error that ends the command on all processes."""
     try:
@@ -192,9 +171,7 @@ def _score_or_error(
         return error
 
 
-def _score_batch(
-    model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: _TokenLimit
-) -> list[Rewards]:
+def _score_batch(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int, limit: TokenLimit) -> list[Rewards]:
     """Rewards of a batch, which runs in halves if it does not fit into memory."""
     tokens = batch_tokens([GroupSize.of(group) for group in groups], model.packing)
     if model.sharded or tokens <= limit.tokens or (len(groups) == 1 and len(groups[0].suffixes) == 1):
@@ -250,10 +227,10 @@ def _forward(model: RewardModel, groups: Sequence[TokenizedGroup], pad_id: int) 
 def _parse_line(groups: Sequence[TokenizedGroup], line: Any) -> dict[tuple[int, int], float] | None:
     """Rewards by group and completion from a line of a partial file; None if the line does not fit these groups."""
     places, rewards = line
-    found = {
+    scored = {
         (index, k): float(value)
         for (index, completions), values in zip(places, rewards, strict=True)
         for k, value in zip(completions, values, strict=True)
     }
-    known = all(0 <= i < len(groups) and 0 <= k < len(groups[i].suffixes) for i, k in found)
-    return found if known else None
+    known = all(0 <= i < len(groups) and 0 <= k < len(groups[i].suffixes) for i, k in scored)
+    return scored if known else None

@@ -26,17 +26,17 @@ class Combination(NamedTuple):
         Raises:
             InputError: the text is not a combination.
         """
-        found = _FORM.fullmatch(text)
+        match = _FORM.fullmatch(text)
         try:
-            weight = float(found[2]) if found and found[2] else 1.0
+            weight = float(match[2]) if match and match[2] else 1.0
         except ValueError:
-            found = None
-        if found is None or (found[2] and found[1] != "mean-minus-variance") or not 0 <= weight < 1e6:
+            match = None
+        if match is None or (match[2] and match[1] != "mean-minus-variance") or not 0 <= weight < 1e6:
             raise InputError(
                 f"--combine {text}: no such combination",
                 "choose mean, min, or mean-minus-variance, which takes a weight as in mean-minus-variance:0.5",
             )
-        return cls(found[1], weight)
+        return cls(match[1], weight)
 
     def of(self, rewards: Sequence[Sequence[float]]) -> tuple[float, ...]:
         """K combined rewards from M times K rewards; float32 values, like those of every scorer."""

@@ -14,6 +14,7 @@ from rmtrain.data.render import Renderer
 from rmtrain.data.responses import mark_responses
 from rmtrain.data.tokenize import Tokenization, TokenizedGroup
 from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.types import Message
 from rmtrain.errors import InputError
 from rmtrain.model.devices import free_memory, process_state
 from rmtrain.model.language_model import LanguageModelFiles, Reduction, find_language_model
@@ -84,11 +85,11 @@ class PolicyScorer:
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
         """Implicit rewards; see `Scorer`."""
         how = Tokenization(self.renderer, self.info.max_length, OVER_LENGTH)
-        made = tokenize_task(replace(task, counts=False), how)
-        marked = mark_responses(made.groups, made.tokens, how)
-        partial = task.partial(made.fingerprint, self.info.fingerprint)
+        tokenized = tokenize_task(replace(task, counts=False), how)
+        marked = mark_responses(tokenized.groups, tokenized.tokens, how)
+        partial = task.partial(tokenized.fingerprint, self.info.fingerprint)
         rewards = self.rewards(marked, task.tokens_per_batch, partial, task.progress, task.display.note, task.alone)
-        return replace(made, counts=[group.response_lengths for group in marked]).scores(rewards, task)
+        return replace(tokenized, counts=[group.response_lengths for group in marked]).scores(rewards, task)
 
     def _load(self, number: int, notify: Callable[[str], None]) -> RewardModel:
         """One of the models, from memory or from its files."""
@@ -113,16 +114,18 @@ class PolicyScorer:
 
         Each model keeps its finished batches in its own file, whose name starts with `partial`.
         """
-        found: list[list[Rewards]] = []
+        log_probs: list[list[Rewards]] = []
         for number in range(len(self.models)):
             model = self._load(number, notify)
-            own = partial.with_name(f"{partial.name}.{len(found)}") if partial is not None else None
-            pad_id = self.renderer.pad_id
-            found.append(score_groups(model, groups, pad_id, tokens_per_batch, own, progress, notify, alone))
+            own = partial.with_name(f"{partial.name}.{number}") if partial is not None else None
+            rewards = score_groups(model, groups, self.renderer.pad_id, tokens_per_batch, own, progress, notify, alone)
+            log_probs.append(rewards)
             if alone and _has_room(model):  # further groups may follow
                 self._loaded[number] = model
             del model  # before the next is loaded
-        differences = (np.subtract(*k) if len(k) == 2 else np.array(k[0]) for k in zip(*found, strict=True))
+        differences = (
+            np.subtract(*both) if len(both) == 2 else np.array(both[0]) for both in zip(*log_probs, strict=True)
+        )
         return [tuple(values.astype(np.float32).tolist()) for values in differences]
 
 
@@ -137,8 +140,8 @@ def _require_same_tokens(renderer: Renderer, models: Sequence[LanguageModelFiles
     """Refuse a policy and a reference that tokenise sample texts differently."""
     policy, reference = models
     other = load_tokenizer(str(reference.folder), chat_template="raw")
-    chats = [[{"role": "user", "content": text}] for text in _PROBES]
-    for text in [*_PROBES, *renderer.tokenizer.apply_chat_template(chats, tokenize=False)]:
+    chats = [(Message("user", text), Message("assistant", text)) for text in _PROBES]
+    for text in [*_PROBES, *map(renderer.render, chats)]:
         if renderer.tokenizer(text)["input_ids"] != other(text)["input_ids"]:
             raise InputError(
                 f"{policy.name} and its reference {reference.name} turn the same text into different tokens",

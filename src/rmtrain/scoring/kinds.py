@@ -5,14 +5,13 @@ from collections.abc import Callable
 from rmtrain.scoring.calibrated import CalibratedScorer
 from rmtrain.scoring.ensemble import EnsembleScorer
 from rmtrain.scoring.implicit import PolicyScorer
-from rmtrain.scoring.reward_models import EncoderScorer, PairScorer, RewardModelScorer
+from rmtrain.scoring.reward_models import PairScorer, RewardModelScorer
 from rmtrain.scoring.scorer import Scorer, ScorerRequest
 
 # asked in this order; `open` returns None if the request is for another kind
 SCORERS: list[Callable[[ScorerRequest], Scorer | None]] = [
     PolicyScorer.open,
     PairScorer.open,
-    EncoderScorer.open,
     RewardModelScorer.open,
 ]
 

@@ -82,9 +82,8 @@ def read_partial(
     The JSON lines are those that the main process sees; no path, or a missing file, holds no results. `parse` turns a
     line's value into results, and rejects a line by None, ValueError or TypeError.
     """
-    if alone:
-        return _read(path, parse) if path is not None else {}
-    return value_of_main(_read(path, parse) if path is not None and process_state().is_main_process else {})
+    done = _read(path, parse) if path is not None and (alone or process_state().is_main_process) else {}
+    return done if alone else value_of_main(done)
 
 
 def _read(path: Path, parse: Callable[[Any], dict[Key, Value] | None]) -> dict[Key, Value]:

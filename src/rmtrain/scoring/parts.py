@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rmtrain.data.token_notes import TokenNote, merge_notes
+from rmtrain.data.prepare import TokenNote, merge_notes
 from rmtrain.display import Display
 from rmtrain.files import write_atomic, writing
 
@@ -46,7 +46,7 @@ class Parts:
         return self.folder / f"{name}.rows"
 
     def batches(self, name: str) -> Path:
-        """The start of the names of the files that keep a part's finished batches until it is finished."""
+        """The beginning of the paths of the files that keep a part's finished batches until it is finished."""
         return self.folder / f"{name}.batches"
 
     def tally(self, name: str) -> Tally | None:

@@ -16,7 +16,7 @@ from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScorerRequest, Scorin
 from rmtrain.scoring.tokens import tokenize_task
 
 
-def describe(checkpoint: Checkpoint, gives_rewards: bool = True) -> ScorerInfo:
+def _describe(checkpoint: Checkpoint) -> ScorerInfo:
     """What results record of a reward model."""
     return ScorerInfo(
         checkpoint.where,
@@ -28,14 +28,14 @@ def describe(checkpoint: Checkpoint, gives_rewards: bool = True) -> ScorerInfo:
         rendering=checkpoint.renderer.contract(),
         details={"published": checkpoint.published} if checkpoint.published else {},
         notes=checkpoint.notes,
-        gives_rewards=gives_rewards,
+        gives_rewards=checkpoint.layout is not PAIR_RM,
         renderer=checkpoint.renderer,
     )
 
 
 @dataclass(frozen=True)
 class RewardModelScorer:
-    """A decoder with a score head; the reward is read at the last token."""
+    """A decoder with a score head, whose reward is read at the last token, or an encoder with a classification head."""
 
     info: ScorerInfo
     checkpoint: Checkpoint
@@ -44,34 +44,15 @@ class RewardModelScorer:
     def open(cls, request: ScorerRequest) -> "RewardModelScorer | None":
         """Open any checkpoint that no other kind claims; raises as `CheckpointFiles.load`."""
         checkpoint = request.load()
-        return cls(describe(checkpoint), checkpoint)
+        return cls(_describe(checkpoint), checkpoint)
 
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
         """Rewards; see `Scorer`."""
-        made = tokenize_task(task, self.checkpoint.tokenization)
-        return made.scores(_rewards(self.checkpoint, made.tokens, made.fingerprint, task), task)
-
-
-@dataclass(frozen=True)
-class EncoderScorer:
-    """An encoder with a classification head that reads question and answer as a pair of texts."""
-
-    info: ScorerInfo
-    checkpoint: Checkpoint
-
-    @classmethod
-    def open(cls, request: ScorerRequest) -> "EncoderScorer | None":
-        """Open an encoder; raises as `CheckpointFiles.load`."""
-        if request.files.layout is not ENCODER:
-            return None
-        checkpoint = request.load()
-        return cls(describe(checkpoint), checkpoint)
-
-    def score(self, task: ScoringTask) -> list[GroupScore | None]:
-        """Rewards; see `Scorer`."""
-        made = tokenize_task(task, self.checkpoint.tokenization)
-        marked = mark_answers(made.groups, made.tokens, self.checkpoint.tokenization)
-        return made.scores(_rewards(self.checkpoint, marked, made.fingerprint, task), task)
+        tokenized = tokenize_task(task, self.checkpoint.tokenization)
+        tokens = tokenized.tokens
+        if self.checkpoint.layout is ENCODER:
+            tokens = mark_answers(tokenized.groups, tokens, self.checkpoint.tokenization)
+        return tokenized.scores(_rewards(self.checkpoint, tokens, tokenized.fingerprint, task), task)
 
 
 @dataclass(frozen=True)
@@ -89,20 +70,20 @@ class PairScorer:
         if request.options.max_length is not None:
             raise InputError(f"{request.where} is PairRM, whose maximum lengths are fixed", "leave out --max-length")
         checkpoint = request.load()
-        return cls(describe(checkpoint, gives_rewards=False), checkpoint)
+        return cls(_describe(checkpoint), checkpoint)
 
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
         """Margins; see `Scorer`."""
-        made = [cast(PairRenderer, self.checkpoint.renderer).tokenize_pairs(group) for group in task.groups]
-        asked = [tokens for tokens, _ in made if tokens.suffixes]
+        tokenized = [cast(PairRenderer, self.checkpoint.renderer).tokenize_pairs(group) for group in task.groups]
+        asked = [tokens for tokens, _ in tokenized if tokens.suffixes]
         what = repr([self.info.rendering, task.groups]).encode("utf-8", "surrogatepass")
         answers = iter(_rewards(self.checkpoint, asked, hashlib.sha256(what).hexdigest(), task))
         scores: list[GroupScore | None] = []
-        for tokens, lengths in made:
+        for tokens, lengths in tokenized:
             logits = next(answers) if tokens.suffixes else ()
-            margins = tuple((one - other) / 2 for one, other in zip(logits[::2], logits[1::2], strict=True))
+            margins = tuple((first - second) / 2 for first, second in zip(logits[::2], logits[1::2], strict=True))
             places = tokens.suffix_of
-            identical = sum(one == other for one, other in zip(places[::2], places[1::2], strict=True))
+            identical = sum(first == second for first, second in zip(places[::2], places[1::2], strict=True))
             scores.append(GroupScore((), tuple(lengths), tokens.truncated, identical, margins))
         return scores
 

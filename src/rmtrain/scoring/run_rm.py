@@ -26,7 +26,7 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.data.types import Conversation, PreferenceGroup
 from rmtrain.model.checkpoint import Checkpoint
 from rmtrain.model.devices import gather_values, process_state
-from rmtrain.model.forward import HEAD
+from rmtrain.model.forward import HEAD, unwrapped
 from rmtrain.model.published.layouts import LAYOUTS, PLAIN
 from rmtrain.model.published.prompts import with_prompt
 from rmtrain.model.quantization import is_quantised
@@ -99,7 +99,7 @@ class RunnerScorer:
         self._groups, self._tokenized, self._renderer = groups, tokenized, checkpoint.renderer
         module = checkpoint.model.module
         self._name = f"{checkpoint.fingerprint} {module.dtype} {is_quantised(module)}"
-        self._model = getattr(module, "get_base_model", lambda: module)()
+        self._model = unwrapped(module)
         if self._model is module:  # the runner has no autocast, but float32 adapters on a half-precision base need it
             module.compute_dtype = torch.float32
         self._head = getattr(self._model, HEAD)
@@ -151,7 +151,7 @@ class RunnerScorer:
         if self.prompt is not None and renderer.append_eos and _is_llamas(tokenizer):
             tokenizer.add_eos_token = True  # as the runner does with FastChat prompts; only Llama's tokenizer uses it
         texts = [[renderer.render(_in_turn(conversation)) for conversation in conversations] for conversations in whole]
-        return [tokenizer(of_one, truncation=True, max_length=MAX_LENGTH)["input_ids"] for of_one in texts]
+        return [tokenizer(of_group, truncation=True, max_length=MAX_LENGTH)["input_ids"] for of_group in texts]
 
     def doubled(self, ids: Sequence[int]) -> bool:
         """Whether a sequence starts with two BOS."""
@@ -176,10 +176,10 @@ class RunnerScorer:
             masks = settings.mask_bos and any(self.doubled(ids) for group in sequences for ids in group)
             return sequences, masks, settings.batches
 
-        found: list[list[Rewards]] = []
+        rewards: list[list[Rewards]] = []
         for (sequences, *_), shared in groupby(steps, key=pass_of):
-            found += self._run(sequences, list(shared), partial, progress)
-        return found
+            rewards += self._run(sequences, list(shared), partial, progress)
+        return rewards
 
     def _run(
         self, sequences: Sequences, variants: list[RunnerSettings], partial: Path | None, progress: Progress
@@ -189,22 +189,22 @@ class RunnerScorer:
         batches = [range(start, min(start + size, len(sequences))) for start in range(0, len(sequences), size)]
         digest = hashlib.sha256(repr((self._name, self.pads, variants, sequences)).encode()).hexdigest()[:16]
         path = partial.with_name(f"{partial.name}-{digest}.partial") if partial is not None else None
-        found = read_partial(path, _parse_line)  # by batch: by row, by variant
-        todo = [index for index in range(len(batches)) if index not in found]
+        scored = read_partial(path, _parse_line)  # by batch: by row, by variant
+        todo = [index for index in range(len(batches)) if index not in scored]
         for start in range(0, len(todo), state.num_processes):
             index = todo[min(start + state.process_index, len(todo) - 1)]
             columns = zip(*(sequences[row] for row in batches[index]), strict=True)  # chosen and rejected separately
             scores = [self._forward(list(column), variants) for column in columns]  # by completion, variant, row
             by_row = [
-                [tuple(of_one[variant][row] for of_one in scores) for variant in range(len(variants))]
+                [tuple(of_completion[variant][row] for of_completion in scores) for variant in range(len(variants))]
                 for row in range(len(batches[index]))
             ]
             new = dict(gather_values([(index, by_row)]))
-            found.update(new)
+            scored.update(new)
             append_partial(path, [[place, rows] for place, rows in sorted(new.items())])
-            progress(len(found), len(batches))
+            progress(len(scored), len(batches))
         return [
-            [rewards[variant] for index in range(len(batches)) for rewards in found[index]]
+            [rewards[variant] for index in range(len(batches)) for rewards in scored[index]]
             for variant in range(len(variants))
         ]
 
@@ -221,9 +221,9 @@ class RunnerScorer:
         rewards = []
         for settings, last in zip(variants, ends, strict=True):
             # on every token, as in the runner: a product of another shape may round differently
-            of_all = self._half_head(states.to(self._model.dtype)) if settings.half_head else self._head(states.float())
+            on_all = self._half_head(states.to(self._model.dtype)) if settings.half_head else self._head(states.float())
             places = (torch.arange(len(ids)) * ids.shape[1] + last).to(device)
-            rewards.append(of_all.float().squeeze(-1).index_select(0, places).tolist())
+            rewards.append(on_all.float().squeeze(-1).index_select(0, places).tolist())
         return rewards
 
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -204,19 +204,19 @@ class ScorerRequest:
 
         `backbone` (dtype, quantisation, attention and packing) overrides the options and the checkpoint.
         """
-        from dataclasses import replace
-
         from rmtrain.model.devices import process_state
         from rmtrain.model.weights import fingerprint_read
 
         options, dtype = self.options, None if backbone else self.options.dtype
-        found = self.files.load(backbone, dtype, self.device or process_state().device)
+        checkpoint = self.files.load(backbone, dtype, self.device or process_state().device)
         length = options.max_length
-        if length is not None and found.max_positions and length > found.max_positions:
+        if length is not None and checkpoint.max_positions and length > checkpoint.max_positions:
             raise InputError(
-                f"--max-length {length}: {self.where} has {found.max_positions} positions", "ask for no more"
+                f"--max-length {length}: {self.where} has {checkpoint.max_positions} positions", "ask for no more"
             )
-        fingerprint = found.fingerprint
+        fingerprint = checkpoint.fingerprint
         if length is not None or options.dtype is not None:
             fingerprint = fingerprint_read(fingerprint, length, options.dtype)
-        return replace(found, where=self.where, max_length=length or found.max_length, fingerprint=fingerprint)
+        return replace(
+            checkpoint, where=self.where, max_length=length or checkpoint.max_length, fingerprint=fingerprint
+        )

@@ -14,21 +14,30 @@ _LEAST = 256  # tokens: with fewer, the first pass runs out of memory anyway and
 _budgets: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # for each module, the tokens of a pass that fit
 
 
-def token_budget(model: RewardModel) -> int | None:
-    """The tokens of a forward pass that fit into this device's memory; None if the model's config does not state its
-    width."""
-    if model.module not in _budgets:
-        width = bytes_per_token(model.module)
-        if width is None:
-            return None
-        _budgets[model.module] = max(_LEAST, int(_SHARE * free_memory(model.device) / width))
-    return _budgets[model.module]
+class TokenLimit:
+    """Maximum tokens per forward pass: as many as the user asked for, or fewer if memory is short.
 
+    `note` is the line for the user if memory is short, and empty otherwise. Later limits of the same module begin with
+    what was learnt from earlier ones.
+    """
 
-def halve_budget(model: RewardModel, tokens: int) -> int:
-    """The lower token budget after so many tokens did not fit."""
-    _budgets[model.module] = max(1, tokens // 2)
-    return _budgets[model.module]
+    def __init__(self, model: RewardModel, asked: int) -> None:
+        self._module, self.tokens, self.note = model.module, asked, ""
+        if model.sharded:  # all processes must run the same passes, so each must use the same limit
+            return
+        if self._module not in _budgets and (width := bytes_per_token(self._module)) is not None:
+            _budgets[self._module] = max(_LEAST, int(_SHARE * free_memory(model.device) / width))
+        self.tokens = min(asked, _budgets.get(self._module, asked))
+        if self.tokens < asked:
+            self._report(f"the free memory has space for about {self.tokens:,} tokens per forward pass, not {asked:,}")
+
+    def lower(self, tokens: int) -> None:
+        """Lower the limit after so many tokens did not fit."""
+        self.tokens = _budgets[self._module] = max(1, tokens // 2)
+        self._report(f"out of memory at {tokens:,} tokens per forward pass: continuing with at most {self.tokens:,}")
+
+    def _report(self, line: str) -> None:
+        self.note = self.note or f"{line}; lower tokens_per_batch to avoid this"
 
 
 def bytes_per_token(module: Any) -> int | None:

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rmtrain.data.prepare import require_few_refusals, tokenize_named
+from rmtrain.data.prepare import require_most, token_notes, tokenize_named
 from rmtrain.data.responses import count_responses
 from rmtrain.data.template import TemplateRefusalError
-from rmtrain.data.token_notes import token_notes
 from rmtrain.data.tokenize import Tokenization, TokenizedGroup, tokenize_groups
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import InputError
@@ -30,12 +29,12 @@ class TokenizedTask:
             GroupScore(
                 tuple(values),
                 lengths,
-                made.truncated,
-                sum(made.identical),
-                omitted=made.omitted,
-                tokens=made.spread(made.lengths),
+                tokens.truncated,
+                sum(tokens.identical),
+                omitted=tokens.omitted,
+                tokens=tokens.spread(tokens.lengths),
             )
-            for made, values, lengths in zip(self.tokens, rewards, counts, strict=True)
+            for tokens, values, lengths in zip(self.tokens, rewards, counts, strict=True)
         )
         kept = {group.id for group in self.groups}
         return [next(scores) if group.id in kept else None for group in task.groups]
@@ -44,12 +43,12 @@ class TokenizedTask:
 def _tokenize_alone(task: ScoringTask, how: Tokenization) -> TokenizedTask:
     """Tokenise a task without the token cache and without other processes."""
     refused: dict[str, TemplateRefusalError] = {}
-    made = [*tokenize_groups(task.groups, how, refused)]
+    tokenized = [*tokenize_groups(task.groups, how, refused)]
     if refused and not task.drop_refused:
         first = next(group.id for group in task.groups if group.id in refused)
         raise type(refused[first])(f"{task.place(first)}: {refused[first].message}", refused[first].hint)
     task.refusals.update({name: error.message for name, error in refused.items()})
-    kept = [(group, tokens) for group, tokens in zip(task.groups, made, strict=True) if tokens is not None]
+    kept = [(group, tokens) for group, tokens in zip(task.groups, tokenized, strict=True) if tokens is not None]
     return TokenizedTask([group for group, _ in kept], [tokens for _, tokens in kept], "")
 
 
@@ -59,23 +58,23 @@ def tokenize_task(task: ScoringTask, how: Tokenization) -> TokenizedTask:
     Raises:
         InputError: the chat template refuses a group, or with `drop_refused` more than a fifth of all.
     """
-    made = _tokenize_alone(task, how) if task.alone else _tokenize_together(task, how)
+    tokenized = _tokenize_alone(task, how) if task.alone else _tokenize_together(task, how)
     if not task.counts:
-        return made
-    return replace(made, counts=count_responses(made.groups, made.tokens, how))
+        return tokenized
+    return replace(tokenized, counts=count_responses(tokenized.groups, tokenized.tokens, how))
 
 
 def _tokenize_together(task: ScoringTask, how: Tokenization) -> TokenizedTask:
     """Tokenise a task through the token cache, once for all processes."""
-    made = tokenize_named(task.name, task.groups, how, task.display)
-    cause, lost = made.report.refused or ("", None)
+    tokenized = tokenize_named(task.name, task.groups, how, task.display)
+    cause, lost = tokenized.report.refused or ("", None)
     if lost and not task.drop_refused:
         raise InputError(
             f"{task.place(lost.first)}: {lost.why}", f"every row must be scored; rows that are {cause}: {lost.rows}"
         )
-    require_few_refusals(made, task.place)
-    for note in token_notes(made.report, task.place, task.groups, how.renderer):
+    require_most(tokenized, task.place)
+    for note in token_notes(tokenized.report, task.place, task.groups, how.renderer):
         task.display.note(f"{task.name}: {note}")
-    kept = set(made.table["id"]) if lost else None
+    kept = set(tokenized.table["id"]) if lost else None
     groups = task.groups if kept is None else [group for group in task.groups if group.id in kept]
-    return TokenizedTask(groups, made.groups(), made.fingerprint)
+    return TokenizedTask(groups, tokenized.groups(), tokenized.fingerprint)

@@ -16,22 +16,20 @@ from rmtrain.json_values import JsonObject
 from rmtrain.model.batch import GroupSize, Packing
 from rmtrain.model.devices import process_state
 from rmtrain.model.host_memory import resident_memory
-from rmtrain.model.positions import check_positions
+from rmtrain.model.positions import check_positions, require_fixed_rotation
 from rmtrain.model.recompute import checkpointing_options
 from rmtrain.model.reward_model import RewardModel, choose_packing, reward_model_class
-from rmtrain.model.rotation import require_fixed_rotation
 from rmtrain.model.saving import saved_shapes
 from rmtrain.model.sidecar import scoring_of
 from rmtrain.model.start import base_name, start_config
 from rmtrain.model.weights import stated_license
 from rmtrain.recipe.schema import Recipe
-from rmtrain.training.callbacks import interval_steps
 from rmtrain.training.checkpointing import CheckpointWriter
 from rmtrain.training.lifecycle import OpenRun
 from rmtrain.training.memory import Sharding, TokenLoad
 from rmtrain.training.memory_plan import MemoryPlan, least_free_memory
 from rmtrain.training.objectives import READS, SOFT, UNWEIGHTED
-from rmtrain.training.plan import TrainingPlan, plan_training, whole_steps
+from rmtrain.training.plan import TrainingPlan, interval_steps, plan_training, whole_steps
 from rmtrain.training.selection import Selection, Validation, validation_groups
 from rmtrain.training.strategies import require_strategy, strategy_arguments
 
@@ -140,8 +138,8 @@ def make_plan(recipe: Recipe, train_split: ReadySplit, packing: Packing, process
     )
 
 
-def describe_plan(plan: TrainingPlan, recipe: Recipe, train_split: ReadySplit, model: RewardModel) -> str:
-    """One line of derived numbers, before the machine is spent."""
+def describe_plan(plan: TrainingPlan, recipe: Recipe, model: RewardModel) -> str:
+    """The plan in a line: steps, micro-batches, packing, trained parameters and dtype."""
     trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
     return (
         f"{len(plan.steps)} steps of {max(sum(map(len, step)) for step in plan.steps)} groups = "
@@ -171,7 +169,7 @@ def make_validation(
 def make_checkpoint_writer(
     recipe: Recipe, splits: Mapping[str, ReadySplit], renderer: Renderer, model: RewardModel, fingerprint: JsonObject
 ) -> CheckpointWriter:
-    """What every checkpoint is written with beside the weights."""
+    """The writer of the run's checkpoints, with all that they hold beside the weights."""
     base = base_name(recipe.model)
     license_ = stated_license(base, model.commit) if process_state().is_main_process else {}
     record = {
@@ -197,7 +195,7 @@ def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strateg
     checkpointing, rank = optim.gradient_checkpointing, recipe.lora.rank if recipe.lora else 0
     reentrant = strategy == "zero3" and rank > 0
     schedules = {"constant": "constant_with_warmup"}
-    made = RewardConfig(
+    arguments = RewardConfig(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=1,  # the plan holds all epochs
         per_device_train_batch_size=1,  # a planned micro-batch
@@ -234,7 +232,10 @@ def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strateg
         dataloader_pin_memory=cuda,
         **strategy_arguments(recipe, strategy, plan.processes),
     )
-    made._n_gpu = min(made.n_gpu, 1)  # a process has one GPU; of several it sees, torch's DataParallel would take all
+    arguments._n_gpu = min(
+        arguments.n_gpu, 1
+    )  # a process has one GPU; of several it sees, torch's DataParallel would take all
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     if not cuda:
-        made._setup_devices = torch.device("cpu")  # not accelerate's cpu:0: transformers 5.17 can't resume there
-    return made
+        arguments._setup_devices = torch.device("cpu")  # not accelerate's cpu:0: transformers 5.17 can't resume there
+    return arguments

@@ -7,22 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import reduce
 from torch.distributed import distributed_c10d
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import read_text, write_atomic, writing
 from rmtrain.json_values import JsonObject
-from rmtrain.training.plan import whole_steps
-
-Emit = Callable[[JsonObject], None]
-
-
-def interval_steps(every: float, total: int) -> int:
-    """Steps between events: `every` itself from 1 up, that share of the run below 1, and 0 for never."""
-    return whole_steps(every * total) if every < 1 else int(every)
+from rmtrain.model.devices import any_process
 
 
 class Schedule(TrainerCallback):  # type: ignore[misc]
@@ -59,21 +50,18 @@ class GracefulStop(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop all processes at this step if one of them was asked to."""
-        if self._agreed(args, state):
+        if self._agreed(state):
             control.should_log = True
             control.should_save = True
             control.should_evaluate = False  # it could outlast a grace period: the resumed run validates first
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop also if asked to while validating or saving: this step's checkpoint is written by now."""
-        control.should_training_stop = self._agreed(args, state) or control.should_training_stop
+        """Stop also if the request came during validation or saving; this step's checkpoint is written by now."""
+        control.should_training_stop = self._agreed(state) or control.should_training_stop
 
-    def _agreed(self, args: TrainingArguments, state: TrainerState) -> bool:
-        wanted = self.requested
-        if args.world_size > 1:
-            wanted = bool(reduce(torch.tensor(float(wanted), device=args.device), "sum") > 0)
-        self.stopped = wanted and state.global_step < state.max_steps
+    def _agreed(self, state: TrainerState) -> bool:
+        self.stopped = any_process(self.requested) and state.global_step < state.max_steps
         return self.stopped
 
 
@@ -93,7 +81,7 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
     Epochs are counted by their steps, since the Trainer itself counts the whole run as one epoch.
     """
 
-    def __init__(self, path: Path, steps_per_epoch: int, emit: Emit) -> None:
+    def __init__(self, path: Path, steps_per_epoch: int, emit: Callable[[JsonObject], None]) -> None:
         self.path, self.steps_per_epoch, self.emit = path, steps_per_epoch, emit
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:

@@ -74,7 +74,7 @@ class NewestCheckpoint(NamedTuple):
 
 
 def state_files(strategy: str, processes: int, scaled: bool) -> list[str]:
-    """Patterns of the files without which a resumed run would end elsewhere, or not begin; each must match one.
+    """Patterns of the files that a resumed run needs to end as an uninterrupted one; each must match a file.
 
     Each process writes its random state, and under ZeRO its part of the optimiser's state; a loss scaler has its own.
     """

@@ -1,4 +1,4 @@
-"""What a recipe leaves to the machine and the run (`auto`), decided once: a resumed run keeps what it began with."""
+"""Values of a recipe that are `auto`, decided once by the machine; a resumed run keeps its first decisions."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rmtrain.data.prepare import ReadySplit
-from rmtrain.errors import InputError, RecipeError
+from rmtrain.errors import InputError, RmtrainError
 from rmtrain.json_values import JsonObject
 from rmtrain.model.compiling import compiler_obstacle
 from rmtrain.model.compute_type import fastest_of_all_processes
@@ -36,7 +36,7 @@ PAYS = {"cpu": 2 * 1.39e8 * 32_000, "cuda": 2 * 7.18e9 * 4_800_000}
 
 @dataclass(frozen=True)
 class Settled:
-    """A recipe without `auto` for what the machine decides.
+    """A recipe whose `auto` values are decided.
 
     Attributes:
         recipe: the run's.
@@ -62,7 +62,7 @@ class Settled:
         return self.changed(_set(self.recipe, {key: value}), key, reason)
 
     def changed(self, recipe: Recipe, key: str, reason: str) -> "Settled":
-        """Another recipe, by one more choice; one without a reason is not worth a line."""
+        """A changed recipe, and the reason of the change; a change without a reason gets no line."""
         return replace(self, recipe=recipe, reasons={**self.reasons, **({key: reason} if reason else {})})
 
 
@@ -71,7 +71,7 @@ def settle(recipe: Recipe, resume: Path | None) -> Settled:
 
     In the folder `resume`, the run's own recipe holds what was decided when it began.
     """
-    began = _recorded(resume) if resume is not None else None
+    began = recorded_recipe(resume) if resume is not None else None
     settled = Settled(recipe, {}, began)
     if recipe.model.dtype != "auto":
         return settled
@@ -135,7 +135,7 @@ def _unsupported(recipe: Recipe, strategy: str) -> str | None:
 
 
 def _pays(plan: RunPlan, unsupported: str | None) -> tuple[bool, str]:
-    """Whether a run is compiled where the recipe leaves it open, and why."""
+    """Whether `model.compile: auto` compiles a run, and why."""
     if unsupported is not None:
         return False, unsupported
     if plan.memory.recipe.model.quantization != "none":
@@ -176,7 +176,8 @@ def _shown(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _recorded(run: Path) -> Recipe | None:
-    with suppress(RecipeError):  # a damaged recipe is of no use here; the checkpoint's fingerprint is checked later
+def recorded_recipe(run: Path) -> Recipe | None:
+    """The recipe of a run folder; None if it can't be read: what a run resumes from is checked by its fingerprint."""
+    with suppress(RmtrainError):
         return load_recipe(run / "recipe.yaml").recipe
     return None

@@ -1,4 +1,4 @@
-"""How a run ends before its end, or fails after it: recorded in its folder, and shown with what to do next."""
+"""Runs that end early or fail after training: recorded in the run folder, and shown with what to do next."""
 
 import contextlib
 import shutil

@@ -28,7 +28,7 @@ from rmtrain.training.resume import ResumePoint, choose_checkpoint
 from rmtrain.training.tracking import check_login
 
 _APPENDED = (".lock", "log.txt", "metrics.jsonl")  # written in place; all else is replaced
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "rmtrain")
+_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "deepspeed", "bitsandbytes", "rmtrain")
 
 
 class OpenRun(NamedTuple):
@@ -61,7 +61,7 @@ def open_run(
         try:
             check_login(loaded.recipe.tracking.wandb)
             if resume is None:
-                answer = OpenRun(start_run(loaded, splits, stack))
+                answer = OpenRun(_start_run(loaded, splits, stack))
             else:
                 answer = _resume_run(resume, loaded, splits, fingerprint, allow_changes, display, stack)
         except Exception as error:
@@ -82,9 +82,16 @@ def _resume_run(
     display: Display,
     stack: ExitStack,
 ) -> OpenRun:
-    base = reopen_run(folder, stack).get("model", {})
+    """Reopen a run, and record from which checkpoint it is resumed, or from its beginning; earlier entries are kept."""
+    manifest = reopen_run(folder, stack)
     point = choose_checkpoint(folder, fingerprint, display, allow_changes)
-    record_resume(folder, loaded, splits, point)
+    write_atomic(folder / "recipe.yaml", dump_recipe(loaded.recipe))
+    _write_overlaps(folder, splits)
+    again: JsonObject = {"at": now(), "command": _command(), "from": None}
+    if point is not None:
+        again |= {"from": point.checkpoint.name, "changed": point.changed}
+    update_manifest(folder, **_running(loaded, splits), resumed=[*manifest.get("resumed", []), again])
+    base = manifest.get("model", {})
     return OpenRun(folder, point, base.get("commit") if base.get("name") == base_name(loaded.recipe.model) else None)
 
 
@@ -101,7 +108,7 @@ def _opening_error(error: Exception, place: Path) -> RmtrainError:
     return RunFailedError(f"the run can't be started: {type(error).__name__}: {error}", hint)
 
 
-def start_run(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], stack: ExitStack) -> Path:
+def _start_run(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], stack: ExitStack) -> Path:
     """Make a run folder and lock it until the stack closes; on the main process. It appears with its manifest in it.
 
     Raises:
@@ -112,7 +119,7 @@ def start_run(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], stack: Exi
         stack.enter_context(locked(building))
         write_atomic(building / "recipe.yaml", dump_recipe(loaded.recipe))
         first = {"format": 1, "started": now(), "recipe": masked(str(loaded.path)), "command": _command()}
-        write_overlaps(building, splits)
+        _write_overlaps(building, splits)
         update_manifest(building, **_running(loaded, splits), **first, git_commit=_git_commit())
         return reveal(building)
     except BaseException:
@@ -139,20 +146,7 @@ def reopen_run(folder: Path, stack: ExitStack, write: bool = True) -> Mapping[st
     return read_manifest(folder)
 
 
-def record_resume(
-    folder: Path, loaded: LoadedRecipe, splits: Mapping[str, ReadySplit], point: ResumePoint | None
-) -> None:
-    """Record that a run is resumed, from a checkpoint or from its beginning; earlier entries are kept."""
-    write_atomic(folder / "recipe.yaml", dump_recipe(loaded.recipe))
-    write_overlaps(folder, splits)
-    again: JsonObject = {"at": now(), "command": _command(), "from": None}
-    if point is not None:
-        again |= {"from": point.checkpoint.name, "changed": point.changed}
-    resumed = [*read_manifest(folder).get("resumed", []), again]
-    update_manifest(folder, **_running(loaded, splits), resumed=resumed)
-
-
-def write_overlaps(folder: Path, splits: Mapping[str, ReadySplit]) -> None:
+def _write_overlaps(folder: Path, splits: Mapping[str, ReadySplit]) -> None:
     """Name the training rows that overlap with a benchmark, one a line, if they were compared with any."""
     checks = splits["train"].data.report.checks
     lines = [{"benchmark": check.compared.name, **asdict(overlap)} for check in checks for overlap in check.overlaps]
@@ -169,7 +163,7 @@ def _running(loaded: LoadedRecipe, splits: Mapping[str, ReadySplit]) -> JsonObje
         "data": {name: _describe(split) for name, split in splits.items()},
         "processes": process_state().num_processes,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
     }
 
 

@@ -63,7 +63,7 @@ class MemoryEstimate(NamedTuple):
 
     @property
     def states(self) -> int:
-        """What is held whatever the batch."""
+        """Bytes that do not depend on the batch."""
         return self.parameters + self.gradients + self.optimizer + self.buffers + self.process
 
     @property

@@ -60,7 +60,9 @@ class MemoryPlan:
         """Bytes under a strategy."""
         optim = self.recipe.optim
         size = self._once(measure_model, self.config, self.recipe.model, self.recipe.lora)
-        states = estimate_states(size, optim.optimizer, sharding, self.processes)._replace(process=self._process())
+        states = estimate_states(size, optim.optimizer, sharding, self.processes)
+        if self.free is None:
+            states = states._replace(process=self.resident + _FIRST_USE)
         text = self.recipe.loss.text_loss > 0
         if text:  # the language head, whole on every device
             head = math.prod(head_shape(self.config)) * getattr(torch, self.recipe.model.dtype).itemsize
@@ -74,30 +76,29 @@ class MemoryPlan:
         if optim.activation_offloading and self.free is not None:
             moved = max(0, training.kept - _STASH * training.largest)
         activations = max(training.peak - moved, scoring.peak) + 2 * size.dequantized_bytes
-        found = states._replace(activations=activations, peak=states.states + activations, host=states.host + moved)
-        return found if self.free is not None else self._on_cpu(found, size)
+        estimate = states._replace(activations=activations, peak=states.states + activations, host=states.host + moved)
+        return estimate if self.free is not None else self._on_cpu(estimate, size)
 
-    def _on_cpu(self, found: MemoryEstimate, size: ModelSize) -> MemoryEstimate:
+    def _on_cpu(self, estimate: MemoryEstimate, size: ModelSize) -> MemoryEstimate:
         """Add what counts only on a CPU, where tensors share their memory with everything else in the process.
 
         AdamW allocates two tensors as large as the one that it updates, after all activations are freed. Weights are
         loaded from mapped files, whose pages count until all tensors exist.
         """
         updating = 2 * MASTER_BYTES * max((tensor.numel for tensor in size.trained), default=0)
-        activations = max(found.activations or 0, updating)
+        activations = max(estimate.activations or 0, updating)
         stored = (getattr(self.config, "dtype", None) or torch.float32).itemsize * size.elements
-        loading = found.process + found.parameters + stored
-        return found._replace(activations=activations, loading=loading, peak=max(found.states + activations, loading))
-
-    def _process(self) -> int:
-        return self.resident + _FIRST_USE if self.free is None else 0
+        loading = estimate.process + estimate.parameters + stored
+        return estimate._replace(
+            activations=activations, loading=loading, peak=max(estimate.states + activations, loading)
+        )
 
     def _trial(
         self, batch: Sequence[GroupSize], tokens: int, checkpointing: str | None, text: bool = False
     ) -> Activations | None:
         packing, settings = self.load.packing, (self.recipe.model, self.recipe.lora)
-        found: Activations | None = self._once(trial, self.config, *settings, batch, packing, checkpointing, text)
-        return found and found.times(tokens / batch_tokens(batch, packing))
+        measured: Activations | None = self._once(trial, self.config, *settings, batch, packing, checkpointing, text)
+        return measured and measured.times(tokens / batch_tokens(batch, packing))
 
     def _once(self, function: Any, config: PretrainedConfig, *settings: Any) -> Any:
         key = repr((function.__name__, config.to_json_string(), settings))
@@ -126,13 +127,13 @@ class MemoryPlan:
         if free is None:
             return Sharding("ddp"), "no GPU whose memory could limit it"
         peaks: dict[Sharding, int] = {}
-        for sharding, found in self.estimates():
-            if found.peak is None:
+        for sharding, estimate in self.estimates():
+            if estimate.peak is None:
                 return Sharding("ddp"), "the activations of this architecture can't be predicted"
             if sharding.offload != "none":
                 continue
-            peaks[sharding] = found.peak
-            if found.peak <= FITS * free:
+            peaks[sharding] = estimate.peak
+            if estimate.peak <= FITS * free:
                 return sharding, f"{_listed(peaks)} of the {free / GIB:.1f} GiB free on a GPU"
         least = min(peaks, key=peaks.__getitem__)
         return least, f"{_listed(peaks)}: more than the {free / GIB:.1f} GiB free on a GPU; {least} needs the least"
@@ -148,9 +149,11 @@ class MemoryPlan:
             InputError: names overrides that would fit, and what each saves.
         """
         sharding, _ = self.choose()
-        found = self.estimate(sharding)
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.processes))
-        host = local * found.host if self.free is not None else local * ((found.peak or found.states) + found.host)
+        estimate = self.estimate(sharding)
+        local, on_host = int(os.environ.get("LOCAL_WORLD_SIZE", self.processes)), estimate.host
+        if self.free is None:
+            on_host += estimate.peak or estimate.states
+        host = local * on_host
         if host > host_memory():
             held = "holds" if self.free is not None else f"takes, at {self.load.largest:,} tokens a micro-batch,"
             raise InputError(
@@ -158,9 +161,9 @@ class MemoryPlan:
                 f"machine has {host_memory() / GIB:.1f} GiB",
                 self._hint(host_memory() // local) if self.free is None else "use fewer processes, or a smaller model",
             )
-        if self.free is not None and found.peak is not None and found.peak > self.free:
+        if self.free is not None and estimate.peak is not None and estimate.peak > self.free:
             raise InputError(
-                f"the run takes {found.peak / GIB:.1f} GiB a GPU ({sharding}; {self.load.largest:,} tokens a "
+                f"the run takes {estimate.peak / GIB:.1f} GiB a GPU ({sharding}; {self.load.largest:,} tokens a "
                 f"micro-batch), but only {self.free / GIB:.1f} GiB are free",
                 self._hint(self.free),
             )
@@ -176,18 +179,18 @@ class MemoryPlan:
         moves, before = [*self._mild(), *self._hard()], self.peak()
         if before is None:
             return []
-        found: list[Saving] = []
+        savings: list[Saving] = []
         for changes in moves:
             if (peak := self._peak_under(changes)) is not None and peak <= FITS * free:
-                found.append(Saving(changes, before - peak))
+                savings.append(Saving(changes, before - peak))
         together: JsonObject = {}
-        for changes in moves if not found else ():
+        for changes in moves if not savings else ():
             peak = self._peak_under(together | changes)
             if peak is not None and peak < (self._peak_under(together) or before):
                 together |= changes
                 if peak <= FITS * free:
                     return [Saving(together, before - peak)]
-        return found[:_SUGGESTED]
+        return savings[:_SUGGESTED]
 
     def _peak_under(self, changes: JsonObject) -> int | None:
         changed = self.under(changes)
@@ -200,15 +203,15 @@ class MemoryPlan:
         The run took more than predicted, so only overrides with a clearly lower prediction are named.
         """
         training = replace(self, load=self.load._replace(scoring=0))
-        before, found = training.estimate(sharding).stepping, list[Saving]()
+        before, savings = training.estimate(sharding).stepping, list[Saving]()
         for changes in self._mild():
             changed = training.under(changes)
             peak = changed.estimate(sharding).stepping if changed is not None else None
             if before is None and changed is not None:
-                found.append(Saving(changes, None))
+                savings.append(Saving(changes, None))
             elif before is not None and peak is not None and peak <= FITS * before:
-                found.append(Saving(changes, before - peak))
-        return found[:_SUGGESTED]
+                savings.append(Saving(changes, before - peak))
+        return savings[:_SUGGESTED]
 
     def _mild(self) -> Iterator[JsonObject]:
         optim, load = self.recipe.optim, self.load
@@ -261,7 +264,7 @@ def list_overrides(savings: Sequence[Saving], command: str = "") -> str:
 def memory_failure(
     error: BaseException, plan: MemoryPlan, sharding: Sharding, step: int, folder: Path
 ) -> RunFailedError | None:
-    """The error to show where training ended because memory ran out, with what to resume it with; else None."""
+    """The error to show if memory ran out in training, with settings to resume it with; None for any other error."""
     if not is_out_of_memory(error):
         return None
     savings, command = plan.milder(sharding), command_line("train", "--resume", folder)
@@ -272,7 +275,7 @@ def memory_failure(
 
 
 def least_free_memory() -> int | None:
-    """Free bytes of the fullest GPU of all processes, or of this machine where there is one process; None without."""
+    """Free bytes of the fullest GPU of all processes, or of this machine for a single process; None without GPUs."""
     if not torch.cuda.is_available():
         return None
     state = process_state()

@@ -3,12 +3,11 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from operator import itemgetter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from rmtrain.data.token_cache import TokenizedSplit
 from rmtrain.data.tokenize import TokenizedGroup
@@ -81,7 +80,7 @@ class MicrobatchDataset(Dataset[Microbatch]):
 
 
 def _mark_better(group: TokenizedGroup) -> TokenizedGroup:
-    """The group with the tokens after its prefix as responses, of completions that are better than another alone."""
+    """The group with marked responses: the tokens after its prefix, of each completion that is better than another."""
     first, places = max(1, len(group.prefix)), group.spread(range(len(group.suffixes)))
     better = {places[preference.better] for preference in group.preferences}
     ends = [len(group.prefix) + len(suffix) for suffix in group.suffixes]
@@ -127,11 +126,6 @@ def _completions(groups: Sequence[TokenizedGroup], weights: Sequence[float]) -> 
         for suffix, score in zip(group.suffixes, group.suffix_scores(), strict=True)
     ]
     return Completions(*map(torch.tensor, zip(*rows, strict=True)))
-
-
-def microbatch_loader(dataset: MicrobatchDataset, pin_memory: bool) -> DataLoader[Microbatch]:
-    """Load micro-batches in order; `pin_memory` makes copies to the GPU faster."""
-    return DataLoader(dataset, batch_size=1, collate_fn=itemgetter(0), pin_memory=pin_memory)
 
 
 def packed_ahead(batches: Iterator[Microbatch], count: int) -> Iterator[Microbatch]:

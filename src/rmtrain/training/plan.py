@@ -84,6 +84,11 @@ def whole_steps(steps: float) -> int:
     return max(1, math.ceil(round(steps, 6))) if steps > 0 else 0
 
 
+def interval_steps(every: float, total: int) -> int:
+    """Steps between events: `every` itself from 1 up, that share of the run below 1, and 0 for never."""
+    return whole_steps(every * total) if every < 1 else int(every)
+
+
 def _deal(parts: list[list[int]], processes: int) -> list[list[int]]:
     """Micro-batches, heaviest first, in alternating order, so that no process always gets the heavier one."""
     rows = [parts[start : start + processes] for start in range(0, len(parts), processes)]

@@ -94,16 +94,16 @@ def choose_checkpoint(
         InputError: the checkpoint is of another recipe or other data; names every difference. Or its optimiser state
             can't be read here, whatever is allowed.
     """
-    found = newest_valid(folder / "checkpoints")
-    for _, reason in found.passed_over:
+    checkpoint, manifest, passed_over = newest_valid(folder / "checkpoints")
+    for _, reason in passed_over:
         display.note(f"skipped a checkpoint: {reason}")
-    if found.path is None:
+    if checkpoint is None:
         display.note("no valid checkpoint: starting at step 0")
         return None
-    before = _with_defaults(found.manifest["fingerprint"], fingerprint)
+    before = _with_defaults(manifest["fingerprint"], fingerprint)
     if _DROPOUT in fingerprint:
         before.setdefault(_DROPOUT, "on")  # earlier versions left it as it was
-    _require_readable(found.path, before, fingerprint)
+    _require_readable(checkpoint, before, fingerprint)
     changed = {
         key: (before.get(key), fingerprint.get(key))
         for key in sorted({*before, *fingerprint} - {"processes"})
@@ -122,13 +122,12 @@ def choose_checkpoint(
             f"changed: {before['processes']} processes in the checkpoint, {fingerprint['processes']} now; random "
             "states are not restored, so dropout draws other masks"
         )
-    display.note(f"resuming from {found.path.name}")
-    manifest = found.manifest
-    return ResumePoint(found.path, manifest["totals"], manifest.get("averages", {}), changed)
+    display.note(f"resuming from {checkpoint.name}")
+    return ResumePoint(checkpoint, manifest["totals"], manifest.get("averages", {}), changed)
 
 
 def _with_defaults(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's fingerprint in which recipe keys that its version did not have yet stand at their defaults."""
+    """A checkpoint's fingerprint; recipe keys that its version did not have yet get their defaults."""
     present, filled = {key.partition(".")[0] for key in before}, dict(before)
     for section, field in Recipe.model_fields.items():
         kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "model_fields")]
@@ -177,13 +176,13 @@ def damaged_state(error: Exception, checkpoint: Path) -> CheckpointError | None:
     """
     frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     readers = [code.co_name for code in frames if "transformers" in Path(code.co_filename).parts]  # the Trainer's own
-    found = next((name for reader, name in _STATE.items() if reader in readers), None)
-    if found is None or is_out_of_memory(error):
+    patterns = next((patterns for reader, patterns in _STATE.items() if reader in readers), None)
+    if patterns is None or is_out_of_memory(error):
         return None
-    named = [path for part in found for path in sorted(checkpoint.glob(part))]
-    broken = [path for path in named if not _is_readable(path)] if len(named) > 1 else []
+    files = [path for pattern in patterns for path in sorted(checkpoint.glob(pattern))]
+    broken = [path for path in files if not _is_readable(path)] if len(files) > 1 else []
     return CheckpointError(
-        f"{' or '.join(map(str, broken or named or [checkpoint]))}: damaged, or it holds more than tensors "
+        f"{' or '.join(map(str, broken or files or [checkpoint]))}: damaged, or it holds more than tensors "
         f"({type(error).__name__}); none of its code was run",
         "move this checkpoint away: --resume then uses the one before it",
     )

@@ -21,7 +21,7 @@ _SAME_ROWS = ("rows of validation", "evaluation.limit", "data.max_length", "rend
 
 
 class StoppedEarly(Exception):  # noqa: N818 - it is no error
-    """Raised where the Trainer would make another step of a run that no longer improves."""
+    """Ends a run that no longer improves, where the Trainer would make another step."""
 
 
 class Selection(TrainerCallback):  # type: ignore[misc]
@@ -83,7 +83,7 @@ class Selection(TrainerCallback):  # type: ignore[misc]
         return better
 
     def is_stale(self, state: TrainerState) -> bool:
-        """Whether the last `stop_after` validations were none of them the best."""
+        """Whether none of the last `stop_after` validations was the best."""
         later = {line["step"] for line in _validations(state) if line["step"] > (state.best_global_step or 0)}
         return self.stop_after is not None and len(later) >= self.stop_after
 
@@ -105,7 +105,7 @@ class Selection(TrainerCallback):  # type: ignore[misc]
         state.best_global_step = int(best["step"]) if best else None
 
     def _metric(self, figures: dict[str, float]) -> float:
-        """What is compared; without entries their mean is the accuracy."""
+        """The figure that validations are compared by; without entries, the mean over them is the accuracy."""
         return figures.get(f"eval_{self.by}", figures["eval_accuracy"])
 
     def _rank(self, figures: dict[str, float]) -> tuple[float, ...]:
@@ -158,7 +158,7 @@ class Validation(NamedTuple):
         return {name: value for name, value in figures.items() if value is not None}
 
     def is_due(self, state: TrainerState) -> bool:
-        """Whether the step just made is to be validated and has not been: a signal stopped the run before that."""
+        """Whether the last step should have been validated, but a signal stopped the run before that."""
         step = state.global_step
         made = any("eval_loss" in line and line["step"] == step for line in state.log_history)
         return self.every > 0 and not made and (step % self.every == 0 or step >= state.max_steps)

@@ -1,4 +1,4 @@
-"""The runs of a sweep: found where they were trained already, resumed, or started, each by a command of its own."""
+"""The runs of a sweep: finished ones are found, the others are resumed or started, each by a command of its own."""
 
 import os
 import subprocess
@@ -11,13 +11,12 @@ from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
-from rmtrain.errors import InputError, Interrupted, RmtrainError, RunFailedError
+from rmtrain.errors import InputError, Interrupted, RunFailedError
 from rmtrain.recipe.grid import Setting
-from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.runs import list_runs
 from rmtrain.training.checkpointing import numbered
-from rmtrain.training.choices import as_begun
+from rmtrain.training.choices import as_begun, recorded_recipe
 
 Notify = Callable[[str], None]
 
@@ -49,7 +48,7 @@ class Planned:
 
 
 def plan(settings: Sequence[Setting], seeds: int, folder: Path) -> list[Planned]:
-    """The runs of a grid, all settings with the first seed first: what is stopped early has compared all of them."""
+    """The runs of a grid, the first seed of all settings first, so that a sweep stopped early compares them all."""
     runs = [(setting, setting.with_seed(place)) for place in range(seeds) for setting in settings]
     return [Planned(setting, recipe.run.seed, recipe, folder) for setting, recipe in runs]
 
@@ -72,12 +71,7 @@ def _runs_of(recipe: Recipe, folder: Path) -> Iterator[tuple[Path, str]]:
                 yield run, str(manifest["state"])
 
 
-@cache
-def _recorded(run: Path) -> Recipe | None:
-    try:
-        return load_recipe(run / "recipe.yaml").recipe
-    except RmtrainError:
-        return None
+_recorded = cache(recorded_recipe)  # finished and begun runs are listed for every run of a sweep
 
 
 @dataclass(frozen=True)
@@ -177,7 +171,7 @@ class Workers:
 
 
 def devices_for(parallel: int) -> list[str]:
-    """The ids of one GPU for each of so many commands; none without GPUs, or for a single command, which sees all.
+    """One GPU id for each of several commands; none without GPUs, or for a single command, which uses all GPUs.
 
     Raises:
         InputError: there are fewer GPUs.

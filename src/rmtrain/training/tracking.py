@@ -11,7 +11,7 @@ from rmtrain.recipe.schema import TrackingSection
 
 
 def check_login(mode: str) -> None:
-    """See before anything starts that an online run can log in, since wandb would prompt later.
+    """Check that an online run can log in before anything starts, since wandb would prompt later.
 
     Raises:
         InputError: online, and no key is set, or the server refuses it.

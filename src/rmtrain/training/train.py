@@ -27,7 +27,7 @@ from rmtrain.recipe.schema import EvaluationSection, Recipe
 from rmtrain.runs import update_manifest
 from rmtrain.signals import on_signal
 from rmtrain.training.build import RunPlan, describe_plan, make_checkpoint_writer, make_validation, training_arguments
-from rmtrain.training.callbacks import GracefulStop, GroupTimeouts, MetricsLog, Schedule, interval_steps
+from rmtrain.training.callbacks import GracefulStop, GroupTimeouts, MetricsLog, Schedule
 from rmtrain.training.checkpointing import verify
 from rmtrain.training.choices import settle, settle_plan
 from rmtrain.training.failures import now, recording_failure, resume_hint
@@ -35,6 +35,7 @@ from rmtrain.training.lifecycle import OpenRun, open_run
 from rmtrain.training.memory_plan import memory_failure
 from rmtrain.training.microbatches import MicrobatchDataset
 from rmtrain.training.objectives import make_objective
+from rmtrain.training.plan import interval_steps
 from rmtrain.training.resume import damaged_state, run_fingerprint
 from rmtrain.training.selection import StoppedEarly
 from rmtrain.training.throughput import peak_memory
@@ -109,7 +110,7 @@ def _train(
         compile_layers(model.module, display.note)
     for note in dict.fromkeys([*plan.notes, *model.notes]):
         display.note(note)
-    display.note(describe_plan(batches, recipe, splits["train"], model))
+    display.note(describe_plan(batches, recipe, model))
     display.note(str(plan.memory.estimate(plan.sharding)))
     if state.is_main_process:
         base = {"name": base_name(recipe.model), "commit": model.commit}
@@ -138,8 +139,8 @@ def _train(
             with tracker:
                 _take_steps(trainer, plan, run)
                 if stop.stopped:
-                    made = f"step {trainer.state.global_step} of {len(batches.steps)}"
-                    raise Interrupted(f"stopped at {made}; a checkpoint is written", resume_hint(folder))
+                    steps = f"step {trainer.state.global_step} of {len(batches.steps)}"
+                    raise Interrupted(f"stopped at {steps}; a checkpoint is written", resume_hint(folder))
                 if state.is_main_process:
                     save_final(_selected_checkpoint(folder, trainer), folder / "final", recipe.model.dtype)
         except Interrupted:
@@ -203,8 +204,8 @@ def _selected_checkpoint(folder: Path, trainer: GroupRewardTrainer) -> Path:
 
 
 def _record_finish(folder: Path, trainer: GroupRewardTrainer, section: EvaluationSection) -> None:
-    made, best = trainer.state.global_step, trainer.state.best_global_step
-    final = {"step": best or made, "by": section.select if best else "last", "of": made}
+    last, best = trainer.state.global_step, trainer.state.best_global_step
+    final = {"step": best or last, "by": section.select if best else "last", "of": last}
     update_manifest(folder, state="finished", ended=now(), totals=trainer.totals, final=final)
 
 

@@ -4,11 +4,12 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import reduce, send_to_device
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerControl
 from trl import RewardConfig, RewardTrainer
@@ -16,11 +17,11 @@ from trl import RewardConfig, RewardTrainer
 from rmtrain.errors import NonFiniteError, RmtrainError, RunFailedError
 from rmtrain.files import why_unwritten
 from rmtrain.model.batch import Targets
-from rmtrain.model.devices import gather_values
+from rmtrain.model.devices import any_process, gather_values
 from rmtrain.model.forward import check_head
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.training.checkpointing import STAGING, CheckpointWriter
-from rmtrain.training.microbatches import Microbatch, MicrobatchDataset, microbatch_loader, packed_ahead
+from rmtrain.training.microbatches import Microbatch, MicrobatchDataset, packed_ahead
 from rmtrain.training.objectives import Objective, RewardBatch
 from rmtrain.training.optimizer import retune, separate_head, settings_by_group
 from rmtrain.training.selection import Validation
@@ -85,8 +86,9 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         return dataset  # tokenised by rmtrain.data
 
     def get_train_dataloader(self) -> DataLoader[Microbatch]:
-        """The process's share of the plan; it is not resharded by accelerate."""
-        return microbatch_loader(self._data, self.args.dataloader_pin_memory)
+        """The process's share of the plan, in order; it is not resharded by accelerate."""
+        pin = self.args.dataloader_pin_memory  # makes copies to the GPU faster
+        return DataLoader(self._data, batch_size=1, collate_fn=itemgetter(0), pin_memory=pin)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-batches of a step: the Trainer's, timed, and packed ahead where a GPU computes meanwhile."""
@@ -99,7 +101,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         return self._step_samples, count
 
     def _prepare_inputs(self, inputs: Microbatch) -> Microbatch:
-        """To the device without waiting for it, in full: the Trainer would cut loss weights to DeepSpeed's dtype."""
+        """Copy to the device, not waiting and not casting: the Trainer would cast loss weights to DeepSpeed's dtype."""
         return send_to_device(inputs, self.args.device, non_blocking=True)  # type: ignore[no-any-return]
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -163,7 +165,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         own = []
         with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
             for sample in self._step_samples:
-                inputs, text = self._prepare_inputs(sample), Targets.__required_keys__
+                inputs, text = self._prepare_inputs(sample), Targets.__optional_keys__
                 own.append(self._rewards(self.model_wrapped, inputs, leave_out=text).moved("cpu"))
         return [part.moved(self.args.device) for part in gather_values(own)]
 
@@ -180,9 +182,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         scaled = getattr(self.accelerator, "scaler", None) is not None  # of float16: it skips the step and scales less
         if norm is not None and not scaled:
             finite = finite and 0 <= float(norm) < math.inf  # DeepSpeed reports an overflow as -1
-        if self.args.world_size > 1:
-            finite = not reduce(torch.tensor(float(not finite), device=self.args.device), "sum")
-        if finite:
+        if not any_process(not finite):
             return
         bad = [
             ids[group]
@@ -204,7 +204,7 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the micro-batches since the last log line summed up, over all processes."""
+        """Add the figures of all micro-batches since the last log line, over all processes."""
         if "loss" in logs:
             logs.update(self._drain(logs["loss"]))
         super().log(logs, start_time)
@@ -233,12 +233,11 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
         return metrics
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """The Trainer's, called once all of a checkpoint is loaded and right before the first step of a resumed run."""
-        super()._load_rng_state(checkpoint)
-        self._validate_if_due()
+        """The Trainer's, called once all of a checkpoint is loaded and right before the first step of a resumed run.
 
-    def _validate_if_due(self) -> None:
-        """Make up for the validation that a run stopped by a signal left out in order to end soon."""
+        A run that a signal stopped left out the validation of its last step, to end soon: it is made here.
+        """
+        super()._load_rng_state(checkpoint)
         if self._validation.is_due(self.state):
             self._determine_best_metric(self._evaluate(None, None), None)
             self._save_checkpoint(self.model_wrapped, None)

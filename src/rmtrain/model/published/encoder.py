@@ -17,6 +17,7 @@ from rmtrain.data.types import Conversation, Message, PreferenceGroup, ids_in
 from rmtrain.errors import DataError
 from rmtrain.json_values import JsonObject
 from rmtrain.model.batch import Packing, pack
+from rmtrain.model.forward import with_mixin
 from rmtrain.model.published.prompts import template_of
 
 TEXT_PAIR = "question and answer as the tokenizer's pair of texts, earlier turns joined by a blank line"
@@ -37,8 +38,7 @@ class EncoderForward:
 
 def encoder_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The sequence-classification class of an encoder's config, with EncoderForward mixed in under its own name."""
-    base = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    return type(base.__name__, (EncoderForward, base), {"__module__": base.__module__})
+    return with_mixin(EncoderForward, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])  # type: ignore[no-any-return]
 
 
 def takes_types(config: PretrainedConfig) -> bool:
@@ -96,7 +96,7 @@ class TextPairRenderer(Renderer):
 
     @classmethod
     def of_encoder(cls, folder: str, prompt: str | None, config: PretrainedConfig) -> "TextPairRenderer":
-        """Of the tokenizer in a folder; a prompt (see `make_renderer`) takes the place of its own chat template.
+        """The renderer of a folder's tokenizer; a prompt (see `make_renderer`) replaces the tokenizer's chat template.
 
         Raises:
             InputError: no tokenizer there, or no such prompt.
@@ -105,10 +105,12 @@ class TextPairRenderer(Renderer):
         tokenizer = load_tokenizer(folder, chat_template=template, template_needed=False)
         # the config's: RoBERTa's kind count positions from the tokens that are not this one
         pad_id = next((i for i in (config.pad_token_id, tokenizer.pad_token_id) if i is not None), 0)
-        found = cls(tokenizer, False, False, int(pad_id), takes_types(config))
-        if found.reads_pairs or not tokenizer.cls_token:
-            return found
-        return cls(tokenizer, False, False, int(pad_id), found.types, tokenizer.cls_token not in found.render(_PROBE))
+        renderer = cls(tokenizer, False, False, int(pad_id), takes_types(config))
+        if renderer.reads_pairs or not tokenizer.cls_token:
+            return renderer
+        return cls(
+            tokenizer, False, False, int(pad_id), renderer.types, tokenizer.cls_token not in renderer.render(_PROBE)
+        )
 
     @property
     def reads_pairs(self) -> bool:
@@ -140,7 +142,7 @@ class TextPairRenderer(Renderer):
         return self._encoded(texts)["input_ids"] if texts else []
 
     def tokenize_prompt(self, prompt: Conversation, arguments: str = "") -> list[int]:
-        """A question as each of its pairs begins, or the template's text of it; both with special tokens."""
+        """The question with which its pairs begin, or the template's text of it; both with special tokens."""
         if not self.reads_pairs:
             text = self.render(prompt, arguments, generation=True)
         else:

@@ -14,7 +14,7 @@ from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import CheckpointError, InputError, first_line
 from rmtrain.json_values import JsonObject
 from rmtrain.model.config_check import require_bounded
-from rmtrain.model.forward import HEAD
+from rmtrain.model.forward import HEAD, with_mixin
 from rmtrain.model.published.encoder import TEXT_PAIR, TextPairRenderer, encoder_batch, encoder_class, takes_types
 from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, CheckpointFormat, recognise
 from rmtrain.model.published.pair_rm import PairModel, PairRenderer
@@ -24,13 +24,14 @@ from rmtrain.model.reward_model import (
     BackboneOptions,
     RewardModel,
     choose_packing,
+    dtype_of,
     load_config,
     load_module,
     make_ready,
     reward_model_class,
     set_pad,
 )
-from rmtrain.model.weights import download, read_object, read_tensors
+from rmtrain.model.weights import fetch, read_object, read_tensors
 
 _OTHER = "the checkpoint is damaged, or of another model"
 _OWN_KEYS = ("model_type", "architectures", "auto_map", "num_labels", "id2label", "label2id")
@@ -64,8 +65,7 @@ class Published:
     @property
     def options(self) -> BackboneOptions:
         """Loading options: the dtype of its config; float32 for an encoder, which is small."""
-        dtype = "float32" if self.layout is ENCODER else str(self.config.dtype).removeprefix("torch.")
-        return BackboneOptions(dtype if dtype in ("bfloat16", "float16") else "float32")
+        return BackboneOptions("float32" if self.layout is ENCODER else dtype_of(self.config))
 
     def renderer(self) -> Renderer:
         """The renderer of its conversations.
@@ -78,7 +78,7 @@ class Published:
         if stand_in is None or any(self.folder.glob("tokenizer.*")):
             return make_renderer(str(self.folder), self.prompt)
         try:
-            return make_renderer(str(download(stand_in, None, weights=False)), self.prompt)
+            return make_renderer(str(fetch(stand_in, None, weights=False)), self.prompt)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{self.where} comes without a tokenizer, and that of {stand_in} can't be fetched: {error.message}",
@@ -94,7 +94,7 @@ class Published:
         set_pad(self.config, pad_id, self.where)
         model_class = reward_model_class(self.config)
         if self.layout.bias or f"{HEAD}.bias" in self.tensors:
-            model_class = type(model_class.__name__, (_BiasedHead, model_class), {"__module__": model_class.__module__})
+            model_class = with_mixin(_BiasedHead, model_class)
         packing, notes = choose_packing(model_class, self.config, options.packing)
         tensors = self._renamed()
         module, info = load_module(model_class, self.where, None, self.config, options, packing, tensors=tensors)
@@ -142,8 +142,8 @@ class Published:
         theirs = self.layout.theirs
         if missing := sorted(map(theirs, info["missing_keys"])):
             raise CheckpointError(f"{self.where}: the weights lack {', '.join(missing[:5])}", _OTHER)
-        for name, found, expected in sorted(info["mismatched_keys"]):
-            shapes = f"{tuple(found)}, not {tuple(expected)}"
+        for name, shape, expected in sorted(info["mismatched_keys"]):
+            shapes = f"{tuple(shape)}, not {tuple(expected)}"
             raise CheckpointError(f"{self.where}: {theirs(name)} has the shape {shapes}", _OTHER)
         if surplus := sorted(map(theirs, info["unexpected_keys"])):
             raise CheckpointError(
@@ -215,7 +215,7 @@ def _stand_in_values(where: str, layout: CheckpointFormat, tensors: dict[str, Te
     if layout.tokenizer is None:
         raise CheckpointError(lacking, f"put that of {layout.ids[0]} beside the weights")
     try:
-        values = read_object(download(layout.tokenizer, None, weights=False) / "config.json")
+        values = read_object(fetch(layout.tokenizer, None, weights=False) / "config.json")
     except CheckpointError as error:
         raise CheckpointError(
             f"{lacking}, and that of {layout.tokenizer} can't be fetched: {error.message}",

@@ -65,10 +65,10 @@ class PairRenderer(Renderer):
     def of_pairs(cls, tokenizer: Any, config: Any) -> "PairRenderer":
         """Raises CheckpointError where the tokenizer does not have the markers that the config names."""
         wanted = [getattr(config, f"{name}_prefix_id", None) for name in ("source", "cand1", "cand2")]
-        found = tokenizer.convert_tokens_to_ids(list(_MARKERS))
-        if wanted != found:
+        ids = tokenizer.convert_tokens_to_ids(list(_MARKERS))
+        if wanted != ids:
             raise CheckpointError(
-                f"PairRM's markers are {wanted} in its config and {found} in its tokenizer",
+                f"PairRM's markers are {wanted} in its config and {ids} in its tokenizer",
                 "the tokenizer's files are of another model",
             )
         return cls(tokenizer, False, False, tokenizer.pad_token_id)
@@ -106,9 +106,9 @@ class PairRenderer(Renderer):
         candidates = [[self._encode_whole(marker + answer) for marker in _MARKERS[1:]] for answer in answers]
         lengths = [len(first) for first, _ in candidates]
         distinct, suffix_of = merge_equal(  # candidates of the same tokens give the same two sequences: a margin of 0
-            source + _cut(candidates[one][0], room) + _cut(candidates[other][1], room)
+            source + _cut(candidates[first][0], room) + _cut(candidates[second][1], room)
             for pair in group.preferences
-            for one, other in ((pair.better, pair.worse), (pair.worse, pair.better))
+            for first, second in ((pair.better, pair.worse), (pair.worse, pair.better))
         )
         truncated = len(whole) > _MAX_SOURCE or max(lengths) > room
         nothing, *suffixes = (np.array(ids, dtype=np.int32) for ids in [[], *distinct])
