@@ -14,11 +14,14 @@ import argparse
 import itertools
 import json
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from sides import Result, machine, peak_bytes, ratios, shown, spread, synchronize, take_turns, write_json
 
@@ -71,11 +74,18 @@ def prepare(settings: dict[str, Any], packing: str) -> Any:
 
 
 def train_packed(settings: dict[str, Any], packing: str) -> Result:
+    import torch
+
     from rmtrain.display import Silent
+    from rmtrain.training import trainer
     from rmtrain.training.train import train
 
     loaded, splits, renderer = prepare(settings, packing)
-    result = train(loaded, splits, renderer, Silent())
+    rate = trainer.measure_matrix_rate
+    if not torch.cuda.is_available():  # rmtrain itself measures GPUs alone, to start sooner on a CPU
+        rate = partial(cpu_matrix_rate, settings["model"])
+    with patch.object(trainer, "measure_matrix_rate", rate):
+        result = train(loaded, splits, renderer, Silent())
     lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
     ends = [0.0, *(line["seconds"] for line in lines)]
     return {
@@ -87,6 +97,21 @@ def train_packed(settings: dict[str, Any], packing: str) -> Result:
         "pairs": sum(len(splits["train"].tokens.group(i).preferences) for i in range(len(splits["train"].tokens))),
         "peak_bytes": peak_bytes(),
     }
+
+
+def cpu_matrix_rate(model: str, device: Any, dtype: Any) -> float:
+    """Operations a second of the product of 2,048 tokens with the model's widest weight, the median of several."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model)
+    x, weight = (torch.ones(n, config.hidden_size, dtype=dtype) for n in (2048, config.intermediate_size))
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        times.append(time.perf_counter() - began)
+    return 2 * x.numel() * len(weight) / statistics.median(times[5:])  # the first warm up
 
 
 def shared_prompt(settings: dict[str, Any]) -> Result:
@@ -311,9 +336,11 @@ def main() -> None:
         results = take_turns({name: SIDES[name] for name in options.sides}, settings, options.repeats)
     summary = summarize(results, options.warmup)
     print(f"\n{options.ways} completions a prompt, {options.groups} prompts a step, {options.dtype}; {machine()}")
-    print(f"{'':<14}{'tokens':>9}  {'pairs/s':<32}{'peak, GiB'}")
+    print(f"{'':<14}{'tokens':>9}  {'pairs/s':<32}{'peak, GiB':<32}{'of the matrix rate'}")
     for name, found in summary["sides"].items():
-        print(f"{name:<14}{found['tokens']:>9,}  {shown(found['pairs_per_second'], 3):<32}{shown(found['peak_gib'])}")
+        rate = shown(found["matrix_rate_used"]) if "matrix_rate_used" in found else "not measured"
+        figures = f"{shown(found['pairs_per_second'], 3):<32}{shown(found['peak_gib']):<32}{rate}"
+        print(f"{name:<14}{found['tokens']:>9,}  {figures}")
     for name, found in summary["against"].items():
         print(
             f"rmtrain against {name}: {shown(found['speed'])} times the pairs a second, "
@@ -338,7 +365,7 @@ def summarize(results: dict[str, list[Result]], warmup: int) -> dict[str, Any]:
             "losses": runs[0]["losses"],
         }
         for figure in ("waiting_for_data", "matrix_rate_used"):
-            if values := [value for run in runs for value in run.get(figure, [])[warmup:]]:
+            if values := [v for run in runs for v in run.get(figure, [])[warmup:] or run.get(figure, [])]:
                 sides[name][figure] = spread(values)
     against = {}
     for name, runs in results.items():

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.files import parse_json, read_file
+from rmtrain.data.files import read_file, strict_json
 from rmtrain.errors import DataError
 
 ROWS = [{"prompt": "a", "chosen": "b", "rejected": "ü\u2028c"}, {"prompt": "d", "chosen": "e", "rejected": "f"}]
@@ -246,7 +246,7 @@ JSON = st.recursive(
 @settings(deadline=None)
 @given(JSON, st.booleans())
 def test_parse_json_agrees_with_the_standard_library(value: object, ascii_only: bool) -> None:
-    assert parse_json(json.dumps(value, ensure_ascii=ascii_only)) == value
+    assert strict_json(json.dumps(value, ensure_ascii=ascii_only)) == value
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def fates(groups: list[PreferenceGroup], least: float) -> list[tuple[str, str]]:
     made = [Candidate(row, each) for row, each in enumerate(groups)]
     curation = Curation.of(made, digests(leak_key(each.prompt) for each in groups))
     drop_near_duplicates([curation], least)
-    return [(cause or "", curation.repeats.get(row, "")) for row, cause in enumerate(curation.fates.causes)]
+    return [(cause or "", curation.repeats.get(row, "")) for row, cause in enumerate(curation.outcomes.causes)]
 
 
 def exact(groups: list[PreferenceGroup], least: float) -> list[tuple[str, str]]:

@@ -1,11 +1,13 @@
 """Rows that are read and curated in parts: the same result for parts of any size, and memory that does not grow."""
 
+import datetime
 import hashlib
 import json
 import random
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from rmtrain.data import decontaminate, group_table, parquet, rows
 from rmtrain.data.curated_store import stored_data
 from rmtrain.data.curation import Candidate, Curation
 from rmtrain.data.digests import digests, unique_ids
+from rmtrain.data.files import strict_json
 from rmtrain.data.load import load_data
 from rmtrain.data.mixture import drop_contradictions, drop_duplicates
+from rmtrain.data.row_output import json_line
 from rmtrain.data.rows import StoredRows, take
 from rmtrain.data.sources import read_rows
 from rmtrain.data.splits import hold_out, leak_key
@@ -115,7 +119,7 @@ def test_duplicates_and_contradictions_are_those_of_the_texts(
     drop_contradictions(curations, first_wins)
     for curation, fates in zip(curations, expected(entries, first_wins), strict=True):
         every = curation.read(np.arange(len(fates)))
-        found = zip(curation.fates.causes, every, curation.fates.lost_preferences, strict=True)
+        found = zip(curation.outcomes.causes, every, curation.outcomes.lost_preferences, strict=True)
         assert [(cause, each.preferences, lost) for cause, each, lost in found] == fates
 
 
@@ -200,3 +204,16 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
         tracemalloc.stop()
         assert len(data.splits["train"].groups) == count - 20
     assert peaks[2] - peaks[1] < 800 * 2_000  # bytes; a row has 6,000 bytes of text, of which several copies are made
+
+
+def test_a_line_of_json_holds_no_number_that_json_lacks() -> None:
+    row = {"note": "ä", "size": nan, "cells": [{"a": inf, "b": 1.5}, (-inf, None)], "at": datetime.date(2024, 7, 26)}
+    line = json_line(row)
+    assert json.loads(line) == {
+        "note": "ä",
+        "size": None,
+        "cells": [{"a": None, "b": 1.5}, [None, None]],
+        "at": "2024-07-26",
+    }
+    assert strict_json(line.decode()) == json.loads(line)
+    assert json_line({"note": "ä", "n": 0.1}) == '{"note": "ä", "n": 0.1}\n'.encode()

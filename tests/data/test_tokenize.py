@@ -18,8 +18,9 @@ from rmtrain.data import cache_entry, token_cache, tokenize, workers
 from rmtrain.data.render import Renderer
 from rmtrain.data.responses import mark_responses
 from rmtrain.data.template import TemplateRefusalError
-from rmtrain.data.token_cache import TokenizedSplit, group_to_row, row_to_group, tokenize_split
+from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
 from rmtrain.data.token_report import OVER_LENGTH, Lost
+from rmtrain.data.token_table import group_to_row, row_to_group
 from rmtrain.data.tokenize import Tokenization, TokenizedGroup, split_prefix, tokenize_groups
 from rmtrain.data.types import Message, Preference, PreferenceGroup, of_ids
 from rmtrain.data.workers import PART

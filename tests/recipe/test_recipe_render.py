@@ -165,7 +165,7 @@ def test_inline_quotes_what_might_be_misread(value: object, text: str) -> None:
 def test_describe_lists_every_value_with_its_origin() -> None:
     text = "model: {name: m}\ndata:\n  source: d\n"
     listed = list_settings(parse_recipe_text(text, "r.yaml", ["optim.learning_rate=2e-5", "lora.rank=8"]))
-    by_key = {setting.key: (setting.value, setting.origin) for setting in listed}
+    by_key = {key: (value, origin) for key, value, origin in listed}
     assert by_key["data.source"] == ("d", "r.yaml:3")
     assert by_key["optim.learning_rate"] == (2e-5, "command line")
     assert by_key["optim.betas"] == ([0.9, 0.999], "default")

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.token_cache import group_to_row
+from rmtrain.data.token_table import group_to_row
 from rmtrain.data.tokenize import Tokenization, TokenizedGroup, tokenize_groups
 from rmtrain.errors import RunFailedError
 from rmtrain.model.batch import GroupSize, Packing, batch_tokens
@@ -415,7 +415,7 @@ def test_a_reward_that_is_not_finite_names_its_group(
 WORKER = """
 import json, sys
 from pathlib import Path
-from rmtrain.data.token_cache import row_to_group
+from rmtrain.data.token_table import row_to_group
 from rmtrain.model.devices import process_state
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
 from rmtrain.scoring.batches import score_groups

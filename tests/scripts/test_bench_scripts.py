@@ -65,6 +65,7 @@ def test_training_sides_learn_the_same(run: Any, tmp_path: Path, ways: int) -> N
         assert found["against"][name]["tokens"] > 1
     runs = found["runs"]
     assert {name: part[0]["pairs"] for name, part in runs.items()} == dict.fromkeys(sides, 8 if ways == 2 else 48)
+    assert found["sides"]["rmtrain"]["matrix_rate_used"]["median"] > 0
     assert "times the pairs a second" in text
 
 

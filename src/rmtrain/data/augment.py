@@ -68,20 +68,20 @@ class _Answers:
     def read(self, numbers: Places) -> Iterator[PreferenceGroup]:
         """Groups, by ascending numbers."""
         for curation, kept, end in zip(self._curations, self._kept, self._ends, strict=True):
-            own = numbers[(numbers >= end - len(kept)) & (numbers < end)]
-            yield from curation.read(kept[own - end])
+            of_entry = numbers[(numbers >= end - len(kept)) & (numbers < end)]
+            yield from curation.read(kept[of_entry - end])
 
     def nearest(self, number: int, group: PreferenceGroup, drawn: Sequence[int]) -> int | None:
         """Of the drawn groups, the one with the answer to another prompt that is nearest in length to the group's."""
         if self.best[number] < 0:
             return None
-        own, lengths = {digest(text) for text in group.completions}, self._lengths
+        known, lengths = {digest(text) for text in group.completions}, self._lengths
         fit = [
             other
             for other in drawn
             if self.best[other] >= 0
             and self.prompts[other] != self.prompts[number]
-            and self._texts[other].tobytes() not in own
+            and self._texts[other].tobytes() not in known
         ]
         return min(fit, key=lambda other: abs(lengths[other] - lengths[number]), default=None)
 

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmtrain.data.chunk_files import ChunkFile, Content, HeldRows, LineFile, ParquetFile, Place
@@ -114,7 +113,9 @@ def open_stream(text: str, scale: int = 1) -> RowStream:
     if len(splits) != 1 or len(kinds) != 1 or not kinds <= {*_STREAMED}:
         return _stream_of(read_rows(source), scale)
     (split,) = splits
-    opened = [_opened(path, scale) for path in files]
+    opened = [
+        ParquetFile(path, scale) if suffix_of(path.name) == ".parquet" else LineFile(path, scale) for path in files
+    ]
     empty = OpenSource(source, {split or "train": lambda: SplitRows([], "", files=files)}, named=bool(split))
     return _scan(empty.read(), opened, [file_state(path) for path in files])
 
@@ -156,7 +157,3 @@ def _find_chunks(files: Sequence[ChunkFile]) -> Iterator[tuple[Chunk, Content]]:
             while content.rows:
                 yield Chunk(number, behind, len(content.rows), content.digest), content
                 behind, (content, place) = place, file.read(place)
-
-
-def _opened(path: Path, scale: int) -> ChunkFile:
-    return ParquetFile(path, scale) if suffix_of(path.name) == ".parquet" else LineFile(path, scale)

@@ -55,9 +55,9 @@ def curate(split: str, parsed: ParsedRows, purpose: Purpose, keep: Keep = HeldGr
     curation.unusable = parsed.unusable
     if suspect := int(parsed.suspects.sum()):
         left_out = parsed.entry.section.score == "overall" and purpose != "scoring"
-        fate = "left out" if left_out else "kept"
         curation.notes.append(
-            f"completions with an {RECORDING_FAULT}, a known error of the source: {suspect}, which are {fate}"
+            f"completions with an {RECORDING_FAULT}, a known error of the source: {suspect}, "
+            f"which are {'left out' if left_out else 'kept'}"
         )
     if purpose == "evaluation" and (duplicates := len(repeated_places(curation.facts.contents[curation.kept]))):
         curation.notes.append(f"duplicates, which evaluation splits keep: {duplicates}")

@@ -57,16 +57,15 @@ def stored_data(data: DataSection, seed: int, folder: Path, notify: Callable[[st
         record = {"splits": splits, "leaks": made.leaks, "notes": made.notes}
         (staging / _RECORD).write_text(json.dumps(record))
 
-    own = folder / name
     try:
-        return cached(own, "curated rows", write, lambda place: _read(place, own, data), notify)
+        return cached(folder / name, "curated rows", write, lambda entry: _read(entry, data), notify)
     except UnicodeEncodeError:
         return load_data(data, seed)
 
 
 def open_stored(folder: Path, data: DataSection) -> CuratedData | None:
     """The curated splits in a folder that `stored_data` made for the same recipe; None if they are damaged or gone."""
-    return opened(folder, lambda place: _read(place, folder, data))
+    return opened(folder, lambda entry: _read(entry, data))
 
 
 def known_splits(data: DataSection, seed: int, names: Sequence[str], folder: Path) -> dict[str, SplitData]:
@@ -116,7 +115,7 @@ def _code() -> str:
 
 
 def _split_record(folder: Path, number: int, split: SplitData, data: DataSection) -> JsonObject:
-    own = entries_of(data, split.name) if split.name in recipe_splits(data) else []
+    entries = entries_of(data, split.name) if split.name in recipe_splits(data) else []
     parts: list[JsonObject] = []
     for place, part in enumerate(split.parts):
         lines = [shard.lines for shard in part.places.shards if shard.lines is not None]
@@ -124,7 +123,7 @@ def _split_record(folder: Path, number: int, split: SplitData, data: DataSection
         parts.append(
             {
                 "entry": part.entry.name,
-                "of": split.name if part.entry in own else "train",  # a held-out split has the entries of training
+                "split": split.name if part.entry in entries else "train",  # a held-out split has training's entries
                 "groups": len(part.rows),
                 "report": asdict(part.report),
                 "description": part.places.description,
@@ -139,25 +138,25 @@ def _split_record(folder: Path, number: int, split: SplitData, data: DataSection
 # --- reading
 
 
-def _read(folder: Path, name: Path, data: DataSection) -> CuratedData:
+def _read(folder: Path, data: DataSection) -> CuratedData:
     record = json.loads((folder / _RECORD).read_bytes())
-    splits = [_read_split(folder, number, split, name, data) for number, split in enumerate(record["splits"])]
+    splits = [_read_split(folder, number, split, data) for number, split in enumerate(record["splits"])]
     leaks = [Leak(*leak) for leak in record["leaks"]]
-    return CuratedData({split.name: split for split in splits}, leaks, record["notes"], name)
+    return CuratedData({split.name: split for split in splits}, leaks, record["notes"], folder)
 
 
-def _read_split(folder: Path, number: int, split: Mapping[str, Any], name: Path, data: DataSection) -> SplitData:
-    groups = GroupTable.open(folder / f"{number}.arrow", f"{name.name} {number}")
+def _read_split(folder: Path, number: int, split: Mapping[str, Any], data: DataSection) -> SplitData:
+    groups = GroupTable.open(folder / f"{number}.arrow", f"{folder.name} {number}")
     rows = groups.column("row").to_numpy()
     parts, start = list[SplitPart](), 0
     for place, part in enumerate(split["parts"]):
-        own = slice(start, start := start + part["groups"])
+        of_part = slice(start, start := start + part["groups"])
         lines = np.load(folder / f"{number}-{place}-lines.npy")
         parts.append(
             SplitPart(
-                entry=next(entry for entry in entries_of(data, part["of"]) if entry.name == part["entry"]),
+                entry=next(entry for entry in entries_of(data, part["split"]) if entry.name == part["entry"]),
                 report=_report_of(part["report"]),
-                rows=_numbers(rows[own]),
+                rows=_numbers(rows[of_part]),
                 places=RowPlaces(part["description"], _shards_of(part["shards"], lines)),
                 origin=part["origin"],
                 repeated=part["repeated"],
@@ -169,8 +168,9 @@ def _read_split(folder: Path, number: int, split: Mapping[str, Any], name: Path,
 def _shards_of(shards: Sequence[Sequence[Any]], lines: Any) -> list[Shard]:
     made, start = list[Shard](), 0
     for name, rows, has_lines, first in shards:
-        own = slice(start, start := start + rows) if has_lines else None
-        made.append(Shard(name, rows, None if own is None else _numbers(lines[own]), first))
+        end = start + rows if has_lines else start
+        made.append(Shard(name, rows, _numbers(lines[start:end]) if has_lines else None, first))
+        start = end
     return made
 
 

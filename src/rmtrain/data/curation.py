@@ -52,7 +52,7 @@ class Change(NamedTuple):
 
 
 class Column(Generic[Value]):
-    """A value for each row, of a few distinct ones that are stored once."""
+    """A column with a value for each row; equal values are stored once."""
 
     def __init__(self) -> None:
         self._codes, self._values, self._known = array("i"), list[Value](), dict[Value, int]()
@@ -87,7 +87,9 @@ class Facts:
 
     rows: "array[int]" = field(default_factory=partial(array, "q"))  # [N] index in the source
     _contents: bytearray = field(default_factory=bytearray)  # [N]
-    _pairs: bytearray = field(default_factory=bytearray)  # [P] of prompt and both completions, whichever is better
+    _pairs: bytearray = field(
+        default_factory=bytearray
+    )  # [P] of prompt and both completions, in the same order whichever is better
     _directions: "array[int]" = field(default_factory=partial(array, "b"))  # [P] ±1: which is better; 0: a tie
     _ends: "array[int]" = field(default_factory=partial(array, "q"))  # [N] preferences up to the row's last one
 
@@ -124,7 +126,7 @@ class Statements(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Fates:
+class Outcomes:
     """What became of N rows."""
 
     causes: Column[str | None] = field(default_factory=Column)  # why a row is dropped
@@ -151,9 +153,9 @@ class Fates:
 class Curation:
     """The rows of one entry of a split. Each rule drops some of the kept rows, for one cause."""
 
-    made: Groups  # of every readable row, as it was read
+    as_read: Groups  # the groups of every readable row
     facts: Facts
-    fates: Fates
+    outcomes: Outcomes
     prompts: Digests  # [N] leak keys
     unusable: Sequence[UnusableRow] = ()
     notes: list[str] = field(default_factory=list)
@@ -166,23 +168,23 @@ class Curation:
     def of(
         cls, candidates: Iterable[Candidate], prompts: Digests, keep: Keep = HeldGroups.of, compared: bool = True
     ) -> "Curation":
-        """Take in rows one by one; `keep` puts their groups into a store, and `compared` asks for their digests."""
-        facts, fates = Facts(), Fates()
+        """Take in rows one by one. `keep` stores their groups; only with `compared` can rules compare the rows."""
+        facts, outcomes = Facts(), Outcomes()
 
         def taken() -> Iterator[PlacedGroup]:
             for each in candidates:
                 facts.rows.append(each.row)
-                fates.add(each)
+                outcomes.add(each)
                 if compared:
                     facts.add(each.group)
                 yield PlacedGroup(each.row, each.group)
 
-        return cls(keep(taken()), facts, fates, prompts)
+        return cls(keep(taken()), facts, outcomes, prompts)
 
     @property
     def kept(self) -> Places:
         """The rows not dropped so far."""
-        return self.fates.causes.places(None)
+        return self.outcomes.causes.places(None)
 
     @property
     def kept_prompts(self) -> Digests:
@@ -206,20 +208,20 @@ class Curation:
 
     def read(self, places: Places) -> Iterator[PreferenceGroup]:
         """The groups of rows, as they are now."""
-        for place, group in zip(places, self.made.take(places), strict=True):
+        for place, group in zip(places, self.as_read.take(places), strict=True):
             yield self.changes[place].of(group) if place in self.changes else group
 
     def change(self, place: int, change: Change) -> None:
         """Change the group of a row."""
         self.changes[place] = change
-        self.fates.preferences[place] = len(change.preferences)
-        self.fates.completions[place] += change.answer is not None
+        self.outcomes.preferences[place] = len(change.preferences)
+        self.outcomes.completions[place] += change.answer is not None
 
     def drop(self, mask: Iterable[bool], cause: str) -> None:
         """Drop the kept rows that the mask marks."""
         for place, marked in zip(self.kept, mask, strict=True):
             if marked:
-                self.fates.causes[place] = cause
+                self.outcomes.causes[place] = cause
 
     def report(self, split: str, schema: str, total_rows: int, place: Callable[[int], str]) -> SplitReport:
         """Count what was kept and dropped of the source's rows.
@@ -227,18 +229,18 @@ class Curation:
         Raises:
             AssertionError: a row, completion or preference is unaccounted for, which is a bug.
         """
-        fates = self.fates
-        lost_completions = Counter(chain.from_iterable(fates.lost_completions))
-        lost_preferences = Counter(chain.from_iterable(fates.lost_preferences))
-        completions_total = sum(fates.completions) + lost_completions.total()
-        preferences_total = sum(fates.preferences) + lost_preferences.total()
+        outcomes = self.outcomes
+        lost_completions = Counter(chain.from_iterable(outcomes.lost_completions))
+        lost_preferences = Counter(chain.from_iterable(outcomes.lost_preferences))
+        completions_total = sum(outcomes.completions) + lost_completions.total()
+        preferences_total = sum(outcomes.preferences) + lost_preferences.total()
         rows = Counter(row.cause for row in self.unusable)
         examples: dict[str, str] = {}
         for row in self.unusable:
             more = f": {row.detail.removeprefix(f'{row.cause}: ')}" if row.detail not in ("", row.cause) else ""
             if row.cause not in examples:
                 examples[row.cause] = f"{place(row.row)}{more}"
-        sizes = zip(self.facts.rows, fates.causes, fates.completions, fates.preferences, strict=True)
+        sizes = zip(self.facts.rows, outcomes.causes, outcomes.completions, outcomes.preferences, strict=True)
         for index, cause, completions, preferences in sizes:
             if cause is not None:
                 rows[cause] += 1
@@ -248,7 +250,7 @@ class Curation:
                 if cause not in examples:
                     examples[cause] = place(index)
         completions_left, preferences_left = (
-            int(np.array(now, np.int64)[self.kept].sum()) for now in (fates.completions, fates.preferences)
+            int(np.array(now, np.int64)[self.kept].sum()) for now in (outcomes.completions, outcomes.preferences)
         )
         return SplitReport(
             split=split,

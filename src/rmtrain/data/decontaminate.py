@@ -17,7 +17,7 @@ from itertools import chain, islice
 from typing import Literal, NamedTuple
 
 from rmtrain.data.ngrams import NGramIndex, Owner, words_of
-from rmtrain.data.types import TOKENS, Conversation, PreferenceGroup
+from rmtrain.data.types import Conversation, PreferenceGroup, holds_ids
 from rmtrain.errors import DataError
 from rmtrain.json_values import JsonObject
 
@@ -106,7 +106,7 @@ def passages_of(row: str, prompt: Conversation, completions: Sequence[Conversati
     Raises:
         DataError: the row holds token ids.
     """
-    if any(message.role == TOKENS for part in (prompt, *completions) for message in part):
+    if holds_ids((prompt, *completions)):
         raise DataError(f"row {row}: token ids can't be compared with texts", "leave out data.decontaminate")
     asked = [message.content for message in prompt if message.role not in ("assistant", "system")]
     yield Passage(row, "prompt", "\n".join(asked))

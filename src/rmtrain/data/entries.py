@@ -1,6 +1,6 @@
 """The entries of a split: the sources of its rows, and how each source is read."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rmtrain.recipe.data_schema import DataSection
 
@@ -15,7 +15,7 @@ class Entry:
     name: str = ""
     limit: int | None = None  # groups
     weight: float | None = None
-    tags: tuple[str, ...] = field(default=())
+    tags: tuple[str, ...] = ()
 
     def group_id(self, row_id: str) -> str:
         """The id of a row in its split, which differs between entries with the same row ids."""
@@ -34,15 +34,15 @@ def entries_of(data: DataSection, split: str) -> list[Entry]:
     if mixed := data.entries(split):
         return [
             Entry(
-                data.of_entry(each),
-                each.split or name,
-                each.split is not None,
-                each.title,
-                each.limit,
-                each.weight,
-                tuple(each.tags),
+                section=data.of_entry(entry),
+                split=entry.split or name,
+                named=entry.split is not None,
+                name=entry.title,
+                limit=entry.limit,
+                weight=entry.weight,
+                tags=tuple(entry.tags),
             )
-            for each in mixed
+            for entry in mixed
         ]
     source = data.source.get(split)
     return [] if source is None else [Entry(data.model_copy(update={"source": source}), name, named=False)]

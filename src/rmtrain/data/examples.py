@@ -48,7 +48,7 @@ def causes_of(rows: Iterable[CuratedRows]) -> list[str]:
     causes: dict[str, None] = {}
     for _, _, curation in rows:
         causes |= dict.fromkeys(row.cause for row in curation.unusable)
-        causes |= dict.fromkeys(chain.from_iterable(map(curation.fates.causes_of, range(len(curation.prompts)))))
+        causes |= dict.fromkeys(chain.from_iterable(map(curation.outcomes.causes_of, range(len(curation.prompts)))))
     return list(causes)
 
 
@@ -68,7 +68,7 @@ def matching(asked: str, causes: Iterable[str]) -> list[str]:
 
 def examples_of(rows: Sequence[CuratedRows], cause: str, most: int) -> list[Example]:
     """The first examples of a cause, at most `most` per source."""
-    return [example for each in rows for example in islice(_examples(each, cause, rows), most)]
+    return [example for entry in rows for example in islice(_examples(entry, cause, rows), most)]
 
 
 def token_examples(ready: ReadyData, cause: str) -> list[Example]:
@@ -81,27 +81,28 @@ def token_examples(ready: ReadyData, cause: str) -> list[Example]:
     return examples
 
 
-def _examples(own: CuratedRows, cause: str, rows: Sequence[CuratedRows]) -> Iterator[Example]:
-    split, parsed, curation = own
+def _examples(entry: CuratedRows, cause: str, rows: Sequence[CuratedRows]) -> Iterator[Example]:
+    split, parsed, curation = entry
     where = parsed.source.where
     for fault in curation.unusable:
         if fault.cause == cause:
             text = "\n".join(f"{name}: {value}" for name, value in parsed.source.rows[fault.row].items())
             yield Example(split, cause, Side(where(fault.row), text), "" if fault.detail == cause else fault.detail)
-    fates, indices = curation.fates, curation.facts.rows
-    dropped = np.array([place for place in range(len(indices)) if cause in fates.causes_of(place)], np.int64)
+    outcomes, indices = curation.outcomes, curation.facts.rows
+    dropped = np.array([place for place in range(len(indices)) if cause in outcomes.causes_of(place)], np.int64)
     as_read = parsed.read(np.frombuffer(indices, np.int64)[dropped])
     for place, group, (index, _, row) in zip(dropped.tolist(), curation.read(dropped), as_read, strict=True):
         whole = group._replace(completions=row.completions, preferences=row.stated or (), scores=None)
         scores = row.scores or (None,) * len(row.completions)
-        why, other, text = _partner(_Dropped(own, place, group, cause), rows)
-        yield Example(split, cause, Side(where(index), text or _text(whole, scores)), why, other)
+        partner = _partner(_Dropped(entry, place, group, cause), rows)
+        side = Side(where(index), partner.text or _text(whole, scores))
+        yield Example(split, cause, side, partner.why, partner.other)
 
 
 class _Dropped(NamedTuple):
     """A row of which something was dropped."""
 
-    rows: CuratedRows
+    entry: CuratedRows
     place: int
     group: PreferenceGroup
     cause: str
@@ -115,61 +116,59 @@ class _Partner(NamedTuple):
     text: str = ""  # of the dropped row, if a part of it suffices
 
 
-def _partner(each: _Dropped, rows: Sequence[CuratedRows]) -> _Partner:
-    own = each.rows.curation
-    for check in own.checks:
-        if check.cause == each.cause and (overlap := next((o for o in check.overlaps if o.id == each.group.id), None)):
-            return _overlap(each.group, check, overlap)
-    if each.place in own.repeats and each.cause == own.fates.causes[each.place]:
-        return _near(each, rows)
-    for other in rows if each.cause in (*_REPEATS, *_CONTRADICTIONS, LEAK) else ():
-        places, curation = _like(each, other), other.curation
-        groups = curation.made.take(places) if each.cause in _REPEATS else curation.read(places)
+def _partner(row: _Dropped, rows: Sequence[CuratedRows]) -> _Partner:
+    curation = row.entry.curation
+    for check in curation.checks:
+        if check.cause == row.cause and (overlap := next((o for o in check.overlaps if o.id == row.group.id), None)):
+            return _overlap(row.group, check, overlap)
+    if row.place in curation.repeats and row.cause == curation.outcomes.causes[row.place]:
+        return _near(row, rows)
+    for entry in rows if row.cause in (*_REPEATS, *_CONTRADICTIONS, LEAK) else ():
+        places = _like(row, entry)
+        groups = entry.curation.as_read.take(places) if row.cause in _REPEATS else entry.curation.read(places)
         for place, group in zip(places.tolist(), groups, strict=True):
-            if each.cause not in _CONTRADICTIONS or _contradicts(group, each.group):
-                return _beside(other, place, group)
+            if row.cause not in _CONTRADICTIONS or _contradicts(group, row.group):
+                return _beside(entry, place, group)
     return _Partner()
 
 
-def _like(each: _Dropped, other: CuratedRows) -> Places:
+def _like(row: _Dropped, entry: CuratedRows) -> Places:
     """The rows of an entry that a row may repeat, contradict or leak into."""
-    own, curation = each.rows.curation, other.curation
-    if each.cause in _REPEATS:
-        alike = curation.facts.contents == own.facts.contents[each.place]
+    curation, others = row.entry.curation, entry.curation
+    if row.cause in _REPEATS:
+        alike = others.facts.contents == curation.facts.contents[row.place]
     else:
-        alike = curation.prompts == own.prompts[each.place]
-    if each.cause in _CONTRADICTIONS:
-        alike &= [cause not in _REPEATS for cause in curation.fates.causes]
-    if curation is own:
-        alike[each.place] = False
-    return np.flatnonzero(alike & ((other.split == each.rows.split) != (each.cause == LEAK)))
+        alike = others.prompts == curation.prompts[row.place]
+    if row.cause in _CONTRADICTIONS:
+        alike &= [cause not in _REPEATS for cause in others.outcomes.causes]
+    if others is curation:
+        alike[row.place] = False
+    return np.flatnonzero(alike & ((entry.split == row.entry.split) != (row.cause == LEAK)))
 
 
-def _beside(rows: CuratedRows, place: int, group: PreferenceGroup, why: str = "") -> _Partner:
-    where = rows.parsed.source.where(rows.curation.facts.rows[place])
-    return _Partner(why, Side(f"{rows.split}: {where}", _text(group)))
+def _beside(entry: CuratedRows, place: int, group: PreferenceGroup, why: str = "") -> _Partner:
+    where = entry.parsed.source.where(entry.curation.facts.rows[place])
+    return _Partner(why, Side(f"{entry.split}: {where}", _text(group)))
 
 
-def _near(each: _Dropped, rows: Sequence[CuratedRows]) -> _Partner:
+def _near(row: _Dropped, rows: Sequence[CuratedRows]) -> _Partner:
     """The row that a row nearly repeats, and how similar the two are."""
-    first = each.rows.curation.repeats[each.place]
-    of_split = (
-        (other, place, group)
-        for other in rows
-        if other.split == each.rows.split
-        for place, group in enumerate(other.curation.read(np.arange(len(other.curation.prompts))))
+    first = row.entry.curation.repeats[row.place]
+    entry, place, group = next(
+        (entry, place, group)
+        for entry in rows
+        if entry.split == row.entry.split
+        for place, group in enumerate(entry.curation.read(np.arange(len(entry.curation.prompts))))
+        if group.id == first
     )
-    other, place, group = next(row for row in of_split if row[2].id == first)
-    shares = zip(("prompts", "preferred answers", "other answers"), similarities(each.group, group), strict=True)
-    return _beside(other, place, group, ", ".join(f"{what} {share:.0%} the same" for what, share in shares))
+    shares = zip(("prompts", "preferred answers", "other answers"), similarities(row.group, group), strict=True)
+    return _beside(entry, place, group, ", ".join(f"{what} {share:.0%} the same" for what, share in shares))
 
 
 def _overlap(group: PreferenceGroup, check: Check, overlap: Overlap) -> _Partner:
     """The text of the row, and the benchmark's text with which it overlaps."""
-    passages = passages_of(group.id, group.prompt, group.completions)
-    text = next(
-        (p.text for p in passages if p.part == overlap.part and overlap.phrase in " ".join(words_of(p.text))), ""
-    )
+    passages = [p.text for p in passages_of(group.id, group.prompt, group.completions) if p.part == overlap.part]
+    text = next((text for text in passages if overlap.phrase in " ".join(words_of(text))), "")
     why = f"{overlap.share:.0%} of the words of the benchmark's {overlap.benchmark_part}, first {overlap.phrase!r}"
     side = Side(f"{check.compared.name} {overlap.benchmark_row}", f"[{overlap.benchmark_part}] {overlap.text}")
     return _Partner(why, side, f"[{overlap.part}] {text}")

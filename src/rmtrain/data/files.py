@@ -127,7 +127,7 @@ def check_file(path: Path) -> str:
     return suffix
 
 
-def parse_json(text: str) -> Any:
+def strict_json(text: str) -> Any:
     """Parse JSON, refusing duplicate keys, NaN, Infinity and lone surrogates.
 
     Raises:
@@ -223,7 +223,7 @@ def line_row(path: Path, number: int, raw: bytes) -> Row:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line)", _ENCODING) from None
     try:
-        row = parse_json(text.strip())
+        row = strict_json(text.strip())
     except ValueError as error:
         hint = "each line must be one row as a JSON object: correct this line"
         if not raw.endswith(b"\n") and str(error).startswith(_NOT_JSON):
@@ -244,7 +244,7 @@ def _kind(value: object) -> str:
 def _read_json(path: Path) -> tuple[dict[str, list[Row]], bool]:
     hint = "a .json file holds an array of objects, or one array for each split; a .jsonl file, an object a line"
     try:
-        value = parse_json(path.read_bytes().decode("utf-8-sig").strip())
+        value = strict_json(path.read_bytes().decode("utf-8-sig").strip())
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start + 1})", _ENCODING) from None
     except ValueError as error:
@@ -289,7 +289,7 @@ def _csv_row(path: Path, line: int, header: list[str], cells: list[str]) -> Row:
     for column in _JSON_CELLS:
         if row.get(column):
             try:
-                row[column] = parse_json(row[column])
+                row[column] = strict_json(row[column])
             except ValueError as error:
                 raise DataError(f"{path}:{line}: column {column}: {error}") from None
     return row

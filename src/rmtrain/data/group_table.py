@@ -72,8 +72,8 @@ class GroupTable(Sequence[PreferenceGroup]):
         borders = np.searchsorted(places, range(0, len(self) + ROWS, ROWS))
         for part, (begin, end) in enumerate(pairwise(borders.tolist())):
             if begin < end:  # gathering rows from a part is much faster than from the whole table
-                own = places[begin:end] - part * ROWS
-                yield from _groups_in(self._arrow(part * ROWS, part * ROWS + int(own[-1]) + 1).take(own))
+                within = places[begin:end] - part * ROWS
+                yield from _groups_in(self._arrow(part * ROWS, part * ROWS + int(within[-1]) + 1).take(within))
 
     def column(self, name: str) -> Any:
         """A column as one Arrow array."""
@@ -93,7 +93,7 @@ class GroupStore:
     folder: Path | None = None
 
     def keep(self, name: str, groups: Iterable[PlacedGroup]) -> Groups:
-        """Take in groups one by one, under a name of their own.
+        """Store groups one by one, under a name.
 
         Raises:
             UnicodeEncodeError: as `write_groups`.
@@ -147,7 +147,7 @@ def _schema() -> Any:
 
 def _groups_in(table: Any) -> list[PreferenceGroup]:
     column = {name: table[name].combine_chunks() for name in table.column_names}
-    scores = ((None if own is None else tuple(own)) for own in column["scores"].to_pylist())
+    scores = (None if scores is None else tuple(scores) for scores in column["scores"].to_pylist())
     return [
         PreferenceGroup(*values)
         for values in zip(

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from rmtrain.data.rows import StoredRows
 from rmtrain.data.types import Row
@@ -14,16 +14,9 @@ _HUB_SECONDS = 5.0  # seconds to connect, and then to answer
 _MODEL_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # by name, since versions of huggingface_hub use different HTTP libraries, which raise these errors
-_UNREACHABLE = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "ProxyError", "TimeoutException"}
-_UNREACHABLE |= {"ConnectionError"}
-
-
-class HubDataset(NamedTuple):
-    """A hub dataset in the cache, at one commit."""
-
-    name: str
-    commit: str
-    splits: dict[str, Any]  # a `datasets.Dataset` for each split
+_UNREACHABLE = frozenset(
+    ["ConnectError", "ConnectTimeout", "ConnectionError", "ProxyError", "ReadError", "ReadTimeout", "TimeoutException"]
+)
 
 
 def why_absent(name: str, revision: str | None = None) -> str | None:
@@ -83,8 +76,8 @@ def resolve_commit(dataset: str, revision: str | None) -> str | None:
         raise _explain(error, dataset, revision) from error
 
 
-def load_hub(dataset: str, config: str | None, commit: str | None) -> HubDataset:
-    """Download a dataset, or read it from the cache, through `datasets.load_dataset`.
+def load_hub(dataset: str, config: str | None, commit: str | None) -> tuple[str, dict[str, Any]]:
+    """Download a dataset, or read it from the cache: its commit, and a `datasets.Dataset` for each split.
 
     `commit` None takes the newest copy in the cache, the only choice in offline mode. If the hub fails, `datasets`
     takes any commit in the cache; this function refuses a commit other than the requested one.
@@ -106,21 +99,21 @@ def load_hub(dataset: str, config: str | None, commit: str | None) -> HubDataset
             f"{dataset}: commit {commit} could not be read; the cache holds {cached or 'no known commit'}",
             "leave offline mode, or name the commit in the cache",
         )
-    return HubDataset(dataset, cached, splits)
+    return cached, splits
 
 
-def rows_of(table: Any, name: str, commit: str | None = None) -> StoredRows:
+def rows_of(table: Any, source: str, commit: str | None = None) -> StoredRows:
     """All rows of a `datasets.Dataset` as plain values; reading them raises DataError if the cached data is damaged."""
-    return StoredRows(partial(_rows_in, table, name, commit), len(table))
+    return StoredRows(partial(_rows_in, table, source, commit), len(table))
 
 
-def _rows_in(table: Any, name: str, commit: str | None) -> Iterator[Row]:
+def _rows_in(table: Any, source: str, commit: str | None) -> Iterator[Row]:
     try:
         for batch in table.iter(batch_size=1000):
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
     except Exception as error:
-        raise _explain(error, name, commit) from error
+        raise _explain(error, source, commit) from error
 
 
 def _commit_of(tables: Iterable[Any]) -> str | None:

@@ -1,7 +1,6 @@
 """Judged preferences: rewards of training pairs by reward models, rules that reject pairs, and the remaining rows."""
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from rmtrain.data.curation import NONE_LEFT
 from rmtrain.data.ledgers import Ledger
 from rmtrain.data.splits import leak_key
-from rmtrain.data.types import TOKENS, Preference, PreferenceGroup, Row, has_votes, has_weights
+from rmtrain.data.types import Preference, PreferenceGroup, Row, from_json, has_votes, has_weights, holds_ids
 from rmtrain.errors import DataError, InputError
 from rmtrain.json_values import JsonObject
 
@@ -101,8 +100,8 @@ class Judge(NamedTuple):
         """[P] margins of the preferences of groups; NaN for groups without rewards."""
         margins: list[float] = []
         for group in groups:
-            own = self.rewards.get(group.id)
-            margins += [np.nan if own is None else own[p.better] - own[p.worse] for p in group.preferences]
+            rewards = self.rewards.get(group.id)
+            margins += [np.nan if rewards is None else rewards[p.better] - rewards[p.worse] for p in group.preferences]
         return np.array(margins, dtype=np.float64)
 
     def figures(self, groups: Sequence[PreferenceGroup]) -> JsonObject:
@@ -197,9 +196,9 @@ def source_row(group: PreferenceGroup, soft: bool = False, weighted: bool = Fals
     Raises:
         DataError: the group holds token ids, which the schema does not allow.
     """
-    if any(message.role == TOKENS for part in (group.prompt, *group.completions) for message in part):
+    if holds_ids((group.prompt, *group.completions)):
         raise DataError(f"row {group.id}: rows of token ids can't be curated", "give their texts")
-    arguments = json.loads(group.arguments) if group.arguments else {}
+    arguments = from_json(group.arguments)
     beside = {name: arguments.pop(name) for name in ("tools", "documents") if name in arguments}
     beside |= {"chat_template_kwargs": arguments} if arguments else {}
     return {

@@ -38,10 +38,9 @@ class CuratedData:
 
 def recipe_splits(data: DataSection) -> tuple[str, ...]:
     """The splits of a recipe: those of `data.splits` or of a `data.source` mapping, and its hold-outs."""
-    own = data.source if isinstance(data.source, dict) else data.splits
-    names = {*own, *holdout_shares(data)}
-    known = [name for name in ("train", "validation", "test") if name in names]
-    return (*known, *(name for name in own if name not in known))
+    named = data.source if isinstance(data.source, dict) else data.splits
+    usual = [name for name in ("train", "validation", "test") if name in {*named, *holdout_shares(data)}]
+    return (*usual, *(name for name in named if name not in usual))
 
 
 def load_data(

@@ -39,11 +39,8 @@ class SplitRows(NamedTuple):
     files: Sequence[Path] = ()
 
 
-class LocalSource(NamedTuple):
-    """The splits of a local SOURCE, each read when it is called."""
-
-    splits: Mapping[str, Callable[[], SplitRows]]  # only `train` if the files name no splits
-    named: bool  # whether the files name their splits
+# the splits of a SOURCE, each read when it is called; and whether the files name them: otherwise it has only `train`
+LocalSource = tuple[Mapping[str, Callable[[], SplitRows]], bool]
 
 
 def is_glob(text: str) -> bool:
@@ -130,15 +127,16 @@ def _open_files(splits: dict[str, list[Path]], source: str) -> LocalSource:
     files = [path for shards in splits.values() for path in shards]
     if len(files) == 1 and "" in splits:  # read now, since a .json file may name splits inside
         file = read_file(files[0])
-        return LocalSource({name: partial(_join, files, [file], name) for name in file.splits}, file.named)
-    return LocalSource({name or "train": partial(_join, shards) for name, shards in splits.items()}, "" not in splits)
+        return {name: partial(_join, files, [file], name) for name in file.splits}, file.named
+    return {name or "train": partial(_join, shards) for name, shards in splits.items()}, "" not in splits
 
 
 def _join(files: list[Path], contents: Sequence[FileRows] = (), split: str = "train") -> SplitRows:
     contents = contents or [read_file(path) for path in files]
-    if len(files) > 1 and (own := next((path for path, file in zip(files, contents, strict=True) if file.named), None)):
+    named = [path for path, file in zip(files, contents, strict=True) if file.named]
+    if len(files) > 1 and named:
         raise DataError(
-            f"{own}: this file names its own splits, so it can't be one of several files", "give only this file"
+            f"{named[0]}: this file names its own splits, so it can't be one of several files", "give only this file"
         )
     parts = [file.splits[split] for file in contents]
     rows = parts[0] if len(parts) == 1 else StoredRows.joined(parts)
@@ -157,8 +155,8 @@ def _open_saved(folder: Path) -> LocalSource:
             f"{folder}: not a readable save_to_disk folder: {first_line(error)}", "save it again"
         ) from error
     if not isinstance(loaded, dict):
-        return LocalSource({"train": partial(_read_saved, folder, loaded)}, False)
-    return LocalSource({name: partial(_read_saved, folder / name, table) for name, table in loaded.items()}, True)
+        return {"train": partial(_read_saved, folder, loaded)}, False
+    return {name: partial(_read_saved, folder / name, table) for name, table in loaded.items()}, True
 
 
 def _read_saved(folder: Path, table: Any) -> SplitRows:

@@ -22,14 +22,12 @@ WEIGHT = "beyond the weight"
 def drop_duplicates(entries: Sequence[Curation]) -> None:
     """Drop each row with the same prompt and preferences as an earlier row, of its own or an earlier entry."""
     kept = [curation.kept for curation in entries]
-    entry_of = np.repeat(np.arange(len(entries)), [len(own) for own in kept])
-    contents = [curation.facts.contents[own] for curation, own in zip(entries, kept, strict=True)]
+    places, entry_of = np.concatenate(kept), np.repeat(np.arange(len(entries)), list(map(len, kept)))
+    contents = [curation.facts.contents[of_entry] for curation, of_entry in zip(entries, kept, strict=True)]
     first = first_places(np.concatenate(contents))
-    for number, (curation, own) in enumerate(zip(entries, kept, strict=True)):
-        earlier = first[entry_of == number]
-        repeats = earlier != np.flatnonzero(entry_of == number)
-        for place, same_entry in zip(own[repeats], entry_of[earlier[repeats]] == number, strict=True):
-            curation.fates.causes[place] = DUPLICATE if same_entry else DUPLICATE_ELSEWHERE
+    for row in np.flatnonzero(first != np.arange(len(first))):
+        same_entry = entry_of[row] == entry_of[first[row]]
+        entries[entry_of[row]].outcomes.causes[places[row]] = DUPLICATE if same_entry else DUPLICATE_ELSEWHERE
 
 
 def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -> None:
@@ -44,12 +42,12 @@ def drop_contradictions(entries: Sequence[Curation], first_wins: bool = False) -
         for pair in chain.from_iterable(of_rows.values()):
             stated[pair] = stated.get(pair, 0) | 1 << number
 
-    def cause_of(pair: bytes, direction: int, own: int) -> str | None:
+    def cause_of(pair: bytes, direction: int, entry: int) -> str | None:
         against = stated.get((pair, -direction), 0) if direction else 0
-        if against & own:
+        if against & entry:
             return CONTRADICTION
         if first_wins and against:
-            against &= ~stated[pair, direction] & (own - 1)  # earlier entries that state only one direction
+            against &= ~stated[pair, direction] & (entry - 1)  # earlier entries that state only one direction
         return CONTRADICTION_ELSEWHERE if against else None
 
     for number, (curation, of_rows) in enumerate(zip(entries, contested, strict=True)):
@@ -79,11 +77,11 @@ def _lose(curation: Curation, place: int, group: PreferenceGroup, causes: Sequen
         return
     left = tuple(pair for pair, cause in zip(group.preferences, causes, strict=True) if cause is None)
     curation.change(place, Change(left))
-    fates = curation.fates
-    fates.lost_preferences[place] += lost
+    outcomes = curation.outcomes
+    outcomes.lost_preferences[place] += lost
     if not left:
-        all_lost = {*fates.lost_preferences[place]}
-        fates.causes[place] = all_lost.pop() if len(all_lost) == 1 else NONE_LEFT
+        all_lost = {*outcomes.lost_preferences[place]}
+        outcomes.causes[place] = all_lost.pop() if len(all_lost) == 1 else NONE_LEFT
 
 
 def limit_entries(
@@ -98,12 +96,12 @@ def limit_entries(
     """
     for entry, curation in zip(entries, curations, strict=True):
         if entry.limit is not None:
-            _draw(curation, entry.limit, f"{seed}:{entry.name}:limit", LIMIT)
+            curation.drop(mark_beyond_limit(len(curation.kept), entry.limit, f"{seed}:{entry.name}:limit"), LIMIT)
     sizes = [len(curation.kept) for curation in curations]
     if any(entry.weight for entry in entries):
         takes = weighted([entry.weight or 0.0 for entry in entries], sizes, limit, repeat)
-        for entry, curation, take in zip(entries, curations, takes, strict=True):
-            _draw(curation, take, f"{seed}:{entry.name}:weight", WEIGHT)
+        for entry, curation, size, take in zip(entries, curations, sizes, takes, strict=True):
+            curation.drop(mark_beyond_limit(size, take, f"{seed}:{entry.name}:weight"), WEIGHT)
         return [take if take > size else None for take, size in zip(takes, sizes, strict=True)]
     if limit is not None:
         marks = mark_beyond_limit(sum(sizes), limit, seed)
@@ -124,13 +122,6 @@ def weighted(weights: Sequence[float], sizes: Sequence[int], limit: int | None, 
     return wanted if repeat else [min(pair) for pair in zip(wanted, sizes, strict=True)]
 
 
-def _draw(curation: Curation, most: int, seed: str, cause: str) -> None:
-    count = len(curation.kept)
-    if most < count:
-        kept = {*random.Random(seed).sample(range(count), most)}
-        curation.drop((index not in kept for index in range(count)), cause)
-
-
 def one_pass(kept: Sequence[int], repeated: Sequence[int | None], seed: int) -> list[int]:
     """The rows of one epoch over a split of several entries, whose rows are numbered consecutively.
 
@@ -140,8 +131,8 @@ def one_pass(kept: Sequence[int], repeated: Sequence[int | None], seed: int) -> 
     """
     rows: list[int] = []
     for place, (count, most, end) in enumerate(zip(kept, repeated, accumulate(kept), strict=True)):
-        own = range(end - count, end)
+        of_entry = range(end - count, end)
         times, more = divmod(max(count, most or 0), max(1, count))
-        rows += [*own] * times
-        rows += sorted(random.Random(f"{seed}:{place}:repeat").sample(own, more if count else 0))
+        rows += [*of_entry] * times
+        rows += sorted(random.Random(f"{seed}:{place}:repeat").sample(of_entry, more if count else 0))
     return rows

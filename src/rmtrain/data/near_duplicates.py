@@ -104,4 +104,4 @@ def drop_near_duplicates(entries: Sequence[Curation], least: float) -> None:
             else:
                 curation.repeats[place] = group_of(first).id
                 same_entry = kept[first][0] == entry
-                curation.fates.causes[place] = NEAR_DUPLICATE if same_entry else NEAR_DUPLICATE_ELSEWHERE
+                curation.outcomes.causes[place] = NEAR_DUPLICATE if same_entry else NEAR_DUPLICATE_ELSEWHERE

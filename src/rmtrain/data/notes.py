@@ -15,9 +15,10 @@ def notes_on(splits: Mapping[str, SplitData], leaks: Sequence[Leak]) -> Iterator
     for name, split in splits.items():
         for part, groups in split.by_part():
             section, trains = part.entry.section, name == "train"
-            own = _gaps_note(groups) if trains and section.min_gap else []
-            own += _weights_note(groups) if trains and section.preference_weights else []
-            for note in (*part.report.notes, *own):
+            notes = [*part.report.notes]
+            notes += _gaps_note(groups) if trains and section.min_gap else []
+            notes += _weights_note(groups) if trains and section.preference_weights else []
+            for note in notes:
                 by_note.setdefault(note, []).append(part.label(name))
     yield from (f"{', '.join(names)}: {note}" for note, names in by_note.items())
     yield from (f"{name}: {check}" for name, split in splits.items() for check in split.report.checks)
@@ -36,9 +37,9 @@ def _weights_note(groups: Sequence[PreferenceGroup]) -> list[str]:
     """What the weights of the preferences are."""
     means, every = array("d"), array("d")
     for group in groups:
-        own = [preference.weight for preference in group.preferences]
-        means.append(sum(own) / len(own))
-        every.extend(own)
+        weights = [preference.weight for preference in group.preferences]
+        means.append(sum(weights) / len(weights))
+        every.extend(weights)
     mean = sum(means) / len(means)
     return [
         f"weights of {len(every):,} preferences: {min(every):g} to {max(every):g}, mean over groups {mean:.4g}; "

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rmtrain.data.types import Conversation, Message, Row
+from rmtrain.data.types import Conversation, Message, Row, from_json
 
 _ANYWHERE = ("system", "developer")  # some templates put these before the last question
 _REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -85,7 +85,7 @@ def _words(whole: str, content: str) -> str:
 
 def _of_fields(message: Message) -> Iterator[Omission]:
     """What the rendering should contain because of the other fields of a message."""
-    fields = json.loads(message.fields) if message.fields else {}
+    fields = from_json(message.fields)
     for call in _objects(fields.get("tool_calls")) + _objects([fields.get("function_call")]):
         yield from _named("tool calls", call)
     for key in _REASONING:
@@ -94,7 +94,7 @@ def _of_fields(message: Message) -> Iterator[Omission]:
 
 
 def _of_arguments(arguments: str) -> Iterator[Omission]:
-    given = json.loads(arguments) if arguments else {}
+    given = from_json(arguments)
     for tool in _objects(given.get("tools")):
         yield from _named("tools", tool)
     for document in _objects(given.get("documents")):

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,13 +12,12 @@ from rmtrain.data.curated_store import open_stored, stored_data
 from rmtrain.data.ledgers import Ledger, join_ledgers
 from rmtrain.data.load import CuratedData, load_data
 from rmtrain.data.mixture import one_pass
-from rmtrain.data.omissions import NO_ROLES
 from rmtrain.data.parse import MAX_MALFORMED
 from rmtrain.data.render import Renderer
 from rmtrain.data.split_data import SplitData, SplitPart
 from rmtrain.data.template import UNKNOWN
 from rmtrain.data.token_cache import TokenizedSplit, join_splits, tokenize_split
-from rmtrain.data.token_report import TokenReport
+from rmtrain.data.token_notes import token_notes
 from rmtrain.data.tokenize import Tokenization
 from rmtrain.data.types import TOKENS, PreferenceGroup
 from rmtrain.display import Display
@@ -125,67 +124,7 @@ def shared_with_processes(data: CuratedData) -> Iterator[None]:
         del os.environ[_CURATED]
 
 
-class TokenNote(NamedTuple):
-    """A note for the user on some rows."""
-
-    text: str
-    rows: int | None = None  # how many; None if the number does not matter
-    first: str = ""  # the place of the first row, and its problem
-
-    def __str__(self) -> str:
-        count = f": {self.rows}" if self.rows is not None else ""
-        return f"{self.text}{count}" + (f"; the first: {self.first}" if self.first else "")
-
-
-def merge_notes(notes: Iterable[TokenNote]) -> list[TokenNote]:
-    """Merge the notes on several parts."""
-    merged: dict[str, TokenNote] = {}
-    for note in notes:
-        before = merged.get(note.text)
-        if before is None or before.rows is None or note.rows is None:
-            merged[note.text] = before or note
-        else:
-            merged[note.text] = before._replace(rows=before.rows + note.rows)
-    return [*merged.values()]
-
-
-def token_notes(
-    report: TokenReport, place: Callable[[str], str], groups: Sequence[PreferenceGroup], renderer: Renderer | None
-) -> list[TokenNote]:
-    """Notes on tokenised groups; `place` names the row of a group."""
-    notes = [
-        TokenNote(f"preferences between completions that are {cause}, kept as ties", n)
-        for cause, n in report.identical.items()
-    ]
-    if report.refused:
-        cause, lost = report.refused
-        notes.append(TokenNote(f"rows {cause}, dropped", lost.rows, f"{place(lost.first)}: {lost.why}"))
-    if renderer is not None:
-        notes += _ids_notes(groups, renderer, place)
-    for what, omitted in report.omitted.items():
-        text = what if what in NO_ROLES else f"{what} text"
-        left_out = f"rows whose {text} the chat template leaves out, wholly or in part"
-        notes.append(TokenNote(left_out, omitted.rows, f"{place(omitted.first)}: {omitted.words!r}"))
-    return notes
-
-
-def _ids_notes(
-    groups: Sequence[PreferenceGroup], renderer: Renderer, place: Callable[[str], str]
-) -> Iterator[TokenNote]:
-    """The notes on rows of token ids."""
-    if any(one[0].role == TOKENS for group in groups for one in group.completions):
-        given = {group.id: [one[0].content for one in group.completions if one[0].role == TOKENS] for group in groups}
-        yield TokenNote(
-            "rows hold token ids, which are used without the chat template: make sure that this model's tokenizer made "
-            "them"
-        )
-        ends = tuple(f"{before}{token}]" for token in renderer.ends for before in (" ", "["))
-        unended = [name for name, texts in given.items() if not all(text.endswith(ends) for text in texts)]
-        if unended:
-            yield TokenNote("rows of token ids without an end token at the end", len(unended), place(unended[0]))
-
-
-def require_most(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
+def require_few_refusals(tokens: TokenizedSplit, place: Callable[[str], str]) -> None:
     """Refuse a split if the renderer refuses more than a fifth of it.
 
     Raises:
@@ -225,7 +164,7 @@ def tokenize_splits(data: CuratedData, how: Tokenization, display: Display) -> d
         for part, groups in split.by_part():
             title = part.label(name)
             tokens = tokenize_named(title, groups, rule, display, drop_identical=trains)
-            require_most(tokens, split.place)
+            require_few_refusals(tokens, split.place)
             parts.append(ReadyPart(part, tokens))
         ready[name] = ReadySplit(split, join_splits([part.tokens for part in parts]), tuple(parts))
     return ready

@@ -33,7 +33,7 @@ from rmtrain.data.template import (
     templates_of,
 )
 from rmtrain.data.tokenizer import choose_pad, special_tokens
-from rmtrain.data.types import TOKENS, Conversation, Message, ids_in
+from rmtrain.data.types import Conversation, Message, holds_ids, ids_in
 from rmtrain.errors import CheckpointError, InputError, first_line
 from rmtrain.json_values import JsonObject
 
@@ -64,6 +64,7 @@ class Renderer:
     append_eos: bool
     pad_id: int
     date: str = field(default=DATE, kw_only=True)
+    _skeletons: dict[tuple[str, ...], Skeleton] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def for_tokenizer(cls, tokenizer: Any, append_eos: bool | None = None) -> "Renderer":
@@ -129,10 +130,10 @@ class Renderer:
         Raises:
             TemplateRefusalError, RunawayTemplateError: as `text`, though `text` may accept them one by one.
         """
-        if any(conversation and conversation[0].role == TOKENS for conversation in conversations):
+        if holds_ids(conversations):
             return [self.text(conversation, arguments) for conversation in conversations]
-        if self._prints_alone and not arguments and not any(m.fields for own in conversations for m in own):
-            texts = [self._skeleton(tuple(m.role for m in own)).filled(own) for own in conversations]
+        if self._prints_alone and not arguments and not any(m.fields for each in conversations for m in each):
+            texts = [self._skeleton(tuple(m.role for m in each)).filled(each) for each in conversations]
             if max(map(len, texts)) <= LONGEST:
                 return texts
         return apply_to_all(self.tokenizer, conversations, today=self.date, arguments=arguments)
@@ -145,10 +146,6 @@ class Renderer:
         if roles not in self._skeletons:
             self._skeletons[roles] = Skeleton.of(apply_template(self.tokenizer, marked(roles), today=self.date))
         return self._skeletons[roles]
-
-    @cached_property
-    def _skeletons(self) -> dict[tuple[str, ...], Skeleton]:
-        return {}
 
     @cached_property
     def _prints_alone(self) -> bool:
@@ -257,9 +254,9 @@ class Renderer:
 
     def baked(self) -> "Renderer":
         """The same rendering by the chat template only, for other programs; returns itself if no template can do it."""
-        own = templates_of(self.tokenizer)
-        templates = {name: bake(text, self.prepend_bos, self.append_eos, self.date) for name, text in own.items()}
-        if templates == own:
+        plain = templates_of(self.tokenizer)
+        templates = {name: bake(text, self.prepend_bos, self.append_eos, self.date) for name, text in plain.items()}
+        if templates == plain:
             return self
         tokenizer = copy.copy(self.tokenizer)
         tokenizer.chat_template = templates if len(templates) > 1 else templates["default"]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from rmtrain.data.chunks import ChunkRows, RowStream
 from rmtrain.data.files import suffix_of
+from rmtrain.data.types import Row
 from rmtrain.errors import InputError, first_line
 from rmtrain.files import replaced, staged_folder, writing
 
@@ -47,9 +49,26 @@ def encode_rows(chunk: ChunkRows, columns: Mapping[str, Sequence[Any]], kind: Ki
         return _encode_table(chunk.table, columns)
     names = list(columns)
     return b"".join(
-        (json.dumps({**row, **dict(zip(names, values, strict=True))}, ensure_ascii=False, default=str) + "\n").encode()
+        json_line({**row, **dict(zip(names, values, strict=True))})
         for row, *values in zip(chunk.rows.rows, *columns.values(), strict=True)
     )
+
+
+def json_line(row: Row) -> bytes:
+    """A row as a line of JSON; values that JSON lacks become texts, and NaN and infinity null."""
+    try:
+        text = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(row), ensure_ascii=False, default=str)
+    return f"{text}\n".encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _encode_table(table: Any, columns: Mapping[str, Sequence[Any]]) -> bytes:
@@ -77,10 +96,10 @@ def join_parts(output: Path, stream: RowStream, parts: Sequence[Path], kind: Kin
         return
     with staged_folder(output, replace=True) as folder:
         for number, name in enumerate(stream.names):
-            own = [part for chunk, part in zip(stream.chunks, parts, strict=True) if chunk.shard == number]
+            of_file = [part for chunk, part in zip(stream.chunks, parts, strict=True) if chunk.shard == number]
             path = folder / Path(name).name
             with writing(output), open(path, "xb") as file:
-                _join(file, own, kind, suffix_of(name) == ".jsonl.gz")
+                _join(file, of_file, kind, suffix_of(name) == ".jsonl.gz")
 
 
 def _join(file: BinaryIO, parts: Sequence[Path], kind: Kind, zipped: bool) -> None:

@@ -48,10 +48,9 @@ def take(rows: Iterable[Row], places: Iterable[int]) -> Iterator[Row]:
 
 
 class Sample:
-    """The first rows of a source, and of the others those that show what no earlier row does.
+    """The first rows of a source, and later rows that show something new, which suffice to find the schema.
 
-    Shown are: that a column exists in a file, and that it has an empty value, or another one. That suffices to find the
-    schema.
+    New is that a file has a column, or that a column may be null, may be empty, or may have content.
     """
 
     def __init__(self, files: int) -> None:
@@ -61,10 +60,10 @@ class Sample:
     def add(self, file: int, row: Row) -> None:
         """Take in the next row, which is that of a file."""
         values = {(name, value is not None, bool(value)) for name, value in row.items()}
-        here = {(file, name) for name in row}
+        columns = {(file, name) for name in row}
         if self._count < _FIRST or not values <= self._seen:
             self.rows[file].append(row)
-        elif not here <= self._seen:
+        elif not columns <= self._seen:
             self.rows[file].append(dict.fromkeys(row))  # the file has these columns
-        self._seen |= values | here
+        self._seen |= values | columns
         self._count += 1

@@ -22,9 +22,9 @@ _MARK, _END = "\ue000", "\ue001"  # of private use, around the number of a messa
 
 
 class Skeleton(NamedTuple):
-    """What a template prints for a sequence of roles: its own texts, with messages between them."""
+    """What a template prints for a sequence of roles: fixed texts, with messages between them."""
 
-    own: Sequence[str]
+    fixed: Sequence[str]
     messages: Sequence[int]  # one fewer than the texts
 
     @classmethod
@@ -36,7 +36,7 @@ class Skeleton(NamedTuple):
     def filled(self, conversation: Conversation) -> str:
         """The rendering of a conversation of these roles."""
         texts = [conversation[number].content for number in self.messages]
-        return "".join(chain.from_iterable(zip(self.own, [*texts, ""], strict=True)))
+        return "".join(chain.from_iterable(zip(self.fixed, [*texts, ""], strict=True)))
 
 
 def marked(roles: Sequence[str]) -> Conversation:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from rmtrain.data import demo
 from rmtrain.data.files import SUFFIXES, stem_of, suffix_of
-from rmtrain.data.hub import HubDataset, load_hub, resolve_commit, rows_of
+from rmtrain.data.hub import load_hub, resolve_commit, rows_of
 from rmtrain.data.local_files import Shard, SplitRows, find_files, fingerprint_files, is_glob, open_local
 from rmtrain.data.rows import Sample
 from rmtrain.data.types import Row
@@ -197,10 +197,9 @@ def open_source(source: Source, demo_groups: Mapping[str, int] | None = None) ->
         DataError: the source can't be read.
     """
     if source.kind == "hub":
-        hub = load_hub(source.name, source.config, pin_source(source).revision)
-        return OpenSource(
-            source, {name: partial(_hub_rows, hub, source, name) for name in hub.splits}, True, hub.commit
-        )
+        commit, tables = load_hub(source.name, source.config, pin_source(source).revision)
+        splits = {name: partial(_hub_rows, table, source, name, commit) for name, table in tables.items()}
+        return OpenSource(source, splits, revision=commit)
     if source.kind == "file":
         return OpenSource(source, *open_local(source.files))
     counts: dict[Any, int] = {**DataSection(source="demo").demo_groups, **(demo_groups or {})}
@@ -212,8 +211,8 @@ def read_rows(source: Source | str | Sequence[str], split: str | None = None, *,
     return open_source(source if isinstance(source, Source) else parse_source(source)).read(split, any_split=any_split)
 
 
-def _hub_rows(hub: HubDataset, source: Source, split: str) -> SplitRows:
-    rows, digest = rows_of(hub.splits[split], hub.name, hub.commit), hashlib.sha256()
+def _hub_rows(table: Any, source: Source, split: str, commit: str) -> SplitRows:
+    rows, digest = rows_of(table, source.name, commit), hashlib.sha256()
     if not rows:
         raise DataError(f"{source}: split {split} holds no rows")
     for row in rows:  # not the commit alone, since a damaged cache can load silently
@@ -233,7 +232,7 @@ def state_of(source: Source) -> str:
         InputError: it can't be read.
     """
     if source.kind == "hub":
-        return pin_source(source).revision or load_hub(source.name, source.config, None).commit
+        return pin_source(source).revision or load_hub(source.name, source.config, None)[0]
     if source.kind == "demo":
         return ""
     files = [file for of_split in find_files(source.files).values() for file in of_split]

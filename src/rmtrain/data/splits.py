@@ -87,7 +87,7 @@ def mark_leaks(keys: Digests, others: Sequence[Digests]) -> NDArray[np.bool_]:
     return np.isin(keys, np.concatenate([keys[:0], *others]))
 
 
-def mark_beyond_limit(count: int, limit: int, seed: int) -> list[bool]:
+def mark_beyond_limit(count: int, limit: int, seed: int | str) -> list[bool]:
     """For each of `count` groups, whether a seeded draw of `limit` groups leaves it out."""
     kept = set(random.Random(seed).sample(range(count), min(limit, count)))
     return [index not in kept for index in range(count)]

@@ -1,7 +1,6 @@
 """Chat templates: applied with limits of time and memory and a fixed date, and completed for use without rmtrain."""
 
 import ctypes
-import json
 import signal
 import sys
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 from jinja2 import Environment
 from jinja2.exceptions import TemplateError
 
-from rmtrain.data.types import Conversation, Message
+from rmtrain.data.types import Conversation, Message, from_json
 from rmtrain.errors import DataError, InputError
 
 RAW = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # the texts alone, in order
@@ -108,7 +107,7 @@ def apply_to_all(
         TemplateRefusalError: the template raises an error, of its own or another, for any of them.
         RunawayTemplateError: it takes too long, or too much memory, for all together.
     """
-    variables, template = json.loads(arguments) if arguments else {}, None
+    variables, template = from_json(arguments), None
     if today is not None:
         template = bake(tokenizer.get_chat_template(tools=variables.get("tools")), False, False, today)
     messages = [[message.as_dict() for message in conversation] for conversation in conversations]
@@ -175,9 +174,9 @@ class _Watch:
     @contextmanager
     def over_this_thread(self) -> Iterator[None]:
         """Raise _OutOfTime in this thread once the block has run too long."""
-        own = threading.get_ident()
+        thread = threading.get_ident()
         with self._lock:
-            self._ends[own] = time.monotonic() + _WAITS * _SECONDS
+            self._ends[thread] = time.monotonic() + _WAITS * _SECONDS
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._run, name="rmtrain-templates", daemon=True)
                 self._watcher.start()
@@ -185,7 +184,7 @@ class _Watch:
             yield
         finally:
             with self._lock:
-                self._ends.pop(own, None)
+                self._ends.pop(thread, None)
 
     def _run(self) -> None:
         while True:

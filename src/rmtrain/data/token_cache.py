@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from rmtrain.data.cache_entry import cached
 from rmtrain.data.render import Renderer
 from rmtrain.data.template import TemplateRefusalError
 from rmtrain.data.token_report import Lost, Omitted, TokenReport
-from rmtrain.data.token_table import FIGURES, Sizes, features_of
+from rmtrain.data.token_table import FIGURES, Sizes, features_of, group_to_row, row_to_group
 from rmtrain.data.tokenize import Tokenization, TokenizedGroup, Value, tokenize_groups
-from rmtrain.data.types import Preference, PreferenceGroup, Row, has_votes, has_weights
+from rmtrain.data.types import PreferenceGroup, has_votes, has_weights
 from rmtrain.data.workers import PART, in_parts
 
 _VERSION = "3"  # raise this if tokenisation or rendering gives other tokens, or if the rows' format changes
@@ -57,44 +55,6 @@ class TokenizedSplit(NamedTuple):
         """For each row, tokens of the shared prefix and of each suffix: what batch planning needs."""
         prefixes = self.table["prefix_length"]
         return list(zip(prefixes, (tuple(lengths) for lengths in self.table["suffix_lengths"]), strict=True))
-
-
-def row_to_group(row: Row) -> TokenizedGroup:
-    """A row of a TokenizedSplit's table as a group."""
-    tokens = np.asarray(row["tokens"], dtype=np.int32)
-    borders = np.cumsum([row["prefix_length"], *row["suffix_lengths"]])
-    prefix, *suffixes = np.split(tokens, borders[:-1])
-    pairs, gaps = row["preferences"], row["gaps"]
-    figures = (row.get(name) or [1.0] * len(pairs) for name in FIGURES)
-    preferences = tuple(Preference(*pair, *own) for pair, *own in zip(pairs, gaps, *figures, strict=True))
-    return TokenizedGroup(
-        row["id"],
-        row["source"],
-        prefix,
-        tuple(suffixes),
-        preferences,
-        row["truncated"],
-        suffix_of=tuple(row["suffix_of"]),
-        scores=None if row["scores"] is None else tuple(row["scores"]),
-    )
-
-
-def group_to_row(group: TokenizedGroup) -> Row:
-    """The inverse of row_to_group."""
-    return {
-        "id": group.id,
-        "source": group.source,
-        "tokens": np.concatenate([group.prefix, *group.suffixes]),
-        "prefix_length": len(group.prefix),
-        "suffix_lengths": [len(suffix) for suffix in group.suffixes],
-        "suffix_of": list(group.suffix_of),
-        "preferences": [[p.better, p.worse] for p in group.preferences],
-        "gaps": [p.gap for p in group.preferences],
-        "probabilities": [p.probability for p in group.preferences],
-        "weights": [p.weight for p in group.preferences],
-        "scores": group.scores,
-        "truncated": group.truncated,
-    }
 
 
 def tokenize_split(

@@ -1,4 +1,4 @@
-"""The table of tokenised groups: its columns, and the sizes of its groups as arrays."""
+"""The table of tokenised groups: its columns, its rows, and the sizes of its groups as arrays."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FIGURES = ("probabilities", "weights")  # of preferences, which a table holds only where one of them is not 1
+from rmtrain.data.tokenize import TokenizedGroup
+from rmtrain.data.types import Preference, Row
+
+FIGURES = ("probabilities", "weights")  # of preferences; a table has a column only if some value is not 1
 
 
 def features_of(figures: Sequence[str]) -> Any:
@@ -29,6 +32,44 @@ def features_of(figures: Sequence[str]) -> Any:
         }
     )
     return Features({**columns, **{name: List(Value("float64")) for name in figures}})
+
+
+def row_to_group(row: Row) -> TokenizedGroup:
+    """A row of a TokenizedSplit's table as a group."""
+    tokens = np.asarray(row["tokens"], dtype=np.int32)
+    borders = np.cumsum([row["prefix_length"], *row["suffix_lengths"]])
+    prefix, *suffixes = np.split(tokens, borders[:-1])
+    pairs, gaps = row["preferences"], row["gaps"]
+    figures = (row.get(name) or [1.0] * len(pairs) for name in FIGURES)
+    preferences = tuple(Preference(*pair, *own) for pair, *own in zip(pairs, gaps, *figures, strict=True))
+    return TokenizedGroup(
+        row["id"],
+        row["source"],
+        prefix,
+        tuple(suffixes),
+        preferences,
+        row["truncated"],
+        suffix_of=tuple(row["suffix_of"]),
+        scores=None if row["scores"] is None else tuple(row["scores"]),
+    )
+
+
+def group_to_row(group: TokenizedGroup) -> Row:
+    """The inverse of row_to_group."""
+    return {
+        "id": group.id,
+        "source": group.source,
+        "tokens": np.concatenate([group.prefix, *group.suffixes]),
+        "prefix_length": len(group.prefix),
+        "suffix_lengths": [len(suffix) for suffix in group.suffixes],
+        "suffix_of": list(group.suffix_of),
+        "preferences": [[p.better, p.worse] for p in group.preferences],
+        "gaps": [p.gap for p in group.preferences],
+        "probabilities": [p.probability for p in group.preferences],
+        "weights": [p.weight for p in group.preferences],
+        "scores": group.scores,
+        "truncated": group.truncated,
+    }
 
 
 class Sizes(NamedTuple):

@@ -116,20 +116,20 @@ def tokenize_groups(
     """
     for start in range(0, len(groups), _CHUNK):
         chunk = list(groups[start : start + _CHUNK])
-        distinct = [group._replace(completions=tuple(dict.fromkeys(group.completions))) for group in chunk]
-        texts = _texts_of_all(distinct, how.renderer, refused)  # equal completions only once
+        merged = [group._replace(completions=tuple(dict.fromkeys(group.completions))) for group in chunk]
+        texts = _texts_of_all(merged, how.renderer, refused)  # equal completions only once
         flat = iter(how.renderer.encode([text for of_one in texts for text in of_one]))
-        for group, own, rendered in zip(chunk, distinct, texts, strict=True):
+        for group, distinct, rendered in zip(chunk, merged, texts, strict=True):
             sequences = list(islice(flat, len(rendered)))
             truncated = max(map(len, sequences), default=0) > how.max_length
             if truncated:
-                sequences = _fit(own, sequences, how, refused)
+                sequences = _fit(distinct, sequences, how, refused)
             if not sequences:
                 yield None
                 continue
-            by_text = dict(zip(own.completions, sequences, strict=True))
-            merged, suffix_of = merge_equal(by_text[text] for text in group.completions)
-            prefix, suffixes = split_prefix(merged)
+            by_text = dict(zip(distinct.completions, sequences, strict=True))
+            different, suffix_of = merge_equal(by_text[text] for text in group.completions)
+            prefix, suffixes = split_prefix(different)
             yield TokenizedGroup(
                 group.id,
                 group.source,
@@ -138,7 +138,7 @@ def tokenize_groups(
                 group.preferences,
                 truncated,
                 suffix_of=suffix_of,
-                omitted=_omitted(own, rendered),
+                omitted=_omitted(distinct, rendered),
                 scores=group.scores,
             )
 

@@ -21,13 +21,12 @@ class Message(NamedTuple):
     @property
     def calls(self) -> str:
         """JSON of the tool calls of the turn; "" for none."""
-        fields = json.loads(self.fields) if self.fields else {}
+        fields = from_json(self.fields)
         return as_json({key: fields[key] for key in _CALLS if fields.get(key)})
 
     def as_dict(self) -> JsonObject:
         """The message in the form that chat templates take."""
-        fields = json.loads(self.fields) if self.fields else {}
-        return {"role": self.role, "content": self.content, **fields}
+        return {"role": self.role, "content": self.content, **from_json(self.fields)}
 
 
 Conversation = tuple[Message, ...]
@@ -36,6 +35,11 @@ Conversation = tuple[Message, ...]
 def of_ids(ids: list[int]) -> Message:
     """Token ids as a message."""
     return Message(TOKENS, json.dumps(ids))
+
+
+def holds_ids(conversations: Iterable[Conversation]) -> bool:
+    """Whether any of the conversations holds token ids."""
+    return any(message.role == TOKENS for conversation in conversations for message in conversation)
 
 
 def ids_in(conversation: Conversation) -> list[int] | None:
@@ -48,6 +52,11 @@ def ids_in(conversation: Conversation) -> list[int] | None:
 def as_json(values: dict[str, Any]) -> str:
     """JSON of an object, with keys in the order that templates print; "" for an empty one."""
     return json.dumps(values, ensure_ascii=False, default=str) if values else ""
+
+
+def from_json(text: str) -> Any:
+    """The object from the text of `as_json`."""
+    return json.loads(text) if text else {}
 
 
 class Preference(NamedTuple):

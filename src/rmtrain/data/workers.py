@@ -21,7 +21,7 @@ _MOST = 8  # processes: beyond that, this one is busy with their results
 
 
 def in_parts(work: Work[Result], groups: Sequence[PreferenceGroup]) -> Iterator[Result]:
-    """What `work` makes of each `PART` groups, in their order; the results do not depend on the number of processes.
+    """The results of `work` for every `PART` groups, in order; they do not depend on the number of processes.
 
     Several processes work on the groups of a table, which each of them maps into memory; `work` is pickled. They are
     started afresh rather than forked, since the threads of a tokenizer, of Arrow or of torch do not survive a fork.

@@ -1,6 +1,5 @@
 """Scored rows → best answers, preference pairs or filtered answers in TRL's formats, and a report on the choice."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 
 from rmtrain.data.local_files import Shard
 from rmtrain.data.reader import SourceReader, read_all
-from rmtrain.data.row_output import part_lines
+from rmtrain.data.row_output import json_line, part_lines
 from rmtrain.data.schemas.rows import TEMPLATE_COLUMNS
-from rmtrain.data.types import TOKENS, Conversation, PreferenceGroup, Row
+from rmtrain.data.types import Conversation, PreferenceGroup, Row, holds_ids
 from rmtrain.errors import DataError, InputError
 from rmtrain.json_values import JsonObject
 from rmtrain.metrics.graded import expected_best_of_n
@@ -138,7 +137,7 @@ class Selection:
             taken = self.rule.take(one.rewards, one.lengths, rng)
             report.count(one, taken)
             for row in self._rows(one, taken):
-                file.write((json.dumps(row, ensure_ascii=False, default=str) + "\n").encode())
+                file.write(json_line(row))
         return report
 
     def _rows(self, answers: Answers, taken: Taken) -> Iterator[Row]:
@@ -156,7 +155,7 @@ class Selection:
                 yield {**kept, "prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": margin}
 
     def _shown(self, messages: Conversation, role: str, place: str) -> Any:
-        if any(message.role == TOKENS for message in messages):
+        if holds_ids([messages]):
             raise InputError(
                 f"{place}: the row holds token ids, which TRL's formats do not allow", "give texts or messages"
             )

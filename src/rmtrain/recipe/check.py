@@ -42,8 +42,8 @@ def check(document: Document, source: Source) -> tuple[Recipe | None, list[Fault
     for conflict in _conflicts(document.value, unsound):
         paths: list[KeyPath] = [tuple(int(p) if p.isdigit() else p for p in key.split(".")) for key in conflict.keys]
         if not any(_overlap(path, other) for path in paths for other in unsound):
-            shown = next((path for path in paths if path in document.places), paths[0])
-            faults.append(Fault(paths[0], conflict.message, _where(shown, document, source), conflict.hint))
+            placed = next((path for path in paths if path in document.places), paths[0])
+            faults.append(Fault(paths[0], conflict.message, _where(placed, document, source), conflict.hint))
     return None, faults
 
 

@@ -35,18 +35,10 @@ Tied = Literal["drop", "half"]
 OverLength = Literal["truncate_prompt", "truncate_completion", "drop", "error"]
 GapScale = Annotated[float, Field(gt=0, le=1e6)]
 Gap = Annotated[float, Field(ge=0, le=1e12)]
-# fields of DataSection that describe the rows of a source
+# fields of DataSection: those that describe the rows of a source, that evaluation ignores, and that an entry may set
 MAPPING = ("row_schema", "columns", "answers", "label", "better", "ties", "scores", "votes")
-READING = (
-    *MAPPING,
-    "preferences",
-    "score",
-    "min_gap",
-    "tied",
-    "gap_scale",
-    "preference_weights",
-)  # those that an entry of a mixture may set
-TRAINING_ONLY = ("min_gap", "tied", "gap_scale", "preference_weights")  # those that evaluation splits ignore
+TRAINING_ONLY = ("min_gap", "tied", "gap_scale", "preference_weights")
+READING = (*MAPPING, "preferences", "score", *TRAINING_ONLY)
 
 EntryName = Annotated[str, StringConstraints(pattern=FOLDER_NAME_PATTERN)]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rmtrain.errors import RecipeError
 from rmtrain.files import read_text
@@ -69,18 +69,10 @@ def parse_recipe_text(text: str, filename: str, overrides: Sequence[str] = ()) -
     return LoadedRecipe(recipe, origins, path, recipe.run.name or _folder_name(path.stem))
 
 
-class Setting(NamedTuple):
-    """One line of `--print-config`."""
-
-    key: str  # dotted
-    value: Any  # plain: what json.dumps takes
-    origin: str  # as in LoadedRecipe
-
-
-def list_settings(loaded: LoadedRecipe) -> list[Setting]:
-    """Every value of a recipe with its origin, in the schema's order."""
+def list_settings(loaded: LoadedRecipe) -> list[tuple[str, Any, str]]:
+    """Every value of a recipe, in the schema's order: its dotted key, the plain value, and its origin."""
     values: Any = loaded.recipe.model_dump(mode="json")
-    return [Setting(key, reduce(getitem, key.split("."), values), origin) for key, origin in loaded.origins.items()]
+    return [(key, reduce(getitem, key.split("."), values), origin) for key, origin in loaded.origins.items()]
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -52,22 +52,22 @@ def _mixture_conflicts(data: "DataSection", split: str) -> Iterator[Conflict]:
     entries, section = data.entries(split), f"data.source.{split}"
     names = [entry.title for entry in entries]
     for place, entry in enumerate(entries):
-        own = f"{section}.{place}"
+        key_of_entry = f"{section}.{place}"
         if entry.title in names[:place]:
             message = f"the name {entry.title} is that of another entry"
-            yield Conflict((f"{own}.name", own), message, "give one of the two another `name:`")
+            yield Conflict((f"{key_of_entry}.name", key_of_entry), message, "give one of the two another `name:`")
         if entry.weight is not None and split != "train":
             message = "a weight is a share of the training groups"
-            yield Conflict((f"{own}.weight",), message, "leave it out; limit takes a number of groups")
+            yield Conflict((f"{key_of_entry}.weight",), message, "leave it out; limit takes a number of groups")
         for key in TRAINING_ONLY if split != "train" else ():
             if getattr(entry, key) is not None:
                 message = "applies to training rows only: evaluation counts every preference as its row states it"
-                yield Conflict((f"{own}.{key}",), message, "leave it out, or leave such rows out of the file")
+                yield Conflict((f"{key_of_entry}.{key}",), message, "leave it out, or leave such rows out of the file")
         merged = data.of_entry(entry)
         if any(getattr(merged, key) != getattr(data, key) for key in READING):
             for broken in _reading_conflicts(merged):
-                keys = tuple(key.replace("data", own, 1) for key in broken.keys)
-                yield Conflict((*keys, own), broken.message, broken.hint.replace("data.", ""))
+                keys = tuple(key.replace("data", key_of_entry, 1) for key in broken.keys)
+                yield Conflict((*keys, key_of_entry), broken.message, broken.hint.replace("data.", ""))
     without = [entry.title for entry in entries if entry.weight is None]
     if split == "train" and 0 < len(without) < len(entries):
         message = f"some entries have a weight, and {', '.join(without)} has none"
@@ -99,7 +99,7 @@ def _reading_conflicts(data: "DataSection") -> Iterator[Conflict]:
         yield Conflict(("data.better",), "has only one of negative and positive", hint)
 
 
-_READERS = {  # the objectives that use each setting of the loss section
+_OBJECTIVES = {  # the objectives that use each setting of the loss section
     "margin": ("bradley_terry", "hinge"),
     "centering": ("bradley_terry", "scaled", "hinge", "norm_bt", "plackett_luce", "ordinal"),
     "label_smoothing": ("bradley_terry", "scaled"),
@@ -112,10 +112,10 @@ _READERS = {  # the objectives that use each setting of the loss section
 
 
 def _loss_conflicts(loss: "LossSection") -> Iterator[Conflict]:
-    for name, readers in _READERS.items():
-        if loss.objective not in readers and getattr(loss, name) != type(loss).model_fields[name].default:
+    for name, objectives in _OBJECTIVES.items():
+        if loss.objective not in objectives and getattr(loss, name) != type(loss).model_fields[name].default:
             message = f"is not supported with the objective {loss.objective}"
-            hint = f"leave it out, or set loss.objective to {' or '.join(readers)}"
+            hint = f"leave it out, or set loss.objective to {' or '.join(objectives)}"
             yield Conflict((f"loss.{name}", "loss.objective"), message, hint)
     if loss.objective == "ordinal" and not loss.grades:
         hint = "give the score gaps at which a preference gets the next grade, such as [1.5, 2.5] for gaps of 1 to 3"

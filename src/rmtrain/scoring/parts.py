@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rmtrain.data.prepare import TokenNote, merge_notes
+from rmtrain.data.token_notes import TokenNote, merge_notes
 from rmtrain.display import Display
 from rmtrain.files import write_atomic, writing
 

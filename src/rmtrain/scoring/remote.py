@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from rmtrain.data.render import Renderer
-from rmtrain.data.types import TOKENS, Conversation, PreferenceGroup
+from rmtrain.data.types import Conversation, PreferenceGroup, from_json, holds_ids
 from rmtrain.errors import InputError, RunFailedError
 from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScoringTask, short_digest
 
@@ -75,7 +75,7 @@ _TEXTS: tuple[Api, ...] = ("sglang", "openrlhf")  # APIs that take text, which a
 
 def _variables(group: PreferenceGroup) -> dict[str, object]:
     """The variables of a chat template beside the messages, as `rmtrain serve` takes them."""
-    variables = json.loads(group.arguments) if group.arguments else {}
+    variables = from_json(group.arguments)
     named = {name: variables.pop(name) for name in ("tools", "documents") if name in variables}
     return {**named, **({"chat_template_kwargs": variables} if variables else {})}
 
@@ -149,7 +149,7 @@ class Server:
             InputError: the server refuses the row.
             RunFailedError: the server fails, or its answer has another form.
         """
-        if any(message.role == TOKENS for answer in group.completions for message in answer):
+        if holds_ids(group.completions):
             raise InputError(f"{place(group.id)}: the row holds token ids", "score such rows without --url")
         rewards: list[float] = []
         for ask in _FORMS[self.api](group, self):

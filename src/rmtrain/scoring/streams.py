@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from rmtrain.data.prepare import TokenNote, token_notes
 from rmtrain.data.reader import SourceReader
 from rmtrain.data.row_output import REFUSED, Kind, encode_rows
+from rmtrain.data.token_notes import TokenNote, token_notes
 from rmtrain.data.token_report import IDENTICAL, Omitted, TokenReport
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display

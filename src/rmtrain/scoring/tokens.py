@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rmtrain.data.prepare import require_most, token_notes, tokenize_named
+from rmtrain.data.prepare import require_few_refusals, tokenize_named
 from rmtrain.data.responses import count_responses
 from rmtrain.data.template import TemplateRefusalError
+from rmtrain.data.token_notes import token_notes
 from rmtrain.data.tokenize import Tokenization, TokenizedGroup, tokenize_groups
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import InputError
@@ -72,7 +73,7 @@ def _tokenize_together(task: ScoringTask, how: Tokenization) -> TokenizedTask:
         raise InputError(
             f"{task.place(lost.first)}: {lost.why}", f"every row must be scored; rows that are {cause}: {lost.rows}"
         )
-    require_most(tokenized, task.place)
+    require_few_refusals(tokenized, task.place)
     for note in token_notes(tokenized.report, task.place, task.groups, how.renderer):
         task.display.note(f"{task.name}: {note}")
     kept = set(tokenized.table["id"]) if lost else None

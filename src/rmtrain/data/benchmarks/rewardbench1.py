@@ -83,10 +83,10 @@ def eras(sizes: Sizes, prior: Collection[str]) -> dict[str, Era]:
     - `current`: since 2024-09-10; subsets weigh by their rows, math-prm 984; with prior sets (2, 2, 2, 2, 1) / 9.
     - `2024-04`: the same with the row counts of the two XSTest subsets swapped.
     - `2024-03`: in addition, a section's weights were assigned to its subsets in another order; with prior sets the
-      mean of five. Most rows of the oldest published tables use it. - `subset_mean`: plain means over subsets, as in
-      some model cards; the prior sets' score is the mean of all given ones, at least the four; with prior sets the mean
-      over all subsets and these prior sets. - `micro_accuracy`: right rows over all rows, which the `rewardbench`
-      command prints; it has no prior sets.
+      mean of five. Most rows of the oldest published tables use it.
+    - `subset_mean`: plain means over subsets, as in some model cards; the prior sets' score is the mean of all given
+      ones, at least the four; with prior sets the mean over all subsets and these prior sets.
+    - `micro_accuracy`: right rows over all rows, which the `rewardbench` command prints; it has no prior sets.
     """
     by_subset = SECTION_WEIGHTS["subset_mean"]
     given = [name for name in PRIOR_COUNTS if name in PRIOR_SETS or name in prior]

@@ -177,8 +177,8 @@ def _with_choices(schema: RowSchema, columns: Collection[str], data: DataSection
             f"data.label names {data.label}, but {what}",
             f"name the answers with data.answers; the columns are: {', '.join(sorted(columns))}",
         )
-    own = _label(data.label, data)
-    return replace(schema, label=own if own.better else replace(schema.label, columns=(data.label,)))
+    label = _label(data.label, data)
+    return replace(schema, label=label if label.better else replace(schema.label, columns=(data.label,)))
 
 
 def _label(column: str, data: DataSection) -> Label:

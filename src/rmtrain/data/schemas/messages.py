@@ -112,10 +112,8 @@ def _text(content: object, place: str) -> str:
     texts = []
     for part in content:
         fields = {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else {"text": part}
-        text, kind = (
-            fields.get("text"),
-            fields.get("type", "text" if "text" in fields else next(iter(fields), "nothing")),
-        )
+        text = fields.get("text")
+        kind = fields.get("type", "text" if "text" in fields else next(iter(fields), "nothing"))
         if kind != "text":
             raise RowFault(f"content of type {str(kind)[:_SHOWN]}", place, part, "parts of text alone")
         if not isinstance(text, str):

@@ -99,10 +99,10 @@ def _under(row: Row, path: str) -> Any:
 
 def rename(row: Row, columns: Mapping[str, str]) -> Row:
     """A row with columns, or values inside its objects, renamed by the recipe."""
-    own = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
+    renamed = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
     nested = {ours: _under(row, theirs) for ours, theirs in columns.items() if "." in theirs and theirs not in row}
-    own |= {ours: value for ours, value in nested.items() if value is not None}
-    return {name: value for name, value in row.items() if name not in columns.values()} | own
+    renamed |= {ours: value for ours, value in nested.items() if value is not None}
+    return {name: value for name, value in row.items() if name not in columns.values()} | renamed
 
 
 def row_id(row: Row) -> str | None:

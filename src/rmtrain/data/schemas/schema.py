@@ -28,8 +28,7 @@ from rmtrain.data.schemas.rows import (
     score_gap,
     template_arguments,
 )
-from rmtrain.data.schemas.votes import with_votes
-from rmtrain.data.schemas.weights import with_weights
+from rmtrain.data.schemas.votes import with_votes, with_weights
 from rmtrain.data.types import Conversation, Preference, Row, right_over_wrong
 
 NEGATIVE_MARGIN = "negative margin"
@@ -158,11 +157,10 @@ class RowSchema:
             parsed = with_votes(parsed, row.get(self.votes), self.votes)
         if self.weights:
             parsed = with_weights(parsed, row.get(self.weights), self.weights)
-        own, source = row_id(row), row_source(row, *self.source)
+        parsed = parsed._replace(id=row_id(row), source=row_source(row, *self.source))
         if self.tokens:
-            return parsed._replace(id=own, source=source)
-        prompt = with_system(row, parsed.prompt)
-        return parsed._replace(prompt=prompt, id=own, source=source, arguments=template_arguments(row))
+            return parsed
+        return parsed._replace(prompt=with_system(row, parsed.prompt), arguments=template_arguments(row))
 
     def _read(self, row: Row) -> ParsedRow:
         cells = _cells(row, self.answers)

@@ -1,4 +1,4 @@
-"""Votes of raters in a row: the share of them who prefer an answer is the probability of a preference."""
+"""Votes and weights in a row: the probabilities of its preferences, and how much they count in the loss."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from rmtrain.data.schemas.rows import MISSING, WRONG_TYPE, ParsedRow, RowFault, 
 from rmtrain.data.types import Preference
 
 _FIRST = {1: 1.0, 2: 0.0, 0: 0.5}  # the share of a vote for the first of two answers
+_LARGEST_WEIGHT = 1e6
 
 
 def vote_share(value: object) -> float | None:
@@ -59,3 +60,29 @@ def _majority(stated: Preference, share: float, scores: tuple[float | None, ...]
     better, worse = (stated.better, stated.worse) if share >= 0.5 else (stated.worse, stated.better)
     gap = score_gap(scores, better, worse)
     return Preference(better, worse, None if gap is None else max(gap, 0.0) or None, max(share, 1 - share))
+
+
+def with_weights(row: ParsedRow, value: object, column: str) -> ParsedRow:
+    """A row with the weights of its preferences: a number for all, or a list with one for each stated preference.
+
+    Raises:
+        RowFault: the value is missing or something else.
+    """
+    if value is None or value == "":
+        raise RowFault(MISSING, column)
+    listed = list_in(value)
+    if listed is None:
+        return row._replace(weight=_weight(value, value, column))
+    if row.stated is None or len(listed) != len(row.stated):
+        raise RowFault(
+            WRONG_TYPE, column, value, "a number, or a list with one for each preference that the row states"
+        )
+    weights = [_weight(each, value, column) for each in listed]
+    return row._replace(stated=tuple(p._replace(weight=w) for p, w in zip(row.stated, weights, strict=True)))
+
+
+def _weight(each: object, value: object, column: str) -> float:
+    weight = number(each, column)
+    if weight is None or not 0 <= weight <= _LARGEST_WEIGHT:
+        raise RowFault(WRONG_TYPE, column, value, f"weights from 0 to {_LARGEST_WEIGHT:,.0f}")
+    return weight
