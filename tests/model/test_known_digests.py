@@ -1,18 +1,22 @@
 """Digests of large files are kept between processes, and a changed file is noticed all the same."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rmtrain.errors import CheckpointError
 from rmtrain.files import sha256_file
-from rmtrain.model import known_digests
+from rmtrain.model import known_digests, weights
+from rmtrain.model.calibration import Calibration, read_calibration, write_calibration
 from rmtrain.model.forward import check_finite
 from rmtrain.model.known_digests import FileState, digest_of
+from rmtrain.model.weights import fingerprint_of
 
 
 @pytest.fixture
@@ -108,6 +112,28 @@ def test_a_damaged_entry_or_none_costs_only_time(content: bytes | None, read: li
             entry.write_bytes(wrong)
         assert in_another_process(path) == first
     assert len(read) == (3 if content is not None else 2)
+
+
+def test_a_calibration_is_known_by_the_content_of_large_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download has other times than the folder in which the calibration was fitted."""
+    monkeypatch.setattr(weights, "_LARGE", 1)
+    folder, other = tmp_path / "rm", tmp_path / "copy"
+    folder.mkdir()
+    save_file({"score.weight": torch.ones(1, 4)}, folder / "model.safetensors")
+    values = {"lengths": (), "curve": (), "offset": 0.0, "temperature": 1.0, "reward_mean": 0.0, "reward_std": 1.0}
+    fitted = Calibration.model_validate(values | {"weights": fingerprint_of(folder)})
+    write_calibration(folder, fitted)
+    shutil.copytree(folder, other, copy_function=shutil.copyfile)
+    os.utime(other / "model.safetensors", ns=(1, 1))
+    assert fingerprint_of(other) != fingerprint_of(folder)
+    assert read_calibration(other) == read_calibration(folder)
+    (folder / "calibration.json").write_text(fitted.model_dump_json())  # as earlier versions wrote it
+    assert read_calibration(folder) == fitted
+    save_file({"score.weight": torch.zeros(1, 4)}, other / "model.safetensors")
+    with pytest.raises(CheckpointError, match="was fitted for other weights"):
+        read_calibration(other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

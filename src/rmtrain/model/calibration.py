@@ -39,7 +39,7 @@ class Calibration(BaseModel):
     reward_std: _Positive
     """Standard deviation of the raw rewards."""
     weights: str
-    """Digest of the weights whose rewards it calibrates."""
+    """Digest of the weights whose rewards it calibrates, by their content; earlier versions took their times too."""
     fitted: dict[str, Any] = {}
     """A record of the rows that it was fitted on, and of the figures on held-out rows before and after."""
 
@@ -79,7 +79,7 @@ def read_calibration(folder: Path) -> Calibration | None:
             f"{path}: can't be used ({'.'.join(map(str, first['loc']))}: {first['msg']})",
             "run `rmtrain calibrate` again",
         ) from error
-    if calibration.weights != fingerprint_of(folder):
+    if calibration.weights not in (fingerprint_of(folder), fingerprint_of(folder, by_content=True)):
         raise CheckpointError(
             f"{path} was fitted for other weights than those beside it", "run `rmtrain calibrate` again"
         )
@@ -105,5 +105,7 @@ def export_calibration(source: Path, folder: Path) -> dict[str, float] | None:
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
-    """Put a calibration beside the weights for which it was fitted."""
+    """Put a calibration beside the weights for which it was fitted; it stays theirs when both are copied elsewhere."""
+    if calibration.weights == fingerprint_of(folder):
+        calibration = calibration.model_copy(update={"weights": fingerprint_of(folder, by_content=True)})
     write_json(folder / CALIBRATION, calibration.model_dump(mode="json"))

@@ -25,6 +25,7 @@ _COMPANIONS = ["*.json", "*.model", "*.jinja", "*.txt"]
 _PICKLES = ["*.bin", "*.pt"]
 _SAFE = ("model", "adapter_model", "pytorch_model")  # first part of the names of safetensors files of weights
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler")  # files that trainers write beside weights
+_LARGE = 2**30  # bytes
 _OTHERS = ["*/*", "consolidated*", *(f"{name}*" for name in _NO_WEIGHTS)]  # also the same weights in other formats
 
 
@@ -77,19 +78,21 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for _, name, tensor in read_tensors(folder)}
 
 
-def fingerprint_of(*folders: Path) -> str:
-    """Digest of the weights and configs in folders; files of 1 GiB and more count by size and time only.
+def fingerprint_of(*folders: Path, by_content: bool = False) -> str:
+    """Digest of the weights and configs in folders.
 
+    Files of 1 GiB and more count by size and time, so a copy has another fingerprint; or like all others by content.
     The base of an adapter is included if it is a folder; a base on the hub is fixed by its revision.
     """
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted([*weight_files(folder), *folder.glob("*config.json")]):
             state = path.stat()
-            content = digest_of(path) if state.st_size < 2**30 else f"{state.st_size} {state.st_mtime_ns}"
+            by_time = state.st_size >= _LARGE and not by_content
+            content = f"{state.st_size} {state.st_mtime_ns}" if by_time else digest_of(path)
             digest.update(f"{path.name} {content}\n".encode())
         if (base := base_folder(folder)) is not None:
-            digest.update(fingerprint_of(base).encode())
+            digest.update(fingerprint_of(base, by_content=by_content).encode())
         digest.update(b"\n" if len(folders) > 1 else b"")
     return digest.hexdigest()
 

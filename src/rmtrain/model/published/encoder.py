@@ -1,7 +1,7 @@
 """Encoders with a classification head of transformers' own, such as DeBERTa: question and answer as a pair of texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -108,9 +108,7 @@ class TextPairRenderer(Renderer):
         renderer = cls(tokenizer, False, False, int(pad_id), takes_types(config))
         if renderer.reads_pairs or not tokenizer.cls_token:
             return renderer
-        return cls(
-            tokenizer, False, False, int(pad_id), renderer.types, tokenizer.cls_token not in renderer.render(_PROBE)
-        )
+        return replace(renderer, special_tokens=tokenizer.cls_token not in renderer.render(_PROBE))
 
     @property
     def reads_pairs(self) -> bool:
