@@ -17,6 +17,7 @@ from rmtrain.cli.app import run as rmtrain
 from rmtrain.data.responses import count_responses
 from rmtrain.data.tokenize import Tokenization, tokenize_groups
 from rmtrain.data.types import Message, PreferenceGroup
+from rmtrain.errors import InputError
 from rmtrain.model.calibration import Calibration, export_calibration, write_calibration
 from rmtrain.model.published.encoder import TextPairRenderer
 from rmtrain.model.weights import fingerprint_of
@@ -129,6 +130,12 @@ def test_a_curve_over_lengths_of_earlier_versions_is_refused(models: Path, tmp_p
     assert "leave out --prompt" in capsys.readouterr().err
     other = shutil.copytree(models / "rm", tmp_path / "other")
     assert export_calibration(folder, other) == {"mean": 0.0, "std": 1.0}  # mean and spread are as good as ever
+
+
+@pytest.mark.parametrize("other", ["prompt", "label"])
+def test_a_calibration_is_not_applied_to_rewards_by_another_prompt_or_label(model: Path, other: str) -> None:
+    with pytest.raises(InputError, match="--calibrated is for reward models with their own prompt and label"):
+        RewardFunction(model, calibrated=True, **{other: "raw"})
 
 
 def test_answers_of_encoders_are_counted_by_themselves() -> None:

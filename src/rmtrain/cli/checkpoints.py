@@ -53,17 +53,8 @@ def choose(
     """Find the checkpoint that --ckpt names. Without --ckpt, take the newest finished run, and say so.
 
     Raises:
-        InputError: a run that is not finished, no run at all, or options that exclude each other.
+        InputError: a run that is not finished, or no run at all.
     """
-    if options.is_policy and options.label is not None:
-        raise InputError("--label is for reward models, not for policies", "leave it out")
-    if options.reference is not None and options.reference_free is not None:
-        raise InputError("--reference and --reference-free exclude each other", "leave one of them out")
-    if options.calibrated and (options.is_policy or options.prompt is not None or options.label is not None):
-        raise InputError(
-            "--calibrated is for reward models with their own prompt and label",
-            "leave out --prompt, --label, --reference and --reference-free",
-        )
     if options.combine is not None or (ckpt is not None and "," in ckpt and not Path(ckpt).exists()):
         named = _find_several(ckpt or "", options.combine)
     else:

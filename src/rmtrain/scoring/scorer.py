@@ -138,7 +138,20 @@ class ScoringOptions:
     combine: str | None = None  # for several checkpoints, separated by commas; see `ensemble.Combination`
 
     def __post_init__(self) -> None:
-        """Replace auto by the fastest type, which results then name."""
+        """Replace auto by the fastest type, which results then name.
+
+        Raises:
+            InputError: options that exclude each other.
+        """
+        if self.is_policy and self.label is not None:
+            raise InputError("--label is for reward models, not for policies", "leave it out")
+        if self.reference is not None and self.reference_free is not None:
+            raise InputError("--reference and --reference-free exclude each other", "leave one of them out")
+        if self.calibrated and (self.is_policy or self.prompt is not None or self.label is not None):
+            raise InputError(
+                "--calibrated is for reward models with their own prompt and label",
+                "leave out --prompt, --label, --reference and --reference-free",
+            )
         if self.dtype == "auto":
             from rmtrain.model.compute_type import fastest_type
 
