@@ -1,8 +1,12 @@
 """`rmtrain curate` as a user runs it: judges that are given and judges from folds, stopped and run again."""
 
 import json
+import os
 import shlex
 import shutil
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ from test_end_to_end import answer, rmtrain
 from rmtrain.cli.judges import Judges
 from rmtrain.data.judged import folds_of
 from rmtrain.data.reader import read_source
+from rmtrain.display import Silent
+from rmtrain.signals import interrupt
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_reports")]
 
@@ -152,9 +158,29 @@ def test_folds_find_turned_labels_and_the_run_on_the_new_source_says_so(
 def test_faults_end_before_anything_is_trained(folder: Path) -> None:
     recipe, output = folder / "recipe.yaml", folder / "none.jsonl"
     for more in ([], ["--judge", "a/b", "--folds", "2"]):
-        assert "curate needs judges" in rmtrain("curate", recipe, "--output", output, *more, code=2).stderr
+        assert (
+            "curate takes either --judge or --folds"
+            in rmtrain("curate", recipe, "--output", output, *more, code=2).stderr
+        )
     said = rmtrain("curate", recipe, "--folds", "2", "--rule", "best", "--output", output, code=2).stderr
     assert "no such rule" in said
     said = rmtrain("curate", recipe, "--judge", folder / "nowhere", "--output", output, code=2).stderr
     assert "nowhere" in said
     assert not output.exists()
+
+
+def test_an_interrupted_judge_may_write_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal to curate alone asks the judge's command to stop, and waits for it."""
+    command = tmp_path / "python"
+    stop = f"sleep 0.5; touch {tmp_path}/checkpoint; exit 130"
+    command.write_text(f"#!/bin/sh\ntrap '{stop}' TERM\nwhile :; do sleep 0.05; done\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(command))
+    before = signal.signal(signal.SIGUSR2, lambda *_: interrupt())
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Judges(tmp_path, [], Silent())._command("train", "recipe.yaml")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert (tmp_path / "checkpoint").exists()

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,24 +59,39 @@ class Judges:
         return judge
 
     def _fold(self, recipe: "Recipe", number: int, folds: Sequence[int]) -> str:
-        from rmtrain.data.types import has_votes, has_weights
         from rmtrain.recipe.load import dump_recipe
         from rmtrain.training.sweep import begun_run, finished_run
 
         own = [group for group, fold in zip(self.groups, folds, strict=True) if fold == number]
-        columns = {"votes": "votes" if has_votes(self.groups) else None}
-        columns |= {"preference_weights": "weights" if has_weights(self.groups) else None}
-        whole = fold_recipe(recipe, self._write(own, f"fold-{number}"), f"fold-{number}", self.folder, columns)
-        path = self.folder / f"fold-{number}.yaml"
-        write_atomic(path, dump_recipe(whole))
-        if finished_run(whole, self.folder) is None:
+        name = f"fold-{number}"
+        fold_recipe, path = self._fold_recipe(recipe, self._write(own, name), name), self.folder / f"{name}.yaml"
+        write_atomic(path, dump_recipe(fold_recipe))
+        if (run := finished_run(fold_recipe, self.folder)) is None:
             self.display.note(f"fold {number + 1} of {max(folds) + 1}: {len(own)} groups")
-            begun = begun_run(whole, self.folder)
+            begun = begun_run(fold_recipe, self.folder)
             self._command("train", *(["--resume", str(begun)] if begun else [str(path)]), "--json")
-        finished = finished_run(whole, self.folder)
-        if finished is None:
+            run = finished_run(fold_recipe, self.folder)
+        if run is None:
             raise RunFailedError(f"the model of fold {number + 1} was trained, and its run is gone from {self.folder}")
-        return str(finished)
+        return str(run)
+
+    def _fold_recipe(self, recipe: "Recipe", rows: Path, name: str) -> "Recipe":
+        """The recipe for a fold's model: the same training, only on the rows of the fold, without evaluation."""
+        from rmtrain.data.types import has_votes, has_weights
+
+        data: dict[str, object] = {
+            "source": {"train": str(rows)},
+            "splits": {"train": "train"},
+            "preferences": "as_given",
+        }
+        data |= {"votes": "votes" if has_votes(self.groups) else None}
+        data |= {"preference_weights": "weights" if has_weights(self.groups) else None}
+        data |= {key: getattr(recipe.data, key) for key in ("max_length", "over_length")}
+        values = recipe.model_dump(mode="json")
+        values["data"] = data
+        values["evaluation"] |= {"every": 0.0, "select": "last", "stop_after": None, "splits": []}
+        values["run"] |= {"folder": str(self.folder), "name": name}
+        return type(recipe).model_validate(values)
 
     def _write(self, groups: "Sequence[PreferenceGroup]", name: str) -> Path:
         """Write groups to a source named by the digest of its content, unless that file exists."""
@@ -100,28 +113,15 @@ class Judges:
             Interrupted: it was interrupted; running curate again continues there.
             RunFailedError: it failed.
         """
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "rmtrain", *arguments], stdout=subprocess.DEVNULL, check=False
-        )
-        if done.returncode == InputError.exit_code:
+        from rmtrain.training.sweep import Workers
+
+        code = Workers(1, (), self.folder, self.display.note).run(arguments, arguments[0])
+        if code == InputError.exit_code:
             raise InputError(f"rmtrain {arguments[0]} refused its input", "see the lines above")
-        if done.returncode == Interrupted.exit_code:
+        if code == Interrupted.exit_code:
             raise Interrupted("stopped", "run the same command again to continue")
-        if done.returncode:
+        if code:
             raise RunFailedError(f"rmtrain {arguments[0]} failed", "see the lines above")
-
-
-def fold_recipe(
-    recipe: "Recipe", rows: Path, name: str, folder: Path, columns: Mapping[str, str | None] | None = None
-) -> "Recipe":
-    """The recipe for a fold's model: the same training, only on the rows of the fold, without evaluation."""
-    data = {"source": {"train": str(rows)}, "splits": {"train": "train"}, "preferences": "as_given", **(columns or {})}
-    data |= {key: getattr(recipe.data, key) for key in ("max_length", "over_length")}
-    values = recipe.model_dump(mode="json")
-    values["data"] = data
-    values["evaluation"] |= {"every": 0.0, "select": "last", "stop_after": None, "splits": []}
-    values["run"] |= {"folder": str(folder), "name": name}
-    return type(recipe).model_validate(values)
 
 
 def _require_most(judge: "Judge", rows: int) -> None:

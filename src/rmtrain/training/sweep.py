@@ -123,14 +123,19 @@ class Workers:
         Raises:
             RunFailedError: the command failed.
         """
-        arguments = ["eval", "--ckpt", str(run), "--split", split]
+        if self.run(["eval", "--ckpt", str(run), "--split", split], f"{run.name}-{split}"):
+            raise RunFailedError(f"{run}: {split} could not be scored", self._said())
+
+    def run(self, arguments: Sequence[str], name: str) -> int:
+        """The exit code of one command, which writes its log to a file of this name if commands run beside each other.
+
+        If this process is interrupted, the command is asked to stop, and may first write a checkpoint.
+        """
         try:
-            code = self._command(arguments, self.devices[0] if self.devices else "", f"{run.name}-{split}")
+            return self._command(arguments, self.devices[0] if self.devices else "", name)
         except BaseException:
             self._stop()
             raise
-        if code:
-            raise RunFailedError(f"{run}: {split} could not be scored", self._said())
 
     def _done(self, run: Planned, code: int) -> bool:
         if code == InputError.exit_code:
