@@ -242,6 +242,8 @@ def test_the_terminal_shows_every_table_and_says_what_is_circular(models: Path, 
         (["--alpha", "rewards"], "--alpha rewards: no reward model is given"),
         (["--raw", "--prompt", "tulu"], "--raw and --prompt exclude each other"),
         (["--beta", "0"], "--beta"),
+        (["--dpo-beta", "inf"], "--dpo-beta"),
+        (["--ckpt", "reference"], "write ./reference"),
         (["--policy", "nowhere/at-all"], "nowhere/at-all"),
     ],
 )

@@ -169,6 +169,8 @@ def test_options_that_do_not_fit_are_refused(capsys: Any, arguments: tuple[str, 
 
 
 def test_rewards_that_do_not_fit_are_named(scored: Any, capsys: Any) -> None:
+    told = select(capsys, "scored.jsonl", "--prompt", "x", "--max-length", "64", code=2)
+    assert "the rewards of scored.jsonl do not depend on --prompt, --max-length" in told
     write("bad.jsonl", [*scored[:7], {**scored[7], "rewards": [0.5]}])
     assert "bad.jsonl:8: its rewards are not 4 numbers, one per completion" in select(capsys, "bad.jsonl", code=2)
     assert not Path("out.jsonl").exists()

@@ -117,6 +117,11 @@ def test_a_prompt_that_is_sent_as_text_holds_the_rows_tools() -> None:
             2,
             "--url and --ckpt exclude each other",
         ),
+        (
+            ["--url", "http://127.0.0.1:9", "--prompt", "x", "--dtype", "float32", "--output", "o.jsonl"],
+            2,
+            "the rewards of a server do not depend on --prompt, --dtype",
+        ),
     ],
 )
 def test_addresses_and_options_that_do_not_fit(arguments: list[str], code: int, told: str, capsys: Any) -> None:

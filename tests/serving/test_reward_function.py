@@ -179,6 +179,8 @@ def test_texts_of_the_models_template_get_the_rewards_of_their_messages(reward: 
     assert reward.score_texts([f"{plain} w3 w4", f"{plain} w5</s>"], [plain] * 2) == two
     with pytest.raises(InputError, match="does not begin with its prompt"):
         reward.score_texts(["w1"], ["w2"])
+    with pytest.raises(InputError, match="1 prompts and 2 texts"):
+        reward.score_texts(["w1", "w2"], ["w1"])
     with pytest.raises(InputError, match=r"texts\[1\] is of type int"):
         reward.score_texts(["w1", 3])  # type: ignore[list-item]
 

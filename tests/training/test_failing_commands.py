@@ -11,7 +11,8 @@ import torch
 from conftest import write_pairs
 from training_cases import at_step, only_run
 
-from rmtrain.cli import app, evaluate
+from rmtrain.cli import app
+from rmtrain.evaluation import splits
 from rmtrain.training.trainer import GroupRewardTrainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_reports")]
@@ -74,7 +75,7 @@ def test_what_fails_after_training_is_written_down(
         raise ZeroDivisionError("by nought")
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "score_splits", fail)
+        patch.setattr(splits, "evaluate_splits", fail)
         assert app.run(["train", str(recipe)]) == 1
     folder = only_run(tmp_path)
     told = capsys.readouterr().err

@@ -36,7 +36,7 @@ class How:
         Option(metavar="ALPHA", help="Extrapolate from the start of training: start + (1 + ALPHA) (average - start)."),
     ] = None
     rank: Annotated[
-        int | None, Option(min=1, help="Rank of an averaged adapter; default: the sum of all, which is exact.")
+        int | None, Option(min=1, help="Rank of an averaged adapter; default: the sum of all ranks, which is exact.")
     ] = None
 
     @property
@@ -53,7 +53,8 @@ def average(
     how: How,
     data: Annotated[str | None, Option(metavar="SOURCE", help="Score the average and its parts on these rows.")] = None,
     split: Annotated[
-        str | None, Option(help="Score them on this split of the recipe, or of --data; --greedy: validation.")
+        str | None,
+        Option(help="Score them on this split of the recipe, or of --data; default with --greedy: validation."),
     ] = None,
     reading: options.Reading,
     work: options.Work,
@@ -71,8 +72,8 @@ def average(
     mapping = reading.mapping()
     with TerminalDisplay() as display, processes.alone(output):
         wheres = [choose(ckpt, Path("runs"), display).where for ckpt in ckpts]
-        asked = how.greedy or data is not None or split is not None
-        if asked:
+        validated = how.greedy or data is not None or split is not None
+        if validated:
             processes.spread(work.num_processes)
         from rmtrain.evaluation.averaging import choose_greedily, compare_parts, record_of
         from rmtrain.evaluation.averaging import write_on_main as write
@@ -84,7 +85,7 @@ def average(
         opened = [open_part(where, not work.no_verify) for where in wheres]
         parts = [replace(part, where=ckpt) for part, ckpt in zip(opened, ckpts, strict=True)]
         require_alike(parts)
-        validation = _validation(wheres[0], data, split, mapping, output, work, display) if asked else None
+        validation = _validation(wheres[0], data, split, mapping, output, work, display) if validated else None
 
         def build(chosen: "Sequence[Part]") -> Average:
             shares = [1 / len(chosen)] * len(chosen) if how.greedy else given

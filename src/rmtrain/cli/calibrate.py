@@ -62,17 +62,17 @@ def calibrate(
         name, rows = one_split(ref.where, data, split, mapping, display.note)
         scorer = load(ref, display, needs_rewards="calibrate")
         scored = score_once(scorer, name, rows, work.tokens_per_batch, ref.results / "calibration", display).rows
-        held_out = {group.id for group in split_by_prompt(rows.groups, fitting.holdout)[1]}
-        shown_rows = [row for row in scored if row.id in held_out]
-        if not shown_rows or len(shown_rows) == len(scored):
+        held_out_ids = {group.id for group in split_by_prompt(rows.groups, fitting.holdout)[1]}
+        held_out = [row for row in scored if row.id in held_out_ids]
+        fitted = [row for row in scored if row.id not in held_out_ids]
+        if not held_out or not fitted:
             raise InputError(
                 f"{name}: no prompt would be left to fit or to measure with --holdout {fitting.holdout}",
                 "give more prompts, or another share",
             )
-        record: JsonObject = {"data": rows.origin, "groups": len(scored) - len(shown_rows), "held_out": len(shown_rows)}
-        fitted = [row for row in scored if row.id not in held_out]
+        record: JsonObject = {"data": rows.origin, "groups": len(fitted), "held_out": len(held_out)}
         made = fit(fitted, scorer.info.weights, fitting.length, record)
-        shown = show(made, shown_rows).to_json()
+        shown = show(made, held_out).to_json()
         path = Path(ref.where) / CALIBRATION
         if not processes.is_main_process():
             return

@@ -4,13 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
 from typer import Argument, Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import DEFAULTS, choose, load
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.output import print_json
+from rmtrain.cli.output import print_json, print_parts
 from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.errors import InputError
 from rmtrain.scoring.scorer import ScoringOptions
@@ -41,7 +40,7 @@ class Sides:
     reference_free_a: Annotated[options.PolicyReading | None, _of_side("reference-free", "A", _FREE)] = None
     reference_free_b: Annotated[options.PolicyReading | None, _of_side("reference-free", "B", _FREE)] = None
 
-    def asked(self, letter: str) -> dict[str, str]:
+    def given(self, letter: str) -> dict[str, str]:
         """The options given for model a or b, by their names in `ScoringOptions`."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         return {name[:-2]: value for name, value in given.items() if name.endswith(f"_{letter}")}
@@ -88,7 +87,7 @@ def compare(
     with TerminalDisplay() as display:
         both = ScoringOptions(max_length=max_length, dtype=dtype)
         verify = not work.no_verify
-        compared = [_side(x, text, sides.asked(x), both, verify, display) for x, text in (("a", a), ("b", b))]
+        compared = [_side(x, text, sides.given(x), both, verify, display) for x, text in (("a", a), ("b", b))]
         if both != DEFAULTS and not any(side.model for side in compared):
             raise InputError("A and B both name rows: --max-length and --dtype are for checkpoints", "leave them out")
         planned = plan(compared, RowsRequest(data, split, benchmark, mapping), display.note_once)
@@ -102,11 +101,11 @@ def compare(
     if json:
         print_json(result)
         return
-    from rmtrain.reporting.table import key_values, spaced, to_terminal
+    from rmtrain.reporting.table import key_values, to_terminal
     from rmtrain.reporting.tables import comparison_tables
 
     names = key_values(dict(zip("AB", rows, strict=True)))
-    Console(highlight=False).print(spaced([names, to_terminal(*comparison_tables(result))]))
+    print_parts([names, to_terminal(*comparison_tables(result))])
 
 
 def _side(
@@ -121,7 +120,7 @@ def _side(
         ref = choose(text, Path("runs"), display, replace(both, **own), verify)
         return Side(model=ref, scored=scored_rows(ref.results))
     if own:
-        given = ", ".join(f"--{name.replace('_', '-')}-{letter}" for name in own)
+        given = options.names(dict.fromkeys((f"{name}_{letter}" for name in own), True))
         raise InputError(f"{text} names rows that are already scored, so it takes no {given}", "name the checkpoint")
     return side
 

@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from typer import Argument, Option
+from typer import Option
 
 from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.output import print_json
+from rmtrain.cli.output import print_json, print_parts, print_tables
 from rmtrain.errors import InputError, command_line
 from rmtrain.json_values import JsonObject
 
@@ -46,7 +45,7 @@ class Judging:
         """Refuse no judges or two kinds of them, and a weight out of range."""
         if bool(self.judge) == bool(self.folds):
             raise InputError(
-                "curate needs judges", "name reward models with --judge, or let --folds train them; not both"
+                "curate takes either --judge or --folds", "name reward models with --judge, or let --folds train them"
             )
         if self.weight is not None and not 0 < self.weight < 1:
             raise InputError(
@@ -57,9 +56,9 @@ class Judging:
 @options.grouped
 def curate(
     *,
-    recipe: Annotated[Path, Argument(metavar="RECIPE", help="Recipe file (YAML).")],
+    recipe: options.Recipe,
     output: Annotated[Path, Option(metavar="OUT.jsonl", help="The new source.")],
-    overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...")] = None,
+    overrides: options.Overrides = None,
     judging: Judging,
     examples: Annotated[int, Option(min=0, help="Examples to show per cause.")] = 2,
     show: Annotated[str | None, Option(metavar="CAUSE", help="Only show examples of this cause.")] = None,
@@ -82,8 +81,7 @@ def curate(
     from rmtrain.data.judged import Judged, Rule
     from rmtrain.recipe.load import load_recipe
     from rmtrain.reporting.curation import causes_of, curation_tables, example_rows
-    from rmtrain.reporting.examples import to_terminal as show_examples
-    from rmtrain.reporting.table import to_terminal
+    from rmtrain.reporting.examples import to_terminal
 
     rules = [Rule.of(text) for text in judging.rule or ["majority"]]
     loaded = load_recipe(recipe, overrides or []).recipe
@@ -96,18 +94,20 @@ def curate(
         if not show:
             write_curated(output, judged.source(judging.mark, judging.weight), result)
     if json:
-        found = [one.as_json() for one in shown] if show else {"output": str(output), **result}
-        print_json(found, ascii_only=not show)
+        print_json(
+            [example.as_json() for example in shown] if show else {"output": str(output), **result}, ascii_only=not show
+        )
         return
-    console = Console(highlight=False)
     if not show:
-        console.print(to_terminal(*curation_tables(result)))
-    console.print(show_examples(shown))
-    if not show:
-        console.print(f"written: {output}", soft_wrap=True)
-        if judging.weight is not None:
-            keys = (f"data.source={{train: {output}}}", "data.preference_weights=weights")
-            console.print(f"to train with its weights: {command_line('train', recipe, *keys)}", soft_wrap=True)
+        print_tables(curation_tables(result))
+    print_parts([to_terminal(shown)])
+    if show:
+        return
+    lines = [f"written: {output}"]
+    if judging.weight is not None:
+        keys = (f"data.source={{train: {output}}}", "data.preference_weights=weights")
+        lines.append(f"to train with its weights: {command_line('train', recipe, *keys)}")
+    print_tables([], *lines)
 
 
 def _training_split(recipe: "Recipe", display: TerminalDisplay) -> "SplitData":

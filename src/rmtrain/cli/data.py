@@ -1,10 +1,9 @@
 """`rmtrain data`: what a recipe's data holds."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
-from typer import Argument, Option
+from typer import Option
 
 from rmtrain.cli import options
 from rmtrain.cli.display import TerminalDisplay
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def data(
-    recipe: Annotated[Path, Argument(metavar="RECIPE", help="Recipe file (YAML).")],
-    overrides: Annotated[list[str] | None, Argument(metavar="[KEY=VALUE]...")] = None,
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
     show: Annotated[
         str | None,
         Option(
@@ -35,19 +34,19 @@ def data(
     from rmtrain.data.prepare import prepare
     from rmtrain.model.start import start_renderer
     from rmtrain.recipe.load import load_recipe
-    from rmtrain.reporting import examples as shown
     from rmtrain.reporting.data_report import data_report, report_tables
+    from rmtrain.reporting.examples import to_terminal
 
     loaded = load_recipe(recipe, overrides or []).recipe
     with TerminalDisplay() as display:
         ready = prepare(loaded, start_renderer(loaded.model), display, with_rows=bool(show))
     console = Console(highlight=False)
     if show:
-        found = _examples(ready, show, examples)
+        dropped = _examples(ready, show, examples)
         if json:
-            print_json([example.as_json() for example in found], ascii_only=False)
+            print_json([example.as_json() for example in dropped], ascii_only=False)
         else:
-            console.print(shown.to_terminal(found))
+            console.print(to_terminal(dropped))
         return
     report = data_report(ready.data, ready.splits)
     if json:
@@ -68,8 +67,5 @@ def _examples(ready: "ReadyData", show: str, most: int) -> "list[Example]":
 
     rows = ready.data.rows
     causes = [*causes_of(rows), *(cause for split in ready.splits.values() for cause in split.tokens.report.dropped)]
-    return [
-        one
-        for cause in matching(show, causes)
-        for one in (*examples_of(rows, cause, most), *token_examples(ready, cause))
-    ]
+    chosen = matching(show, causes)
+    return [each for cause in chosen for each in (*examples_of(rows, cause, most), *token_examples(ready, cause))]

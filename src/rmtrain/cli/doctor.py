@@ -148,8 +148,8 @@ def _devices() -> Iterator[Check]:
 def _fastest_type() -> Check:
     from rmtrain.model.compute_type import fastest_type
 
-    found = fastest_type()
-    return Check("model.dtype", "ok", f"auto is {found.name} here: {found.reason}")
+    fastest = fastest_type()
+    return Check("model.dtype", "ok", f"auto is {fastest.name} here: {fastest.reason}")
 
 
 def _attention(torch: Any) -> Check:

@@ -107,7 +107,7 @@ def _memory(plan: "RunPlan") -> dict[str, Any]:
         "free_bytes": memory.free,
         "too_large": too_large,
         "tokens": memory.load.largest,
-        "layouts": [{**row._asdict(), **found._asdict()} for row, found in memory.estimates()],
+        "layouts": [{**sharding._asdict(), **estimate._asdict()} for sharding, estimate in memory.estimates()],
     }
 
 
@@ -123,8 +123,8 @@ def _memory_table(memory: dict[str, Any]) -> "Table":
         taken = (row["strategy"], row["offload"]) == (memory["strategy"], memory["offload"])
         values = ["–" if row[name] is None else f"{row[name] / 2**30:.2f}" for name in heads]
         rows.append((f"{row['strategy']}{' ←' if taken else ''}", row["offload"], *values))
-    room = memory["free_bytes"]
-    free = f"{room / 2**30:.1f} GiB free on a GPU" if room is not None else "no GPU here"
+    gpu = memory["free_bytes"]
+    free = f"{gpu / 2**30:.1f} GiB free on a GPU" if gpu is not None else "no GPU here"
     title = f"GiB a process, predicted, at {memory['tokens']:,} tokens a micro-batch; {free}"
     chosen = f"strategy: {memory['strategy']}, {memory['reason']}"
     return Table(("strategy", "offload", *heads.values()), rows, title=title, texts=2, notes=[chosen])

@@ -1,20 +1,15 @@
 """`rmtrain eval`: ranking accuracy of a checkpoint on splits or on other data."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer import Option
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import CheckpointRef, choose, load
+from rmtrain.cli.checkpoints import choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.output import print_json, print_tables
-
-if TYPE_CHECKING:
-    from rmtrain.data.split_data import SplitData
-    from rmtrain.documents import Result
 
 
 @options.grouped
@@ -43,7 +38,7 @@ def evaluate(
     from rmtrain.evaluation.sources import splits_of_recipe, splits_of_source
 
     with TerminalDisplay() as display:
-        ref = choose(ckpt, runs, display, scoring.asked, not work.no_verify)
+        ref = choose(ckpt, runs, display, scoring.options, not work.no_verify)
         mapping = reading.mapping()
         processes.spread(work.num_processes)
         scorer = load(ref, display)
@@ -61,26 +56,13 @@ def evaluate(
     if json:
         print_json(results[0] if len(results) == 1 else results)
     else:
-        from rmtrain.reporting.ensembles import ensemble_tables
-        from rmtrain.reporting.tables import split_tables
+        from rmtrain.reporting.tables import ensemble_table, split_tables
 
-        rows = [f"rows: {result['rows']}" for result in results]
-        print_tables([*split_tables(results), *ensemble_tables(results)], *rows)
+        ensembles = [ensemble_table(result) for result in results if "disagreement" in result]
+        print_tables([*split_tables(results), *ensembles], *(f"rows: {result['rows']}" for result in results))
     missed = [result for result in results if (result["accuracy"] or 0.0) < (min_accuracy or 0.0)]
     for result in missed:
         accuracy = result["accuracy"] or 0.0
         display.note(f"{result['split']}: accuracy {accuracy:.6g} is below --min-accuracy {min_accuracy:g}")
     if missed:
         raise typer.Exit(1)
-
-
-def score_splits(
-    run: Path, splits: Mapping[str, "SplitData"], tokens_per_batch: int, display: TerminalDisplay
-) -> "list[Result]":
-    """Evaluate the final model of a finished run on splits that are already loaded."""
-    from rmtrain.evaluation.splits import evaluate_splits
-
-    if not splits:
-        return []
-    ref = CheckpointRef(str(run / "final"), run, run.name)
-    return evaluate_splits(load(ref, display), splits, tokens_per_batch, ref.results / "eval", display)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rmtrain.data.split_data import ReadAs, SplitData
     from rmtrain.data.types import Row
 
-_SMALLEST_BETA = 1e-6
+_SMALLEST_BETA, _LARGEST_BETA = 1e-6, 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class Question:
         list[float] | None,
         Option(
             min=_SMALLEST_BETA,
+            max=_LARGEST_BETA,
             help="KL coefficient of an ideal policy; may be repeated. Default: 0.01, 0.1, 1, 5 and 10.",
         ),
     ] = None
@@ -48,7 +49,8 @@ class Question:
         ),
     ] = None
     dpo_beta: Annotated[
-        float, Option(min=_SMALLEST_BETA, help="The beta of the policy's DPO training, for its DPO loss.")
+        float,
+        Option(min=_SMALLEST_BETA, max=_LARGEST_BETA, help="The beta of the policy's DPO training, for its loss."),
     ] = 0.1
 
 
@@ -88,8 +90,10 @@ def gap(
     with TerminalDisplay() as display:
         own = ScoringOptions(max_length=max_length, dtype=dtype)
         ref = choose(policy, runs, display, replace(own, prompt=prompt, reference=reference), not work.no_verify)
-        named = [*(ckpt or []), *([question.gold] if question.gold is not None else [])]
-        models = {name: choose(name, runs, display, own, not work.no_verify) for name in named}
+        models = {
+            name: choose(name, runs, display, own, not work.no_verify)
+            for name in _reward_models(ckpt or [], question.gold)
+        }
         processes.spread(work.num_processes)
         from rmtrain.evaluation.gap_rows import GapTask, evaluate_gap, open_policies
         from rmtrain.metrics.alignment_gap import BETAS
@@ -112,6 +116,14 @@ def gap(
             _show(result, folder / "report.html", models.values(), json, display)
 
 
+def _reward_models(ckpts: list[str], gold: str | None) -> list[str]:
+    """The reward models as the user names them."""
+    named = [*ckpts, *([gold] if gold is not None else [])]
+    if name := next((name for name in named if name in ("policy", "reference")), None):
+        raise InputError(f"{name}: the results call another model by this name", f"write ./{name}")
+    return named
+
+
 def _read(
     data: str, split: str | None, mapping: "ReadAs | None", display: TerminalDisplay
 ) -> "tuple[Sequence[Row], SplitData, str]":
@@ -131,21 +143,14 @@ def _show(
 ) -> None:
     """Write the report, add it to the runs of the reward models, and print the result."""
     from rmtrain.evaluation.gap_figures import GapResult
+    from rmtrain.reporting.card import refresh_model_card
     from rmtrain.reporting.gap import gap_tables, write_page
+    from rmtrain.reporting.report import write_report
 
     shown = GapResult.from_json(result)
     page = write_page(path, shown)
-    for each in models:
-        if each.run is not None and each.results == each.run:
-            _show_in(each.run, display)
+    for run in [model.run for model in models if model.run is not None and model.results == model.run]:
+        write_report(run)
+        if not refresh_model_card(run):
+            display.note(f"{run}/final/README.md was edited, or written by an older version, so it is left unchanged")
     show(result, as_json, lambda _: gap_tables(shown), f"report: {page}")
-
-
-def _show_in(run: Path, display: TerminalDisplay) -> None:
-    """Rewrite a run's report and model card to include the result."""
-    from rmtrain.reporting.card import refresh_model_card
-    from rmtrain.reporting.report import write_report
-
-    write_report(run)
-    if not refresh_model_card(run):
-        display.note(f"{run}/final/README.md was edited, or written by an older version, so it is left unchanged")

@@ -2,12 +2,12 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
-from typer import Option
+from typer import Argument, Option
 
 from rmtrain.cli.processes import joined
 from rmtrain.data.benchmarks import BENCHMARKS
@@ -17,6 +17,11 @@ from rmtrain.scoring.scorer import ScoringOptions
 if TYPE_CHECKING:
     from rmtrain.data.split_data import ReadAs
 
+Recipe = Annotated[Path, Argument(metavar="RECIPE", help="Recipe file (YAML).")]
+Overrides = Annotated[
+    list[str] | None,
+    Argument(metavar="[KEY=VALUE]...", help="Values that override the recipe, such as optim.epochs=2."),
+]
 Ckpt = Annotated[
     str | None, Option("--ckpt", help="Run folder, checkpoint folder or hub id; default: the newest finished run.")
 ]
@@ -103,9 +108,14 @@ class Scoring:
     dtype: Dtype = None
 
     @property
-    def asked(self) -> ScoringOptions:
+    def options(self) -> ScoringOptions:
         """The options in the form that scorers take."""
         return ScoringOptions(**vars(self))
+
+    def forbid(self, whose: str, hint: str) -> None:
+        """Refuse options that would not change rewards given elsewhere."""
+        if given := names(vars(self)):
+            raise InputError(f"the rewards of {whose} do not depend on {given}", hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +165,11 @@ class Work:
     tokens_per_batch: Tokens = None
     num_processes: Processes = None
     no_verify: NoVerify = False
+
+
+def names(values: Mapping[str, object]) -> str:
+    """The options that the user gave, as typed, from their values by parameter name."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name, value in values.items() if value)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

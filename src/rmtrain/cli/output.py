@@ -1,12 +1,14 @@
 """What commands print to standard output: one JSON document, or tables and lines."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from rmtrain.reporting.table import Table
 
 Result = TypeVar("Result")
@@ -27,9 +29,16 @@ def print_json(value: object, ascii_only: bool = True) -> None:
 
 def print_tables(tables: "Sequence[Table]", *lines: str) -> None:
     """Print tables, and lines below them, which are not wrapped."""
-    from rmtrain.reporting.table import safe_text, to_terminal
+    from rmtrain.reporting.table import to_terminal
+
+    print_parts([to_terminal(*tables)], *lines)
+
+
+def print_parts(parts: "Iterable[RenderableType]", *lines: str) -> None:
+    """Print parts with a blank line between them, and lines below them, which are not wrapped."""
+    from rmtrain.reporting.table import safe_text, spaced
 
     console = Console(highlight=False)
-    console.print(to_terminal(*tables))
+    console.print(spaced(parts))
     for line in lines:
         console.print(safe_text(line), soft_wrap=True)

@@ -46,12 +46,12 @@ def verify_server(
         ScoringTask("sample rows", groups, scorer.info.tokens_per_batch, None, display, split.place)
         for scorer in (server, own)
     ]
-    found = compare_rewards(server.score(tasks[0]), own.score(tasks[1]))
+    difference = compare_rewards(server.score(tasks[0]), own.score(tasks[1]))
     result = (
-        f"{server.info.where} and {own.info.where}: {found.n} rewards of {len(groups)} rows differ by "
-        f"{found.largest:.1e} at most (standard deviation of the rewards {found.spread:.3g})"
+        f"{server.info.where} and {own.info.where}: {difference.n} rewards of {len(groups)} rows differ by "
+        f"{difference.largest:.1e} at most (standard deviation of the rewards {difference.spread:.3g})"
     )
-    if not found.largest <= allowed:
+    if not difference.largest <= allowed:
         raise RunFailedError(
             f"{result}; {allowed:.1e} is allowed",
             "check that the server runs this model in float32 with its own chat template, or raise --allowed",

@@ -24,8 +24,8 @@ Runner = Literal["float16", "bfloat16", "float32", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The benchmark, and its rows."""
+class BenchmarkSource:
+    """The benchmark, and where its rows are."""
 
     benchmark: Annotated[options.BenchmarkName, Option(help="The benchmark to score.")] = "rewardbench-1"
     data: Annotated[
@@ -53,7 +53,7 @@ def rewardbench(
     *,
     ckpt: options.Ckpt = None,
     scoring: options.Scoring,
-    asked: Asked,
+    rows: BenchmarkSource,
     results: Annotated[
         list[Path] | None,
         Option(
@@ -82,46 +82,41 @@ def rewardbench(
     if output is not None:
         options.check_output(output)
     if results:
-        _refuse_beside_results({"ckpt": ckpt, **vars(scoring), **vars(asked), "parity": parity, **vars(work)})
-        _published(results, asked.definition, output, json)
+        others = {"ckpt": ckpt, **vars(scoring), **vars(rows), "benchmark": None, "parity": parity, **vars(work)}
+        _published(results, rows.definition, options.names(others), output, json)
         return
-    if parity and (asked.benchmark != "rewardbench-1" or scoring.asked.is_policy or scoring.combine is not None):
+    if parity and (rows.benchmark != "rewardbench-1" or scoring.options.is_policy or scoring.combine is not None):
         raise InputError(
             "--parity is for a single reward model on rewardbench-1", "leave it out, or choose that benchmark"
         )
     with TerminalDisplay() as display:
-        ref = choose(ckpt, runs, display, scoring.asked, not work.no_verify)
+        ref = choose(ckpt, runs, display, scoring.options, not work.no_verify)
         processes.spread(work.num_processes)
         from rmtrain.data.benchmarks.load import read_benchmark
         from rmtrain.evaluation.splits import evaluate_benchmark
 
-        definition, folder = asked.definition, ref.results / "rewardbench"
-        rows = read_benchmark(definition, asked.data, asked.split, asked.prior_data or [], display.note)
+        definition, folder = rows.definition, ref.results / "rewardbench"
+        loaded = read_benchmark(definition, rows.data, rows.split, rows.prior_data or [], display.note)
         steps = None
         if parity:
             from rmtrain.evaluation.parity import score_as_runner
 
-            steps = score_as_runner(ref.request, parity, rows, folder / f".{definition.name}.parity", display)
+            steps = score_as_runner(ref.request, parity, loaded, folder / f".{definition.name}.parity", display)
         scorer = load(ref, display, definition.name if definition.needs_rewards else "")
         budget = work.tokens_per_batch or scorer.info.tokens_per_batch
         beside = {"asked": _given(scoring), "training_check": _training_check(ref, definition.name)}
-        result = evaluate_benchmark(scorer, definition, rows, budget, folder, display, steps, beside)
+        result = evaluate_benchmark(scorer, definition, loaded, budget, folder, display, steps, beside)
     if processes.is_main_process():
         _write_flat(output, [result])
         _render(result, json)
 
 
-def _refuse_beside_results(options: dict[str, object]) -> None:
-    named = [f"--{name.replace('_', '-')}" for name, value in options.items() if value and name != "benchmark"]
-    if named:
+def _published(paths: list[Path], benchmark: "Benchmark", others: str, output: Path | None, as_json: bool) -> None:
+    """Score published accuracies; refuses other options, which need a model."""
+    if others:
         raise InputError(
-            f"--results takes published accuracies and can't be combined with {', '.join(named)}",
-            "leave out one or the other",
+            f"--results takes published accuracies and can't be combined with {others}", "leave out one or the other"
         )
-
-
-def _published(paths: list[Path], benchmark: "Benchmark", output: Path | None, as_json: bool) -> None:
-    """Score published accuracies."""
     from rmtrain.evaluation.flat_results import published_results
 
     published = [result.to_json() for result in published_results(paths, benchmark)]
@@ -131,7 +126,7 @@ def _published(paths: list[Path], benchmark: "Benchmark", output: Path | None, a
 
 def _given(scoring: options.Scoring) -> dict[str, object]:
     """The user's options that a result does not record elsewhere."""
-    return {name: value for name in ("max_length", "dtype") if (value := getattr(scoring.asked, name)) is not None}
+    return {name: value for name in ("max_length", "dtype") if (value := getattr(scoring.options, name)) is not None}
 
 
 def _training_check(ref: "CheckpointRef", benchmark: str) -> object:
@@ -157,12 +152,12 @@ def _render(result: Any, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    from rmtrain.reporting.ensembles import ensemble_tables
     from rmtrain.reporting.table import to_terminal
-    from rmtrain.reporting.tables import benchmark_tables
+    from rmtrain.reporting.tables import benchmark_tables, ensemble_table
 
     console = Console(highlight=False)
-    for one in result if isinstance(result, list) else [result]:
-        if one["ckpt"]:
-            console.print(Text(str(one["ckpt"]), style="bold"))
-        console.print(to_terminal(*benchmark_tables(one), *ensemble_tables([one])), "")
+    for each in result if isinstance(result, list) else [result]:
+        if each["ckpt"]:
+            console.print(Text(str(each["ckpt"]), style="bold"))
+        ensemble = [ensemble_table(each)] if "disagreement" in each else []
+        console.print(to_terminal(*benchmark_tables(each), *ensemble), "")

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
-from rich.console import Console
 from typer import Argument, Option
 
 from rmtrain.cli import options
-from rmtrain.cli.output import print_json, print_tables
+from rmtrain.cli.output import print_json, print_parts, print_tables
 from rmtrain.errors import InputError
 from rmtrain.runs import MANIFEST, list_runs, offline_wandb
 
@@ -117,39 +116,29 @@ def show(
 def _render(record: "RunRecord") -> None:
     from rmtrain.reporting.gap import gap_tables
     from rmtrain.reporting.setup import run_lines, training_lines
-    from rmtrain.reporting.table import key_values, safe_text, to_terminal
+    from rmtrain.reporting.table import Table, key_values, to_terminal
     from rmtrain.reporting.tables import benchmark_tables, split_tables
 
-    console, summary = Console(highlight=False), _summary(record)
-    lines = {line.label: line.value for line in (*training_lines(record), *run_lines(record))}
+    summary = _summary(record)
     values = {
         "run": record.folder,
         "state": "died: its process no longer exists" if summary.alive is False else summary.state,
         "error": record.manifest.get("error"),
-        **lines,
+        **{line.label: line.value for line in (*training_lines(record), *run_lines(record))},
         "steps": summary.progress,
     }
-    console.print(key_values(values))
+    tables = [*map(benchmark_tables, record.benchmarks.values()), *map(gap_tables, record.gaps)]
     if record.splits:
-        console.print()
-        console.print(to_terminal(*split_tables(list(record.splits.values()))))
-    for result in record.benchmarks.values():
-        console.print()
-        console.print(to_terminal(*benchmark_tables(result)))
-    for gap in record.gaps:
-        console.print()
-        console.print(to_terminal(*gap_tables(gap)))
+        tables.insert(0, split_tables(list(record.splits.values())))
     if record.notes:
-        console.print()
-    for note in record.notes:
-        console.print(safe_text(note))
+        tables.append([Table((), (), notes=record.notes)])
+    lines = []
     if records := offline_wandb(record.folder):
-        console.print(
-            safe_text(f"\nwandb is offline; upload with: wandb sync {' '.join(map(str, records))}"), soft_wrap=True
-        )
+        lines.append(f"wandb is offline; upload with: wandb sync {' '.join(map(str, records))}")
     report = record.folder / "report.html"
     if report.exists():
-        console.print(safe_text(f"\nreport: {report}"), soft_wrap=True)
+        lines.append(f"report: {report}")
+    print_parts([key_values(values), *(to_terminal(*each) for each in tables)], *lines)
 
 
 def _find(run: Path, folder: Path) -> Path:

@@ -72,7 +72,7 @@ def score(
     rmtrain score shards/ --output scored/
     rmtrain score answers.jsonl --url http://127.0.0.1:8000 --verify mistral-rm[/]
     """
-    _check_options(output, ckpt, server, skip_refused)
+    _check_options(output, ckpt, server, scoring, skip_refused)
     if output is not None:
         options.check_output(output, overwrite, folder=True)
     mapping = reading.mapping()
@@ -80,7 +80,7 @@ def score(
 
     with TerminalDisplay() as display, processes.alone(output) if output else contextlib.nullcontext():
         alone = server.url is not None and server.verify is None  # a server, and no checkpoint
-        named = None if alone else choose(server.verify or ckpt, runs, display, scoring.asked, not work.no_verify)
+        named = None if alone else choose(server.verify or ckpt, runs, display, scoring.options, not work.no_verify)
         with open_input(input_file, scoring) as stream:
             rows = open_rows(stream, named.first if named is not None else None, mapping, display)
             kind = output_kind(output, stream) if output is not None else "lines"
@@ -95,17 +95,17 @@ def score(
 
 
 def _verified_server(
-    asked: FromServer, named: CheckpointRef | None, rows: "SourceReader", display: TerminalDisplay
+    server: FromServer, named: CheckpointRef | None, rows: "SourceReader", display: TerminalDisplay
 ) -> "Callable[[], Scorer]":
     """Opens a server as a scorer, and compares its rewards with those of a checkpoint if one is named."""
     from rmtrain.cli.remote import open_server, verify_server
 
     own = load(named, display, needs_rewards="score") if named is not None else None
-    url, api = asked.url or "", asked.api
-    server = open_server(url, api, own)
+    opened = partial(open_server, server.url or "", server.api, own)
+    remote = opened()
     if own is not None:
-        verify_server(server, own, rows, asked.allowed, display)
-    return partial(open_server, url, api, own)
+        verify_server(remote, own, rows, server.allowed, display)
+    return opened
 
 
 def score_stream(
@@ -151,12 +151,16 @@ def score_stream(
         )
 
 
-def _check_options(output: Path | None, ckpt: str | None, server: FromServer, skip_refused: bool) -> None:
+def _check_options(
+    output: Path | None, ckpt: str | None, server: FromServer, scoring: options.Scoring, skip_refused: bool
+) -> None:
     """Refuse options that need or exclude each other."""
     if output is None and server.verify is None:
         raise InputError("no --output", "name the output file")
     if server.url is None and server.verify is not None:
         raise InputError("--verify compares a server with a checkpoint", "name the server with --url")
+    if server.url is not None and server.verify is None:
+        scoring.forbid("a server", "leave it out, or give it to the server")
     if server.url is not None and skip_refused:
         raise InputError("--skip-refused is for checkpoints, whose chat template says why", "leave it out")
     if server.url is not None and ckpt is not None:

@@ -61,7 +61,7 @@ class Choice:
         """Refuse options that the mode does not take, and invalid values."""
         for name, modes in _MODES.items():
             if getattr(self, name) is not None and self.mode not in modes:
-                option = f"--{name.replace('_', '-')}"
+                option = options.names({name: True})
                 raise InputError(f"{option} is for --mode {' or '.join(modes)}, not for {self.mode}", "leave it out")
         if self.mode == "filter" and (self.quantile is None) == (self.threshold is None):
             raise InputError("--mode filter takes either --quantile or --threshold", "give one of them")
@@ -117,7 +117,9 @@ def select(
     mapping = reading.mapping()
     with TerminalDisplay() as display, processes.alone(output), open_input(input_file, scoring) as stream:
         scored = ckpt is None and any("rewards" in row for row in stream.source.rows)
-        ref = None if scored else choose(ckpt, runs, display, scoring.asked, not work.no_verify)
+        if scored:
+            scoring.forbid(input_file, "leave it out, or name a model with --ckpt")
+        ref = None if scored else choose(ckpt, runs, display, scoring.options, not work.no_verify)
         rows = open_rows(stream, ref.first if ref is not None else None, mapping, display)
         if ref is not None:
             processes.spread(work.num_processes)

@@ -57,15 +57,17 @@ class Ranking:
 @options.grouped
 def sweep(
     *,
-    recipe: Annotated[Path, Argument(metavar="RECIPE", help="Recipe file (YAML).")],
+    recipe: options.Recipe,
     values: Annotated[
         list[str] | None,
         Argument(metavar="[KEY=A,B,C]...", help="Values to combine; a single value overrides the recipe."),
     ] = None,
     seeds: Annotated[int, Option(min=1, max=100, help="Runs per setting, with consecutive seeds.")] = 1,
     ranking: Ranking,
-    final: Annotated[bool, Option("--final", help="Name the winner, and score its runs on the test split.")] = False,
-    parallel: Annotated[int, Option(min=1, max=256, help="Runs at the same time, each on one GPU.")] = 1,
+    final: Annotated[bool, Option("--final", help="Score the runs of the best setting on the test split.")] = False,
+    parallel: Annotated[
+        int, Option(min=1, max=256, help="Number of runs to train at the same time, each on a GPU of its own.")
+    ] = 1,
     dry_run: Annotated[bool, Option("--dry-run", help="List the runs without training.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -84,27 +86,27 @@ def sweep(
     if ranking.halving and ranking.method == "lr-probe":
         raise InputError("--halving is for grids", "leave it out: the runs of a probe are short")
     with TerminalDisplay() as display:
-        asked, rates = _asked(recipe, values or [], seeds, ranking.metric), None
+        trials, rates = _trials(recipe, values or [], seeds, ranking.metric), None
         if ranking.method == "lr-probe":
-            asked, rates = _as_probe(asked, ranking.probe_steps)
-        settings = asked.settings(rates)
+            trials, rates = _as_probe(trials, ranking.probe_steps)
+        settings = trials.settings(rates)
         if dry_run:
-            _list(asked, settings)
+            _list(trials, settings)
             return
-        workers = Workers(parallel, devices_for(parallel), asked.folder / "logs", display.note)
+        workers = Workers(parallel, devices_for(parallel), trials.folder / "logs", display.note)
         if rates is not None:
-            ranked = _probe(asked, rates, workers)
+            ranked = _probe(trials, rates, workers)
         else:
-            ranked = asked.trained(_halved(asked, settings, workers) if ranking.halving else settings, workers)
-        result = _result(asked, ranking.method, ranked, _final(ranked[0], workers) if final and ranked else None)
-        page = _write(asked.folder / ranking.method, result)
+            ranked = trials.trained(_halved(trials, settings, workers) if ranking.halving else settings, workers)
+        result = _result(trials, ranking.method, ranked, _final(ranked[0], workers) if final and ranked else None)
+        page = _write(trials.folder / ranking.method, result)
     _show(result, json, page)
-    if asked.failed:
+    if trials.failed:
         raise typer.Exit(1)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Trials:
     """What a sweep trains, and the figure that it ranks by."""
 
     recipe: Path
@@ -130,15 +132,16 @@ class _Asked:
 
         runs = plan(settings, seeds or self.seeds, self.folder)
         self.failed.extend(run.name for run in workers.train(runs))
-        finished = [(run.setting.number, run.seed, path) for run in runs if (path := run.finished())]
-        for _, _, path in finished:
-            if not rows_of(path, "validation").exists():  # it was interrupted during scoring
-                workers.evaluate(path, "validation")
-        by_setting = [(of, {seed: path for number, seed, path in finished if number == of.number}) for of in settings]
-        return rank(by_setting, self.metric)
+        finished: dict[int, dict[int, Path]] = {setting.number: {} for setting in settings}  # run folders by seed
+        for run in runs:
+            if path := run.finished():
+                if not rows_of(path, "validation").exists():  # it was interrupted during scoring
+                    workers.evaluate(path, "validation")
+                finished[run.setting.number][run.seed] = path
+        return rank([(setting, finished[setting.number]) for setting in settings], self.metric)
 
 
-def _asked(recipe: Path, values: Sequence[str], seeds: int, metric: "Metric") -> _Asked:
+def _trials(recipe: Path, values: Sequence[str], seeds: int, metric: "Metric") -> _Trials:
     """The sweep of a recipe. Its runs score validation only, so that the test split stays unused.
 
     Raises:
@@ -154,18 +157,18 @@ def _asked(recipe: Path, values: Sequence[str], seeds: int, metric: "Metric") ->
         raise InputError(
             f"{recipe}: a sweep ranks by validation, but the recipe has no validation split", "set data.holdout"
         )
-    return _Asked(recipe, values, seeds, metric, first.name, Path(first.recipe.run.folder) / f"{first.name}-sweep")
+    return _Trials(recipe, values, seeds, metric, first.name, Path(first.recipe.run.folder) / f"{first.name}-sweep")
 
 
-def _as_probe(asked: _Asked, steps: int) -> tuple[_Asked, list[float]]:
+def _as_probe(trials: _Trials, steps: int) -> tuple[_Trials, list[float]]:
     """The sweep with short runs, and its first learning rates.
 
     The rates are those given, else five around the recipe's own, each about 3 times the one before.
     """
     from rmtrain.recipe.grid import grid
 
-    given = [value for value in asked.values if value.startswith(f"{_RATE}=")]
-    recipes = [setting.loaded.recipe for setting in grid(asked.recipe, asked.values)]
+    given = [value for value in trials.values if value.startswith(f"{_RATE}=")]
+    recipes = [setting.loaded.recipe for setting in grid(trials.recipe, trials.values)]
     rates = sorted({recipe.optim.learning_rate for recipe in recipes})
     if len(rates) < len(recipes):
         raise InputError("a probe varies only the learning rate", "give every other key a single value")
@@ -174,38 +177,38 @@ def _as_probe(asked: _Asked, steps: int) -> tuple[_Asked, list[float]]:
     fixed = [f"optim.max_steps={steps}", "evaluation.every=0", "evaluation.select=last"]
     if "validation" not in recipes[0].data.limit:
         fixed.append(f"data.limit.validation={_PROBE_ROWS}")
-    others = [value for value in asked.values if value not in given]
-    return replace(asked, values=[*others, *fixed]), rates
+    others = [value for value in trials.values if value not in given]
+    return replace(trials, values=[*others, *fixed]), rates
 
 
-def _probe(asked: _Asked, rates: Sequence[float], workers: "Workers") -> "list[Standing]":
+def _probe(trials: _Trials, rates: Sequence[float], workers: "Workers") -> "list[Standing]":
     """The rates, ranked. While the best one is at an end of the range, further rates beyond it are tried."""
     for extension in range(_EXTENSIONS + 1):
-        ranked = asked.trained(asked.settings(rates), workers)
+        ranked = trials.trained(trials.settings(rates), workers)
         best = ranked[0].setting.loaded.recipe.optim.learning_rate if ranked else None
         ends = {rates[0]: rates[0] ** 2 / rates[1], rates[-1]: rates[-1] ** 2 / rates[-2]}
         if best not in ends or not 0 < ends[best] <= 10:
             break
         if extension == _EXTENSIONS:
-            asked.notes.append("The best rate is still at an end of the range: probe further rates beyond it.")
+            trials.notes.append("The best rate is still at an end of the range: probe further rates beyond it.")
             break
         rates = sorted([*rates, float(f"{ends[best]:.2g}")])
         workers.notify(f"{best:g} is at an end of the range, so {ends[best]:.2g} is tried too")
     return ranked
 
 
-def _halved(asked: _Asked, settings: "list[Setting]", workers: "Workers") -> "list[Setting]":
+def _halved(trials: _Trials, settings: "list[Setting]", workers: "Workers") -> "list[Setting]":
     """The settings that successive halving keeps (arXiv 1502.07943). Each round trains from the start with one seed."""
     from rmtrain.recipe.grid import shortened
 
     for share in _RUNGS:
         if len(settings) == 1:
             break
-        ranked = asked.trained([shortened(setting, share) for setting in settings], workers, seeds=1)
+        ranked = trials.trained([shortened(setting, share) for setting in settings], workers, seeds=1)
         kept = {standing.setting.number for standing in ranked[: (len(settings) + 1) // 2]}
         out = ", ".join(str(setting.number) for setting in settings if setting.number not in kept)
-        asked.notes.append(f"Left out after {share:.0%} of the run, by validation {asked.metric}: setting {out}.")
-        workers.notify(asked.notes[-1])
+        trials.notes.append(f"Left out after {share:.0%} of the run, by validation {trials.metric}: setting {out}.")
+        workers.notify(trials.notes[-1])
         settings = [setting for setting in settings if setting.number in kept]
     return settings
 
@@ -223,24 +226,26 @@ def _final(winner: "Standing", workers: "Workers") -> JsonObject:
     return {"setting": winner.setting.number, **asdict(seed_figures(rows_by_seed(winner.runs, "test")))}
 
 
-def _result(asked: _Asked, method: str, ranked: "list[Standing]", final: JsonObject | None) -> dict[str, Any]:
+def _result(trials: _Trials, method: str, ranked: "list[Standing]", final: JsonObject | None) -> dict[str, Any]:
+    """The result as JSON holds it, with seeds as text."""
     from rmtrain.evaluation.sweep import verdict
 
     best = ranked[0].setting.loaded.recipe.optim.learning_rate if ranked else None
-    return {
-        "name": asked.name,
-        "recipe": str(asked.recipe),
-        "folder": str(asked.folder),
+    result = {
+        "name": trials.name,
+        "recipe": str(trials.recipe),
+        "folder": str(trials.folder),
         "method": method,
-        "ranked_by": asked.metric,
-        "seeds": asked.seeds,
+        "ranked_by": trials.metric,
+        "seeds": trials.seeds,
         "settings": [standing.to_json() for standing in ranked],
         "verdict": verdict(ranked),
         "learning_rate": best if method == "lr-probe" else None,
-        "notes": asked.notes,
-        "failed": asked.failed,
+        "notes": trials.notes,
+        "failed": trials.failed,
         "final": final,
     }
+    return dict(jsonlib.loads(jsonlib.dumps(result)))
 
 
 def _write(stem: Path, result: dict[str, Any]) -> Path:
@@ -249,7 +254,7 @@ def _write(stem: Path, result: dict[str, Any]) -> Path:
 
     stem.parent.mkdir(parents=True, exist_ok=True)
     write_json(stem.with_suffix(".json"), result)
-    return write_page(stem.with_suffix(".html"), jsonlib.loads(jsonlib.dumps(result)))
+    return write_page(stem.with_suffix(".html"), result)
 
 
 def _show(result: dict[str, Any], as_json: bool, page: Path) -> None:
@@ -258,14 +263,14 @@ def _show(result: dict[str, Any], as_json: bool, page: Path) -> None:
     lines = [f"failed: {name}" for name in result["failed"]]
     if result["learning_rate"] is not None:
         lines.append(f"recommended: {_RATE}={result['learning_rate']:g}")
-    show(jsonlib.loads(jsonlib.dumps(result)), as_json, sweep_tables, *lines, f"report: {page}")
+    show(result, as_json, sweep_tables, *lines, f"report: {page}")
 
 
-def _list(asked: _Asked, settings: "Sequence[Setting]") -> None:
+def _list(trials: _Trials, settings: "Sequence[Setting]") -> None:
     """Print the runs and their states."""
     from rmtrain.reporting.table import Table
     from rmtrain.training.sweep import plan
 
-    runs = plan(settings, asked.seeds, asked.folder)
+    runs = plan(settings, trials.seeds, trials.folder)
     rows = [(run.setting.number, run.setting.label, run.seed, str(run.finished() or "not trained yet")) for run in runs]
     print_tables([Table(("", "setting", "seed", "run"), rows, texts=4)])

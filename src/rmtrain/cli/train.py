@@ -16,6 +16,7 @@ from rmtrain.runs import offline_wandb
 if TYPE_CHECKING:
     from rmtrain.data.prepare import ReadyData
     from rmtrain.data.split_data import SplitData
+    from rmtrain.documents import Result
     from rmtrain.recipe.load import LoadedRecipe
 
 
@@ -23,10 +24,7 @@ def train(
     recipe: Annotated[
         Path | None, Argument(metavar="RECIPE", help="Recipe file (YAML); optional with --resume.", show_default=False)
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        Argument(metavar="[KEY=VALUE]...", help="Values that override the recipe, such as optim.epochs=2."),
-    ] = None,
+    overrides: options.Overrides = None,
     num_processes: options.Processes = None,
     resume: Annotated[
         Path | None, Option(metavar="RUN", help="Resume this run from its newest valid checkpoint.")
@@ -138,7 +136,7 @@ def _prepare(loaded: "LoadedRecipe", verify: bool, display: TerminalDisplay) -> 
 def _train_and_score(
     loaded: "LoadedRecipe", ready: "ReadyData", resume: Path | None, allow_changes: bool, display: TerminalDisplay
 ) -> dict[str, Any]:
-    from rmtrain.cli.evaluate import score_splits
+    from rmtrain.cli.checkpoints import CheckpointRef, load
     from rmtrain.reporting.card import write_model_card
     from rmtrain.reporting.report import write_report
     from rmtrain.training.failures import recording_what_follows
@@ -147,8 +145,13 @@ def _train_and_score(
     trained = run_training(loaded, ready.splits, ready.renderer, display, resume, allow_changes)
     section, splits = loaded.recipe.evaluation, ready.data.splits
     wanted: dict[str, SplitData] = {name: splits[name] for name in section.splits if name in splits}
+    results: list[Result] = []
     with recording_what_follows(trained.run):
-        results = score_splits(trained.run, wanted, section.tokens_per_batch, display)
+        if wanted:
+            from rmtrain.evaluation.splits import evaluate_splits
+
+            scorer = load(CheckpointRef(str(trained.run / "final"), trained.run, trained.run.name), display)
+            results = evaluate_splits(scorer, wanted, section.tokens_per_batch, trained.run / "eval", display)
         if processes.is_main_process():
             write_model_card(trained.run)
             write_report(trained.run)

@@ -92,6 +92,26 @@ def benchmark_tables(result: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+def ensemble_table(result: Mapping[str, Any]) -> Table:
+    """An ensemble beside its members, and how far they agree."""
+    figures = mapping(result["disagreement"])
+    combine = mapping(result.get("ensemble")).get("combine")
+    rows: list[tuple[object, ...]] = [(f"the ensemble, {combine}", percent(figures["accuracy"]), "", "", "")]
+    for member in figures["members"]:
+        scale = decimal(member["reward_mean"], 2), decimal(member["reward_std"], 2)
+        rows.append((member["ckpt"], percent(member["accuracy"]), interval(member["low"], member["high"]), *scale))
+    shares = ("split_preferences", "accuracy_split", "accuracy_agreed")
+    split, right, other = (percent(figures[name]) for name in shares)
+    notes = [
+        f"The members' rewards of a completion differ by {decimal(figures['reward_deviation'])} on average (standard "
+        f"deviation). They disagree on {split} of the {count(figures['n'])} preferences: on these the ensemble is "
+        f"right in {right}, on the others in {other}."
+    ]
+    name = result.get("split") or result.get("benchmark")
+    headings = (f"{name}, all preferences", "accuracy", "95 % interval", "mean", "deviation")
+    return Table(headings, rows, bold=[0], notes=notes)
+
+
 def _parity_table(steps: Sequence[Mapping[str, Any]]) -> Table:
     """The steps from the leaderboard's way of scoring to rmtrain's, one per row."""
     headings = ("one change after another, in %", "over rows", "mean of sections", "to right", "to wrong", "ties")

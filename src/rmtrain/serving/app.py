@@ -114,8 +114,8 @@ class Desk:
         try:
             small = int(request.headers.get("content-length", _SMALL)) < _SMALL
             reader = self.scorer.reader
-            asked = form.ask(reader) if small else await run_in_threadpool(form.ask, reader)
-            scores = await _unless_gone(request, self.batcher, [group for group, _ in asked.groups])
+            rows = form.read(reader) if small else await run_in_threadpool(form.read, reader)
+            scores = await _unless_gone(request, self.batcher, [group for group, _ in rows.groups])
         except InputError as error:
             return problem_of(error)
         except QueueFullError:
@@ -125,12 +125,12 @@ class Desk:
             return problem(503, "the server is stopping", "try again later", {"Retry-After": RETRY_SECONDS})
         if scores is None:
             return Response(status_code=499)  # the client has disconnected
-        found = asked.answer(scores)
-        self.figures.refused += len(found.faults)
-        self.figures.truncated += len(found.truncated)
-        if len(found.faults) == asked.size:
-            return problem_of(next(iter(found.faults.values())))
-        return JSONResponse(form.reply(found, self.scorer.name))
+        answer = rows.answer(scores)
+        self.figures.refused += len(answer.faults)
+        self.figures.truncated += len(answer.truncated)
+        if len(answer.faults) == rows.size:
+            return problem_of(next(iter(answer.faults.values())))
+        return JSONResponse(form.reply(answer, self.scorer.name))
 
 
 async def _unless_gone(request: Request, batcher: Batcher, groups: list[Any]) -> list[Any] | None:

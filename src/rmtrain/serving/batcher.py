@@ -110,17 +110,17 @@ class Batcher:
 
     def _take(self) -> list[_Waiting]:
         """The requests of the next batch: the oldest, those that share its prompt, the next oldest, and so on."""
-        there = [waiting for waiting in self._queue if not waiting.answer.done()]  # their clients have not hung up
-        first = {waiting.prompt: place for place, waiting in reversed([*enumerate(there)])}
+        connected = [waiting for waiting in self._queue if not waiting.answer.done()]
+        first = {waiting.prompt: place for place, waiting in reversed([*enumerate(connected)])}
         batch: list[_Waiting] = []
         tokens, prompts = 0, set[object]()
-        for waiting in sorted(there, key=lambda waiting: first[waiting.prompt]):
+        for waiting in sorted(connected, key=lambda waiting: first[waiting.prompt]):
             tokens += waiting.tokens(prompts)
             if batch and tokens > self._limits.tokens:
                 break
             batch.append(waiting)
         taken = {id(waiting) for waiting in batch}
-        self._queue = deque(waiting for waiting in there if id(waiting) not in taken)
+        self._queue = deque(waiting for waiting in connected if id(waiting) not in taken)
         return batch
 
     async def _score(self, batch: Sequence[_Waiting]) -> None:
@@ -144,9 +144,9 @@ class Batcher:
             raise
         self._figures.scored(sum(waiting.rows for waiting in batch), time.perf_counter() - start)
         for waiting in batch:
-            found = [next(scores) for _ in waiting.groups]
+            answer = [next(scores) for _ in waiting.groups]
             if not waiting.answer.done():
-                waiting.answer.set_result(found)
+                waiting.answer.set_result(answer)
 
 
 def _tokens(group: PreferenceGroup, prompts: set[object]) -> int:

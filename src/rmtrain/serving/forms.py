@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 
 from rmtrain.errors import InputError
-from rmtrain.serving.asked import Answer, Asked
+from rmtrain.serving.rows import Answer, RequestRows
 from rmtrain.serving.texts import TextReader
 
 MOST_ROWS = 1024  # in a request
@@ -30,14 +30,14 @@ class Form(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    def ask(self, reader: TextReader) -> Asked:
+    def read(self, reader: TextReader) -> RequestRows:
         """The rows to score; raises InputError if the request can't be read at all."""
-        asked = Asked(reader)
-        self._add_rows(asked)
-        return asked
+        rows = RequestRows(reader)
+        self._add_rows(rows)
+        return rows
 
     @abstractmethod
-    def _add_rows(self, asked: Asked) -> None:
+    def _add_rows(self, rows: RequestRows) -> None:
         """Add what is to be scored."""
 
     @abstractmethod
@@ -69,12 +69,12 @@ class Completions(Arguments):
     messages: Objects = None
     completions: Annotated[list[Conversation], Rows]
 
-    def _add_rows(self, asked: Asked) -> None:
+    def _add_rows(self, rows: RequestRows) -> None:
         """All completions of the prompt, which is computed once."""
         prompt = self.prompt if self.messages is None else self.messages
         if (self.prompt is None) == (self.messages is None):
             raise InputError("give either prompt or messages beside completions", "leave one of them out")
-        asked.completions(prompt, self.completions, "completions", self.arguments)
+        rows.completions(prompt, self.completions, "completions", self.arguments)
 
 
 class Dialogue(Arguments):
@@ -82,8 +82,8 @@ class Dialogue(Arguments):
 
     messages: Annotated[list[Annotated[Any, WithJsonSchema({"type": "object"})]], Rows]
 
-    def _add_rows(self, asked: Asked) -> None:
-        asked.dialogue(self.messages, "messages", self.arguments)
+    def _add_rows(self, rows: RequestRows) -> None:
+        rows.dialogue(self.messages, self.arguments)
 
 
 class OpenRLHF(Form):
@@ -93,10 +93,10 @@ class OpenRLHF(Form):
     prompts: list[Text] | None = None
     labels: Any = None
 
-    def _add_rows(self, asked: Asked) -> None:
+    def _add_rows(self, rows: RequestRows) -> None:
         if self.prompts and len(self.prompts) != len(self.query):
             raise InputError(f"prompts: {len(self.prompts)} for {len(self.query)} texts in query", "give one per text")
-        asked.texts(self.query, "query", self.prompts or None)
+        rows.texts(self.query, "query", self.prompts or None)
 
     def reply(self, answer: Answer, model: str) -> Any:
         """OpenRLHF filters by `scores` and logs `extra_logs`."""
@@ -109,8 +109,8 @@ class LlamaFactory(Form):
 
     messages: Annotated[list[Text], Rows]
 
-    def _add_rows(self, asked: Asked) -> None:
-        asked.texts(self.messages, "messages")
+    def _add_rows(self, rows: RequestRows) -> None:
+        rows.texts(self.messages, "messages")
 
     def reply(self, answer: Answer, model: str) -> Any:
         """The scores."""
@@ -124,11 +124,11 @@ class Slime(Form):
     response: Text
     label: Any = None
 
-    def _add_rows(self, asked: Asked) -> None:
-        if isinstance(self.prompt, str) and isinstance(self.response, str) and asked.reader.is_rendered(self.prompt):
-            asked.texts([self.prompt + self.response], "response", [self.prompt])
+    def _add_rows(self, rows: RequestRows) -> None:
+        if isinstance(self.prompt, str) and isinstance(self.response, str) and rows.reader.is_rendered(self.prompt):
+            rows.texts([self.prompt + self.response], "response", [self.prompt])
         else:
-            asked.completions(self.prompt, [self.response], "response", {})
+            rows.completions(self.prompt, [self.response], "response", {})
 
     def reply(self, answer: Answer, model: str) -> Any:
         """Only the reward."""
@@ -142,13 +142,13 @@ class VllmInput(Form):
     messages: Objects = None
     use_activation: Annotated[Any, Field(description="of no effect: rewards have no activation")] = None
 
-    def _add_rows(self, asked: Asked) -> None:
+    def _add_rows(self, rows: RequestRows) -> None:
         if (self.input is None) == (self.messages is None):
             raise InputError("give either input or messages", "leave one of them out")
         if self.messages is not None:
-            asked.dialogue(self.messages, "messages", {})
+            rows.dialogue(self.messages, {})
         else:
-            asked.texts(listed(self.input, "input"), "input")
+            rows.texts(listed(self.input, "input"), "input")
 
     def reply(self, answer: Answer, model: str) -> Any:
         """A list with one entry per text."""
@@ -186,8 +186,8 @@ class SglangClassify(Form):
 
     text: Texts
 
-    def _add_rows(self, asked: Asked) -> None:
-        asked.texts(listed(self.text, "text"), "text")
+    def _add_rows(self, rows: RequestRows) -> None:
+        rows.texts(listed(self.text, "text"), "text")
 
     def reply(self, answer: Answer, model: str) -> Any:
         """One object per text; for a single text, the object without a list."""
@@ -205,15 +205,15 @@ class VllmScore(Form):
     text_1: Any = None
     text_2: Any = None
 
-    def _add_rows(self, asked: Asked) -> None:
+    def _add_rows(self, rows: RequestRows) -> None:
         """A reward for each answer; a single prompt applies to all answers."""
         prompts = listed(self.queries if self.queries is not None else self.text_1, "queries")
         answers = listed(self.documents if self.documents is not None else self.text_2, "documents")
         if len(prompts) == 1:
-            asked.completions(prompts[0], answers, "documents", {})
+            rows.completions(prompts[0], answers, "documents", {})
         elif len(prompts) == len(answers):
             for prompt, value in zip(prompts, answers, strict=True):
-                asked.completions(prompt, [value], "documents", {})
+                rows.completions(prompt, [value], "documents", {})
         else:
             raise InputError(f"{len(prompts)} queries and {len(answers)} documents", "give one query, or as many")
 
@@ -273,8 +273,8 @@ def listed(value: Any, where: str) -> list[Any]:
 
 def errors(answer: Answer) -> dict[str, Any]:
     """Why rows have no reward; empty if all have one."""
-    found = [{"index": place, "message": answer.why(place)} for place in answer.faults]
-    return {"errors": found} if found else {}
+    faults = [{"index": place, "message": answer.why(place)} for place in answer.faults]
+    return {"errors": faults} if faults else {}
 
 
 def envelope(data: Sequence[dict[str, Any]], model: str, tokens: int) -> dict[str, Any]:

@@ -73,10 +73,10 @@ class OnlineScorer:
         scorer.info.require_rewards("a server or a reward function")
         name = run.name if run is not None else os.path.basename(os.path.normpath(where))
         reader = TextReader(scorer.info.renderer, scorer.info.max_length, scorer.info.by_length)
-        found = cls(scorer, name, tokens_per_batch or scorer.info.tokens_per_batch, reader)
+        online = cls(scorer, name, tokens_per_batch or scorer.info.tokens_per_batch, reader)
         for note in scorer.info.notes:
-            found._display.note(f"{name}: {note}")
-        return found
+            online._display.note(f"{name}: {note}")
+        return online
 
     @property
     def info(self) -> ScorerInfo:
@@ -100,7 +100,7 @@ class OnlineScorer:
         A group that is too long or can't be scored does not affect others with its prompt: they are scored again
         without it. The same holds for a completion within its group.
         """
-        found: list[list[RowScore | RmtrainError]] = [[] for _ in groups]
+        rows_of: list[list[RowScore | RmtrainError]] = [[] for _ in groups]
         left: list[int] = []
         joined = join_prompts(groups)
         together = [_together([groups[place] for place in places]) for places in joined]
@@ -110,10 +110,10 @@ class OnlineScorer:
                 continue
             rows = iter(_rows(score))
             for place in places:
-                found[place] = [next(rows) for _ in groups[place].completions]
+                rows_of[place] = [next(rows) for _ in groups[place].completions]
         for place, rows_apart in zip(left, self._score_apart([groups[place] for place in left]), strict=True):
-            found[place] = rows_apart
-        return found
+            rows_of[place] = rows_apart
+        return rows_of
 
     def _score_apart(self, groups: Sequence[PreferenceGroup]) -> list[list[RowScore | RmtrainError]]:
         """Scores of groups by completion; a completion that can't be scored does not affect the others of its group."""
@@ -125,12 +125,12 @@ class OnlineScorer:
             for place, completion in enumerate(group.completions)
         ]
         again = iter(self.score(apart))
-        found: list[list[RowScore | RmtrainError]] = []
+        rows_of: list[list[RowScore | RmtrainError]] = []
         for group, score in zip(groups, scores, strict=True):
             several = isinstance(score, RmtrainError) and len(group.completions) > 1
             parts = [next(again) for _ in group.completions] if several else [score]
-            found.append([row for part in parts for row in _rows(part)])
-        return found
+            rows_of.append([row for part in parts for row in _rows(part)])
+        return rows_of
 
     def _score(self, groups: Sequence[PreferenceGroup], counts: bool) -> list[GroupScore | RmtrainError]:
         drops = len(groups) > 1
@@ -191,12 +191,9 @@ def _unexpected(error: Exception) -> RunFailedError:
 
 def rewards_or_raise(scores: Sequence[GroupScore | RmtrainError]) -> list[GroupScore]:
     """The scores; raises the first error among them."""
-    found = []
-    for score in scores:
-        if isinstance(score, RmtrainError):
-            raise score
-        found.append(score)
-    return found
+    if error := next((score for score in scores if isinstance(score, RmtrainError)), None):
+        raise error
+    return [score for score in scores if not isinstance(score, RmtrainError)]
 
 
 def require_strings(values: Sequence[Any], what: str) -> None:

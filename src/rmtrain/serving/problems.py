@@ -6,7 +6,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from rmtrain.errors import InputError, RmtrainError, printable
-from rmtrain.serving.asked import without_group
+from rmtrain.serving.rows import without_group
 
 
 def problem(status: int, message: str, hint: str = "", headers: dict[str, str] | None = None) -> JSONResponse:

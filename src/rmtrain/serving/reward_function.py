@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from rmtrain.errors import InputError
 from rmtrain.metrics.rankings import spearman
 from rmtrain.scoring.scorer import GroupScore, ScoringOptions
 from rmtrain.serving.online import OnlineScorer, require_strings, rewards_or_raise
+from rmtrain.serving.texts import ReadTexts
 
 Messages = Sequence[dict[str, Any]]
 LogMetric = Callable[[str, float], None]
@@ -61,8 +63,9 @@ class RewardFunction:
         score_blank: bool = False,
         calibrated: bool = False,
     ) -> None:
-        given = {"device": device, "name": name, "dtype": dtype, "max_length": max_length, "prompt": prompt}
+        given: dict[str, Any] = {"device": device, "name": name, "dtype": dtype, "max_length": max_length}
         given |= {
+            "prompt": prompt,
             "label": label,
             "tokens_per_batch": tokens_per_batch,
             "score_blank": score_blank,
@@ -76,7 +79,8 @@ class RewardFunction:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process, such as a worker of Ray, loads the model again."""
-        return _load, (type(self), *self._given)
+        ckpt, given = self._given
+        return partial(type(self), ckpt, **given), ()
 
     def __call__(
         self, prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: Any
@@ -147,25 +151,21 @@ class RewardFunction:
         """
         for what, values in (("texts", texts), ("prompts", prompts or [])):
             require_strings(values, what)
-        places: dict[str | int, list[int]] = {}
-        for place in range(len(texts)):
-            places.setdefault(place if prompts is None else prompts[place], []).append(place)
-        read = [
-            made._replace(places=[of[number] for number in made.places])
-            for key, of in places.items()
-            for made in self._scorer.reader.groups(
-                f"of text {of[0]}", [texts[i] for i in of], str(key) if prompts else None
-            )
-        ]
+        if prompts is not None and len(prompts) != len(texts):
+            raise InputError(f"{len(prompts)} prompts and {len(texts)} texts", "give as many prompts as texts")
+        by_prompt: dict[str | int, list[int]] = {}
+        for number in range(len(texts)):
+            by_prompt.setdefault(number if prompts is None else prompts[number], []).append(number)
+        read: list[ReadTexts] = []
+        for key, numbers in by_prompt.items():
+            prompt = None if prompts is None else str(key)
+            groups = self._scorer.reader.groups(f"of text {numbers[0]}", [texts[i] for i in numbers], prompt)
+            read += [made._replace(places=[numbers[place] for place in made.places]) for made in groups]
         rewards = [0.0] * len(texts)
         for made, score in zip(read, rewards_or_raise(self._scorer.score([made.group for made in read])), strict=True):
             for place, reward in zip(made.places, score.rewards, strict=True):
                 rewards[place] = reward
         return rewards
-
-
-def _load(kind: type[RewardFunction], ckpt: str, given: dict[str, Any]) -> RewardFunction:
-    return kind(ckpt, **given)
 
 
 def batch_figures(scores: Sequence[GroupScore], rows: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ _CHARACTERS_PER_TOKEN = 64  # longer texts are refused before tokenisation
 
 
 @dataclass
-class Asked:
+class RequestRows:
     """The rows of one request."""
 
     reader: TextReader  # reads whole texts
@@ -34,28 +34,28 @@ class Asked:
             InputError: the prompt, or the variables of its chat template, can't be read.
         """
         given = self._read(template_arguments, arguments, "")
-        asked = self._read(prompt_of, prompt, "prompt")
-        found: list[tuple[int, Conversation]] = []
+        messages = self._read(prompt_of, prompt, "prompt")
+        answers: list[tuple[int, Conversation]] = []
         for number, value in enumerate(values):
             place = self._next()
             try:
-                found.append((place, self._read(completion_of, value, f"{where}[{number}]")))
+                answers.append((place, self._read(completion_of, value, f"{where}[{number}]")))
             except InputError as error:
                 self.faults[place] = error
-        if found:
-            group = PreferenceGroup("", asked, tuple(answer for _, answer in found), (), arguments=given)
-            self.groups.append((group, [place for place, _ in found]))
+        if answers:
+            group = PreferenceGroup("", messages, tuple(answer for _, answer in answers), (), arguments=given)
+            self.groups.append((group, [place for place, _ in answers]))
 
-    def dialogue(self, value: object, where: str, arguments: dict[str, Any]) -> None:
+    def dialogue(self, value: object, arguments: dict[str, Any]) -> None:
         """Add a whole conversation as messages, the last of which is the assistant's.
 
         Raises:
             InputError: it can't be read.
         """
-        messages = self._read(conversation, value, where)
+        messages = self._read(conversation, value, "messages")
         if messages[-1].role != "assistant":
             raise InputError(
-                f"{where}: the role of the last message is {messages[-1].role}",
+                f"messages: the role of the last message is {messages[-1].role}",
                 "end with the assistant's answer, or give completions",
             )
         given = self._read(template_arguments, arguments, "")
