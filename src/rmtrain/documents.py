@@ -1,6 +1,6 @@
 """The JSON files of runs and results: their types, and readers that check them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, TypeVar
@@ -13,7 +13,7 @@ from rmtrain.json_values import DIGITS
 
 Count = Annotated[int, Field(ge=0, lt=10**DIGITS)]
 Figure = float | None  # finite
-Shape = TypeVar("Shape", bound=Mapping[str, Any])
+Shape = TypeVar("Shape")
 
 
 class Document(TypedDict, total=False):
@@ -215,9 +215,7 @@ class LogLine(Document, total=False):
     eval_mean_accuracy: Figure  # over the entries of a mixture; each has a key of its own, `eval_accuracy/NAME`
 
 
-@cache
-def _adapter(shape: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(shape)
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def sound(value: Mapping[str, Any], shape: type[Shape]) -> tuple[Shape, list[str]]:
@@ -234,8 +232,8 @@ def sound(value: Mapping[str, Any], shape: type[Shape]) -> tuple[Shape, list[str
             value = {key: entry for key, entry in value.items() if key not in wrong}
 
 
-def checked(value: Any, shape: type[Shape], path: Path, hint: str = "") -> Shape:
-    """A JSON object, checked.
+def checked(value: Any, shape: type[Shape], path: Path | None = None, hint: str = "") -> Shape:
+    """A JSON object, checked; `path` is its file, for the message.
 
     Raises:
         DataError: an entry has another type than in `shape`, or it is no object.
@@ -243,7 +241,8 @@ def checked(value: Any, shape: type[Shape], path: Path, hint: str = "") -> Shape
     try:
         document: Shape = _adapter(shape).validate_python(value)
     except ValidationError as error:
-        raise DataError(f"{path}: {_sentence(error.errors()[0])}", hint) from None
+        message = _sentence(error.errors()[0])
+        raise DataError(f"{path}: {message}" if path is not None else message, hint) from None
     return document
 
 

@@ -1,7 +1,7 @@
 """The alignment gap of a policy, and the accuracy of reward models on the same preferences (arXiv 2405.19534)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -114,7 +114,7 @@ def _accuracy(gaps: Floats, clusters: Labels) -> Accuracy:
 
 
 def _accuracies(gaps: _LogRatios, clusters: Labels) -> Accuracy:
-    return Accuracy(**{**asdict(_accuracy(gaps.sums, clusters)), "normalised": _accuracy(gaps.means, clusters)})
+    return replace(_accuracy(gaps.sums, clusters), normalised=_accuracy(gaps.means, clusters))
 
 
 def paired_difference(a: Floats, b: Floats, clusters: Labels) -> Difference:
@@ -132,7 +132,7 @@ def _gaps(ideal: Mapping[str, _LogRatios], policy: _LogRatios, clusters: Labels)
     if not len(clusters):
         return {}
 
-    def of(kind: int) -> dict[str, Difference]:
+    def gaps_by(kind: int) -> dict[str, Difference]:
         measured = credits_of(policy[kind])
         credit = np.column_stack([credits_of(gaps[kind]) for gaps in ideal.values()])
         by_beta = {beta: paired_difference(credit[:, i], measured, clusters) for i, beta in enumerate(ideal)}
@@ -141,15 +141,15 @@ def _gaps(ideal: Mapping[str, _LogRatios], policy: _LogRatios, clusters: Labels)
         median = float(np.median(credit.mean(axis=0)) - measured.mean())
         return by_beta | {"median": Difference(median, interval.low, interval.high)}
 
-    sums, means = of(0), of(1)
-    return {key: Difference(**{**asdict(found), "normalised": means[key]}) for key, found in sums.items()}
+    sums, means = gaps_by(0), gaps_by(1)
+    return {key: replace(gap, normalised=means[key]) for key, gap in sums.items()}
 
 
 def _minus(a: _LogRatios, b: _LogRatios, clusters: Labels) -> Difference:
     sums, means = (
         paired_difference(credits_of(first), credits_of(second), clusters) for first, second in zip(a, b, strict=True)
     )
-    return Difference(**{**asdict(sums), "normalised": means})
+    return replace(sums, normalised=means)
 
 
 def _reward_model(

@@ -46,21 +46,6 @@ class Step:
     kept: bool
 
 
-@dataclass(frozen=True)
-class PartScore:
-    """A part's accuracy beside the average's; the difference is the average minus the part, paired by prompt."""
-
-    ckpt: str
-    accuracy: float | None
-    low: float | None
-    high: float | None
-    loss: float | None
-    difference: float | None
-    difference_low: float | None
-    difference_high: float | None
-    mcnemar_p: float | None
-
-
 def choose_greedily(
     parts: Sequence[Part], build: Callable[[Sequence[Part]], Average], validation: Validation, candidate: Path
 ) -> tuple[Average, list[Step]]:
@@ -108,44 +93,29 @@ def record_of(average: Average, method: str, steps: Sequence[Step]) -> JsonObjec
     }
 
 
-def compare_parts(parts: Sequence[Part], output: Path, validation: Validation) -> dict[str, object]:
+def compare_parts(parts: Sequence[Part], output: Path, validation: Validation) -> JsonObject:
     """The average's figures beside those of all candidate parts, on the same rows; also written to its rmtrain.json.
 
     Returns:
-        Figures as in `eval`, with the parts under `parts`.
+        Figures as in `eval`, with the parts under `parts`. The difference is the average minus the part, paired by
+        prompt.
     """
     own_rows = validation.rows(output.name, output)
-    own = summarise(own_rows)
-    scores = []
+    own, parts_json = summarise(own_rows), list[JsonObject]()
     for part in parts:
         rows = validation.rows(part.where, part.files.folder)
-        scores.append(_beside(part.where, summarise(rows), own_rows, rows))
-    result = {
-        "data": validation.split.origin,
-        "split": validation.split.name,
-        "n": own.n,
-        "accuracy": own.accuracy,
-        "low": own.accuracy_low,
-        "high": own.accuracy_high,
-        "loss": own.loss,
-        "parts": [asdict(score) for score in scores],
-    }
+        paired = compare_rows(own_rows, rows).overall
+        differences = {"difference": paired.difference, "difference_low": paired.low, "difference_high": paired.high}
+        figures = {**_shown(summarise(rows)), **differences, "mcnemar_p": paired.mcnemar_p}
+        parts_json.append({"ckpt": part.where, **figures})
+    data, split = validation.split.origin, validation.split.name
+    result: JsonObject = {"data": data, "split": split, "n": own.n, **_shown(own), "parts": parts_json}
     if process_state().is_main_process:
         sidecar = read_object(output / SIDECAR)
         write_json(output / SIDECAR, {**sidecar, "averaged": {**sidecar["averaged"], "scores": result}})
     return result
 
 
-def _beside(name: str, figures: SplitFigures, own: list[ScoredRow], rows: list[ScoredRow]) -> PartScore:
-    paired = compare_rows(own, rows, None).overall
-    return PartScore(
-        name,
-        figures.accuracy,
-        figures.accuracy_low,
-        figures.accuracy_high,
-        figures.loss,
-        paired.difference,
-        paired.low,
-        paired.high,
-        paired.mcnemar_p,
-    )
+def _shown(figures: SplitFigures) -> JsonObject:
+    interval = {"low": figures.accuracy_low, "high": figures.accuracy_high}
+    return {"accuracy": figures.accuracy, **interval, "loss": figures.loss}

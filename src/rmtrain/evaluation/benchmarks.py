@@ -139,8 +139,9 @@ def training_check(sidecar: Mapping[str, Any], benchmark: str) -> JsonObject | N
     checks = sidecar.get("checks")
     if not isinstance(checks, list):
         return None
-    found = [check for check in checks if isinstance(check, dict) and check.get("name") == benchmark]
-    return {"checked": True, **found[0]} if found else {"checked": False}
+    recorded = (check for check in checks if isinstance(check, dict) and check.get("name") == benchmark)
+    check = next(recorded, None)
+    return {"checked": False} if check is None else {"checked": True, **check}
 
 
 def _sizes(subsets: Mapping[str, Subset]) -> Sizes:

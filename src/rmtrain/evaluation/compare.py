@@ -160,38 +160,38 @@ def _read_result(path: Path) -> Result:
         return {}
 
 
-def plan(sides: Sequence[Side], asked: RowsRequest, notify: Notify) -> Plan:
+def plan(sides: Sequence[Side], request: RowsRequest, notify: Notify) -> Plan:
     """Decide on which rows A and B are compared, and which of them must be scored first.
 
     Raises:
         DataError: neither was scored on anything, or the rows can't be read.
         CheckpointError: a checkpoint does not exist.
-        InputError: both name rows, and other rows are asked for too.
+        InputError: both name rows, and the request names other rows.
     """
-    name = _name(sides, asked)
+    name = _name(sides, request)
     existing = [side.rows or _current_rows(side, name, notify) for side in sides]
-    other_split = asked.benchmark is not None and asked.split is not None
+    other_split = request.benchmark is not None and request.split is not None
     target = None
-    if None in existing or asked.data is not None or other_split:
+    if None in existing or request.data is not None or other_split:
         scored = next((rows for side in sides if (rows := side.rows or (side.scored or {}).get(name))), None)
-        if scored is not None and asked.data is None and not other_split:
+        if scored is not None and request.data is None and not other_split:
             target = _scored_on(scored, name, notify)
         else:
-            target = _asked_for(sides, name, asked, notify)
+            target = _requested(sides, name, request, notify)
     paths = [_rows_path(side, rows, name, target) for side, rows in zip(sides, existing, strict=True)]
     missing = [(side.model, path) for side, path in zip(sides, paths, strict=True) if not path.exists() and side.model]
     return Plan(paths, target, missing)
 
 
-def _name(sides: Sequence[Side], asked: RowsRequest) -> str:
+def _name(sides: Sequence[Side], request: RowsRequest) -> str:
     """The requested split or benchmark, else the first on which both were scored, else the first of either."""
-    name = asked.benchmark or (data_name(asked.data, asked.split) if asked.data is not None else asked.split)
+    name = request.benchmark or (data_name(request.data, request.split) if request.data is not None else request.split)
     named = next((side.rows for side in sides if side.rows), None)
     if name is not None:
         if all(side.rows for side in sides):
             raise InputError(
-                "A and B both name rows, but other data is asked for too",
-                "name checkpoints, or leave the other data out",
+                "A and B both name rows, so --data, --split and --benchmark do not apply",
+                "name checkpoints, or leave these options out",
             )
         return name
     have = [name for side in sides for name in side.scored or {}]
@@ -265,14 +265,14 @@ def _scored_on(rows: Path, name: str, notify: Notify) -> Target:
     return Target(name, own.groups, own.origin)
 
 
-def _asked_for(sides: Sequence[Side], name: str, asked: RowsRequest, notify: Notify) -> Target:
-    if asked.benchmark is not None:
-        return _of_benchmark(asked.benchmark, asked.data, asked.split, notify)
-    if asked.data is None:
+def _requested(sides: Sequence[Side], name: str, request: RowsRequest, notify: Notify) -> Target:
+    if request.benchmark is not None:
+        return _of_benchmark(request.benchmark, request.data, request.split, notify)
+    if request.data is None:
         raise DataError(f"neither A nor B was scored on {name!r} yet", "name its rows with --data")
     trained = [data_section(side.model.request.where, notify) for side in sides if side.model]
-    section, mappings = section_for(asked.data, None, asked.mapping, trained)
-    rows = read_source(asked.data, asked.split, section, evaluation=True, trained=mappings, notify=notify)
+    section, mappings = section_for(request.data, None, request.mapping, trained)
+    rows = read_source(request.data, request.split, section, evaluation=True, trained=mappings, notify=notify)
     return Target(name, rows.groups, rows.origin)
 
 

@@ -84,7 +84,7 @@ def export(
         write_model(model.module, checkpoint.renderer, scoring, record, staging)
         del model, checkpoint
         gc.collect()
-        notify(f"scoring them with the {stored} folder with transformers only")
+        notify(f"scoring them from the {stored} folder, with transformers only")
         proof.check("storing", _rewards_of_folder(staging, proof.sample), STORING[stored])
         exported["proof"] = proof.figures
         scale = export_calibration(local_folder(where if revision is None else f"{where}@{revision}"), staging)
@@ -94,9 +94,10 @@ def export(
         seal(staging)
     size = sum(path.stat().st_size for path in output.iterdir())
     serve = serve_command(str(output), stored)
-    standardised = {"standardised": scale, "serve_standardised": serve_command(str(output), stored, scale)}
-    found = {"ckpt": where, "output": str(output), "bytes": size, **exported, "serve": serve}
-    return {**found, **(standardised if scale else {})}
+    result = {"ckpt": where, "output": str(output), "bytes": size, **exported, "serve": serve}
+    if scale:
+        result |= {"standardised": scale, "serve_standardised": serve_command(str(output), stored, scale)}
+    return result
 
 
 class _Proof:

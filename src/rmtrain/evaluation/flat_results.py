@@ -33,11 +33,10 @@ class PublishedModel:
     def joined(self, other: "PublishedModel") -> "PublishedModel":
         """This model with the entries of another file; a number in both must be equal."""
         for name in self.values.keys() & other.values.keys():
-            one, two = self.values[name], other.values[name]
-            if _is_number(one) and _is_number(two) and one != two:
-                raise DataError(
-                    f"{other.where}: {name} is {two:g}, but {one:g} in an earlier file", "leave out one of the files"
-                )
+            first, second = self.values[name], other.values[name]
+            if _is_number(first) and _is_number(second) and first != second:
+                message = f"{other.where}: {name} is {second:g}, but {first:g} in an earlier file"
+                raise DataError(message, "leave out one of the files")
         return PublishedModel(
             self.name,
             {**other.values, **self.values},

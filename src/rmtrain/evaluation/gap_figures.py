@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from rmtrain.documents import checked
 from rmtrain.errors import DataError
 from rmtrain.evaluation.graded_groups import Choices, Mean, Ranking
 from rmtrain.json_values import JsonObject
@@ -174,16 +172,7 @@ class GapResult:
         Raises:
             DataError: names the first entry that is missing or has another type.
         """
-        try:
-            result = cls(_reader(GapFigures).validate_python(values), _reader(GapSetting).validate_python(values))
-        except ValidationError as error:
-            fault = error.errors()[0]
-            raise DataError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}") from None
+        result = cls(checked(values, GapFigures), checked(values, GapSetting))
         if "policy" not in result.setting.models:
             raise DataError("models.policy: field required")
         return result
-
-
-@cache
-def _reader(shape: type) -> TypeAdapter[Any]:
-    return TypeAdapter(shape)

@@ -158,11 +158,11 @@ def score_all(
     for name, scorer in _opened(policies, reward_models, display):
         if name == task.gold:
             scorer.info.require_rewards("the gold of a gap")
-        found = score_once(scorer, scorer.info.where, split, task.tokens_per_batch, task.rows_folder, display)
+        scored_once = score_once(scorer, scorer.info.where, split, task.tokens_per_batch, task.rows_folder, display)
         if process_state().is_main_process:
-            write_beside(scorer, found.path, name, split.origin)
-        scored[name] = {row.id: row for row in found.rows}
-        infos[name], paths[name] = scorer.info, str(found.path)
+            write_beside(scorer, scored_once.path, name, split.origin)
+        scored[name] = {row.id: row for row in scored_once.rows}
+        infos[name], paths[name] = scorer.info, str(scored_once.path)
     groups = [group for group in split.groups if all(group.id in rows for rows in scored.values())]
     if not groups:
         raise DataError(f"{split.source}: no row can be rendered by all models")

@@ -81,7 +81,8 @@ def best_of_n(models: Mapping[str, Sequence[ScoredRow]], scores: Scores) -> Choi
     picked, graded = _picked(models, chosen), [scores[i] or () for i in chosen]
     clusters = clusters_of(next(iter(picked.values())))
     drawn = min(map(len, graded))
-    random, best = (np.array([of(values) for values in graded], dtype=np.float64) for of in (np.mean, max))
+    random = np.array([np.mean(scores) for scores in graded], dtype=np.float64)
+    best = np.array([max(scores) for scores in graded], dtype=np.float64)
     return Choices(
         groups=len(chosen),
         random=_mean(random, clusters),
@@ -103,26 +104,23 @@ def _picked(models: Mapping[str, Sequence[ScoredRow]], chosen: Sequence[int]) ->
 
 
 def _ranking(rows: Sequence[ScoredRow], graded: Sequence[Sequence[float]]) -> Ranking:
-    clusters = clusters_of(rows)
-    rewards = [row.rewards for row in rows]
-    untied = np.array([len(set(values)) == len(values) for values in graded])
-    matches = np.array([float(exact_match(*both)) for both in zip(rewards, graded, strict=True)])[untied]
-    top1 = np.array([top1_credit(*both) for both in zip(rewards, graded, strict=True)])
+    clusters, pairs = clusters_of(rows), [(row.rewards, scores) for row, scores in zip(rows, graded, strict=True)]
+    untied = np.array([len(set(scores)) == len(scores) for scores in graded])
+    matches = np.array([float(exact_match(*pair)) for pair in pairs])[untied]
+    chances = [1 / factorial(len(scores)) for scores in graded if len(set(scores)) == len(scores)]
 
     def mean_of(figure: Callable[[Sequence[float], Sequence[float]], float | None]) -> Mean | None:
-        values = [figure(*both) for both in zip(rewards, graded, strict=True)]
+        values = [figure(*pair) for pair in pairs]
         known = np.array([value is not None for value in values])
         return _mean(np.array([v for v in values if v is not None]), clusters[known]) if known.any() else None
 
     return Ranking(
         groups=len(rows),
         exact_match=_share_of_groups(matches, clusters[untied]),
-        chance=float(np.mean([1 / factorial(len(v)) for v in graded if len(set(v)) == len(v)]))
-        if any(untied)
-        else None,
+        chance=float(np.mean(chances)) if chances else None,
         tau_b=mean_of(kendall_tau_b),
         ndcg=mean_of(ndcg),
-        top1=_share_of_groups(top1, clusters),
+        top1=_share_of_groups(np.array([top1_credit(*pair) for pair in pairs]), clusters),
     )
 
 

@@ -219,10 +219,12 @@ def own_entries(folders: Sequence[Path], given: Sequence[Path], era: str) -> tup
 def _read(path: Path, era: str) -> list[Entry]:
     result = read_json(path, "name a result of rmtrain rewardbench")
     if not isinstance(result, dict) or "benchmark" not in result:
-        return [_own_entry(one.to_json(), path, era, "binomial") for one in published_results([path], BENCHMARK)]
+        return [_own_entry(model.to_json(), path, era, "binomial") for model in published_results([path], BENCHMARK)]
     result = checked(result, Result, path, "score the checkpoint again")
     if result["benchmark"] != BENCHMARK.name:
-        raise DataError(f"{path}: a result of {result['benchmark']}", f"the leaderboard is of {BENCHMARK.name}")
+        raise DataError(
+            f"{path}: a result of {result['benchmark']}", f"the leaderboard takes results of {BENCHMARK.name} only"
+        )
     try:
         return [_own_entry(result, path, era, "clustered" if result.get("rows") else "binomial")]
     except (KeyError, TypeError, AttributeError) as error:

@@ -72,8 +72,8 @@ def seed_figures(seeds: Seeds) -> SeedFigures:
     interval = clustered_interval(units.values, units.clusters)
     if interval is None:
         raise DataError("there are no preferences for a comparison of settings", "give the recipe a validation split")
-    correlations = [of.reward_length_correlation for of in each.values() if of.reward_length_correlation is not None]
-    baselines = [of.length_baseline for of in each.values() if of.length_baseline is not None]
+    correlations = [run.reward_length_correlation for run in each.values() if run.reward_length_correlation is not None]
+    baselines = [run.length_baseline for run in each.values() if run.length_baseline is not None]
     return SeedFigures(
         n=next(iter(each.values())).n,
         prompts=len(set(units.clusters)),
@@ -83,7 +83,7 @@ def seed_figures(seeds: Seeds) -> SeedFigures:
         loss=float(_units(seeds, "loss").values.mean()),
         length_baseline=float(np.mean(baselines)) if baselines else None,
         length_correlation=float(np.mean(correlations)) if correlations else None,
-        by_seed={seed: {"accuracy": of.accuracy or 0.0, "loss": of.loss or 0.0} for seed, of in each.items()},
+        by_seed={seed: {"accuracy": run.accuracy or 0.0, "loss": run.loss or 0.0} for seed, run in each.items()},
     )
 
 
@@ -102,11 +102,11 @@ def seed_difference(a: Seeds, b: Seeds, metric: Metric = "accuracy", each_source
     if not shared:
         raise DataError("two settings have no common seed", "train both with the same seeds")
     for seed in shared:
-        if [_asked(row) for row in a[seed]] != [_asked(row) for row in b[seed]]:
+        if [_identity(row) for row in a[seed]] != [_identity(row) for row in b[seed]]:
             raise DataError(
                 "two settings were scored on different rows", "do not vary keys that change the validation split"
             )
-    ours, theirs = (_units({seed: of[seed] for seed in shared}, metric) for of in (a, b))
+    ours, theirs = (_units({seed: rows[seed] for seed in shared}, metric) for rows in (a, b))
     values, prompts = ours.values - theirs.values, len(set(ours.clusters))
     strata = np.unique(ours.sources, return_inverse=True)[1] if each_source_alike else np.zeros(len(values), np.int64)
     means = resampled_means(values, ours.clusters, strata)
@@ -129,7 +129,7 @@ def seed_difference(a: Seeds, b: Seeds, metric: Metric = "accuracy", each_source
     )
 
 
-def _asked(row: ScoredRow) -> tuple[str, str, tuple[tuple[int, int], ...]]:
+def _identity(row: ScoredRow) -> tuple[str, str, tuple[tuple[int, int], ...]]:
     return row.id, row.cluster, row.preferences
 
 

@@ -58,9 +58,11 @@ def read_answers(rows: SourceReader, parts: Sequence[Path] | None) -> Iterator[A
 
 
 def stated_rewards(row: Row, group: PreferenceGroup, place: str) -> tuple[float, ...]:
-    """The rewards in this column of a row; raises DataError if they are not one number per completion."""
+    """The rewards that a row states; raises DataError if they are not one number per completion."""
     given = row.get("rewards")
-    numbers = isinstance(given, list) and all(type(one) in (int, float) and math.isfinite(one) for one in given)
+    numbers = isinstance(given, list) and all(
+        type(reward) in (int, float) and math.isfinite(reward) for reward in given
+    )
     if not numbers or len(given or ()) != len(group.completions):
         raise DataError(
             f"{place}: its rewards are not {len(group.completions)} numbers, one per completion",
@@ -132,11 +134,11 @@ class Selection:
     def write(self, answers: Iterator[Answers], file: BinaryIO) -> Report:
         """Write the chosen answers of each prompt, and report on the choice."""
         report = Report()
-        for number, one in enumerate(answers):
+        for number, prompt in enumerate(answers):
             rng = np.random.default_rng([self.seed, number])
-            taken = self.rule.take(one.rewards, one.lengths, rng)
-            report.count(one, taken)
-            for row in self._rows(one, taken):
+            taken = self.rule.take(prompt.rewards, prompt.lengths, rng)
+            report.count(prompt, taken)
+            for row in self._rows(prompt, taken):
                 file.write(json_line(row))
         return report
 
@@ -176,9 +178,9 @@ def reward_quantile(answers: Iterator[Answers], share: float, scratch: Path) -> 
     count = 0
     try:
         with open(scratch, "wb") as file:
-            for one in answers:
-                file.write(np.asarray(one.rewards, dtype=np.float64).tobytes())
-                count += len(one.rewards)
+            for prompt in answers:
+                file.write(np.asarray(prompt.rewards, dtype=np.float64).tobytes())
+                count += len(prompt.rewards)
 
         def pieces() -> Iterator[NDArray[np.float64]]:
             with open(scratch, "rb") as file:

@@ -101,10 +101,10 @@ def one_split(
     """A single split and its results' name: from the SOURCE `data`, or from the recipe, by default its validation
     split."""
     if data is None:
-        found = splits_of_recipe(where, [split or "validation"], mapping, notify)
+        splits = splits_of_recipe(where, [split or "validation"], mapping, notify)
     else:
-        found = splits_of_source(data, [split] if split else [], where, mapping, notify)
-    return next(iter(found.items()))
+        splits = splits_of_source(data, [split] if split else [], where, mapping, notify)
+    return next(iter(splits.items()))
 
 
 def section_for(

@@ -35,19 +35,19 @@ class Standing:
         }
 
 
-def rank(trained: Sequence[tuple[Setting, Runs]], metric: Metric, split: str = "validation") -> list[Standing]:
+def rank(trained: Sequence[tuple[Setting, Runs]], metric: Metric) -> list[Standing]:
     """Settings with at least one finished run, best first; the other metric breaks ties.
 
     Raises:
-        DataError: a run has no scored rows of the split, or runs of one seed were scored on different rows.
+        DataError: a run has no scored rows of validation, or runs of one seed were scored on different rows.
     """
-    rows = [(setting, runs, rows_by_seed(runs, split)) for setting, runs in trained if runs]
-    figures = [seed_figures(of) for _, _, of in rows]
+    rows = [(setting, runs, rows_by_seed(runs, "validation")) for setting, runs in trained if runs]
+    figures = [seed_figures(by_seed) for _, _, by_seed in rows]
     order = sorted(range(len(rows)), key=lambda place: _key(figures[place], metric))
     standings = []
     for place in order:
-        setting, runs, of = rows[place]
-        lead = seed_difference(rows[order[0]][2], of, metric) if place != order[0] else None
+        setting, runs, by_seed = rows[place]
+        lead = seed_difference(rows[order[0]][2], by_seed, metric) if place != order[0] else None
         standings.append(Standing(setting, runs, figures[place], lead))
     return standings
 

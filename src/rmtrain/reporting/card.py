@@ -40,9 +40,7 @@ def write_model_card(run: Path) -> Path:
     folder = run / "final"
     if not folder.is_dir():
         raise CheckpointError(f"{run} has no final model", "finish the run with `rmtrain train --resume`")
-    path = folder / NAME
-    write_atomic(path, _marked(_card(record, adapter=(folder / "adapter_config.json").exists())))
-    return path
+    return _write(folder, record)
 
 
 def refresh_model_card(run: Path) -> bool:
@@ -79,6 +77,10 @@ def write_exported_card(folder: Path, run: Path | None, sidecar: Mapping[str, An
         record = RunRecord(named, manifest={}, recipe=mapping(sidecar.get("recipe")), sidecar=sidecar)
     else:
         record = replace(read_run(run, with_rows=False), sidecar=sidecar)
+    return _write(folder, record)
+
+
+def _write(folder: Path, record: RunRecord) -> Path:
     path = folder / NAME
     write_atomic(path, _marked(_card(record, adapter=(folder / "adapter_config.json").exists())))
     return path

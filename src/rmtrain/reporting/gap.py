@@ -26,9 +26,9 @@ class ShownGap(NamedTuple):
 
 def gap_tables(result: GapResult) -> list[Table]:
     """The result of `rmtrain gap` as tables, without empty ones."""
-    of = result.figures
-    made = [_accuracies(result), _gaps(of.gap), _reward_models(of.reward_models), _flips(of)]
-    made += [_rankings(of.ranking), _best_of_n(of.best_of_n, of.gold)]
+    figures = result.figures
+    made = [_accuracies(result), _gaps(figures.gap), _reward_models(figures.reward_models), _flips(figures)]
+    made += [_rankings(figures.ranking), _best_of_n(figures.best_of_n, figures.gold)]
     return [table for table in made if table is not None]
 
 
@@ -36,14 +36,14 @@ def gap_summary(results: Sequence[GapResult]) -> Table:
     """One row per result, in per cent: the policy, its ideal, and the reward model in whose folder the result is."""
     rows = []
     for result in results:
-        of, names = result.figures, (result.setting.models["policy"].where, result.setting.data.source)
-        ideal = [points(median(accuracies), 1) for accuracies in ideal_accuracies(of)]
-        own = of.reward_models.get(result.setting.ckpt or "")
+        figures, names = result.figures, (result.setting.models["policy"].where, result.setting.data.source)
+        ideal = [points(median(accuracies), 1) for accuracies in ideal_accuracies(figures)]
+        own = figures.reward_models.get(result.setting.ckpt or "")
         minus = (own.beside_policy, own.minus_policy_normalised) if own else (None, None)
         ours = (points(own.accuracy, 1), dash(own.low, own.high, 1)) if own else (MISSING, MISSING)
-        policy = (points(each, 1) for each in _both(of.policy))
+        policy = (points(each, 1) for each in _both(figures.policy))
         differences = [" (".join(_with_signs(each)) + ")" for each in minus]
-        rows.append((" on ".join(map(name_only, names)), count(of.n), *policy, *ideal, *ours, *differences))
+        rows.append((" on ".join(map(name_only, names)), count(figures.n), *policy, *ideal, *ours, *differences))
     columns = (
         "policy and rows",
         "n",
@@ -59,31 +59,31 @@ def gap_summary(results: Sequence[GapResult]) -> Table:
     return Table(columns, rows)
 
 
-def ideal_accuracies(of: GapFigures) -> tuple[list[float], list[float]]:
+def ideal_accuracies(figures: GapFigures) -> tuple[list[float], list[float]]:
     """Accuracies of the ideal policy over beta, summed and length-normalised."""
-    summed, means = zip(*map(_both, of.idealised.values()), strict=True)
+    summed, means = zip(*map(_both, figures.idealised.values()), strict=True)
     return list(summed), list(means)
 
 
 def _accuracies(result: GapResult) -> Table:
-    of = result.figures
-    named = {"policy": of.policy, "reference": of.reference, "implicit reward": of.implicit}
+    figures = result.figures
+    named = {"policy": figures.policy, "reference": figures.reference, "implicit reward": figures.implicit}
     shown: dict[str, Accuracy | RewardModelFigures] = {label: each for label, each in named.items() if each}
-    shown |= {name_only(name): each for name, each in of.reward_models.items()}
-    shown |= {f"ideal, beta {beta}": each for beta, each in of.idealised.items()}
+    shown |= {name_only(name): each for name, each in figures.reward_models.items()}
+    shown |= {f"ideal, beta {beta}": each for beta, each in figures.idealised.items()}
     notes = [
-        f"{count(of.n)} preferences of {count(of.groups)} groups. A tie counts 1/2; intervals are 95 %, "
+        f"{count(figures.n)} preferences of {count(figures.groups)} groups. A tie counts 1/2; intervals are 95 %, "
         "clustered by prompt. Length-normalised: by the mean log-probability of a token.",
-        f"Ideal: the optimum of the objective, from the {of.ideal_of}, with alpha {of.alpha}.",
+        f"Ideal: the optimum of the objective, from the {figures.ideal_of}, with alpha {figures.alpha}.",
         _text_of(result),
     ]
-    if of.circular_for:
-        notes.append(f"alpha comes from {name_only(of.circular_for)}: comparing it with the ideal is circular.")
-    for number, what in (
-        (of.identical, "preferences are between completions with the same tokens, so they are ties for every model"),
-        (result.setting.refused, "rows are left out because a chat template refuses them"),
-    ):
-        notes += [f"{count(number)} {what}."] if number else []
+    if figures.circular_for:
+        notes.append(f"alpha comes from {name_only(figures.circular_for)}: comparing it with the ideal is circular.")
+    if figures.identical:
+        same = "preferences are between completions with the same tokens, so they are ties for every model"
+        notes.append(f"{count(figures.identical)} {same}.")
+    if refused := result.setting.refused:
+        notes.append(f"{count(refused)} rows are left out because a chat template refuses them.")
     rows = [
         (label, *_with_interval(each), count(each.n), *_with_interval(getattr(each, "normalised", None)))
         for label, each in shown.items()
@@ -113,13 +113,13 @@ def _gaps(gaps: Mapping[str, Difference]) -> Table | None:
 
 def _reward_models(reward_models: Mapping[str, RewardModelFigures]) -> Table | None:
     rows = list[tuple[str, ...]]()
-    known = any(each for of in reward_models.values() for each in (of.closed, of.closed_normalised))
-    for name, of in reward_models.items():
+    known = any(each for model in reward_models.values() for each in (model.closed, model.closed_normalised))
+    for name, model in reward_models.items():
         pairs = (
-            ("policy", of.beside_policy, of.closed),
-            ("policy, normalised", of.minus_policy_normalised, of.closed_normalised),
-            ("ideal", of.minus_ideal, None),
-            ("ideal, normalised", of.minus_ideal_normalised, None),
+            ("policy", model.beside_policy, model.closed),
+            ("policy, normalised", model.minus_policy_normalised, model.closed_normalised),
+            ("ideal", model.minus_ideal, None),
+            ("ideal, normalised", model.minus_ideal_normalised, None),
         )
         rows += [
             (name_only(name), other, *_with_signs(minus), f"{minus.mcnemar_p:.2g}", *([_share(closed)] * known))
@@ -135,8 +135,8 @@ def _reward_models(reward_models: Mapping[str, RewardModelFigures]) -> Table | N
     return Table(columns, rows, texts=2, notes=notes) if rows else None
 
 
-def _flips(of: GapFigures) -> Table | None:
-    flips, bound, rate, change = of.flips, of.loss_bound, of.flip_rate_interval, of.minus_reference
+def _flips(figures: GapFigures) -> Table | None:
+    flips, bound, rate, change = figures.flips, figures.loss_bound, figures.flip_rate_interval, figures.minus_reference
     if flips is None or bound is None or rate is None:
         return None
     rows = [
@@ -144,7 +144,7 @@ def _flips(of: GapFigures) -> Table | None:
         ("reference wrong", count(flips.only_policy), count(flips.neither)),
     ]
     notes = [
-        f"Flip rate: {percent(of.flip_rate)} (95 % interval {interval(rate.low, rate.high)}) of the "
+        f"Flip rate: {percent(figures.flip_rate)} (95 % interval {interval(rate.low, rate.high)}) of the "
         f"{count(rate.n)} preferences that the reference ranks wrongly; excluded ties: {count(flips.ties)}.",
         f"Theorem 4.1, at beta {bound.beta:g}: of those {count(bound.n)}, the DPO loss of "
         f"{count(bound.at_or_below)} is at or below the bound under which the policy ranks them right, and of "
@@ -164,12 +164,12 @@ def _rankings(ranking: Mapping[str, Ranking]) -> Table | None:
     if not ranking:
         return None
     rows = []
-    for name, of in ranking.items():
+    for name, measured in ranking.items():
         figures = (
-            ("exact match", of.exact_match, percent),
-            ("tau-b", of.tau_b, decimal),
-            ("NDCG", of.ndcg, decimal),
-            ("top-1", of.top1, percent),
+            ("exact match", measured.exact_match, percent),
+            ("tau-b", measured.tau_b, decimal),
+            ("NDCG", measured.ndcg, decimal),
+            ("top-1", measured.top1, percent),
         )
         rows += [(name_only(name), label, *_mean(mean, shown), count(mean.n)) for label, mean, shown in figures if mean]
     chance = next(iter(ranking.values())).chance
@@ -185,9 +185,9 @@ def _best_of_n(best: Choices | None, gold: str | None) -> Table | None:
     if best is None:
         return None
     rows: list[tuple[object, ...]] = [("at random", *_mean(best.random, decimal), MISSING, MISSING, MISSING)]
-    for name, of in best.choosers.items():
-        peak = of.fit["peak_kl"] if of.fit else None
-        rows.append((name_only(name), *_mean(of.score, decimal), *_mean(of.share, percent), decimal(peak, 2)))
+    for name, chooser in best.choosers.items():
+        peak = chooser.fit["peak_kl"] if chooser.fit else None
+        rows.append((name_only(name), *_mean(chooser.score, decimal), *_mean(chooser.share, percent), decimal(peak, 2)))
     rows.append(("the best one", *_mean(best.best, decimal), MISSING, MISSING, MISSING))
     notes = [] if gold is None else [f"The scores are the rewards of {name_only(gold)}."]
     notes += [
@@ -201,13 +201,13 @@ def _best_of_n(best: Choices | None, gold: str | None) -> Table | None:
 
 def shown_gap(result: GapResult) -> ShownGap:
     """The result with its figures."""
-    of, models = result.figures, result.setting.models
+    figures, models = result.figures, result.setting.models
     source = name_only(result.setting.data.source)
-    lead = f"On {source}, {count(of.n)} preferences of {count(of.groups)} groups."
+    lead = f"On {source}, {count(figures.n)} preferences of {count(figures.groups)} groups."
     if reference := models.get("reference"):
         lead += f" Reference: {name_only(reference.where)}."
     title = f"Alignment gap of {name_only(models['policy'].where)}"
-    return ShownGap(title, lead, _figures(of), gap_tables(result))
+    return ShownGap(title, lead, _figures(figures), gap_tables(result))
 
 
 def write_page(path: Path, result: GapResult) -> Path:
@@ -220,21 +220,21 @@ def write_page(path: Path, result: GapResult) -> Path:
     return path
 
 
-def _figures(of: GapFigures) -> list[Figure]:
+def _figures(figures: GapFigures) -> list[Figure]:
     made = []
-    if of.n:
-        ideal = {beta: _both(each) for beta, each in of.idealised.items()}
+    if figures.n:
+        ideal = {beta: _both(each) for beta, each in figures.idealised.items()}
         caption = "Ranking accuracy of the ideal policy at each beta (lines) and of the policy (dashed)."
-        image = gap_over_beta(ideal, _both(of.policy))
-        made.append(Figure("Gap over beta", f"{caption} n = {count(of.n)} preferences.", image))
-    if of.log_ratios:
+        image = gap_over_beta(ideal, _both(figures.policy))
+        made.append(Figure("Gap over beta", f"{caption} n = {count(figures.n)} preferences.", image))
+    if figures.log_ratios:
         caption = (
             "log-probability of the better completion minus that of the worse, in nats; preferences that the policy "
-            f"ranks wrongly are marked. n = {count(of.n)}."
+            f"ranks wrongly are marked. n = {count(figures.n)}."
         )
-        made.append(Figure(f"Log-ratio of the {of.ideal_of}", caption, log_ratio_histogram(of.log_ratios)))
-    if best := of.best_of_n:
-        names = [name for name in best.choosers if name in of.reward_models]
+        made.append(Figure(f"Log-ratio of the {figures.ideal_of}", caption, log_ratio_histogram(figures.log_ratios)))
+    if best := figures.best_of_n:
+        names = [name for name in best.choosers if name in figures.reward_models]
         labels = {name: f"reward model {number}" for number, name in enumerate(names, start=1)}
         curves = {"best": best.best_curve}
         curves |= {labels.get(name, name): chooser.curve for name, chooser in best.choosers.items()}
@@ -245,27 +245,28 @@ def _figures(of: GapFigures) -> list[Figure]:
     return made
 
 
-def _both(of: Accuracy) -> tuple[float, float]:
-    summed, mean = (nan if each is None or each.accuracy is None else each.accuracy for each in (of, of.normalised))
+def _both(accuracy: Accuracy) -> tuple[float, float]:
+    both = (accuracy, accuracy.normalised)
+    summed, mean = (nan if each is None or each.accuracy is None else each.accuracy for each in both)
     return summed, mean
 
 
-def _with_interval(of: Accuracy | RewardModelFigures | None) -> tuple[str, str]:
-    return (percent(of.accuracy), interval(of.low, of.high)) if of else (MISSING, MISSING)
+def _with_interval(figures: Accuracy | RewardModelFigures | None) -> tuple[str, str]:
+    return (percent(figures.accuracy), interval(figures.low, figures.high)) if figures else (MISSING, MISSING)
 
 
-def _with_signs(of: Difference | None) -> tuple[str, str]:
-    if of is None:
+def _with_signs(gap: Difference | None) -> tuple[str, str]:
+    if gap is None:
         return MISSING, MISSING
-    return points(of.difference, 1, "+"), f"{points(of.low, 1, '+')} to {points(of.high, 1, '+')}"
+    return points(gap.difference, 1, "+"), f"{points(gap.low, 1, '+')} to {points(gap.high, 1, '+')}"
 
 
-def _share(of: Mean | None) -> str:
-    return f"{percent(of.value, 0)} ({interval(of.low, of.high, 0)})" if of else MISSING
+def _share(mean: Mean | None) -> str:
+    return f"{percent(mean.value, 0)} ({interval(mean.low, mean.high, 0)})" if mean else MISSING
 
 
-def _mean(of: Mean | None, shown: Any) -> tuple[str, str]:
-    if of is None:
+def _mean(mean: Mean | None, shown: Any) -> tuple[str, str]:
+    if mean is None:
         return MISSING, MISSING
-    low, high = shown(of.low), shown(of.high)
-    return shown(of.value), f"{low.removesuffix(' %')} to {high}"
+    low, high = shown(mean.low), shown(mean.high)
+    return shown(mean.value), f"{low.removesuffix(' %')} to {high}"

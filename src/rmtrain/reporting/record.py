@@ -84,18 +84,19 @@ def _rank(split: str) -> tuple[int, str]:
 
 def _read(folder: Path, name: str, parse: Callable[[str], Any], notes: list[str]) -> Mapping[str, Any]:
     """The mapping in a file; empty, with a note, if the file is missing or damaged."""
+    path = folder / name
+    if not os.path.lexists(path):
+        notes.append(f"There is no {name}.")
+        return {}
     try:
-        value = parse(read_text(folder / name)) if os.path.lexists(folder / name) else None
+        value = parse(read_text(path))
     except (RmtrainError, ValueError, RecursionError, yaml.YAMLError):
         notes.append(f"{name} can't be read and is left out.")
-    else:
-        if isinstance(value, dict):
-            return value
-        if not os.path.lexists(folder / name):
-            notes.append(f"There is no {name}.")
-            return {}
+        return {}
+    if not isinstance(value, dict):
         notes.append(f"{name} has unexpected content and is left out.")
-    return {}
+        return {}
+    return value
 
 
 def _read_results(folder: Path, place: str, notes: list[str]) -> dict[str, Result]:

@@ -18,15 +18,15 @@ def sweep_tables(result: Result) -> list[Table]:
     settings = result["settings"]
     rows = [
         (
-            f"{of['setting']}  {of['label']}",
-            percent(of["accuracy"]),
-            interval(of["low"], of["high"]),
-            _spread(of["by_seed"]),
-            decimal(of["loss"]),
+            f"{setting['setting']}  {setting['label']}",
+            percent(setting["accuracy"]),
+            interval(setting["low"], setting["high"]),
+            _spread(setting["by_seed"]),
+            decimal(setting["loss"]),
         )
-        for of in settings
+        for setting in settings
     ]
-    intervals = [Interval(of["low"], of["accuracy"], of["high"]) for of in settings]
+    intervals = [Interval(setting["low"], setting["accuracy"], setting["high"]) for setting in settings]
     headings = ("setting", "accuracy", "95 % interval", "seeds", "loss")
     tables = [Table(headings, rows, bold={0}, intervals=intervals, notes=_about(settings))] if settings else []
     if len(settings) > 1:
@@ -37,23 +37,24 @@ def sweep_tables(result: Result) -> list[Table]:
 
 def _about(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     best = settings[0]
+    correlations = ", ".join(decimal(setting["length_correlation"], 2) for setting in settings)
     return [
         f"Validation: n = {count(best['n'])} preferences of {count(best['prompts'])} prompts per seed; intervals are "
         f"over prompts. The longer completion is better in {percent(best['length_baseline'])}. Correlation of reward "
-        f"and length, in the same order: {', '.join(decimal(of['length_correlation'], 2) for of in settings)}."
+        f"and length, in the same order: {correlations}."
     ]
 
 
 def _leads(settings: Sequence[Mapping[str, Any]], ranked_by: str) -> Table:
     """The best setting minus each other setting, on the same rows."""
     rows = []
-    for of in settings[1:]:
-        lead, sign = of["lead"], 1 if ranked_by == "accuracy" else -1  # a lower loss is better
+    for setting in settings[1:]:
+        lead, sign = setting["lead"], 1 if ranked_by == "accuracy" else -1  # a lower loss is better
         low, value, high = sorted(sign * lead[key] for key in ("low", "difference", "high"))
         ends = f"{_shown(low, ranked_by)} to {_shown(high, ranked_by)}"
         found = "found" if lead["found"] else "no difference found"
         least = _shown(lead["detectable"], ranked_by).removeprefix("+")
-        rows.append((str(of["setting"]), _shown(value, ranked_by), ends, least, found))
+        rows.append((str(setting["setting"]), _shown(value, ranked_by), ends, least, found))
     unit = "points" if ranked_by == "accuracy" else "nats of loss"
     return Table((f"lead over, {unit}", "lead", "95 % interval", "detectable", ""), rows)
 
@@ -73,13 +74,13 @@ def _cautions(result: Result) -> list[str]:
 
 
 def _final(final: Result) -> Table:
-    rows = [(f"seed {seed}", percent(of["accuracy"])) for seed, of in final["by_seed"].items()]
+    rows = [(f"seed {seed}", percent(run["accuracy"])) for seed, run in final["by_seed"].items()]
     rows = [*rows, ("all", f"{percent(final['accuracy'])} ({interval(final['low'], final['high'])})")]
     return Table((f"test, setting {final['setting']}", f"accuracy, n = {count(final['n'])}"), rows)
 
 
 def _spread(by_seed: Mapping[str, Mapping[str, float]]) -> str:
-    values = [of["accuracy"] for of in by_seed.values()]
+    values = [run["accuracy"] for run in by_seed.values()]
     return f"{points(min(values), 1)} to {points(max(values), 1)}" if len(values) > 1 else MISSING
 
 
@@ -105,11 +106,11 @@ def write_page(path: Path, result: Result) -> Path:
 
 
 def _figures(result: Result) -> list[Figure]:
-    settings = sorted(result["settings"], key=lambda of: int(of["setting"]))
-    spots = [
-        Spot(of["setting"], of["accuracy"], (of["low"], of["high"]), [s["accuracy"] for s in of["by_seed"].values()])
-        for of in settings
-    ]
+    settings = sorted(result["settings"], key=lambda setting: int(setting["setting"]))
+    spots = []
+    for setting in settings:
+        seeds = [seed["accuracy"] for seed in setting["by_seed"].values()]
+        spots.append(Spot(setting["setting"], setting["accuracy"], (setting["low"], setting["high"]), seeds))
     made = [
         Figure(
             "Settings",
@@ -123,7 +124,9 @@ def _figures(result: Result) -> list[Figure]:
         ("Validation accuracy", "accuracy, %", "eval_accuracy", 100),
         ("Validation loss", "loss, nats", "eval_loss", 1),
     ):
-        panels = [(of["setting"], curve) for of in settings for curve in _curves(of["runs"].values(), key, scale)]
+        panels = []
+        for setting in settings:
+            panels += [(setting["setting"], curve) for curve in _curves(setting["runs"].values(), key, scale)]
         if panels:
             caption = "One line per run, one colour per setting."
             made.append(Figure(title, caption, setting_curves(panels, unit)))
