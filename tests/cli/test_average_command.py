@@ -109,3 +109,8 @@ def test_wrong_arguments_are_refused(
     assert run(["average", *(argument.format(*parts) for argument in arguments)]) == 2
     assert told in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_a_rank_is_for_adapters(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["average", str(models / "rm"), str(models / "rm"), "--output", "out", "--rank", "3"]) == 2
+    assert "--rank is for adapters" in capsys.readouterr().err

@@ -61,3 +61,14 @@ def test_a_results_name_is_no_path(run: Path, tmp_path: Path, capsys: Any, split
         assert name == Path(name).name
         assert len(name.encode()) < 110
     assert (split_name(split) == split) is (split == "test")
+
+
+def test_dropped_rows_are_named(run: Path, capsys: Any) -> None:
+    rows = [{"prompt": f"w{i}", "chosen": "w3", "rejected": "w4"} for i in range(3)]
+    rows += [{"prompt": "w1", "chosen": "w2", "rejected": "w2"}, {"prompt": "w1 w4", "chosen": "", "rejected": "w2"}]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert rmtrain(["eval", "--ckpt", "runs/r", "--data", "rows.jsonl"]) == 0
+    causes = "1 identical completions (first: rows.jsonl:4), 1 empty completion (first: rows.jsonl:5)"
+    assert f"rows.jsonl: 2 of 5 rows dropped: {causes}\n" in capsys.readouterr().err
+    assert rmtrain(["compare", "runs/r", "runs/r", "--dtype", "bfloat16", "--data", "rows.jsonl"]) == 0
+    assert f"rows.jsonl: 2 of 5 rows dropped: {causes}\n" in capsys.readouterr().err

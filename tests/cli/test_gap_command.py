@@ -255,6 +255,14 @@ def test_wrong_arguments_are_refused_before_anything_is_scored(
     assert not Path("results").exists()
 
 
+def test_rows_without_preferences_are_named(models: Path, capsys: Any) -> None:
+    Path("rows.jsonl").write_text(json.dumps({"prompt": "w1", "completions": ["w2", "w3"], "preferences": []}) + "\n")
+    assert rmtrain(["gap", "--policy", str(models / "policy"), "--data", "rows.jsonl"]) == 2
+    told = capsys.readouterr().err
+    assert "rows.jsonl: 1 of 1 rows dropped: 1 no preference (first: rows.jsonl:1)" in told
+    assert "rows.jsonl: no row has a preference" in told
+
+
 def test_a_reward_model_is_no_policy(models: Path, data: str, capsys: Any) -> None:
     assert rmtrain(["gap", "--policy", str(models / "rm"), "--data", data]) == 2
     assert "is a reward model, not a policy" in capsys.readouterr().err

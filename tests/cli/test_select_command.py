@@ -161,6 +161,7 @@ def test_it_goes_on_where_it_was_interrupted(
         (("--mode", "filter"), "takes either --quantile or --threshold"),
         (("--mode", "filter", "--quantile", "1.5"), "--quantile 1.5: not between 0 and 1"),
         (("--temperature", "0"), "--temperature 0.0: must be above 0"),
+        (("--threshold", "nan"), "--threshold nan: not a number"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(capsys: Any, arguments: tuple[str, ...], told: str) -> None:

@@ -198,6 +198,8 @@ def test_what_is_no_reward_model_is_refused(models: Path, tmp_path: Path) -> Non
         RewardFunction(tmp_path / "nowhere")
     with pytest.raises(InputError, match="--max-length 9999"):
         RewardFunction(models / "rm", max_length=9999)
+    with pytest.raises(InputError, match="device nonsense: "):
+        RewardFunction(models / "rm", device="nonsense")
 
 
 def test_another_process_can_be_sent_one(models: Path) -> None:

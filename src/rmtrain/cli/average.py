@@ -85,17 +85,19 @@ def average(
         opened = [open_part(where, not work.no_verify) for where in wheres]
         parts = [replace(part, where=ckpt) for part, ckpt in zip(opened, ckpts, strict=True)]
         require_alike(parts)
+        if how.rank is not None and parts[0].files.adapter is None:
+            raise InputError("--rank is for adapters, and these checkpoints are whole models", "leave it out")
         validation = _validation(wheres[0], data, split, mapping, output, work, display) if validated else None
 
         def build(chosen: "Sequence[Part]") -> Average:
             shares = [1 / len(chosen)] * len(chosen) if how.greedy else given
             return Average(tuple(chosen), tuple(shares), alpha, how.rank)
 
-        made, steps = build(parts), list["Step"]()
+        averaged, steps = build(parts), list["Step"]()
         if how.greedy and validation is not None:
-            made, steps = choose_greedily(parts, build, validation, output.with_name(f".{output.name}.candidate"))
-        record = record_of(made, how.method, steps)
-        written = write(made, output, record)
+            averaged, steps = choose_greedily(parts, build, validation, output.with_name(f".{output.name}.candidate"))
+        record = record_of(averaged, how.method, steps)
+        written = write(averaged, output, record)
         scores = compare_parts(parts, output, validation) if validation is not None else None
     if written is not None:
         result = {"output": str(output), **record, "rank": written.rank, "rank_loss": written.lost, "scores": scores}

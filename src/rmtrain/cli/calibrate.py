@@ -71,13 +71,13 @@ def calibrate(
                 "give more prompts, or another share",
             )
         record: JsonObject = {"data": rows.origin, "groups": len(fitted), "held_out": len(held_out)}
-        made = fit(fitted, scorer.info.weights, fitting.length, record)
-        shown = show(made, held_out).to_json()
+        calibration = fit(fitted, scorer.info.weights, fitting.length, record)
+        shown = show(calibration, held_out).to_json()
         path = Path(ref.where) / CALIBRATION
         if not processes.is_main_process():
             return
-        write_calibration(path.parent, made.model_copy(update={"fitted": {**record, **shown}}))
-    result = {"ckpt": ref.where, "calibration": str(path), **made.model_dump(mode="json", exclude={"fitted"})}
+        write_calibration(path.parent, calibration.model_copy(update={"fitted": {**record, **shown}}))
+    result = {"ckpt": ref.where, "calibration": str(path), **calibration.model_dump(mode="json", exclude={"fitted"})}
     result |= {**record, **shown}
     from rmtrain.reporting.calibration import calibration_tables
 

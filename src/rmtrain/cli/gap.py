@@ -128,13 +128,12 @@ def _read(
     data: str, split: str | None, mapping: "ReadAs | None", display: TerminalDisplay
 ) -> "tuple[Sequence[Row], SplitData, str]":
     """The rows of the data, their preferences, and the name of the data in paths."""
-    from rmtrain.data.reader import read_source
     from rmtrain.data.sources import read_rows
-    from rmtrain.evaluation.sources import data_name, section_for
+    from rmtrain.evaluation.sources import data_name, read_to_rank, section_for
 
     source = read_rows(data, split)
     section, _ = section_for(data, None, mapping)
-    split_data = read_source(source, None, section, evaluation=True, notify=display.note)
+    split_data = read_to_rank(source, None, section, (), display.note)
     return [*source.rows], split_data, data_name(data, split)
 
 

@@ -1,5 +1,6 @@
 """`rmtrain select`: best-of-N, preference pairs or filtered answers, chosen by reward."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ class Choice:
             raise InputError("--mode filter takes either --quantile or --threshold", "give one of them")
         if self.quantile is not None and not 0 < self.quantile < 1:
             raise InputError(f"--quantile {self.quantile}: not between 0 and 1", "such as 0.5 for the better half")
+        if self.threshold is not None and math.isnan(self.threshold):
+            raise InputError("--threshold nan: not a number", "give the lowest reward to keep")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise InputError(
                 f"--temperature {self.temperature}: must be above 0", "leave it out for the highest reward"

@@ -80,7 +80,7 @@ def fit(rows: Sequence[ScoredRow], weights: str, by_length: bool, fitted: JsonOb
         rewards_left = rewards - np.interp(lengths, places, curve)
     else:
         rewards_left = rewards
-    made = Calibration(
+    calibration = Calibration(
         lengths=tuple(places.tolist()),
         curve=tuple(curve.tolist()),
         offset=float(rewards_left.mean()),
@@ -90,7 +90,7 @@ def fit(rows: Sequence[ScoredRow], weights: str, by_length: bool, fitted: JsonOb
         weights=weights,
         fitted=fitted,
     )
-    gaps = gaps_of(calibrated_rows(made, rows)).gaps
+    gaps = gaps_of(calibrated_rows(calibration, rows)).gaps
     temperature = fit_temperature(gaps)
     if temperature is None or len(gaps) < _LEAST:
         raise InputError(
@@ -98,7 +98,7 @@ def fit(rows: Sequence[ScoredRow], weights: str, by_length: bool, fitted: JsonOb
             f"give at least {_LEAST} preferences, which the model ranks better than chance but not all correctly"
             + ("; or add --no-length, if the model ranks mostly by length" if by_length else ""),
         )
-    return made.model_copy(update={"temperature": temperature})
+    return calibration.model_copy(update={"temperature": temperature})
 
 
 def calibrated_rows(calibration: Calibration, rows: Sequence[ScoredRow]) -> list[ScoredRow]:

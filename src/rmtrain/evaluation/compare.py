@@ -10,11 +10,10 @@ from typing import Any, Protocol
 from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.data.benchmarks.load import core_groups
 from rmtrain.data.load import load_data, recipe_splits
-from rmtrain.data.reader import read_source
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.documents import Result, sound
 from rmtrain.errors import CheckpointError, DataError, InputError
-from rmtrain.evaluation.sources import data_name, data_section, section_for
+from rmtrain.evaluation.sources import data_name, data_section, read_to_rank, section_for
 from rmtrain.json_values import read_json
 from rmtrain.model.weights import fingerprint_of, local_folder
 from rmtrain.recipe.recorded import read_recorded_file
@@ -261,7 +260,7 @@ def _scored_on(rows: Path, name: str, notify: Notify) -> Target:
     if benchmark := result.get("benchmark"):
         return _of_benchmark(benchmark, location, split, notify)
     section, trained = section_for(location, section, data.get("read_as"))
-    own = read_source(location, split, section, evaluation=True, trained=trained, notify=notify)
+    own = read_to_rank(location, split, section, trained, notify)
     return Target(name, own.groups, own.origin)
 
 
@@ -272,7 +271,7 @@ def _requested(sides: Sequence[Side], name: str, request: RowsRequest, notify: N
         raise DataError(f"neither A nor B was scored on {name!r} yet", "name its rows with --data")
     trained = [data_section(side.model.request.where, notify) for side in sides if side.model]
     section, mappings = section_for(request.data, None, request.mapping, trained)
-    rows = read_source(request.data, request.split, section, evaluation=True, trained=mappings, notify=notify)
+    rows = read_to_rank(request.data, request.split, section, mappings, notify)
     return Target(name, rows.groups, rows.origin)
 
 

@@ -165,7 +165,9 @@ def score_all(
         infos[name], paths[name] = scorer.info, str(scored_once.path)
     groups = [group for group in split.groups if all(group.id in rows for rows in scored.values())]
     if not groups:
-        raise DataError(f"{split.source}: no row can be rendered by all models")
+        raise DataError(
+            f"{split.source}: no row {'can be rendered by all models' if split.groups else 'has a preference'}"
+        )
     in_order = {name: [rows[group.id] for group in groups] for name, rows in scored.items()}
     rewards = {name: in_order[name] for name in reward_models}
     rows_of_all = GapRows(in_order["policy"], in_order.get("reference"), rewards)

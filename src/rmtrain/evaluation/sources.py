@@ -4,13 +4,13 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rmtrain.data.cache_entry import cache_folder
 from rmtrain.data.curated_store import known_splits
 from rmtrain.data.reader import mappings_of, read_source
+from rmtrain.data.sources import SourceRows
 from rmtrain.data.split_data import ReadAs, SplitData
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.model.weights import SIDECAR, local_folder, read_object
@@ -90,9 +90,20 @@ def splits_of_source(
     Rows are read by the recipe of the checkpoint `where`, or by `mapping`, from --columns and --row-schema.
     """
     section, trained = section_for(source, data_section(where, notify), mapping)
-    read = partial(read_source, source, data=section, evaluation=True, trained=trained, notify=notify)
     splits: list[str | None] = [*names] or [None]
-    return {data_name(source, name): read(name) for name in splits}
+    return {data_name(source, name): read_to_rank(source, name, section, trained, notify) for name in splits}
+
+
+def read_to_rank(
+    source: str | SourceRows, split: str | None, section: DataSection, trained: Sequence[ReadAs], notify: Notify
+) -> SplitData:
+    """One split of a SOURCE to rank, with a note on its dropped rows; the arguments are those of `read_source`."""
+    data = read_source(source, split, section, evaluation=True, trained=trained, notify=notify)
+    rows, first = data.report.rows, data.report.examples
+    if rows.dropped:
+        causes = ", ".join(f"{n} {cause} (first: {first[cause]})" for cause, n in rows.dropped.items())
+        notify(f"{data.source}: {rows.total - rows.kept} of {rows.total} rows dropped: {causes}")
+    return data
 
 
 def one_split(

@@ -27,9 +27,9 @@ class ShownGap(NamedTuple):
 def gap_tables(result: GapResult) -> list[Table]:
     """The result of `rmtrain gap` as tables, without empty ones."""
     figures = result.figures
-    made = [_accuracies(result), _gaps(figures.gap), _reward_models(figures.reward_models), _flips(figures)]
-    made += [_rankings(figures.ranking), _best_of_n(figures.best_of_n, figures.gold)]
-    return [table for table in made if table is not None]
+    tables = [_accuracies(result), _gaps(figures.gap), _reward_models(figures.reward_models), _flips(figures)]
+    tables += [_rankings(figures.ranking), _best_of_n(figures.best_of_n, figures.gold)]
+    return [table for table in tables if table is not None]
 
 
 def gap_summary(results: Sequence[GapResult]) -> Table:
@@ -221,18 +221,20 @@ def write_page(path: Path, result: GapResult) -> Path:
 
 
 def _figures(figures: GapFigures) -> list[Figure]:
-    made = []
+    drawings = []
     if figures.n:
         ideal = {beta: _both(each) for beta, each in figures.idealised.items()}
         caption = "Ranking accuracy of the ideal policy at each beta (lines) and of the policy (dashed)."
         image = gap_over_beta(ideal, _both(figures.policy))
-        made.append(Figure("Gap over beta", f"{caption} n = {count(figures.n)} preferences.", image))
+        drawings.append(Figure("Gap over beta", f"{caption} n = {count(figures.n)} preferences.", image))
     if figures.log_ratios:
         caption = (
             "log-probability of the better completion minus that of the worse, in nats; preferences that the policy "
             f"ranks wrongly are marked. n = {count(figures.n)}."
         )
-        made.append(Figure(f"Log-ratio of the {figures.ideal_of}", caption, log_ratio_histogram(figures.log_ratios)))
+        drawings.append(
+            Figure(f"Log-ratio of the {figures.ideal_of}", caption, log_ratio_histogram(figures.log_ratios))
+        )
     if best := figures.best_of_n:
         names = [name for name in best.choosers if name in figures.reward_models]
         labels = {name: f"reward model {number}" for number, name in enumerate(names, start=1)}
@@ -241,8 +243,8 @@ def _figures(figures: GapFigures) -> list[Figure]:
         named = "".join(f" {label.capitalize()}: {name_only(name)}." for name, label in labels.items())
         caption = "Mean score of the completion chosen among N, over KL = ln N - (N - 1) / N."
         image = best_of_n_curves(best.kl, {label: [p.value for p in points] for label, points in curves.items()})
-        made.append(Figure("Best of N", f"{caption} n = {count(best.groups)} groups.{named}", image))
-    return made
+        drawings.append(Figure("Best of N", f"{caption} n = {count(best.groups)} groups.{named}", image))
+    return drawings
 
 
 def _both(accuracy: Accuracy) -> tuple[float, float]:

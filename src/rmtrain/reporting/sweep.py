@@ -111,7 +111,7 @@ def _figures(result: Result) -> list[Figure]:
     for setting in settings:
         seeds = [seed["accuracy"] for seed in setting["by_seed"].values()]
         spots.append(Spot(setting["setting"], setting["accuracy"], (setting["low"], setting["high"]), seeds))
-    made = [
+    drawings = [
         Figure(
             "Settings",
             f"Validation accuracy of each setting with its 95 % interval over prompts (n = {count(settings[0]['n'])}), "
@@ -129,8 +129,8 @@ def _figures(result: Result) -> list[Figure]:
             panels += [(setting["setting"], curve) for curve in _curves(setting["runs"].values(), key, scale)]
         if panels:
             caption = "One line per run, one colour per setting."
-            made.append(Figure(title, caption, setting_curves(panels, unit)))
-    return made
+            drawings.append(Figure(title, caption, setting_curves(panels, unit)))
+    return drawings
 
 
 def _curves(runs: Sequence[str], key: str, scale: int) -> list[Curve]:

@@ -66,10 +66,12 @@ class OnlineScorer:
 
         Raises:
             CheckpointError: it can't be loaded.
-            InputError: an option does not fit it, or it only compares completions.
+            InputError: there is no such device, an option does not fit the model, or it only compares completions.
         """
         where, run = locate_model(ckpt)
-        scorer = open_scorer(ScorerRequest(where, options, verify, device or default_device()))
+        scorer = open_scorer(
+            ScorerRequest(where, options, verify, known_device(device) if device else default_device())
+        )
         scorer.info.require_rewards("a server or a reward function")
         name = run.name if run is not None else os.path.basename(os.path.normpath(where))
         reader = TextReader(scorer.info.renderer, scorer.info.max_length, scorer.info.by_length)
@@ -181,6 +183,21 @@ def _rows(score: GroupScore | RmtrainError) -> list[RowScore | RmtrainError]:
 def default_device() -> str:
     """The device that a trainer gives this process, without joining its process group."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def known_device(name: str) -> str:
+    """The name of a device that torch can use here.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ImportError) as error:  # AssertionError: torch was built without CUDA
+        raise InputError(
+            f"device {name}: {first_line(error)}", "name one of this machine, such as cuda:0 or cpu"
+        ) from error
+    return name
 
 
 def _unexpected(error: Exception) -> RunFailedError:

@@ -1,6 +1,7 @@
 """The server's process: a socket, uvicorn, and a graceful stop."""
 
 import contextlib
+import ipaddress
 import socket
 import sys
 
@@ -29,8 +30,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def is_loopback(listener: socket.socket) -> bool:
     """Whether a socket can be reached only from this machine."""
-    host = str(listener.getsockname()[0])
-    return host.startswith("127.") or host == "::1"
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def serve(scorer: OnlineScorer, limits: ServerLimits, listener: socket.socket) -> None:
