@@ -20,7 +20,7 @@ from typing import Any
 
 from rmtrain.evaluation.compare import rows_of_result
 from rmtrain.evaluation.gap_figures import GapResult
-from rmtrain.evaluation.results import length_gaps_of, read_rows
+from rmtrain.evaluation.results import gaps_of, read_rows, with_lengths_as_rewards
 from rmtrain.metrics.rankings import credits_of
 from rmtrain.places import name_only, without_places
 from rmtrain.reporting.gap import gap_tables, ideal_accuracies
@@ -43,8 +43,7 @@ def add(results: dict[str, Any], named: str, tuned: Path | None, trained: Sequen
         made = json.loads(tuned.read_text(encoding="utf-8"))
         asked = {key: made["settings"][key] for key in ("beta", "learning_rate", "max_length", "seed")}
         models = list(map(training_of, trained))
-        lengths = length_gaps_of(read_rows(rows_of_result(Path(path))))
-        assert lengths is not None
+        lengths = gaps_of(with_lengths_as_rewards(read_rows(rows_of_result(Path(path)))))
         longer = {"longer_wins": float(credits_of(lengths.gaps).mean())}
         results[title]["tuned"] = {**made["rows"], **asked, **steps_of(made["log"]), **longer, "reward_models": models}
 

@@ -360,6 +360,7 @@ def test_rows_are_found_by_split_and_benchmark(tmp_path):
         ("{", "r.json: can't be read as JSON", ""),
         ("[{}, {}]", "r.json: holds 2 results", ".rows.jsonl"),
         ("{}", "r.json: names no rows file", "under `rows`"),
+        ('{"model": "m", "rows": {"math-prm": 3}}', "r.json: names no rows file", "under `rows`"),
         ('{"rows": "gone.rows.jsonl"}', "r.json: its rows file gone.rows.jsonl does not exist", ""),
     ],
 )

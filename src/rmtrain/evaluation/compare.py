@@ -120,9 +120,10 @@ def rows_of_result(path: Path, model: str = "policy") -> Path:
     if isinstance(result, list):
         raise DataError(f"{path}: holds {len(result)} results", "name the .rows.jsonl file of one of them")
     rows = result.get("rows") if isinstance(result, dict) else None
-    if isinstance(rows, dict) and model not in rows:
-        raise DataError(f"{path}: no rows of {model!r}", f"it has: {', '.join(rows)}")
-    rows = rows[model] if isinstance(rows, dict) else rows
+    if isinstance(rows, dict) and isinstance(rows.get("policy"), str):  # of a gap
+        if model not in rows:
+            raise DataError(f"{path}: no rows of {model!r}", f"it has: {', '.join(rows)}")
+        rows = rows[model]
     if not isinstance(rows, str):
         raise DataError(
             f"{path}: names no rows file",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rmtrain.data.benchmarks.definition import OwnFormula, ScoredPrompt, Weights
-from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of
+from rmtrain.evaluation.results import ScoredRow, clusters_of, gaps_of, with_lengths_as_rewards
 from rmtrain.json_values import JsonObject
 from rmtrain.metrics.intervals import (
     effective_size,
@@ -112,14 +112,8 @@ def subsets_of(groups: Mapping[str, Sequence[ScoredRow]], rule: str, seed: int) 
 
 
 def _length_baseline(rows: Sequence[ScoredRow], rule: str) -> float | None:
-    by_length = _with_lengths_as_rewards(rows)
+    by_length = with_lengths_as_rewards(rows)
     return float(credits_by_rule(by_length, rule).shared.mean()) if by_length else None
-
-
-def _with_lengths_as_rewards(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
-    """The rows with lengths as rewards; empty if the lengths of a row with preferences are unknown."""
-    known = all(row.lengths or not row.preferences for row in rows)
-    return [row._replace(rewards=tuple(map(float, row.lengths)), margins=()) for row in rows if known]
 
 
 def scored_prompt(row: ScoredRow) -> ScoredPrompt:
@@ -168,7 +162,7 @@ def formula_subset(formula: OwnFormula, rows: Sequence[ScoredRow]) -> tuple[Subs
     scored = formula.score(prompts, 1)
     if scored.score is None:
         return None, scored.terms
-    by_length = [scored_prompt(row) for row in _with_lengths_as_rewards(rows)]
+    by_length = [scored_prompt(row) for row in with_lengths_as_rewards(rows)]
     subset = Subset(
         n=len(rows),
         accuracy=scored.score,

@@ -56,9 +56,9 @@ class Parity:
     steps: Sequence[ParityStep]
     partial: Path  # start of the paths of files with finished batches
 
-    def to_json(self, rows: Sequence[ScoredRow], prior_rows: Sequence[ScoredRow]) -> JsonObject:
-        """The steps as recorded in a result, the last two with rmtrain's own rows; removes the files of finished
-        batches."""
+    def finish(self, rows: Sequence[ScoredRow], prior_rows: Sequence[ScoredRow]) -> JsonObject:
+        """Remove the files of finished batches; returns the steps as recorded in a result, the last two with rmtrain's
+        own rows."""
         last = [ParityStep(name, rows, prior_rows) for name in ("own dtype, each prompt once", "a tie counts 1/2")]
         remove_partials(self.partial)
         steps = [asdict(figures) for figures in step_figures([*self.steps, *last])]

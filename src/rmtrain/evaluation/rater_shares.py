@@ -43,7 +43,7 @@ def parse_alpha(text: str, has_reward_model: bool) -> AlphaSource:
     try:
         if kind in ("votes", "rewards") and not scale:
             return AlphaSource(kind)
-        if kind == "scores" and float(scale or 1) > 0:
+        if kind == "scores" and 0 < float(scale or 1) < float("inf"):
             return AlphaSource(kind, float(scale or 1))
         if 0 < float(text) <= 1:
             return AlphaSource("constant", float(text))

@@ -24,7 +24,6 @@ from rmtrain.metrics.rankings import (
     join_gaps,
     preference_gaps,
     ranking_accuracy,
-    reward_gaps,
     spearman,
 )
 from rmtrain.scoring.scorer import GroupScore
@@ -81,11 +80,10 @@ def gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps:
     return join_gaps([row.margins or preference_gaps(row.rewards, row.preferences, row.id) for row in rows])
 
 
-def length_gaps_of(rows: Sequence[ScoredRow]) -> RewardGaps | None:
-    """Gaps of lengths instead of rewards; None if the lengths of a row with preferences are unknown."""
-    if any(row.preferences and not row.lengths for row in rows):
-        return None
-    return reward_gaps([row.lengths for row in rows], [row.preferences for row in rows], [row.id for row in rows])
+def with_lengths_as_rewards(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
+    """The rows with lengths as rewards; empty if the lengths of a row with preferences are unknown."""
+    known = all(row.lengths or not row.preferences for row in rows)
+    return [row._replace(rewards=tuple(map(float, row.lengths)), margins=()) for row in rows if known]
 
 
 def clusters_of(rows: Sequence[ScoredRow]) -> Labels:
@@ -143,7 +141,7 @@ def summarise(rows: Sequence[ScoredRow]) -> SplitFigures:
     Raises:
         ValueError: a reward is not finite.
     """
-    gaps, length_gaps = gaps_of(rows), length_gaps_of(rows)
+    gaps, length_gaps = gaps_of(rows), gaps_of(with_lengths_as_rewards(rows))
     ranking, credit, clusters = ranking_accuracy(gaps.gaps), credits_of(gaps.gaps), clusters_of(rows)[gaps.groups]
     interval = clustered_interval(credit, clusters)
     sources = np.array([row.source or NO_SOURCE for row in rows], dtype=object)[gaps.groups]
@@ -159,7 +157,7 @@ def summarise(rows: Sequence[ScoredRow]) -> SplitFigures:
         identical=sum(row.identical for row in rows),
         loss=ranking.loss,
         reward_gap=ranking.mean_gap,
-        length_baseline=ranking_accuracy(length_gaps.gaps).accuracy if length_gaps else None,
+        length_baseline=ranking_accuracy(length_gaps.gaps).accuracy,
         reward_length_correlation=spearman(
             [reward for row in with_lengths for reward in row.rewards],
             [length for row in with_lengths for length in row.lengths],

@@ -188,7 +188,7 @@ def evaluate_benchmark(
     }
     if process_state().is_main_process:
         if parity is not None:
-            result["parity"] = parity.to_json(scored, prior)
+            result["parity"] = parity.finish(scored, prior)
         write_json(folder / f"{benchmark.name}.json", result)
         write_json(folder / f"{benchmark.name}.flat.json", flat_form([result]))
     return cast(Result, result)

@@ -38,8 +38,10 @@ _STYLE = {
     "axes.formatter.limits": (-3, 6),
     "grid.color": _RULE,
     "grid.linewidth": 0.5,
+    "legend.fontsize": 8,
     "legend.frameon": False,
     "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
     "figure.constrained_layout.use": True,
 }
 
@@ -92,9 +94,9 @@ def curves(panel: Sequence[Curve], unit: str) -> Image:
             if len(steps) < len(curve.steps):
                 axes.fill_between(steps, lows, highs, color=colour, alpha=0.18, linewidth=0)
             marker = "o" if curve.second or len(steps) == 1 else None
-            axes.plot(steps, means, color=colour, marker=marker, markersize=3.5, label=curve.label)
+            axes.plot(steps, means, color=colour, marker=marker, label=curve.label)
         if len(panel) > 1:
-            axes.legend(loc="best", fontsize=8)
+            axes.legend()
         axes.locator_params(axis="x", nbins=6, integer=True)
         return _image(axes, f"{unit} over training steps")
 
@@ -139,14 +141,13 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], design_effect: float) ->
             yerr=np.stack([below, above]),
             color=_FIRST,
             fmt="o",
-            markersize=3.5,
             elinewidth=1,
             label="bins",
         )
         right = min(1.01, max(0.55, 0.5 + 1.1 * (float(confidence.max()) - 0.5)))
         axes.set_xlim(0.5 - 0.02 * (right - 0.5), right)
         axes.set_ylim(min(0.48, float((accuracy - below).min()) - 0.02), 1.02)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="lower right")
         return _image(axes, "reliability diagram: accuracy by confidence")
 
 
@@ -156,10 +157,10 @@ def gap_over_beta(ideal: Mapping[str, tuple[float, float]], policy: tuple[float,
         betas = sorted(ideal, key=float)
         for kind, (colour, label) in enumerate(((_FIRST, "summed"), (_SECOND, "length-normalised"))):
             values = [100 * ideal[beta][kind] for beta in betas]
-            axes.plot([float(beta) for beta in betas], values, color=colour, marker="o", markersize=3.5, label=label)
+            axes.plot([float(beta) for beta in betas], values, color=colour, marker="o", label=label)
             axes.axhline(100 * policy[kind], color=colour, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xscale("log")
-        axes.legend(loc="best", fontsize=8)
+        axes.legend()
         return _image(axes, "ranking accuracy of the ideal policy and of the policy over beta")
 
 
@@ -173,7 +174,7 @@ def log_ratio_histogram(bars: Sequence[Bar]) -> Image:
         axes.bar(lefts, wrong, width=width, align="edge", color=_SECOND, bottom=right, label="policy wrong")
         axes.axvline(0, color=_INK, linewidth=0.8)
         axes.grid(visible=False, axis="x")
-        axes.legend(loc="best", fontsize=8)
+        axes.legend()
         return _image(axes, "histogram of log-ratios")
 
 
@@ -184,7 +185,7 @@ def best_of_n_curves(kl: Sequence[float], curves: Mapping[str, Sequence[float]])
             colour = (_INK, _FIRST, _FIRST, _SECOND)[min(number, 3)]
             style = ("dotted", "solid", "dashed", "solid", "dashed", "dashdot")[min(number, 5)]
             axes.plot(kl, values, color=colour, linestyle=style, marker=".", markersize=4, label=label)
-        axes.legend(loc="best", fontsize=8)
+        axes.legend()
         return _image(axes, "mean score of the best of N over its KL divergence")
 
 
@@ -198,7 +199,7 @@ def setting_curves(panel: Sequence[tuple[int, Curve]], unit: str) -> Image:
             steps, means, _, _ = thin(curve)
             axes.plot(steps, means, color=_colour(number), linewidth=1, alpha=0.8, label=label)
         if len(named) <= 10:
-            axes.legend(loc="best", fontsize=8, title="setting", ncols=2)
+            axes.legend(title="setting", ncols=2)
         axes.locator_params(axis="x", nbins=6, integer=True)
         return _image(axes, f"{unit} over training steps, by setting")
 
