@@ -283,7 +283,9 @@ def test_alpha_is_the_sigmoid_of_score_gaps_or_of_fitted_reward_gaps() -> None:
     assert found.values.tolist() == pytest.approx(expit(scale * np.array([2.0, -1.0, 0.5, 1.0])).tolist())
 
 
-@pytest.mark.parametrize("text", ["", "0", "1.5", "-1", "nan", "votes:2", "scores:0", "scores:x", "rewards:1", "other"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "1.5", "-1", "nan", "votes:2", "scores:0", "scores:inf", "scores:x", "rewards:1", "other"]
+)
 def test_other_alphas_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--alpha"):
         parse_alpha(text, True)
