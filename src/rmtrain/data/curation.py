@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from rmtrain.data.types import Conversation, Preference, PreferenceGroup
 
 NONE_LEFT = "no preference left"  # a row's preferences were dropped for several causes
 
-Value = TypeVar("Value")
 Places = NDArray[np.int64]  # of rows, in the order in which they were read
 Keep = Callable[[Iterable[PlacedGroup]], Groups]
 
@@ -51,45 +50,13 @@ class Change(NamedTuple):
         return group._replace(completions=(*group.completions, self.answer), scores=None)
 
 
-class Column(Generic[Value]):
-    """A column with a value for each row; equal values are stored once."""
-
-    def __init__(self) -> None:
-        self._codes, self._values, self._known = array("i"), list[Value](), dict[Value, int]()
-
-    def append(self, value: Value) -> None:
-        """Add the value of the next row."""
-        self._codes.append(self._code(value))
-
-    def places(self, value: Value) -> Places:
-        """The places of the rows with a value."""
-        return np.flatnonzero(np.frombuffer(self._codes, np.int32) == self._known.get(value, -1))
-
-    def __getitem__(self, place: int) -> Value:
-        return self._values[self._codes[place]]
-
-    def __setitem__(self, place: int, value: Value) -> None:
-        self._codes[place] = self._code(value)
-
-    def __iter__(self) -> Iterator[Value]:
-        return map(self._values.__getitem__, self._codes)
-
-    def _code(self, value: Value) -> int:
-        if (code := self._known.get(value)) is None:
-            code = self._known[value] = len(self._values)
-            self._values.append(value)
-        return code
-
-
 @dataclass(frozen=True)
 class Facts:
     """N rows with P preferences, as they were read: their places in the source, and digests of their texts."""
 
     rows: "array[int]" = field(default_factory=partial(array, "q"))  # [N] index in the source
     _contents: bytearray = field(default_factory=bytearray)  # [N]
-    _pairs: bytearray = field(
-        default_factory=bytearray
-    )  # [P] of prompt and both completions, in the same order whichever is better
+    _pairs: bytearray = field(default_factory=bytearray)  # [P] of prompt and both completions, whichever is better
     _directions: "array[int]" = field(default_factory=partial(array, "b"))  # [P] ±1: which is better; 0: a tie
     _ends: "array[int]" = field(default_factory=partial(array, "q"))  # [N] preferences up to the row's last one
 
@@ -129,17 +96,18 @@ class Statements(NamedTuple):
 class Outcomes:
     """What became of N rows."""
 
-    causes: Column[str | None] = field(default_factory=Column)  # why a row is dropped
-    lost_completions: Column[tuple[str, ...]] = field(default_factory=Column)  # the cause of each
-    lost_preferences: Column[tuple[str, ...]] = field(default_factory=Column)
+    causes: list[str | None] = field(default_factory=list)  # why a row is dropped
+    lost_completions: list[tuple[str, ...]] = field(default_factory=list)  # the cause of each
+    lost_preferences: list[tuple[str, ...]] = field(default_factory=list)
     completions: "array[int]" = field(default_factory=partial(array, "i"))  # how many a row has now
     preferences: "array[int]" = field(default_factory=partial(array, "i"))
+    _known: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)  # so that equal causes are stored once
 
     def add(self, each: Candidate) -> None:
         """Add the next row."""
         self.causes.append(each.drop_cause)
-        self.lost_completions.append(each.lost_completions)
-        self.lost_preferences.append(each.lost_preferences)
+        self.lost_completions.append(self._known.setdefault(each.lost_completions, each.lost_completions))
+        self.lost_preferences.append(self._known.setdefault(each.lost_preferences, each.lost_preferences))
         self.completions.append(len(each.group.completions))
         self.preferences.append(len(each.group.preferences))
 
@@ -184,7 +152,7 @@ class Curation:
     @property
     def kept(self) -> Places:
         """The rows not dropped so far."""
-        return self.outcomes.causes.places(None)
+        return np.flatnonzero([cause is None for cause in self.outcomes.causes])
 
     @property
     def kept_prompts(self) -> Digests:
