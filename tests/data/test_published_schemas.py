@@ -230,6 +230,26 @@ def test_summaries_are_prompted_as_their_authors_did() -> None:
     assert read(row | {"info": news}).prompt[0].content == "TITLE: Cake\n\nArticle: It rained.\n\nTL;DR:"
 
 
+@pytest.mark.parametrize(
+    ("row", "described"),
+    [
+        ({"instruction": "q", "output": ["good", "bad"]}, {}),
+        ({"prompt": "q", "replies": ["good", "bad"], "share": 1}, {"answers": ["replies"], "votes": "share"}),
+        (
+            {"prompt": "q", "a": "x", "b": "y", "c": "z", "preferences": [[0, 1]], "share": [1]},
+            {"answers": ["a", "b", "c"], "votes": "share"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("texts", [["x"], ["x", "y"]])
+def test_lists_of_texts_in_place_of_answers_are_a_fault_of_their_row(row: Any, described: Any, texts: Any) -> None:
+    schema = find_schema([*row], row, DataSection(source="x", **described))
+    column = schema.answers[0]
+    for value in (texts, [texts]) if len(schema.answers) > 1 else ([texts], [texts, texts], [texts] * 3):
+        with pytest.raises(RowFault, match="wrong type"):
+            schema.read({**row, column: value})
+
+
 def test_alpaca_reads_every_part_of_the_prompt() -> None:
     row = {"instruction": "more", "input": "of it", "system": "be brief", "history": [["q", "good"]]}
     parsed = read(row | {"chosen": "good", "rejected": "bad"})

@@ -164,7 +164,8 @@ class RowSchema:
 
     def _read(self, row: Row) -> ParsedRow:
         cells = _cells(row, self.answers)
-        if self._best_first and not self.tokens and any(is_texts(value) for _, value in cells):
+        two = self._best_first and not self.tokens and len(self.answers) == 2
+        if two and any(is_texts(value) for _, value in cells):
             return self._right_and_wrong(row, cells)
         prompt, completions = self._conversations(row, cells)
         k = len(completions)
@@ -215,7 +216,7 @@ class RowSchema:
         return split_prompt(answers, as_messages(asked[1], self.prompt))
 
     def _right_and_wrong(self, row: Row, cells: list[tuple[str, Any]]) -> ParsedRow:
-        """Lists of right and of wrong texts: each right one is preferred to each wrong one."""
+        """A list of right texts and one of wrong texts: each right one is preferred to each wrong one."""
         for column, texts in cells:
             if not is_texts(texts):
                 raise RowFault(WRONG_TYPE, column, texts, "a list of texts") if texts else RowFault(MISSING, column)
