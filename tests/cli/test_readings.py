@@ -70,9 +70,7 @@ def test_length_and_dtype_are_in_the_fingerprint(models: Path) -> None:
             ScoringOptions(**kind, dtype="bfloat16"),
         ]  # type: ignore[arg-type]
         loaded = [load(choose(where, Path("runs"), display, reading), display).info for reading in readings]
-        names = {(one.fingerprint, one.max_length) for one in loaded}
-        assert len(names) == 3
-        assert loaded[2].fingerprint != loaded[0].fingerprint
+        assert len({one.fingerprint for one in loaded}) == 3  # parts of an interrupted `score` are known by it
         assert len({one.weights for one in loaded}) == 1
 
 

@@ -72,7 +72,7 @@ class PolicyScorer:
         prompt = {"prompt": options.prompt} if options.prompt is not None else {}
         info = ScorerInfo(
             request.where,
-            fingerprint=fingerprint_read(weights, reduction, options.prompt, dtypes),
+            fingerprint=fingerprint_read(weights, reduction, options.prompt, options.max_length, dtypes),
             weights=weights,
             dtype=", ".join(dict.fromkeys(dtypes)),
             max_length=options.max_length or min(4096, positions or 4096),
