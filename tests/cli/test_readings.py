@@ -17,7 +17,8 @@ from rmtrain.data.render import Renderer
 from rmtrain.errors import InputError
 from rmtrain.recipe.schema import Recipe
 from rmtrain.scoring import batches as scoring
-from rmtrain.scoring.scorer import ScoringOptions
+from rmtrain.scoring.kinds import open_scorer
+from rmtrain.scoring.scorer import ScorerRequest, ScoringOptions
 
 pytestmark = pytest.mark.usefixtures("inside")
 
@@ -72,6 +73,18 @@ def test_length_and_dtype_are_in_the_fingerprint(models: Path) -> None:
         loaded = [load(choose(where, Path("runs"), display, reading), display).info for reading in readings]
         assert len({one.fingerprint for one in loaded}) == 3  # parts of an interrupted `score` are known by it
         assert len({one.weights for one in loaded}) == 1
+
+
+@pytest.mark.parametrize("kind", [{}, {"reference_free": "avg"}], ids=["reward model", "policy"])
+def test_the_content_of_a_prompt_file_is_in_the_fingerprint(kind: dict[str, Any], models: Path, tmp_path: Path) -> None:
+    """By it scored rows are found again."""
+    prompt = tmp_path / "own.jinja"
+    options = ScoringOptions(**kind, prompt=str(prompt))
+    found = set()
+    for mark in ("w1", "w2"):
+        prompt.write_text("{% for m in messages %}{{ m['content'] }} " + mark + " {% endfor %}")
+        found.add(open_scorer(ScorerRequest(str(models / ("policy" if kind else "rm")), options)).info.fingerprint)
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("command", [evaluate, rewardbench])

@@ -68,15 +68,15 @@ class PolicyScorer:
             )
         reduction = options.reference_free or "sum"
         dtypes = tuple(options.dtype or model.dtype for model in models)
-        weights = fingerprint_of(*(model.folder for model in models))
+        weights, rendering = fingerprint_of(*(model.folder for model in models)), renderer.contract()
         prompt = {"prompt": options.prompt} if options.prompt is not None else {}
         info = ScorerInfo(
             request.where,
-            fingerprint=fingerprint_read(weights, reduction, options.prompt, options.max_length, dtypes),
+            fingerprint=fingerprint_read(weights, reduction, options.max_length, dtypes, rendering),
             weights=weights,
             dtype=", ".join(dict.fromkeys(dtypes)),
             max_length=options.max_length or min(4096, positions or 4096),
-            rendering=renderer.contract(),
+            rendering=rendering,
             renderer=renderer,
             details={"policy": {"reference": options.reference, "log_probabilities": reduction, **prompt}},
         )

@@ -11,6 +11,7 @@ from rmtrain.model.checkpoint import Checkpoint
 from rmtrain.model.published.encoder import mark_answers
 from rmtrain.model.published.layouts import ENCODER, PAIR_RM
 from rmtrain.model.published.pair_rm import PairRenderer
+from rmtrain.model.weights import fingerprint_read
 from rmtrain.scoring.batches import Rewards, score_groups
 from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScorerRequest, ScoringTask
 from rmtrain.scoring.tokens import tokenize_task
@@ -18,14 +19,15 @@ from rmtrain.scoring.tokens import tokenize_task
 
 def _describe(checkpoint: Checkpoint) -> ScorerInfo:
     """What results record of a reward model."""
+    rendering = checkpoint.renderer.contract()
     return ScorerInfo(
         checkpoint.where,
-        fingerprint=checkpoint.fingerprint,
+        fingerprint=fingerprint_read(checkpoint.fingerprint, rendering),
         weights=checkpoint.weights,
         dtype=str(checkpoint.model.module.compute_dtype).removeprefix("torch."),
         max_length=checkpoint.max_length,
         tokens_per_batch=checkpoint.scoring.tokens_per_batch,
-        rendering=checkpoint.renderer.contract(),
+        rendering=rendering,
         details={"published": checkpoint.published} if checkpoint.published else {},
         notes=checkpoint.notes,
         gives_rewards=checkpoint.layout is not PAIR_RM,

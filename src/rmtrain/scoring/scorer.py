@@ -50,7 +50,7 @@ class ScorerInfo:
     """What commands print and results record of a scorer."""
 
     where: str  # folder or hub id, as named by the user
-    fingerprint: str  # digest of everything that rewards depend on: weights, prompt, label, length and dtype
+    fingerprint: str  # digest of everything that rewards depend on: weights, rendering, label, length and dtype
     weights: str  # digest of the weights' files
     dtype: str  # the type of weights and arithmetic
     max_length: int  # tokens of prompt and one completion

@@ -43,8 +43,7 @@ class StreamScoring:
     def names(self) -> list[str]:
         """The names of the parts, one per chunk; each identifies the rows, their reading and writing, and the
         scorer."""
-        info = self.scorer.info
-        about = [_VERSION, info.fingerprint, info.rendering, self.kind, *self.rows.reading.marks]
+        about = [_VERSION, self.scorer.info.fingerprint, self.kind, *self.rows.reading.marks]
         about += [REFUSED] * self.skip_refused
         return [
             hashlib.sha256(json.dumps([chunk.digest, *about]).encode()).hexdigest()[:32]
