@@ -45,13 +45,18 @@ class Checkpoint:
     # the content of rmtrain.json, a record of how it was made; empty for other people's checkpoints
     sidecar: dict[str, Any]
     where: str
-    fingerprint: str  # digest of `weights` and of everything else that rewards depend on
     weights: str  # digest of its weight files
     published: dict[str, Any] = field(default_factory=dict)  # how other people's were read: layout, prompt and label
     # the pad id that its published config (an adapter's: its base's) had before the renderer's replaced it
     config_pad: int | None = None
     scoring: Scoring = field(default_factory=Scoring)  # how it is scored: as rmtrain.json says, or by default
     layout: CheckpointFormat = PLAIN  # how its files were published
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that rewards depend on: weights, label, length, dtype and rendering."""
+        dtype, rendering = self.model.module.compute_dtype, self.renderer.contract()
+        return fingerprint_read(self.weights, self.published, self.max_length, dtype, rendering)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -197,7 +202,6 @@ def _load_own(
     if table is not None and length > table:
         note = f"sequences are truncated to the model's {table} positions, not to the {length} tokens of its recipe"
         model, length = replace(model, notes=(*model.notes, note)), table
-    weights = fingerprint_of(folder)
     return Checkpoint(
         model,
         renderer,
@@ -205,8 +209,7 @@ def _load_own(
         max_positions(model.module),
         sidecar=sidecar,
         where=files.where,
-        fingerprint=fingerprint_read(weights, published) if published else weights,
-        weights=weights,
+        weights=fingerprint_of(folder),
         published=published,
         config_pad=config_pad,
         scoring=scoring,
@@ -229,7 +232,6 @@ def _load_published(published: Published, options: BackboneOptions | None, dtype
         renderer = published.renderer()
         model = _with_pad_note(published.load(options, renderer.pad_id), renderer, config_pad)
         length = min(max_positions(model.module) or 4096, published.layout.max_length or 4096)
-    weights = fingerprint_of(published.folder)
     return Checkpoint(
         model,
         renderer,
@@ -237,8 +239,7 @@ def _load_published(published: Published, options: BackboneOptions | None, dtype
         length if published.layout in (ENCODER, PAIR_RM) else max_positions(model.module),
         sidecar={},
         where=published.where,
-        fingerprint=fingerprint_read(weights, reading),
-        weights=weights,
+        weights=fingerprint_of(published.folder),
         published=reading,
         config_pad=config_pad,
         layout=published.layout,

@@ -69,13 +69,14 @@ class PolicyScorer:
         reduction = options.reference_free or "sum"
         dtypes = tuple(options.dtype or model.dtype for model in models)
         weights, rendering = fingerprint_of(*(model.folder for model in models)), renderer.contract()
+        length = options.max_length or min(4096, positions or 4096)
         prompt = {"prompt": options.prompt} if options.prompt is not None else {}
         info = ScorerInfo(
             request.where,
-            fingerprint=fingerprint_read(weights, reduction, options.max_length, dtypes, rendering),
+            fingerprint=fingerprint_read(weights, reduction, length, dtypes, rendering),
             weights=weights,
             dtype=", ".join(dict.fromkeys(dtypes)),
-            max_length=options.max_length or min(4096, positions or 4096),
+            max_length=length,
             rendering=rendering,
             renderer=renderer,
             details={"policy": {"reference": options.reference, "log_probabilities": reduction, **prompt}},

@@ -11,7 +11,6 @@ from rmtrain.model.checkpoint import Checkpoint
 from rmtrain.model.published.encoder import mark_answers
 from rmtrain.model.published.layouts import ENCODER, PAIR_RM
 from rmtrain.model.published.pair_rm import PairRenderer
-from rmtrain.model.weights import fingerprint_read
 from rmtrain.scoring.batches import Rewards, score_groups
 from rmtrain.scoring.scorer import GroupScore, ScorerInfo, ScorerRequest, ScoringTask
 from rmtrain.scoring.tokens import tokenize_task
@@ -19,15 +18,14 @@ from rmtrain.scoring.tokens import tokenize_task
 
 def _describe(checkpoint: Checkpoint) -> ScorerInfo:
     """What results record of a reward model."""
-    rendering = checkpoint.renderer.contract()
     return ScorerInfo(
         checkpoint.where,
-        fingerprint=fingerprint_read(checkpoint.fingerprint, rendering),
+        fingerprint=checkpoint.fingerprint,
         weights=checkpoint.weights,
         dtype=str(checkpoint.model.module.compute_dtype).removeprefix("torch."),
         max_length=checkpoint.max_length,
         tokens_per_batch=checkpoint.scoring.tokens_per_batch,
-        rendering=rendering,
+        rendering=checkpoint.renderer.contract(),
         details={"published": checkpoint.published} if checkpoint.published else {},
         notes=checkpoint.notes,
         gives_rewards=checkpoint.layout is not PAIR_RM,
@@ -54,7 +52,7 @@ class RewardModelScorer:
         tokens = tokenized.tokens
         if self.checkpoint.layout is ENCODER:
             tokens = mark_answers(tokenized.groups, tokens, self.checkpoint.tokenization)
-        return tokenized.scores(_rewards(self.checkpoint, tokens, tokenized.fingerprint, task), task)
+        return tokenized.scores(_rewards(self, tokens, tokenized.fingerprint, task), task)
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class PairScorer:
         tokenized = [cast(PairRenderer, self.checkpoint.renderer).tokenize_pairs(group) for group in task.groups]
         asked = [tokens for tokens, _ in tokenized if tokens.suffixes]
         what = repr([self.info.rendering, task.groups]).encode("utf-8", "surrogatepass")
-        answers = iter(_rewards(self.checkpoint, asked, hashlib.sha256(what).hexdigest(), task))
+        answers = iter(_rewards(self, asked, hashlib.sha256(what).hexdigest(), task))
         scores: list[GroupScore | None] = []
         for tokens, lengths in tokenized:
             logits = next(answers) if tokens.suffixes else ()
@@ -91,14 +89,14 @@ class PairScorer:
 
 
 def _rewards(
-    checkpoint: Checkpoint, tokens: Sequence[TokenizedGroup], fingerprint: str, task: ScoringTask
+    scorer: "RewardModelScorer | PairScorer", tokens: Sequence[TokenizedGroup], fingerprint: str, task: ScoringTask
 ) -> list[Rewards]:
     """One output of the model for each completion."""
-    partial = task.partial(fingerprint, checkpoint.fingerprint)
+    partial = task.partial(fingerprint, scorer.info.fingerprint)
     return score_groups(
-        checkpoint.model,
+        scorer.checkpoint.model,
         tokens,
-        checkpoint.renderer.pad_id,
+        scorer.checkpoint.renderer.pad_id,
         task.tokens_per_batch,
         partial,
         task.progress,

@@ -213,12 +213,11 @@ class ScorerRequest:
         return find_checkpoint(where, revision, self.options.prompt, self.options.label, self.verify)
 
     def load(self, backbone: "BackboneOptions | None" = None) -> "Checkpoint":
-        """The reward model on this process's device, with the options applied; its fingerprint covers them.
+        """The reward model on this process's device, with the options applied.
 
         `backbone` (dtype, quantisation, attention and packing) overrides the options and the checkpoint.
         """
         from rmtrain.model.devices import process_state
-        from rmtrain.model.weights import fingerprint_read
 
         options, dtype = self.options, None if backbone else self.options.dtype
         checkpoint = self.files.load(backbone, dtype, self.device or process_state().device)
@@ -227,9 +226,4 @@ class ScorerRequest:
             raise InputError(
                 f"--max-length {length}: {self.where} has {checkpoint.max_positions} positions", "ask for no more"
             )
-        fingerprint = checkpoint.fingerprint
-        if length is not None or options.dtype is not None:
-            fingerprint = fingerprint_read(fingerprint, length, options.dtype)
-        return replace(
-            checkpoint, where=self.where, max_length=length or checkpoint.max_length, fingerprint=fingerprint
-        )
+        return replace(checkpoint, where=self.where, max_length=length or checkpoint.max_length)
