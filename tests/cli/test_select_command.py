@@ -169,6 +169,17 @@ def test_options_that_do_not_fit_are_refused(capsys: Any, arguments: tuple[str, 
     assert told in select(capsys, "in.jsonl", *arguments, code=2)
 
 
+def test_the_input_is_never_replaced(scored: Any, ckpt: list[str], capsys: Any) -> None:
+    assert "scored.jsonl is the input" in select(capsys, "scored.jsonl", code=2, output="./scored.jsonl")
+    Path("shards").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        write(f"shards/{name}", ROWS[:3])
+    for source, output in (("in.jsonl", "in.jsonl"), ("shards", "shards"), ("shards", "shards/b.jsonl")):
+        assert rmtrain(["score", source, *ckpt, "--output", output, "--overwrite"]) == 2
+        assert f"{output} is the input" in capsys.readouterr().err
+    assert (read("in.jsonl"), read("scored.jsonl"), read("shards/a.jsonl")) == (ROWS, scored, ROWS[:3])
+
+
 def test_rewards_that_do_not_fit_are_named(scored: Any, capsys: Any) -> None:
     told = select(capsys, "scored.jsonl", "--prompt", "x", "--max-length", "64", code=2)
     assert "the rewards of scored.jsonl do not depend on --prompt, --max-length" in told

@@ -164,7 +164,7 @@ def test_other_combinations_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--ckpt", "{0},{1}"], "add --combine to say how their rewards are combined"),
+        (["--ckpt", "{0},{1}"], "combine the rewards of several with --combine"),
         (["--ckpt", "{0}", "--combine", "mean"], "needs at least two checkpoints"),
         (["--ckpt", "{0},", "--combine", "mean"], "needs at least two checkpoints"),
         (["--combine", "mean"], "needs at least two checkpoints"),

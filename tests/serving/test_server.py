@@ -213,6 +213,12 @@ def test_what_is_wrong_is_said_with_its_place(
     assert reply.status_code in (404, 415)
 
 
+def test_a_place_is_named_once(client: httpx.Client) -> None:
+    assert client.post("/reward", json={"query": [3]}).json()["error"]["message"] == "query[0]: no text"
+    message = client.post("/classify", json={"input": [1, -2]}).json()["error"]["message"]
+    assert message.startswith("input[0]: wrong type")
+
+
 def mutated(rng: random.Random) -> bytes:
     """A body that is damaged in one of many ways."""
     whole = json.dumps(

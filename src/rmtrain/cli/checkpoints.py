@@ -78,7 +78,7 @@ def _find_several(ckpts: str, combine: str | None) -> CheckpointRef:
     names = ckpts.split(",")
     if combine is None:
         raise InputError(
-            f"--ckpt {ckpts} names {len(names)} checkpoints", "add --combine to say how their rewards are combined"
+            f"{ckpts} names {len(names)} checkpoints", "name one, or combine the rewards of several with --combine"
         )
     if len(names) < 2 or not all(names):
         raise InputError("--combine needs at least two checkpoints", "separate them by commas, as in --ckpt A,B,C")

@@ -1,6 +1,7 @@
 """`rmtrain score`: rewards for rows of a file."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,8 @@ def score(
         alone = server.url is not None and server.verify is None  # a server, and no checkpoint
         named = None if alone else choose(server.verify or ckpt, runs, display, scoring.options, not work.no_verify)
         with open_input(input_file, scoring) as stream:
+            if output is not None:
+                require_other_file(output, stream)
             rows = open_rows(stream, named.first if named is not None else None, mapping, display)
             kind = output_kind(output, stream) if output is not None else "lines"
             opened: Callable[[], Scorer]
@@ -172,6 +175,17 @@ def open_input(path: str | Path, scoring: options.Scoring) -> "contextlib.closin
     from rmtrain.data.chunks import FOR_SEVERAL_MODELS, open_stream
 
     return contextlib.closing(open_stream(str(path), FOR_SEVERAL_MODELS if scoring.combine else 1))
+
+
+def require_other_file(output: Path, stream: "RowStream") -> None:
+    """Refuse an output that would replace its own input.
+
+    Raises:
+        InputError: it would.
+    """
+    written = (output, *(output / Path(name).name for name in stream.names))
+    if not {*map(os.path.realpath, written)}.isdisjoint(map(os.path.realpath, stream.names)):
+        raise InputError(f"{output} is the input, which would be replaced", "choose another --output")
 
 
 def open_rows(

@@ -12,7 +12,7 @@ from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import CheckpointRef, choose, load
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.output import show
-from rmtrain.cli.score import open_input, open_rows
+from rmtrain.cli.score import open_input, open_rows, require_other_file
 from rmtrain.errors import InputError, RunFailedError
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def select(
     options.check_output(output, overwrite)
     mapping = reading.mapping()
     with TerminalDisplay() as display, processes.alone(output), open_input(input_file, scoring) as stream:
+        require_other_file(output, stream)
         scored = ckpt is None and any("rewards" in row for row in stream.source.rows)
         if scored:
             scoring.forbid(input_file, "leave it out, or name a model with --ckpt")

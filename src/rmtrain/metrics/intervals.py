@@ -27,7 +27,8 @@ def wilson_interval(accuracy: float, n: float) -> Interval:
     shrink = 1 + Z**2 / n
     centre = (accuracy + Z**2 / (2 * n)) / shrink
     half = Z / shrink * np.sqrt(accuracy * (1 - accuracy) / n + Z**2 / (4 * n**2))
-    return Interval(max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+    low, high = float(centre - half), float(centre + half)  # rounding may put them on the wrong side of 0 or 1
+    return Interval(max(0.0, min(accuracy, low)), min(1.0, max(accuracy, high)))
 
 
 def effective_size(credit: Floats, clusters: Labels) -> float:

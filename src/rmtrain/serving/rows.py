@@ -70,15 +70,15 @@ class RequestRows:
             prompt = prompts[number] if prompts is not None else None
             try:
                 if isinstance(value, list):
-                    ids = self._read(lambda ids: token_ids(ids, "ids"), value, at)
-                    self._add([place], [self.reader.group_of_ids("", ids)])
-                elif not isinstance(value, str) or not (prompt is None or isinstance(prompt, str)):
-                    raise InputError(f"{at}: no text", "give text, rendered by the model's chat template")
-                else:
+                    group = self._read(lambda ids: self.reader.group_of_ids("", token_ids(ids, "ids")), value, at)
+                    self._add([place], [group])
+                elif isinstance(value, str) and (prompt is None or isinstance(prompt, str)):
                     self._read(str, value, at)
                     together.setdefault(place if prompt is None else prompt, []).append((place, value))
+                else:
+                    raise InputError(f"{at}: no text", "give text, rendered by the model's chat template")
             except InputError as error:
-                self.faults[place] = _at(at, error)
+                self.faults[place] = error
         for key, rows in together.items():
             self._texts_of(rows, key if isinstance(key, str) else None)
 
