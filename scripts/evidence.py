@@ -280,14 +280,28 @@ def _lines(results: Mapping[str, Any]) -> str:
     return f'{{\n{rest}"runs": {{\n{runs}\n}}\n}}\n'
 
 
+def extends(new: Any, old: Any) -> bool:
+    """Whether settings state all that older ones do, with the same values."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return all(key in new and extends(new[key], value) for key, value in old.items())
+    return bool(new == old)
+
+
 def merge(found: Path, kept: Path) -> None:
-    """Add the runs of a results file of the same protocol, which must have the same rows."""
+    """Add the runs of a results file of the same protocol and rows; a new arm may have rows of its own to train on."""
     other, name = json.loads(found.read_text(encoding="utf-8")), kept.name
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {**other, "runs": {}}
-    for part, where in (("data", "protocol"), ("recipe", "protocol"), ("rows", None)):
-        mine, theirs = ((of[where] if where else of)[part] for of in (results, other))
-        if mine != theirs:
-            raise SystemExit(f"{found}: other {part} than in {name}")
+    older, newer = results["protocol"], other["protocol"]
+    if extends(older["data"], newer["data"]):
+        older, newer = newer, older
+    same = {
+        "data": extends(newer["data"], older["data"]),
+        "recipe": older["recipe"] == newer["recipe"],
+        "rows": results["rows"] == other["rows"],
+    }
+    if different := [part for part, equal in same.items() if not equal]:
+        raise SystemExit(f"{found}: other {' and '.join(different)} than in {name}")
+    results["protocol"] = newer
     results["runs"] = dict(sorted({**results["runs"], **other["runs"]}.items()))
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(_lines(results), encoding="utf-8")

@@ -74,7 +74,8 @@ def test_runs_of_another_machine_are_added_if_their_rows_are_the_same(tmp_path: 
     assert json.loads(kept.read_text(encoding="utf-8")) == {**mine, "runs": {**theirs["runs"], **mine["runs"]}}
     before = kept.read_text(encoding="utf-8")
     for part, changed in (
-        ("data", {"protocol": {"data": {}, "recipe": {}}}),
+        ("data", {"protocol": {"data": {"max_length": 9}, "recipe": {}}}),
+        ("data", {"protocol": {"data": {"characters": 5}, "recipe": {}}}),
         ("recipe", {"protocol": {**mine["protocol"], "recipe": {"run": {}}}}),
         ("rows", {"rows": {}}),
     ):
@@ -82,6 +83,11 @@ def test_runs_of_another_machine_are_added_if_their_rows_are_the_same(tmp_path: 
         with pytest.raises(SystemExit, match=f"other {part} than in made.json"):
             evidence.merge(found, kept)
     assert kept.read_text(encoding="utf-8") == before
+    more = {"data": {**protocol["data"], "sources": {"chat": {}}}, "recipe": {}}  # a new arm's own rows
+    for added in (more, protocol):
+        found.write_text(json.dumps({**theirs, "protocol": added}), encoding="utf-8")
+        evidence.merge(found, kept)
+        assert json.loads(kept.read_text(encoding="utf-8"))["protocol"] == more
 
 
 def test_only_preferences_far_enough_apart_are_counted(tmp_path: Path) -> None:
