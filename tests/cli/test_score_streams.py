@@ -277,3 +277,15 @@ def test_two_machines_of_two_processes_over_loopback(truth: Any, models: Path, t
     assert sum(err.count("11 rows scored") for _, err in told) == 1
     assert read("out.jsonl") == truth
     assert sorted(os.listdir()) == ["in.jsonl", "out.jsonl", "start.py", "truth.jsonl"]
+
+
+def test_rows_are_written_under_names_of_their_format(score: Score, capsys: Any) -> None:
+    Path("tables").mkdir()
+    for name, word in (("a", "w2"), ("b", "w3")):
+        Path(f"tables/{name}.csv").write_text(f"prompt,chosen,rejected\nw1,{word},w4\n")
+    score("tables", "scored")
+    assert sorted(os.listdir("scored")) == ["a.jsonl", "b.jsonl"]
+    assert [read(f"scored/{name}.jsonl")[0]["chosen"] for name in "ab"] == ["w2", "w3"]
+    for command, output in (("score", "out.csv"), ("select", "out.jsonl.gz"), ("select", "out.parquet")):
+        assert rmtrain([command, "tables/a.csv", "--output", output]) == 2
+        assert "files are not written" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def curate(
     [dim]rmtrain curate my.yaml --folds 5 --weight 0.25 --output weighted.jsonl[/]
     """
     judging.check()
-    options.check_output(output, overwrite=show is not None)
+    options.check_output(output, overwrite=show is not None, formats=[".jsonl"])
     if processes.joined():
         raise InputError("curate starts its own processes", "run it without a launcher")
     from rmtrain.data.curated_source import write_curated

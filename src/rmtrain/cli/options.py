@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
@@ -201,12 +201,19 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 _LONGEST_OUTPUT = 180  # bytes; temporary files add to the name, and 255 is the limit
 
 
-def check_output(path: Path, overwrite: bool = False, folder: bool = False) -> None:
+def check_output(path: Path, overwrite: bool = False, folder: bool = False, formats: Sequence[str] = ()) -> None:
     """Refuse an output file that can't be written, before any work is done.
 
+    Args:
+        formats: the suffixes of data files that the command can write; any for none.
+
     Raises:
-        InputError: it exists, is no regular file, or has no folder.
+        InputError: it exists, is no regular file, has no folder, or its suffix is that of another format.
     """
+    from rmtrain.data.files import suffix_of
+
+    if formats and (suffix := suffix_of(path.name)) not in (None, *formats):
+        raise InputError(f"--output {path}: {suffix} files are not written", f"choose a name ending in {formats[0]}")
     if len(os.fsencode(path.name)) > _LONGEST_OUTPUT:
         raise InputError(
             f"--output {path.name[:40]}…: the name has more than {_LONGEST_OUTPUT} bytes",

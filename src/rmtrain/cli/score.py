@@ -75,7 +75,7 @@ def score(
     """
     _check_options(output, ckpt, server, scoring, skip_refused)
     if output is not None:
-        options.check_output(output, overwrite, folder=True)
+        options.check_output(output, overwrite, folder=True, formats=(".jsonl", ".jsonl.gz", ".parquet"))
     mapping = reading.mapping()
     from rmtrain.data.row_output import output_kind
 

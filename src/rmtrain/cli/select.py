@@ -116,7 +116,7 @@ def select(
     rmtrain select scored.jsonl --mode filter --quantile 0.5 --output better.jsonl[/]
     """
     choice.check()
-    options.check_output(output, overwrite)
+    options.check_output(output, overwrite, formats=[".jsonl"])
     mapping = reading.mapping()
     with TerminalDisplay() as display, processes.alone(output), open_input(input_file, scoring) as stream:
         require_other_file(output, stream)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from rmtrain.data.chunks import ChunkRows, RowStream
-from rmtrain.data.files import suffix_of
+from rmtrain.data.files import stem_of, suffix_of
 from rmtrain.data.types import Row
 from rmtrain.errors import InputError, first_line
 from rmtrain.files import replaced, staged_folder, writing
@@ -97,7 +97,8 @@ def join_parts(output: Path, stream: RowStream, parts: Sequence[Path], kind: Kin
     with staged_folder(output, replace=True) as folder:
         for number, name in enumerate(stream.names):
             of_file = [part for chunk, part in zip(stream.chunks, parts, strict=True) if chunk.shard == number]
-            path = folder / Path(name).name
+            own = Path(name).name
+            path = folder / (f"{stem_of(own)}.jsonl" if suffix_of(own) in (".csv", ".json") else own)
             with writing(output), open(path, "xb") as file:
                 _join(file, of_file, kind, suffix_of(name) == ".jsonl.gz")
 
