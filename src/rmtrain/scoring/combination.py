@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from rmtrain.errors import InputError
 
 _FORM = re.compile(r"(mean|min|mean-minus-variance)(?::([0-9.eE+-]+))?")
@@ -40,8 +42,6 @@ class Combination(NamedTuple):
 
     def of(self, rewards: Sequence[Sequence[float]]) -> tuple[float, ...]:
         """K combined rewards from M times K rewards; float32 values, like those of every scorer."""
-        import numpy as np  # imported here because the command line, which starts without numpy, reads combinations too
-
         values = np.asarray(rewards, dtype=np.float64)
         if self.kind == "min":
             combined = values.min(axis=0)
