@@ -92,11 +92,16 @@ def sections(folder: Path) -> dict[str, dict[str, Any]]:
             "repeat": True,
         },
         "held-out mixture": {"source": {"train": mixed}, "holdout": {"test": 9}},
+        "entry without groups": {
+            "source": {"train": [{"source": entry["source"], "name": entry["name"]} for entry in mixed]},
+            "limit": {"train": 1},
+        },
         "demo": {"source": "demo", "demo_groups": {"train": 20, "validation": 10, "test": 10}},
     }
 
 
 NAMES = ("lines", "held out", "parquet", "tools", "votes", "ids", "mixture", "held-out mixture", "demo")
+NAMES += ("entry without groups",)
 
 
 def plain(data: CuratedData) -> Any:
@@ -241,7 +246,7 @@ def test_a_table_is_read_by_place_and_by_slice(tmp_path: Path) -> None:
     table = GroupTable.open(tmp_path / "x.arrow", "x")
     assert list(table) == groups
     assert (table[7], table[-1], list(table[5:1203:2])) == (groups[7], groups[-1], groups[5:1203:2])
-    assert (list(table[9:9]), list(table[1000:][1:3])) == ([], groups[1001:1003])
+    assert (list(table[9:9]), list(table[len(groups) :]), list(table[1000:][1:3])) == ([], [], groups[1001:1003])
     assert len({table.name, table[5:].name, table[6:].name, table[5:][1:2].name, table[5:][1:3].name}) == 5
     assert table.column("row").to_pylist() == list(range(0, 2 * len(groups), 2))
     with pytest.raises(IndexError):

@@ -94,6 +94,9 @@ def test_evaluation_counts_every_preference_alike_and_needs_no_weights(tmp_path:
     entries = [{"source": source, "name": "a", "preference_weights": "weights"}, {"source": other, "name": "b"}]
     train = load_data(section(source, source={"train": entries}, preference_weights=None), 0).splits["train"]
     assert [p.weight for group in train.groups[-6:] for p in group.preferences] == [1.0] * 10
+    limited = {"source": {"train": entries[::-1]}, "preference_weights": None, "limit": {"train": 1}}
+    for seed in range(4):  # the drawn group is of either entry
+        assert len(load_data(section(source, **limited), seed).splits["train"].groups) == 1
     recipe = f"{{model: {{name: x}}, data: {{source: {{train: {source}, test: {json.dumps(entries)}}}}}}}"
     with pytest.raises(RecipeError, match="applies to training rows only"):
         parse_recipe_text(recipe, "r.yaml")

@@ -60,7 +60,8 @@ class GroupTable(Sequence[PreferenceGroup]):
     def __getitem__(self, place: int | slice) -> "PreferenceGroup | GroupTable":
         chosen = range(len(self))[place]
         if isinstance(chosen, range):
-            return GroupTable(self.table.select(chosen), f"{self.name} {chosen}")
+            rows = chosen or range(0)  # datasets refuses an empty range at the end
+            return GroupTable(self.table.select(rows), f"{self.name} {chosen}")
         return _groups_in(self._arrow(chosen, chosen + 1))[0]
 
     def __iter__(self) -> Iterator[PreferenceGroup]:

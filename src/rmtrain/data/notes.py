@@ -34,7 +34,9 @@ def _gaps_note(groups: Sequence[PreferenceGroup]) -> list[str]:
 
 
 def _weights_note(groups: Sequence[PreferenceGroup]) -> list[str]:
-    """What the weights of the preferences are."""
+    """What the weights of the preferences are; nothing of an entry that has no group within the limit."""
+    if not groups:
+        return []
     means, every = array("d"), array("d")
     for group in groups:
         weights = [preference.weight for preference in group.preferences]
