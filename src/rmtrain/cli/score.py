@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +14,7 @@ from typer import Argument, Option
 from rmtrain.cli import options, processes
 from rmtrain.cli.checkpoints import CheckpointRef, choose, load
 from rmtrain.cli.display import TerminalDisplay
+from rmtrain.cli.serve import TOKEN
 from rmtrain.errors import InputError, RunFailedError
 
 if TYPE_CHECKING:
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
     from rmtrain.data.reader import SourceReader
     from rmtrain.data.row_output import Kind
     from rmtrain.data.split_data import ReadAs
+    from rmtrain.scoring.remote import RemoteScorer
     from rmtrain.scoring.scorer import Scorer
 
 ApiName = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
+_COMPARED = 32  # rows on which a server is compared with a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +104,48 @@ def score(
 def _verified_server(
     server: FromServer, named: CheckpointRef | None, rows: "SourceReader", display: TerminalDisplay
 ) -> "Callable[[], Scorer]":
-    """Opens a server as a scorer, and compares its rewards with those of a checkpoint if one is named."""
-    from rmtrain.cli.remote import open_server, verify_server
+    """Opens a server as a scorer, and compares its rewards with those of a checkpoint if one is named.
+
+    The checkpoint's tokenizer renders the rows for APIs that take text.
+
+    Raises:
+        InputError: the address is invalid, or the API needs a checkpoint.
+        RunFailedError: no server answers, or a reward differs by more than is allowed.
+    """
+    from rmtrain.scoring.remote import RemoteScorer, Server
 
     own = load(named, display, needs_rewards="score") if named is not None else None
-    opened = partial(open_server, server.url or "", server.api, own)
-    remote = opened()
+    renderer = own.info.renderer if own is not None else None
+    remote = RemoteScorer.at(Server.at(server.url or "", server.api, os.environ.get(TOKEN, ""), renderer))
     if own is not None:
-        verify_server(remote, own, rows, server.allowed, display)
-    return opened
+        _compare(remote, own, rows, server.allowed, display)
+    return lambda: remote
+
+
+def _compare(
+    remote: "RemoteScorer", own: "Scorer", rows: "SourceReader", allowed: float, display: TerminalDisplay
+) -> None:
+    """Compare the rewards of a server with those of a checkpoint, on the first rows of a source."""
+    from rmtrain.scoring.remote import compare_rewards
+    from rmtrain.scoring.scorer import ScoringTask
+
+    _, split = rows.read(rows.stream.chunks[0])
+    groups = list(islice(split.groups, _COMPARED))
+    tasks = [
+        ScoringTask("sample rows", groups, scorer.info.tokens_per_batch, None, display, split.place)
+        for scorer in (remote, own)
+    ]
+    difference = compare_rewards(remote.score(tasks[0]), own.score(tasks[1]))
+    result = (
+        f"{remote.info.where} and {own.info.where}: {difference.n} rewards of {len(groups)} rows differ by "
+        f"{difference.largest:.1e} at most (standard deviation of the rewards {difference.spread:.3g})"
+    )
+    if not difference.largest <= allowed:
+        raise RunFailedError(
+            f"{result}; {allowed:.1e} is allowed",
+            "check that the server runs this model in float32 with its own chat template, or raise --allowed",
+        )
+    display.note(result)
 
 
 def score_stream(

@@ -10,9 +10,10 @@ from typer import Option
 from rmtrain.cli import options
 from rmtrain.cli.checkpoints import choose
 from rmtrain.cli.display import TerminalDisplay
-from rmtrain.cli.remote import TOKEN
 from rmtrain.errors import InputError
 from rmtrain.scoring.scorer import ScoringOptions
+
+TOKEN = "RMTRAIN_SERVE_TOKEN"  # the environment variable; `rmtrain score --url` reads it too
 
 
 def serve(

@@ -92,6 +92,7 @@ def _card(record: RunRecord, adapter: bool) -> str:
     base_id = base.name if _is_hub_id(base.name, base.commit) else None
     quantization = record.setting("model", "quantization")
     dtype = exported.get("dtype") or record.setting("model", "dtype")
+    dtype = dtype if dtype in ("bfloat16", "float16") else "float32"
     # the first sentence names the base model
     settings = [line for line in training_lines(record) if line.label not in ("base model", "commit of the base model")]
     values = {
@@ -104,10 +105,10 @@ def _card(record: RunRecord, adapter: bool) -> str:
         "front_matter": Markup(front_matter(record, base_id, adapter)),
         "contract": mapping(mapping(record.sidecar.get("scoring", record.sidecar)).get("contract")),
         "quantised": quantization if adapter and quantization in ("nf4", "int8") else None,
-        "dtype": dtype if dtype in ("bfloat16", "float16") else "float32",
+        "dtype": dtype,
         "exported": exported,
         "averaged": average_tables(without_places(averaged, _name_only)) if averaged else [],
-        "serve": Markup(serve_command(".", dtype if dtype in ("bfloat16", "float16") else "float32")),
+        "serve": Markup(serve_command(".", dtype)),
         "gaps": [gap_summary(record.gaps)] if record.gaps else [],
         "results": [
             *split_tables(list(record.splits.values())),
