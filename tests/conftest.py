@@ -3,6 +3,7 @@
 import functools
 import gc
 import importlib.metadata
+import json
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "RMTRAIN_STATUS", "RMTRAIN_DEBU
 # files outlive a killed process without being synced, which only a lost machine could tell; the disk is not waited for
 os.fsync = lambda descriptor: os.fstat(descriptor) and None  # type: ignore[assignment]
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -266,6 +268,17 @@ def write_pairs(path: Path, count: int, seed: int = 0) -> Path:
             }
             stream.write(json.dumps(row) + "\n")
     return path
+
+
+def write_lines(path: Path | str, rows: Iterable[Any]) -> str:
+    """Write rows as JSON lines; returns the path."""
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def read_lines(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def save_reward_model(module: Any, renderer: Any, folder: Path, sidecar: dict[str, Any]) -> None:

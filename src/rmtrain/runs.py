@@ -149,10 +149,14 @@ def locate_model(ckpt: str) -> tuple[str, Path | None]:
     return ckpt, None
 
 
-def offline_wandb(folder: Path) -> list[Path]:
-    """Offline wandb records of a run that are not synced yet, oldest first; each resume makes one."""
+def wandb_notes(folder: Path) -> list[str]:
+    """A line on how to upload the offline wandb records of a run, oldest first; none if all are synced.
+
+    Each resume makes a record.
+    """
     records = sorted(folder.glob("wandb/offline-run-*"))
-    return [path for path in records if not list(path.glob("*.wandb.synced"))]
+    left = [str(path) for path in records if not list(path.glob("*.wandb.synced"))]
+    return [f"wandb is offline; upload with: wandb sync {' '.join(left)}"] if left else []
 
 
 def locked(folder: Path, write: bool = True) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from average_cases import make_part
-from conftest import make_groups
+from conftest import make_groups, read_lines
 
 from rmtrain import RewardFunction
 from rmtrain.cli.app import run
@@ -26,7 +26,7 @@ def answered(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def lines_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(result["rows"]).read_text().splitlines()]
+    return read_lines(result["rows"])
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 import warm
 import yaml
 from bench_cases import write
-from conftest import make_config, make_tokenizer, write_pairs
+from conftest import make_config, make_tokenizer, read_lines, write_lines, write_pairs
 from published_cases import CASES
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -123,7 +123,7 @@ def test_scored_data_is_found_again_by_its_recorded_location_and_split(capsys: A
 
 
 def test_results_of_version_0_1_are_found_by_their_description(capsys: Any, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    rows = read_lines("pairs.jsonl")
     Path("splits.json").write_text(json.dumps({"one": rows[:3], "two": rows[3:]}))
     evaluate(ckpt="a", data="splits.json", split=["two"])
     (path,) = (tmp_path / lies("a") / "eval").glob("*.json")
@@ -240,7 +240,7 @@ def test_the_benchmark_is_what_the_result_says_it_is(capsys: Any, tmp_path: Path
     assert result["benchmark"] == "judgebench"
     assert answer(capsys, *result["rows"])["benchmark"] == "judgebench"  # the rows alone
     pairs = [json.loads(line) | {"source": "math"} for line in Path("pairs.jsonl").read_text().splitlines()]
-    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    write_lines("own.jsonl", pairs)
     own = answer(capsys, "a", "b", "--data", "own.jsonl")
     assert (own["benchmark"], list(own["by_source"])) == (None, ["math"])
     ties = answer(
@@ -251,7 +251,7 @@ def test_the_benchmark_is_what_the_result_says_it_is(capsys: Any, tmp_path: Path
 
 
 def test_a_run_against_a_published_layout_on_the_same_rows(capsys: Any, scored: list[str], tmp_path: Path) -> None:
-    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(tmp_path / "bench.jsonl", ROWS)
     run, case = write_run(tmp_path / "runs" / "r1", 0, "pairs.jsonl"), CASES["oasst"]
     published = case.write(tmp_path)
     options = ("--benchmark", "rewardbench-1", "--data", "bench.jsonl")
@@ -278,7 +278,7 @@ ROWS = [
 
 
 def test_a_benchmark_of_local_rows(capsys: Any, scored: list[str], tmp_path: Path) -> None:
-    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(tmp_path / "bench.jsonl", ROWS)
     options = ("--benchmark", "rewardbench-1", "--data", "bench.jsonl")
     result = answer(capsys, "a", "b", *options)
     assert scored == ["a", "b"]

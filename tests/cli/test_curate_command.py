@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_base, write_pairs
+from conftest import write_base, write_lines, write_pairs
 from test_end_to_end import answer, rmtrain
 
 from rmtrain.cli.judges import Judges
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [json.loads(line) for line in write_pairs(work / "train.jsonl", 100).read_text().splitlines()]
     for row in rows[::5]:
         row["preferences"] = [pair[::-1] for pair in row["preferences"]]
-    (work / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(work / "train.jsonl", rows)
     (work / "recipe.yaml").write_text(RECIPE.format(folder=work))
     return work
 
@@ -98,7 +98,7 @@ def test_rows_that_a_judge_refuses_are_booked_and_shown(
     )
     assert "above 0 and below 1" in rmtrain(*command, "--weight", "1", code=2).stderr
     rows[5]["prompt"] = [*rows[4]["prompt"], {"role": "assistant", "content": "w9"}]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[4:8]))
+    write_lines(tmp_path / "train.jsonl", rows[4:8])
     assert "3 of 4 rows are refused" in rmtrain(*command[:-1], tmp_path / "other.jsonl", code=2).stderr
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import write_base, write_pairs
+from conftest import read_lines, write_base, write_pairs
 from test_end_to_end import answer, rmtrain
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def test_a_run_names_the_rows_that_it_dropped_and_rewardbench_says_how_many(tmp_
         ("judgebench", 0, 40),
     ]
     run = Path(answer(rmtrain("train", recipe, "--json"))["run"])
-    (line,) = [json.loads(line) for line in (run / "overlaps.jsonl").read_text().splitlines()]
+    (line,) = read_lines(run / "overlaps.jsonl")
     assert (line["id"], line["benchmark"], line["benchmark_row"]) == (taken["id"], "rewardbench-1", "hep-go/5")
     assert json.loads((run / "manifest.json").read_text())["data"]["train"]["checks"] == report["checks"]
     assert json.loads((run / "final" / "rmtrain.json").read_text())["checks"] == report["checks"]

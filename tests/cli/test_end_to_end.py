@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import warm
-from conftest import write_base, write_pairs
+from conftest import read_lines, write_base, write_lines, write_pairs
 from hub_server import HubServer
 from sessions import Session
 
@@ -88,7 +88,7 @@ def test_train_writes_the_promised_run_folder_and_json(trained: dict[str, Any]) 
     for name in ("recipe.yaml", "manifest.json", "metrics.jsonl", "checkpoints", "final", "report.html"):
         assert (run / name).exists(), name
     assert json.loads((run / "manifest.json").read_text())["state"] == "finished"
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 17))
     mean = sum(line["loss"] for line in lines if "loss" in line) / 16
     assert trained["train_loss"] == pytest.approx(mean, rel=1e-6)
@@ -116,12 +116,12 @@ def test_eval_repeats_the_figures_of_train_on_the_newest_run(work: Path, trained
 @pytest.mark.parametrize("number", [2, 3])
 def test_eval_on_several_processes_gives_the_same_rows(work: Path, trained: dict[str, Any], number: int) -> None:
     run = Path(trained["run"])
-    rows = [json.loads(line) for line in (run / "eval/test.rows.jsonl").read_text().splitlines()]
+    rows = read_lines(run / "eval/test.rows.jsonl")
     done = started(
         "eval", "--ckpt", run, "--split", "test", "--num-processes", str(number), "--tokens-per-batch", "300", "--json"
     )
     assert answer(done)["accuracy"] == trained["splits"]["test"]["accuracy"]
-    again = [json.loads(line) for line in (run / "eval/test.rows.jsonl").read_text().splitlines()]
+    again = read_lines(run / "eval/test.rows.jsonl")
     assert [row["id"] for row in again] == [row["id"] for row in rows]
     for before, after in zip(rows, again, strict=True):
         assert after["rewards"] == pytest.approx(before["rewards"], abs=1e-6)
@@ -136,8 +136,8 @@ def test_min_accuracy_decides_the_exit_code(work: Path, trained: dict[str, Any])
 def test_score_keeps_rows_and_order_and_agrees_with_eval(work: Path, trained: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "scored.jsonl"
     rmtrain("score", work / "test.jsonl", "--output", out, "--ckpt", trained["run"])
-    rows = [json.loads(line) for line in (work / "test.jsonl").read_text().splitlines()]
-    scored = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = read_lines(work / "test.jsonl")
+    scored = read_lines(out)
     evaluated = (Path(trained["run"]) / "eval/test.rows.jsonl").read_text().splitlines()
     assert [{key: row[key] for key in row if key != "rewards"} for row in scored] == rows
     for row, line in zip(scored, evaluated, strict=True):
@@ -171,18 +171,18 @@ def test_rewardbench_on_local_rows_reports_partial_data_as_partial(trained: dict
         for index in range(20)
     ]
     source = tmp_path / "bench.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(source, rows)
     result = answer(rmtrain("rewardbench", "--ckpt", trained["run"], "--data", source, "--json"))
     assert result["n"] == 20
     assert set(result["subsets"]) == {"llmbar-natural", "hep-rust"}
     assert all(section is None for section in result["sections"].values())
     assert "alpacaeval-easy" in result["missing_subsets"]
     assert {"current", "2024-04", "2024-03", "subset_mean", "micro_accuracy"} <= set(result["scores"])
-    before = [json.loads(line) for line in Path(result["rows"]).read_text().splitlines()]
+    before = read_lines(result["rows"])
     spread = ["--num-processes", "3", "--tokens-per-batch", "60"]
     again = answer(started("rewardbench", "--ckpt", trained["run"], "--data", source, *spread, "--json"))
     assert again["scores"] == result["scores"]
-    after = [json.loads(line) for line in Path(again["rows"]).read_text().splitlines()]
+    after = read_lines(again["rows"])
     assert [row["id"] for row in after] == [row["id"] for row in before] != []
     for one, three in zip(before, after, strict=True):
         assert three["rewards"] == pytest.approx(one["rewards"], abs=1e-6)

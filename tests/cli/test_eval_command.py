@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_pairs
+from conftest import read_lines, write_lines, write_pairs
 
 from rmtrain.cli.app import run as rmtrain
 from rmtrain.evaluation.sources import data_name, split_name
@@ -50,7 +50,7 @@ def test_other_data_never_takes_the_place_of_a_split(run: Path, capsys: Any) -> 
 @pytest.mark.parametrize("split", ["../../../x", "/x", ".", "test", "a/b", "x" * 300, "\u65e5" * 90])
 def test_a_results_name_is_no_path(run: Path, tmp_path: Path, capsys: Any, split: str) -> None:
     write_pairs(tmp_path / "rows.jsonl", 3)
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = read_lines(tmp_path / "rows.jsonl")
     (tmp_path / "rows.json").write_text(json.dumps({split: rows, "else": rows}))
     before = {path for path in tmp_path.rglob("*") if path.parent != run / "eval"}
     result = evaluate(capsys, "--data", "rows.json", "--split", split)
@@ -66,7 +66,7 @@ def test_a_results_name_is_no_path(run: Path, tmp_path: Path, capsys: Any, split
 def test_dropped_rows_are_named(run: Path, capsys: Any) -> None:
     rows = [{"prompt": f"w{i}", "chosen": "w3", "rejected": "w4"} for i in range(3)]
     rows += [{"prompt": "w1", "chosen": "w2", "rejected": "w2"}, {"prompt": "w1 w4", "chosen": "", "rejected": "w2"}]
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines("rows.jsonl", rows)
     assert rmtrain(["eval", "--ckpt", "runs/r", "--data", "rows.jsonl"]) == 0
     causes = "1 identical completions (first: rows.jsonl:4), 1 empty completion (first: rows.jsonl:5)"
     assert f"rows.jsonl: 2 of 5 rows dropped: {causes}\n" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import warm
-from conftest import make_groups
+from conftest import make_groups, read_lines, write_lines
 from reporting.run_cases import make_run
 from scipy.special import logit
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,7 +32,7 @@ def data() -> str:
         pairs = [[0, 1]] if k == 2 else [[a, b] for a in range(k) for b in range(k) if scores[a] > scores[b]]
         row = {"id": str(number), "prompt": group.prompt[0].content, "completions": texts, "preferences": pairs}
         lines.append(row | ({"scores": scores} if k > 2 else {"votes": [1, 1, 2, 0][: 1 + number % 4]}))
-    Path("pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines("pairs.jsonl", lines)
     return "pairs.jsonl"
 
 
@@ -64,15 +64,11 @@ def result_of(capsys: Any, *arguments: str) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
-def read(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
 def test_figures_of_a_policy_its_reference_and_a_reward_model(models: Path, data: str, capsys: Any) -> None:
     names = {"--policy": "policy", "--reference": "sft", "--ckpt": "rm"}
     arguments = [part for option, name in names.items() for part in (option, str(models / name))]
     result = result_of(capsys, *arguments, "--data", data, "--beta", "0.1", "--beta", "2", "--alpha", "0.6")
-    rows = read(data)
+    rows = read_lines(data)
     for reduce, pick in ((sum, lambda of: of), (np.mean, lambda of: of["normalised"])):
         policy, reference = (log_ratios(models / name, rows, reduce) for name in ("policy", "sft"))
         assert pick(result["policy"])["accuracy"] == pytest.approx((policy > 0).mean())
@@ -85,7 +81,7 @@ def test_figures_of_a_policy_its_reference_and_a_reward_model(models: Path, data
     assert result["groups"] == len(rows)
     assert set(result["reward_models"]) == {str(models / "rm")}
     assert rmtrain(["score", data, "--ckpt", str(models / "rm"), "--output", "scored.jsonl"]) == 0
-    scored = read("scored.jsonl")
+    scored = read_lines("scored.jsonl")
     gaps = np.array([r["rewards"][a] - r["rewards"][b] for r in scored for a, b in r["preferences"]])
     assert result["reward_models"][str(models / "rm")]["accuracy"] == pytest.approx((gaps > 0).mean())
     assert result["best_of_n"]["groups"] == 12
@@ -140,7 +136,7 @@ def test_a_gold_model_s_rewards_are_the_scores_that_answers_are_chosen_for(
 ) -> None:
     rm = str(models / "rm")
     result = result_of(capsys, "--policy", str(models / "policy"), "--gold", rm, "--data", data)
-    rows = {name: read(path) for name, path in result["rows"].items()}
+    rows = {name: read_lines(path) for name, path in result["rows"].items()}
     large = [i for i, row in enumerate(rows[rm]) if len(row["rewards"]) > 2]
     chosen = [rows[rm][i]["rewards"][int(np.argmax(rows["policy"][i]["rewards"]))] for i in large]
     best = result["best_of_n"]
@@ -168,10 +164,10 @@ def test_two_processes_measure_the_same(models: Path, data: str, capsys: Any) ->
 
 def test_raw_text_is_prompt_blank_completion_after_bos(models: Path, data: str, capsys: Any) -> None:
     result = result_of(capsys, "--policy", str(models / "policy"), "--data", data, "--raw")
-    rows = read(data)
+    rows = read_lines(data)
     for reduce, of in ((sum, result["policy"]), (np.mean, result["policy"]["normalised"])):
         assert of["accuracy"] == pytest.approx((log_ratios(models / "policy", rows, reduce, True) > 0).mean())
-    scored = read(result["rows"]["policy"])
+    scored = read_lines(result["rows"]["policy"])
     sums = [[sum(tokens) for tokens in row] for row in log_probabilities(models / "policy", rows, True)]
     assert np.concatenate([row["rewards"] for row in scored]) == pytest.approx(np.concatenate(sums), abs=1e-4)
     assert [row["lengths"] for row in scored] == [[len(text.split()) for text in row["completions"]] for row in rows]
@@ -207,8 +203,8 @@ def test_votes_make_alpha_and_rows_without_them_are_refused(models: Path, data: 
     arguments = ["gap", "--policy", str(models / "policy"), "--data", data, "--alpha", "votes"]
     assert rmtrain(arguments) == 2
     assert "group 6 has no votes of raters on two completions" in capsys.readouterr().err
-    rows = read(data)[:6]
-    Path(data).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = read_lines(data)[:6]
+    write_lines(data, rows)
     result = result_of(capsys, *arguments[1:], "--beta", "1")
     share = {1: 1.0, 0: 0.5, 2: 0.0}
     alpha = np.clip([np.mean([share[vote] for vote in row["votes"]]) for row in rows], 0.001, 0.999)

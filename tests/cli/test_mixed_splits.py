@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_tokenizer
+from conftest import make_tokenizer, write_lines
 from test_compare_command import write_model
 
 from rmtrain.cli.app import run as rmtrain
@@ -24,7 +24,7 @@ PLAIN = [{"prompt": f"w{i}", "chosen": f"w{i + 1}", "rejected": f"w{i + 2} w5", 
 @pytest.fixture(autouse=True)
 def _checkpoint(inside: None, tmp_path: Path) -> None:
     for name, rows in {"odd": ODD, "plain": PLAIN}.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(tmp_path / f"{name}.jsonl", rows)
     entries = [
         {"source": "odd.jsonl", "columns": RENAMED},
         {"source": "plain.jsonl", "votes": "votes", "name": "voted"},

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from bench_cases import answer
+from conftest import read_lines, write_lines
 
 from rmtrain.cli.compare import compare
 from rmtrain.cli.rewardbench import rewardbench
@@ -19,14 +20,14 @@ KINDS = ("dates", "dates", "places", "style", "style")
 def _registered(inside: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(BENCHMARKS, "toy", "toy_benchmark")
     rows = [{"prompt": f"w{i}", "good": f"w{i + 9} w3", "bad": "w4", "kind": k, "id": i} for i, k in enumerate(KINDS)]
-    (tmp_path / "toy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "toy.jsonl", rows)
 
 
 def test_its_rows_become_a_result_and_a_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options: dict[str, Any] = {"ckpt": str(models / "rm"), "benchmark": "toy", "data": "toy.jsonl"}
     result = answer(capsys, **options)
     accuracy = {name: part["accuracy"] for name, part in result["subsets"].items()}
-    rows = [json.loads(line) for line in Path(result["rows"]).read_text().splitlines()]
+    rows = read_lines(result["rows"])
     for kind in set(KINDS):
         right = [row["rewards"][0] > row["rewards"][1] for row in rows if row["source"] == kind]
         assert accuracy[kind] == sum(right) / len(right)

@@ -1,6 +1,5 @@
 """Which processes a command joins, and what it reads off Slurm."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from conftest import read_lines
 
 from rmtrain.cli import processes
 from rmtrain.cli.processes import first_node, join_slurm, tasks_per_node
@@ -157,10 +157,7 @@ def test_tasks_of_a_step_score_together(tmp_path: Path, base: Path) -> None:
     told = [process.communicate(timeout=200) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], told
     warm.run(command("one.jsonl"), check=True, timeout=200, capture_output=True)
-    three, one = (
-        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("three", "one")
-    )
+    three, one = (read_lines(tmp_path / f"{name}.jsonl") for name in ("three", "one"))
     assert [row["id"] for row in three] == [row["id"] for row in one]
     for mine, theirs in zip(three, one, strict=True):
         assert mine["rewards"] == pytest.approx(theirs["rewards"], abs=1e-6)

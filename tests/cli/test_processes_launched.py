@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import warm
-from conftest import make_tokenizer, save_reward_model, write_pairs
+from conftest import make_tokenizer, read_lines, save_reward_model, write_pairs
 
 from rmtrain.cli import processes
 from rmtrain.errors import InputError, RunFailedError
@@ -333,9 +333,7 @@ def test_processes_of_another_launcher_join_and_score_what_one_does(scored: Path
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("11 rows scored") == 1
     assert "starting" not in done.stderr
-    ours, theirs = (
-        [json.loads(line) for line in (scored / f"{file}.jsonl").read_text().splitlines()] for file in (name, "one")
-    )
+    ours, theirs = (read_lines(scored / f"{file}.jsonl") for file in (name, "one"))
     assert [row["id"] for row in ours] == [row["id"] for row in theirs]
     for mine, one in zip(ours, theirs, strict=True):
         assert mine["rewards"] == pytest.approx(one["rewards"], abs=1e-6)

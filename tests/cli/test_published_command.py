@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_config, make_tokenizer, write_pairs
+from conftest import make_config, make_tokenizer, write_lines, write_pairs
 from hub_server import HubServer
 from published_cases import CASES, save_safe
 from torch import ones
@@ -66,7 +66,7 @@ def test_parity_takes_a_config_that_transformers_does_not_know(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"prompt": "ab", "chosen": "c" * i, "rejected": "dd", "subset": "hep-go", "id": i} for i in (1, 2, 3)]
-    (tmp_path / "rb.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "rb.jsonl", rows)
     rewardbench(ckpt=str(CASES["oasst"].write(tmp_path)), data="rb.jsonl", parity="float32", json=True)
     result = answer(capsys)
     assert result["published"] == {"layout": "oasst-rm-pythia", "prompt": "oasst", "label": None}

@@ -2,10 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import make_tokenizer
+from conftest import make_tokenizer, write_lines
 from test_compare_command import write_model
 
 from rmtrain.cli.app import run as rmtrain
@@ -22,11 +21,6 @@ COLUMNS = "prompt=q,chosen=answer_1,rejected=answer_2"
 PLAIN = [{"id": i, **{ours: row[theirs] for ours, theirs in RENAMED.items()}} for i, row in enumerate(ROWS)]
 
 
-def write(path: str, rows: list[dict[str, Any]]) -> str:
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture(autouse=True)
 def _checkpoints(inside: None, tmp_path: Path) -> None:
     contract = Renderer.for_tokenizer(make_tokenizer()).contract()
@@ -35,8 +29,8 @@ def _checkpoints(inside: None, tmp_path: Path) -> None:
         recipe = Recipe.model_validate({"model": {"name": "b"}, "data": {"source": "own.jsonl", "columns": columns}})
         values = json.loads(recipe.model_dump_json())
         write_json(tmp_path / name / "rmtrain.json", {"format": 1, "contract": contract, "recipe": values})
-    write("own.jsonl", ROWS)
-    write("plain.jsonl", PLAIN)
+    write_lines("own.jsonl", ROWS)
+    write_lines("plain.jsonl", PLAIN)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -69,7 +63,7 @@ def test_the_file_that_was_trained_on_is_read_as_in_training(capsys: pytest.Capt
 
 def test_the_trained_columns_come_before_what_the_columns_tell(capsys: pytest.CaptureFixture[str]) -> None:
     both = [{**row, "prompt": row["q"], "chosen": row["answer_2"], "rejected": row["answer_1"]} for row in ROWS]
-    write("both.jsonl", both)
+    write_lines("both.jsonl", both)
     found = {}
     for name in ("trained", "plain"):
         code, _, err = run(capsys, "score", "both.jsonl", "--ckpt", name, "--output", f"{name}-out.jsonl")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from bench_cases import ROWS, answer, write
-from conftest import make_tokenizer
+from conftest import make_tokenizer, read_lines, write_lines
 
 from rmtrain.cli.checkpoints import choose, load
 from rmtrain.cli.display import TerminalDisplay
@@ -44,7 +44,7 @@ def test_length_and_dtype_are_chosen_recorded_and_told_apart(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], free: Any
 ) -> None:
     rows = [{**row, "prompt": "w1 " * 40} for row in ROWS["rewardbench-1"]]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "rows.jsonl", rows)
     common: dict[str, Any] = {
         "ckpt": str(models / ("policy" if free else "rm")), "data": "rows.jsonl", "reference_free": free,
     }  # fmt: skip
@@ -92,12 +92,12 @@ def test_scoring_that_was_killed_goes_on_from_the_rows_on_disk(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: Any
 ) -> None:
     rows = [{**ROWS["rewardbench-1"][0], "id": i, "chosen": f"w{i} w{i % 7}"} for i in range(12)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "rows.jsonl", rows)
     options: dict[str, Any] = {"ckpt": str(models / "rm"), "data": "rows.jsonl", "tokens_per_batch": 40, "json": True}
     command(**options)
     whole = json.loads(capsys.readouterr().out)
     path = Path(whole["rows"])
-    written = [json.loads(line) for line in path.read_text().splitlines()]
+    written = read_lines(path)
     shutil.rmtree("results")
     scored: list[int] = []
     true = scoring._score_batch
@@ -116,7 +116,7 @@ def test_scoring_that_was_killed_goes_on_from_the_rows_on_disk(
     monkeypatch.setattr(scoring, "_score_batch", lambda *given: scored.append(len(given[1])) or true(*given))
     command(**options)
     close(json.loads(capsys.readouterr().out), whole)
-    close([json.loads(line) for line in path.read_text().splitlines()], written)
+    close(read_lines(path), written)
     assert 0 < before < sum(scored) == 12
     assert not list(path.parent.glob(".*"))
 
@@ -129,7 +129,7 @@ def test_packing_changes_no_figure(
         {"prompt": f"w{i} w2", "chosen": f"w{i % 5} w3", "rejected": f"w4 w{i} w{i}", "subset": "hep-go", "id": i}
         for i in range(9)
     ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "rows.jsonl", rows)
     found = []
     for packing in ("none", "shared_prompt"):
         folder = tmp_path / packing

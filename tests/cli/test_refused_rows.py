@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import TEMPLATE, write_base
+from conftest import TEMPLATE, write_base, write_lines
 
 from rmtrain.cli.data import data
 from rmtrain.cli.evaluate import evaluate
@@ -33,11 +33,6 @@ def rows(count: int = 12, refused: tuple[int, ...] = (), cut: tuple[int, ...] = 
     return made
 
 
-def write(path: str, made: list[dict[str, Any]]) -> str:
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in made))
-    return path
-
-
 def recipe_of(base: Path, source: dict[str, str]) -> Path:
     Path("recipe.yaml").write_text(
         json.dumps({"model": {"name": str(base), "chat_template": CUT}, "data": {"source": source}, "optim": {}})
@@ -49,8 +44,8 @@ def test_data_books_them_in_every_split_and_says_it_again_from_the_cache(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = {
-        "train": write("train.jsonl", rows(refused=(4, 7), cut=(2, 5, 9))),
-        "validation": write("validation.jsonl", [*rows(40, refused=(3,))[20:], *rows(40, refused=(23,))[23:24]]),
+        "train": write_lines("train.jsonl", rows(refused=(4, 7), cut=(2, 5, 9))),
+        "validation": write_lines("validation.jsonl", [*rows(40, refused=(3,))[20:], *rows(40, refused=(23,))[23:24]]),
     }
     recipe = recipe_of(base, source)
     for _ in range(2):
@@ -75,20 +70,20 @@ def test_data_books_them_in_every_split_and_says_it_again_from_the_cache(
 
 
 def test_more_than_a_fifth_is_an_error(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = recipe_of(base, {"train": write("train.jsonl", rows(refused=(4, 7, 8)))})
+    recipe = recipe_of(base, {"train": write_lines("train.jsonl", rows(refused=(4, 7, 8)))})
     with pytest.raises(DataError, match=r"3 of 12 rows are refused by the chat template; the first: train.jsonl:5: "):
         data(recipe)
 
 
 def test_eval_leaves_them_out_and_score_refuses_them(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = rows(refused=(4, 7))
-    evaluate(ckpt=str(models / "rm"), data=write("some.jsonl", made), json=True)
+    evaluate(ckpt=str(models / "rm"), data=write_lines("some.jsonl", made), json=True)
     told = capsys.readouterr()
     result = json.loads(told.out)
     assert (result["n"], result["groups"], result["refused"]) == (10, 10, 2)
     assert "some.jsonl:5" in " ".join(told.err.split())
     kept = [row for row in made if len(row["prompt"]) == 1]
-    evaluate(ckpt=str(models / "rm"), data=write("kept.jsonl", kept), json=True)
+    evaluate(ckpt=str(models / "rm"), data=write_lines("kept.jsonl", kept), json=True)
     alone = json.loads(capsys.readouterr().out)
     assert (alone["accuracy"], alone["refused"]) == (result["accuracy"], 0)
     with pytest.raises(InputError, match=r"some.jsonl:5: the chat template refuses"):
@@ -110,7 +105,7 @@ def test_eval_leaves_them_out_and_score_refuses_them(models: Path, capsys: pytes
     tabled = pq.read_table("out.parquet").to_pylist()
     assert [(row["rewards"], row["refused"]) for row in tabled] == [(row["rewards"], row["refused"]) for row in scored]
     with pytest.raises(DataError, match="3 of 12 rows"):
-        evaluate(ckpt=str(models / "rm"), data=write("more.jsonl", rows(refused=(1, 4, 7))))
+        evaluate(ckpt=str(models / "rm"), data=write_lines("more.jsonl", rows(refused=(1, 4, 7))))
 
 
 def test_tools_reach_the_tokens_of_a_row(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +119,7 @@ def test_tools_reach_the_tokens_of_a_row(base: Path, capsys: pytest.CaptureFixtu
         "{{ bos_token }}"
     )
     made = [{**rows(1)[0], "tools": tools} for tools in (None, [{"name": "w8"}], json.dumps([{"name": "w9"}]))]
-    recipe = recipe_of(base, {"train": write("train.jsonl", made)})
+    recipe = recipe_of(base, {"train": write_lines("train.jsonl", made)})
     loaded: Recipe = load_recipe(recipe, []).recipe
     renderer = Renderer.for_tokenizer(load_tokenizer(str(base), chat_template=template))
     tokens = prepare(loaded, renderer, Silent()).splits["train"].tokens
@@ -136,7 +131,7 @@ def test_tools_reach_the_tokens_of_a_row(base: Path, capsys: pytest.CaptureFixtu
 def test_a_base_model_without_a_template_is_told_of_raw_and_takes_it(tmp_path: Path) -> None:
     bare = write_base(tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
-    write("train.jsonl", rows())
+    write_lines("train.jsonl", rows())
     Path("recipe.yaml").write_text(f"model: {{name: {bare}}}\ndata: {{source: {{train: train.jsonl}}}}\n")
     with pytest.raises(InputError, match="no chat template") as error:
         data(Path("recipe.yaml"))

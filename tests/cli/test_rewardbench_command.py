@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import warm
 from bench_cases import JUDGE, ROWS, answer, write
-from conftest import make_tokenizer
+from conftest import make_tokenizer, write_lines
 from transformers import AutoModelForSequenceClassification
 
 from rmtrain.cli.rewardbench import rewardbench
@@ -76,7 +76,7 @@ def test_parity_ends_where_scoring_is(models: Path, tmp_path: Path, capsys: pyte
 def test_parity_on_two_processes_is_the_same(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "rows.jsonl"
     rows = [{**ROWS["rewardbench-1"][0], "id": i, "chosen": f"w{i % 50} w{i % 7}"} for i in range(150)]
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(source, rows)
     options: dict[str, Any] = {"ckpt": str(models / "rm"), "data": str(source), "parity": "float32"}
     alone = answer(capsys, **options)["parity"]
     command = [sys.executable, "-m", "rmtrain", "rewardbench", "--num-processes", "2", "--json"]

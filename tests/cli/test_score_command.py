@@ -1,6 +1,5 @@
 """`rmtrain score` in this process: rows keep their own rewards, whatever happens to their file meanwhile."""
 
-import json
 import math
 import os
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_config, make_tokenizer, save_reward_model
+from conftest import make_config, make_tokenizer, read_lines, save_reward_model, write_lines
 from transformers import AutoModelForSequenceClassification
 
 import rmtrain.cli.score as module
@@ -22,11 +21,7 @@ ROWS = [{"id": i, "prompt": f"w{i}", "completions": [f"w{i} w2", f"w3 w{i} w{i}"
 
 
 def write_rows(rows: list[dict[str, Any]]) -> None:
-    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    write_lines("in.jsonl", rows)
 
 
 @pytest.fixture
@@ -48,7 +43,7 @@ def test_a_max_length_beyond_the_model_s_positions_is_cut_to_them_and_said(tmp_p
         assert "sequences are truncated to the model's 32 positions, not to the 128 tokens" in " ".join(
             told.err.split()
         )
-    assert all(map(math.isfinite, read("out.jsonl")[0]["rewards"]))
+    assert all(map(math.isfinite, read_lines("out.jsonl")[0]["rewards"]))
 
 
 @pytest.fixture
@@ -71,12 +66,12 @@ def test_an_input_that_changes_while_it_is_scored_gives_no_row_the_rewards_of_an
     command: list[str], meanwhile: list[Any], capsys: Any, rows: list[dict[str, Any]] | None
 ) -> None:
     assert rmtrain(command) == 0
-    truth = read("out.jsonl")
+    truth = read_lines("out.jsonl")
     assert [{**row, "rewards": None} for row in truth] == [{**row, "rewards": None} for row in ROWS]
     meanwhile.append(lambda: Path("in.jsonl").unlink() if rows is None else write_rows(rows))
     assert rmtrain([*command, "--overwrite"]) == 1
     assert "in.jsonl changed while it was scored: out.jsonl holds the earlier rows" in capsys.readouterr().err
-    assert read("out.jsonl") == truth
+    assert read_lines("out.jsonl") == truth
     assert {path.name for path in Path().iterdir()} <= {"in.jsonl", "out.jsonl"}
 
 
@@ -95,7 +90,7 @@ def test_an_interrupted_scoring_goes_on_with_its_own_rows_alone(
         return whole(model, groups, *rest)
 
     assert rmtrain([*command, "--tokens-per-batch", "20"]) == 0
-    truth = read("out.jsonl")
+    truth = read_lines("out.jsonl")
     monkeypatch.setattr(scoring, "_score_batch", once)
     options = ["--overwrite", "--tokens-per-batch", "20"]
     assert rmtrain([*command, *options]) == 130
@@ -105,14 +100,14 @@ def test_an_interrupted_scoring_goes_on_with_its_own_rows_alone(
     run[:] = [0] * 3
     write_rows(ROWS[::-1])  # other rows: what was scored of the first is not theirs
     assert rmtrain([*command, *options]) == 0
-    assert read("out.jsonl") == truth[::-1]
+    assert read_lines("out.jsonl") == truth[::-1]
     assert sum(run) == len(ROWS)
     write_rows(ROWS)
     partial.parent.mkdir()
     partial.write_bytes(kept)
     run[:] = [0] * 3
     assert rmtrain([*command, *options]) == 0
-    assert read("out.jsonl") == truth
+    assert read_lines("out.jsonl") == truth
     assert 0 < sum(run) < len(ROWS)
     assert sorted(os.listdir()) == ["in.jsonl", "out.jsonl"]
 

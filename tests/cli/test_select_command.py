@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import read_lines, write_lines
 
 from rmtrain.cli.app import run as rmtrain
 from rmtrain.data import chunk_files
@@ -24,15 +25,6 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def write(path: str, rows: list[dict[str, Any]]) -> str:
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
-
-
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk_files, "ROWS", 5)
@@ -45,16 +37,16 @@ def ckpt(models: Path) -> list[str]:
 
 @pytest.fixture
 def scored(ckpt: list[str]) -> list[dict[str, Any]]:
-    write("in.jsonl", ROWS)
+    write_lines("in.jsonl", ROWS)
     assert rmtrain(["score", "in.jsonl", *ckpt, "--output", "scored.jsonl"]) == 0
-    return read("scored.jsonl")
+    return read_lines("scored.jsonl")
 
 
 def select(capsys: Any, *arguments: str, code: int = 0, output: str = "out.jsonl") -> Any:
     capsys.readouterr()
     assert rmtrain(["select", *arguments, "--output", output, "--overwrite", "--json"]) == code
     told = capsys.readouterr()
-    return (json.loads(told.out), read(output)) if code == 0 else told.err
+    return (json.loads(told.out), read_lines(output)) if code == 0 else told.err
 
 
 def turn(role: str, text: str) -> list[dict[str, str]]:
@@ -165,7 +157,7 @@ def test_it_goes_on_where_it_was_interrupted(
     ],
 )
 def test_options_that_do_not_fit_are_refused(capsys: Any, arguments: tuple[str, ...], told: str) -> None:
-    write("in.jsonl", ROWS)
+    write_lines("in.jsonl", ROWS)
     assert told in select(capsys, "in.jsonl", *arguments, code=2)
 
 
@@ -173,17 +165,18 @@ def test_the_input_is_never_replaced(scored: Any, ckpt: list[str], capsys: Any) 
     assert "scored.jsonl is the input" in select(capsys, "scored.jsonl", code=2, output="./scored.jsonl")
     Path("shards").mkdir()
     for name in ("a.jsonl", "b.jsonl"):
-        write(f"shards/{name}", ROWS[:3])
+        write_lines(f"shards/{name}", ROWS[:3])
     for source, output in (("in.jsonl", "in.jsonl"), ("shards", "shards"), ("shards", "shards/b.jsonl")):
         assert rmtrain(["score", source, *ckpt, "--output", output, "--overwrite"]) == 2
         assert f"{output} is the input" in capsys.readouterr().err
-    assert (read("in.jsonl"), read("scored.jsonl"), read("shards/a.jsonl")) == (ROWS, scored, ROWS[:3])
+    names = ("in.jsonl", "scored.jsonl", "shards/a.jsonl")
+    assert list(map(read_lines, names)) == [ROWS, scored, ROWS[:3]]
 
 
 def test_rewards_that_do_not_fit_are_named(scored: Any, capsys: Any) -> None:
     told = select(capsys, "scored.jsonl", "--prompt", "x", "--max-length", "64", code=2)
     assert "the rewards of scored.jsonl do not depend on --prompt, --max-length" in told
-    write("bad.jsonl", [*scored[:7], {**scored[7], "rewards": [0.5]}])
+    write_lines("bad.jsonl", [*scored[:7], {**scored[7], "rewards": [0.5]}])
     assert "bad.jsonl:8: its rewards are not 4 numbers, one per completion" in select(capsys, "bad.jsonl", code=2)
     assert not Path("out.jsonl").exists()
 
@@ -200,7 +193,7 @@ def test_trl_takes_what_is_written(scored: Any, capsys: Any) -> None:
 
 def test_the_answers_of_a_policy_are_chosen_by_the_rewards_that_score_gives_it(capsys: Any, models: Path) -> None:
     policy = ["--ckpt", str(models / "policy"), "--reference-free", "avg"]
-    write("in.jsonl", ROWS[:8])
+    write_lines("in.jsonl", ROWS[:8])
     assert rmtrain(["score", "in.jsonl", *policy, "--output", "scored.jsonl"]) == 0
     _, chosen = select(capsys, "in.jsonl", *policy)
-    assert [row["reward"] for row in chosen] == [max(row["rewards"]) for row in read("scored.jsonl")]
+    assert [row["reward"] for row in chosen] == [max(row["rewards"]) for row in read_lines("scored.jsonl")]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_base, write_pairs
+from conftest import write_base, write_lines, write_pairs
 from hub_server import HubServer
 from sessions import Session
 
@@ -100,7 +100,7 @@ def write_published(folder: Path) -> dict[tuple[str, str], Path]:
         config, splits = CONFIGURED.get(name, ("", ("train",)))
         for place, split in enumerate(splits):
             rows = [published(number)[name] for number in range(place * 40, place * 40 + 40)]
-            (repo / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_lines(repo / f"{split}.jsonl", rows)
         if config:
             files = "".join(f"  - {{split: {split}, path: {split}.jsonl}}\n" for split in splits)
             card = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n"

@@ -5,18 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_groups, make_tokenizer
+from conftest import make_groups, make_tokenizer, write_lines
 
 from rmtrain.cli.app import run as rmtrain
 from rmtrain.data.render import Renderer
 
 pytestmark = pytest.mark.usefixtures("inside")
 GROUPS = make_groups(10, seed=3, k=2)
-
-
-def write(name: str, rows: list[dict[str, Any]]) -> str:
-    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return name
 
 
 @pytest.fixture
@@ -32,7 +27,7 @@ def files() -> tuple[str, str, list[dict[str, Any]]]:
         texts.append({"prompt": group.prompt[0].content, **said})
         own = dict(zip(("chosen_ids", "rejected_ids"), (ids[k][start:] for k in order), strict=True))
         tokens.append({"prompt_ids": ids[0][:start] or None, **own})
-    return write("texts.jsonl", texts), write("tokens.jsonl", tokens), tokens
+    return write_lines("texts.jsonl", texts), write_lines("tokens.jsonl", tokens), tokens
 
 
 def answer(capsys: Any, *arguments: str) -> Any:
@@ -66,7 +61,7 @@ def test_eval_and_score_give_the_figures_of_the_texts(models: Path, files: Any, 
 def test_ids_that_the_tokenizer_lacks_are_named(models: Path, files: Any, capsys: Any) -> None:
     rows = files[2]
     rows[4]["rejected_ids"] = [*rows[4]["rejected_ids"][:-1], 900, 2]
-    source, rm = write("beyond.jsonl", rows), ("--ckpt", str(models / "rm"))
+    source, rm = write_lines("beyond.jsonl", rows), ("--ckpt", str(models / "rm"))
     found = answer(capsys, "eval", *rm, "--data", source)
     assert (found["n"], found["refused"]) == (9, 1)
     assert rmtrain(["score", source, *rm, "--output", "out.jsonl"]) == 2
@@ -80,7 +75,7 @@ def test_data_counts_them_and_what_does_not_end(base: Path, files: Any, capsys: 
         rows[place]["chosen_ids"] = rows[place]["chosen_ids"][:-1]
     rows[3]["chosen_ids"] = [1, 2.5]
     rows[6]["rejected_ids"] = [*rows[6]["rejected_ids"][:-1], 65, 2]
-    source = {"train": write("train.jsonl", [*rows, rows[0]])}
+    source = {"train": write_lines("train.jsonl", [*rows, rows[0]])}
     Path("recipe.yaml").write_text(json.dumps({"model": {"name": str(base)}, "data": {"source": source}}))
     books = answer(capsys, "data", "recipe.yaml")
     train = books["splits"]["train"]

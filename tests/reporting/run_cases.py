@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from conftest import write_lines
 
 from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK, COUNTS
 from rmtrain.evaluation.alignment_gap import GapRows, measure_gap
@@ -157,7 +158,7 @@ def make_run(
         lines.append(line | {"tokens_per_second": 400.0 + step})
         if step % 6 == 0:
             lines.append({"step": step, "steps": STEPS, "epoch": 1.0, "eval_accuracy": 0.6, "eval_loss": math.log(2)})
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(run / "metrics.jsonl", lines)
     write_split(run, "validation", make_rows(60, seed=1))
     write_split(run, "test", make_rows(90, seed=2))
     write_benchmark(run)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import WORDS, make_tokenizer
+from conftest import WORDS, make_tokenizer, write_lines
 from rich.console import Console
 
 from rmtrain.data.load import load_data
@@ -27,7 +27,7 @@ def report(tmp_path: Path) -> DataReport:
     rows[4]["completions"] = [" ".join(WORDS), WORDS[0]]  # over length
     train, test = rows[:15] + rows[5:7], rows[14:]  # two duplicates, one leak
     for name, part in (("train", train), ("test", test)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+        write_lines(tmp_path / f"{name}.jsonl", part)
     section = DataSection(source={name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")})
     data = load_data(section, seed=0)
     return data_report(

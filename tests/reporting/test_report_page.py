@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
+from conftest import write_lines
 from reporting.run_cases import make_manifest, make_recipe, make_rows, make_run, write_benchmark, write_gap, write_split
 
 from rmtrain.errors import CheckpointError
@@ -335,7 +336,7 @@ def test_the_entries_of_a_mixture_have_tables_and_a_curve(tmp_path: Path) -> Non
     own = {"eval_accuracy/chat": 0.8, "eval_accuracy/code": 0.6, "eval_accuracy/<script>$x$": 0.1}
     all_of_them = {"eval_accuracy": 0.7, "eval_loss": 0.5, "eval_mean_accuracy": 0.7}
     lines = [{"step": step, **all_of_them, **own} for step in (6, 12)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(run / "metrics.jsonl", lines)
     text = write_report(run).read_text()
     page = Page(text)
     assert page.table("train, by entry")["chat"] == ["hard", "60", "50", "50", "25.0 %", "50.0 %", "60.0 %", "2.0"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import warm
-from conftest import make_tokenizer
+from conftest import make_tokenizer, write_lines
 
 from rmtrain.cli.app import run as rmtrain
 from rmtrain.data.render import Renderer
@@ -22,11 +22,6 @@ pytestmark = pytest.mark.usefixtures("inside")
 TURNS = [("user", "w1"), ("assistant", "w2"), ("user", "w3")]
 ROWS: list[dict[str, Any]] = [{"prompt": f"w{i} w2", "completions": [f"w{i} w{k}" for k in range(3)]} for i in range(5)]
 ROWS.append({"prompt": [{"role": role, "content": text} for role, text in TURNS], "completions": ["w4", "w5 w6"]})
-
-
-def write(path: str, rows: list[dict[str, Any]]) -> str:
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def rewards(path: str) -> list[list[float]]:
@@ -80,14 +75,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_server_that_is_busy_is_asked_again_and_what_it_refuses_is_named(fake: str, capsys: Any) -> None:
-    write("in.jsonl", ROWS[:5])
+    write_lines("in.jsonl", ROWS[:5])
     assert rmtrain(["score", "in.jsonl", "--url", fake, "--output", "out.jsonl"]) == 0, capsys.readouterr().err
     assert rewards("out.jsonl") == [[float(len(text)) for text in row["completions"]] for row in ROWS[:5]]
-    write("bad.jsonl", [*ROWS[:2], {"prompt": "w1", "completions": ["w13"]}])
+    write_lines("bad.jsonl", [*ROWS[:2], {"prompt": "w1", "completions": ["w13"]}])
     assert rmtrain(["score", "bad.jsonl", "--url", fake, "--output", "no.jsonl"]) == 2
     assert "bad.jsonl:3: " in (told := capsys.readouterr().err)
     assert "refuses it (400): too long" in told
-    write("odd.jsonl", [{"prompt": "w1", "completions": ["w14"]}])
+    write_lines("odd.jsonl", [{"prompt": "w1", "completions": ["w14"]}])
     assert rmtrain(["score", "odd.jsonl", "--url", fake, "--output", "no.jsonl"]) == 1
     assert "gives no reward (200)" in capsys.readouterr().err
     assert not Path("no.jsonl").exists()
@@ -125,14 +120,14 @@ def test_a_prompt_that_is_sent_as_text_holds_the_rows_tools() -> None:
     ],
 )
 def test_addresses_and_options_that_do_not_fit(arguments: list[str], code: int, told: str, capsys: Any) -> None:
-    write("in.jsonl", ROWS)
+    write_lines("in.jsonl", ROWS)
     assert rmtrain(["score", "in.jsonl", *arguments]) == code
     assert told in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_every_form_gives_the_rewards_of_the_model(models: Path, capsys: Any) -> None:
-    write("in.jsonl", ROWS)
+    write_lines("in.jsonl", ROWS)
     ckpt = str(models / "rm")
     assert rmtrain(["score", "in.jsonl", "--ckpt", ckpt, "--output", "own.jsonl"]) == 0
     command = [sys.executable, "-m", "rmtrain", "serve", "--ckpt", ckpt, "--port", "0"]

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import make_tokenizer
+from conftest import make_tokenizer, write_lines
 from test_server import ANSWERS, OPENING, TEXTS, USER, near, served
 
 from rmtrain import RewardFunction
@@ -70,7 +70,7 @@ def test_the_reward_of_an_answer_depends_on_no_other_answer(model: Path, expecte
 
 def test_files_give_the_same(model: Path, expected: dict[str, float], inside: None) -> None:
     rows = [{"prompt": "w1 w2", "completions": [*expected]}, {"prompt": "w1 w2", "completions": [OTHERS[1]]}]
-    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines("in.jsonl", rows)
     assert rmtrain(["score", "in.jsonl", "--ckpt", str(model), "--calibrated", "--output", "out.jsonl"]) == 0
     together, alone = (json.loads(line)["rewards"] for line in Path("out.jsonl").read_text().splitlines())
     near(together, [*expected.values()])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORDS, make_groups
+from conftest import WORDS, make_groups, write_lines
 
 from rmtrain import RewardFunction
 from rmtrain.cli.app import run as rmtrain
@@ -26,7 +26,7 @@ def reward(models: Path) -> RewardFunction:
 
 def scored(rows: list[dict[str, Any]], ckpt: Path) -> list[list[float]]:
     """What `rmtrain score` writes of rows."""
-    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines("in.jsonl", rows)
     assert rmtrain(["score", "in.jsonl", "--ckpt", str(ckpt), "--output", "out.jsonl", "--overwrite"]) == 0
     return [json.loads(line)["rewards"] for line in Path("out.jsonl").read_text().splitlines()]
 

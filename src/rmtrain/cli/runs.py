@@ -12,7 +12,7 @@ from typer import Argument, Option
 from rmtrain.cli import options
 from rmtrain.cli.output import print_json, print_parts, print_tables
 from rmtrain.errors import InputError
-from rmtrain.runs import MANIFEST, list_runs, offline_wandb
+from rmtrain.runs import MANIFEST, list_runs, wandb_notes
 
 if TYPE_CHECKING:
     from rmtrain.reporting.record import RunRecord
@@ -132,9 +132,7 @@ def _render(record: "RunRecord") -> None:
         tables.insert(0, split_tables(list(record.splits.values())))
     if record.notes:
         tables.append([Table((), (), notes=record.notes)])
-    lines = []
-    if records := offline_wandb(record.folder):
-        lines.append(f"wandb is offline; upload with: wandb sync {' '.join(map(str, records))}")
+    lines = wandb_notes(record.folder)
     report = record.folder / "report.html"
     if report.exists():
         lines.append(f"report: {report}")

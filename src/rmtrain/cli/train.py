@@ -11,7 +11,7 @@ from rmtrain.cli import options, processes
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.output import print_json, print_tables
 from rmtrain.errors import CheckpointError, InputError, RecipeError, command_line, masked, printable
-from rmtrain.runs import offline_wandb
+from rmtrain.runs import wandb_notes
 
 if TYPE_CHECKING:
     from rmtrain.data.prepare import ReadyData
@@ -164,8 +164,7 @@ def _show(result: dict[str, Any]) -> None:
     speed = result["tokens_per_second"]
     lines = [f"{result['steps']} steps, {result['tokens']:,} tokens, {speed:,.0f} tokens/s" if speed else ""]
     lines += [f"results: {result['run']}", f"report:  {result['run']}/report.html"]
-    if records := offline_wandb(Path(result["run"])):
-        lines.append(f"wandb is offline; upload with: wandb sync {' '.join(map(str, records))}")
+    lines += wandb_notes(Path(result["run"]))
     print_tables(split_tables(list(result["splits"].values())), *lines)
 
 
