@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -169,18 +170,29 @@ def test_faults_end_before_anything_is_trained(folder: Path) -> None:
     assert not output.exists()
 
 
+def signal_once(path: Path) -> None:
+    """Send this process a signal soon after a file exists."""
+    while not path.exists():
+        time.sleep(0.02)
+    time.sleep(0.3)  # until it waits for the child that wrote the file
+    os.kill(os.getpid(), signal.SIGUSR2)
+
+
 def test_an_interrupted_judge_may_write_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal to curate alone asks the judge's command to stop, and waits for it."""
     command = tmp_path / "python"
     stop = f"sleep 0.5; touch {tmp_path}/checkpoint; exit 130"
-    command.write_text(f"#!/bin/sh\ntrap '{stop}' TERM\nwhile :; do sleep 0.05; done\n")
+    command.write_text(f"#!/bin/sh\ntrap '{stop}' TERM\ntouch {tmp_path}/started\nwhile :; do sleep 0.05; done\n")
     command.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(command))
+    notes: list[str] = []
+    monkeypatch.setattr(Silent, "note", lambda self, line: notes.append(line))
     before = signal.signal(signal.SIGUSR2, lambda *_: interrupt())
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+    threading.Thread(target=signal_once, args=[tmp_path / "started"], daemon=True).start()
     try:
         with pytest.raises(KeyboardInterrupt):
             Judges(tmp_path, [], Silent())._command("train", "recipe.yaml")
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert (tmp_path / "checkpoint").exists()
+    assert notes == ["stopped; run the same command again to continue"]

@@ -112,7 +112,6 @@ class Workers:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             self._stop()
-            self.notify("stopped; run the same command again to continue")
             raise
         finally:
             pool.shutdown()
@@ -173,6 +172,7 @@ class Workers:
             process.terminate()
         for process in [*self.running]:
             process.wait()
+        self.notify("stopped; run the same command again to continue")
 
 
 def devices_for(parallel: int) -> list[str]:
