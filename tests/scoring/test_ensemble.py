@@ -136,7 +136,7 @@ def test_one_member_is_in_memory_and_a_group_that_one_refuses_is_left_out() -> N
         return _Toy(request)
 
     request = ScorerRequest("1,2,30", ScoringOptions(combine="mean"))
-    ensemble = EnsembleScorer.open(request, opener)
+    ensemble = EnsembleScorer(request, opener)
     task = ScoringTask("made", GROUPS, 64, None, LogOnce())
     for _ in range(2):
         scores = ensemble.score(task)

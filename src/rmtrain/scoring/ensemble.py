@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
@@ -13,62 +13,55 @@ from rmtrain.scoring.scorer import GroupScore, Scorer, ScorerInfo, ScorerRequest
 Opener = Callable[[ScorerRequest], Scorer]
 
 
-@dataclass
-class _Loaded:
-    """The member in memory, if any."""
-
-    place: int | None = None
-    scorer: Scorer | None = None
-
-
-@dataclass(frozen=True)
 class EnsembleScorer:
     """A scorer that combines scorers, whose tokenizers and templates may differ."""
 
-    info: ScorerInfo
-    members: tuple[ScorerRequest, ...]
-    infos: tuple[ScorerInfo, ...]
-    combination: Combination
-    opener: Opener
-    _loaded: _Loaded = field(default_factory=_Loaded)
-
-    @classmethod
-    def open(cls, request: ScorerRequest, opener: Opener) -> "EnsembleScorer":
+    def __init__(self, request: ScorerRequest, opener: Opener) -> None:
         """Load each member once to read its info; the last one stays in memory and scores first.
 
         Raises:
             InputError: a member gives no rewards, or the options do not fit it.
             CheckpointError: a member can't be loaded.
         """
-        options = request.options
-        combination = Combination.parse(str(options.combine))
-        members = tuple(
-            replace(request, where=where, options=replace(options, combine=None)) for where in request.where.split(",")
-        )
-        loaded, infos = _Loaded(), []
-        for place in range(len(members)):
-            infos.append(_open(loaded, place, members, opener).info)
-            infos[-1].require_rewards("an ensemble")
-        return cls(_describe(request, infos), members, tuple(infos), combination, opener, loaded)
+        options = replace(request.options, combine=None)
+        self._combination, self._opener = Combination.parse(str(request.options.combine)), opener
+        self._members = [replace(request, where=where, options=options) for where in request.where.split(",")]
+        self._place: int | None = None  # of the member in memory
+        self._scorer: Scorer | None = None
+        self._infos: list[ScorerInfo] = []
+        for place in range(len(self._members)):
+            self._infos.append(self._load(place).info)
+            self._infos[-1].require_rewards("an ensemble")
+        self.info = _describe(request, self._infos)
+
+    def _load(self, place: int) -> Scorer:
+        """Load a member in place of the previous one."""
+        if self._place != place or self._scorer is None:
+            self._place, self._scorer = place, None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._scorer = self._opener(self._members[place])
+        return self._scorer
 
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
         """Combined rewards, with those of each member; see `Scorer`. A group is left out if a member refuses it.
 
-        Lengths are those of the first member; a preference counts as identical if it is identical for every member.
+        Lengths are those of the first member, and identical preferences are counted by the member with the fewest.
         """
         scores: dict[int, list[GroupScore | None]] = {}
-        for place in sorted(range(len(self.members)), key=lambda place: place != self._loaded.place):
-            task.display.note(f"member {place + 1} of {len(self.members)}: {self.infos[place].where}")
-            scores[place] = _open(self._loaded, place, self.members, self.opener).score(task)
-        in_order = (scores[place] for place in range(len(self.members)))
-        return [self._combined([each for each in of if each is not None]) for of in zip(*in_order, strict=True)]
+        for place in sorted(range(len(self._members)), key=lambda place: place != self._place):
+            task.display.note(f"member {place + 1} of {len(self._members)}: {self._infos[place].where}")
+            scores[place] = self._load(place).score(task)
+        by_group = zip(*(scores[place] for place in range(len(self._members))), strict=True)
+        return [self._combined([score for score in of_group if score is not None]) for of_group in by_group]
 
     def _combined(self, scores: Sequence[GroupScore]) -> GroupScore | None:
-        if len(scores) < len(self.members):
+        if len(scores) < len(self._members):
             return None
         rewards = tuple(score.rewards for score in scores)
         return GroupScore(
-            self.combination.of(rewards),
+            self._combination.of(rewards),
             scores[0].lengths,
             any(score.truncated for score in scores),
             min(score.identical for score in scores),
@@ -76,17 +69,6 @@ class EnsembleScorer:
             omitted=scores[0].omitted,
             tokens=scores[0].tokens,
         )
-
-
-def _open(loaded: _Loaded, place: int, members: Sequence[ScorerRequest], opener: Opener) -> Scorer:
-    """Load a member in place of the previous one."""
-    if loaded.place != place or loaded.scorer is None:
-        loaded.place, loaded.scorer = place, None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        loaded.scorer = opener(members[place])
-    return loaded.scorer
 
 
 def _describe(request: ScorerRequest, infos: Sequence[ScorerInfo]) -> ScorerInfo:

@@ -24,7 +24,7 @@ def open_scorer(request: ScorerRequest) -> Scorer:
         InputError: this kind does not have one of the options.
     """
     if request.options.combine is not None:
-        return EnsembleScorer.open(request, open_scorer)
+        return EnsembleScorer(request, open_scorer)
     if request.options.calibrated:
         return CalibratedScorer.open(request, open_scorer)
     return next(scorer for opener in SCORERS if (scorer := opener(request)) is not None)

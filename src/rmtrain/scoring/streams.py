@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ _LOOK_SECONDS = 5.0  # between reads of the folder, for progress
 _POLL_SECONDS = 0.5  # between checks for parts of other processes
 
 
-@dataclass(frozen=True)
+@dataclass
 class StreamScoring:
     """The scoring of a source by one or more processes that share a disk and never wait for each other."""
 
@@ -37,7 +37,8 @@ class StreamScoring:
     display: Display
     # rows that the chat template refuses get null rewards and the reason; otherwise they are errors
     skip_refused: bool = False
-    _seen: dict[str, float] = field(default_factory=dict, repr=False)
+    _counted_at: float = -_LOOK_SECONDS
+    _counted_rows: int = 0
 
     @cached_property
     def names(self) -> list[str]:
@@ -125,11 +126,12 @@ class StreamScoring:
     def _rows_done(self) -> int:
         """The number of rows in finished parts, a few seconds old at most."""
         now = time.monotonic()
-        if now - self._seen.get("at", -_LOOK_SECONDS) >= _LOOK_SECONDS:
+        if now - self._counted_at >= _LOOK_SECONDS:
             finished = self.parts.finished()
             chunks = zip(self.rows.stream.chunks, self.names, strict=True)
-            self._seen.update(at=now, rows=sum(chunk.rows for chunk, name in chunks if name in finished))
-        return int(self._seen["rows"])
+            self._counted_rows = sum(chunk.rows for chunk, name in chunks if name in finished)
+            self._counted_at = now
+        return self._counted_rows
 
 
 def _refusals(task: ScoringTask) -> list[TokenNote]:
