@@ -22,8 +22,8 @@ from rmtrain.cli.score import score
 from rmtrain.data.types import Message
 from rmtrain.errors import CheckpointError, DataError, InputError
 from rmtrain.evaluation.differences import _in_order_of, compare_rows
-from rmtrain.evaluation.figures import credits_by_rule
 from rmtrain.evaluation.results import ScoredRow, read_rows
+from rmtrain.evaluation.subsets import credits_by_rule
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.published.pair_rm import PairRenderer
 

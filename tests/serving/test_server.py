@@ -23,7 +23,7 @@ from rmtrain.cli.app import run as rmtrain
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.serving.app import ServerLimits, make_app
 from rmtrain.serving.batcher import Batcher, BatchLimits
-from rmtrain.serving.figures import Figures
+from rmtrain.serving.counters import Counters
 from rmtrain.serving.online import OnlineScorer, join_prompts
 from rmtrain.serving.server import listen
 
@@ -387,7 +387,7 @@ def test_requests_that_share_a_prompt_go_together_and_none_waits_for_good() -> N
             return [[] for _ in groups]
 
     async def ask() -> None:
-        batcher = Batcher(Held(), BatchLimits(440, 0.0, 100), Figures())  # type: ignore[arg-type]
+        batcher = Batcher(Held(), BatchLimits(440, 0.0, 100), Counters())  # type: ignore[arg-type]
         batcher.start()
         asked = []
         for name in ("x0", "a0", "b0", "a1", "b1", "c0", "a2", "a3", "b2"):

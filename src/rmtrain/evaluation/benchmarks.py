@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from rmtrain.data.benchmarks.definition import Benchmark, Sizes, era_scores
-from rmtrain.evaluation.figures import Score, Subset, by_source, formula_subset, subsets_of, weighted_score
 from rmtrain.evaluation.results import ScoredRow
+from rmtrain.evaluation.subsets import Score, Subset, by_source, formula_subset, subsets_of, weighted_score
 from rmtrain.json_values import JsonObject
 
 

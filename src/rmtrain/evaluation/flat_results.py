@@ -10,7 +10,7 @@ from rmtrain.data.benchmarks.definition import Benchmark
 from rmtrain.documents import Result, checked
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks import BenchmarkResult
-from rmtrain.evaluation.figures import Subset
+from rmtrain.evaluation.subsets import Subset
 from rmtrain.json_values import JsonObject, read_json
 
 _FORMS = 'expected {"subset": accuracy, …}, or {"model": {"subsets": {…}, "prior_sets": {…}}, …}'

@@ -10,8 +10,8 @@ import yaml
 from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK, COUNTS, PRIOR_COUNTS, PRIOR_SETS, SECTION_WEIGHTS, SECTIONS
 from rmtrain.documents import Result, checked
 from rmtrain.errors import DataError
-from rmtrain.evaluation.figures import Subset, weighted_score
 from rmtrain.evaluation.flat_results import published_model, published_result, published_results
+from rmtrain.evaluation.subsets import Subset, weighted_score
 from rmtrain.json_values import JsonObject, read_json
 
 _SECTION_SORTS = {section.lower().replace(" ", "-"): section for section in SECTIONS}

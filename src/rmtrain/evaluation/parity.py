@@ -13,8 +13,8 @@ from rmtrain.data.benchmarks.rewardbench1 import BENCHMARK
 from rmtrain.data.prepare import tokenize_named
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
-from rmtrain.evaluation.figures import by_source
 from rmtrain.evaluation.results import ScoredRow, gaps_of, scored_row
+from rmtrain.evaluation.subsets import by_source
 from rmtrain.json_values import JsonObject
 from rmtrain.metrics.rankings import Floats, credits_of
 from rmtrain.model.checkpoint import Checkpoint

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rmtrain import __version__
 from rmtrain.errors import InputError
 from rmtrain.serving.batcher import Batcher, BatchLimits, QueueFullError, StoppedError
-from rmtrain.serving.figures import Figures
+from rmtrain.serving.counters import Counters
 from rmtrain.serving.forms import ClassifyForm, Embeddings, Form, RewardForm, VllmPooling, VllmScore
 from rmtrain.serving.online import OnlineScorer
 from rmtrain.serving.problems import problem, problem_of, problem_of_body
@@ -45,8 +45,8 @@ class ServerLimits:
 
 def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
     """The application of one model."""
-    figures = Figures()
-    batcher = Batcher(scorer, limits.batch, figures)
+    counters = Counters()
+    batcher = Batcher(scorer, limits.batch, counters)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,7 +55,7 @@ def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
         await batcher.stop()
 
     app = FastAPI(title="rmtrain", version=__version__, description=_ABOUT, lifespan=lifespan)
-    _add_forms(app, Desk(scorer, batcher, figures))
+    _add_forms(app, Desk(scorer, batcher, counters))
 
     @app.get("/health", summary="The model, if it is ready")
     async def health() -> Response:
@@ -64,7 +64,7 @@ def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
 
     @app.get("/metrics", summary="Figures for Prometheus")
     async def metrics() -> Response:
-        return PlainTextResponse(figures.text(batcher.rows_waiting), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(counters.text(batcher.rows_waiting), media_type="text/plain; version=0.0.4")
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(request: Request, error: RequestValidationError) -> Response:
@@ -76,7 +76,7 @@ def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
     async def refused(request: Request, error: AnyHTTPException) -> Response:
         return problem(error.status_code, str(error.detail), "see /docs", dict(error.headers or {}))
 
-    return Gate(app, limits, figures, frozenset(app.openapi()["paths"]))
+    return Gate(app, limits, counters, frozenset(app.openapi()["paths"]))
 
 
 _ROUTES: dict[str, tuple[Any, str | None]] = {  # the form of a path's requests, and what /docs says of it
@@ -107,7 +107,7 @@ class Desk:
 
     scorer: OnlineScorer
     batcher: Batcher
-    figures: Figures
+    counters: Counters
 
     async def answer(self, form: Form, request: Request) -> Response:
         """The rewards in the form of the request, or its fault."""
@@ -126,8 +126,8 @@ class Desk:
         if scores is None:
             return Response(status_code=499)  # the client has disconnected
         answer = rows.answer(scores)
-        self.figures.refused += len(answer.faults)
-        self.figures.truncated += len(answer.truncated)
+        self.counters.refused += len(answer.faults)
+        self.counters.truncated += len(answer.truncated)
         if len(answer.faults) == rows.size:
             return problem_of(next(iter(answer.faults.values())))
         return JSONResponse(form.reply(answer, self.scorer.name))
@@ -152,8 +152,8 @@ class Gate:
     """The middleware: checks the token and the size of the body, counts requests (those of `paths` by name), and
     answers unexpected errors."""
 
-    def __init__(self, app: ASGIApp, limits: ServerLimits, figures: Figures, paths: frozenset[str]) -> None:
-        self._app, self._limits, self._figures, self._paths = app, limits, figures, paths
+    def __init__(self, app: ASGIApp, limits: ServerLimits, counters: Counters, paths: frozenset[str]) -> None:
+        self._app, self._limits, self._counters, self._paths = app, limits, counters, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it to the application."""
@@ -180,7 +180,7 @@ class Gate:
                 await problem(500, "an unexpected error; see the server's log")(scope, receive, counted)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._figures.answered(path, status, time.perf_counter() - start)
+            self._counters.answered(path, status, time.perf_counter() - start)
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = dict(scope["headers"])

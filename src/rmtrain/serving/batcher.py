@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rmtrain.data.types import PreferenceGroup, ids_in
 from rmtrain.errors import RmtrainError
-from rmtrain.serving.figures import Figures
+from rmtrain.serving.counters import Counters
 from rmtrain.serving.online import OnlineScorer, RowScore
 
 RowScores = list[list[RowScore | RmtrainError]]
@@ -52,8 +52,8 @@ class _Waiting:
 class Batcher:
     """A queue in front of a scorer, for use from one event loop; the model runs in a separate thread."""
 
-    def __init__(self, scorer: OnlineScorer, limits: BatchLimits, figures: Figures) -> None:
-        self._scorer, self._limits, self._figures = scorer, limits, figures
+    def __init__(self, scorer: OnlineScorer, limits: BatchLimits, counters: Counters) -> None:
+        self._scorer, self._limits, self._counters = scorer, limits, counters
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "rmtrain-scorer")
@@ -142,7 +142,7 @@ class Batcher:
             if isinstance(error, Exception):
                 return
             raise
-        self._figures.scored(sum(waiting.rows for waiting in batch), time.perf_counter() - start)
+        self._counters.scored(sum(waiting.rows for waiting in batch), time.perf_counter() - start)
         for waiting in batch:
             answer = [next(scores) for _ in waiting.groups]
             if not waiting.answer.done():

@@ -7,7 +7,7 @@ _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # sec
 
 
 @dataclass
-class Figures:
+class Counters:
     """Counters of a server since its start."""
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)  # by path and status
