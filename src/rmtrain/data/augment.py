@@ -33,10 +33,10 @@ def add_other_prompts(curations: Sequence[Curation], share: float, seed: int) ->
         drawn = Random(f"{seed}:other_prompts:{group.id}").sample(range(count), min(_DRAWN, count))
         if (donor := answers.nearest(number, group, drawn)) is not None:
             donors[number] = donor
-    given = np.unique(np.array([*donors.values()], np.int64))
+    distinct = np.unique(np.array([*donors.values()], np.int64))
     texts = {
         donor: group.completions[answers.best[donor]]
-        for donor, group in zip(given.tolist(), answers.read(given), strict=True)
+        for donor, group in zip(distinct.tolist(), answers.read(distinct), strict=True)
     }
     for (number, donor), group in zip(donors.items(), answers.read(np.array([*donors], np.int64)), strict=True):
         _add(*answers.owner(number), group, texts[donor])

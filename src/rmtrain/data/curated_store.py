@@ -48,13 +48,13 @@ def stored_data(data: DataSection, seed: int, folder: Path, notify: Callable[[st
         return load_data(data, seed)  # its error explains best what is wrong with a source
 
     def write(staging: Path) -> None:
-        made = load_data(data, seed, store=GroupStore(staging))
+        curated = load_data(data, seed, store=GroupStore(staging))
         for path in staging.glob(f"{SCRATCH}*"):
             path.unlink()
         if _name(data, seed) != name:
             raise DataError("a source of the data changed while it was read", "run the command again")
-        splits = [_split_record(staging, number, split, data) for number, split in enumerate(made.splits.values())]
-        record = {"splits": splits, "leaks": made.leaks, "notes": made.notes}
+        splits = [_split_record(staging, number, split, data) for number, split in enumerate(curated.splits.values())]
+        record = {"splits": splits, "leaks": curated.leaks, "notes": curated.notes}
         (staging / _RECORD).write_text(json.dumps(record))
 
     try:
@@ -92,12 +92,12 @@ def _name(data: DataSection, seed: int) -> str:
     Raises:
         InputError: a source can't be read.
     """
-    given = data.model_dump(exclude=_NOT_CURATION)
+    keys = data.model_dump(exclude=_NOT_CURATION)
     entries = chain.from_iterable(entries_of(data, split) for split in dict.fromkeys(("train", *recipe_splits(data))))
     sources: dict[str, Any] = {str(entry.section.source): entry.section.source for entry in entries}
     states = {text: state_of(parse_source(source)) for text, source in sources.items()}
     compared = [read_benchmark_texts(each, lambda line: None).compared for each in data.decontaminate]
-    marks = [_LAYOUT, _code(), given, seed, sorted(states.items()), compared]
+    marks = [_LAYOUT, _code(), keys, seed, sorted(states.items()), compared]
     return hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -166,12 +166,12 @@ def _read_split(folder: Path, number: int, split: Mapping[str, Any], data: DataS
 
 
 def _shards_of(shards: Sequence[Sequence[Any]], lines: Any) -> list[Shard]:
-    made, start = list[Shard](), 0
+    read, start = list[Shard](), 0
     for name, rows, has_lines, first in shards:
         end = start + rows if has_lines else start
-        made.append(Shard(name, rows, _numbers(lines[start:end]) if has_lines else None, first))
+        read.append(Shard(name, rows, _numbers(lines[start:end]) if has_lines else None, first))
         start = end
-    return made
+    return read
 
 
 def _numbers(values: Any) -> Sequence[int]:

@@ -59,8 +59,8 @@ def entry_figures(split: ReadySplit) -> dict[str, EntryFigures]:
     measured = [token_figures(part.tokens) for part in split.parts]
     groups = [max(len(part.tokens), part.data.repeated or 0) for part in split.parts]
     tokens = [
-        figures.tokens * taken // max(1, len(part.tokens))
-        for part, figures, taken in zip(split.parts, measured, groups, strict=True)
+        figures.tokens * count // max(1, len(part.tokens))
+        for part, figures, count in zip(split.parts, measured, groups, strict=True)
     ]
     return {
         part.data.entry.name: EntryFigures(

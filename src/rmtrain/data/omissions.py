@@ -94,10 +94,10 @@ def _of_fields(message: Message) -> Iterator[Omission]:
 
 
 def _of_arguments(arguments: str) -> Iterator[Omission]:
-    given = from_json(arguments)
-    for tool in _objects(given.get("tools")):
+    variables = from_json(arguments)
+    for tool in _objects(variables.get("tools")):
         yield from _named("tools", tool)
-    for document in _objects(given.get("documents")):
+    for document in _objects(variables.get("documents")):
         if texts := [value for value in document.values() if isinstance(value, str)]:
             yield Omission("documents", max(texts, key=len))
 

@@ -40,8 +40,8 @@ class RowNames(NamedTuple):
 
     def of(self, index: int, row: ParsedRow) -> str:
         """The id of a row."""
-        given = f"{self.split}-{self.first + index}" if row.id is None else row.id
-        return self.changed.get(index, given)
+        name = f"{self.split}-{self.first + index}" if row.id is None else row.id
+        return self.changed.get(index, name)
 
 
 class ParsedRows(NamedTuple):

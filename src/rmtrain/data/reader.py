@@ -107,9 +107,9 @@ def choose_reading(
             return reading
     reading = Reading(choose_schema(rows, data), data)
     if mappings:
-        given = " or ".join(map(_as_overrides, mappings))
+        wanted = " or ".join(map(_as_overrides, mappings))
         name = reading.choice.schema.name
-        notify(f"{rows.description}: the columns do not fit {given}, as in training; the rows are read as {name} rows")
+        notify(f"{rows.description}: the columns do not fit {wanted}, as in training; the rows are read as {name} rows")
     return reading
 
 

@@ -164,8 +164,8 @@ class Renderer:
     def encode(self, texts: Sequence[Any]) -> list[list[int]]:
         """The tokens of whole conversations, with the BOS and the end token that the template omits."""
         tail = [self.tokenizer.eos_token_id] if self.append_eos else []
-        made = iter(self._encode([text for text in texts if isinstance(text, str)]))
-        return [next(made) + tail if isinstance(text, str) else text for text in texts]
+        encoded = iter(self._encode([text for text in texts if isinstance(text, str)]))
+        return [next(encoded) + tail if isinstance(text, str) else text for text in texts]
 
     def tokenize_prompt(self, prompt: Conversation, arguments: str = "") -> list[int]:
         """A prompt as input of a language model: with the generation prompt, without an end token.
@@ -261,8 +261,8 @@ class Renderer:
         tokenizer = copy.copy(self.tokenizer)
         tokenizer.chat_template = templates if len(templates) > 1 else templates["default"]
         baked = replace(self, tokenizer=tokenizer, prepend_bos=False, append_eos=False)
-        given = ("", _TOOLS) if len(templates) > 1 else ("",)
-        return baked if all(self._agrees(baked, probe, each) for probe in _PROBES for each in given) else self
+        arguments = ("", _TOOLS) if len(templates) > 1 else ("",)
+        return baked if all(self._agrees(baked, probe, each) for probe in _PROBES for each in arguments) else self
 
     def _agrees(self, baked: "Renderer", probe: Conversation, arguments: str) -> bool:
         """Whether a baked template gives the same tokens for a conversation and its prompt, without a date."""

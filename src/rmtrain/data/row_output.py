@@ -29,10 +29,10 @@ def output_kind(output: Path, stream: RowStream) -> Kind:
             ("a folder", "one file") if output.is_dir() else ("a file", "a folder with a file for each input")
         )
         raise InputError(f"{output} is {kind}, and the output is {wanted}", "choose another --output")
-    given = suffix_of(stream.names[0]) == ".parquet"
-    if suffix_of(output.name) == ".parquet" and not given:
+    from_parquet, to_parquet = (suffix_of(name) == ".parquet" for name in (stream.names[0], output.name))
+    if to_parquet and not from_parquet:
         raise InputError(f"--output {output}: Parquet output needs a Parquet source", "choose a name ending in .jsonl")
-    return "parquet" if suffix_of(output.name) == ".parquet" or (given and is_folder(output, stream)) else "lines"
+    return "parquet" if to_parquet or (from_parquet and is_folder(output, stream)) else "lines"
 
 
 def is_folder(output: Path, stream: RowStream) -> bool:

@@ -136,10 +136,10 @@ def parse_source(text: str | Sequence[str]) -> Source:
         here = f" (no such file or folder in {os.getcwd()})" if "/" in text else ""
         raise DataError(f"{text!r} is not a source{here}", f"a source is {_FORMS}")
     marks = re.findall(r"([:@])([^:@]+)", match["marks"])
-    given = dict(marks)
-    if len(given) != len(marks):
+    by_sign = dict(marks)
+    if len(by_sign) != len(marks):
         raise DataError(f"{text!r} names its configuration or revision twice", f"a source is {_FORMS}")
-    return Source("hub", match["name"], given.get(":"), given.get("@"))
+    return Source("hub", match["name"], by_sign.get(":"), by_sign.get("@"))
 
 
 def pin_source(source: Source) -> Source:

@@ -55,9 +55,9 @@ def processes_for(groups: Sequence[PreferenceGroup]) -> int:
     if getattr(groups, "name", None) is None:  # in memory, where each process would need its own copy
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local, given = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"))
+    local, threads = (os.environ.get(name, "") for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"))
     shared = local.isdigit() and int(local) > 1
-    most = cores // int(local) if shared else int(given) if given.isdigit() else cores
+    most = cores // int(local) if shared else int(threads) if threads.isdigit() else cores
     return max(1, min(most, cores, _MOST, len(groups) // _PAYS))
 
 

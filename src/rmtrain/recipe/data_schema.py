@@ -198,10 +198,10 @@ class DataSection(Section):
 
     def entries(self, split: str) -> list[EntrySection]:
         """The entries of a mixture split; empty for a single source."""
-        given = self.source.get(split) if isinstance(self.source, dict) else None
-        return [entry for entry in given or () if isinstance(entry, EntrySection)]
+        source = self.source.get(split) if isinstance(self.source, dict) else None
+        return [entry for entry in source or () if isinstance(entry, EntrySection)]
 
     def of_entry(self, entry: EntrySection) -> "DataSection":
         """The data section for reading the rows of an entry."""
-        given = {key: value for key in READING if (value := getattr(entry, key)) is not None}
-        return self.model_copy(update={"source": entry.source, **given})
+        keys = {key: value for key in READING if (value := getattr(entry, key)) is not None}
+        return self.model_copy(update={"source": entry.source, **keys})

@@ -95,9 +95,9 @@ def _override(document: Document, source: Source) -> Document:
         fault = Fault((), "expected KEY=VALUE", Span(source, 0, 0, len(key)), "such as optim.learning_rate=2e-5")
         return document._replace(faults=[*document.faults, fault])
     path: KeyPath = tuple(key.split("."))
-    given = parse_document(source, len(key) + 1, path)
-    faults = document.faults + given.faults
-    if not (document.complete and given.complete):
+    parsed = parse_document(source, len(key) + 1, path)
+    faults = document.faults + parsed.faults
+    if not (document.complete and parsed.complete):
         return document._replace(faults=faults, complete=False)
 
     places = {at: place for at, place in document.places.items() if at[: len(path)] != path}
@@ -114,9 +114,9 @@ def _override(document: Document, source: Source) -> Document:
             message = f"{outer} is {shown(section)} and has no keys"
             fault = Fault(path, message, span, f"override {outer} as a whole: {outer}={{...}}")
             return document._replace(faults=[*faults, fault])
-    section[path[-1]] = given.value
-    places |= given.places
-    places[path] = Place(Span(source, 0, start, len(key)), given.places[path].value)
+    section[path[-1]] = parsed.value
+    places |= parsed.places
+    places[path] = Place(Span(source, 0, start, len(key)), parsed.places[path].value)
     return Document(document.value, places, faults, complete=True)
 
 

@@ -99,7 +99,7 @@ class _Part(NamedTuple):
 
 
 def prior_groups(
-    benchmark: Benchmark, given: Sequence[str], notify: Notify
+    benchmark: Benchmark, sources: Sequence[str], notify: Notify
 ) -> tuple[list[PreferenceGroup], list[Origin]]:
     """The rows of prior sets, whose `source` is the set, and the origin of each part.
 
@@ -116,7 +116,7 @@ def prior_groups(
     if benchmark.prior is None:
         raise InputError(f"{benchmark.name} has no prior sets", "leave out --prior-data")
     known, left_out = _splits(benchmark.prior), Counter[str]()
-    parts = [part for text in given for part in _parts(text, benchmark.prior)]
+    parts = [part for text in sources for part in _parts(text, benchmark.prior)]
     groups: list[PreferenceGroup] = []
     for name, rows in parts:
         for index, group in enumerate(benchmark_groups(benchmark, rows.rows, name, rows.where)):
@@ -134,7 +134,7 @@ def prior_groups(
         notify(f"{name}: {n} rows are left out, as on the leaderboard")
     if not groups:
         raise DataError(
-            f"{', '.join(given)}: none of its rows belongs to a prior set that is scored", "leave out --prior-data"
+            f"{', '.join(sources)}: none of its rows belongs to a prior set that is scored", "leave out --prior-data"
         )
     return with_unique_ids(groups, notify), [rows.origin for _, rows in parts]
 

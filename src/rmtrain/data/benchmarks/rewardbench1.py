@@ -89,8 +89,8 @@ def eras(sizes: Sizes, prior: Collection[str]) -> dict[str, Era]:
     - `micro_accuracy`: right rows over all rows, which the `rewardbench` command prints; it has no prior sets.
     """
     by_subset = SECTION_WEIGHTS["subset_mean"]
-    given = [name for name in PRIOR_COUNTS if name in PRIOR_SETS or name in prior]
-    plain = Era(_mean(by_subset), by_subset, dict.fromkeys(given, 1), dict.fromkeys([*SUBSETS, *given], 1))
+    sets = [name for name in PRIOR_COUNTS if name in PRIOR_SETS or name in prior]
+    plain = Era(_mean(by_subset), by_subset, dict.fromkeys(sets, 1), dict.fromkeys([*SUBSETS, *sets], 1))
     return {
         **{era: _era(era, share) for era, share in (("current", 1 / 9), ("2024-04", 1 / 9), ("2024-03", 1 / 5))},
         "subset_mean": plain,

@@ -116,21 +116,21 @@ def split_texts(texts: Sequence[str]) -> tuple[Conversation, tuple[Conversation,
 
 
 def split_ids(
-    given: object, column: str, answers: list[tuple[str, Any]]
+    stated: object, column: str, answers: list[tuple[str, Any]]
 ) -> tuple[Conversation, tuple[Conversation, ...]]:
     """A prompt and answers of token ids as messages; without a prompt, the common beginning of the answers is the
     prompt.
 
     If all answers begin with the prompt, they are whole sequences.
     """
-    whole = [token_ids(value, of_one) for of_one, value in answers]
-    if given in (None, "", "[]", []):
+    whole = [token_ids(value, name) for name, value in answers]
+    if stated in (None, "", "[]", []):
         columns = zip(*(ids[:-1] for ids in whole), strict=False)
         prompt = [tokens[0] for tokens in takewhile(lambda tokens: len({*tokens}) == 1, columns)]
         if not prompt:
             raise RowFault(NO_COMMON_PROMPT)
     else:
-        prompt = token_ids(given, column)
+        prompt = token_ids(stated, column)
     repeated = all(ids[: len(prompt)] == prompt and len(ids) > len(prompt) for ids in whole)
     rest = [ids[len(prompt) :] for ids in whole] if repeated else whole
     return (of_ids(prompt),), tuple((of_ids(ids),) for ids in rest)

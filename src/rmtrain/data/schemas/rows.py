@@ -143,15 +143,15 @@ def template_arguments(row: Row) -> str:
     """
     arguments: Row = {}
     for name, kind in zip(TEMPLATE_COLUMNS, (list, list, dict), strict=True):
-        value = given = row.get(name)
-        if isinstance(given, str) and given.strip():
+        value = cell = row.get(name)
+        if isinstance(cell, str) and cell.strip():
             with contextlib.suppress(ValueError, RecursionError):
-                value = json.loads(given)
+                value = json.loads(cell)
         if not value:
             continue
         if not isinstance(value, kind) or (kind is list and not all(isinstance(entry, dict) for entry in value)):
             wanted = "an object, or its JSON" if kind is dict else "a list of objects, or its JSON"
-            raise RowFault(WRONG_TYPE, name, given, wanted)
+            raise RowFault(WRONG_TYPE, name, cell, wanted)
         arguments[name] = value
     variables = {key: value for key, value in arguments.pop("chat_template_kwargs", {}).items() if value is not None}
     if reserved := sorted(_NOT_VARIABLES & variables.keys()):
