@@ -1,19 +1,25 @@
 """Several files as one source: lists, globs, folders, and what `datasets` saved."""
 
+import contextlib
 import gzip
 import hashlib
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
 from rmtrain.cli.app import run
+from rmtrain.data import chunk_files
+from rmtrain.data.chunks import open_stream
 from rmtrain.data.load import load_data
 from rmtrain.data.sources import MissingSplitError, has_changed, open_source, parse_source, read_rows
-from rmtrain.errors import DataError
+from rmtrain.errors import DataError, RunFailedError
 from rmtrain.recipe.data_schema import DataSection
 from rmtrain.recipe.schema import Recipe
 
@@ -161,3 +167,31 @@ def test_recipes_take_lists_on_the_command_line_too(base: Path, capsys: pytest.C
         assert books["splits"]["train"]["rows"]["total"] == 4
     assert run(["data", "r.yaml", "data.source={train: []}"]) == 2
     assert "data.source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("change", ["cut", "deleted", "other"])
+def test_a_chunk_of_a_file_that_changed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, change: str
+) -> None:
+    monkeypatch.setattr(chunk_files, "ROWS", 50)
+    rows = [{"prompt": f"{random.Random(i).random()}", "chosen": "a", "rejected": "b"} for i in range(200)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.{suffix}"
+        if suffix == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=50)
+        else:
+            path.write_bytes(gzip.compress(lines) if suffix == "jsonl.gz" else lines)
+    with contextlib.closing(open_stream(str(tmp_path))) as stream:
+        assert len(stream.chunks) == 8
+        assert [row for chunk in stream.chunks for row in stream.read(chunk).rows.rows] == rows * 2
+        content = path.read_bytes()
+        if change == "deleted":
+            path.unlink()
+        else:
+            path.write_bytes(content[: len(content) // 2] if change == "cut" else b"{}\n" + content)
+        stream.read(stream.chunks[0])
+        with pytest.raises(RunFailedError, match=f"b.{suffix} has changed since it was read"):
+            stream.read(stream.chunks[7])
+        assert stream.has_changed()

@@ -1,6 +1,7 @@
 """The rows of a SOURCE in chunks, for files larger than memory: one file or several shards."""
 
 import contextlib
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -66,14 +67,21 @@ class RowStream:
             return self._last[1]
         if self._last is not None and self._last[0].shard != chunk.shard:
             self.close()
-        content, _ = self._files[chunk.shard].read(chunk.place)
-        if content.digest != chunk.digest:
+        if (content := self._read_again(chunk)) is None:
             raise RunFailedError(
                 f"{self.names[chunk.shard]} has changed since it was read",
                 "run the command again: it continues with finished parts that have not changed",
             )
         self._last = chunk, self._rows_of(chunk, content)
         return self._last[1]
+
+    def _read_again(self, chunk: Chunk) -> Content | None:
+        """The content of a chunk; None if it differs from what was read before, or can't be read any more."""
+        try:
+            content, _ = self._files[chunk.shard].read(chunk.place)
+        except (DataError, OSError, EOFError, zlib.error):
+            return None
+        return content if content.digest == chunk.digest else None
 
     def _rows_of(self, chunk: Chunk, content: Content) -> ChunkRows:
         name = self.names[chunk.shard]
