@@ -43,9 +43,9 @@ def gather_values(values: list[Value]) -> list[Value]:
 def value_of_main(value: Value) -> Value:
     """The main process's value, on every process."""
     process_state()
-    held = [value]
-    broadcast_object_list(held)
-    return held[0]
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 def any_process(flag: bool) -> bool:

@@ -32,7 +32,7 @@ class TokenLoad(NamedTuple):
         tokens = {members: batch_tokens([sizes[i] for i in members], packing) for members in microbatches}
         largest = max(tokens, key=tokens.__getitem__)
         longest = max(batch_tokens([sizes[i]], packing) for i in {i for members in tokens for i in members})
-        scored = max((batch_tokens(held, packing) for name, held in lengths.items() if name != "train"), default=0)
+        scored = max((batch_tokens(split, packing) for name, split in lengths.items() if name != "train"), default=0)
         batch = tuple(sizes[i] for i in largest)
         run = sum(tokens[tuple(members)] for step in plan.steps for members in step if members) // plan.processes
         return cls(batch, tokens[largest], longest, min(recipe.evaluation.tokens_per_batch, scored), packing, run)

@@ -11,10 +11,10 @@ def separate_head(optimizer: Any, model: nn.Module, learning_rate: float) -> Non
     """Put the score head into parameter groups of its own, with its own learning rate."""
     head = {id(p) for name, p in model.named_parameters() if f"{HEAD}." in name}
     for group in list(optimizer.param_groups):
-        mine = [p for p in group["params"] if id(p) in head]
-        if mine:
+        own = [p for p in group["params"] if id(p) in head]
+        if own:
             group["params"] = [p for p in group["params"] if id(p) not in head]
-            optimizer.add_param_group({**settings_of(group), "params": mine, "lr": learning_rate})
+            optimizer.add_param_group({**settings_of(group), "params": own, "lr": learning_rate})
 
 
 def settings_of(group: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def retune(
     Returns:
         The highest learning rate of the next step, by the checkpoint's settings and by the run's own.
     """
-    settings = next(each for each in before_loading if len(each) == len(optimizer.param_groups))
+    settings = next(groups for groups in before_loading if len(groups) == len(optimizer.param_groups))
     before = max(group["lr"] for group in optimizer.param_groups)
     scheduler.base_lrs = [own["lr"] for own in settings]
     rates = [

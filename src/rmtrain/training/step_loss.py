@@ -38,7 +38,7 @@ def move_averages(
     """
     moved = {}
     for name in observed[0]:
-        total, weight = gather(torch.stack([one[name] for one in observed]).sum(0)[None]).double().sum(0).tolist()
+        total, weight = gather(torch.stack([sums[name] for sums in observed]).sum(0)[None]).double().sum(0).tolist()
         mean = total / weight
         moved[name] = decay * averages[name] + (1 - decay) * mean if name in averages else mean
     return moved

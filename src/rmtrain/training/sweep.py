@@ -97,7 +97,7 @@ class Workers:
         for place in range(self.number):
             free.put(self.devices[place] if self.devices else "")
 
-        def one(number: int, run: Planned) -> int:
+        def train_one(number: int, run: Planned) -> int:
             device = free.get()
             try:
                 self.notify(f"run {number} of {len(waiting)}: {run.name}")
@@ -107,7 +107,7 @@ class Workers:
 
         pool = ThreadPoolExecutor(self.number)
         try:
-            jobs = [pool.submit(one, *job) for job in enumerate(waiting, start=1)]
+            jobs = [pool.submit(train_one, *job) for job in enumerate(waiting, start=1)]
             return [run for run, job in zip(waiting, jobs, strict=True) if not self._done(run, job.result())]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
