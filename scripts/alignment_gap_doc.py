@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rmtrain.evaluation.compare import rows_of_result
 from rmtrain.evaluation.gap_figures import GapResult
 from rmtrain.evaluation.results import gaps_of, read_rows, with_lengths_as_rewards
+from rmtrain.evaluation.rows_files import rows_of_result
 from rmtrain.metrics.rankings import credits_of
 from rmtrain.places import name_only, without_places
 from rmtrain.reporting.gap import gap_tables, ideal_accuracies

@@ -9,9 +9,9 @@ from rmtrain.data.benchmarks.definition import ScoredPrompt
 from rmtrain.data.benchmarks.rewardbench1 import COUNTS, SECTIONS
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks import benchmark_result
-from rmtrain.evaluation.compare import result_beside, rows_of_result, scored_rows
 from rmtrain.evaluation.differences import compare_rows
 from rmtrain.evaluation.results import ScoredRow, write_rows
+from rmtrain.evaluation.rows_files import result_beside, rows_of_result, scored_rows
 from rmtrain.metrics.intervals import detectable_difference, difference_interval, resampled_means
 
 

@@ -113,7 +113,8 @@ def _side(
 ) -> "Side":
     """Find what A or B names: scored rows, or a checkpoint with the rows that it scores by its own and the shared
     options."""
-    from rmtrain.evaluation.compare import Side, rows_named, scored_rows
+    from rmtrain.evaluation.compare import Side, rows_named
+    from rmtrain.evaluation.rows_files import scored_rows
 
     side = rows_named(text)
     if side is None:

@@ -11,8 +11,8 @@ import numpy as np
 from rmtrain.data.benchmarks import benchmark_named
 from rmtrain.data.benchmarks.definition import Benchmark, Weights
 from rmtrain.errors import DataError
-from rmtrain.evaluation.compare import result_beside
 from rmtrain.evaluation.results import NO_SOURCE, ScoredRow, clusters_of, read_rows
+from rmtrain.evaluation.rows_files import result_beside
 from rmtrain.evaluation.subsets import credits_by_rule, scored_prompt
 from rmtrain.json_values import JsonObject
 from rmtrain.metrics.intervals import (

@@ -12,9 +12,10 @@ from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.errors import DataError
 from rmtrain.evaluation.alignment_gap import GapRows, measure_gap
-from rmtrain.evaluation.compare import ROWS_SUFFIX, ModelRef
+from rmtrain.evaluation.compare import ModelRef
 from rmtrain.evaluation.rater_shares import AlphaSource, find_alpha
 from rmtrain.evaluation.results import ScoredRow, write_rows
+from rmtrain.evaluation.rows_files import ROWS_SUFFIX
 from rmtrain.evaluation.splits import score_once, write_beside
 from rmtrain.files import write_json, writing
 from rmtrain.json_values import JsonObject

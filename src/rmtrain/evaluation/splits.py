@@ -12,10 +12,11 @@ from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Display
 from rmtrain.documents import Result
 from rmtrain.evaluation.benchmarks import benchmark_result
-from rmtrain.evaluation.compare import ROWS_SUFFIX, Target
+from rmtrain.evaluation.compare import Target
 from rmtrain.evaluation.disagreement import ensemble_fields
 from rmtrain.evaluation.flat_results import flat_form
 from rmtrain.evaluation.results import ScoredRow, read_rows, scored_row, summarise, write_rows
+from rmtrain.evaluation.rows_files import ROWS_SUFFIX
 from rmtrain.files import write_json, writing
 from rmtrain.json_values import JsonObject
 from rmtrain.model.devices import process_state
@@ -113,7 +114,7 @@ def evaluate_split(
 
     Writes `<name>.json` and `<name>.rows.jsonl`.
     """
-    path = folder / f"{name}.rows.jsonl"
+    path = folder / f"{name}{ROWS_SUFFIX}"
     rows = score_rows(scorer, name, split.groups, tokens_per_batch, path, display, split=split, drops=True)
     result: JsonObject = {
         "ckpt": scorer.info.where,

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rmtrain.errors import DataError
-from rmtrain.evaluation.compare import ROWS_SUFFIX
 from rmtrain.evaluation.results import read_rows
+from rmtrain.evaluation.rows_files import ROWS_SUFFIX
 from rmtrain.evaluation.seeds import Metric, SeedDifference, SeedFigures, Seeds, seed_difference, seed_figures
 from rmtrain.json_values import JsonObject
 from rmtrain.recipe.grid import Setting

@@ -12,6 +12,7 @@ from rmtrain.documents import LogLine, Result, sound
 from rmtrain.errors import DataError, RmtrainError
 from rmtrain.evaluation.gap_figures import GapResult
 from rmtrain.evaluation.results import ScoredRow, read_rows
+from rmtrain.evaluation.rows_files import ROWS_SUFFIX
 from rmtrain.files import read_bytes, read_text
 from rmtrain.json_values import parse_json
 from rmtrain.runs import read_manifest
@@ -151,7 +152,7 @@ def _read_rows(folder: Path, splits: Mapping[str, Result], notes: list[str]) -> 
     """Scored rows of the splits, if they can be read and match the split's result."""
     scored = {}
     for name, result in splits.items():
-        path = folder / "eval" / f"{name}.rows.jsonl"
+        path = folder / "eval" / f"{name}{ROWS_SUFFIX}"
         try:
             rows = read_rows(path) if path.exists() else None
         except (RmtrainError, OSError):
