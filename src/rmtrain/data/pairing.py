@@ -81,13 +81,11 @@ def _from_scores(row: ParsedRow, mode: Pairs) -> list[Preference]:
     if len(scores) < 2:
         return []
     best = max(scores, key=lambda scored: (scored[0], -scored[1]))
+    pairs = [(best, other) for other in scores if other != best]
     if mode == "all":
         pairs = list(combinations(scores, 2))
-    elif mode == "best_vs_rest":
-        pairs = [(best, other) for other in scores if other != best]
-    else:
-        others = [other for other in scores if other != best]
-        pairs = [(best, min(others, key=lambda scored: (scored[0], -scored[1])))]
+    elif mode == "best_vs_worst":
+        pairs = [min(pairs, key=lambda pair: (pair[1][0], -pair[1][1]))]
     return [
         Preference(b[1], a[1], b[0] - a[0]) if b[0] > a[0] else Preference(a[1], b[1], a[0] - b[0]) for a, b in pairs
     ]

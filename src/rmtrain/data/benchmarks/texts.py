@@ -1,5 +1,6 @@
 """The texts of benchmarks and sources in `data.decontaminate`, and the removal of overlapping training rows."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from rmtrain.data.benchmarks.load import core_groups, prior_groups
 from rmtrain.data.curation import Curation
 from rmtrain.data.decontaminate import BenchmarkTexts, Compared, Finder, Passage, passages_of
 from rmtrain.data.schemas.detect import SchemaError, choose_schema
-from rmtrain.data.schemas.rows import MALFORMED, RowFault
+from rmtrain.data.schemas.rows import RowFault
 from rmtrain.data.sources import SourceRows, open_source, parse_source, pin_source
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.errors import DataError
@@ -89,15 +90,15 @@ def _passages(source: SourceRows) -> Iterator[Passage]:
         choice = choose_schema(source, data)
     except SchemaError:
         choice = None
-    for index, row in enumerate(source.rows):
-        name = f"row {index + 1}"
-        try:
-            if choice is None:
-                raise RowFault(MALFORMED)
-            parsed = choice.read(row)
-            yield from passages_of(parsed.id or name, parsed.prompt, parsed.completions)
-        except RowFault:
+    for number, row in enumerate(source.rows, start=1):
+        name, parsed = f"row {number}", None
+        if choice is not None:
+            with contextlib.suppress(RowFault):
+                parsed = choice.read(row)
+        if parsed is None:
             yield from (Passage(name, "prompt", text) for text in _texts(row))
+        else:
+            yield from passages_of(parsed.id or name, parsed.prompt, parsed.completions)
 
 
 def _texts(value: object) -> Iterator[str]:
