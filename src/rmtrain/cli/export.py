@@ -55,10 +55,10 @@ def export(
     if json:
         print_json(result)
     else:
-        print(_told(result))
+        print(_summary(result))
 
 
-def _told(result: dict[str, Any]) -> str:
+def _summary(result: dict[str, Any]) -> str:
     proof = result["proof"]
     lines = [
         f"exported: {result['output']} ({result['dtype']}, {result['bytes'] / 1e6:,.1f} MB)",
