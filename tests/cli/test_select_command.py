@@ -173,6 +173,21 @@ def test_the_input_is_never_replaced(scored: Any, ckpt: list[str], capsys: Any) 
     assert list(map(read_lines, names)) == [ROWS, scored, ROWS[:3]]
 
 
+def test_rows_that_score_could_not_read_are_dropped_and_counted(scored: Any, capsys: Any) -> None:
+    refused = [
+        {**row, "rewards": None, "refused": "why"} if row["id"] in (2, 5) else {**row, "refused": None}
+        for row in scored
+    ]
+    write_lines("some.jsonl", refused)
+    for mode in (("--mode", "best"), ("--mode", "filter", "--quantile", "0.5")):
+        report, rows = select(capsys, "some.jsonl", *mode)
+        assert (report["prompts"], report["dropped"]["refused by the chat template"]) == (23, 2)
+        assert report["kept"] + sum(report["dropped"].values()) == 23
+        assert not {2, 5} & {row["id"] for row in rows}
+    write_lines("bad.jsonl", [{**scored[0], "rewards": None}])
+    assert "its rewards are not" in select(capsys, "bad.jsonl", code=2)
+
+
 def test_rewards_that_do_not_fit_are_named(scored: Any, capsys: Any) -> None:
     told = select(capsys, "scored.jsonl", "--prompt", "x", "--max-length", "64", code=2)
     assert "the rewards of scored.jsonl do not depend on --prompt, --max-length" in told

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rmtrain.data.local_files import Shard
 from rmtrain.data.reader import SourceReader, read_all
-from rmtrain.data.row_output import json_line, part_lines
+from rmtrain.data.row_output import REFUSED, json_line, part_lines
 from rmtrain.data.schemas.rows import TEMPLATE_COLUMNS
 from rmtrain.data.types import Conversation, PreferenceGroup, Row, holds_ids
 from rmtrain.errors import DataError, InputError
@@ -30,7 +30,7 @@ class Answers(NamedTuple):
 
     row: Row
     group: PreferenceGroup
-    rewards: tuple[float, ...]
+    rewards: tuple[float, ...]  # empty if the chat template refuses the row, as `rmtrain score --skip-refused` notes
     place: str
 
     @property
@@ -53,8 +53,9 @@ def read_answers(rows: SourceReader, parts: Sequence[Path] | None) -> Iterator[A
             shard = Shard(rows.stream.names[chunk.shard], len(scored), None, chunk.place.row)
             source = rows.stream.source._replace(rows=scored, shards=[shard])
         for index, group in enumerate(read_all(source, rows.reading, 1.0).groups):
-            place = source.where(index)
-            yield Answers(source.rows[index], group, stated_rewards(source.rows[index], group, place), place)
+            row, place = source.rows[index], source.where(index)
+            refused = row.get("rewards") is None and row.get(REFUSED)
+            yield Answers(row, group, () if refused else stated_rewards(row, group, place), place)
 
 
 def stated_rewards(row: Row, group: PreferenceGroup, place: str) -> tuple[float, ...]:
@@ -88,6 +89,9 @@ class Report:
         """Count a prompt."""
         rewards, lengths = answers.rewards, answers.lengths
         self.prompts += 1
+        if not rewards:
+            self.dropped[taken.cause] += 1
+            return
         self.answers += len(rewards)
         texts = {answers.group.completions[k] for k, reward in enumerate(rewards) if reward == max(rewards)}
         self.ties += len(texts) > 1
@@ -136,7 +140,8 @@ class Selection:
         report = Report()
         for number, prompt in enumerate(answers):
             rng = np.random.default_rng([self.seed, number])
-            taken = self.rule.take(prompt.rewards, prompt.lengths, rng)
+            refused = Taken(cause="refused by the chat template")
+            taken = self.rule.take(prompt.rewards, prompt.lengths, rng) if prompt.rewards else refused
             report.count(prompt, taken)
             for row in self._rows(prompt, taken):
                 file.write(json_line(row))
