@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,3 +65,12 @@ def test_the_limit_of_a_container_bounds_what_is_free(
     monkeypatch.setattr(devices, "resident_memory", lambda: 2000)
     found = devices.free_memory(torch.device("cpu"))
     assert found == free if free is not None else found > 1 << 20
+
+
+def test_processes_of_other_machines_take_no_memory_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "host_memory", lambda: 5000)
+    monkeypatch.setattr(devices, "resident_memory", lambda: 2000)
+    monkeypatch.setattr(devices, "process_state", lambda: SimpleNamespace(num_processes=16))
+    assert devices.free_memory(torch.device("cpu")) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # eight machines
+    assert devices.free_memory(torch.device("cpu")) == 500

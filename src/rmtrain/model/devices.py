@@ -78,12 +78,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
+def processes_here() -> int:
+    """Processes of this job on this machine, as the launcher says; without one, all of the job's."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", process_state().num_processes))
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that this process can still take: of the GPU, or its share of the host's."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free, _ = torch.cuda.mem_get_info(device)
         return free + cached
-    processes = process_state().num_processes
+    processes = processes_here()
     in_container = host_memory() // processes - resident_memory()  # its limit is not in what is available
     return int(max(0, min(psutil.virtual_memory().available // processes, in_container)))
