@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import re
 import secrets
+import socket
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 _HIDDEN = "."  # prefix of a run folder that is not complete yet
 STATES = ("running", "finished", "failed", "interrupted")
+_HOLDER = re.compile(r"process (\d+) on (.+)")  # the content of .lock, as `held` writes it
 
 
 def create_run(parent: Path, name: str) -> Path:
@@ -166,3 +169,15 @@ def locked(folder: Path, write: bool = True) -> AbstractContextManager[None]:
         InputError: another process holds it.
     """
     return held(folder / ".lock", folder, write=write)
+
+
+def lock_holder(folder: Path) -> int | None:
+    """The id of the process that locked a run last; None if unknown or on another machine.
+
+    The lock is only read: taking it could stop a process that starts at that moment.
+    """
+    try:
+        holder = _HOLDER.fullmatch((folder / ".lock").read_text(encoding="utf-8").strip())
+        return int(holder[1]) if holder is not None and holder[2] == socket.gethostname() else None
+    except (OSError, ValueError):
+        return None

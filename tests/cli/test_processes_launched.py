@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 def failure(code: int, seconds: int = 0) -> Any:
     name = signal.Signals(-code).name if code < 0 else ""
-    return SimpleNamespace(exitcode=code, timestamp=1000 + seconds, signal_name=lambda: name)
+    return SimpleNamespace(exitcode=code, pid=0, timestamp=1000 + seconds, signal_name=lambda: name)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,36 @@ def test_a_process_ends_with_its_launcher_but_not_with_a_shell(tmp_path: Path, v
             for process in alive:
                 process.kill()
     assert bool(gone) is ends
+
+
+def test_a_run_whose_processes_could_not_record_their_end_is_marked_as_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch.distributed.run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    def run_of(name: str, state: str, pid: int) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps({"format": 1, "state": state, "error": None}))
+        (folder / ".lock").write_text(f"process {pid} on {socket.gethostname()}")
+        return folder
+
+    runs = [run_of("own", "running", 11), run_of("other", "running", 12), run_of("earlier", "finished", 11)]
+
+    def torchrun(arguments: list[str]) -> None:
+        error = ChildFailedError.__new__(ChildFailedError)
+        killed, waiting = failure(-signal.SIGKILL), failure(-signal.SIGKILL, 30)
+        killed.pid, waiting.pid = 10, 11
+        error.failures = {1: killed, 0: waiting}
+        raise error
+
+    monkeypatch.setattr(torch.distributed.run, "main", torchrun)
+    with pytest.raises(RunFailedError, match="process 1 was ended by SIGKILL"):
+        processes.launch(2, tmp_path)
+    message = "process 1 was ended by SIGKILL (signal 9)"
+    states = [(manifest["state"], manifest["error"]) for manifest in map(read_manifest, runs)]
+    assert states == [("failed", message), ("running", None), ("finished", None)]
 
 
 def test_a_dry_run_predicts_for_more_gpus_than_are_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import typer
 
 from rmtrain.errors import InputError, RunFailedError
 from rmtrain.files import held
-from rmtrain.runs import read_manifest, update_manifest
+from rmtrain.runs import list_runs, lock_holder, read_manifest, update_manifest
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -169,8 +169,10 @@ def spread(number: int | None) -> None:
         raise typer.Exit(launch(wanted))
 
 
-def launch(number: int) -> int:
+def launch(number: int, runs: Path | None = None) -> int:
     """Run this command line on `number` processes of this machine; returns the exit code of the first failure.
+
+    With the folder of the command's `runs`, the run of a process that could not record its end is marked as failed.
 
     Raises:
         RunFailedError: a process was killed, or exited without reporting an error.
@@ -179,6 +181,8 @@ def launch(number: int) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
+
+    from rmtrain.training.failures import now
 
     print(f"starting {number} processes", file=sys.stderr, flush=True)
     for name in ("agent.server.api", "multiprocessing.api"):  # how the processes ended is reported below
@@ -208,6 +212,10 @@ def launch(number: int) -> int:
             errors = {"failed": killed, "finished": f"after training: {killed}"}
             if (state := read_manifest(Path(run))["state"]) in errors:
                 update_manifest(Path(run), error=errors[state])
+        pids = {failure.pid for failure in failures.values()}
+        for path, manifest in list_runs(runs) if runs is not None else []:
+            if manifest["state"] == "running" and lock_holder(path) in pids:  # torchrun kills it after 30 seconds
+                update_manifest(path, state="failed", ended=now(), error=killed)
         raise RunFailedError(
             killed, "memory may have run out, unless someone killed it: see the lines above, and dmesg"
         )

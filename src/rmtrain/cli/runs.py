@@ -1,8 +1,6 @@
 """`rmtrain runs`: lists run folders, and shows one of them."""
 
 import json as jsonlib
-import re
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -12,7 +10,7 @@ from typer import Argument, Option
 from rmtrain.cli import options
 from rmtrain.cli.output import print_json, print_parts, print_tables
 from rmtrain.errors import InputError
-from rmtrain.runs import MANIFEST, list_runs, wandb_notes
+from rmtrain.runs import MANIFEST, list_runs, lock_holder, wandb_notes
 
 if TYPE_CHECKING:
     from rmtrain.reporting.record import RunRecord
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="List the runs, or show one of them.")
 
 Folder = Annotated[Path, Option("--folder", "--runs", help="Folder of the runs.")]
-
-_LOCK_HOLDER = re.compile(r"process (\d+) on (.+)")  # the content of .lock, as rmtrain.runs.locked writes it
 
 
 class RunSummary(NamedTuple):
@@ -166,16 +162,11 @@ def _summary(record: "RunRecord") -> RunSummary:
 
 
 def _is_alive(folder: Path) -> bool | None:
-    """Whether the process that holds the run still exists; None if unknown or on another machine.
-
-    The lock is only read: taking it could stop a process that starts at that moment.
-    """
+    """Whether the process that holds the run still exists; None if unknown or on another machine."""
     from psutil import pid_exists
 
+    holder = lock_holder(folder)
     try:
-        holder = _LOCK_HOLDER.fullmatch((folder / ".lock").read_text(encoding="utf-8").strip())
-        if holder is None or holder[2] != socket.gethostname():
-            return None
-        return bool(pid_exists(int(holder[1])))
-    except (OSError, ValueError, OverflowError):
+        return None if holder is None else bool(pid_exists(holder))
+    except OverflowError:
         return None

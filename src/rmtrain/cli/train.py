@@ -64,7 +64,8 @@ def train(
 
             with shared_with_processes(ready.data):
                 del ready  # the processes load their own copy
-                raise typer.Exit(processes.launch(number))
+                runs = resume.absolute().parent if resume is not None else Path(loaded.recipe.run.folder)
+                raise typer.Exit(processes.launch(number, runs))
         result = _train_and_score(loaded, ready, resume, allow_changes, display)
     if not processes.is_main_process():
         return
