@@ -83,6 +83,11 @@ def test_runs_of_another_machine_are_added_if_their_rows_are_the_same(tmp_path: 
         with pytest.raises(SystemExit, match=f"other {part} than in made.json"):
             evidence.merge(found, kept)
     assert kept.read_text(encoding="utf-8") == before
+    wider = {"rows": {"validation": [{"id": "b"}], **mine["rows"]}}  # an arm that scores another split too
+    for rows in (wider, {}):
+        found.write_text(json.dumps({**theirs, **rows}), encoding="utf-8")
+        evidence.merge(found, kept)
+        assert json.loads(kept.read_text(encoding="utf-8"))["rows"] == wider["rows"]
     more = {"data": {**protocol["data"], "sources": {"chat": {}}}, "recipe": {}}  # a new arm's own rows
     for added in (more, protocol):
         found.write_text(json.dumps({**theirs, "protocol": added}), encoding="utf-8")
