@@ -172,7 +172,8 @@ def spread(number: int | None) -> None:
 def launch(number: int, runs: Path | None = None) -> int:
     """Run this command line on `number` processes of this machine; returns the exit code of the first failure.
 
-    With the folder of the command's `runs`, the run of a process that could not record its end is marked as failed.
+    If all processes of a training run were killed before one of them could record it, the run is marked as failed;
+    `runs` is the folder in which to look for it.
 
     Raises:
         RunFailedError: a process was killed, or exited without reporting an error.

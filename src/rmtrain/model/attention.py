@@ -117,11 +117,11 @@ def _each_segment(
     lengths = [length for _, length, *_ in segments]
     # split, since the gradient of each slice would be as long as the whole row
     queries, keys, values = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
-    number = {start: number for number, (start, *_) in enumerate(segments)}
+    places = {start: place for place, (start, *_) in enumerate(segments)}
     outputs = []
     for (_, length, prompt_start, prompt), q, k, v in zip(segments, queries, keys, values, strict=True):
         if prompt:
-            first = number[prompt_start]  # the segment that begins with the prompt
+            first = places[prompt_start]  # of the segment that begins with the prompt
             k, v = (torch.cat([rows[first][:, :, :prompt], own], dim=2) for rows, own in ((keys, k), (values, v)))
         mask = None
         if prompt or (window is not None and window < k.shape[2]):

@@ -232,10 +232,7 @@ def training_arguments(recipe: Recipe, plan: TrainingPlan, folder: Path, strateg
         dataloader_pin_memory=cuda,
         **strategy_arguments(recipe, strategy, plan.processes),
     )
-    arguments._n_gpu = min(
-        arguments.n_gpu, 1
-    )  # a process has one GPU; of several it sees, torch's DataParallel would take all
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # torch's DataParallel would take all GPUs that the process sees
     if not cuda:
         arguments._setup_devices = torch.device("cpu")  # not accelerate's cpu:0: transformers 5.17 can't resume there
     return arguments
