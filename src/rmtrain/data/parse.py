@@ -13,13 +13,19 @@ from rmtrain.data.entries import Entry, entries_of
 from rmtrain.data.rows import take
 from rmtrain.data.schemas.detect import SchemaChoice, choose_schema
 from rmtrain.data.schemas.rows import ParsedRow, RowFault, empty_cause
-from rmtrain.data.schemas.schema import NEGATIVE_MARGIN, UNKNOWN_LABEL
+from rmtrain.data.schemas.schema import NEGATIVE_MARGIN, NOT_COUNTED_FROM_0, UNKNOWN_LABEL
 from rmtrain.data.sources import MissingSplitError, OpenSource, SourceRows, open_source, parse_source, pin_source
 from rmtrain.data.splits import HELD_OUT, hold_out, leak_key
 from rmtrain.errors import DataError
 from rmtrain.recipe.data_schema import DataSection
 
 MAX_MALFORMED = 0.2  # a larger share of malformed rows means that the schema or the source is wrong
+_FATAL = {  # faults of a row that make all other rows suspect too, and how to mend them
+    NEGATIVE_MARGIN: "if its sign says which answer is better, set data.answers: [chosen, rejected], "
+    "data.label: margin, and data.better, which names the better answer, 0 or 1, for `positive` and for `negative`",
+    NOT_COUNTED_FROM_0: 'if the label counts from 1, say so: data.better: {"1": 0, "2": 1} and so on; data.ties names '
+    "the values that mean a tie",
+}
 _READING = {UNKNOWN_LABEL: "data.better says which answer each value means, and data.ties which values are ties"}
 
 
@@ -143,12 +149,8 @@ def parse_by(
 
 
 def _unusable(source: SourceRows, index: int, fault: RowFault) -> UnusableRow:
-    if fault.cause == NEGATIVE_MARGIN:
-        raise DataError(
-            f"{source.where(index)}: {fault.detail}",
-            "if its sign says which answer is better, set data.answers: [chosen, rejected], data.label: margin, "
-            "and data.better, which names the better answer, 0 or 1, for `positive` and for `negative`",
-        ) from None
+    if fault.cause in _FATAL:
+        raise DataError(f"{source.where(index)}: {fault.detail}", _FATAL[fault.cause]) from None
     return UnusableRow(index, fault.cause, fault.detail)
 
 

@@ -54,6 +54,18 @@ def as_json(values: dict[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False, default=str) if values else ""
 
 
+def without_nulls(value: Any) -> Any:
+    """A JSON value without the keys of objects that hold null, at any depth.
+
+    A Parquet column of objects has the keys of all its rows, so a tool call has null for each argument of other tools.
+    """
+    return json.loads(json.dumps(value, default=str), object_hook=_without_null_keys)
+
+
+def _without_null_keys(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def from_json(text: str) -> Any:
     """The object from the text of `as_json`."""
     return json.loads(text) if text else {}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rmtrain.data.schemas.messages import list_in, messages_in, turns
 from rmtrain.data.schemas.prompts import alpaca_prompt, prompt_column
 from rmtrain.data.schemas.published import PAIR, SCHEMAS, SUBSETS
+from rmtrain.data.schemas.ranks import is_rank, refuse_ranks_as_scores
 from rmtrain.data.schemas.readers import read_ultrafeedback
 from rmtrain.data.schemas.rows import ParsedRow, is_there, rename
 from rmtrain.data.schemas.schema import Label, RowSchema, label_key
@@ -72,6 +73,7 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
         sample = _sample(rows, columns)
         schema = find_schema(columns, sample, data)
         schema = replace(schema, votes=data.votes or "", weights=data.preference_weights or "")
+        refuse_ranks_as_scores(schema, data.columns)
         unread = unread_columns(schema, rows, columns, data)
         partly = _columns_of_some_files(source, rows, schema)
     except DataError as error:
@@ -82,6 +84,8 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
     if not schema.prompt and isinstance(sample.get("chosen"), str):
         notes.append("no column holds a prompt: the shared beginning of chosen and rejected is the prompt, as in TRL")
     notes += [f"columns that only some of the files have: {', '.join(partly)}"] if partly else []
+    if schema.name == "answers" and schema.ranked:
+        notes.append(f"{', '.join(schema.scores)} taken as ranks: the smallest is the best")
     if "margin" in columns & schema.columns:
         notes.append("the column margin gives each pair's score gap; the loss subtracts loss.margin times this gap")
     return SchemaChoice(schema, data.columns, notes)
@@ -206,6 +210,12 @@ def _described(columns: Collection[str], sample: Row, data: DataSection) -> RowS
             "no column holds the prompt of the answers that data.answers names",
             f"say which, such as data.columns: {{prompt: question}}; the columns are: {', '.join(sorted(columns))}",
         )
+    ranks = [column for column in data.scores if is_rank(column)]
+    if ranks and len(ranks) < len(data.scores):
+        raise DataError(
+            f"data.scores names ranks, of which the smallest is the best, beside scores: {', '.join(data.scores)}",
+            "name columns of one kind",
+        )
     alpaca = prompts == ["instruction"]
     return RowSchema(
         "answers",
@@ -214,6 +224,7 @@ def _described(columns: Collection[str], sample: Row, data: DataSection) -> RowS
         prompts[0] if prompts else "",
         _label(data.label, data) if data.label else None,
         tuple(data.scores),
+        ranked=bool(ranks),
         source=SUBSETS,
         read_prompt=alpaca_prompt if alpaca else prompt_column,
         reads=("input", "history") if alpaca else (),

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from rmtrain.data.schemas.rows import MALFORMED, MISSING, UNANSWERED, WRONG_TYPE, RowFault
-from rmtrain.data.types import Conversation, Message, Row, as_json
+from rmtrain.data.types import Conversation, Message, Row, as_json, without_nulls
 
 # a chat template may know only some of these
 ROLES = frozenset({"system", "user", "assistant", "tool", "developer", "function", "ipython"})
@@ -95,6 +95,7 @@ def _message(entry: object, value: object, column: str) -> Message:
     if not isinstance(role, str):
         raise RowFault(WRONG_TYPE, column, entry, "a message with `role` and `content`, or `from` and `value`")
     fields = {key: other for key, other in entry.items() if key not in names and other is not None}
+    fields = without_nulls(fields) if fields else fields
     if content is None and Message(role, "", as_json(fields)).calls:
         content, fields = "", {"content": None, **fields}
     text = _text(content, f"{column}, in a message of the {role[:_SHOWN]}, whose content")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from rmtrain.data.types import Conversation, Preference, Row, as_json
+from rmtrain.data.types import Conversation, Preference, Row, as_json, without_nulls
 
 TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")  # columns for a chat template beside the messages
 # transformers' own arguments, which are not template variables
@@ -152,8 +152,8 @@ def template_arguments(row: Row) -> str:
         if not isinstance(value, kind) or (kind is list and not all(isinstance(entry, dict) for entry in value)):
             wanted = "an object, or its JSON" if kind is dict else "a list of objects, or its JSON"
             raise RowFault(WRONG_TYPE, name, cell, wanted)
-        arguments[name] = value
-    variables = {key: value for key, value in arguments.pop("chat_template_kwargs", {}).items() if value is not None}
+        arguments[name] = without_nulls(value)
+    variables = arguments.pop("chat_template_kwargs", {})
     if reserved := sorted(_NOT_VARIABLES & variables.keys()):
         raise RowFault("not a variable of a chat template", TEMPLATE_COLUMNS[2], reserved[0], "variables")
     return as_json({**arguments, **variables})

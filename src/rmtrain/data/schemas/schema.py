@@ -33,6 +33,7 @@ from rmtrain.data.types import Conversation, Preference, Row, right_over_wrong
 
 NEGATIVE_MARGIN = "negative margin"
 UNKNOWN_LABEL = "unknown label"
+NOT_COUNTED_FROM_0 = "label beyond the last answer"
 _PAIR_SCORES = (  # names of the columns with the scores of a pair: of the chosen, of the rejected
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -83,6 +84,8 @@ class Label:
             return (None if strength == 0 else self.better["positive" if strength > 0 else "negative"]), abs(strength)
         if not self.better and key in map(str, range(k)):
             return int(key), None
+        if not self.better and key == str(k):
+            raise RowFault(NOT_COUNTED_FROM_0, column, value, f"0 to {k - 1}, since answers are counted from 0")
         known = [*self.better, *sorted(self.ties)] or [str(place) for place in range(k)]
         raise RowFault(UNKNOWN_LABEL, column, value, f"one of: {', '.join(known)}")
 
