@@ -63,11 +63,11 @@ def renderer() -> Renderer:
     return Renderer.for_tokenizer(make_tokenizer())
 
 
-def trained(base: Path, lora: bool, renderer: Renderer) -> RewardModel:
-    """A model with weights as after some training."""
+def trained(base: Path, lora: bool, renderer: Renderer, **kind: Any) -> RewardModel:
+    """A model with weights as after some training; `kind` says which kind of adapter."""
     options = BackboneOptions("float32")
     model = load_backbone(str(base), None, options, renderer.pad_id, seed=0, trainable=not lora)
-    model = add_lora(model, LoraSection(rank=2, alpha=4.0), seed=0) if lora else model
+    model = add_lora(model, LoraSection(rank=2, alpha=4.0, **kind), seed=0) if lora else model
     generator = torch.Generator().manual_seed(0)
     for parameter in model.module.parameters():
         if parameter.requires_grad:
@@ -159,6 +159,28 @@ def test_transformers_alone_opens_the_folder_and_reads_padded_batches(saved: Sav
         with torch.no_grad():
             rewards = model(**batch).logits[:, 0]
         torch.testing.assert_close(rewards, saved.rewards[: len(texts)], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [{"dora": True}, {"dora": True, "rslora": True}, {"targets": ["q_proj"]}], ids=str)
+def test_every_kind_of_adapter_has_the_same_rewards_in_transformers_alone(
+    tmp_path: Path, base: Path, renderer: Renderer, kind: dict[str, Any]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    model, final = trained(base, True, renderer, **kind), tmp_path / "final"
+    save_reward_model(model.module, renderer, tmp_path / "checkpoint", SIDECAR)
+    save_final(tmp_path / "checkpoint", final, "float32")
+    truth = rewards_of(model, renderer)
+    for folder in (tmp_path / "checkpoint", final):
+        torch.testing.assert_close(rewards_of(load_checkpoint(str(folder)).model, renderer), truth, atol=1e-5, rtol=0)
+    wrapped = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    alone = AutoModelForSequenceClassification.from_pretrained(final, num_labels=1, dtype=torch.float32)
+    rows = [group.prompt + completion for group in GROUPS for completion in group.completions]
+    for plain in (alone.eval(), PeftModel.from_pretrained(wrapped, final).eval()):
+        with torch.no_grad():
+            rewards = [plain(input_ids=torch.tensor([ids])).logits[0, 0] for ids in renderer.tokenize(rows)]
+        torch.testing.assert_close(torch.stack(rewards), truth, atol=1e-5, rtol=0)
 
 
 def test_a_config_lies_beside_a_whole_model_alone(saved: Saved) -> None:

@@ -103,6 +103,15 @@ def _prepare(module: Any) -> None:
                 layer.cast_input_dtype_enabled = False
 
 
+def portable_name(name: str) -> str:
+    """The name under which PEFT and transformers alone both find a tensor of an adapter's file.
+
+    PEFT writes DoRA's magnitudes without `.weight` and reads both forms. transformers reads the other form alone: it
+    would compute the magnitudes anew from the base, and give other rewards.
+    """
+    return f"{name}.weight" if name.endswith(".lora_magnitude_vector") else name
+
+
 def attach_adapter(module: Any, folder: Path, base: str, dropout: float | None = None) -> Any:
     """The PEFT model of a base and the adapter in a folder; with a dropout, to be trained further.
 
@@ -124,8 +133,8 @@ def attach_adapter(module: Any, folder: Path, base: str, dropout: float | None =
             raise
         why = f"{ADAPTER} lacks {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(f"{folder}: the adapter does not fit its base {base}: {why}", _OTHER) from error
-    expected = set(get_peft_model_state_dict(module, save_embedding_layers=False))
-    stored = {name for _, name, _ in read_tensors(folder)}
+    expected = set(map(portable_name, get_peft_model_state_dict(module, save_embedding_layers=False)))
+    stored = {portable_name(name) for _, name, _ in read_tensors(folder)}
     if missing := sorted(expected - stored):
         raise CheckpointError(f"{folder}: the adapter's file lacks {', '.join(missing[:5])}", _OTHER)
     if surplus := sorted(name for name in stored - expected if "lora_" in name):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from rmtrain.data.render import Renderer
 from rmtrain.errors import CheckpointError, InputError
 from rmtrain.files import staged_folder, write_json
+from rmtrain.model.adapters import portable_name
 from rmtrain.model.digests import seal
 from rmtrain.model.forward import HEAD
 from rmtrain.model.portable import make_portable
@@ -40,8 +41,9 @@ def write_companions(
 def save_final(checkpoint: Path, folder: Path, dtype: str) -> None:
     """Copy the model out of a training checkpoint, without the state of optimiser and schedule.
 
-    A fully fine-tuned backbone, trained in float32, is stored in the recipe's dtype; the score head stays float32. The
-    folder is written under a temporary name and renamed.
+    A fully fine-tuned backbone, trained in float32, is stored in the recipe's dtype; the score head stays float32. An
+    adapter's tensors get names by which transformers alone finds them. The folder is written under a temporary name and
+    renamed.
 
     Raises:
         RunFailedError: it can't be written, on a full disk say; nothing of it is left.
@@ -59,10 +61,13 @@ def _copy_model(checkpoint: Path, staging: Path, dtype: str) -> None:
     for path in checkpoint.iterdir():
         if path.name in left_out or path.suffix not in (".json", ".jinja", ".model", ".txt", ".safetensors"):
             continue
-        if path.suffix != ".safetensors" or adapter or dtype == "float32":
+        if path.suffix != ".safetensors" or (dtype == "float32" and not adapter):
             shutil.copy(path, staging)
             continue
         stored = load_file(path)
+        if adapter:
+            save_file({portable_name(n): t for n, t in stored.items()}, staging / path.name, metadata={"format": "pt"})
+            continue
         for name, tensor in stored.items():
             if tensor.is_floating_point() and not name.startswith(f"{HEAD}."):
                 stored[name] = tensor.to(getattr(torch, dtype))
