@@ -1,4 +1,4 @@
-"""The signals that stop a command: Ctrl-C, SIGTERM, and SIGUSR1, which Slurm sends before a time limit."""
+"""The signals that stop a command: Ctrl-C, SIGTERM, SIGUSR1, which Slurm sends before a time limit, and SIGHUP."""
 
 import contextlib
 import signal
@@ -6,8 +6,17 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _ECHO_SECONDS = 1.0  # Slurm signals all processes of a job, and a launcher forwards the signal to its workers
+
+
+def handled() -> list[signal.Signals]:
+    """The signals that stop this command. SIGHUP, which a terminal sends when it closes, is not among them under nohup.
+
+    The others are handled even where they are ignored: a shell ignores Ctrl-C for a command in the background, and
+    `trap '' USR1` in a batch script is meant for the script alone.
+    """
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextlib.contextmanager
@@ -27,7 +36,7 @@ def on_signal(act: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in handled()}
     try:
         yield
     finally:

@@ -48,6 +48,7 @@ from rmtrain.cli.processes import (
     report_exit,
     tie_to_launcher,
 )
+from rmtrain.cli.standard_error import outlive_reader
 from rmtrain.errors import Interrupted, LostProcessError, RmtrainError, masked, printable
 from rmtrain.files import why_unwritten
 from rmtrain.signals import interrupt, on_signal
@@ -108,6 +109,7 @@ def run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # consoles without UTF-8, and paths that are not UTF-8
             stream.reconfigure(errors="escaped")
+    outlive_reader()
     tie_to_launcher()
     with on_signal(interrupt):  # training defers it to the end of a step
         return _run(own_arguments(arguments))

@@ -17,6 +17,7 @@ import typer
 from rmtrain.errors import InputError, RunFailedError
 from rmtrain.files import held
 from rmtrain.runs import list_runs, lock_holder, read_manifest, update_manifest
+from rmtrain.signals import handled
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -195,7 +196,7 @@ def launch(number: int, runs: Path | None = None) -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN_SECONDS)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
-        signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+        signals = ",".join(number.name for number in handled())
         options = ["--standalone", f"--nproc-per-node={number}", f"--signals-to-handle={signals}"]
         failures, signalled = dict[int, "ProcessFailure"](), False
         try:

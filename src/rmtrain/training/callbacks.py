@@ -35,7 +35,7 @@ class Schedule(TrainerCallback):  # type: ignore[misc]
 
 
 class GracefulStop(TrainerCallback):  # type: ignore[misc]
-    """Ctrl-C, SIGTERM or SIGUSR1: a checkpoint at the end of the step, agreed between processes, then the end.
+    """Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP: a checkpoint at the end of the step, agreed between processes, then the end.
 
     `rmtrain.signals.on_signal` calls `request`.
     """

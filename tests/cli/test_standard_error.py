@@ -1,0 +1,89 @@
+"""A command outlives the readers of its standard error, and stops with a checkpoint when its terminal closes."""
+
+import io
+import os
+import pty
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import warm
+from rich.console import Console
+from test_processes_launched import command, write_recipe
+
+from rmtrain.cli import processes
+from rmtrain.cli.standard_error import outlive_reader
+from rmtrain.runs import read_manifest
+from rmtrain.signals import on_signal
+
+
+def lost_pipe() -> int:
+    """The writing end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def lost_terminal() -> int:
+    ours, its = pty.openpty()
+    os.close(ours)
+    return its
+
+
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.parametrize("opened", [lost_pipe, lost_terminal, full_disk])
+def test_what_can_not_be_said_ends_nothing(monkeypatch: pytest.MonkeyPatch, opened: Callable[[], int]) -> None:
+    raw = io.FileIO(opened(), "w", closefd=False)
+    plain = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", line_buffering=True)
+    with pytest.raises(OSError, match=r"Broken pipe|Input/output|No space"):
+        print("a line", file=plain)
+    monkeypatch.setattr(sys, "stderr", plain)
+    outlive_reader()
+    for _ in range(200):  # more than its buffer holds
+        Console(file=sys.stderr).print("x" * 100)
+        print("x" * 100, file=sys.stderr, flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), raw.fileno())  # what the buffer still holds is written at the end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_run_whose_terminal_closes_writes_a_checkpoint(base: Path, tmp_path: Path, number: signal.Signals) -> None:
+    recipe = write_recipe(tmp_path, base, epochs=500)
+    reader, writer = os.pipe()
+    with warm.Popen(command("train", recipe), stderr=writer, start_new_session=True) as process:
+        os.close(writer)
+        with open(reader, encoding="utf-8") as told:
+            next(line for line in told if line.startswith("step 2/"))
+        process.send_signal(number)
+    assert process.returncode == 130
+    (run,) = (tmp_path / "runs").iterdir()
+    manifest = read_manifest(run)
+    assert manifest["state"] == "interrupted"
+    assert "a checkpoint is written" in manifest["error"]
+    assert len(list((run / "checkpoints").glob("checkpoint-*"))) == 1
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_closing_terminal_ends_no_command_under_nohup(monkeypatch: pytest.MonkeyPatch, ignored: bool) -> None:
+    import torch.distributed.run
+
+    told: list[str] = []
+    monkeypatch.setattr(torch.distributed.run, "main", told.extend)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        received: list[bool] = []
+        with on_signal(lambda: received.append(True)):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert received == ([] if ignored else [True])
+            with pytest.raises(Exception, match="without reporting an error"):
+                processes.launch(2)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    (option,) = (word for word in told if word.startswith("--signals-to-handle="))
+    assert ("SIGHUP" in option) is not ignored
+    assert {"SIGTERM", "SIGINT", "SIGUSR1"} <= set(option.partition("=")[2].split(","))
