@@ -121,3 +121,115 @@ def test_a_label_that_counts_from_one_is_refused_though_few_rows_show_it(tmp_pat
     assert 'data.better: {"1": 0, "2": 1}' in told.hint
     mended = groups(tmp_path, rows, answers=["a", "b"], label="label", better={"1": 0, "2": 1})
     assert [preferred(group) for group in mended] == [[("good", "bad")]] * 10
+
+
+def test_an_output_list_beside_a_label_is_not_taken_as_best_first(tmp_path: Path) -> None:
+    row = {"instruction": "q", "output": ["bad", "good"]}
+    for column, value in (("preference", 2), ("ratings", [1, 5]), ("winner", "b"), ("human_rank", [2, 1])):
+        told = refusal(tmp_path, [{**row, column: value}])
+        assert f"the column {column} seems to say" in told.message
+    assert preferred(groups(tmp_path, [{**row, "ratings": [1, 5]}], row_schema="alpaca")[0]) == [("bad", "good")]
+    scored = groups(tmp_path, [{**row, "ratings": [1, 5]}], answers=["output"], scores=["ratings"])
+    assert preferred(scored[0]) == [("good", "bad")]
+
+
+def test_answers_and_scores_may_be_keys_of_two_objects(tmp_path: Path) -> None:
+    row = {"prompt": "q", "a": {"text": "bad", "grade": 1}, "b": {"text": "good", "grade": "2"}}
+    read_so = groups(tmp_path, [row], answers=["a.text", "b.text"], scores=["a.grade", "b.grade"])
+    assert preferred(read_so[0]) == [("good", "bad")]
+    assert read_so[0].scores == (1.0, 2.0)
+
+
+# lists and objects written as text
+
+
+@pytest.mark.parametrize("write", [json.dumps, str], ids=["json", "python"])
+@pytest.mark.parametrize("names", [("role", "content", "assistant"), ("value", "from", "gpt")])
+def test_a_message_written_as_text_is_a_message(tmp_path: Path, write: Any, names: tuple[str, str, str]) -> None:
+    def written(text: str) -> str:
+        return write(dict(zip(names[:2], (names[2], text) if names[0] == "role" else (text, names[2]), strict=True)))
+
+    row = {"prompt": "q", "chosen": written("it's good"), "rejected": written("bad")}
+    assert preferred(groups(tmp_path, [row])[0]) == [("it's good", "bad")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "find", "role": "x"}',
+        '{"content": "x"}',
+        '{"role": "x"',
+        '{"role": "judge", "content": "x"}',
+        '{"role": ["x"], "content": "x"}',
+        '[{"role": ["x"], "content": 1}]',
+    ],
+)
+def test_an_answer_that_is_another_object_stays_text(tmp_path: Path, text: str) -> None:
+    row = {"prompt": "q", "chosen": text.replace('"x"', '"good"'), "rejected": text}
+    assert preferred(groups(tmp_path, [row])[0]) == [(row["chosen"], text)]
+
+
+def test_texts_that_numpy_prints_without_commas_are_not_joined(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completions": "['it is' \"it's\"\n 'a \\'b\\' c']", "scores": "[1, 2, 3]"}]
+    texts = [completion[0].content for completion in groups(tmp_path, rows)[0].completions]
+    assert texts == ["it is", "it's", "a 'b' c"]
+    turns = {"prompt": "['q1' 'q2']", "response_a": "['a1' 'a2']", "response_b": "['b1' 'b2']", "winner": "model_b"}
+    assert preferred(groups(tmp_path, [turns])[0]) == [("b2", "a2")]
+
+
+def test_lists_written_as_text_are_no_answers_unless_the_recipe_says_so(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "chosen": "['a']", "rejected": "['b' 'c']"} for n in range(3)]
+    assert "JSON lines or Parquet" in refusal(tmp_path, rows).hint
+    assert preferred(groups(tmp_path, rows, row_schema="pair")[0]) == [("['a']", "['b' 'c']")]
+    rows.append({"prompt": "q3", "chosen": "plain", "rejected": "['b']"})
+    assert len(groups(tmp_path, rows)) == 4
+
+
+# prompts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "first"),
+    [
+        ("be a pirate and greet", "hello"),  # a text that no message holds
+        ([asked("other")], "hello"),
+        ([asked("a"), said("b"), asked("hello")], "hello"),  # the last turn twice
+    ],
+)
+def test_a_prompt_that_is_not_that_of_the_answers_is_a_fault(tmp_path: Path, prompt: Any, first: str) -> None:
+    row = {"prompt": prompt, "chosen": [asked(first), said("good")], "rejected": [asked(first), said("bad")]}
+    told = refusal(tmp_path, [row])
+    assert "the prompt is not that of the answers" in told.message
+    assert "data.columns: {other: prompt}" in told.hint
+    mended = groups(tmp_path, [row], columns={"other": "prompt"})
+    assert [message.content for message in mended[0].prompt] == [first]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["hello", " hello\n", "", None, "<|user|>hello<|end|>", "\n\nHuman: hello\n\nAssistant:", [asked("hello")]],
+)
+def test_a_prompt_that_the_answers_repeat_in_any_form_is_theirs(tmp_path: Path, prompt: Any) -> None:
+    row = {"prompt": prompt, "chosen": [asked("hello"), said("good")], "rejected": [asked("hello"), said("bad")]}
+    read_so = groups(tmp_path, [row, {**row, "prompt": [asked("hello")]}], duplicates="keep")
+    assert [message.content for message in read_so[0].prompt] == ["hello"]
+    assert read_so[0].prompt == read_so[1].prompt
+
+
+def test_a_note_says_where_texts_repeat_their_prompt(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n} is", "chosen": f"q{n} is good", "rejected": f"q{n} is bad"} for n in range(4)]
+    (note,) = (note for note in read(tmp_path, rows).notes if "begin with their prompt" in note)
+    assert "4 of the first 4 rows" in note
+    mended = groups(tmp_path, rows, columns={"other": "prompt"}, row_schema="pair")
+    assert [preferred(group) for group in mended] == [[(" good", " bad")]] * 4
+    rows[:2] = [{**row, "chosen": "good"} for row in rows[:2]]
+    assert "begin with their prompt" not in " ".join(read(tmp_path, rows).notes)
+
+
+@pytest.mark.parametrize(
+    "more", [{"chosen": "a", "rejected": "b"}, {"response_1": "a", "response_2": "b", "preference_strength": -2}]
+)
+def test_a_system_text_does_not_hide_an_empty_prompt(tmp_path: Path, more: Row) -> None:
+    rows = [{"system": "be brief", "prompt": "q" * n, **more} for n in range(2)]
+    assert "1 of 2 rows are not valid" in (told := refusal(tmp_path, rows).message)
+    assert told.endswith(":1: empty prompt")

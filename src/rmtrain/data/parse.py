@@ -12,7 +12,7 @@ from rmtrain.data.digests import Digests, digest, digests, renamed, repeated_pla
 from rmtrain.data.entries import Entry, entries_of
 from rmtrain.data.rows import take
 from rmtrain.data.schemas.detect import SchemaChoice, choose_schema
-from rmtrain.data.schemas.rows import ParsedRow, RowFault, empty_cause
+from rmtrain.data.schemas.rows import OTHER_PROMPT, ParsedRow, RowFault, empty_cause
 from rmtrain.data.schemas.schema import NEGATIVE_MARGIN, NOT_COUNTED_FROM_0, UNKNOWN_LABEL
 from rmtrain.data.sources import MissingSplitError, OpenSource, SourceRows, open_source, parse_source, pin_source
 from rmtrain.data.splits import HELD_OUT, hold_out, leak_key
@@ -26,7 +26,10 @@ _FATAL = {  # faults of a row that make all other rows suspect too, and how to m
     NOT_COUNTED_FROM_0: 'if the label counts from 1, say so: data.better: {"1": 0, "2": 1} and so on; data.ties names '
     "the values that mean a tie",
 }
-_READING = {UNKNOWN_LABEL: "data.better says which answer each value means, and data.ties which values are ties"}
+_READING = {
+    UNKNOWN_LABEL: "data.better says which answer each value means, and data.ties which values are ties",
+    OTHER_PROMPT: "if the answers are whole conversations, data.columns: {other: prompt} leaves the column prompt out",
+}
 
 
 class UnusableRow(NamedTuple):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from rmtrain.data.schemas.doubts import refuse_lists_as_texts, repeated_prompts, unread_columns
 from rmtrain.data.schemas.messages import list_in, messages_in, turns
 from rmtrain.data.schemas.prompts import alpaca_prompt, prompt_column
 from rmtrain.data.schemas.published import PAIR, SCHEMAS, SUBSETS
@@ -20,10 +21,6 @@ from rmtrain.errors import DataError
 from rmtrain.recipe.data_schema import DataSection
 
 _PROMPTS = ("prompt", "instruction", "question", "context", "conversations", "messages")
-_LIKE_LABELS = re.compile(
-    r"winner(_.*)?|labels?|preference(s|_strength)?|overall_preference|preferred.*|choice|better.*|safer.*|verdict|votes?",
-    re.IGNORECASE,
-)
 
 
 class SchemaError(DataError):
@@ -75,6 +72,8 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
         schema = replace(schema, votes=data.votes or "", weights=data.preference_weights or "")
         refuse_ranks_as_scores(schema, data.columns)
         unread = unread_columns(schema, rows, columns, data)
+        if data.row_schema == "auto":
+            refuse_lists_as_texts(schema, rows)
         partly = _columns_of_some_files(source, rows, schema)
     except DataError as error:
         raise SchemaError(f"{source.description}: {error.message}", error.hint) from None
@@ -86,6 +85,7 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
     notes += [f"columns that only some of the files have: {', '.join(partly)}"] if partly else []
     if schema.name == "answers" and schema.ranked:
         notes.append(f"{', '.join(schema.scores)} taken as ranks: the smallest is the best")
+    notes += repeated_prompts(schema, rows)
     if "margin" in columns & schema.columns:
         notes.append("the column margin gives each pair's score gap; the loss subtracts loss.margin times this gap")
     return SchemaChoice(schema, data.columns, notes)
@@ -258,35 +258,3 @@ def _other_spelling(columns: Collection[str]) -> str:
             renames = ", ".join(f"{need}: {json.dumps(name)}" for need, name in theirs.items() if need != name)
             return f"data.columns: {{{renames}}} makes them {schema.name} rows"
     return ""
-
-
-def unread_columns(schema: RowSchema, rows: Sequence[Row], columns: Collection[str], data: DataSection) -> list[str]:
-    """The columns of rows, as `data.columns` renames them, that the schema does not read.
-
-    Raises:
-        DataError: the renames hide a column that labels the better answer or holds a part of the prompt.
-    """
-    unread = sorted(set(columns) - schema.columns)
-    renamed = data.columns
-    # the sign of a column renamed to margin may say which answer is better
-    labels = [column for column in (*unread, renamed.get("margin", "")) if _LIKE_LABELS.fullmatch(column)]
-    if labels and renamed.keys() & set(PAIR) and data.row_schema == "auto":
-        chosen, rejected = (renamed.get(name, name) for name in PAIR)
-        values = sorted({label_key(row.get(labels[0], row.get("margin"))) for row in rows[:1000]})
-        original = {*columns, *renamed.values()}
-        native = next((known.name for known in SCHEMAS if known.label and original >= {*known.needs}), None)
-        raise DataError(
-            f"data.columns makes {chosen} the better answer of every row, but the column {labels[0]} seems to say "
-            f"which one is better (its values: {', '.join(values[:6])})",
-            f"leave data.columns out: row schema {native} reads these columns"
-            if native
-            else f"to read it, set data.answers: [{chosen}, {rejected}], data.label: {labels[0]}, and data.better, "
-            f"which says what its values mean; if {chosen} is always the better answer, set data.row_schema: pair",
-        )
-    parts = [column for column in ("input", "history") if column in unread and any(row.get(column) for row in rows)]
-    if parts and renamed.get("prompt") == "instruction":
-        raise DataError(
-            f"data.columns renames instruction to prompt, which leaves out {' and '.join(parts)}, a part of the prompt",
-            "leave that rename out: row schema alpaca reads instruction with input, system and history",
-        )
-    return unread

@@ -1,8 +1,10 @@
 """Cells of a row → messages: from plain texts, `Human:` transcripts, lists of messages, and token ids."""
 
 import ast
+import io
 import json
 import re
+import tokenize
 import warnings
 from typing import Any
 
@@ -27,6 +29,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 _TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
 _OBJECTS = re.compile(r"\s*\[\s*\{\s*['\"]")
 _LIKE_MESSAGES = re.compile(r"\s*\[\s*\{\s*(['\"])(?:role|content|from|value)\1\s*:")
+_LIKE_A_MESSAGE = re.compile(r"\s*\{\s*(['\"])(?:role|content|from|value)\1\s*:")
 _LONGEST_REPR = 1_000_000  # maximum characters for Python's parser
 _MESSAGES = "text, or a list of messages with `role` and `content`"
 _SHOWN = 40  # characters of a role or type in a message
@@ -158,13 +161,13 @@ def as_messages(value: object, column: str) -> object:
 def messages_in(text: str) -> list[Row] | None:
     """The messages that a text holds as JSON, or as Python or numpy print them; None for any other text.
 
-    Only a list of objects that all have `role` and `content`, or `from` and `value`, is messages: an answer may well
-    be JSON itself.
+    Only a list of objects that all have `role` and `content`, or `from` and `value`, is messages, and one such object
+    of the assistant: an answer may well be JSON itself.
 
     Raises:
         ValueError: it begins as such a list and can't be read.
     """
-    if not _OBJECTS.match(text):
+    if not (_OBJECTS.match(text) or _LIKE_A_MESSAGE.match(text)):
         return None
     try:
         value = _parse(text.strip())
@@ -172,8 +175,10 @@ def messages_in(text: str) -> list[Row] | None:
         if _LIKE_MESSAGES.match(text):
             raise
         return None
+    if isinstance(value, dict):
+        return [value] if _speaker_of(value) == "assistant" else None
     entries = value if isinstance(value, list) else []
-    return entries if entries and all(map(_is_message, entries)) else None
+    return entries if entries and all(map(_speaker_of, entries)) else None
 
 
 def list_in(value: object) -> list[Any] | None:
@@ -200,10 +205,12 @@ def listed(value: object, column: str) -> list[Any]:
     return entries
 
 
-def _is_message(entry: object) -> bool:
-    if not isinstance(entry, dict):
-        return False
-    return any(what in entry and entry.get(who) in SPEAKERS for who, what in (("role", "content"), ("from", "value")))
+def _speaker_of(entry: object) -> str | None:
+    """The role of a message's speaker; None for anything that is no message of a known speaker."""
+    for who, what in (("role", "content"), ("from", "value")):
+        if isinstance(entry, dict) and what in entry and isinstance(speaker := entry.get(who), str):
+            return SPEAKERS.get(speaker)
+    return None
 
 
 def _parse(text: str) -> Any:
@@ -224,9 +231,18 @@ def _parse_python(text: str) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not know
             # numpy puts no comma between entries; a printed text has no line break of its own
-            return ast.literal_eval(re.sub(r"\}\s*\n\s*\{", "}, {", text))
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            return ast.literal_eval(_with_commas(re.sub(r"\}\s*\n\s*\{", "}, {", text)))
+    except (tokenize.TokenError, ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         raise ValueError("it is neither JSON nor a Python literal") from None
+
+
+def _with_commas(text: str) -> str:
+    """A printed list with commas between texts that follow each other, which Python would read as one text."""
+    if not re.search(r"['\"]\s+['\"]", text):
+        return text
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.string.strip()]
+    texts = [token.type == tokenize.STRING for token in tokens] + [False]
+    return " ".join(f"{token.string}," if all(texts[i : i + 2]) else token.string for i, token in enumerate(tokens))
 
 
 # --- transcripts

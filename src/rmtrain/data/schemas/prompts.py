@@ -6,7 +6,7 @@ from itertools import takewhile
 from typing import Any
 
 from rmtrain.data.schemas.messages import conversation, list_in, prompt_of, token_ids
-from rmtrain.data.schemas.rows import MISSING, NO_COMMON_PROMPT, WRONG_TYPE, RowFault, is_texts
+from rmtrain.data.schemas.rows import MISSING, NO_COMMON_PROMPT, OTHER_PROMPT, WRONG_TYPE, RowFault, is_texts
 from rmtrain.data.types import Conversation, Message, Row, of_ids
 
 
@@ -47,14 +47,17 @@ def marked_prompt(row: Row, column: str) -> Conversation:
     first, *rest = re.split(r"\n?<extra_id_1>(Assistant|User)\n", value)
     roles = {"User": "user", "Assistant": "assistant"}
     later = [Message(roles[who], text) for who, text in zip(rest[::2], rest[1::2], strict=True)]
-    return (*prompt_of(first, column), *later) if first else tuple(later)
+    return (*prompt_of(first, column), *later) if first or not later else tuple(later)
 
 
 def split_prompt(whole: list[Conversation], stated: object = None) -> tuple[Conversation, tuple[Conversation, ...]]:
     """The longest common prefix of whole conversations, and what follows it in each.
 
     Messages in a prompt column are prepended, unless the conversations repeat them; a system message that only the
-    column has is always kept.
+    column has is always kept. A text in it must be a part of the conversations' prompt, or the other way round.
+
+    Raises:
+        RowFault: the conversations have no common prompt, or another one than the column.
     """
     first = whole[0]
     shared = min(common_prefix(first, other) for other in whole[1:] or whole)
@@ -65,9 +68,20 @@ def split_prompt(whole: list[Conversation], stated: object = None) -> tuple[Conv
         if first[: len(messages)] != messages:
             repeated = first[: len(messages) - len(system)] == messages[len(system) :]
             prompt = system + prompt if repeated else messages + prompt
+            if not repeated and messages[-1].role == first[0].role == "user":
+                raise RowFault(OTHER_PROMPT)
+    elif isinstance(stated, str) and not _have_text_in_common(stated, prompt):
+        raise RowFault(OTHER_PROMPT)
     if not prompt:
         raise RowFault(NO_COMMON_PROMPT)
     return prompt, tuple(each[shared:] for each in whole)
+
+
+def _have_text_in_common(text: str, prompt: Conversation) -> bool:
+    """Whether a text is in a prompt, or holds the text of one of its messages; True if either is empty."""
+    text = "".join(text.split())
+    said = ["".join(message.content.split()) for message in prompt]
+    return not text or not any(said) or text in "".join(said) or any(each and each in text for each in said)
 
 
 def with_system(row: Row, prompt: Conversation) -> Conversation:

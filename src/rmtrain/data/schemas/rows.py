@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from rmtrain.data.types import Conversation, Preference, Row, as_json, without_nulls
@@ -20,6 +21,7 @@ WRONG_TYPE = "wrong type"
 MALFORMED = "malformed transcript"
 MISSING = "missing value"
 NO_COMMON_PROMPT = "no common prompt"
+OTHER_PROMPT = "the prompt is not that of the answers"
 UNANSWERED = "does not end with the assistant"
 BAD_PREFERENCE = "bad preference"
 EMPTY_PROMPT = "empty prompt"
@@ -86,11 +88,13 @@ class ParsedRow(NamedTuple):
 
 def is_there(rows: Iterable[Row], path: str) -> bool:
     """Whether any row has a column, or a value under the keys of a path."""
-    return any(path in row or _under(row, path) is not None for row in rows)
+    return any(path in row or value_at(row, path) is not None for row in rows)
 
 
-def _under(row: Row, path: str) -> Any:
-    """The value at a path of nested keys, such as `data.question`; None if missing."""
+def value_at(row: Row, path: str) -> Any:
+    """The value of a column, or at a path of nested keys such as `data.question`; None if missing."""
+    if path in row:
+        return row[path]
     value: Any = row
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
@@ -100,7 +104,7 @@ def _under(row: Row, path: str) -> Any:
 def rename(row: Row, columns: Mapping[str, str]) -> Row:
     """A row with columns, or values inside its objects, renamed by the recipe."""
     renamed = {ours: row[theirs] for ours, theirs in columns.items() if theirs in row}
-    nested = {ours: _under(row, theirs) for ours, theirs in columns.items() if "." in theirs and theirs not in row}
+    nested = {ours: value_at(row, theirs) for ours, theirs in columns.items() if "." in theirs and theirs not in row}
     renamed |= {ours: value for ours, value in nested.items() if value is not None}
     return {name: value for name, value in row.items() if name not in columns.values()} | renamed
 
@@ -128,7 +132,7 @@ def number(value: object, column: str = "") -> float | None:
     """
     if value is None or (isinstance(value, str) and value.strip().upper() in ("", "N/A", "NA")):
         return None
-    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    if isinstance(value, (int, float, str, Decimal)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             if math.isfinite(result := float(value)):
                 return result
@@ -182,7 +186,8 @@ def is_empty(completion: Conversation) -> bool:
 
 def empty_cause(row: ParsedRow) -> str | None:
     """The cause for rows with an empty prompt, or with fewer than two non-empty completions."""
-    if not any(message.content.strip() or message.calls for message in row.prompt):
+    asked = [message for message in row.prompt if message.role != "system"] or row.prompt
+    if not any(message.content.strip() or message.calls for message in asked):
         return EMPTY_PROMPT
     empty = sum(map(is_empty, row.completions))
     return EMPTY_COMPLETION if empty and len(row.completions) - empty < 2 else None

@@ -27,6 +27,7 @@ from rmtrain.data.schemas.rows import (
     row_source,
     score_gap,
     template_arguments,
+    value_at,
 )
 from rmtrain.data.schemas.votes import with_votes, with_weights
 from rmtrain.data.types import Conversation, Preference, Row, right_over_wrong
@@ -250,7 +251,7 @@ def _first_answers(conversation: Conversation, count: int) -> Conversation:
 def _cells(row: Row, columns: tuple[str, ...]) -> list[tuple[str, Any]]:
     """Name and value of each column; of a single column, of each entry of its list."""
     if len(columns) > 1:
-        return [(column, row.get(column)) for column in columns]
+        return [(column, value_at(row, column)) for column in columns]
     column, _, key = columns[0].partition(".")
     entries = listed(row.get(column), column)
     named = [(f"{column}[{place}]", entry) for place, entry in enumerate(entries)]
