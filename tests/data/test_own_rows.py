@@ -123,6 +123,38 @@ def test_a_label_that_counts_from_one_is_refused_though_few_rows_show_it(tmp_pat
     assert [preferred(group) for group in mended] == [[("good", "bad")]] * 10
 
 
+SIGN = {"negative": 0, "positive": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "better", "told"),
+    [
+        ([1, 2, 6, 7, 3], SIGN, True),  # a scale from 1 to 7
+        ([-1, 2, -3, 0, 1], SIGN, False),
+        ([0, 0, 0, 0, 0], SIGN, False),  # ties alone
+        (["x", "x", "y", "x", "x"], {"x": 0, "y": 1}, False),
+        (["x", "y", "y", "x", "x"], {"x": 1, "y": 1}, True),
+        ([0, 1, 0, 0, 0], {}, False),
+    ],
+)
+def test_a_note_says_where_a_label_prefers_the_same_answer_in_every_row(
+    tmp_path: Path, values: list[Any], better: Any, told: bool
+) -> None:
+    rows = [{"prompt": f"q{n}", "a": "x", "b": "y", "label": values[n % 5]} for n in range(25)]
+    notes = read(tmp_path, rows, answers=["a", "b"], label="label", better=better, tied="half").notes
+    assert ("the label label calls b the better answer in each of the first 25 rows" in " ".join(notes)) == told
+    few = read(tmp_path, rows[:15], answers=["a", "b"], label="label", better=better, tied="half").notes
+    assert "calls" not in " ".join(few)
+
+
+def test_of_many_columns_the_first_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", **{f"c{n:04}": n for n in range(2040)}}
+    (note,) = read(tmp_path, [row]).notes
+    assert note.endswith("c0038, c0039, and 2,000 more")
+    told = refusal(tmp_path, [{**row, "prompt": None, "c": 1}], columns={"prompt": "missing"})
+    assert told.hint.endswith("c0037, c0038, and 2,004 more")
+
+
 def test_an_output_list_beside_a_label_is_not_taken_as_best_first(tmp_path: Path) -> None:
     row = {"instruction": "q", "output": ["bad", "good"]}
     for column, value in (("preference", 2), ("ratings", [1, 5]), ("winner", "b"), ("human_rank", [2, 1])):

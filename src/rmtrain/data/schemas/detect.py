@@ -7,13 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from rmtrain.data.schemas.doubts import refuse_lists_as_texts, repeated_prompts, unread_columns
+from rmtrain.data.schemas.doubts import constant_label, refuse_lists_as_texts, repeated_prompts, unread_columns
 from rmtrain.data.schemas.messages import list_in, messages_in, turns
 from rmtrain.data.schemas.prompts import alpaca_prompt, prompt_column
 from rmtrain.data.schemas.published import PAIR, SCHEMAS, SUBSETS
 from rmtrain.data.schemas.ranks import is_rank, refuse_ranks_as_scores
 from rmtrain.data.schemas.readers import read_ultrafeedback
-from rmtrain.data.schemas.rows import ParsedRow, is_there, rename
+from rmtrain.data.schemas.rows import ParsedRow, is_there, named, rename
 from rmtrain.data.schemas.schema import Label, RowSchema, label_key
 from rmtrain.data.sources import SourceRows
 from rmtrain.data.types import Row
@@ -57,7 +57,7 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
             ours = next(ours for ours, theirs in data.columns.items() if theirs == missing[0])
             raise DataError(
                 f"there is no column {missing[0]!r} to rename to {ours!r}",
-                f"correct data.columns; the columns are: {', '.join(sorted(columns))}",
+                f"correct data.columns; the columns are: {named(columns)}",
             )
         rows = [rename(row, data.columns) for row in source.rows] if data.columns else source.rows
         columns = (columns - {*data.columns.values()}) | data.columns.keys()
@@ -65,7 +65,7 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
             if column is not None and column not in columns:
                 raise DataError(
                     f"there is no column {column!r} with {key.rpartition('_')[2]}",
-                    f"correct data.{key}; the columns are: {', '.join(sorted(columns))}",
+                    f"correct data.{key}; the columns are: {named(columns)}",
                 )
         sample = _sample(rows, columns)
         schema = find_schema(columns, sample, data)
@@ -78,14 +78,14 @@ def choose_schema(source: SourceRows, data: DataSection) -> SchemaChoice:
     except DataError as error:
         raise SchemaError(f"{source.description}: {error.message}", error.hint) from None
     opened = {theirs.partition(".")[0] for theirs in data.columns.values()}  # a key of their objects is read
-    named = [column or "one without a heading" for column in unread if column not in opened]
-    notes = [f"columns that are not used: {', '.join(named)}"] if named else []
+    unused = [column or "one without a heading" for column in unread if column not in opened]
+    notes = [f"columns that are not used: {named(unused)}"] if unused else []
     if not schema.prompt and isinstance(sample.get("chosen"), str):
         notes.append("no column holds a prompt: the shared beginning of chosen and rejected is the prompt, as in TRL")
     notes += [f"columns that only some of the files have: {', '.join(partly)}"] if partly else []
     if schema.name == "answers" and schema.ranked:
         notes.append(f"{', '.join(schema.scores)} taken as ranks: the smallest is the best")
-    notes += repeated_prompts(schema, rows)
+    notes += [*repeated_prompts(schema, rows), *constant_label(schema, rows)]
     if "margin" in columns & schema.columns:
         notes.append("the column margin gives each pair's score gap; the loss subtracts loss.margin times this gap")
     return SchemaChoice(schema, data.columns, notes)
@@ -115,7 +115,7 @@ def _columns_of_some_files(source: SourceRows, rows: Sequence[Row], schema: RowS
         if lacking := [need for need in schema.needs if need.partition(".")[0] not in columns[-1]]:
             raise DataError(
                 f"{shard.name} lacks the column {lacking[0]}, which other files of the source have",
-                f"its columns are: {', '.join(sorted(columns[-1]))}",
+                f"its columns are: {named(columns[-1])}",
             )
     partly = {name for some in columns for name in some if not all(name in others for others in columns)}
     return sorted(partly & schema.columns)
@@ -140,7 +140,7 @@ def find_schema(columns: Collection[str], sample: Row, data: DataSection) -> Row
         options = sorted(([need for need in schema.needs if need not in columns] for schema in known), key=len)
         raise DataError(
             f"row schema {data.row_schema} needs the column{'s'[: len(options[0]) > 1]} {', '.join(options[0])}; "
-            f"the rows have: {', '.join(sorted(columns))}",
+            f"the rows have: {named(columns)}",
             "data.columns renames columns, such as `chosen: good_answer`",
         )
     best = [one for one in fitting if not any(_is_stricter(other, one) for other in fitting)]
@@ -149,7 +149,7 @@ def find_schema(columns: Collection[str], sample: Row, data: DataSection) -> Row
     names = list(dict.fromkeys(schema.name for schema in best))
     if len(names) > 1 and best[0].name not in ("ultrafeedback", "completions"):
         raise DataError(
-            f"the columns ({', '.join(sorted(columns))}) fit several row schemas: {', '.join(names)}",
+            f"the columns ({named(columns)}) fit several row schemas: {', '.join(names)}",
             f"name one, such as data.row_schema: {names[0]}",
         )
     return _with_choices(best[0], columns, data)
@@ -179,7 +179,7 @@ def _with_choices(schema: RowSchema, columns: Collection[str], data: DataSection
         what = f"row schema {schema.name} has no label" if schema.label is None else "there is no such column"
         raise DataError(
             f"data.label names {data.label}, but {what}",
-            f"name the answers with data.answers; the columns are: {', '.join(sorted(columns))}",
+            f"name the answers with data.answers; the columns are: {named(columns)}",
         )
     label = _label(data.label, data)
     return replace(schema, label=label if label.better else replace(schema.label, columns=(data.label,)))
@@ -196,7 +196,7 @@ def _described(columns: Collection[str], sample: Row, data: DataSection) -> RowS
     if lacking := [name for name in needs if name not in columns]:
         raise DataError(
             f"data.answers, data.label and data.scores name the column {lacking[0]}, which does not exist",
-            f"the columns are: {', '.join(sorted(columns))}",
+            f"the columns are: {named(columns)}",
         )
     prompts = [name for name in _PROMPTS if name in columns and name not in needs]
     if len(prompts) > 1 and "prompt" not in prompts:
@@ -208,7 +208,7 @@ def _described(columns: Collection[str], sample: Row, data: DataSection) -> RowS
     if not prompts and isinstance(answer, str) and messages_in(answer) is None and turns(answer) is None:
         raise DataError(
             "no column holds the prompt of the answers that data.answers names",
-            f"say which, such as data.columns: {{prompt: question}}; the columns are: {', '.join(sorted(columns))}",
+            f"say which, such as data.columns: {{prompt: question}}; the columns are: {named(columns)}",
         )
     ranks = [column for column in data.scores if is_rank(column)]
     if ranks and len(ranks) < len(data.scores):
@@ -242,7 +242,7 @@ def _unknown(columns: Collection[str], sample: Row) -> DataError:
     for schema in SCHEMAS:
         known.setdefault(schema.name, ", ".join(schema.needs))
     return DataError(
-        f"the columns ({', '.join(sorted(columns))}) fit no known row schema",
+        f"the columns ({named(columns)}) fit no known row schema",
         _other_spelling(columns)
         or f"{missing}data.columns renames columns; data.answers with data.label or data.scores describes rows of your "
         f"own. Known: {'; '.join(f'{name}: {needs}' for name, needs in known.items())}",

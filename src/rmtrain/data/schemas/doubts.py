@@ -1,11 +1,12 @@
 """What speaks against the schema that was found for rows: unread labels, lists written as text, prompts said twice."""
 
+import contextlib
 import re
 from collections.abc import Collection, Sequence
 
 from rmtrain.data.schemas.messages import list_in
 from rmtrain.data.schemas.published import PAIR, SCHEMAS
-from rmtrain.data.schemas.rows import is_texts
+from rmtrain.data.schemas.rows import RowFault, is_texts
 from rmtrain.data.schemas.schema import RowSchema, label_key
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError
@@ -16,6 +17,8 @@ _LIKE_LABELS = re.compile(
     re.IGNORECASE,
 )
 _LIKE_SCORES = re.compile(r"(.*_)?(scores?|ratings?|rank(s|ing|ings)?)", re.IGNORECASE)
+
+_MANY = 20  # rows that would hardly all prefer the answer in the same place
 
 
 def refuse_lists_as_texts(schema: RowSchema, rows: Sequence[Row]) -> None:
@@ -45,6 +48,23 @@ def repeated_prompts(schema: RowSchema, rows: Sequence[Row]) -> list[str]:
     return [
         f"most answers begin with their prompt, which the model then reads twice: {sum(twice)} of the first "
         f"{len(twice)} rows; to read it once, set data.columns: {{other: {schema.prompt}}} and data.row_schema: pair"
+    ]
+
+
+def constant_label(schema: RowSchema, rows: Sequence[Row]) -> list[str]:
+    """A note if the label calls the same answer the better one in each of many rows, as a misread scale does."""
+    if schema.label is None or len(schema.answers) < 2:
+        return []
+    better = []
+    for row in rows:
+        with contextlib.suppress(RowFault):
+            better.append(schema.label.verdict(row, len(schema.answers))[0])
+    stated = [schema.answers[answer] for answer in better if answer is not None and answer < len(schema.answers)]
+    if len(stated) < _MANY or len({*stated}) > 1:
+        return []
+    return [
+        f"the label {' and '.join(schema.label.columns)} calls {stated[0]} the better answer in each of the first "
+        f"{len(stated):,} rows that are no ties: look at what its values mean"
     ]
 
 

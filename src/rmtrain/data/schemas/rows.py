@@ -29,6 +29,7 @@ EMPTY_COMPLETION = "empty completion"
 UNRATED = "unrated completion"
 
 _SHOWN = 40  # characters of a value in a message
+_NAMED = 40  # columns in a message
 
 
 class RowFault(Exception):  # noqa: N818 - describes a row; never shown as an error by itself
@@ -64,6 +65,12 @@ def shown(value: object) -> str:
         keys = ", ".join(repr(str(key)[:_SHOWN]) for key in list(value)[:4])
         return f"an object with {keys}" if value else "an empty object"
     return f"a {type(value).__name__}"
+
+
+def named(columns: Iterable[str]) -> str:
+    """The names of columns for messages: in order, and the number of those beyond the first forty."""
+    names = sorted(columns)
+    return ", ".join(names if len(names) <= _NAMED else [*names[:_NAMED], f"and {len(names) - _NAMED:,} more"])
 
 
 class ParsedRow(NamedTuple):
