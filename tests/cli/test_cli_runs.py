@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from rmtrain.cli.runs import app
 from rmtrain.errors import InputError
+from rmtrain.runs import locked
 
 
 def run(*arguments: object) -> str:
@@ -79,6 +80,8 @@ def test_figures_that_can_not_be_had_are_null(tmp_path: Path) -> None:
     ("holder", "alive", "shown"),
     [
         ("process {dead} on {here}", False, "died"),
+        ("process {zombie} on {here}", False, "died"),
+        ("process {other} on {here}", False, "died"),  # has the id of a process that is gone
         ("process {self} on {here}", True, "running"),
         ("process {dead} on elsewhere", None, "running"),
         ("", None, "running"),
@@ -91,10 +94,14 @@ def test_a_running_run_whose_process_is_gone_has_died(
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     folder = make_run(tmp_path, manifest=make_manifest(state="running"))
-    (folder / ".lock").write_text(holder.format(dead=gone.pid, self=os.getpid(), here=socket.gethostname()))
-    (found,) = json.loads(run("list", "--folder", tmp_path, "--json"))
-    assert (found["state"], found["alive"]) == ("running", alive)
-    assert run("list", "--folder", tmp_path).splitlines()[1].split()[1] == shown
+    with locked(folder), subprocess.Popen(["true"]) as zombie, subprocess.Popen(["sleep", "60"]) as other:
+        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+        ids = {"dead": gone.pid, "zombie": zombie.pid, "other": other.pid, "self": os.getpid()}
+        (folder / ".lock").write_text(holder.format(**ids, here=socket.gethostname()))
+        (found,) = json.loads(run("list", "--folder", tmp_path, "--json"))
+        assert (found["state"], found["alive"]) == ("running", alive)
+        assert run("list", "--folder", tmp_path).splitlines()[1].split()[1] == shown
+        other.kill()
 
 
 def test_show_finds_a_run_by_path_or_name(tmp_path: Path) -> None:

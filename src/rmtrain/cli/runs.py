@@ -162,11 +162,28 @@ def _summary(record: "RunRecord") -> RunSummary:
 
 
 def _is_alive(folder: Path) -> bool | None:
-    """Whether the process that holds the run still exists; None if unknown or on another machine."""
-    from psutil import pid_exists
+    """Whether the process that holds the run still exists; None if unknown, or on another machine.
+
+    Its id does not tell: another process may have it by now, and in a container without an init process a killed one
+    stays as a zombie. The lock's holder has the lock file open.
+    """
+    import psutil
 
     holder = lock_holder(folder)
-    try:
-        return None if holder is None else bool(pid_exists(holder))
-    except OverflowError:
+    if holder is None:
         return None
+    try:
+        if psutil.Process(holder).status() == psutil.STATUS_ZOMBIE:
+            return False
+        return any(_same_file(link, folder / ".lock") for link in Path(f"/proc/{holder}/fd").iterdir())
+    except psutil.NoSuchProcess:
+        return False
+    except (OSError, OverflowError, psutil.AccessDenied):  # another user's
+        return None
+
+
+def _same_file(link: Path, file: Path) -> bool:
+    try:
+        return link.samefile(file)
+    except FileNotFoundError:  # closed meanwhile
+        return False
