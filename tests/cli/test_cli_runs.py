@@ -94,14 +94,18 @@ def test_a_running_run_whose_process_is_gone_has_died(
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     folder = make_run(tmp_path, manifest=make_manifest(state="running"))
-    with locked(folder), subprocess.Popen(["true"]) as zombie, subprocess.Popen(["sleep", "60"]) as other:
+    waiting = [sys.executable, "-c", "input()"]  # until its input is closed, as the block is left
+    with (
+        locked(folder),
+        subprocess.Popen(["true"]) as zombie,
+        subprocess.Popen(waiting, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as other,
+    ):
         os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
         ids = {"dead": gone.pid, "zombie": zombie.pid, "other": other.pid, "self": os.getpid()}
         (folder / ".lock").write_text(holder.format(**ids, here=socket.gethostname()))
         (found,) = json.loads(run("list", "--folder", tmp_path, "--json"))
         assert (found["state"], found["alive"]) == ("running", alive)
         assert run("list", "--folder", tmp_path).splitlines()[1].split()[1] == shown
-        other.kill()
 
 
 def test_show_finds_a_run_by_path_or_name(tmp_path: Path) -> None:

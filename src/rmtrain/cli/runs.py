@@ -173,7 +173,7 @@ def _is_alive(folder: Path) -> bool | None:
     if holder is None:
         return None
     try:
-        if psutil.Process(holder).status() == psutil.STATUS_ZOMBIE:
+        if not psutil.pid_exists(holder) or psutil.Process(holder).status() == psutil.STATUS_ZOMBIE:
             return False
         return any(_same_file(link, folder / ".lock") for link in Path(f"/proc/{holder}/fd").iterdir())
     except psutil.NoSuchProcess:
