@@ -19,6 +19,7 @@ from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import InputError, first_line
 from rmtrain.model.batch import Layout, pack
 from rmtrain.model.config_check import model_without_weights
+from rmtrain.model.cpu_attention import causal_attention, is_faster
 
 NAME = "rmtrain_shared_prompt"
 # arguments that do not change attention; a layer that passes any other is refused
@@ -98,17 +99,24 @@ def _segmentwise(
 ) -> Tensor:
     """One scaled-dot-product attention for each segment: on CPUs, and on GPUs where the fast kernel does not apply.
 
-    A CPU computes it in float32, since it has no fast kernel that takes a mask in 16 bits.
+    A CPU computes short segments of 16 bits in float32: it has no fast kernel that takes a mask there.
     """
     if query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
-            whole = _each_segment(query.float(), key.float(), value.float(), layout, scaling, window)
+            rows, rounded = (query.float(), key.float(), value.float()), query.dtype is torch.bfloat16
+            whole = _each_segment(*rows, layout, scaling, window, rounded)
         return whole.to(query.dtype)
     return _each_segment(query, key, value, layout, scaling, window)
 
 
 def _each_segment(
-    query: Tensor, key: Tensor, value: Tensor, layout: Pass, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Pass,
+    scaling: float | None,
+    window: int | None,
+    rounded: bool = False,  # to bfloat16 before
 ) -> Tensor:
     if query.is_meta and len(layout.calls) > 1:  # a trial run without data: checking the first layer is enough
         return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
@@ -123,8 +131,12 @@ def _each_segment(
         if prompt:
             first = places[prompt_start]  # of the segment that begins with the prompt
             k, v = (torch.cat([rows[first][:, :, :prompt], own], dim=2) for rows, own in ((keys, k), (values, v)))
+        narrow = window is not None and window < k.shape[2]
+        if rounded and not narrow and is_faster(length, k.shape[2]):
+            outputs.append(causal_attention(q, k, v, scaling))
+            continue
         mask = None
-        if prompt or (window is not None and window < k.shape[2]):
+        if prompt or narrow:
             shape = (length, prompt + length, window)
             if shape not in layout.masks:  # made once, and shared by all layers
                 layout.masks[shape] = _lower_right_mask(*shape, query)
