@@ -142,5 +142,13 @@ def test_every_form_gives_the_rewards_of_the_model(models: Path, capsys: Any) ->
                 assert "17 rewards of 6 rows differ by " in capsys.readouterr().err
                 for one, other in zip(rewards(f"{api}.jsonl"), rewards("own.jsonl"), strict=True):
                     assert one == pytest.approx(other, abs=1e-5), api
+            too_long = {"prompt": "word " * 3000, "completions": ["short", "long " * 20]}
+            write_lines("long.jsonl", [*ROWS, too_long])
+            for api, code in (("rmtrain", 0), ("vllm", 1)):
+                arguments = ["score", "long.jsonl", "--url", url, "--api", api, "--verify", ckpt]
+                assert rmtrain(arguments) == code
+                told = capsys.readouterr().err
+            assert f"the largest difference is at long.jsonl:{len(ROWS) + 1}\n" in told
+            assert "cuts the prompt differently" in " ".join(told.split())
         finally:
             server.terminate()

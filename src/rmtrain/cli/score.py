@@ -135,15 +135,21 @@ def _compare(
         ScoringTask("sample rows", groups, scorer.info.tokens_per_batch, None, display, split.place)
         for scorer in (remote, own)
     ]
-    difference = compare_rewards(remote.score(tasks[0]), own.score(tasks[1]))
+    theirs, ours = remote.score(tasks[0]), own.score(tasks[1])
+    difference = compare_rewards(theirs, ours)
     result = (
         f"{remote.info.where} and {own.info.where}: {difference.n} rewards of {len(groups)} rows differ by "
         f"{difference.largest:.1e} at most (standard deviation of the rewards {difference.spread:.3g})"
     )
     if not difference.largest <= allowed:
+        worst = ours[difference.worst]
+        where = split.place(groups[difference.worst].id)
         raise RunFailedError(
-            f"{result}; {allowed:.1e} is allowed",
-            "check that the server runs this model in float32 with its own chat template, or raise --allowed",
+            f"{result}; {allowed:.1e} is allowed; the largest difference is at {where}",
+            f"that row has more than {own.info.max_length} tokens, and a server that gets each answer alone cuts the "
+            "prompt differently: compare rows that fit, or take --api rmtrain with `rmtrain serve`"
+            if worst is not None and worst.truncated
+            else "check that the server runs this model in float32 with its own chat template, or raise --allowed",
         )
     display.note(result)
 

@@ -260,15 +260,16 @@ class Comparison:
     n: int
     largest: float
     spread: float  # standard deviation of the local rewards
+    worst: int  # the group of the largest difference
 
 
 def compare_rewards(server: Sequence[GroupScore | None], own: Sequence[GroupScore | None]) -> Comparison:
     """How far a server's rewards are from local ones, over all completions of the same groups."""
     pairs = [
-        (served, local)
-        for theirs, ours in zip(server, own, strict=True)
+        (abs(served - local), place, local)
+        for place, (theirs, ours) in enumerate(zip(server, own, strict=True))
         if theirs is not None and ours is not None
         for served, local in zip(theirs.rewards, ours.rewards, strict=True)
     ]
-    largest = max(abs(served - local) for served, local in pairs)
-    return Comparison(len(pairs), largest, statistics.pstdev(local for _, local in pairs))
+    largest, worst, _ = max(pairs)
+    return Comparison(len(pairs), largest, statistics.pstdev(local for *_, local in pairs), worst)
