@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,3 +88,19 @@ def test_a_closing_terminal_ends_no_command_under_nohup(monkeypatch: pytest.Monk
     (option,) = (word for word in told if word.startswith("--signals-to-handle="))
     assert ("SIGHUP" in option) is not ignored
     assert {"SIGTERM", "SIGINT", "SIGUSR1"} <= set(option.partition("=")[2].split(","))
+
+
+def test_a_launch_waits_for_its_checkpoint_however_many_signals_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed.run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    launched: list[subprocess.Popen[bytes]] = []
+
+    def torchrun(arguments: list[str]) -> None:
+        report = "import os, time; time.sleep(0.3); print('0 130 ', file=open(os.environ['RMTRAIN_STATUS'], 'a'))"
+        launched.append(subprocess.Popen([sys.executable, "-S", "-c", report, "rmtrain"]))
+        raise SignalException("the third signal", signal.SIGTERM)
+
+    monkeypatch.setattr(torch.distributed.run, "main", torchrun)
+    assert processes.launch(1) == 130
+    launched[0].wait()

@@ -205,6 +205,7 @@ def launch(number: int, runs: Path | None = None) -> int:
             failures = error.failures
         except SignalException:
             signalled = True
+            _wait_for_checkpoints()  # torchrun leaves at the third signal, before its processes have ended
         finally:
             del os.environ[_STATUS], os.environ[_LAUNCHER]
         lines = status.read_text().splitlines() if status.exists() else []
@@ -229,6 +230,19 @@ def launch(number: int, runs: Path | None = None) -> int:
     if signalled:
         raise KeyboardInterrupt
     raise RunFailedError("a worker exited without reporting an error", "see the lines above")
+
+
+def _wait_for_checkpoints() -> None:
+    """Wait until the launched processes have ended, which would be killed with this one.
+
+    A terminal that closes can send three signals: the kernel's, the shell's, and that of the session's end.
+    """
+    import psutil
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    with contextlib.suppress(SignalException):
+        launched = [child for child in psutil.Process().children() if "rmtrain" in child.cmdline()]
+        psutil.wait_procs(launched, timeout=float(os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]))
 
 
 def _killed(silent: "dict[int, ProcessFailure]", failures: "dict[int, ProcessFailure]") -> str:
