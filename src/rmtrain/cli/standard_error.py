@@ -24,6 +24,10 @@ class StandardError(io.TextIOWrapper):
         with contextlib.suppress(OSError):
             super().flush()
 
+    def close(self) -> None:
+        """Leave what is below open: it belongs to the stream that was there before."""
+        self.flush()
+
 
 def outlive_reader() -> None:
     """Put such a stream in the place of standard error, unless something else than Python's own is there."""
