@@ -24,13 +24,14 @@ class StandardError(io.TextIOWrapper):
         with contextlib.suppress(OSError):
             super().flush()
 
-    def close(self) -> None:
-        """Leave what is below open: it belongs to the stream that was there before."""
-        self.flush()
+
+_KEPT: list[io.TextIOWrapper] = []  # the streams below: one that nothing refers to would close the file that they share
 
 
 def outlive_reader() -> None:
     """Put such a stream in the place of standard error, unless something else than Python's own is there."""
     stream = sys.stderr
     if type(stream) is io.TextIOWrapper:
+        _KEPT.append(stream)
         sys.stderr = StandardError(stream.buffer, stream.encoding, stream.errors, line_buffering=True)
+        _KEPT.append(sys.stderr)
