@@ -371,11 +371,12 @@ def test_processes_of_another_launcher_join_and_score_what_one_does(scored: Path
 
 
 @pytest.mark.slow
-def test_a_missed_accuracy_fails_on_several_processes_too(scored: Path) -> None:
+def test_a_missed_accuracy_fails_on_several_processes_too_and_leaves_no_files(scored: Path, tmp_path: Path) -> None:
     options = ["--ckpt", scored / "rm", "--data", scored / "pairs.jsonl", "--min-accuracy", "0.999"]
     done = warm.run(
         command("eval", *options, "--num-processes", "2"),
         cwd=scored,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
         timeout=200,
         capture_output=True,
         text=True,
@@ -384,6 +385,7 @@ def test_a_missed_accuracy_fails_on_several_processes_too(scored: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("below --min-accuracy") == 1
     assert done.stderr.count("starting 2 processes") == 1
+    assert not [*tmp_path.glob("torchelastic*")]
 
 
 # Slurm

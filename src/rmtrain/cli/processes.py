@@ -196,8 +196,8 @@ def launch(number: int, runs: Path | None = None) -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN_SECONDS)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
-        signals = ",".join(number.name for number in handled())
-        options = ["--standalone", f"--nproc-per-node={number}", f"--signals-to-handle={signals}"]
+        signals = f"--signals-to-handle={','.join(number.name for number in handled())}"
+        options = ["--standalone", f"--nproc-per-node={number}", signals, f"--log-dir={folder}"]
         failures, signalled = dict[int, "ProcessFailure"](), False
         try:
             torchrun([*options, "-m", "rmtrain", *sys.argv[1:]])
