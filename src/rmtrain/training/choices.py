@@ -28,10 +28,10 @@ _OPEN: dict[str, tuple[str, ...]] = {
 }
 _BEGAN = "the run began with it"
 # Parameters times tokens through the backbone of a process, above which compiling wins back its time: twice the
-# break-even. On a CPU that of SmolLM2-135M: scripts/bench_compile.py --groups 2 found 37 s of compiling, 20 of them C++
-# (n = 1), and 6.9 ms a token (n = 2); 1.2 is the gain that it found before (medians of 5 and of 10 micro-batches).
+# break-even. On a CPU that of SmolLM2-135M in bfloat16: bench_compile.py --groups 2 --batches 10 --max-length 1024
+# found 26 s of compiling and a gain of 1.08, paid back after 150,000 tokens (medians of 3 runs; 125,000 to 151,000).
 # On a GPU that of a Mistral-7B on an H200: 82 s of compiling, and 17 us saved a token (docs/gpu.md).
-PAYS = {"cpu": 2 * 1.39e8 * 32_000, "cuda": 2 * 7.18e9 * 4_800_000}
+PAYS = {"cpu": 2 * 1.39e8 * 150_000, "cuda": 2 * 7.18e9 * 4_800_000}
 
 
 @dataclass(frozen=True)
