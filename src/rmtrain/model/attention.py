@@ -99,7 +99,8 @@ def _segmentwise(
 ) -> Tensor:
     """One scaled-dot-product attention for each segment: on CPUs, and on GPUs where the fast kernel does not apply.
 
-    A CPU computes short segments of 16 bits in float32: it has no fast kernel that takes a mask there.
+    A CPU computes 16 bits in float32, since torch has no fast kernel there that takes a mask in 16 bits. Long segments
+    in bfloat16 are computed by `causal_attention` where that is faster.
     """
     if query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
@@ -116,7 +117,7 @@ def _each_segment(
     layout: Pass,
     scaling: float | None,
     window: int | None,
-    rounded: bool = False,  # to bfloat16 before
+    rounded: bool = False,  # whether the values are those of bfloat16
 ) -> Tensor:
     if query.is_meta and len(layout.calls) > 1:  # a trial run without data: checking the first layer is enough
         return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))

@@ -87,7 +87,8 @@ def _blocks(
         block = slice(start, min(start + _BLOCK, query.shape[2]))
         size, seen = block.stop - start, key.shape[1] - query.shape[2] + block.stop
         queries = query[:, :, block].flatten(1, 2)
-        unused = queries.new_empty(len(key), queries.shape[1], seen)  # of beta 0; so scaled before they are rounded
+        unused = queries.new_empty(len(key), queries.shape[1], seen)
+        # beta 0 leaves `unused` out, and alpha scales the scores before they are rounded
         scores = torch.baddbmm(unused, queries, key[:, :seen].transpose(1, 2), beta=0, alpha=scale)
         scores = scores.view(*query.shape[:2], size, seen)
         scores[..., seen - size :] += torch.full((size, size), -torch.inf, dtype=scores.dtype).triu(1)
