@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -21,9 +23,13 @@ from conftest import WORDS, make_groups
 
 from rmtrain.cli.app import run as rmtrain
 from rmtrain.data.types import PreferenceGroup
+from rmtrain.display import Silent
+from rmtrain.scoring.remote import RemoteScorer, Server
+from rmtrain.scoring.scorer import ScoringTask
 from rmtrain.serving.app import ServerLimits, make_app
 from rmtrain.serving.batcher import Batcher, BatchLimits
 from rmtrain.serving.counters import Counters
+from rmtrain.serving.forms import Completions, Dialogue, Embeddings, Form, VllmInput, VllmPooling
 from rmtrain.serving.online import OnlineScorer, join_prompts
 from rmtrain.serving.server import listen
 
@@ -31,6 +37,7 @@ ANSWERS = ["w3 w4", "w5", "w6 w7 w8"]
 OPENING = "<s> [INST] w1 w2 [/INST]"
 TEXTS = [f"{OPENING} {answer} </s>" for answer in ANSWERS]
 USER = {"role": "user", "content": "w1 w2"}
+SAID = {"role": "assistant", "content": "w3"}
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +47,18 @@ def scorer(models: Path) -> OnlineScorer:
 
 @contextmanager
 def served(
-    scorer: OnlineScorer, queue: int = 8192, body: int = 1 << 20, token: str = "", limits: ServerLimits | None = None
+    scorer: OnlineScorer,
+    queue: int = 8192,
+    body: int = 1 << 20,
+    token: str = "",
+    limits: ServerLimits | None = None,
+    port: int = 0,
 ) -> Iterator[str]:
-    """A server on a free port of loopback, in a thread of this process."""
+    """A server on a port of loopback, a free one by default, in a thread of this process."""
     limits = limits or ServerLimits(BatchLimits(2048, 0.003, queue), body, token)
     config = uvicorn.Config(make_app(scorer, limits), log_level="warning", access_log=False)
     server = uvicorn.Server(config)
-    with listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", port) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -137,8 +149,10 @@ def test_vllm_and_sglang_as_verl_and_others_ask_them(client: httpx.Client, expec
         near([entry["score"] for entry in client.post("/score", json=body).json()["data"]], expected)
 
 
-def test_health_figures_and_the_page(client: httpx.Client) -> None:
-    assert client.get("/health").json() == {"status": "ok", "model": "rm", "max_length": 512, "dtype": "float32"}
+def test_health_figures_and_the_page(client: httpx.Client, scorer: OnlineScorer) -> None:
+    known = {"dtype": "float32", "fingerprint": scorer.info.fingerprint}
+    said = client.get("/health").json()
+    assert said == {"status": "ok", "model": "rm", "max_length": 512, **known}
     client.post("/reward", json={"prompt": "w1", "completions": ["w2"]})
     lines = client.get("/metrics").text.splitlines()
     assert 'rmtrain_requests_total{path="/health",status="200"}' in "\n".join(lines)
@@ -198,6 +212,14 @@ def test_a_row_that_the_template_refuses_leaves_its_batch_alone(scorer: OnlineSc
         ("/reward", {"query": ["w1"], "prompts": ["w1", "w2"]}, 400, "prompts: 2 for 1 texts"),
         ("/classify", {"input": [[999]]}, 400, "token id 999"),
         ("/classify", {}, 400, "give either input or messages"),
+        (
+            "/classify",
+            {"messages": [USER, SAID], "chat_template": "{{ messages }}"},
+            400,
+            "chat_template: the model's own",
+        ),
+        ("/pooling", {"messages": [USER, SAID], "add_generation_prompt": True}, 400, "add_generation_prompt: the"),
+        ("/reward", {"messages": [USER, SAID], "continue_final_message": True}, 400, "continue_final_message: the"),
         ("/score", {"queries": ["w1", "w2"], "documents": ["w1"]}, 400, "2 queries and 1 documents"),
         ("/nowhere", {}, 404, "Not Found"),
     ],
@@ -473,10 +495,47 @@ def test_a_long_conversation_is_truncated_and_said_to_be(models: Path) -> None:
     long = " ".join(WORDS[i % 60] for i in range(600))
     with served(short) as url:
         reply = httpx.post(f"{url}/reward", json={"prompt": long, "completions": ANSWERS}).json()
-        text = httpx.post(f"{url}/reward", json={"query": [f"<s> [INST] {long} [/INST] w3 </s>", TEXTS[0]]}).json()
+        texts = [f"<s> [INST] {long} [/INST] w3 </s>", TEXTS[0]]
+        text = httpx.post(f"{url}/reward", json={"query": texts}).json()
+        forms = {"/reward": "messages", "/classify": "input", "/pooling": "input", "/v1/embeddings": "input"}
+        others = [httpx.post(url + path, json={name: texts}).json() for path, name in forms.items()]
+        others.append(httpx.post(f"{url}/score", json={"queries": [long, "w1"], "documents": ["w3", "w4"]}).json())
+        sglang = httpx.post(f"{url}/classify", json={"text": texts}).json()
     assert reply["truncated"] == [0, 1, 2]
     assert None not in reply["rewards"]
     assert text["extra_logs"]["truncated"] == [1, 0]
+    assert [other["truncated"] for other in others] == [[0]] * 5
+    assert [entry["truncated"] for entry in sglang] == [True, False]
+
+
+@pytest.mark.parametrize("form", [Completions, Dialogue, VllmInput, VllmPooling, Embeddings])
+@pytest.mark.parametrize("within", [True, False])
+def test_the_variables_of_the_chat_template_reach_it_in_every_form(
+    form: type[Form], within: bool, scorer: OnlineScorer
+) -> None:
+    tools = {"tools": [{"name": "look"}], "documents": [{"title": "w1"}]}
+    given = {"chat_template_kwargs": {"style": "brief"} | (tools if within else {})} | ({} if within else tools)
+    said = {"messages": [USER], "completions": ["w3"]} if form is Completions else {"messages": [USER, SAID]}
+    ((group, _),) = form(**said, **given).read(scorer.reader).groups
+    assert json.loads(group.arguments) == {**tools, "style": "brief"}
+
+
+@pytest.mark.parametrize("api", ["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"])
+def test_a_client_learns_which_rows_were_truncated_and_by_which_model(scorer: OnlineScorer, api: Any) -> None:
+    long = " ".join(WORDS[i % 60] for i in range(600))
+    rows = [_group("w1", ["w2", "w3"], "0"), _group(long, ["w2"], "1")]
+    with served(scorer) as url:
+        remote = RemoteScorer.at(Server.at(url, api, renderer=scorer.info.renderer))
+        other = replace(scorer, scorer=SimpleNamespace(info=replace(scorer.info, fingerprint="another")))  # type: ignore[arg-type]
+        found = remote.score(ScoringTask("rows", rows, 512, None, Silent()))
+    with served(other, port=int(url.rpartition(":")[2])) as same:
+        assert same == url
+        assert (
+            RemoteScorer.at(Server.at(url, api, renderer=scorer.info.renderer)).info.fingerprint
+            != remote.info.fingerprint
+        )
+    assert [score is not None and score.truncated for score in found] == [False, True]
+    assert remote.info.max_length == scorer.info.max_length
 
 
 def test_requests_in_progress_are_answered_before_the_server_stops(scorer: OnlineScorer) -> None:

@@ -21,6 +21,12 @@ Api = Literal["rmtrain", "vllm", "vllm-pooling", "sglang", "openrlhf"]
 _IN_FLIGHT = 32  # concurrent requests: servers gather them into batches
 _TRIES, _WAIT_SECONDS, _TIMEOUT_SECONDS = 6, 1.0, 600.0
 _BUSY = (429, 502, 503, 504)
+_TOKEN_HINT = "set RMTRAIN_SERVE_TOKEN to the server's token"
+_HINTS = {401: _TOKEN_HINT, 403: _TOKEN_HINT, 404: "check --url and --api", 405: "check --url and --api"}
+
+
+def _names_cut(answer: Any) -> bool:
+    return bool(answer.get("truncated"))
 
 
 class Ask(NamedTuple):
@@ -29,6 +35,7 @@ class Ask(NamedTuple):
     path: str
     body: Mapping[str, object]
     read: Callable[[Any], Any]  # answer → a list of rewards, or one reward
+    cut: Callable[[Any], bool] = _names_cut  # answer → whether it names a truncated row, as those of `rmtrain serve` do
 
 
 def _of_rmtrain(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
@@ -54,13 +61,20 @@ def _of_sglang(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
         "/classify",
         {"model": server.model, "text": texts},
         lambda answer: [_last(text["embedding"]) for text in answer],
+        lambda answer: any(map(_names_cut, answer)),
     )
 
 
 def _of_openrlhf(group: PreferenceGroup, server: "Server") -> Iterator[Ask]:
     texts = server.texts(group)
     body = {"query": texts, "prompts": [server.opening(group)] * len(texts), "labels": [""] * len(texts)}
-    yield Ask(server.path or "/reward", body, lambda answer: answer["rewards"])
+    yield Ask(server.path or "/reward", body, lambda answer: answer["rewards"], _logs_cut)
+
+
+def _logs_cut(answer: Any) -> bool:
+    logs = answer.get("extra_logs")
+    marks = logs.get("truncated") if isinstance(logs, dict) else None
+    return any(marks) if isinstance(marks, list) else bool(marks)
 
 
 _FORMS: dict[Api, Callable[[PreferenceGroup, "Server"], Iterator[Ask]]] = {
@@ -99,6 +113,7 @@ class Server:
     api: Api
     model: str = ""  # the name sent in requests; if empty, the server is asked for it
     token: str = ""  # of `Authorization: Bearer`; empty for none
+    about: Mapping[str, Any] = field(default_factory=dict)  # what `rmtrain serve` says of itself; others say nothing
     renderer: Renderer | None = None  # turns conversations into text, for APIs that take text
     _free: list[http.client.HTTPConnection] = field(default_factory=list, repr=False)  # idle connections
 
@@ -119,9 +134,11 @@ class Server:
             )
         server = cls(url.rstrip("/"), api, token=token, renderer=renderer)
         with contextlib.closing(server):
-            status, answer = server._send("GET", "/v1/models" if api in ("vllm", "vllm-pooling") else "/health", None)
+            _, about = server._send("GET", "/health", None)
+            status, answer = server._send("GET", "/v1/models", None) if api in ("vllm", "vllm-pooling") else (0, None)
         models = answer.get("data", []) if status == 200 and isinstance(answer, dict) else []
-        return replace(server, model=models[0].get("id", "") if models else "")
+        own = about if isinstance(about, dict) and "fingerprint" in about else {}
+        return replace(server, model=models[0].get("id", "") if models else "", about=own)
 
     @property
     def path(self) -> str:
@@ -142,8 +159,8 @@ class Server:
         assert self.renderer is not None
         return self.renderer.render(group.prompt, group.arguments, generation=True)
 
-    def rewards(self, group: PreferenceGroup, place: Callable[[str], str]) -> list[float]:
-        """Rewards of a group's completions; `place` names its row.
+    def score(self, group: PreferenceGroup, place: Callable[[str], str]) -> GroupScore:
+        """Rewards of a group's completions, and whether the server says that it truncated one; `place` names its row.
 
         Raises:
             InputError: the server refuses the row.
@@ -152,11 +169,12 @@ class Server:
         if holds_ids(group.completions):
             raise InputError(f"{place(group.id)}: the row holds token ids", "score such rows without --url")
         rewards: list[float] = []
+        truncated = False
         for ask in _FORMS[self.api](group, self):
             status, answer = self._send("POST", ask.path, ask.body)
             if 400 <= status < 500:
                 fault = f"{self.url} refuses it ({status}): {_stated_fault(answer)}"
-                raise InputError(f"{place(group.id)}: {fault}", "mend the row")
+                raise InputError(f"{place(group.id)}: {fault}", _HINTS.get(status, "mend the row"))
             try:
                 value = ask.read(answer) if status == 200 else math.nan
                 values = [float(reward) for reward in (value if isinstance(value, list) else [value])]
@@ -166,10 +184,11 @@ class Server:
                 fault = f"{self.url}{ask.path} gives no reward ({status}): {_stated_fault(answer)}"
                 raise RunFailedError(f"{place(group.id)}: {fault}", "check --api")
             rewards += values
+            truncated = truncated or ask.cut(answer)
         if len(rewards) != len(group.completions):
             fault = f"{len(rewards)} rewards for {len(group.completions)} answers"
             raise RunFailedError(f"{place(group.id)}: {fault}", "check --api")
-        return rewards
+        return GroupScore(tuple(rewards), (), truncated)
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, Any]:
         """Status and answer of a request; a server that is busy, or breaks the connection, is asked again."""
@@ -232,20 +251,21 @@ class RemoteScorer:
     @classmethod
     def at(cls, server: Server) -> "RemoteScorer":
         """The scorer of a server."""
-        fingerprint = short_digest(f"{server.url} {server.api} {server.model}")
-        return cls(ScorerInfo(server.url, fingerprint, "", "", 0), server)
+        about = server.about
+        fingerprint = short_digest(f"{server.url} {server.api} {server.model} {about.get('fingerprint', '')}")
+        return cls(ScorerInfo(server.url, fingerprint, "", "", int(about.get("max_length", 0))), server)
 
     def score(self, task: ScoringTask) -> list[GroupScore | None]:
         """Rewards; see `Scorer`."""
         scores: list[GroupScore | None] = []
 
-        def ask(group: PreferenceGroup) -> Sequence[float]:
-            return self.server.rewards(group, task.place)
+        def ask(group: PreferenceGroup) -> GroupScore:
+            return self.server.score(group, task.place)
 
         with contextlib.closing(self.server), ThreadPoolExecutor(_IN_FLIGHT) as pool:
             try:
-                for done, rewards in enumerate(pool.map(ask, task.groups), 1):
-                    scores.append(GroupScore(tuple(rewards), (), False))
+                for done, score in enumerate(pool.map(ask, task.groups), 1):
+                    scores.append(score)
                     task.progress(done, len(task.groups))
             except BaseException:
                 pool.shutdown(cancel_futures=True)

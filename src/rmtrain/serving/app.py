@@ -60,7 +60,8 @@ def make_app(scorer: OnlineScorer, limits: ServerLimits) -> ASGIApp:
     @app.get("/health", summary="The model, if it is ready")
     async def health() -> Response:
         info = scorer.info
-        return JSONResponse({"status": "ok", "model": scorer.name, "max_length": info.max_length, "dtype": info.dtype})
+        limits = {"max_length": info.max_length, "dtype": info.dtype, "fingerprint": info.fingerprint}
+        return JSONResponse({"status": "ok", "model": scorer.name, **limits})
 
     @app.get("/metrics", summary="Figures for Prometheus")
     async def metrics() -> Response:

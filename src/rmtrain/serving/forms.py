@@ -22,6 +22,7 @@ Conversation = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _OBJ
 Text = Annotated[Any, WithJsonSchema({"type": "string"})]
 Texts = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]  # one, or several
 Objects = Annotated[Any, WithJsonSchema(_OBJECTS)]
+_OWN_RENDERING = "refused where it is set: rewards are those of whole conversations by the model's own chat template"
 Rows = Field(min_length=1, max_length=MOST_ROWS)
 
 
@@ -46,16 +47,24 @@ class Form(BaseModel):
 
 
 class Arguments(Form):
-    """The variables of a chat template beside messages."""
+    """The variables of a chat template beside messages. Another rendering than the model's own is refused."""
 
     tools: Objects = None
     documents: Objects = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None  # vLLM's clients put tools and documents there
+    chat_template: Annotated[Any, Field(description=_OWN_RENDERING)] = None
+    add_generation_prompt: Annotated[Any, Field(description=_OWN_RENDERING)] = None
+    continue_final_message: Annotated[Any, Field(description=_OWN_RENDERING)] = None
 
-    @property
     def arguments(self) -> dict[str, Any]:
-        """The columns of a row for `rmtrain score`."""
-        return {"tools": self.tools, "documents": self.documents, "chat_template_kwargs": self.chat_template_kwargs}
+        """The columns of a row for `rmtrain score`; raises InputError where another rendering is asked for."""
+        for name in ("chat_template", "add_generation_prompt", "continue_final_message"):
+            if getattr(self, name):
+                raise InputError(f"{name}: the model's own chat template renders whole conversations", "leave it out")
+        variables = dict(self.chat_template_kwargs or {})
+        given = {"tools": self.tools, "documents": self.documents}
+        given = {name: variables.pop(name, None) if value is None else value for name, value in given.items()}
+        return {**given, "chat_template_kwargs": variables}
 
     def reply(self, answer: Answer, model: str) -> Any:
         """Rewards in the order of the completions, and the numbers of truncated ones."""
@@ -74,7 +83,7 @@ class Completions(Arguments):
         prompt = self.prompt if self.messages is None else self.messages
         if (self.prompt is None) == (self.messages is None):
             raise InputError("give either prompt or messages beside completions", "leave one of them out")
-        rows.completions(prompt, self.completions, "completions", self.arguments)
+        rows.completions(prompt, self.completions, "completions", self.arguments())
 
 
 class Dialogue(Arguments):
@@ -83,7 +92,7 @@ class Dialogue(Arguments):
     messages: Annotated[list[Annotated[Any, WithJsonSchema({"type": "object"})]], Rows]
 
     def _add_rows(self, rows: RequestRows) -> None:
-        rows.dialogue(self.messages, self.arguments)
+        rows.dialogue(self.messages, self.arguments())
 
 
 class OpenRLHF(Form):
@@ -114,7 +123,7 @@ class LlamaFactory(Form):
 
     def reply(self, answer: Answer, model: str) -> Any:
         """The scores."""
-        return {"model": model, "scores": answer.rewards, **errors(answer)}
+        return {"model": model, "scores": answer.rewards, "truncated": answer.truncated, **errors(answer)}
 
 
 class Slime(Form):
@@ -135,7 +144,7 @@ class Slime(Form):
         return answer.rewards[0]
 
 
-class VllmInput(Form):
+class VllmInput(Arguments):
     """A request to vLLM's endpoints: texts or token ids in `input`, or `messages`."""
 
     input: Texts = None
@@ -146,14 +155,14 @@ class VllmInput(Form):
         if (self.input is None) == (self.messages is None):
             raise InputError("give either input or messages", "leave one of them out")
         if self.messages is not None:
-            rows.dialogue(self.messages, {})
+            rows.dialogue(self.messages, self.arguments())
         else:
             rows.texts(listed(self.input, "input"), "input")
 
     def reply(self, answer: Answer, model: str) -> Any:
         """A list with one entry per text."""
         entries = [{"index": place, **self.entry(reward)} for place, reward in enumerate(answer.rewards)]
-        return envelope(entries, model, answer.tokens) | errors(answer)
+        return envelope(entries, model, answer)
 
     @staticmethod
     def entry(reward: float | None) -> dict[str, Any]:
@@ -191,7 +200,10 @@ class SglangClassify(Form):
 
     def reply(self, answer: Answer, model: str) -> Any:
         """One object per text; for a single text, the object without a list."""
-        entries: list[dict[str, Any]] = [{"embedding": [] if value is None else [value]} for value in answer.rewards]
+        entries: list[dict[str, Any]] = [
+            {"embedding": [] if reward is None else [reward], "truncated": place in answer.truncated}
+            for place, reward in enumerate(answer.rewards)
+        ]
         for place in answer.faults:
             entries[place]["error"] = answer.why(place)
         return entries[0] if isinstance(self.text, str) else entries
@@ -220,7 +232,7 @@ class VllmScore(Form):
     def reply(self, answer: Answer, model: str) -> Any:
         """A list of scores."""
         data = [{"index": place, "object": "score", "score": reward} for place, reward in enumerate(answer.rewards)]
-        return envelope(data, model, answer.tokens) | errors(answer)
+        return envelope(data, model, answer)
 
 
 def _form_of_reward(body: Any) -> str | None:
@@ -277,7 +289,8 @@ def errors(answer: Answer) -> dict[str, Any]:
     return {"errors": faults} if faults else {}
 
 
-def envelope(data: Sequence[dict[str, Any]], model: str, tokens: int) -> dict[str, Any]:
-    """The object around the entries of OpenAI's and vLLM's answers, with the request's number of tokens."""
+def envelope(data: Sequence[dict[str, Any]], model: str, answer: Answer) -> dict[str, Any]:
+    """The object around the entries of OpenAI's and vLLM's answers, and what `Arguments.reply` says of the rows."""
     about = {"id": f"rm-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": model}
-    return {**about, "data": data, "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}}
+    usage = {"prompt_tokens": answer.tokens, "completion_tokens": 0, "total_tokens": answer.tokens}
+    return {**about, "data": data, "usage": usage, "truncated": answer.truncated, **errors(answer)}
