@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import measured
 import pytest
 from bench_cases import write
 from conftest import write_base, write_pairs
@@ -146,7 +147,7 @@ def faults(case: Case, world: Path, watch: Watch) -> list[str]:
     found += [
         f"changed {name}" for name in sorted(changed) if not f"{name}/".startswith(case.outputs) and name != "results"
     ]
-    mine = (str(world), os.environ["RMTRAIN_CACHE"], "/dev/null")
+    mine = (str(world), os.environ["RMTRAIN_CACHE"], os.environ[measured.FOLDER], "/dev/null")
     found += [f"writes {path}" for path in watch.seen if not path.startswith(mine)]
     return [*found, *err.splitlines()[-4:]] if found else []
 
