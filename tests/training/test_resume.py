@@ -363,17 +363,36 @@ def test_a_key_that_the_checkpoints_version_did_not_have_stands_at_its_default()
     assert _with_defaults(before, now) == before | {"loss.centering": 0.0, "data.holdout": holdout}
 
 
+def change_last_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 def test_other_weights_in_the_bases_folder_are_another_run(base: Path, tmp_path: Path, injected: Any) -> None:
     copy = Path(shutil.copytree(base, tmp_path / "base"))
     injected(1, send(signal.SIGTERM))
     with pytest.raises(Interrupted):
         run(copy, tmp_path, **CASE)
-    file = copy / "model.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    change_last_byte(copy / "model.safetensors")
     with pytest.raises(InputError, match="weights of the base: "):
         run(copy, tmp_path, resume=only_run(tmp_path), **CASE)
+
+
+def test_other_weights_below_the_adapter_that_a_run_starts_from_are_another_run(
+    base: Path, tmp_path: Path, injected: Any
+) -> None:
+    copy = Path(shutil.copytree(base, tmp_path / "base"))
+    first = run(copy, tmp_path / "first", **CASE).run / "final"
+    injected(1, send(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run(first, tmp_path / "second", **CASE)
+    stopped = only_run(tmp_path / "second")
+    change_last_byte(copy / "model.safetensors")
+    with pytest.raises(InputError, match="weights below the adapter that the run starts from: "):
+        run(first, tmp_path / "second", resume=stopped, **CASE)
+    change_last_byte(copy / "model.safetensors")
+    run(first, tmp_path / "second", resume=stopped, **CASE)
 
 
 def test_a_digest_by_samples_sees_sizes_and_both_ends(tmp_path: Path) -> None:

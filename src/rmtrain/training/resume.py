@@ -32,6 +32,7 @@ FREE = {
     "distributed": ("timeout_minutes", "deepspeed_config"),
 }
 _DROPOUT = "dropout of the base (model.dropout)"
+_BELOW = "weights below the adapter that the run starts from"
 _PIECES, _PIECE = 64, 1 << 16  # pieces that are read of a file, and their bytes: 4 MiB of any file
 
 
@@ -62,6 +63,8 @@ def run_fingerprint(
     path, start = recipe.distributed.deepspeed_config, find_start(recipe.model)
     base = start.adapter or Path(start.name)
     files: dict[str, Any] = {"weights of the base": sampled_digest(base)} if base.is_dir() else {}
+    if start.adapter and Path(start.name).is_dir():
+        files[_BELOW] = sampled_digest(Path(start.name))
     if path is not None:
         files["content of distributed.deepspeed_config"] = read_deepspeed_config(Path(path))
     free = {f"{section}.{key}" for section, keys in FREE.items() for key in keys}
@@ -103,6 +106,8 @@ def choose_checkpoint(
     before = _with_defaults(manifest["fingerprint"], fingerprint)
     if _DROPOUT in fingerprint:
         before.setdefault(_DROPOUT, "on")  # earlier versions left it as it was
+    if _BELOW in fingerprint:
+        before.setdefault(_BELOW, fingerprint[_BELOW])  # earlier versions did not record it
     _require_readable(checkpoint, before, fingerprint)
     changed = {
         key: (before.get(key), fingerprint.get(key))
