@@ -100,6 +100,74 @@ def test_a_folder_names_its_splits_as_the_hub_does(form: str) -> None:
     assert [len(split.groups) for split in load_data(recipe.data, 0).splits.values()] == [5, 2]
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("my_train", "my_test"),
+        ("Training", "TEST"),
+        ("prefs.train.v2", "prefs.test.v2"),
+        ("train 1", "eval 1"),
+        ("en-train-00000-of-00001", "en-evaluation-00000-of-00001"),
+    ],
+)
+def test_a_split_is_known_by_any_word_that_datasets_knows(train: str, test: str) -> None:
+    jsonl(f"d/{train}.jsonl", ROWS[:3])
+    jsonl(f"d/{test}.jsonl", ROWS[3:5])
+    jsonl("d/dev.jsonl", ROWS[5:])
+    splits = open_source(parse_source("d")).splits
+    assert {name: [*read().rows] for name, read in splits.items()} == {
+        "train": ROWS[:3],
+        "test": ROWS[3:5],
+        "validation": ROWS[5:],
+    }
+    with pytest.raises(DataError, match=r"are of several splits by their names: d/") as caught:
+        read_rows("d/*.jsonl")
+    for file in (f"d/{train}.jsonl (train)", f"d/{test}.jsonl (test)", "d/dev.jsonl (validation)"):
+        assert file in str(caught.value)
+    files = [f"d/{name}.jsonl" for name in (train, test)]
+    assert [*read_rows(files).rows] == ROWS[:5]  # a list is read as it is
+
+
+def test_a_folder_above_a_pattern_is_not_of_its_files_names() -> None:
+    jsonl("test/train/a.jsonl", ROWS[:4])
+    jsonl("test/train/devils.jsonl", ROWS[4:])
+    assert [*read_rows("test/train/*.jsonl").rows] == ROWS
+    jsonl("test/dev/a.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"of several splits by their names: test/train/a\.jsonl"):
+        read_rows("test/*/a.jsonl")
+
+
+LEFT_OUT: dict[str, tuple[str, Callable[[], Any], str]] = {
+    "a link to nothing": ("d", lambda: Path("d/b.jsonl").symlink_to("../gone.jsonl"), "d/b.jsonl is a link to ../gone"),
+    "a link to itself": ("d/*.jsonl", lambda: Path("d/b.jsonl").symlink_to("b.jsonl"), "d/b.jsonl is a link to b.js"),
+    "zstd": ("d", lambda: Path("d/b.jsonl.zst").write_text("x"), "b.jsonl.zst is of a kind that can't be read"),
+    "xz": ("d", lambda: Path("d/b.json.XZ").write_text("x"), "b.json.XZ is of a kind that can't be read"),
+    "ndjson": ("d", lambda: Path("d/b.ndjson").write_text("x"), "b.ndjson is of a kind that can't be read"),
+    "tsv": ("d", lambda: Path("d/b.tsv").write_text("x"), "b.tsv is of a kind that can't be read"),
+    "csv.gz": ("d", lambda: Path("d/b.csv.gz").write_text("x"), "b.csv.gz is of a kind that can't be read"),
+    "a download": ("d", lambda: Path("d/b.parquet.incomplete").write_text("x"), "b.parquet.incomplete is of a kind"),
+    "a folder below": ("d", lambda: jsonl("d/more/b.jsonl", ROWS), "d/more/b.jsonl is in a folder below"),
+    "two names": ("d", lambda: jsonl("d/train_test.jsonl", ROWS), "its name has words of several splits: train, test"),
+    "a packed file": ("d/a.jsonl.bz2", lambda: Path("d/a.jsonl.bz2").write_text("x"), "unknown kind of file"),
+    "another kind": ("a.txt", lambda: Path("a.txt").write_text("x"), "a.txt: unknown kind of file"),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_no_rows_are_left_out_silently(what: str) -> None:
+    source, add, told = LEFT_OUT[what]
+    jsonl("d/a.jsonl", ROWS)
+    for beside in ("README.md", "LICENSE", "dataset_infos.json", ".b.jsonl.zst", "notes.txt"):
+        Path("d", beside).write_text("of no account")
+    Path("d/empty").mkdir()
+    jsonl("d/.cache/x.jsonl", ROWS)
+    assert [*read_rows("d").rows] == ROWS
+    add()
+    with pytest.raises(DataError) as caught:
+        read_rows(source)
+    assert told in str(caught.value)
+
+
 def test_one_file_of_a_glob_or_list_is_that_file() -> None:
     jsonl("d/a.jsonl", ROWS)
     for source in ("d/*.jsonl", ["d/a.jsonl"], "d"):

@@ -1,24 +1,20 @@
 """Local SOURCE → rows, split by split: a file, a list, a glob, a folder of shards, or a folder of `save_to_disk`."""
 
-import glob
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmtrain.data.files import SUFFIXES, FileRows, read_file, stem_of, suffix_of
+from rmtrain.data.files import FileRows, read_file, suffix_of
+from rmtrain.data.folder_files import expand, splits_of_folder
 from rmtrain.data.hub import rows_of
 from rmtrain.data.rows import StoredRows
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, first_line
 from rmtrain.files import sha256_file
-
-_SPLIT = re.compile(r"(train|validation|test)(-(?P<shard>\d{5})-of-(?P<shards>\d{5})(-[0-9a-f]+)?)?")
-_NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json")  # files beside the rows of a hub dataset
 
 
 class Shard(NamedTuple):
@@ -41,11 +37,6 @@ class SplitRows(NamedTuple):
 
 # the splits of a SOURCE, each read when it is called; and whether the files name them: otherwise it has only `train`
 LocalSource = tuple[Mapping[str, Callable[[], SplitRows]], bool]
-
-
-def is_glob(text: str) -> bool:
-    """Whether a SOURCE is a pattern: it has wildcards, and is not the name of a file."""
-    return glob.has_magic(text) and not os.path.exists(text)
 
 
 def fingerprint_files(files: Sequence[Path]) -> str:
@@ -76,47 +67,11 @@ def find_files(names: Sequence[str]) -> dict[str, list[Path]]:
     if len(paths) == 1 and os.path.isdir(paths[0]):
         folder = Path(paths[0])
         saved = (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
-        return {} if saved else _splits_of(folder)
-    files = [file for path in paths for file in _expand(path)]
+        return {} if saved else splits_of_folder(folder)
+    files = [file for path in paths for file in expand(path)]
     if twice := next((file for file, count in Counter(files).items() if count > 1), None):
         raise DataError(f"{', '.join(names)}: {twice} is named twice", "name each file once")
     return {"": files}
-
-
-def _expand(path: str) -> list[Path]:
-    if not is_glob(path):
-        return [Path(path)]
-    if files := [Path(file) for file in sorted(glob.glob(path, recursive=True)) if os.path.isfile(file)]:
-        return files
-    raise DataError(f"{path}: no file matches this pattern (in {os.getcwd()})", "check the pattern")
-
-
-def _splits_of(folder: Path) -> dict[str, list[Path]]:
-    """The data files of a folder by the split in their names; under the empty name if none names a split."""
-    files = sorted(path for path in folder.iterdir() if suffix_of(path.name) and path.name[0] != ".")
-    files = [path for path in files if path.is_file() and path.name not in _NOT_ROWS]
-    if not files and (folder / "data").is_dir():  # the layout of hub datasets
-        return _splits_of(folder / "data")
-    if not files:
-        raise DataError(f"{folder}: no data files in this folder", f"data files end in {', '.join(SUFFIXES)}")
-    splits: dict[str, list[Path]] = {}
-    for path in files:
-        match = _SPLIT.fullmatch(stem_of(path.name))
-        splits.setdefault(match[1] if match else "", []).append(path)
-    if len(splits) > 1 and "" in splits:
-        raise DataError(
-            f"{folder}: {splits[''][0].name} names no split, but other files do "
-            f"({', '.join(name for name in splits if name)})",
-            "name the files of each split in data.source, or move this one elsewhere",
-        )
-    for name, shards in splits.items():
-        whole = {int(match["shards"]) for path in shards if (match := _SPLIT.match(path.name)) and match["shards"]}
-        if whole and whole != {len(shards)}:
-            raise DataError(
-                f"{folder}: only {len(shards)} of {max(whole)} shards of {name} are in the folder",
-                "was the download interrupted?",
-            )
-    return splits
 
 
 def _open_files(splits: dict[str, list[Path]], source: str) -> LocalSource:

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 from rmtrain.data import demo
 from rmtrain.data.files import SUFFIXES, stem_of, suffix_of
+from rmtrain.data.folder_files import is_glob
 from rmtrain.data.hub import load_hub, resolve_commit, rows_of
-from rmtrain.data.local_files import Shard, SplitRows, find_files, fingerprint_files, is_glob, open_local
+from rmtrain.data.local_files import Shard, SplitRows, find_files, fingerprint_files, open_local
 from rmtrain.data.rows import Sample
 from rmtrain.data.types import Row
 from rmtrain.errors import DataError, InputError
@@ -131,6 +132,10 @@ def parse_source(text: str | Sequence[str]) -> Source:
         return Source("demo", "demo")
     if suffix_of(text) or (text and (is_glob(text) or os.path.isdir(os.path.expanduser(text)))):
         return Source("file", text, files=(text,))
+    if os.path.isfile(os.path.expanduser(text)):
+        raise DataError(
+            f"{text}: unknown kind of file", f"convert or unpack it: data files end in {', '.join(SUFFIXES)}"
+        )
     match = _HUB.fullmatch(text)
     if match is None:
         here = f" (no such file or folder in {os.getcwd()})" if "/" in text else ""
