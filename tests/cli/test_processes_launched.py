@@ -151,9 +151,11 @@ def test_a_run_whose_processes_could_not_record_their_end_is_marked_as_failed(
         (folder / ".lock").write_text(f"process {pid} on {socket.gethostname()}")
         return folder
 
-    runs = [run_of("own", "running", 11), run_of("other", "running", 12), run_of("earlier", "finished", 11)]
+    runs = [run_of("dead", "running", 11), run_of("resumed", "running", 9)]  # the first had a process of the same id
 
     def torchrun(arguments: list[str]) -> None:
+        runs.extend([run_of("own", "running", 11), run_of("other", "running", 12), run_of("ended", "finished", 11)])
+        (runs[1] / ".lock").write_text(f"process 11 on {socket.gethostname()}")
         error = ChildFailedError.__new__(ChildFailedError)
         killed, waiting = failure(-signal.SIGKILL), failure(-signal.SIGKILL, 30)
         killed.pid, waiting.pid = 10, 11
@@ -165,7 +167,8 @@ def test_a_run_whose_processes_could_not_record_their_end_is_marked_as_failed(
         processes.launch(2, tmp_path)
     message = "process 1 was ended by SIGKILL (signal 9)"
     states = [(manifest["state"], manifest["error"]) for manifest in map(read_manifest, runs)]
-    assert states == [("failed", message), ("running", None), ("finished", None)]
+    failed, running = ("failed", message), ("running", None)
+    assert states == [running, failed, failed, running, ("finished", None)]
 
 
 def test_a_dry_run_predicts_for_more_gpus_than_are_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,15 @@ def test_what_can_not_be_said_ends_nothing(monkeypatch: pytest.MonkeyPatch, open
     os.dup2(os.open(os.devnull, os.O_WRONLY), raw.fileno())  # what the buffer still holds is written at the end
 
 
+@pytest.mark.parametrize("arguments", [("recipes", "list"), ("recipes", "show", "quickstart"), ("recipes", "schema")])
+def test_a_process_reports_its_end_where_nobody_reads_its_results(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Rich raises SystemExit there; a launch took it for a process that had ended without a word."""
+    launched = os.environ | {"RMTRAIN_STATUS": str(tmp_path / "status"), "RANK": "0"}
+    done = warm.run(command(*arguments), stdout=lost_pipe(), stderr=subprocess.PIPE, env=launched, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert (tmp_path / "status").read_text() == "0 1 \n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_run_whose_terminal_closes_writes_a_checkpoint(base: Path, tmp_path: Path, number: signal.Signals) -> None:

@@ -140,7 +140,7 @@ def _run(arguments: list[str]) -> int:
         error.message = printable(error.message)
         rich_format_error(error)  # type: ignore[arg-type]  # Typer raises only usage errors here
         code = 2
-    except BrokenPipeError:  # the reader of our output has exited
+    except (BrokenPipeError, SystemExit):  # the reader of our output has exited; Rich raises the second
         _discard_unwritten_output()
         code = 1
     except (Exception, KeyboardInterrupt) as error:

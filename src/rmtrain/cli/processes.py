@@ -187,6 +187,7 @@ def launch(number: int, runs: Path | None = None) -> int:
     from rmtrain.training.failures import now
 
     print(f"starting {number} processes", file=sys.stderr, flush=True)
+    locks = _locks(runs)
     for name in ("agent.server.api", "multiprocessing.api"):  # how the processes ended is reported below
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
@@ -216,8 +217,10 @@ def launch(number: int, runs: Path | None = None) -> int:
             if (state := read_manifest(Path(run))["state"]) in errors:
                 update_manifest(Path(run), error=errors[state])
         pids = {failure.pid for failure in failures.values()}
-        for path, manifest in list_runs(runs) if runs is not None else []:
-            if manifest["state"] == "running" and lock_holder(path) in pids:  # torchrun kills it after 30 seconds
+        locked = {path.parent for path, _ in _locks(runs) - locks}  # an earlier run's lock may name a reused id
+        for path, manifest in list_runs(runs) if runs is not None and locked else []:
+            # torchrun kills its process after 30 seconds
+            if path in locked and manifest["state"] == "running" and lock_holder(path) in pids:
                 update_manifest(path, state="failed", ended=now(), error=killed)
         raise RunFailedError(
             killed, "memory may have run out, unless someone killed it: see the lines above, and dmesg"
@@ -230,6 +233,11 @@ def launch(number: int, runs: Path | None = None) -> int:
     if signalled:
         raise KeyboardInterrupt
     raise RunFailedError("a worker exited without reporting an error", "see the lines above")
+
+
+def _locks(runs: Path | None) -> set[tuple[Path, int]]:
+    """The lock files of the runs in a folder, with the time of their last change."""
+    return {(path, path.stat().st_mtime_ns) for path in runs.glob("*/.lock")} if runs is not None else set()
 
 
 def _wait_for_checkpoints() -> None:
