@@ -126,6 +126,30 @@ def test_a_filter_keeps_the_share_that_it_says(scored: Any, capsys: Any) -> None
     assert select(capsys, "scored.jsonl", "--mode", "filter", "--threshold", str(left[0]))[0]["written"] == len(left)
 
 
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        (("--threshold", "1000"), "below the threshold: 23"),
+        (("--mode", "filter", "--threshold", "1000"), "below the threshold: 23"),
+        (("--mode", "pairs", "--min-margin", "1000"), "fewer than two answers: 6, no answer is lower by the least"),
+        (("--ckpt", "rm", "--threshold", "1000"), "below the threshold: 23"),
+    ],
+)
+def test_a_choice_of_nothing_is_an_error_and_the_file_stays(
+    scored: Any, ckpt: list[str], capsys: Any, options: tuple[str, ...], cause: str
+) -> None:
+    Path("out.jsonl").write_text("as it was")
+    told = select(capsys, "scored.jsonl", *(ckpt[1] if word == "rm" else word for word in options), code=2)
+    highest = max(reward for row in scored for reward in row["rewards"])
+    assert f"error: no answer is chosen (prompts dropped, {cause}" in told
+    assert f"the highest reward is {highest:.6g}" in told
+    assert Path("out.jsonl").read_text() == "as it was"
+    if "rm" in options:  # nothing is scored again for another threshold
+        assert "finished parts are kept in .out.jsonl.parts" in told
+        select(capsys, "scored.jsonl", *ckpt)
+    assert sorted(os.listdir()) == ["in.jsonl", "out.jsonl", "scored.jsonl"]
+
+
 def test_it_goes_on_where_it_was_interrupted(
     scored: Any, ckpt: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

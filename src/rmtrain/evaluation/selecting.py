@@ -84,6 +84,7 @@ class Report:
     reward: dict[str, Mean] = field(default_factory=dict)
     length: dict[str, Mean] = field(default_factory=dict)
     best_of: dict[int, Mean] = field(default_factory=dict)
+    highest: float = -math.inf  # reward
 
     def count(self, answers: Answers, taken: Taken) -> None:
         """Count a prompt."""
@@ -93,6 +94,7 @@ class Report:
             self.dropped[taken.cause] += 1
             return
         self.answers += len(rewards)
+        self.highest = max(self.highest, *rewards)
         texts = {answers.group.completions[k] for k, reward in enumerate(rewards) if reward == max(rewards)}
         self.ties += len(texts) > 1
         curve = expected_best_of_n(rewards, rewards)
@@ -136,7 +138,11 @@ class Selection:
     seed: int = 0  # for random choices; a row's draw depends only on the seed and the row's number
 
     def write(self, answers: Iterator[Answers], file: BinaryIO) -> Report:
-        """Write the chosen answers of each prompt, and report on the choice."""
+        """Write the chosen answers of each prompt, and report on the choice.
+
+        Raises:
+            InputError: no answer is chosen.
+        """
         report = Report()
         for number, prompt in enumerate(answers):
             rng = np.random.default_rng([self.seed, number])
@@ -145,6 +151,10 @@ class Selection:
             report.count(prompt, taken)
             for row in self._rows(prompt, taken):
                 file.write(json_line(row))
+        if not report.written:
+            causes = ", ".join(f"{cause}: {prompts}" for cause, prompts in sorted(report.dropped.items()))
+            highest = f"; the highest reward is {report.highest:.6g}" if report.answers else ""
+            raise InputError(f"no answer is chosen (prompts dropped, {causes}){highest}", "relax the options")
         return report
 
     def _rows(self, answers: Answers, taken: Taken) -> Iterator[Row]:
