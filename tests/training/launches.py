@@ -110,7 +110,16 @@ def launch(
     if set(codes) == {0} and (runs[0] / "final").exists():
         assert wait(fork(1, lambda: _score(runs[0] / "final", place), folder / "score.log")) == [0]
         found |= json.loads((place / "scores.json").read_text(encoding="utf-8"))
+        there = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("there-*/scores.json"))]
+        found["scores there"] = [each["scores"] for each in there]
     return found
+
+
+def score_there(run: Path) -> None:
+    """Score other groups in the processes that have trained, as `train` does in the end."""
+    there = run.parent / f"there-{os.environ.get('RANK', '0')}"
+    there.mkdir(exist_ok=True)
+    _score(run / "final", there)
 
 
 def _score(final: Path, place: Path) -> None:

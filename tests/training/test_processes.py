@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import make_config, write_base
-from launches import COMPILER, FULL, LORA, STEP, STEPS, import_deepspeed, launch, of, results_of
+from launches import COMPILER, FULL, LORA, STEP, STEPS, import_deepspeed, launch, of, results_of, score_there
 from training_cases import at_step, cut, flipped, fork, import_all, make_recipe, missing, only_run, run, wait
 
 from rmtrain.model.memory import measure_model
@@ -75,6 +75,7 @@ def test_every_engines_model_loads_and_scores_alike(results: dict[str, Any], nam
     found, one = of(results, name), of(results, f"{name.split()[0]} one")
     assert found["scores"] == pytest.approx(one["scores"], abs=1e-5)
     assert found["shapes"] == one["shapes"]
+    assert found["scores there"] == [pytest.approx(found["scores"], abs=1e-6)] * 2  # in the processes that trained
 
 
 @pytest.mark.parametrize("name", RESUMED)
@@ -237,7 +238,9 @@ def _main(folder: Path) -> None:
         import_deepspeed()
     import_all()
     assert wait(fork(1, lambda: write_base(folder / "base", head=True), folder / "log")) == [0]
-    results = {name: launch(folder, name, processes, changes) for name, (processes, changes) in RUNS.items()}
+    results = {
+        name: launch(folder, name, processes, changes, then=score_there) for name, (processes, changes) in RUNS.items()
+    }
     for name in [*RESUMED, "lora one"]:
         processes, changes = RUNS[name]
         stopped = f"{name} stopped"

@@ -65,6 +65,13 @@ def strategy_arguments(recipe: Recipe, strategy: str, processes: int) -> JsonObj
     return arguments
 
 
+def leave_zero3() -> None:
+    """End the mode in which transformers divides each new model among the processes: the next one is to score."""
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
 def _ddp_arguments(recipe: Recipe) -> JsonObject:
     return {"ddp_find_unused_parameters": False, "ddp_timeout": int(recipe.distributed.timeout_minutes * 60)}
 

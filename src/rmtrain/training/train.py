@@ -38,6 +38,7 @@ from rmtrain.training.objectives import make_objective
 from rmtrain.training.plan import interval_steps
 from rmtrain.training.resume import damaged_state, run_fingerprint
 from rmtrain.training.selection import StoppedEarly
+from rmtrain.training.strategies import leave_zero3
 from rmtrain.training.throughput import peak_memory
 from rmtrain.training.tracking import WandbLog
 from rmtrain.training.trainer import GroupRewardTrainer
@@ -86,6 +87,7 @@ def train(
     fingerprint = run_fingerprint(recipe, splits, renderer, plan.sharding.strategy, state.num_processes)
     require_agreement(json.dumps(fingerprint, sort_keys=True, default=str), "rows, weights or settings")
     with ExitStack() as stack:
+        stack.callback(leave_zero3)
         run = open_run(loaded, splits, fingerprint, resume, allow_changes, display, stack)
         if settled.reasons and state.is_main_process:
             update_manifest(run.folder, choices=settled.record())
