@@ -16,7 +16,7 @@ import typer
 
 from rmtrain.errors import InputError, RunFailedError
 from rmtrain.files import held
-from rmtrain.runs import list_runs, lock_holder, read_manifest, update_manifest
+from rmtrain.runs import lock_holder, read_manifest, update_manifest
 from rmtrain.signals import handled
 
 if TYPE_CHECKING:
@@ -184,8 +184,6 @@ def launch(number: int, runs: Path | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    from rmtrain.training.failures import now
-
     print(f"starting {number} processes", file=sys.stderr, flush=True)
     locks = _locks(runs)
     for name in ("agent.server.api", "multiprocessing.api"):  # how the processes ended is reported below
@@ -212,16 +210,9 @@ def launch(number: int, runs: Path | None = None) -> int:
         lines = status.read_text().splitlines() if status.exists() else []
     ended = {int(rank): (int(code), run) for rank, code, run in (line.split(" ", 2) for line in lines)}
     if killed := _killed({rank: failure for rank, failure in failures.items() if rank not in ended}, failures):
-        for run in {run for _, run in ended.values() if run}:
-            errors = {"failed": killed, "finished": f"after training: {killed}"}
-            if (state := read_manifest(Path(run))["state"]) in errors:
-                update_manifest(Path(run), error=errors[state])
         pids = {failure.pid for failure in failures.values()}
-        locked = {path.parent for path, _ in _locks(runs) - locks}  # an earlier run's lock may name a reused id
-        for path, manifest in list_runs(runs) if runs is not None and locked else []:
-            # torchrun kills its process after 30 seconds
-            if path in locked and manifest["state"] == "running" and lock_holder(path) in pids:
-                update_manifest(path, state="failed", ended=now(), error=killed)
+        held = {path for path, _ in _locks(runs) - locks if lock_holder(path) in pids}  # not by ids of earlier runs
+        _record_killed(killed, {Path(run) for _, run in ended.values() if run}, held)
         raise RunFailedError(
             killed, "memory may have run out, unless someone killed it: see the lines above, and dmesg"
         )
@@ -236,8 +227,20 @@ def launch(number: int, runs: Path | None = None) -> int:
 
 
 def _locks(runs: Path | None) -> set[tuple[Path, int]]:
-    """The lock files of the runs in a folder, with the time of their last change."""
-    return {(path, path.stat().st_mtime_ns) for path in runs.glob("*/.lock")} if runs is not None else set()
+    """The runs in a folder, with the time at which each was locked last."""
+    return {(path.parent, path.stat().st_mtime_ns) for path in runs.glob("[!.]*/.lock")} if runs is not None else set()
+
+
+def _record_killed(killed: str, ended: set[Path], held: set[Path]) -> None:
+    """Write the cause into the manifests of runs that a process has ended, or held when torchrun killed it."""
+    from rmtrain.training.failures import now
+
+    for run in ended:
+        errors = {"failed": killed, "finished": f"after training: {killed}"}
+        if (state := read_manifest(run)["state"]) in errors:
+            update_manifest(run, error=errors[state])
+    for run in (run for run in held if read_manifest(run)["state"] == "running"):
+        update_manifest(run, state="failed", ended=now(), error=killed)
 
 
 def _wait_for_checkpoints() -> None:
