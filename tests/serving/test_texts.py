@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 from conftest import TEMPLATE, make_tokenizer
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.types import Message, ids_in
@@ -59,6 +61,35 @@ def test_a_rendered_text_gets_the_tokens_of_its_messages(name: str, conversation
     for same in (text, f"<s><s>{bare}", bare, ended, f"{ended}</s><unk><unk>", generated, f"{generated} </s>"):
         assert ids(reader.groups("", [same])) == expected, same
     assert reader.groups("", [text, generated])[0].cut is False
+
+
+HEAD, FOOT = "[INST] {{ m['role'] }}\n", "{% if add_generation_prompt %}[INST] assistant\n{% endif %}"
+ALTERED = {  # what a template prints of a message where it is not what a policy writes after the generation prompt
+    "stripped": HEAD + "{{ m['content'] | trim }} {{ eos_token }}\n",
+    "words first": HEAD + "{{ 'w8 w9 ' if m['role'] == 'assistant' }}{{ m['content'].lstrip() }} {{ eos_token }}\n",
+    "blank is refused": HEAD
+    + "{{ m['content'] | trim if m['content'] | trim else raise_exception('no') }}{{ eos_token }}",
+}
+REWRITES = {
+    "a blank first": TEMPLATE,
+    **{name: f"{{{{ bos_token }}}}{LOOP}{printed}{{% endfor %}}{FOOT}" for name, printed in ALTERED.items()},
+}
+
+
+@pytest.mark.parametrize("name", [*REWRITES])
+@pytest.mark.parametrize("answer", ["w3", " w3 w4", "w3\n", "\n\nw3 \n w5", "w8 w9 w3"])
+def test_an_answer_after_a_rendered_prompt_gets_the_tokens_of_its_message(name: str, answer: str) -> None:
+    renderer = renderer_of(REWRITES[name], pad_token="<unk>")
+    renderer.tokenizer.backend_tokenizer.pre_tokenizer = Split(Regex("\\s"), "isolated")  # each blank is a token
+    talk = (Message("user", "w1"), Message("assistant", "w2"), Message("user", "w3"))
+    opened = renderer.render(talk, generation=True)
+    said = answer.removeprefix({"a blank first": " ", "words first": "w8 w9 "}.get(name, ""))
+    expected = renderer.tokenize([(*talk, Message("assistant", said))])
+    reader = TextReader(renderer, 512)
+    for end in ("", "</s>", "</s><unk>"):
+        for prompt in (opened, opened.removeprefix("<s>"), opened.rstrip()):
+            texts = [f"{opened}{answer}{end}", opened + end]  # the second may be refused, which leaves the first alone
+            assert ids(reader.groups("", texts, prompt))[:1] == expected, (end, prompt)
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES])

@@ -1,5 +1,6 @@
 """Whole conversations as text from trainers → the same tokens as those of their messages."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 from rmtrain.data.render import Renderer
 from rmtrain.data.responses import common_prefix
+from rmtrain.data.template import TemplateRefusalError
 from rmtrain.data.tokenizer import special_tokens
 from rmtrain.data.types import Message, PreferenceGroup, of_ids
 from rmtrain.errors import InputError
@@ -31,6 +33,13 @@ class _Frame(NamedTuple):
     opening: str  # the generation prompt after a question, without leading white space
     tail: str  # after the answer
     ends: "re.Pattern[str]"  # end and pad tokens at the end of a text
+    before: str | None  # between question and answer, a generation prompt first; None if the template begins otherwise
+    lead: str  # of which this comes after the generation prompt
+
+    def without_end(self, text: str) -> str:
+        """A text without the end tokens and what the template writes before them."""
+        blank = self.tail[: len(self.tail) - len(self.tail.lstrip())]
+        return self.ends.sub("", text).removesuffix(blank)
 
 
 @dataclass(frozen=True)
@@ -53,9 +62,17 @@ class TextReader:
         ends = [tokenizer.eos_token, tokenizer.pad_token, *(t for t in special_tokens(tokenizer) if t in tail)]
         either = "|".join(re.escape(token) for token in ends if token) or r"(?!)"
         bos = tokenizer.bos_token or ""
-        opening = self.renderer.render(_PROBE[:1], generation=True).rpartition(_QUESTION)[2].lstrip()
-        written = bos if bos and head.startswith(bos) else ""
-        return _Frame(written, opening, tail, re.compile(rf"(?:(?:{either})\s*)+\Z"))
+        opening = self.renderer.render(_PROBE[:1], generation=True).rpartition(_QUESTION)[2]
+        before = head.rpartition(_QUESTION)[2]
+        known = bool(opening.strip()) and before.startswith(opening)
+        return _Frame(
+            bos if bos and head.startswith(bos) else "",
+            opening.lstrip(),
+            tail,
+            re.compile(rf"(?:(?:{either})\s*)+\Z"),
+            before if known else None,
+            before.removeprefix(opening),
+        )
 
     def is_rendered(self, prompt: str) -> bool:
         """Whether a prompt ends with this chat template's generation prompt; other prompts are plain text."""
@@ -85,10 +102,15 @@ class TextReader:
                 "this reward model has no chat template and reads question and answer apart",
                 "give prompt and completions instead of whole texts",
             )
-        encoded = self.renderer.encode([self._complete(text, self._frame) for text in texts])
+        bare = [self._bare(text) for text in texts]
+        opened = [self._opened(text, prompt, self._frame) for text in bare]
+        written = self._written(bare, opened, prompt is not None, self._frame)
+        encoded = self.renderer.encode([self._frame.bos + text for text in written])
         if not self.splits:
             return [self._group(name, encoded, places, [0] * len(texts))]
-        asked = [self._complete(self._prompt_of(text, prompt, self._frame), self._frame, "") for text in texts]
+        if 0 in opened:
+            raise _unsplit("a text that this model's chat template did not render")
+        asked = [self._frame.bos + text[:end] for text, end in zip(bare, opened, strict=True)]
         starts = map(common_prefix, self.renderer.encode(asked), encoded)
         together: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # by the prompt's tokens
         for place, start in enumerate(starts):
@@ -121,25 +143,58 @@ class TextReader:
         answers = tuple((of_ids(ids[start:]),) for ids in sequences)
         return ReadTexts(PreferenceGroup(name, prompt, answers, ()), places, excess > 0)
 
-    def _prompt_of(self, text: str, prompt: str | None, frame: _Frame) -> str:
-        """The part of a rendered text before its answer: the given prompt, or everything up to the last generation
-        prompt."""
+    def _opened(self, text: str, prompt: str | None, frame: _Frame) -> int:
+        """Where the answer of a rendered text begins: after the given prompt, or after the last generation prompt; 0 if
+        that is not found."""
         opening = frame.opening.rstrip()
-        end = text.rfind(opening) + len(opening) if prompt is None else len(prompt.rstrip())
-        if not opening or (text.rfind(opening) < 0 if prompt is None else not text.startswith(prompt[:end])):
-            raise _unsplit("a text that this model's chat template did not render")
+        head = self._bare(prompt).rstrip() if prompt is not None else text[: text.rfind(opening) + len(opening)]
+        if not opening or not text.startswith(head) or not head.endswith(opening):
+            return 0
         blank = frame.opening[len(opening) :]
-        return text[: end + len(blank) * text.startswith(blank, end)]
+        return len(head) + len(blank) * text.startswith(blank, len(head))
 
-    def _complete(self, text: str, frame: _Frame, tail: str | None = None) -> str:
-        """The text with exactly one BOS, and with `tail` (by default the chat template's text after an answer)."""
+    def _written(self, texts: Sequence[str], opened: Sequence[int], certain: bool, frame: _Frame) -> list[str]:
+        """Texts without BOS, with their answers and ends as the chat template writes them.
+
+        It may strip an answer, or put more before it than the generation prompt, which is added to `certain` prompts.
+        """
+        cut = [frame.without_end(text) for text in texts]
+        answers = [text[end:].removeprefix(frame.lead) for text, end in zip(cut, opened, strict=True)]
+        opening = frame.before.removesuffix(frame.lead) if frame.before is not None else None
+        written = []
+        for text, whole, end in zip(cut, self._rendered(answers), opened, strict=True):
+            after = whole.partition(_QUESTION)[2]
+            if opening is None or not end or not after.startswith(opening):
+                written.append(text + frame.tail)
+                continue
+            answer = after.removeprefix(opening)
+            if not certain and not text.startswith(frame.lead, end):
+                answer = answer.removeprefix(frame.lead)
+            blank = opening[len(opening.rstrip()) :]
+            written.append(text[:end].removesuffix(blank) + blank + answer)
+        return written
+
+    def _rendered(self, answers: Sequence[str]) -> list[str]:
+        """The chat template's texts of answers to a question; "" for one that it refuses."""
+        assert self.renderer is not None
+        conversations = [(_PROBE[0], Message("assistant", answer)) for answer in answers]
+        try:
+            return self.renderer.texts(conversations)
+        except TemplateRefusalError:  # of one of them
+            texts = []
+            for conversation in conversations:
+                with contextlib.suppress(TemplateRefusalError):
+                    texts.append(self.renderer.text(conversation))
+                    continue
+                texts.append("")
+            return texts
+
+    def _bare(self, text: str) -> str:
+        """A text without BOS at its start."""
         bos = self.renderer.tokenizer.bos_token if self.renderer is not None else None
         while bos and text.startswith(bos):
             text = text.removeprefix(bos)
-        if tail is not None:
-            return frame.bos + text + tail
-        blank = frame.tail[: len(frame.tail) - len(frame.tail.lstrip())]
-        return frame.bos + frame.ends.sub("", text).removesuffix(blank) + frame.tail
+        return text
 
     def _answer(self, text: str, prompt: str) -> str:
         """The text after a plain prompt, without end tokens."""
