@@ -55,6 +55,15 @@ def test_every_command_line_is_one_that_the_program_takes(command_line: Any) -> 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_fence_stands_alone_in_its_line(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    fences = [line for line in lines if "```" in line]
+    assert not [line for line in fences if not re.fullmatch(r"```\w*", line)]
+    assert {line for line in fences[1::2]} <= {"```"}, "a block that is not closed"
+    assert len(fences) % 2 == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_recipe_key_is_in_the_schema(page: Path) -> None:
     text = re.sub(r"^```python\n.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for section, key in re.findall(r"\b([a-z]+)\.([a-z_]+)(?=[`:= ,.)])", text):

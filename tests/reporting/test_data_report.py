@@ -63,6 +63,13 @@ def test_json_takes_the_report(report: DataReport) -> None:
     assert json.loads(json.dumps(report.as_json())) == report.as_json()
 
 
+def test_prompts_that_splits_share_are_stated_once(report: DataReport) -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(to_terminal(*report_tables(report)), *report.notes)
+    assert stream.getvalue().count("prompts in both train and test: 1; rows of train with such a prompt: 1, ") == 1
+    assert stream.getvalue().count("train and test") == 1
+
+
 def test_the_table_shows_every_cause_and_fits_80_columns(report: DataReport) -> None:
     report.splits["train"] = replace(report.splits["train"], source="\x1b[31mred[/] source")
     stream = io.StringIO()
@@ -74,5 +81,4 @@ def test_the_table_shows_every_cause_and_fits_80_columns(report: DataReport) -> 
         assert wanted in cells
     assert "red[/] source" in text
     assert "\x1b" not in text
-    assert "shared by train and test: 1 prompts" in text
     assert max(map(len, text.splitlines())) <= 80

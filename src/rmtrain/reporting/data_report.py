@@ -1,4 +1,4 @@
-"""The data report of a recipe: kept and dropped rows of every split, its lengths, and prompts that splits share."""
+"""The data report of a recipe: kept and dropped rows of every split, its lengths, leaks and notes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -115,17 +115,12 @@ def _spread(lengths: NDArray[np.int32]) -> Lengths:
 
 
 def report_tables(report: DataReport) -> list[Table]:
-    """One table per split: total, dropped by cause, and kept; then its entries; then prompts that splits share."""
+    """One table per split: total, dropped by cause, and kept; then its entries. The report's notes name the leaks."""
     tables = []
     for name, split in report.splits.items():
         tables.append(ledger_table(asdict(split), LEDGERS, title=_heading(name, split), notes=list(_remarks(split))))
         tables += entry_tables(name, asdict(split)["entries"])
-    leaks = [
-        f"shared by {leak.first} and {leak.second}: {count(leak.prompts)} prompts; the {count(leak.rows)} "
-        f"rows with them were {'dropped from' if leak.dropped else 'kept in'} {leak.first}"
-        for leak in report.leaks
-    ]
-    return [*tables, *([Table((), (), notes=leaks)] if leaks else [])]
+    return tables
 
 
 def _heading(name: str, split: SplitSummary) -> str:
