@@ -59,7 +59,7 @@ def test_a_fence_stands_alone_in_its_line(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
     fences = [line for line in lines if "```" in line]
     assert not [line for line in fences if not re.fullmatch(r"```\w*", line)]
-    assert {line for line in fences[1::2]} <= {"```"}, "a block that is not closed"
+    assert set(fences[1::2]) <= {"```"}, "a block that is not closed"
     assert len(fences) % 2 == 0
 
 

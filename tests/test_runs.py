@@ -13,7 +13,16 @@ import pytest
 
 from rmtrain import runs
 from rmtrain.errors import CheckpointError, InputError, WriteError
-from rmtrain.runs import create_run, list_runs, locked, newest_finished, read_manifest, reveal, update_manifest
+from rmtrain.runs import (
+    create_run,
+    list_runs,
+    locate_model,
+    locked,
+    newest_finished,
+    read_manifest,
+    reveal,
+    update_manifest,
+)
 
 
 def test_a_run_is_named_after_recipe_time_and_four_digits(tmp_path: Path) -> None:
@@ -131,6 +140,16 @@ def test_the_newest_run_that_finished_is_found(tmp_path: Path) -> None:
     make(tmp_path, "c", state="interrupted", started="2026-03-01T00:00:00")
     make(tmp_path, "d", state="running", started="2026-04-01T00:00:00")
     assert newest_finished(tmp_path) == newest
+
+
+def test_a_folder_of_runs_is_no_model_and_its_newest_run_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "runs", "a", state="finished", started="2026-01-01T00:00:00")
+    newest = make(tmp_path / "runs", "b", state="running", started="2026-02-01T00:00:00")
+    with pytest.raises(InputError, match="is a folder of runs, not a model") as error:
+        locate_model(str(tmp_path / "runs"))
+    assert error.value.hint == f"name one of them, such as {newest}"
+    (tmp_path / "model").mkdir()
+    assert locate_model(str(tmp_path / "model")) == (str(tmp_path / "model"), None)
 
 
 def test_no_finished_run_is_said_with_the_way_out(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def locate_model(ckpt: str) -> tuple[str, Path | None]:
     """Where the weights of a run folder, another folder or a hub id are, and the run if they are its final model.
 
     Raises:
-        InputError: the run is not finished.
+        InputError: the run is not finished, or the folder is one of runs.
         CheckpointError: a path that names no folder.
     """
     path = Path(ckpt)
@@ -145,6 +145,8 @@ def locate_model(ckpt: str) -> tuple[str, Path | None]:
             )
         return str(path / "final"), path
     if path.is_dir():
+        if runs := list_runs(path):
+            raise InputError(f"{path} is a folder of runs, not a model", f"name one of them, such as {runs[-1][0]}")
         run = path.resolve().parent
         return ckpt, run if path.resolve().name == "final" and (run / MANIFEST).exists() else None
     if path.exists() or ckpt.startswith((".", "/", "~")):

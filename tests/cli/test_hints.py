@@ -70,10 +70,13 @@ def test_errors_reach_the_user_so(base: Path, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "r.yaml").write_text(f"model: {{name: {base}}}\ndata: {{source: {tmp_path / 'rows.jsonl'}}}\n")
     rows = str(tmp_path / "rows.jsonl")
     for arguments, told in (
-        (["data", str(tmp_path / "r.yaml")], "hint: data.columns renames columns; data.answers with"),
+        (
+            ["data", str(tmp_path / "r.yaml")],
+            "hint: data.columns renames columns, as in {chosen: good}; data.answers",
+        ),
         (
             ["score", rows, "--ckpt", str(base), "--output", str(tmp_path / "o")],
-            "hint: --columns renames columns; Known: ultra",
+            "hint: --columns renames columns, as in chosen=good; known: completions (prompt, completions), pair (",
         ),
     ):
         assert command_line(arguments) == 2

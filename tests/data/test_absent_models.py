@@ -19,21 +19,34 @@ pytestmark = pytest.mark.usefixtures("inside")
 def test_what_looks_like_a_path_is_looked_for_as_one(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: pytest.fail("the hub was asked"))
     Path("file").write_text("")
-    assert why_absent(name) == f"no such folder: {os.path.abspath(name)}"
-    assert why_absent(str(tmp_path / "gone")) == "no such folder"
+    what = "give the folder of a model, or a hub id such as org/name"
+    assert why_absent(name) == (f"no such folder: {os.path.abspath(name)}", what)
+    assert why_absent(str(tmp_path / "gone")) == ("no such folder", what)
     assert why_absent(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "told", "hint"),
     [
-        (errors.OfflineModeIsEnabled("off"), "and not in the cache of the hub, while offline mode is on"),
-        (ConnectionError("no route"), "can't be reached (ConnectionError)"),
-        (errors.RepositoryNotFoundError, "and no such model on https://"),
+        (
+            errors.OfflineModeIsEnabled("off"),
+            "and not in the cache of the hub, while offline mode is on",
+            "give a folder, or unset HF_HUB_OFFLINE to download the model",
+        ),
+        (
+            ConnectionError("no route"),
+            "can't be reached (ConnectionError)",
+            "check the network, or give a folder that holds the model",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            "and no such model on https://",
+            "check the name; for a private model log in first: hf auth login",
+        ),
     ],
 )
 def test_a_hub_id_that_is_not_there_says_both(
-    error: Any, told: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+    error: Any, told: str, hint: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     def model_info(self: HfApi, name: str, revision: str | None, timeout: float) -> None:
         assert timeout <= 5
@@ -52,4 +65,12 @@ def test_a_hub_id_that_is_not_there_says_both(
             said = capsys.readouterr().err
             assert f"no folder {tmp_path / name}, " in said
             assert told in said
-    assert why_absent("a b") == f"no folder {tmp_path / 'a b'}, and not a hub id"
+            assert said.rstrip().endswith(f"hint: {hint}")
+    what = "give the folder of a model, or a hub id such as org/name"
+    assert why_absent("a b") == (f"no folder {tmp_path / 'a b'}, and not a hub id", what)
+    Path("models/smollm2-135m").mkdir(parents=True)
+    for name in ("models/smollm2", "models/smollm3-135m"):
+        near = f"similar folders in {tmp_path / 'models'}: smollm2-135m"
+        absent = why_absent(name)
+        assert absent is not None
+        assert near in absent.hint

@@ -240,7 +240,7 @@ def test_a_template_that_leaves_out_the_answer_or_can_not_render_is_refused() ->
 def test_a_missing_tokenizer_or_template_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{tmp_path}: no tokenizer could be loaded"):
         load_tokenizer(str(tmp_path))
-    with pytest.raises(InputError, match=f"{tmp_path / 'gone'}: no tokenizer could be loaded: no such folder"):
+    with pytest.raises(InputError, match=f"{tmp_path / 'gone'}: no such folder"):
         load_tokenizer(str(tmp_path / "gone"))
     with_template(TEMPLATE, chat_template=None).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="the tokenizer has no chat template") as error:

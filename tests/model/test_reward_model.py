@@ -152,7 +152,7 @@ def test_an_architecture_without_a_linear_score_head_is_refused(tmp_path: Path) 
 
 
 def test_a_missing_model_and_missing_weights_are_refused_by_name(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(InputError, match="no model config could be loaded: no such folder"):
+    with pytest.raises(InputError, match="gone: no such folder"):
         load(tmp_path / "gone")
     load_config(str(base), None).save_pretrained(tmp_path / "empty")
     with pytest.raises(CheckpointError, match=r"empty: no weights could be loaded"):

@@ -133,7 +133,7 @@ def test_a_fault_of_the_command_line_shows_the_argument() -> None:
             "expected 'auto', 'none', 'selective' or 'full', found \"on\"",
             "Activations recomputed",
         ),
-        ("optim: {warmup_ratio: 1.5}", "expected less than or equal to 1, found 1.5", "Share of"),
+        ("optim: {warmup_ratio: 1.5}", "expected at most 1, found 1.5", "Share of"),
         ("optim: {betas: [1, 2, 3]}", "optim.betas: expected a tuple with at most 2 items, found [1, 2, 3]", "AdamW"),
         ("optim: {betas: [0.9]}", "optim.betas: expected one more item, found [0.9]", "AdamW"),
         ("lora: {targets: [q, 5]}", "lora.targets[1]: expected a valid string, found 5", "Layers that get an adapter"),
@@ -504,7 +504,7 @@ def test_the_entries_of_a_mixture_are_checked_one_by_one() -> None:
         parse_recipe_text(unknown, "r.yaml")
     assert "data.source.train[0].colums: unknown key" in caught.value.message
     assert "did you mean columns?" in caught.value.message
-    assert "data.source.train[1].min_gap: expected greater than or equal to 0, found -1" in caught.value.message
+    assert "data.source.train[1].min_gap: expected at least 0, found -1" in caught.value.message
     assert "train[2]:" not in caught.value.message  # a sound entry
 
 

@@ -171,6 +171,15 @@ def test_layers_are_compiled_where_the_run_is_long_enough(
     assert (again.recipe, again.reasons) == (settled.recipe, {"model.compile": "the run began with it"})
 
 
+def test_float16_without_a_gpu_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "plan_run", lambda *_: SimpleNamespace(notes=[], **vars(planned(1))))
+    for dtype, cuda, slow in (("float16", False, 1), ("float16", True, 0), ("bfloat16", False, 0)):
+        on_machine(monkeypatch, cuda=cuda)
+        recipe = make_recipe(Path("base"), Path("runs"), model__dtype=dtype, optim__gradient_checkpointing="none")
+        _, plan = choices.settle_plan(Settled(recipe, {}), {}, 1)
+        assert sum("float16 is very slow on a CPU" in note for note in plan.notes) == slow
+
+
 def test_a_run_that_shall_be_compiled_goes_on_without_a_compiler_and_keeps_its_recipe() -> None:
     recipe, without = make_recipe(Path("base"), Path("runs"), model__compile=True), {"cpp.cxx": ("no-such-compiler",)}
     with inductor.patch(without):

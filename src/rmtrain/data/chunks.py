@@ -148,7 +148,7 @@ def _scan(about: SourceRows, files: Sequence[ChunkFile], states: Sequence[FileSt
             sample.add(chunk.shard, row)
     for number, file in enumerate(files):
         if not sample.rows[number]:
-            raise DataError(f"{file.name}: the file holds no rows")
+            raise DataError(f"{file.name}: the file holds no rows", "was the download or the export interrupted?")
     shards = [Shard(file.name, len(rows), None) for file, rows in zip(files, sample.rows, strict=True)]
     source = about._replace(rows=[*chain.from_iterable(sample.rows)], shards=shards)
     stream = RowStream(source, [file.name for file in files], chunks, files, states)

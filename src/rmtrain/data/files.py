@@ -252,7 +252,7 @@ def _read_json(path: Path) -> tuple[dict[str, list[Row]], bool]:
     named = isinstance(value, dict)
     splits = value if isinstance(value, dict) else {"train": value}
     if not splits:
-        raise DataError(f"{path}: the file holds no rows")
+        raise DataError(f"{path}: the file holds no rows", hint)
     for split, rows in splits.items():
         if not isinstance(rows, list):
             raise DataError(f"{path}: {f'{split!r} is' if named else 'it holds'} {_kind(rows)}, not an array", hint)

@@ -1,14 +1,15 @@
 """Datasets of the Hugging Face hub at one commit, why a model can't be found, and the hub's errors in one line."""
 
+import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from rmtrain.data.rows import StoredRows
 from rmtrain.data.types import Row
-from rmtrain.errors import DataError, first_line
+from rmtrain.errors import DataError, InputError, first_line
 
 _HUB_SECONDS = 5.0  # seconds to connect, and then to answer
 _MODEL_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json", "tokenizer.json")
@@ -19,8 +20,21 @@ _UNREACHABLE = frozenset(
 )
 
 
-def why_absent(name: str, revision: str | None = None) -> str | None:
-    """Why a model is neither a folder nor on the hub; None if it is found, or may exist."""
+class Absent(NamedTuple):
+    """Why a model is neither a folder nor on the hub, and how to mend it."""
+
+    why: str
+    hint: str
+
+
+def require_present(name: str, revision: str | None, error: type[InputError]) -> None:
+    """Raise `error` if a model is neither a folder nor on the hub."""
+    if absent := why_absent(name, revision):
+        raise error(f"{name}: {absent.why}", absent.hint)
+
+
+def why_absent(name: str, revision: str | None = None) -> Absent | None:
+    """Why a model can't be found; None if it is found, or may exist."""
     from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -28,26 +42,39 @@ def why_absent(name: str, revision: str | None = None) -> str | None:
         return None
     path = os.path.abspath(name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.isfile(name):
-        return "no such folder" if name == path else f"no such folder: {path}"
+        why = "no such folder" if name == path else f"no such folder: {path}"
+        return Absent(why, _near(path) or "give the folder of a model, or a hub id such as org/name")
     try:
         validate_repo_id(name)
         if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in _MODEL_FILES):
             return None
         HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
     except errors.HFValidationError:
-        return f"no folder {path}, and not a hub id"
+        return Absent(f"no folder {path}, and not a hub id", "give the folder of a model, or a hub id such as org/name")
     except errors.GatedRepoError:
         return None
     except errors.RevisionNotFoundError:
-        return f"no revision {revision!r} of it on {constants.ENDPOINT}"
+        why = f"no revision {revision!r} of it on {constants.ENDPOINT}"
+        return Absent(why, f"see {constants.ENDPOINT}/{name}/commits/main")
     except errors.RepositoryNotFoundError:
-        return f"no folder {path}, and no such model on {constants.ENDPOINT}"
+        why = f"no folder {path}, and no such model on {constants.ENDPOINT}"
+        return Absent(why, f"{_near(path) or 'check the name'}; for a private model log in first: hf auth login")
     except errors.OfflineModeIsEnabled:
-        return f"no folder {path}, and not in the cache of the hub, while offline mode is on"
+        why = f"no folder {path}, and not in the cache of the hub, while offline mode is on"
+        return Absent(why, _near(path) or "give a folder, or unset HF_HUB_OFFLINE to download the model")
     except Exception as error:
         if type(error).__name__ in _UNREACHABLE:
-            return f"no folder {path}, and {constants.ENDPOINT} can't be reached ({type(error).__name__})"
+            why = f"no folder {path}, and {constants.ENDPOINT} can't be reached ({type(error).__name__})"
+            return Absent(why, _near(path) or "check the network, or give a folder that holds the model")
     return None
+
+
+def _near(path: str) -> str:
+    """The folders beside a missing one whose names are similar, as a hint; empty if there are none."""
+    beside = os.path.dirname(path)
+    names = [entry.name for entry in os.scandir(beside) if entry.is_dir()] if os.path.isdir(beside) else []
+    near = difflib.get_close_matches(os.path.basename(path), names, n=3)
+    return f"similar folders in {beside}: {', '.join(near)}" if near else ""
 
 
 def resolve_commit(dataset: str, revision: str | None) -> str | None:

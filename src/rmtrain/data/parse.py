@@ -202,9 +202,10 @@ class _Sources:
         try:
             rows = source.read(entry.split, any_split=not entry.named)
         except MissingSplitError as error:
+            drawn = "" if split == "train" else f", or draw rows from train: data.holdout: {{{split}: 0.05}}"
             raise MissingSplitError(
                 f"{source.source}: no split {entry.split!r}, which the recipe uses as its {split} split",
-                f"{error.hint}; data.splits says which splits are used, data.holdout draws some from train",
+                f"{error.hint}; data.splits: {{{split}: NAME}} takes another{drawn}",
             ) from None
         # evaluation counts every preference alike, and its rows need not have weights
         section = entry.section if split == "train" else unweighted(entry.section)

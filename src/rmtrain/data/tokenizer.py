@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from rmtrain.data.hub import why_absent
+from rmtrain.data.hub import require_present
 from rmtrain.data.template import RAW
 from rmtrain.errors import InputError, first_line
 from rmtrain.files import read_text, require_regular
@@ -26,9 +26,8 @@ def load_tokenizer(
 
     if Path(name).is_dir():
         require_regular(Path(name))
+    require_present(name, revision, InputError)
     try:
-        if absent := why_absent(name, revision):
-            raise OSError(absent)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # a damaged file can raise anything in the tokenizers library
         raise InputError(

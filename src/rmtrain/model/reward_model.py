@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from rmtrain.data.hub import why_absent
+from rmtrain.data.hub import require_present
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError, InputError, first_line
 from rmtrain.files import require_regular
@@ -83,9 +83,8 @@ def load_config(name: str, revision: str | None) -> PretrainedConfig:
     Raises:
         InputError: there is none, or it asks for remote code, quantised weights or a kernel.
     """
+    require_present(name, revision, InputError)
     try:
-        if absent := why_absent(name, revision):
-            raise OSError(absent)
         if Path(name).is_dir():
             require_regular(Path(name))
         require_bounded(PretrainedConfig.get_config_dict(name, revision=revision)[0], name)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rmtrain.data.hub import why_absent
+from rmtrain.data.hub import require_present
 from rmtrain.errors import CheckpointError, first_line
 from rmtrain.files import read_text, require_regular
 from rmtrain.json_values import read_json
@@ -198,12 +198,10 @@ def _snapshot(where: str, revision: str | None, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    require_present(where, revision, CheckpointError)
     try:
-        if absent := why_absent(where, revision):
-            raise OSError(absent)
         return Path(snapshot_download(where, revision=revision, allow_patterns=wanted, ignore_patterns=_OTHERS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
-            f"{where}: neither a folder nor a hub id that can be fetched: {first_line(error)}",
-            "give a run folder, a checkpoint folder or a hub id",
+            f"{where}: can't be downloaded: {first_line(error)}", "give a run folder, a checkpoint folder or a hub id"
         ) from error

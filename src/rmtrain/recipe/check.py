@@ -17,6 +17,7 @@ from rmtrain.recipe.yaml12 import Document
 
 _OWN_WORDS = {  # replaces pydantic's messages that name a Python class or a pattern, or omit the values
     "bool_type": "true or false",
+    "dict_type": "keys with values, as {KEY: VALUE}",
     "missing": "one more item",
     "model_type": "a section with keys",
     "string_pattern_mismatch": "a folder name (up to 100 letters, digits, dots, dashes and underscores)",
@@ -95,6 +96,7 @@ def _fault(path: KeyPath, errors: list[ErrorDetails], document: Document, source
 def _expected(error: ErrorDetails) -> str:
     """The expected value in pydantic's message, such as `a valid number` or `a list with at least 1 item`."""
     message = _OWN_WORDS.get(error["type"]) or error["msg"].removeprefix("Input should be ")
+    message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
     return re.sub(r"(\w+) should have (.*) after validation.*", lambda m: f"a {m[1].lower()} with {m[2]}", message)
 
 

@@ -238,14 +238,14 @@ def _unknown(columns: Collection[str], sample: Row) -> DataError:
     texts = [column for column in sorted({*columns} - {*PAIR}) if isinstance(sample.get(column), (str, list))]
     prompt = f"if {texts[0]} holds the prompt, data.columns: {{prompt: {texts[0]}}}; " if texts else ""
     missing = prompt if {*PAIR} <= {*columns} else ""
-    known: dict[str, str] = {}
-    for schema in SCHEMAS:
+    known: dict[str, str] = {}  # the usual ones first
+    for schema in sorted(SCHEMAS, key=lambda schema: schema.name not in ("pair", "completions")):
         known.setdefault(schema.name, ", ".join(schema.needs))
     return DataError(
         f"the columns ({named(columns)}) fit no known row schema",
         _other_spelling(columns)
-        or f"{missing}data.columns renames columns; data.answers with data.label or data.scores describes rows of your "
-        f"own. Known: {'; '.join(f'{name}: {needs}' for name, needs in known.items())}",
+        or f"{missing}data.columns renames columns, as in {{chosen: good}}; data.answers with data.label or data.scores"
+        f" describes rows of your own; known: {', '.join(f'{name} ({needs})' for name, needs in known.items())}",
     )
 
 

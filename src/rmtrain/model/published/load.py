@@ -190,7 +190,9 @@ def find_published(where: str, folder: Path, prompt: str | None = None, label: s
         tensors[name] = tensor
     layout = recognise(where, folder, values, tensors)
     if not tensors:
-        raise CheckpointError(f"{where}: no weights could be loaded: no file of them", "the checkpoint is incomplete")
+        below = sorted({path.parent.name for path in folder.glob("*/*.safetensors")})
+        hint = f"name one of the folders in it: {', '.join(below)}" if below else "give a folder with a model's files"
+        raise CheckpointError(f"{where}: no weights could be loaded: the folder has no file of them", hint)
     if not values and layout.backbone is not None:
         values = _stand_in_values(where, layout, tensors)
     config = load_config(str(folder), None) if layout.backbone is None else _config(where, layout, values)
