@@ -196,6 +196,8 @@ def test_damaged_csv(tmp_path: Path, content: bytes, message: str) -> None:
         ("x.csv", b"a,b\n1,2,3\n", "quotation marks"),
         ("x.csv", b'a,b\n1,"2\n', "quotation marks"),
         ("x.csv", b"a,a\n1,2\n", "rename one"),
+        ("x.csv", b"a;b\n1;2\n", "save it with commas"),
+        ("x.csv", b"a\tb\n1,0\t2\n", "save it with commas"),
         ("x.jsonl.gz", b'{"a": 1}\n', "rename it to match its content"),
     ],
 )

@@ -87,6 +87,29 @@ def test_content_that_is_no_text_is_refused_by_name(content: Any, expected: str)
     assert cause("pair", row) == expected
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "kind"),
+    [
+        ("images", [{"bytes": b"x", "path": None}], "image"),
+        ("image", b"x", "image"),
+        ("image", "cat.png", "image"),
+        ("videos", ["a.mp4"], "video"),
+        ("audio", {"array": [0.1], "sampling_rate": 16000}, "audio"),
+    ],
+)
+@pytest.mark.parametrize("answers", ["texts", "messages", "many"])
+def test_a_column_that_is_no_text_is_refused_by_name(column: str, value: Any, kind: str, answers: str) -> None:
+    row = {
+        "texts": {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        "messages": {"chosen": messages(USER, GOOD), "rejected": messages(USER, BAD)},
+        "many": {"prompt": "q", "completions": ["good", "bad"], "scores": [1, 0]},
+    }[answers]
+    schema = "completions" if answers == "many" else "pair"
+    assert cause(schema, {**row, column: value}) == f"content of type {kind}"
+    for nothing in (None, [], "", {}):  # of a row without one, beside rows with one
+        assert parse(schema, {**row, column: nothing}) == parse(schema, row)
+
+
 TOOL = {"type": "function", "function": {"name": "search"}}
 
 

@@ -28,6 +28,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _NOT_JSON = "not valid JSON"
 _ENCODING = "save the file as UTF-8"
 _CELLS = "put cells with a comma, a quotation mark or a line break in quotation marks"
+_MARKS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _MAGIC = {".parquet": b"PAR1", ".jsonl.gz": b"\x1f\x8b"}
 
 
@@ -268,6 +269,9 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader)
+            if len(header) == 1 and (mark := next((mark for mark in _MARKS if mark in header[0]), None)):
+                what = f"{path}:1: its cells are separated by {_MARKS[mark]}"
+                raise DataError(what, "save it with commas between the cells")
             twice = {name for name in header if header.count(name) > 1}
             if twice:
                 raise DataError(f"{path}:1: column {min(twice)!r} occurs twice in the header", "rename one of the two")

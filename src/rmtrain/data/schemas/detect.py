@@ -232,9 +232,6 @@ def _described(columns: Collection[str], sample: Row, data: DataSection) -> RowS
 
 
 def _unknown(columns: Collection[str], sample: Row) -> DataError:
-    if len(columns) == 1 and (mark := next((mark for mark in ";\t|" if mark in next(iter(columns))), None)):
-        what = {";": "semicolons", "\t": "tabs", "|": "bars"}[mark]
-        return DataError(f"its cells are separated by {what}", "save it with commas between the cells")
     texts = [column for column in sorted({*columns} - {*PAIR}) if isinstance(sample.get(column), (str, list))]
     prompt = f"if {texts[0]} holds the prompt, data.columns: {{prompt: {texts[0]}}}; " if texts else ""
     missing = prompt if {*PAIR} <= {*columns} else ""

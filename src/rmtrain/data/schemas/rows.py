@@ -73,6 +73,22 @@ def named(columns: Iterable[str]) -> str:
     return ", ".join(names if len(names) <= _NAMED else [*names[:_NAMED], f"and {len(names) - _NAMED:,} more"])
 
 
+_MEDIA = {name: kind for kind in ("image", "video", "audio") for name in (kind, f"{kind}s")}  # as TRL names them
+
+
+def refuse_media(row: Row) -> None:
+    """Refuse a row of which a part is no text, in the columns where TRL and others keep it.
+
+    Raises:
+        RowFault: there is one.
+    """
+    for name, kind in _MEDIA.items():
+        if value := row.get(name):
+            raise RowFault(
+                f"content of type {kind}", name, value, "texts alone: leave the column out if they are whole"
+            )
+
+
 class ParsedRow(NamedTuple):
     """A parsed row, before preferences are chosen."""
 

@@ -23,6 +23,7 @@ from rmtrain.data.schemas.rows import (
     is_texts,
     number,
     rating_faults,
+    refuse_media,
     row_id,
     row_source,
     score_gap,
@@ -156,6 +157,7 @@ class RowSchema:
         Raises:
             RowFault: the row does not fit the schema.
         """
+        refuse_media(row)
         parsed = self.reader(row) if self.reader else self._read(row)
         if self.votes:
             parsed = with_votes(parsed, row.get(self.votes), self.votes)
