@@ -97,6 +97,27 @@ def test_members_of_an_ensemble_are_calibrated_each(
         np.testing.assert_allclose(mean["rewards"], np.mean([one["rewards"], two["rewards"]], axis=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_result_stays_when_the_model_is_calibrated_again(
+    model: str, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], members: int
+) -> None:
+    other = str(shutil.copytree(model, tmp_path / "other"))
+    data = ("--data", str(rows))
+    named = ("--ckpt", model) if members == 1 else ("--ckpt", f"{other},{model}", "--combine", "mean")
+    assert run(["calibrate", other, *data]) == 0
+    files = []
+    for how in ("--length", "--no-length", "--length"):
+        assert run(["calibrate", model, *data, how]) == 0
+        capsys.readouterr()
+        files.append(answered(capsys, "eval", *named, *data, "--calibrated")["rows"])
+    first, second, again = files
+    assert again == first != second  # the same calibration has the same place
+    compared = answered(capsys, "compare", first, second)
+    assert compared["n"] == len(rows.read_text().splitlines())
+    rewards = [[row["rewards"] for row in read_lines(path)] for path in (first, second)]
+    assert rewards[0] != rewards[1]
+
+
 def test_what_can_not_be_calibrated_is_refused(
     model: str, rows: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

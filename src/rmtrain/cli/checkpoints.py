@@ -7,6 +7,8 @@ from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.processes import handed_down
 from rmtrain.display import Display
 from rmtrain.errors import InputError
+from rmtrain.files import read_text
+from rmtrain.model.weights import CALIBRATION
 from rmtrain.runs import locate_model, newest_finished
 from rmtrain.scoring.combination import Combination
 from rmtrain.scoring.scorer import Scorer, ScorerRequest, ScoringOptions, folder_name, short_digest
@@ -59,7 +61,15 @@ def choose(
         named = _find_several(ckpt or "", options.combine)
     else:
         named = _find(ckpt, runs, display)
-    return named._replace(name="-".join([named.name, *options.marks]), options=options, verify=verify)
+    named = named._replace(options=options, verify=verify)
+    return named._replace(name="-".join([named.name, *options.marks, *_calibrations(named)]))
+
+
+def _calibrations(ref: CheckpointRef) -> list[str]:
+    """A mark of the calibrations beside the weights, so that results of earlier ones stay where they are."""
+    files = [Path(where) / CALIBRATION for where in ref.members] if ref.options.calibrated else []
+    fitted = [read_text(path) for path in files if path.is_file()]
+    return [short_digest("".join(fitted))] if fitted else []
 
 
 def _find(ckpt: str | None, runs: Path, display: TerminalDisplay) -> CheckpointRef:
