@@ -19,7 +19,7 @@ from trl import RewardConfig, RewardTrainer
 
 from rmtrain.data.schemas.detect import find_schema
 from rmtrain.data.types import PreferenceGroup
-from rmtrain.errors import Interrupted, NonFiniteError, RunFailedError
+from rmtrain.errors import Interrupted, LostProcessError, NonFiniteError, RunFailedError
 from rmtrain.model.checkpoint import load_checkpoint
 from rmtrain.model.quantization import is_quantised
 from rmtrain.recipe.data_schema import DataSection
@@ -363,6 +363,22 @@ def test_a_checkpoint_that_cannot_be_written_says_so_and_leaves_the_others(
         run(base, tmp_path, run__save_every=2.0, evaluation__every=0.0)
     checkpoints = only_run(tmp_path) / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("said", ["Connection closed by peer [127.0.0.1]:26533", "connection reset by peer"])
+def test_a_checkpoint_that_another_process_left_is_not_said_to_be_unwritable(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """The other one says why: its disk may be full."""
+
+    def left(self: Any, folder: str) -> None:
+        raise RuntimeError(f"[gloo/transport/tcp/pair.cc:553] {said}")
+
+    monkeypatch.setattr(GroupRewardTrainer, "_save_optimizer_and_scheduler", left)
+    with pytest.raises(LostProcessError, match=r"RuntimeError: \[gloo") as caught:
+        run(base, tmp_path, run__save_every=2.0, evaluation__every=0.0)
+    assert caught.value.run == only_run(tmp_path)
+    assert "could not be written" not in str(caught.value)
 
 
 @pytest.mark.parametrize("lora", [True, False])

@@ -17,7 +17,7 @@ from trl import RewardConfig, RewardTrainer
 from rmtrain.errors import NonFiniteError, RmtrainError, RunFailedError
 from rmtrain.files import why_unwritten
 from rmtrain.model.batch import Targets
-from rmtrain.model.devices import any_process, gather_values
+from rmtrain.model.devices import any_process, gather_values, lost_another
 from rmtrain.model.forward import check_head
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.training.checkpointing import STAGING, CheckpointWriter
@@ -279,6 +279,8 @@ class GroupRewardTrainer(RewardTrainer):  # type: ignore[misc]
                 figures = {"totals": self.totals, "averages": self.averages}
                 self._checkpoints.commit(staging / name, root / name, self.state, figures, scaled)
         except Exception as error:  # a full disk surfaces as SafetensorError, RuntimeError or OSError
+            if lost_another(error):  # which says why nothing was written
+                raise
             known = (error.message, error.hint) if isinstance(error, RmtrainError) else why_unwritten(error, root)
             why, hint = known or (f"{type(error).__name__}: {error}", "")
             raise RunFailedError(
