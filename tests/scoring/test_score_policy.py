@@ -248,6 +248,26 @@ def test_an_adapter_with_its_base_as_reference(
     np.testing.assert_allclose(found, expected, atol=5e-5, rtol=0)
 
 
+@pytest.mark.parametrize("more", [0, 3])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("saved", [None, ["embed_tokens", "lm_head"]])
+def test_an_adapter_with_added_tokens_or_without_a_tokenizer(
+    more: int, tied: bool, saved: list[str] | None, groups: list[PreferenceGroup], tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = write_policy(tmp_path / "base", 4, tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(model.config.vocab_size + more, mean_resizing=False)
+    how = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False, modules_to_save=saved)
+    adapted = get_peft_model(model, how).eval()
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=more > 0)
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    expected = [float(each.sum().float()) for group in groups for each in token_log_probs(tmp_path / "merged", group)]
+    found = scores(load_policy(str(tmp_path / "adapter"), None), tokenized(base, groups), tmp_path)
+    np.testing.assert_allclose(found, expected, atol=5e-5, rtol=0)
+
+
 def test_an_interrupted_scoring_goes_on_with_either_model(
     policy: Path, reference: Path, groups: list[PreferenceGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

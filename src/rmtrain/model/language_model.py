@@ -16,12 +16,12 @@ from transformers.utils import ModelOutput
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.errors import CheckpointError
 from rmtrain.model import attention
-from rmtrain.model.adapters import attach_adapter, read_config
+from rmtrain.model.adapters import attach_adapter, make_room, read_config, tokenizer_folder
 from rmtrain.model.batch import Layout, Packing, pack, target_places
 from rmtrain.model.forward import PackedForward, check_finite, with_mixin
 from rmtrain.model.language_head import LanguageHead
 from rmtrain.model.reward_model import BackboneOptions, RewardModel, choose_packing, dtype_of, load_config, load_module
-from rmtrain.model.weights import ADAPTER, local_folder, read_object
+from rmtrain.model.weights import ADAPTER, local_folder, read_object, read_shapes
 
 Reduction = Literal["sum", "avg", "norm"]
 
@@ -95,6 +95,11 @@ class LanguageModelFiles:
         """The dtype in the config."""
         return dtype_of(read_config(self.folder, self.adapter))
 
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of its tokenizer, for an adapter without one that of its base."""
+        return tokenizer_folder(self.folder, self.adapter)
+
     def load(self, reduction: Reduction, dtype: str, device: Any) -> RewardModel:
         """The model ready to run; its forward gives log-probabilities where a reward model's gives rewards.
 
@@ -112,6 +117,7 @@ class LanguageModelFiles:
             )
         module.compute_dtype, module.reduction = getattr(torch, options.dtype), reduction
         if self.adapter is not None:
+            make_room(module, read_shapes(self.folder), labels=1)  # tokens that were added for the policy
             module = attach_adapter(module, self.folder, self.base).get_base_model()
         module.eval()
         if device is not None:

@@ -57,7 +57,7 @@ class PolicyScorer:
             return None
         names = [name for name in (request.where, options.reference) if name is not None]
         models = tuple(map(find_language_model, names))
-        renderer = make_renderer(str(models[0].folder), options.prompt)
+        renderer = make_renderer(str(models[0].tokenizer), options.prompt)
         if options.reference is not None:
             _require_same_tokens(renderer, models)
         stated = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
@@ -140,7 +140,7 @@ def _has_room(model: RewardModel) -> bool:
 def _require_same_tokens(renderer: Renderer, models: Sequence[LanguageModelFiles]) -> None:
     """Refuse a policy and a reference that tokenise sample texts differently."""
     policy, reference = models
-    other = load_tokenizer(str(reference.folder), chat_template="raw")
+    other = load_tokenizer(str(reference.tokenizer), chat_template="raw")
     chats = [(Message("user", text), Message("assistant", text)) for text in _PROBES]
     for text in [*_PROBES, *map(renderer.render, chats)]:
         if renderer.tokenizer(text)["input_ids"] != other(text)["input_ids"]:
