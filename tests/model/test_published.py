@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_config, make_tokenizer
+from conftest import TEMPLATE, make_config, make_tokenizer
 from published_cases import CASES, GROUPS, Case, Tensors, save_pickles
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from rmtrain.data.tokenize import Tokenization, tokenize_groups
@@ -141,6 +142,50 @@ def test_layouts_that_differ_in_their_prompt_alone_are_not_guessed_at(tmp_path: 
     folder = CASES["starling-34b"].write(tmp_path).rename(tmp_path / "downloaded")
     with pytest.raises(CheckpointError, match="Starling-RM-7B-alpha and Starling-RM-34B"):
         load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("name", ["ultrarm", "ziya"])
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_the_name_of_a_head_alone_makes_no_known_model(name: str, kind: str, tmp_path: Path) -> None:
+    folder = CASES[name].write(tmp_path).rename(tmp_path / "Eurus-RM-7b")  # whose head is called as UltraRM's
+    (folder / "config.json").write_text(json.dumps({**CASES[name].config, "model_type": kind}))
+    with pytest.raises(CheckpointError, match=f"its config is of '{kind}', and not of 'llama'"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("name", ["ultrarm", "ziya"])
+@pytest.mark.parametrize("jinja", [True, False])
+def test_a_chat_template_of_its_own_is_not_passed_over_for_the_name_of_a_head(
+    name: str, jinja: bool, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    folder = case.write(tmp_path).rename(tmp_path / "a-copy")
+    read = load_checkpoint(str(folder))  # without a template there is but one prompt
+    if jinja:
+        (folder / "chat_template.jinja").write_text("{{ messages }}")
+    else:
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{{ messages }}"}))
+    with pytest.raises(InputError, match="but its tokenizer has a chat template of its own"):
+        load_checkpoint(str(folder))
+    asked = load_checkpoint(str(folder), prompt=name)
+    known = load_checkpoint(str(folder.rename(tmp_path / Path(case.repository).name)))
+    for again in (asked, known):
+        torch.testing.assert_close(rewards_of(again), rewards_of(read), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["v_head.summary.weight", "score.2.weight", "module.score.weight"])
+def test_a_head_by_another_name_is_named(name: str, tmp_path: Path) -> None:
+    case = CASES["ultrarm"]
+
+    def rename(tensors: Tensors) -> None:
+        tensors[name] = tensors.pop("regression_head.weight")
+
+    folder = case.write(tmp_path, rename).rename(tmp_path / "another")
+    with pytest.raises(CheckpointError, match="no score head") as caught:
+        load_checkpoint(str(folder))
+    assert name in caught.value.message
+    assert "this layout is not known here" in caught.value.hint
 
 
 def test_a_tokenizer_elsewhere_that_cannot_be_fetched_is_named(tmp_path: Path) -> None:
@@ -313,6 +358,20 @@ def test_a_pad_token_that_is_the_end_token_is_told_of(where: str, tmp_path: Path
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     told = [note for note in load_checkpoint(str(tmp_path)).notes if "its pad token is its end token (2)" in note]
     assert len(told) == (where != "neither")
+
+
+@pytest.mark.parametrize(
+    ("without", "told"),
+    [("", ""), (" {{ eos_token }}", "'</s>' is appended"), ("{{ bos_token }}", "no '<s>', which its")],
+)
+def test_tokens_beside_those_of_its_chat_template_are_told_of(without: str, told: str, tmp_path: Path) -> None:
+    write_plain(tmp_path, 1)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.chat_template = TEMPLATE.replace(without, "")
+    tokenizer.save_pretrained(tmp_path)
+    notes = load_checkpoint(str(tmp_path)).notes
+    assert [told in note for note in notes] == [True] * bool(told)
 
 
 def test_so_it_is_told_of_adapters_of_others(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def _load_own(
     published: dict[str, Any] = {}
     if adapter is not None:
         model, index = _load_adapter(files, adapter, options, renderer.pad_id, through)
-        model = model if sidecar else _with_pad_note(model, renderer, config_pad)
+        model = model if sidecar else _with_notes(model, renderer, config_pad)
         if files.prompt is not None or index is not None:
             published = {"layout": "a LoRA adapter", "prompt": files.prompt, "label": index}
     else:
@@ -230,7 +230,7 @@ def _load_published(published: Published, options: BackboneOptions | None, dtype
         reading = {**reading, "prompt": TEXT_PAIR} if renderer.reads_pairs else reading
     else:
         renderer = published.renderer()
-        model = _with_pad_note(published.load(options, renderer.pad_id), renderer, config_pad)
+        model = _with_notes(published.load(options, renderer.pad_id), renderer, config_pad, published.layout.prompt)
         length = min(max_positions(model.module) or 4096, published.layout.max_length or 4096)
     return Checkpoint(
         model,
@@ -246,16 +246,28 @@ def _load_published(published: Published, options: BackboneOptions | None, dtype
     )
 
 
-def _with_pad_note(model: RewardModel, renderer: Renderer, config_pad: int | None) -> RewardModel:
-    """The model of others, with a note where its pad token is its end token."""
-    eos = renderer.tokenizer.eos_token_id
-    if eos is None or eos not in (config_pad, renderer.tokenizer.pad_token_id):
-        return model
-    note = (
-        f"its pad token is its end token ({eos}): rewards are read here at the last token, and elsewhere by those who "
-        "look for the pad token"
-    )
-    return replace(model, notes=(*model.notes, note))
+def _with_notes(
+    model: RewardModel, renderer: Renderer, config_pad: int | None, prompt: str | None = None
+) -> RewardModel:
+    """The model of others, with notes where its rewards are read otherwise than elsewhere.
+
+    These are a pad token that is its end token, and tokens beside those of its chat template, unless it is read by the
+    `prompt` of its card.
+    """
+    tokenizer, notes = renderer.tokenizer, []
+    eos = tokenizer.eos_token_id
+    if eos is not None and eos in (config_pad, tokenizer.pad_token_id):
+        notes.append(
+            f"its pad token is its end token ({eos}): rewards are read here at the last token, and elsewhere by those "
+            "who look for the pad token"
+        )
+    if prompt is None and renderer.append_eos:
+        notes.append(
+            f"its chat template writes no end token: {tokenizer.eos_token!r} is appended, and the reward is read there"
+        )
+    if prompt is None and renderer.prepend_bos:
+        notes.append(f"its chat template writes no {tokenizer.bos_token!r}, which its tokenizer does: it is prepended")
+    return replace(model, notes=(*model.notes, *notes))
 
 
 def _load_adapter(

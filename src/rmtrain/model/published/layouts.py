@@ -53,6 +53,7 @@ class CheckpointFormat:
         return None
 
 
+OTHER_LAYOUT = "this layout is not known here; a transformers model for sequence classification calls its head score"
 _LM_HEAD = r"^(model\.)?(lm_head|embed_out)\."
 
 PLAIN = CheckpointFormat("a sequence-classification model", ignored=_LM_HEAD)
@@ -137,15 +138,13 @@ def recognise(where: str, folder: Path, config: Mapping[str, Any], tensors: Mapp
     config.json.
 
     Raises:
-        CheckpointError: several fit, which differ in the prompt.
+        CheckpointError: several fit, which differ in the prompt, or the head's name fits and the architecture does not.
     """
     if f"{HEAD}.weight" in tensors:
         return PLAIN
-    called = {where.lower(), *(part.lower() for part in folder.resolve().parts[-3:])}  # models--org--name/snapshots/…
-    for layout in LAYOUTS:
-        known = {name.lower() for hub_id in layout.ids for name in _folder_names(hub_id)}
-        if called & known or (layout.model_type and config.get("model_type") == layout.model_type):
-            return layout
+    named = next((layout for layout in LAYOUTS if is_named(layout, where, folder, config)), None)
+    if named is not None:
+        return named
     fitting = [layout for layout in LAYOUTS if f"{layout.head}.weight" in tensors]
     if len(fitting) > 1:
         names = " and ".join(layout.name for layout in fitting)
@@ -155,7 +154,21 @@ def recognise(where: str, folder: Path, config: Mapping[str, Any], tensors: Mapp
         )
     if not fitting and config.get("model_type") in ENCODER_TYPES:
         return ENCODER
+    for layout in fitting:
+        if (kind := config.get("model_type", layout.backbone)) != layout.backbone:
+            raise CheckpointError(
+                f"{where}: its head is called {layout.head} as that of {layout.name}, but its config is of "
+                f"{kind!r}, and not of {layout.backbone!r}",
+                OTHER_LAYOUT,
+            )
     return fitting[0] if fitting else PLAIN
+
+
+def is_named(layout: CheckpointFormat, where: str, folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has this format by its hub id, its folder's name or its config, whatever its tensors."""
+    called = {where.lower(), *(part.lower() for part in folder.resolve().parts[-3:])}  # models--org--name/snapshots/…
+    known = {name.lower() for hub_id in layout.ids for name in _folder_names(hub_id)}
+    return bool(called & known) or (layout.model_type is not None and config.get("model_type") == layout.model_type)
 
 
 def _folder_names(hub_id: str) -> tuple[str, str, str]:

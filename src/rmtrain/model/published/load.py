@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from rmtrain.json_values import JsonObject
 from rmtrain.model.config_check import require_bounded
 from rmtrain.model.forward import HEAD, with_mixin
 from rmtrain.model.published.encoder import TEXT_PAIR, TextPairRenderer, encoder_batch, encoder_class, takes_types
-from rmtrain.model.published.layouts import ENCODER, PAIR_RM, PLAIN, CheckpointFormat, recognise
+from rmtrain.model.published.layouts import ENCODER, OTHER_LAYOUT, PAIR_RM, PLAIN, CheckpointFormat, is_named, recognise
 from rmtrain.model.published.pair_rm import PairModel, PairRenderer
 from rmtrain.model.published.prompts import make_renderer
 from rmtrain.model.reward_model import (
@@ -199,16 +199,36 @@ def find_published(where: str, folder: Path, prompt: str | None = None, label: s
     heads = (f"{layout.head}.weight", f"{layout.head}.out_proj.weight")  # the second is RoBERTa's kind of head
     head = next((tensors[name] for name in heads if name in tensors), None)
     if head is None:
-        hint = "choose an encoder with a classification head" if layout is ENCODER else NO_HEAD
-        raise CheckpointError(f"{where}: the weights have no score head ({layout.head}.weight)", hint)
+        _refuse_headless(where, layout, tensors)
     if layout is PAIR_RM:
         if prompt is not None or label is not None:
             raise InputError(f"{where} is PairRM, which has one prompt and no labels", "leave out --prompt and --label")
         return Published(where, folder, layout, config, tensors, None, None)
     if layout is ENCODER:
         config.num_labels = len(head)  # all stay in the model, which gives the logit of one
+    if layout.prompt and not prompt and _has_template(folder) and not is_named(layout, where, folder, values):
+        raise InputError(
+            f"{where}: its head is called {layout.head} as that of {layout.name}, which reads the prompt "
+            f"{layout.prompt}, but its tokenizer has a chat template of its own",
+            f"say which one it was trained with: --prompt {layout.prompt}, or the template as a .jinja file",
+        )
     index = label_index(where, len(head), values.get("id2label") or {}, label)
     return Published(where, folder, layout, config, tensors, prompt or layout.prompt, index)
+
+
+def _has_template(folder: Path) -> bool:
+    config = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").exists() or (
+        config.exists() and bool(read_object(config).get("chat_template"))
+    )
+
+
+def _refuse_headless(where: str, layout: CheckpointFormat, tensors: dict[str, Tensor]) -> NoReturn:
+    """Say that there is no head, and which tensors may be one under another name."""
+    others = sorted(name for name, tensor in tensors.items() if tensor.ndim == 2 and len(tensor) == 1)
+    found = f", but {', '.join(others[:3])}" if others else ""
+    hint = "choose an encoder with a classification head" if layout is ENCODER else OTHER_LAYOUT if others else NO_HEAD
+    raise CheckpointError(f"{where}: the weights have no score head ({layout.head}.weight){found}", hint)
 
 
 def _stand_in_values(where: str, layout: CheckpointFormat, tensors: dict[str, Tensor]) -> JsonObject:
