@@ -249,8 +249,7 @@ def test_an_adapter_with_its_base_as_reference(
 
 
 @pytest.mark.parametrize("more", [0, 3])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("saved", [None, ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize(("tied", "saved"), [(False, None), (True, None), (False, ["embed_tokens", "lm_head"])])
 def test_an_adapter_with_added_tokens_or_without_a_tokenizer(
     more: int, tied: bool, saved: list[str] | None, groups: list[PreferenceGroup], tmp_path: Path
 ) -> None:
