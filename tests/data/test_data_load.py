@@ -107,7 +107,18 @@ def test_holdout_of_a_split_that_the_source_has_is_noted_and_not_used(tmp_path: 
     assert split_sizes(found) == {"train": 10, "validation": 3, "test": 2}
     assert found.notes == ["data.holdout.validation is not used: the source has that split"]
     unnamed = DataSection(source=str(path), splits={"train": "train"}, holdout={"validation": 2})
-    assert split_sizes(load_data(unnamed, 0)) == {"train": 8, "validation": 2}
+    assert split_sizes(found := load_data(unnamed, 0)) == {"train": 8, "validation": 2}
+    assert found.notes == ["data.holdout draws validation from train; splits that are not used: test, validation"]
+
+
+def test_a_split_of_another_name_beside_a_holdout_is_noted(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"train": pairs(0, 10), "val": pairs(10, 13), "test": pairs(13, 15)}))
+    found = load(source=str(path), holdout={"validation": 2})
+    assert split_sizes(found) == {"train": 8, "validation": 2, "test": 2}
+    assert found.notes == ["data.holdout draws validation from train; splits that are not used: val"]
+    named = {"train": "train", "validation": "val", "test": "test"}
+    assert load(source=str(path), splits=named).notes == []
 
 
 LEAKY = [*pairs(0, 4), {"prompt": "QUESTION  9", "chosen": "x", "rejected": "y"}]

@@ -96,6 +96,8 @@ def parse_splits(data: DataSection, needed: Sequence[str]) -> tuple[dict[str, li
             train = sources.parse("train")
             prompts = np.concatenate([rows.prompts for rows in train])
             parsed = _assign(train, hold_out(prompts, drawn, data.holdout.seed), ["train", *drawn])
+            if drawn and (unused := sources.unused()):
+                notes.append(f"data.holdout draws {' and '.join(drawn)} from train; splits that are not used: {unused}")
     return {name: parsed[name] if name in parsed else sources.parse(name) for name in needed}, notes
 
 
@@ -190,6 +192,13 @@ class _Sources:
         return split in self._data.splits and all(
             entry.split in self._source(entry).splits for entry in entries_of(self._data, split)
         )
+
+    def unused(self) -> str:
+        """The splits of the recipe's only source that it does not name, separated by commas."""
+        if isinstance(self._data.source, dict):
+            return ""
+        splits = {name for opened in self._open.values() for name in opened.splits}
+        return ", ".join(sorted(splits - {*self._data.splits.values()}))
 
     def parse(self, split: str) -> list[ParsedRows]:
         """The rows of each entry of a split of the recipe."""
