@@ -168,6 +168,20 @@ def test_no_rows_are_left_out_silently(what: str) -> None:
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize("source", ["d", "d/*.jsonl", ["d/a.jsonl", "d/b.jsonl"], "d/**/*.jsonl"])
+def test_no_file_is_read_twice(source: Any) -> None:
+    jsonl("d/a.jsonl", ROWS)
+    if "**" in source:
+        Path("d/itself").symlink_to(".")
+    else:
+        Path("d/b.jsonl").symlink_to("a.jsonl")
+    with pytest.raises(DataError, match=r"d/a\.jsonl and d/.*\.jsonl are the same file"):
+        read_rows(source)
+    elsewhere = Path("e.jsonl")
+    elsewhere.symlink_to("d/a.jsonl")  # a link itself is a file like any other
+    assert [*read_rows("e.jsonl").rows] == ROWS
+
+
 def test_one_file_of_a_glob_or_list_is_that_file() -> None:
     jsonl("d/a.jsonl", ROWS)
     for source in ("d/*.jsonl", ["d/a.jsonl"], "d"):

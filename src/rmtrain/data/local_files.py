@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -67,11 +66,22 @@ def find_files(names: Sequence[str]) -> dict[str, list[Path]]:
     if len(paths) == 1 and os.path.isdir(paths[0]):
         folder = Path(paths[0])
         saved = (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
-        return {} if saved else splits_of_folder(folder)
-    files = [file for path in paths for file in expand(path)]
-    if twice := next((file for file, count in Counter(files).items() if count > 1), None):
-        raise DataError(f"{', '.join(names)}: {twice} is named twice", "name each file once")
-    return {"": files}
+        splits = {} if saved else splits_of_folder(folder)
+    else:
+        splits = {"": [file for path in paths for file in expand(path)]}
+    _require_once(", ".join(names), [file for files in splits.values() for file in files])
+    return splits
+
+
+def _require_once(source: str, files: Sequence[Path]) -> None:
+    """Refuse a file whose rows would be read twice: it is named twice, or by a link, of its own or of a folder."""
+    first: dict[str, Path] = {}
+    for file in files:
+        other = first.get(place := os.path.realpath(file))
+        if other is not None:
+            what = f"{file} is named twice" if other == file else f"{other} and {file} are the same file"
+            raise DataError(f"{source}: {what}", "name each file once")
+        first[place] = file
 
 
 def _open_files(splits: dict[str, list[Path]], source: str) -> LocalSource:
