@@ -1,6 +1,7 @@
 """The server over real sockets: every form gives the rewards of `score`; bad input, many clients, limits, the end."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from conftest import WORDS, make_groups
 from rmtrain.cli.app import run as rmtrain
 from rmtrain.data.types import PreferenceGroup
 from rmtrain.display import Silent
+from rmtrain.errors import InputError
 from rmtrain.scoring.remote import RemoteScorer, Server
 from rmtrain.scoring.scorer import ScoringTask
 from rmtrain.serving.app import ServerLimits, make_app
@@ -488,6 +490,18 @@ def test_token_and_size_of_the_body(scorer: OnlineScorer) -> None:
         assert "more than 1,000 bytes" in reply.json()["error"]["message"]
         chunks = (b"x" * 300 for _ in range(10))  # without a length
         assert client.post("/reward", content=chunks, headers=good).status_code == 413
+
+
+@pytest.mark.parametrize("token", ["secret", "clé d'accès", "\u5408\u8a00\u8449"])
+def test_a_client_sends_the_token_that_the_server_compares(token: str, scorer: OnlineScorer) -> None:
+    row = _group("w1", ["w2"], "0")
+    with served(scorer, token=token) as url:
+        servers = [Server.at(url, "rmtrain", token=each) for each in (token, f"{token}.")]
+        with contextlib.closing(servers[0]), contextlib.closing(servers[1]):
+            assert len(servers[0].score(row, str).rewards) == 1
+            with pytest.raises(InputError, match="missing or wrong token") as caught:
+                servers[1].score(row, str)
+    assert "RMTRAIN_SERVE_TOKEN" in caught.value.hint
 
 
 def test_a_long_conversation_is_truncated_and_said_to_be(models: Path) -> None:

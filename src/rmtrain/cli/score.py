@@ -116,7 +116,7 @@ def _verified_server(
 
     own = load(named, display, needs_rewards="score") if named is not None else None
     renderer = own.info.renderer if own is not None else None
-    remote = RemoteScorer.at(Server.at(server.url or "", server.api, os.environ.get(TOKEN, ""), renderer))
+    remote = RemoteScorer.at(Server.at(server.url or "", server.api, os.environ.get(TOKEN, "").strip(), renderer))
     if own is not None:
         _compare(remote, own, rows, server.allowed, display)
     return lambda: remote

@@ -60,7 +60,7 @@ def serve(
         scoring = ScoringOptions(prompt=prompt, label=label, max_length=max_length, dtype=dtype, calibrated=calibrated)
         ref = choose(ckpt, runs, display, scoring)
         scorer = OnlineScorer.open(ref.where, scoring, device, tokens_per_batch, not no_verify)
-        token = os.environ.get(TOKEN, "")
+        token = os.environ.get(TOKEN, "").strip()
         limits = ServerLimits(
             BatchLimits(scorer.tokens_per_batch, wait_ms / 1000, max_queue), max_body_mib << 20, token
         )

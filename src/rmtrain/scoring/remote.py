@@ -193,8 +193,8 @@ class Server:
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, Any]:
         """Status and answer of a request; a server that is busy, or breaks the connection, is asked again."""
         prefix = "" if self.api == "openrlhf" and self.path else self.path
-        headers = {"Content-Type": "application/json"}
-        headers |= {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        headers: dict[str, str | bytes] = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {self.token}".encode()} if self.token else {}  # as the server compares it
         data = json.dumps(body).encode() if body is not None else None
         for attempt in range(_TRIES):
             connection = self._connection()
