@@ -1,6 +1,7 @@
 """`rmtrain average` as users call it: a checkpoint like any other, its parts beside it, and the greedy choice."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def test_what_people_read(parts: list[str], rows: str, capsys: pytest.CaptureFix
         (["{0}", "{1}", "--output", "out", "--extrapolate", "-1"], "must be above -1"),
         (["{0}", "{1}", "--output", "{0}"], "exists"),
         (["{0}", "nowhere/else", "--output", "out"], "nowhere/else"),
+        (["{0}", "{1}", "{0}/", "--output", "out"], "are the same checkpoint"),
     ],
 )
 def test_wrong_arguments_are_refused(
@@ -111,6 +113,7 @@ def test_wrong_arguments_are_refused(
     assert not Path("out").exists()
 
 
-def test_a_rank_is_for_adapters(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["average", str(models / "rm"), str(models / "rm"), "--output", "out", "--rank", "3"]) == 2
+def test_a_rank_is_for_adapters(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = shutil.copytree(models / "rm", tmp_path / "other")
+    assert run(["average", str(models / "rm"), str(other), "--output", "out", "--rank", "3"]) == 2
     assert "--rank is for adapters" in capsys.readouterr().err

@@ -165,6 +165,8 @@ def test_faults_end_before_anything_is_trained(folder: Path) -> None:
         )
     said = rmtrain("curate", recipe, "--folds", "2", "--rule", "best", "--output", output, code=2).stderr
     assert "no such rule" in said
+    twice = ("--judge", folder, "--judge", f"{folder}/")
+    assert "are the same checkpoint" in rmtrain("curate", recipe, *twice, "--output", output, code=2).stderr
     said = rmtrain("curate", recipe, "--judge", folder / "nowhere", "--output", output, code=2).stderr
     assert "nowhere" in said
     assert not output.exists()

@@ -169,6 +169,7 @@ def test_other_combinations_are_refused(text: str) -> None:
         (["--ckpt", "{0},", "--combine", "mean"], "needs at least two checkpoints"),
         (["--combine", "mean"], "needs at least two checkpoints"),
         (["--ckpt", "{0},{1}", "--combine", "max"], "no such combination"),
+        (["--ckpt", "{0},{1},{0}/", "--combine", "mean"], "are the same checkpoint"),
     ],
 )
 def test_wrong_arguments_are_refused(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from rmtrain.cli import options, processes
-from rmtrain.cli.checkpoints import choose
+from rmtrain.cli.checkpoints import choose, require_distinct
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.output import show
 from rmtrain.errors import InputError
@@ -72,6 +72,7 @@ def average(
     mapping = reading.mapping()
     with TerminalDisplay() as display, processes.alone(output):
         wheres = [choose(ckpt, Path("runs"), display).where for ckpt in ckpts]
+        require_distinct(ckpts, wheres)
         validated = how.greedy or data is not None or split is not None
         if validated:
             processes.spread(work.num_processes)

@@ -1,5 +1,7 @@
 """The checkpoint that a command works on, and how it is scored."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -93,8 +95,24 @@ def _find_several(ckpts: str, combine: str | None) -> CheckpointRef:
     if len(names) < 2 or not all(names):
         raise InputError("--combine needs at least two checkpoints", "separate them by commas, as in --ckpt A,B,C")
     Combination.parse(combine)
-    where = ",".join(locate_model(name)[0] for name in names)
+    wheres = [locate_model(name)[0] for name in names]
+    require_distinct(names, wheres)
+    where = ",".join(wheres)
     return CheckpointRef(where, None, f"{len(names)}-models-{short_digest(where)}")
+
+
+def require_distinct(names: Sequence[str], wheres: Sequence[str]) -> None:
+    """Refuse several checkpoints of which two are the same one, whose rewards or weights would count twice.
+
+    Raises:
+        InputError: names both.
+    """
+    first: dict[str, str] = {}
+    for name, where in zip(names, wheres, strict=True):
+        place = os.path.realpath(where) if os.path.isdir(where) else where
+        if place in first:
+            raise InputError(f"{first[place]} and {name} are the same checkpoint", "name each checkpoint once")
+        first[place] = name
 
 
 def load(ref: "ModelRef", display: Display, needs_rewards: str = "") -> Scorer:

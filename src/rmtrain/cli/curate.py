@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from rmtrain.cli import options, processes
+from rmtrain.cli.checkpoints import require_distinct
 from rmtrain.cli.display import TerminalDisplay
 from rmtrain.cli.output import print_json, print_parts, print_tables
 from rmtrain.errors import InputError, command_line
 from rmtrain.json_values import JsonObject
+from rmtrain.runs import locate_model
 
 if TYPE_CHECKING:
     from rmtrain.data.judged import Judge, Judged, Rule
@@ -73,6 +75,7 @@ def curate(
     [dim]rmtrain curate my.yaml --folds 5 --weight 0.25 --output weighted.jsonl[/]
     """
     judging.check()
+    require_distinct(judges := judging.judge or [], [locate_model(ckpt)[0] for ckpt in judges])
     options.check_output(output, overwrite=show is not None, formats=[".jsonl"])
     if processes.joined():
         raise InputError("curate starts its own processes", "run it without a launcher")
