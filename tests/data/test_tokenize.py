@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmtrain.data import cache_entry, token_cache, tokenize, workers
+from rmtrain.data.prepare import require_few_refusals
 from rmtrain.data.render import Renderer
 from rmtrain.data.responses import mark_responses
-from rmtrain.data.template import TemplateRefusalError
+from rmtrain.data.template import TOO_LONG, UNKNOWN, TemplateRefusalError
 from rmtrain.data.token_cache import TokenizedSplit, tokenize_split
+from rmtrain.data.token_notes import token_notes
 from rmtrain.data.token_report import OVER_LENGTH, Lost
 from rmtrain.data.token_table import group_to_row, row_to_group
 from rmtrain.data.tokenize import Tokenization, TokenizedGroup, split_prefix, tokenize_groups
@@ -192,7 +194,7 @@ def test_token_ids_that_the_tokenizer_lacks(renderer: Renderer, tmp_path: Path) 
     made = split(groups, renderer, tmp_path)
     assert len(made) == 9
     why = "it holds the token id 65, but the tokenizer's ids go from 0 to 64"
-    assert made.report.refused == ("of token ids that the tokenizer does not have", Lost(1, 2, 1, "beyond", why))
+    assert made.report.refused == {UNKNOWN: Lost(1, 2, 1, "beyond", why)}
     with pytest.raises(DataError, match="group beyond: it holds the token id 65"):
         list(tokenize_groups(groups, Tokenization(renderer, 99, "error")))
 
@@ -217,6 +219,41 @@ def test_drop_and_error_do_what_they_say(renderer: Renderer) -> None:
 def test_a_template_that_alone_is_too_long_is_refused(renderer: Renderer, rule: OverLength) -> None:
     with pytest.raises(DataError, match=r"group g: the chat template alone takes more than 3 tokens"):
         one(renderer, group(("w1",), ("w2",)), 3, rule)
+
+
+@pytest.mark.parametrize("rule", ["truncate_prompt", "truncate_completion"])
+@pytest.mark.parametrize("long", [1, 2, 3])
+def test_rows_of_too_many_turns_are_dropped_and_counted_up_to_a_fifth(
+    renderer: Renderer, tmp_path: Path, rule: OverLength, long: int
+) -> None:
+    turns = tuple(f"w{k}" for k in range(15))
+    groups = [group(turns if i < long else ("w1 w2",), ("w3", "w4 w5"), f"g{i}") for i in range(10)]
+    how = Tokenization(renderer, 20, rule)
+    made = tokenize_split(groups, how, tmp_path)
+    why = "the chat template alone takes more than 20 tokens"
+    assert made.report.refused == {TOO_LONG: Lost(long, 2 * long, 0, "g0", why)}
+    assert [*made.table["id"]] == [f"g{i}" for i in range(long, 10)]
+    texts = [str(note) for note in token_notes(made.report, "row {}".format, groups, renderer)]
+    assert f"rows too long for data.max_length without any text, dropped: {long}; the first: row g0: {why}" in texts
+    if long <= 2:
+        require_few_refusals(made, "row {}".format)
+        return
+    with pytest.raises(DataError, match=r"3 of 10 rows are too long .* row g0: the chat template alone") as caught:
+        require_few_refusals(made, "row {}".format)
+    assert caught.value.hint == "raise data.max_length"
+
+
+def test_rows_refused_for_several_causes_are_all_told(renderer: Renderer, tmp_path: Path) -> None:
+    turns = tuple(f"w{k}" for k in range(15))
+    groups = [
+        group(turns, ("w3", "w4"), "long"),
+        of_tokens([BOS, 65], [9], [8])._replace(id="ids"),
+        group(("w1",), ("w2", "w3")),
+    ]
+    made = tokenize_split(groups, Tokenization(renderer, 20, "truncate_prompt"), tmp_path)
+    assert {cause: lost.rows for cause, lost in made.report.refused.items()} == {TOO_LONG: 1, UNKNOWN: 1}
+    notes = [note.text for note in token_notes(made.report, "row {}".format, groups, renderer)]
+    assert {f"rows {cause}, dropped" for cause in (TOO_LONG, UNKNOWN)} <= {*notes}
 
 
 texts = st.lists(st.sampled_from([f"w{i}" for i in range(9)]), max_size=12).map(" ".join)

@@ -15,7 +15,7 @@ from rmtrain.data.mixture import one_pass
 from rmtrain.data.parse import MAX_MALFORMED
 from rmtrain.data.render import Renderer
 from rmtrain.data.split_data import SplitData, SplitPart
-from rmtrain.data.template import UNKNOWN
+from rmtrain.data.template import REFUSED, TOO_LONG, UNKNOWN
 from rmtrain.data.token_cache import TokenizedSplit, join_splits, tokenize_split
 from rmtrain.data.token_notes import token_notes
 from rmtrain.data.tokenize import Tokenization
@@ -28,6 +28,11 @@ from rmtrain.recipe.schema import Recipe
 LedgerName = Literal["rows", "completions", "preferences"]
 LEDGERS: tuple[LedgerName, ...] = ("rows", "completions", "preferences")
 
+_MENDED = {
+    REFUSED: "give a model.chat_template that accepts such rows, or correct them",
+    UNKNOWN: "make them with this model's tokenizer",
+    TOO_LONG: "raise data.max_length",
+}
 _CURATED = "RMTRAIN_CURATED"  # folder of the cache with the launching process's curated data
 
 
@@ -130,14 +135,12 @@ def require_few_refusals(tokens: TokenizedSplit, place: Callable[[str], str]) ->
     Raises:
         DataError: names the first such row.
     """
-    cause, lost = tokens.report.refused or ("", None)
+    refused = tokens.report.refused
     total = len(tokens) + sum(lost.rows for lost in tokens.report.dropped.values())
-    if lost and lost.rows > MAX_MALFORMED * total:
+    if sum(lost.rows for lost in refused.values()) > MAX_MALFORMED * total:
+        cause, lost = max(refused.items(), key=lambda item: item[1].rows)
         raise DataError(
-            f"{lost.rows} of {total} rows are {cause}; the first: {place(lost.first)}: {lost.why}",
-            "make them with this model's tokenizer"
-            if cause == UNKNOWN
-            else "give a model.chat_template that accepts such rows, or correct them",
+            f"{lost.rows} of {total} rows are {cause}; the first: {place(lost.first)}: {lost.why}", _MENDED[cause]
         )
 
 

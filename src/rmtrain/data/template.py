@@ -21,6 +21,7 @@ DATE = "2024-07-26"  # the date that templates print: Llama 3's default
 
 REFUSED = "refused by the chat template"
 UNKNOWN = "of token ids that the tokenizer does not have"
+TOO_LONG = "too long for data.max_length without any text"
 
 _SECONDS = 5.0  # seconds of processor time per conversation; an ordinary template takes a thousandth
 _WAITS = 4  # factor for wall-clock time, since threads wait for each other
@@ -39,6 +40,12 @@ class UnknownTokenError(TemplateRefusalError):
     """Token ids that the tokenizer does not have."""
 
     cause = UNKNOWN
+
+
+class BareTemplateError(TemplateRefusalError):
+    """The chat template alone takes more tokens than fit, as with very many turns."""
+
+    cause = TOO_LONG
 
 
 class RunawayTemplateError(InputError):

@@ -41,9 +41,10 @@ def token_notes(
         TokenNote(f"preferences between completions that are {cause}, kept as ties", n)
         for cause, n in report.identical.items()
     ]
-    if report.refused:
-        cause, lost = report.refused
-        notes.append(TokenNote(f"rows {cause}, dropped", lost.rows, f"{place(lost.first)}: {lost.why}"))
+    notes += [
+        TokenNote(f"rows {cause}, dropped", lost.rows, f"{place(lost.first)}: {lost.why}")
+        for cause, lost in report.refused.items()
+    ]
     if renderer is not None:
         notes += _ids_notes(groups, renderer, place)
     for what, omitted in report.omitted.items():

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from itertools import compress
 from typing import NamedTuple
 
-from rmtrain.data.template import REFUSED, UNKNOWN, TemplateRefusalError
+from rmtrain.data.template import REFUSED, TOO_LONG, UNKNOWN, TemplateRefusalError
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.data.types import PreferenceGroup
 
@@ -41,9 +41,9 @@ class TokenReport:
     omitted: dict[str, Omitted] = field(default_factory=dict)  # by what the chat template leaves out of kept groups
 
     @property
-    def refused(self) -> tuple[str, Lost] | None:
-        """Why the renderer refused rows (one cause for texts, another for token ids), and these; None: it took all."""
-        return next(((cause, self.dropped[cause]) for cause in (REFUSED, UNKNOWN) if cause in self.dropped), None)
+    def refused(self) -> dict[str, Lost]:
+        """The rows that the renderer refused, by cause."""
+        return {cause: self.dropped[cause] for cause in (REFUSED, UNKNOWN, TOO_LONG) if cause in self.dropped}
 
     def keep(
         self, group: PreferenceGroup, tokens: TokenizedGroup | None, refusal: TemplateRefusalError | None

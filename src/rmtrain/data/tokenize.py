@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rmtrain.data.omissions import Omission, find_omissions
 from rmtrain.data.render import Renderer
-from rmtrain.data.template import RunawayTemplateError, TemplateRefusalError
+from rmtrain.data.template import BareTemplateError, RunawayTemplateError, TemplateRefusalError
 from rmtrain.data.types import Conversation, Preference, PreferenceGroup, ids_in, of_ids
 from rmtrain.errors import DataError
 from rmtrain.recipe.data_schema import OverLength
@@ -105,13 +105,13 @@ def split_prefix(sequences: Sequence[Sequence[int]]) -> tuple[Tokens, tuple[Toke
 def tokenize_groups(
     groups: Sequence[PreferenceGroup], how: Tokenization, refused: dict[str, TemplateRefusalError] | None = None
 ) -> Iterator[TokenizedGroup | None]:
-    """Tokenise groups in order; None for a group that is dropped as over-length or refused by the template.
+    """Tokenise groups in order; None for a group that is dropped as over-length or refused by the renderer.
 
     All completions of a group keep the same part of their prompt, so that they answer the same question. `refused`
     receives, by group id, why the renderer refuses a group; without it, a refusal is an error.
 
     Raises:
-        DataError: an over-length group under `error`, a template that alone exceeds max_length, or a refused group.
+        DataError: an over-length group under `error`, or a refused group.
         RunawayTemplateError: the template does not terminate.
     """
     for start in range(0, len(groups), _CHUNK):
@@ -210,7 +210,7 @@ def truncate_group(
     """A group cut to fit, and its sequences, which come untruncated.
 
     Raises:
-        DataError: the template alone exceeds max_length.
+        BareTemplateError: the template alone exceeds max_length.
     """
     renderer, max_length, prompt_first = how.renderer, how.max_length, how.over_length == "truncate_prompt"
     prompt, completions = group.prompt, list(group.completions)
@@ -227,9 +227,7 @@ def truncate_group(
                 break
             sequences = renderer.tokenize([prompt + completion for completion in completions], group.arguments)
     if max(map(len, sequences)) > max_length:
-        raise DataError(
-            f"group {group.id}: the chat template alone takes more than {max_length} tokens", "raise data.max_length"
-        )
+        raise BareTemplateError(f"the chat template alone takes more than {max_length} tokens", "raise data.max_length")
     return group._replace(prompt=prompt, completions=tuple(completions)), sequences
 
 

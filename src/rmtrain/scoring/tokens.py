@@ -68,14 +68,14 @@ def tokenize_task(task: ScoringTask, how: Tokenization) -> TokenizedTask:
 def _tokenize_together(task: ScoringTask, how: Tokenization) -> TokenizedTask:
     """Tokenise a task through the token cache, once for all processes."""
     tokenized = tokenize_named(task.name, task.groups, how, task.display)
-    cause, lost = tokenized.report.refused or ("", None)
-    if lost and not task.drop_refused:
+    refused = tokenized.report.refused
+    for cause, lost in refused.items() if not task.drop_refused else ():
         raise InputError(
             f"{task.place(lost.first)}: {lost.why}", f"every row must be scored; rows that are {cause}: {lost.rows}"
         )
     require_few_refusals(tokenized, task.place)
     for note in token_notes(tokenized.report, task.place, task.groups, how.renderer):
         task.display.note(f"{task.name}: {note}")
-    kept = set(tokenized.table["id"]) if lost else None
+    kept = set(tokenized.table["id"]) if refused else None
     groups = task.groups if kept is None else [group for group in task.groups if group.id in kept]
     return TokenizedTask(groups, tokenized.groups(), tokenized.fingerprint)
