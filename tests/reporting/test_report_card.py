@@ -81,6 +81,26 @@ def test_the_model_index_holds_the_results_as_the_hub_reads_them(tmp_path: Path)
     assert "scored as current" in results["allenai/reward-bench", None].metric_name
 
 
+@pytest.mark.parametrize(
+    ("data", "dataset"),
+    [
+        ({"location": "/some/where/pairs.jsonl", "source": "pairs.jsonl"}, "pairs.jsonl"),
+        ({"location": "org/other", "source": "org/other (test)", "split": "test"}, "org/other"),
+        (None, "unnamed"),  # a result of 0.1
+    ],
+)
+def test_rows_of_other_data_are_not_said_to_be_of_the_recipe_s_source(
+    tmp_path: Path, data: dict[str, str] | None, dataset: str
+) -> None:
+    run = make_run(tmp_path)
+    result = json.loads((run / "eval" / "test.json").read_text()) | {"data": data}
+    (run / "eval" / "pairs@1234abcd.json").write_text(json.dumps(result))
+    from huggingface_hub import ModelCard
+
+    found = {each.dataset_type: each.dataset_split for each in ModelCard(read(run)).data.eval_results}
+    assert found[dataset] == "pairs-1234abcd"
+
+
 def test_a_license_is_what_the_base_s_own_card_states(tmp_path: Path) -> None:
     from rmtrain.model.weights import stated_license
 

@@ -14,6 +14,7 @@ from rmtrain.reporting.summary import eras, mapping
 from rmtrain.reporting.text import count, interval, is_figure, plain
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_OWN = ("validation", "test")  # the splits of a recipe that are scored
 _FILE = re.compile(r"\.(jsonl|jsonl\.gz|json|parquet|csv)$")
 
 
@@ -65,8 +66,9 @@ def hub_part(source: str) -> str:
 def _of_splits(record: RunRecord) -> Iterator[EvalResult]:
     data, planned = mapping(record.manifest.get("data")), record.setting("data", "source")
     for name, split in record.splits.items():
-        stated = planned.get(name) if isinstance(planned, dict) else planned
-        source = plain(mapping(data.get(name)).get("source") or stated or "unnamed")
+        stated = planned.get(name) if isinstance(planned, dict) else planned if name in _OWN else None
+        read = mapping(split.get("data"))  # other rows than the recipe's say themselves where they are from
+        source = plain(mapping(data.get(name)).get("source") or read.get("location") or stated or "unnamed")
         dataset = hub_part(source) if is_dataset_id(source) else _slug(name_only(source))
         yield from _result(dataset, dataset, _slug(name), split.get("accuracy"), "accuracy", split, "accuracy_")
 

@@ -63,8 +63,9 @@ def _cautions(result: Result) -> list[str]:
     sentences = []
     if len(result["settings"]) > 1:
         sentences.append(
-            "A difference is found if its interval excludes 0 and all seeds agree. The validation figure of the best "
-            "setting is biased upwards, because these rows chose it: --final scores it on the test split."
+            "A difference is found if its interval excludes 0 and all seeds agree; detectable is the smallest true "
+            "difference that would be found four times in five. The validation figure of the best setting is biased "
+            "upwards, because these rows chose it: --final scores it on the test split."
         )
     if result["seeds"] == 1:
         sentences.append(

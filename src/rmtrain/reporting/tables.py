@@ -102,11 +102,10 @@ def ensemble_table(result: Mapping[str, Any]) -> Table:
         rows.append((member["ckpt"], percent(member["accuracy"]), interval(member["low"], member["high"]), *scale))
     shares = ("split_preferences", "accuracy_split", "accuracy_agreed")
     split, right, other = (percent(figures[name]) for name in shares)
-    notes = [
-        f"The members' rewards of a completion differ by {decimal(figures['reward_deviation'])} on average (standard "
-        f"deviation). They disagree on {split} of the {count(figures['n'])} preferences: on these the ensemble is "
-        f"right in {right}, on the others in {other}."
-    ]
+    told = f"They disagree on {split} of the {count(figures['n'])} preferences"
+    told += f": on these the ensemble is right in {right}, on the others in {other}." if right != MISSING else "."
+    deviation = decimal(figures["reward_deviation"])
+    notes = [f"The members' rewards of a completion differ by {deviation} on average (standard deviation). {told}"]
     name = result.get("split") or result.get("benchmark")
     headings = (f"{name}, all preferences", "accuracy", "95 % interval", "mean", "deviation")
     return Table(headings, rows, bold=[0], notes=notes)
