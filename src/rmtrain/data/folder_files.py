@@ -34,7 +34,7 @@ def expand(path: str) -> list[Path]:
     """The files that a path or a pattern names.
 
     Raises:
-        DataError: no file matches the pattern, one of them can't be opened, or they are of several splits.
+        DataError: no file matches the pattern, or one that does is a link to nothing.
     """
     if not is_glob(path):
         return [Path(path)]
@@ -42,6 +42,16 @@ def expand(path: str) -> list[Path]:
     if not files:
         raise DataError(f"{path}: no file matches this pattern (in {os.getcwd()})", "check the pattern")
     _require_targets(path, files)
+    return files
+
+
+def require_one_split(path: str) -> None:
+    """Refuse a pattern whose files are of several splits by their names: training would take them all.
+
+    Raises:
+        DataError: names a file of each split.
+    """
+    files = expand(path) if is_glob(path := os.path.expanduser(path)) else []
     fixed = Path(*takewhile(lambda part: not glob.has_magic(part), Path(path).parts))
     below = {file: str(file.relative_to(fixed)) if file.is_relative_to(fixed) else file.name for file in files}
     first = {split: file for file, name in reversed(below.items()) for split in _splits_in(name)}
@@ -51,7 +61,6 @@ def expand(path: str) -> list[Path]:
             f"{path}: the files that match this pattern are of several splits by their names: {named}",
             "name the files of each split in data.source; a list of files is read as it is",
         )
-    return files
 
 
 def splits_of_folder(folder: Path) -> dict[str, list[Path]]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rmtrain.data.digests import Digests, digest, digests, renamed, repeated_places
 from rmtrain.data.entries import Entry, entries_of
+from rmtrain.data.folder_files import require_one_split
 from rmtrain.data.rows import take
 from rmtrain.data.schemas.detect import SchemaChoice, choose_schema
 from rmtrain.data.schemas.rows import OTHER_PROMPT, ParsedRow, RowFault, empty_cause
@@ -223,7 +224,9 @@ class _Sources:
     def _source(self, entry: Entry) -> OpenSource:
         text: Any = entry.section.source
         if str(text) not in self._open:
-            self._open[str(text)] = open_recipe_source(text, self._data)
+            self._open[str(text)] = opened = open_recipe_source(text, self._data)
+            for pattern in opened.source.files:
+                require_one_split(pattern)
         return self._open[str(text)]
 
 
