@@ -1,6 +1,7 @@
 """`rmtrain eval` in this process: what its results are called, and that nothing else is written over."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,32 @@ def test_other_data_never_takes_the_place_of_a_split(run: Path, capsys: Any) -> 
         assert evaluate(capsys, "--data", path) == result
     assert len(set(rows)) == 3
     assert json.loads((run / "eval" / "test.json").read_text()) == {"accuracy": 0.75}
+
+
+def test_a_run_that_can_not_be_written_is_evaluated_elsewhere(
+    run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a colleague's, or on a disk that is only read. What its owner has scored is still found there."""
+    write_pairs(Path("own.jsonl"), 6)
+    write_pairs(Path("rows.jsonl"), 4)
+    own = evaluate(capsys, "--data", "own.jsonl")
+    before = set(run.rglob("*"))
+    access = os.access
+
+    def denied(path: str | Path, mode: int) -> bool:
+        return not Path(path).resolve().is_relative_to(run) and access(path, mode)
+
+    monkeypatch.setattr(os, "access", denied)
+    result = evaluate(capsys, "--data", "rows.jsonl")
+    assert Path(result["rows"]).parent == Path("results/r/eval")
+    shutil.copytree(run, "other")  # with the same rows of own.jsonl
+    for data, found in (("own.jsonl", own), ("rows.jsonl", result)):
+        assert rmtrain(["compare", "runs/r", "other", "--data", data, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["n"], told["rows"][0]) == (found["n"], found["rows"])
+    assert rmtrain(["calibrate", "runs/r", "--data", "rows.jsonl"]) == 2
+    assert "can't be written, and the calibration is kept there" in capsys.readouterr().err
+    assert set(run.rglob("*")) == before
 
 
 @pytest.mark.parametrize("split", ["../../../x", "/x", ".", "test", "a/b", "x" * 300, "\u65e5" * 90])

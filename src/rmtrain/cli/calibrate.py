@@ -1,5 +1,6 @@
 """`rmtrain calibrate`: what length alone explains of a checkpoint's rewards, and their scale."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -91,5 +92,10 @@ def _own(ref: CheckpointRef) -> CheckpointRef:
         raise CheckpointError(
             f"{ref.where}: the calibration is written beside the weights, so they must be in a local folder",
             "download the model with `hf download`, and give its folder",
+        )
+    if not os.access(ref.where, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"{ref.where} can't be written, and the calibration is kept there, beside the weights",
+            "copy the folder to a place of your own, and give that",
         )
     return ref

@@ -32,8 +32,25 @@ class CheckpointRef(NamedTuple):
 
     @property
     def results(self) -> Path:
-        """Folder for its results: the run folder; for other models or options, a folder of its own under results/."""
-        return self.run if self.run is not None and self.options == DEFAULTS else Path("results") / self.name
+        """Folder for its results: the run folder, or one of its own under results/.
+
+        The latter is for other models and options, and for runs that this user can't write, such as a colleague's.
+        """
+        own = self._own_run
+        return own if own is not None and os.access(own, os.W_OK | os.X_OK) else Path("results") / self.name
+
+    @property
+    def scored(self) -> dict[str, Path]:
+        """Its rows files by split, benchmark and gap, those of its run first."""
+        from rmtrain.evaluation.rows_files import scored_rows
+
+        of_run = scored_rows(self._own_run) if self._own_run is not None else {}
+        return of_run | {name: path for name, path in scored_rows(self.results).items() if name not in of_run}
+
+    @property
+    def _own_run(self) -> Path | None:
+        """The run whose results these would be."""
+        return self.run if self.options == DEFAULTS else None
 
     @property
     def request(self) -> ScorerRequest:

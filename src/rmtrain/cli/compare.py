@@ -114,12 +114,11 @@ def _side(
     """Find what A or B names: scored rows, or a checkpoint with the rows that it scores by its own and the shared
     options."""
     from rmtrain.evaluation.compare import Side, rows_named
-    from rmtrain.evaluation.rows_files import scored_rows
 
     side = rows_named(text)
     if side is None:
         ref = choose(text, Path("runs"), display, replace(both, **own), verify)
-        return Side(model=ref, scored=scored_rows(ref.results))
+        return Side(model=ref, scored=ref.scored)
     if own:
         given = options.names(dict.fromkeys((f"{name}_{letter}" for name in own), True))
         raise InputError(f"{text} names rows that are already scored, so it takes no {given}", "name the checkpoint")
