@@ -79,11 +79,13 @@ class Renderer:
         except (TemplateError, TemplateRefusalError) as error:
             raise InputError(
                 f"{name_of(tokenizer)} can't render a question and an answer: {first_line(error)}",
-                "give another model.chat_template",
+                "give another model.chat_template, or another --prompt",
             ) from error
         head, answer, tail = text.rpartition(_PROBE)
         if not answer:
-            raise InputError(f"{name_of(tokenizer)} leaves out the answer", "give another model.chat_template")
+            raise InputError(
+                f"{name_of(tokenizer)} leaves out the answer", "give another model.chat_template, or another --prompt"
+            )
         if append_eos is None:
             append_eos = not any(token in tail for token in special_tokens(tokenizer))
         if append_eos and tokenizer.eos_token_id is None:

@@ -137,7 +137,9 @@ def apply_to_all(
 
 
 def _runaway(tokenizer: Any, what: str) -> RunawayTemplateError:
-    return RunawayTemplateError(f"{name_of(tokenizer)} {what} on one conversation", "give another model.chat_template")
+    return RunawayTemplateError(
+        f"{name_of(tokenizer)} {what} on one conversation", "give another model.chat_template, or another --prompt"
+    )
 
 
 @contextmanager

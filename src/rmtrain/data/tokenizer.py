@@ -44,8 +44,8 @@ def load_tokenizer(
     if template_needed and tokenizer.chat_template is None:
         raise InputError(
             f"{name}: the tokenizer has no chat template",
-            "give one as model.chat_template: Jinja text, the path of a .jinja file, or `raw` for the "
-            "texts alone, as a base model takes them",
+            "give one as model.chat_template, or as --prompt to score: Jinja text, the path of a .jinja file, or "
+            "`raw` for the texts alone, as a base model takes them",
         )
     return tokenizer
 
