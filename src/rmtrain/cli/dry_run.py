@@ -83,7 +83,8 @@ def _show(answer: dict[str, Any], report: "DataReport") -> None:
     console = Console(highlight=False, markup=False)
     width = max(map(len, derived))
     for key, value in derived.items():
-        console.print(f"{key.replace('_', ' '):<{width}}  {f'{value:,}' if type(value) is int else value}")
+        shown = str(value).lower() if isinstance(value, bool) else f"{value:,}" if isinstance(value, int) else value
+        console.print(f"{key.replace('_', ' '):<{width}}  {shown}")
     console.print(to_terminal(_memory_table(memory), *report_tables(report)))
     for note in [*answer["notes"], *report.notes]:
         console.print(f"note: {note}")

@@ -106,7 +106,7 @@ def settle_plan(settled: Settled, splits: Mapping[str, ReadySplit], processes: i
 
 
 def _slow_type(recipe: Recipe) -> list[str]:
-    """A line on float16 without a GPU: its matrix products took 3 to 27 times those of float32 (torch 2.13, Zen 5)."""
+    """A line on float16 without a GPU: torch has no fast matrix products of that type for most CPUs."""
     if recipe.model.dtype != "float16" or torch.cuda.is_available():
         return []
     return ["model.dtype: float16 is very slow on a CPU; with auto the run takes the fastest type of this machine"]
