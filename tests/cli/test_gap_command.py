@@ -203,6 +203,7 @@ def test_votes_make_alpha_and_rows_without_them_are_refused(models: Path, data: 
     arguments = ["gap", "--policy", str(models / "policy"), "--data", data, "--alpha", "votes"]
     assert rmtrain(arguments) == 2
     assert "group 6 has no votes of raters on two completions" in capsys.readouterr().err
+    assert not list(Path("results").rglob("*.rows.jsonl"))  # before anything is scored
     rows = read_lines(data)[:6]
     write_lines(data, rows)
     result = result_of(capsys, *arguments[1:], "--beta", "1")

@@ -323,7 +323,7 @@ def test_a_reward_model_is_no_policy(base: Path, policy: Path, tmp_path: Path) -
             CheckpointError, match="MistralForSequenceClassification is a reward model, not a policy"
         ) as caught:
             load_policy(*pair)
-        assert "leave out --reference and --reference-free" in caught.value.hint
+        assert "a policy is a language model or its LoRA adapter" in caught.value.hint
 
 
 def test_a_policy_is_no_reward_model_and_the_options_are_named(policy: Path) -> None:

@@ -71,8 +71,10 @@ def evaluate_gap(
         DataError: no group could be scored by all models.
     """
     split = task.split
-    scored = score_all(policies, reward_models, task, display)
     rows = {group.id: task.source_rows[place] for group, place in zip(split.groups, split.rows, strict=True)}
+    if task.alpha.kind in ("votes", "scores"):  # rows that lack them are refused before any model scores
+        find_alpha(task.alpha, split.groups, rows, {})
+    scored = score_all(policies, reward_models, task, display)
     alpha = find_alpha(task.alpha, scored.groups, rows, scored.rows.reward_models)
     scores: list[Sequence[float] | None] = [group.scores for group in scored.groups]
     if task.gold is not None:

@@ -269,7 +269,8 @@ def read_rows(path: Path) -> list[ScoredRow]:
         except ValidationError as error:
             place, fault = error.errors()[0]["loc"], error.errors()[0]["msg"].removeprefix("Value error, ")
             message = f"{path}:{number}: {'.'.join(map(str, place))}{': ' if place else ''}{fault}"
-            raise DataError(message, "rows files are written by eval and rewardbench") from None
+            hint = "rows files are written by eval and rewardbench; --data names rows to score"
+            raise DataError(message, hint) from None
         if row.id in lines:
             raise DataError(f"{path}:{number}: id {row.id!r} is already on line {lines[row.id]}")
         lines[row.id] = number

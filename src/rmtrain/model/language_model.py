@@ -147,7 +147,7 @@ def find_language_model(name: str) -> LanguageModelFiles:
     if kinds or (adapter or {}).get("task_type") == "SEQ_CLS":
         raise CheckpointError(
             f"{name}: {kinds[0] if kinds else 'a sequence-classification adapter'} is a reward model, not a policy",
-            "leave out --reference and --reference-free",
+            "a policy is a language model or its LoRA adapter; to score by rewards, leave out the options of a policy",
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise CheckpointError(
