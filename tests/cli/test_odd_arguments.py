@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rmtrain.cli.app import run
+from rmtrain.cli.options import check_output
+from rmtrain.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("inside")
 LONG = "n" * 300
@@ -87,3 +89,13 @@ def test_parquet_of_values_that_json_lacks(models: Path, capsys: Any) -> None:
     assert json.loads(Path("o.jsonl").read_text())["took"].startswith("0 days")
     assert run([*score, "p.jsonl", "many.parquet"]) == 2
     assert "many.parquet: not a readable parquet file" in capsys.readouterr().err
+
+
+def test_an_output_that_is_there_is_replaced_only_by_a_command_that_can(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_text("")
+    for overwrite, hint in ((None, "choose another --output"), (False, "choose another --output, or replace it with")):
+        with pytest.raises(InputError, match=r"out\.jsonl exists") as error:
+            check_output(tmp_path / "out.jsonl", overwrite)
+        assert error.value.hint.startswith(hint)
+        assert ("--overwrite" in error.value.hint) == (overwrite is not None)
+    check_output(tmp_path / "out.jsonl", overwrite=True)

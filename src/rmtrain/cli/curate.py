@@ -76,7 +76,7 @@ def curate(
     """
     judging.check()
     require_distinct(judges := judging.judge or [], [locate_model(ckpt)[0] for ckpt in judges])
-    options.check_output(output, overwrite=show is not None, formats=[".jsonl"])
+    options.check_output(output, overwrite=None if show is None else True, formats=[".jsonl"])
     if processes.joined():
         raise InputError("curate starts its own processes", "run it without a launcher")
     from rmtrain.data.curated_source import write_curated

@@ -201,10 +201,11 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 _LONGEST_OUTPUT = 180  # bytes; temporary files add to the name, and 255 is the limit
 
 
-def check_output(path: Path, overwrite: bool = False, folder: bool = False, formats: Sequence[str] = ()) -> None:
+def check_output(path: Path, overwrite: bool | None = None, folder: bool = False, formats: Sequence[str] = ()) -> None:
     """Refuse an output file that can't be written, before any work is done.
 
     Args:
+        overwrite: whether it may exist; None: not, and the command has no --overwrite.
         formats: the suffixes of data files that the command can write; any for none.
 
     Raises:
@@ -222,6 +223,7 @@ def check_output(path: Path, overwrite: bool = False, folder: bool = False, form
     if path.exists() and not path.is_file() and not (folder and path.is_dir()):
         raise InputError(f"{path} is not a regular file", "choose another --output")
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists", "choose another --output")
+        way = "" if overwrite is None else ", or replace it with --overwrite"
+        raise InputError(f"{path} exists", f"choose another --output{way}")
     if not path.parent.is_dir():
         raise InputError(f"{path.parent}: no such folder", "make it, or choose another --output")
