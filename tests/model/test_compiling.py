@@ -11,15 +11,17 @@ import pytest
 import torch
 from conftest import write_base
 from packing_cases import VOCABULARY, awkward_groups, group
+from transformers import AutoConfig
 
 from rmtrain.data.cache_entry import cache_folder
 from rmtrain.model import compiling
+from rmtrain.model.activations import _kept_of_a_layer, saved_by_compiling
 from rmtrain.model.adapters import add_lora
-from rmtrain.model.batch import pack
+from rmtrain.model.batch import GroupSize, pack
 from rmtrain.model.compiling import compile_layers, uncompiled
 from rmtrain.model.recompute import checkpointing_options
 from rmtrain.model.reward_model import BackboneOptions, load_backbone
-from rmtrain.recipe.schema import LoraSection
+from rmtrain.recipe.schema import LoraSection, ModelSection
 
 # torch's compiler warns itself, of the gradients that it looks at, and hides that by a way that errors get around
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")]
@@ -68,6 +70,29 @@ def kept(module: Any, batch: Any) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor):
         module(**batch)
     return sum(sizes)
+
+
+def test_what_compiled_layers_keep_less_is_predicted_without_weights(traced: None, tmp_path: Path) -> None:
+    folder, groups = write_base(tmp_path / "base", num_hidden_layers=2), awkward_groups()
+    plain, compiled = adapted(folder), adapted(folder)
+    compile_layers(compiled, print)
+    batch = pack(groups, "shared_prompt", 0)
+    saved = 2 * (_kept_of_a_layer(plain, batch) - _kept_of_a_layer(compiled, batch))
+    torch._dynamo.reset()
+    sizes = [GroupSize(len(group.prefix), tuple(map(len, group.suffixes))) for group in groups]
+    model, lora = ModelSection(name="base", dtype="float32"), LoraSection(rank=2, alpha=4.0)
+    config = AutoConfig.from_pretrained(folder)
+    predicted = saved_by_compiling(config, model, lora, sizes, "shared_prompt")
+    assert saved > 0
+    assert predicted == pytest.approx(saved, rel=0.02)
+    assert saved_by_compiling(config, model, lora, sizes * 2, "shared_prompt") == pytest.approx(2 * predicted, rel=0.02)
+
+
+def test_layers_that_can_not_be_traced_are_taken_as_uncompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._dynamo.backends.common.aot_autograd", lambda **_: 1 / 0)
+    config = AutoConfig.from_pretrained(write_base(tmp_path / "base"))
+    model, sizes = ModelSection(name="base", dtype="float32"), [GroupSize(3, (4, 5))]
+    assert saved_by_compiling(config, model, None, sizes, "shared_prompt") == 0
 
 
 @pytest.mark.timeout(1000)

@@ -10,13 +10,16 @@ import torch
 from test_memory_plan import HUGE, planned, shipped
 from training_cases import make_recipe
 
-from rmtrain.training import choices
+from rmtrain.training import choices, memory_plan
+from rmtrain.training.build import RunPlan
 from rmtrain.training.choices import Settled, as_begun, settle_plan
 from rmtrain.training.memory import GIB, Sharding, TokenLoad
 from rmtrain.training.memory_plan import FITS
 from rmtrain.training.recomputation import _ways, fastest_fit
 from rmtrain.training.resume import FREE
 
+# torch's compiler warns itself, of the gradients that it looks at, and hides that by a way that errors get around
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 LIMITED = {"optim__tokens_per_microbatch": 16_384}
 LONG = TokenLoad((), largest=16_384, longest=1_500, scoring=16_384)
 
@@ -105,13 +108,71 @@ def test_without_a_gpu_nothing_is_recomputed_and_no_line_says_so(monkeypatch: py
     assert (settled.notes, plan.notes) == ([], [])
 
 
+def test_compiled_layers_take_less_memory_unless_they_are_recomputed_or_divided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_plan, "compiler_obstacle", lambda: None)
+
+    def peaks(strategy: str, **changes: Any) -> list[int]:
+        plans = (planned(2, LONG, model__compile=compiled, **LIMITED, **changes) for compiled in (False, True))
+        return [plan.estimate(Sharding(strategy)).peak or 0 for plan in plans]
+
+    plain, compiled = peaks("ddp", optim__gradient_checkpointing="none")
+    assert 0.6 * plain < compiled < 0.95 * plain
+    for strategy, kind in (("ddp", "full"), ("zero3", "none")):
+        plain, compiled = peaks(strategy, optim__gradient_checkpointing=kind)
+        assert plain == compiled
+    monkeypatch.setattr(memory_plan, "compiler_obstacle", lambda: "there is no C++ compiler")
+    plain, compiled = peaks("ddp", optim__gradient_checkpointing="none")
+    assert plain == compiled
+
+
+@pytest.mark.parametrize(("strategy", "compiled"), [("ddp", True), ("auto", True), ("zero3", False)])
+def test_the_strategy_is_chosen_by_the_memory_of_layers_as_they_will_run(
+    strategy: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "compiler_obstacle", lambda: None)
+    monkeypatch.setattr(memory_plan, "compiler_obstacle", lambda: None)
+    monkeypatch.setattr(choices, "_pays", lambda plan, obstacle: (obstacle is None, obstacle or "it pays"))
+    changes = {"model.compile": "auto", "distributed.strategy": strategy}
+    memory = planned(8, LONG, lora=None)
+    recipe = choices._set(memory.recipe, changes)
+    peaks = [
+        replace(memory, recipe=choices._set(recipe, {"model.compile": value})).estimate(Sharding("ddp")).peak or 0
+        for value in (False, True)
+    ]
+    free = int(sum(peaks) / 2 / FITS)  # whole models fit if they are compiled, and only then
+    memory = replace(memory, recipe=recipe, free=free)
+    plan = RunPlan(None, "shared_prompt", memory, *memory.choose(), [])  # type: ignore[arg-type]
+    assert plan.sharding.strategy == {"auto": "zero2"}.get(strategy, strategy)
+    monkeypatch.setattr(choices, "plan_run", lambda *_: plan)
+    settled, planned_anew = settle_plan(Settled(recipe, {}), {}, 8)
+    assert settled.recipe.model.compile is compiled
+    assert planned_anew.sharding.strategy == {"auto": "ddp"}.get(strategy, strategy)
+    assert planned_anew.memory.recipe == settled.recipe
+
+
 @pytest.mark.parametrize(
-    ("free", "kind", "tokens"),
-    [(23.5, "full", 8_192), (39.5, "full", 16_384), (79.5, "none", 8_192), (139.0, "none", 16_384)],
+    ("free", "compiled", "kind", "tokens"),
+    [
+        (23.5, False, "full", 8_192),
+        (23.5, True, "full", 8_192),
+        (39.5, False, "full", 16_384),
+        (39.5, True, "none", 4_096),
+        (79.5, False, "none", 8_192),
+        (79.5, True, "none", 8_192),
+        (139.0, False, "none", 16_384),
+        (139.0, True, "none", 16_384),
+    ],
 )
-def test_mistral_lora_fits_cards_from_24_gib_on(free: float, kind: str, tokens: int) -> None:
+def test_mistral_lora_fits_cards_from_24_gib_on(
+    free: float, compiled: bool, kind: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As docs/gpu.md says."""
+    monkeypatch.setattr(memory_plan, "compiler_obstacle", lambda: None)
     plan = shipped("mistral_lora", TokenLoad((), 16_384, 2_048, 16_384), int(free * GIB))
+    recipe = choices._set(plan.recipe, {"model.compile": compiled})
+    plan = replace(plan, recipe=recipe)
     changes = fastest_fit(plan).changes
     assert changes.get("optim.gradient_checkpointing", "none") == kind
     assert changes.get("optim.tokens_per_microbatch", 16_384) == tokens

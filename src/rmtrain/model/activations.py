@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 from rmtrain.data.tokenize import TokenizedGroup
 from rmtrain.model import attention
 from rmtrain.model.batch import Batch, GroupSize, Packing, pack, target_places
+from rmtrain.model.compiling import trace_layers
 from rmtrain.model.forward import unwrapped
 from rmtrain.model.language_head import LanguageHead, head_shape
 from rmtrain.model.memory import decoder_layers, meta_model
@@ -27,6 +28,7 @@ from rmtrain.model.recompute import checkpointing_options
 from rmtrain.recipe.schema import LoraSection, ModelSection
 
 _LAYERS = 2
+_DEVICES = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)  # a GPU's kernel may know no fakes
 
 
 class Activations(NamedTuple):
@@ -35,6 +37,10 @@ class Activations(NamedTuple):
     kept: int  # those held from the forward pass to the backward pass
     peak: int  # the most at any time
     largest: int  # the largest tensor alone
+
+    def without(self, bytes_: int) -> "Activations":
+        """What it takes with so many bytes less from the forward pass to the backward pass."""
+        return self._replace(kept=self.kept - bytes_, peak=self.peak - bytes_)
 
     def times(self, factor: float) -> "Activations":
         """What a micro-batch with `factor` times as many tokens takes."""
@@ -57,18 +63,12 @@ def trial(
         checkpointing: the recipe's gradient checkpointing; None runs the forward pass alone, without gradients.
         with_text: the text loss reads the log-probabilities of completions, all but the shortest of each group.
     """
-    small, layers = copy.deepcopy(config), int(config.get_text_config().num_hidden_layers)
-    text = small.get_text_config()
-    text.num_hidden_layers = _LAYERS
-    for name in ("layer_types", "mlp_layer_types"):
-        if isinstance(types := getattr(text, name, None), list):
-            setattr(text, name, types[:_LAYERS])
-    tokens = [TokenizedGroup("", "", _ids(g.prefix), tuple(map(_ids, g.suffixes)), (), False) for g in groups]
+    small, layers = _shortened(config), int(config.get_text_config().num_hidden_layers)
+    tokens = _tokens(groups)
     batch = pack(tokens, packing, pad_id=0)
     if with_text:
         batch = {**batch, **target_places([*map(_all_but_shortest, tokens)], batch, packing)}
-    batch.pop("attention_mask", None)  # a model would look into it; a causal mask takes as much
-    for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):  # a GPU's kernel may know no fakes
+    for device in _DEVICES:
         module, mode = meta_model(small, lora, model), FakeTensorMode()
         with contextlib.suppress(Exception), mode, torch.set_grad_enabled(checkpointing is not None):
             _make_fake(module, getattr(torch, model.dtype), device)
@@ -85,6 +85,50 @@ def trial(
             others = (layers - _LAYERS) * of_layer
             return Activations(used.kept + others, used.peak + others, used.largest)
     return None
+
+
+def saved_by_compiling(
+    config: PretrainedConfig,
+    model: ModelSection,
+    lora: LoraSection | None,
+    groups: Sequence[GroupSize],
+    packing: Packing,
+) -> int:
+    """Bytes of a micro-batch that compiled layers compute again in the backward pass, where others keep them.
+
+    torch chooses them when it cuts a layer into a forward and a backward graph. 0 where a layer can't be traced.
+    """
+    batch, kept = pack(_tokens(groups), packing, pad_id=0), list[int]()
+    try:
+        for prepare in (lambda module: None, trace_layers):
+            module, mode = meta_model(_shortened(config), lora, model), FakeTensorMode()
+            with mode:
+                _make_fake(module, getattr(torch, model.dtype), "cpu")
+                if packing != "none":
+                    module.set_attn_implementation(attention.NAME)
+                prepare(module)
+                kept.append(_kept_of_a_layer(module.train(), _faked(batch, mode, "cpu")))
+    except Exception:  # of any kind: an architecture that needs real numbers, or a tracer that fails
+        return 0
+    finally:
+        torch._dynamo.reset()
+    plain, compiled = kept
+    return int(config.get_text_config().num_hidden_layers) * max(0, plain - compiled)
+
+
+def _shortened(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of a model with two layers."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    text.num_hidden_layers = _LAYERS
+    for name in ("layer_types", "mlp_layer_types"):
+        if isinstance(types := getattr(text, name, None), list):
+            setattr(text, name, types[:_LAYERS])
+    return small
+
+
+def _tokens(groups: Sequence[GroupSize]) -> list[TokenizedGroup]:
+    return [TokenizedGroup("", "", _ids(g.prefix), tuple(map(_ids, g.suffixes)), (), False) for g in groups]
 
 
 def _all_but_shortest(group: TokenizedGroup) -> TokenizedGroup:
@@ -117,7 +161,9 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 def _faked(batch: Batch, mode: FakeTensorMode, device: str) -> Batch:
-    return tree_map_only(Tensor, lambda tensor: mode.from_tensor(tensor).to(device), batch)  # type: ignore[no-any-return]
+    """The batch on a device. A model would look into the attention mask; its causal mask takes as much."""
+    tensors = {name: value for name, value in batch.items() if name != "attention_mask"}
+    return tree_map_only(Tensor, lambda tensor: mode.from_tensor(tensor).to(device), tensors)  # type: ignore[no-any-return]
 
 
 def _run(module: Any, batch: Batch) -> tuple[Activations, int]:
@@ -132,6 +178,24 @@ def _run(module: Any, batch: Batch) -> tuple[Activations, int]:
             sum(values.sum() for values in (output.logits, output.log_probs) if values is not None).backward()
     first, second = after_layer[:_LAYERS]
     return Activations(kept, live.peak, live.largest), second - first
+
+
+def _kept_of_a_layer(module: Any, batch: Batch) -> int:
+    """Bytes that the second layer keeps for the gradient."""
+    kept = {parameter.untyped_storage(): 0 for parameter in module.parameters()}
+    after_layer: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage, storage.nbytes())
+        return tensor
+
+    for layer in decoder_layers(module, _LAYERS):
+        layer.register_forward_hook(lambda *_: after_layer.append(sum(kept.values())))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(**batch)
+    first, second = after_layer
+    return second - first
 
 
 def _held(module: Any) -> list[Tensor]:

@@ -55,23 +55,50 @@ def compile_layers(module: nn.Module, notify: Notify) -> int:
     torch.fx.experimental._config.use_duck_shape = False  # as many tokens as the model is wide: not another graph
     failures, log = _Failures(notify), logging.getLogger("torch._dynamo.convert_frame")
     log.filters = [*(other for other in log.filters if not isinstance(other, _Failures)), failures]
+    return _replace_kinds(module, _Backend(failures), dynamic=True)
+
+
+def trace_layers(module: nn.Module) -> None:
+    """Cut each decoder layer into the graphs that `compile_layers` would compile, and run these operation by operation.
+
+    The passes keep the same tensors for the gradient as compiled ones, also with fake tensors.
+    """
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch._aot_autograd.utils import make_boxed_func
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+    from torch._inductor.decomposition import select_decomp_table
+
+    def as_it_is(graph: Any, inputs: Any) -> Any:
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=as_it_is,
+        bw_compiler=as_it_is,
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+    _replace_kinds(module, backend, dynamic=False)
+
+
+def _replace_kinds(module: nn.Module, backend: Any, dynamic: bool) -> int:
+    """Give each decoder layer a class with a compiled forward pass; returns the number of layers."""
     layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
-    backend, kinds = _Backend(failures), dict[type[nn.Module], type[nn.Module]]()
+    kinds = dict[type[nn.Module], type[nn.Module]]()
     for layer in layers:
         kind = type(layer)
         if kind not in kinds:
-            kinds[kind] = _compiled_kind(kind, backend)
+            kinds[kind] = _compiled_kind(kind, backend, dynamic)
         layer.__class__ = kinds[kind]
     return len(layers)
 
 
-def _compiled_kind(kind: type[nn.Module], backend: "_Backend") -> type[nn.Module]:
+def _compiled_kind(kind: type[nn.Module], backend: Any, dynamic: bool) -> type[nn.Module]:
     """A layer's class with a compiled forward pass.
 
     transformers checkpoints the outermost class that defines `forward` (or, in older versions, `__call__`), so it
     recomputes the compiled pass instead of being compiled with it.
     """
-    compiled = torch.compile(kind.forward, dynamic=True, backend=backend)
+    compiled = torch.compile(kind.forward, dynamic=dynamic, backend=backend)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         hidden, *others = args

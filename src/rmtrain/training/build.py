@@ -1,6 +1,7 @@
 """From a recipe to the parts of its run: the plan, the Trainer's arguments, validation and checkpoints."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,12 @@ class RunPlan(NamedTuple):
     sharding: Sharding
     reason: str  # for the sharding
     notes: list[str]  # on the packing and on long rows
+
+    def under(self, recipe: Recipe) -> "RunPlan":
+        """The plan with a recipe that has the same micro-batches."""
+        memory = replace(self.memory, recipe=recipe)
+        sharding, reason = memory.choose()
+        return self._replace(memory=memory, sharding=sharding, reason=reason)
 
 
 def plan_run(recipe: Recipe, splits: Mapping[str, ReadySplit], processes: int) -> RunPlan:

@@ -17,6 +17,7 @@ from rmtrain.model.memory import count_parameters
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.training.build import RunPlan, plan_run
+from rmtrain.training.memory import Sharding
 from rmtrain.training.recomputation import fastest_fit
 
 _RECOMPUTED = "optim.gradient_checkpointing"
@@ -81,7 +82,10 @@ def settle(recipe: Recipe, resume: Path | None) -> Settled:
 
 
 def settle_plan(settled: Settled, splits: Mapping[str, ReadySplit], processes: int) -> tuple[Settled, RunPlan]:
-    """Plan a run, and decide with its memory what it recomputes, and then whether its layers are compiled.
+    """Plan a run, and decide with its memory what it recomputes, and whether its layers are compiled.
+
+    Compiled layers keep less for the backward pass. So the run is first taken as compiled where only its strategy could
+    forbid that, which is chosen by memory too.
 
     Raises:
         InputError: as `plan_run`; or the recipe asks for compiled layers, which its other settings do not allow.
@@ -95,14 +99,23 @@ def settle_plan(settled: Settled, splits: Mapping[str, ReadySplit], processes: i
         settled = settled.changed(begun, _RECOMPUTED, _BEGAN if gpu else "")
     elif left_open:
         settled = settled.chosen(_RECOMPUTED, "none", "")
-    plan = plan_run(settled.recipe, splits, processes)
+    plan = _likely_compiled(settled, plan_run(settled.recipe, splits, processes))
     if left_open and began is None and gpu:
         changes, reason = fastest_fit(plan.memory)
         settled = settled.changed(_set(settled.recipe, changes), _RECOMPUTED, reason)
-        plan = plan_run(settled.recipe, splits, processes) if changes else plan
-    settled = settle_compiling(settled, plan)
+        plan = _likely_compiled(settled, plan_run(settled.recipe, splits, processes)) if changes else plan
+    if settled.recipe.model.compile:
+        settled = settle_compiling(settled, plan)
+        plan = plan.under(settled.recipe)
     plan.notes.extend([*settled.notes, *_slow_type(settled.recipe)])
     return settled, plan
+
+
+def _likely_compiled(settled: Settled, plan: RunPlan) -> RunPlan:
+    """The plan with the memory of compiled layers, unless something other than its strategy forbids compiling."""
+    if not settled.recipe.model.compile:
+        return plan
+    return plan.under(settle_compiling(settled, plan._replace(sharding=Sharding("none"))).recipe)
 
 
 def _slow_type(recipe: Recipe) -> list[str]:

@@ -12,8 +12,9 @@ from transformers import PretrainedConfig
 
 from rmtrain.errors import InputError, RunFailedError, command_line
 from rmtrain.json_values import JsonObject
-from rmtrain.model.activations import Activations, trial
+from rmtrain.model.activations import Activations, saved_by_compiling, trial
 from rmtrain.model.batch import GroupSize, batch_tokens
+from rmtrain.model.compiling import compiler_obstacle
 from rmtrain.model.devices import free_memory, gather_values, is_out_of_memory, process_state
 from rmtrain.model.host_memory import host_memory
 from rmtrain.model.language_head import head_shape
@@ -69,6 +70,8 @@ class MemoryPlan:
             states = states._replace(parameters=states.parameters + head)
         batch = self.load.batch[:_TRIED] or (GroupSize(0, (self.load.largest,)),)
         training = self._trial(batch, self.load.largest, optim.gradient_checkpointing, text)
+        if training is not None and self._keeps_less(sharding):
+            training = training.without(self._saved_by_compiling(batch))
         scoring = self._trial((GroupSize(0, (self.load.longest,)),), self.load.scoring, None)
         if training is None or scoring is None:
             return states
@@ -99,6 +102,17 @@ class MemoryPlan:
         packing, settings = self.load.packing, (self.recipe.model, self.recipe.lora)
         measured: Activations | None = self._once(trial, self.config, *settings, batch, packing, checkpointing, text)
         return measured and measured.times(tokens / batch_tokens(batch, packing))
+
+    def _keeps_less(self, sharding: Sharding) -> bool:
+        """Whether compiled layers choose what they keep; where a layer is recomputed, it keeps its input alone."""
+        recipe = self.recipe
+        compiled = recipe.model.compile is True and sharding.strategy != "zero3" and compiler_obstacle() is None
+        return compiled and recipe.optim.gradient_checkpointing == "none"
+
+    def _saved_by_compiling(self, batch: Sequence[GroupSize]) -> int:
+        packing, settings = self.load.packing, (self.recipe.model, self.recipe.lora)
+        measured: int = self._once(saved_by_compiling, self.config, *settings, batch, packing)
+        return round(measured * self.load.largest / batch_tokens(batch, packing))
 
     def _once(self, function: Any, config: PretrainedConfig, *settings: Any) -> Any:
         key = repr((function.__name__, config.to_json_string(), settings))
