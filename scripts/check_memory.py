@@ -23,11 +23,12 @@ class Case(NamedTuple):
     trains: str  # LoRA or all weights
     tokens: int  # per micro-batch
     recomputed: str  # optim.gradient_checkpointing
+    compiled: bool = False  # model.compile
 
     def recipe(self, options: argparse.Namespace, folder: str) -> str:
         """The recipe of the run, which scores nothing and writes no checkpoint on its way."""
         values: dict[str, Any] = {
-            "model": {"name": options.model, "dtype": "float32"},
+            "model": {"name": options.model, "dtype": "float32", "compile": self.compiled},
             "data": {"source": {"train": options.data}, "max_length": 512, "limit": {"train": options.groups}},
             "optim": {
                 "global_batch_size": self.tokens // 512,
@@ -44,6 +45,7 @@ class Case(NamedTuple):
 CASES = [
     *(Case("LoRA", tokens, kind) for tokens in (1024, 2048, 4096) for kind in ("none", "selective", "full")),
     *(Case("all weights", tokens, kind) for tokens in (1024, 2048) for kind in ("none", "full")),
+    *(Case("LoRA", tokens, "none", compiled=True) for tokens in (2048, 4096)),
 ]
 
 
@@ -73,14 +75,15 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the cases, from 0")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    print("| trained | tokens per micro-batch | recomputed | predicted | measured | measured / predicted |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| trained | tokens per micro-batch | recomputed | compiled | predicted | measured | measured / predicted |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     rows = []
     for case in CASES if options.only is None else [CASES[number] for number in options.only]:
         rows.append(row := measure(case, options))
         peaks = f"{row['predicted'] / GIB:.2f} GiB | {row['measured'] / GIB:.2f} GiB"
         ratio = row["measured"] / row["predicted"]
-        print(f"| {case.trains} | {row['largest']:,} | {case.recomputed} | {peaks} | {ratio:.2f} |", flush=True)
+        how = f"{case.recomputed} | {'yes' if case.compiled else 'no'}"
+        print(f"| {case.trains} | {row['largest']:,} | {how} | {peaks} | {ratio:.2f} |", flush=True)
         write_json(options.json, machine=machine(), steps=options.steps, groups=options.groups, runs=rows)
 
 
