@@ -17,7 +17,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -287,6 +287,13 @@ def extends(new: Any, old: Any) -> bool:
     return bool(new == old)
 
 
+def _same_rows(kept: Sequence[Any], other: Sequence[Any], runs: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether rows are the same; runs of other base models alone have their own lengths, and their rows count those."""
+    if all("lengths" in run for run in runs):
+        kept, other = ([{**row, "lengths": None} for row in rows] for rows in (kept, other))
+    return kept == other
+
+
 def merge(found: Path, kept: Path) -> None:
     """Add the runs of a results file of the same protocol and rows; a new arm may have rows of its own to train on."""
     other, name = json.loads(found.read_text(encoding="utf-8")), kept.name
@@ -298,7 +305,7 @@ def merge(found: Path, kept: Path) -> None:
         "data": extends(newer["data"], older["data"]),
         "recipe": older["recipe"] == newer["recipe"],
         "rows": bool(both := results["rows"].keys() & other["rows"].keys())
-        and all(results["rows"][split] == other["rows"][split] for split in both),
+        and all(_same_rows(results["rows"][split], other["rows"][split], other["runs"].values()) for split in both),
     }
     if different := [part for part, equal in same.items() if not equal]:
         raise SystemExit(f"{found}: other {' and '.join(different)} than in {name}")

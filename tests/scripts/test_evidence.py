@@ -95,6 +95,25 @@ def test_runs_of_another_machine_are_added_if_their_rows_are_the_same(tmp_path: 
         assert json.loads(kept.read_text(encoding="utf-8"))["protocol"] == more
 
 
+def test_runs_of_another_base_count_lengths_of_their_own(tmp_path: Path) -> None:
+    here: dict[str, Any] = {
+        "protocol": {"data": {}, "recipe": {}},
+        "rows": {"test": [{"id": "a", "lengths": [3, 4]}]},
+        "runs": {"small:0": {}},
+    }
+    large = {**here, "rows": {"test": [{"id": "a", "lengths": [5, 9]}]}, "runs": {"large:0": {"lengths": {}}}}
+    found, kept = tmp_path / "there.json", tmp_path / "made.json"
+    kept.write_text(json.dumps(here), encoding="utf-8")
+    found.write_text(json.dumps({**large, "runs": {**large["runs"], "small:1": {}}}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="other rows than in made"):
+        evidence.merge(found, kept)
+    found.write_text(json.dumps(large), encoding="utf-8")
+    evidence.merge(found, kept)
+    merged = json.loads(kept.read_text(encoding="utf-8"))
+    assert merged["rows"] == here["rows"]
+    assert {*merged["runs"]} == {"small:0", "large:0"}
+
+
 def test_only_preferences_far_enough_apart_are_counted(tmp_path: Path) -> None:
     rows = [
         ScoredRow("a", "", (1.0, 2.0, 3.0), ((0, 1), (0, 2), (1, 2)), False),
