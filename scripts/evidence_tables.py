@@ -118,8 +118,10 @@ def sources_tables(results: Mapping[str, Any], protocol: Protocol) -> list[Table
         rows.append((name, n, longer, *(percent(of.accuracy) for of in figures.values())))
     rows.append(("mean over the sets", "", "", *(percent(_mean_accuracy(of, names)) for of in seeds.values())))
     tables = [Table(("test set", "preferences of prompts", "the longer wins", *seeds), rows, notes=[])]
-    for arm, of in seeds.items():
-        other = protocol["arms"][arm].get("against")
+    against = {arm: protocol["arms"][arm].get("against", []) for arm in seeds}
+    pairs = [(arm, one) for arm, of in against.items() for one in ([of] if isinstance(of, str) else of)]
+    for arm, other in pairs:
+        of = seeds[arm]
         if other in seeds and of.keys() & seeds[other].keys():
             lines = [_difference_line(name, _only(of, name), _only(seeds[other], name)) for name in names]
             lines.append(_difference_line("mean over the sets", of, seeds[other], True))
