@@ -379,7 +379,7 @@ def test_unknown_columns_are_named_beside_the_schemas(row: dict[str, Any]) -> No
         find_schema(row.keys(), row, DataSection(source="x"))
     assert ", ".join(sorted(row)) in caught.value.message
     assert all(schema.name in caught.value.hint for schema in SCHEMAS)
-    assert "hh_rlhf: chosen, rejected" in caught.value.hint
+    assert "hh_rlhf (chosen, rejected)" in caught.value.hint
     assert ("if asked holds the prompt, data.columns: {prompt: asked}" in caught.value.hint) == ("asked" in row)
 
 

@@ -110,8 +110,9 @@ def saved_by_compiling(
                 kept.append(_kept_of_a_layer(module.train(), _faked(batch, mode, "cpu")))
     except Exception:  # of any kind: an architecture that needs real numbers, or a tracer that fails
         return 0
-    finally:
+    finally:  # a run that is compiled later begins, and counts its graphs, anew
         torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
     plain, compiled = kept
     return int(config.get_text_config().num_hidden_layers) * max(0, plain - compiled)
 
