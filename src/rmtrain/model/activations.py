@@ -28,7 +28,6 @@ from rmtrain.model.recompute import checkpointing_options
 from rmtrain.recipe.schema import LoraSection, ModelSection
 
 _LAYERS = 2
-_DEVICES = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)  # a GPU's kernel may know no fakes
 
 
 class Activations(NamedTuple):
@@ -68,7 +67,7 @@ def trial(
     batch = pack(tokens, packing, pad_id=0)
     if with_text:
         batch = {**batch, **target_places([*map(_all_but_shortest, tokens)], batch, packing)}
-    for device in _DEVICES:
+    for device in ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",):  # a GPU's kernel may know no fakes
         module, mode = meta_model(small, lora, model), FakeTensorMode()
         with contextlib.suppress(Exception), mode, torch.set_grad_enabled(checkpointing is not None):
             _make_fake(module, getattr(torch, model.dtype), device)

@@ -20,7 +20,7 @@ from rmtrain.model.host_memory import host_memory
 from rmtrain.model.language_head import head_shape
 from rmtrain.model.memory import MASTER_BYTES, ModelSize, measure_model
 from rmtrain.recipe.check import with_changes
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import ModelSection, Recipe
 from rmtrain.training.memory import GIB, MemoryEstimate, Sharding, TokenLoad, estimate_states
 from rmtrain.training.strategies import strategy_of
 
@@ -60,7 +60,7 @@ class MemoryPlan:
     def estimate(self, sharding: Sharding) -> MemoryEstimate:
         """Bytes under a strategy."""
         optim = self.recipe.optim
-        size = self._once(measure_model, self.config, self.recipe.model, self.recipe.lora)
+        size = self._once(measure_model, self.config, self._uncompiled, self.recipe.lora)
         states = estimate_states(size, optim.optimizer, sharding, self.processes)
         if self.free is None:
             states = states._replace(process=self.resident + _FIRST_USE)
@@ -70,8 +70,8 @@ class MemoryPlan:
             states = states._replace(parameters=states.parameters + head)
         batch = self.load.batch[:_TRIED] or (GroupSize(0, (self.load.largest,)),)
         training = self._trial(batch, self.load.largest, optim.gradient_checkpointing, text)
-        if training is not None and self._keeps_less(sharding):
-            training = training.without(self._saved_by_compiling(batch))
+        if training is not None:
+            training = training.without(self._saved_by_compiling(batch, sharding))
         scoring = self._trial((GroupSize(0, (self.load.longest,)),), self.load.scoring, None)
         if training is None or scoring is None:
             return states
@@ -99,19 +99,22 @@ class MemoryPlan:
     def _trial(
         self, batch: Sequence[GroupSize], tokens: int, checkpointing: str | None, text: bool = False
     ) -> Activations | None:
-        packing, settings = self.load.packing, (self.recipe.model, self.recipe.lora)
+        packing, settings = self.load.packing, (self._uncompiled, self.recipe.lora)
         measured: Activations | None = self._once(trial, self.config, *settings, batch, packing, checkpointing, text)
         return measured and measured.times(tokens / batch_tokens(batch, packing))
 
-    def _keeps_less(self, sharding: Sharding) -> bool:
-        """Whether compiled layers choose what they keep; where a layer is recomputed, it keeps its input alone."""
-        recipe = self.recipe
-        compiled = recipe.model.compile is True and sharding.strategy != "zero3" and compiler_obstacle() is None
-        return compiled and recipe.optim.gradient_checkpointing == "none"
+    @property
+    def _uncompiled(self) -> ModelSection:
+        """The recipe's section, the same whether its layers are compiled or not: what is measured once serves both."""
+        return self.recipe.model.model_copy(update={"compile": False})
 
-    def _saved_by_compiling(self, batch: Sequence[GroupSize]) -> int:
-        packing, settings = self.load.packing, (self.recipe.model, self.recipe.lora)
-        measured: int = self._once(saved_by_compiling, self.config, *settings, batch, packing)
+    def _saved_by_compiling(self, batch: Sequence[GroupSize], sharding: Sharding) -> int:
+        """Bytes that compiled layers do not keep; where a layer is recomputed, it keeps its input alone."""
+        recipe, packing = self.recipe, self.load.packing
+        compiled = recipe.model.compile is True and sharding.strategy != "zero3" and compiler_obstacle() is None
+        if not compiled or recipe.optim.gradient_checkpointing != "none":
+            return 0
+        measured: int = self._once(saved_by_compiling, self.config, self._uncompiled, recipe.lora, batch, packing)
         return round(measured * self.load.largest / batch_tokens(batch, packing))
 
     def _once(self, function: Any, config: PretrainedConfig, *settings: Any) -> Any:
